@@ -1,0 +1,103 @@
+"""The Training API's words for a job, and their translation to and from a `JobSpec`."""
+
+from typing import Any, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
+
+from jobs.spec import JobSpec, TrackingBackend
+from sft.config import SFTConfig
+from sft.errors import TuneyardError
+from sft.templates import check_template_name
+
+# The Training API's name of a field, where it differs from SFTConfig's.
+RENAMED = {
+    "model_name": "base_model",
+    "template": "template_name",
+    "cutoff_len": "max_seq_length",
+}
+# Fields with the Training API's own meaning or default; every other field of SFTConfig is taken as it is.
+_SHARED = ("batch_size", "gradient_accumulation_steps", "learning_rate", "num_epochs")
+_OWN = {*RENAMED.values(), *_SHARED, "dataset_name", "dataset_format", "adapter_path"}
+ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _OWN]
+_MODELS_SCHEME = "models:/"
+
+
+class _DocumentedFields(BaseModel):
+    """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model_name: str = Field("Qwen/Qwen2.5-1.5B-Instruct", min_length=1, description="Base model id.")
+    dataset_version: str = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
+    template: str = Field("qwen", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
+    cutoff_len: int = Field(2048, gt=0, description="Longest row in tokens.")
+    batch_size: int = Field(1, gt=0, description="Rows a device sees at once.")
+    gradient_accumulation_steps: int = Field(8, gt=0, description="Batches summed up before an optimizer step.")
+    learning_rate: float = Field(2.0e-5, gt=0, description="Peak learning rate; a number or a string.")
+    num_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
+    training_type: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    lora_name: str | None = Field(None, description="The adapter's name in the registry.")
+    lora_version: int | str | None = Field(None, description="Start from this version of lora_name.")
+    adapter_path: str | None = Field(None, description="Start from the adapter in this folder.")
+    save_name: str | None = Field(None, description="Register under this name instead of lora_name.")
+    tracking_backend: TrackingBackend = Field(
+        "mlflow",
+        validation_alias=AliasChoices("tracking_backend", "logging_backend"),
+        description="Where per-step metrics are shown; also read as logging_backend.",
+    )
+    webhook_url: str | None = Field(None, description="Called once the job has ended.")
+
+    @model_validator(mode="after")
+    def _check_as_job(self) -> Self:
+        if self.lora_version is not None and self.lora_name is None:
+            raise ValueError("lora_version needs lora_name; name the adapter to start from")
+        if self.lora_version is not None and self.adapter_path is not None:
+            raise ValueError("lora_version and adapter_path both name an adapter to start from; give one")
+        try:
+            self.to_spec(default_dataset="any")
+        except TuneyardError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def to_spec(self, default_dataset: str) -> JobSpec:
+        """The job this request asks for. Raises InvalidConfig."""
+        check_template_name(self.template)
+        values = {name: getattr(self, name) for name in (*ENGINE_FIELDS, *_SHARED)}
+        values |= {ours: getattr(self, theirs) for theirs, ours in RENAMED.items()}
+        has_name = "@" in self.dataset_version
+        dataset = self.dataset_version if has_name else f"{default_dataset}@{self.dataset_version}"
+        start = f"{_MODELS_SCHEME}{self.lora_name}/{self.lora_version}" if self.lora_version is not None else self.adapter_path
+        return JobSpec.build(
+            config=SFTConfig.from_dict(
+                {**values, "dataset_name": dataset, "dataset_format": "auto", "adapter_path": start}
+            ),
+            adapter_name=self.save_name or self.lora_name,
+            tracking_backend=self.tracking_backend,
+            webhook_url=self.webhook_url,
+        )
+
+
+TrainingRequest = create_model(
+    "TrainingRequest",
+    __base__=_DocumentedFields,
+    __doc__=_DocumentedFields.__doc__,
+    **{name: (SFTConfig.model_fields[name].annotation, SFTConfig.model_fields[name]) for name in ENGINE_FIELDS},
+)
+
+
+def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
+    """The effective values of a job in the Training API's words."""
+    config = spec.config.to_dict()
+    view = {theirs: config.pop(ours) for theirs, ours in RENAMED.items()}
+    dataset = config.pop("dataset_name")
+    start = config.pop("adapter_path")
+    config.pop("dataset_format")
+    view["dataset_version"] = dataset.removeprefix(f"{default_dataset}@")
+    view["training_type"] = "sft"
+    view["lora_name"] = spec.adapter_name
+    if start and start.startswith(_MODELS_SCHEME):
+        view["lora_name"], _, view["lora_version"] = start.removeprefix(_MODELS_SCHEME).rpartition("/")
+        view["save_name"] = spec.adapter_name
+    else:
+        view["adapter_path"] = start
+    return view | config | {"tracking_backend": spec.tracking_backend, "webhook_url": spec.webhook_url}

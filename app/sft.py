@@ -1,0 +1,5 @@
+"""`from app.sft import SFTConfig`"""
+
+from sft.config import SFTConfig
+
+__all__ = ["SFTConfig"]

@@ -1,0 +1,1 @@
+"""`make demo`: one real job, shown to a person."""

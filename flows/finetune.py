@@ -1,0 +1,56 @@
+"""A job: one dataset version and one base model in, one registered adapter out."""
+
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from sft.config import SFTConfig
+from tasks.dataset import resolve_dataset
+from tasks.evaluate import evaluate
+from tasks.journal import open_journal
+from tasks.model import find_base_model, find_start_adapter, load_session
+from tasks.notify import notify
+from tasks.register import register
+from tasks.tokenize import tokenize
+from tasks.train import train
+
+
+@flow(
+    name="finetune",
+    on_completion=[notify],
+    on_failure=[notify],
+    on_cancellation=[notify],
+    on_crashed=[notify],
+)
+def finetune(
+    config: SFTConfig,
+    adapter_name: str | None = None,
+    tracking_backend: Literal["mlflow", "wandb"] = "mlflow",
+    webhook_url: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter and register it.
+
+    Args:
+        config: What to train, on what, and how.
+        adapter_name: The adapter's name in the registry; made up from model and dataset if empty.
+        tracking_backend: Where per-step metrics are shown.
+        webhook_url: Called once the job has ended.
+    """
+    spec = JobSpec.build(
+        config=config, adapter_name=adapter_name, tracking_backend=tracking_backend, webhook_url=webhook_url
+    )
+    settings = Settings()
+    with open_journal(settings, flow_run.get_id(), spec) as journal:
+        model = find_base_model(config, settings)
+        dataset = resolve_dataset(config.dataset_name, settings)
+        start = find_start_adapter(config, journal)
+        rows = tokenize(config, dataset, model, journal)
+        session = load_session(config, rows, model, start, journal)
+        journal.open_trackers(dataset)
+        before = evaluate(session, journal, "base model", step=0)
+        training = train(session, journal)
+        after = evaluate(session, journal, "adapter", step=training["steps"])
+        return register(session, journal, dataset, before, training, after)

@@ -1,0 +1,135 @@
+"""What the local Prefect server must know before a job can run: the work pool, the deployments, the cut-off runs."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from jobs.settings import PROJECT_ROOT
+from sft.errors import StackError
+
+PAGE = 200  # the most Prefect lists at once
+POOL_IN_FILE = "gpu"
+RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
+
+
+def ensure_work_pool(api_url: str, name: str, concurrency_limit: int) -> None:
+    """Make the process work pool, or bring its limit up to date."""
+    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+        pool = {"name": name, "type": "process", "concurrency_limit": concurrency_limit}
+        if client.post("/work_pools/", json=pool).status_code == httpx.codes.CONFLICT:
+            changed = client.patch(f"/work_pools/{name}", json={"concurrency_limit": concurrency_limit})
+            changed.raise_for_status()
+        client.get(f"/work_pools/{name}").raise_for_status()
+
+
+def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
+    """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
+
+    A work pool other than the file's is written into a copy of the file beside the stamp.
+
+    Raises:
+        StackError: Prefect refuses the file or a flow can't be loaded.
+    """
+    source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    stamp, stamp_path = fingerprint(source, work_pool), state_folder / "deployed"
+    names = {entry["name"] for entry in yaml.safe_load(source)["deployments"]}
+    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(api_url):
+        return False
+    file = PROJECT_ROOT / "prefect.yaml"
+    if work_pool != POOL_IN_FILE:
+        config = yaml.safe_load(source)
+        for entry in config["deployments"]:
+            entry["work_pool"]["name"] = work_pool
+        file = state_folder / "prefect.yaml"
+        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
+        cwd=PROJECT_ROOT,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    missing = names - deployed_names(api_url)
+    if done.returncode or missing:
+        raise StackError(f"deployments of {file} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    stamp_path.write_text(stamp)
+    return True
+
+
+def fingerprint(prefect_file: str, work_pool: str) -> str:
+    """Digest of all that a deployment is made of: the file, the pool, the place, the flows and their parameters."""
+    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT)]).encode())
+    for path in sorted([*(PROJECT_ROOT / "flows").glob("*.py"), *(PROJECT_ROOT / "sft").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def deployed_names(api_url: str) -> set[str]:
+    """Names of the deployments the server has."""
+    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+        answer = client.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
+        return {entry["name"] for entry in answer.json()}
+
+
+def online_workers(api_url: str, work_pool: str, since_iso: str) -> set[str]:
+    """Names of the pool's workers that were heard of after `since_iso` (ISO 8601, UTC)."""
+    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+        answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE}).raise_for_status()
+        return {worker["name"] for worker in answer.json() if (worker["last_heartbeat_time"] or "") > since_iso}
+
+
+def restart_cut_off_runs(api_url: str, work_pool: str) -> list[str]:
+    """Put every run of the pool that lost its process back into the queue as the same run; the ids.
+
+    To be called while no worker of the stack runs. A run that was being cancelled becomes Cancelled. A run whose
+    process lives (somebody else's worker on this pool) is left alone.
+    """
+    changed = []
+    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+        wanted = {
+            "work_pools": {"name": {"any_": [work_pool]}},
+            "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+            "limit": PAGE,
+            "sort": "ID_DESC",
+        }
+        for run in _pages(client, wanted):
+            if _has_process(run):
+                continue
+            state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": RESTART_MESSAGE}
+            if run["state_type"] == "CANCELLING":
+                state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled as the local stack stopped."}
+            elif run["state_type"] == "PENDING":
+                state["name"] = "Scheduled"
+            client.patch(f"/flow_runs/{run['id']}", json={"infrastructure_pid": None}).raise_for_status()
+            answer = client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True})
+            answer.raise_for_status()
+            changed.append(run["id"])
+    return changed
+
+
+def _pages(client: httpx.Client, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = []
+    while True:
+        page = client.post("/flow_runs/filter", json={**wanted, "offset": len(runs)}).raise_for_status().json()
+        runs += page
+        if len(page) < PAGE:
+            return runs
+
+
+def _has_process(run: dict[str, Any]) -> bool:
+    pid = str(run.get("infrastructure_pid") or "").rsplit(":", 1)[-1]
+    try:
+        return pid.isdigit() and psutil.Process(int(pid)).environ().get("PREFECT__FLOW_RUN_ID") == run["id"]
+    except psutil.Error:
+        return False

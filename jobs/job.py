@@ -1,0 +1,72 @@
+"""`Job`: one job as any interface shows it, joined from Prefect's run and the job's own report."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+
+from jobs.spec import JobSpec
+from jobs.status import JobStatus
+from jobs.store import JobReport
+from sft.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job. Times carry their zone; `queue_position` counts from 1 and is set only while others are ahead."""
+
+    id: UUID
+    status: JobStatus
+    spec: JobSpec | None  # None when the run's parameters, typed into the Prefect UI, are not valid
+    raw_config: dict[str, Any]
+    created_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    queue_position: int | None = None
+    phase: str | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    error_code: str | None = None
+    tracking_url: str | None = None
+    output_path: str | None = None
+
+
+def job_from_run(run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None) -> Job:
+    """Join a Prefect run and its report. The run's state decides; the report only adds to it."""
+    spec, problem = _read_spec(run.parameters)
+    failed = status is JobStatus.FAILED
+    error = report.error if report and report.error else _explain_state(run)
+    return Job(
+        id=run.id,
+        status=status,
+        spec=spec,
+        raw_config=dict(run.parameters.get("config") or {}),
+        created_at=run.created,
+        started_at=run.start_time,
+        ended_at=run.end_time if status.is_terminal else None,
+        queue_position=queue_position,
+        phase=report.phase if report else None,
+        progress=report.progress if report else None,
+        result=report.result if report and status is JobStatus.COMPLETED else None,
+        error=(problem or error) if failed else None,
+        error_code=(report.error_code if report and report.error_code else "crashed") if failed else None,
+        tracking_url=report.tracking_url if report else None,
+        output_path=report.output_path if report else None,
+    )
+
+
+def _read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
+    known = {key: value for key, value in parameters.items() if key in JobSpec.model_fields}
+    try:
+        return JobSpec.build(**known), None
+    except InvalidConfig as error:
+        return None, str(error)
+
+
+def _explain_state(run: FlowRun) -> str:
+    """What Prefect knows of a run that ended before it could report, in one line."""
+    message = (run.state.message if run.state else None) or "the job's process ended without saying why"
+    return message.removeprefix("Flow run encountered an exception: ").splitlines()[0]

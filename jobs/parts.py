@@ -1,0 +1,174 @@
+"""What the local stack consists of: its processes, their environment, their addresses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+import psutil
+
+from jobs import postgres
+from jobs.settings import Settings
+from jobs.supervision import Part, run_folder
+from sft.errors import StackError
+
+LOCALHOST = "127.0.0.1"
+PYTHON = [sys.executable, "-P", "-m"]  # -P: the state folder's folders must not be taken for packages
+WORKER_POLL_SECONDS = 1
+
+# Prefect's background services that nothing here uses, or that need not look so often.
+PREFECT_SERVER = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",  # a waiting job is not late
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",  # a job that was only created waits for ever
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",  # no automations
+}
+
+
+def database_urls(settings: Settings) -> tuple[str, str, str]:
+    """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or beside the given one."""
+    if settings.database_url is None:
+        sockets = run_folder(settings.home) / "postgres"
+        return (
+            postgres.local_url(sockets, "tuneyard"),
+            postgres.local_url(sockets, "prefect", "asyncpg"),
+            postgres.local_url(sockets, "mlflow"),
+        )
+    url = settings.database_url
+    return url, postgres.sibling_url(url, "prefect", "asyncpg"), postgres.sibling_url(url, "mlflow")
+
+
+def fill_addresses(settings: Settings) -> Settings:
+    """A copy in which every address is set, local ones for those that were not."""
+    return settings.model_copy(
+        update={
+            "database_url": database_urls(settings)[0],
+            "prefect_api_url": settings.prefect_api_url or f"http://{LOCALHOST}:{settings.prefect_port}/api",
+            "mlflow_tracking_uri": settings.mlflow_tracking_uri or f"http://{LOCALHOST}:{settings.mlflow_port}",
+        }
+    )
+
+
+def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
+    """The processes to run here, in the order in which they start."""
+    parts = []
+    if settings.database_url is None:
+        command = postgres.server_command(settings.home / "postgres", run_folder(settings.home) / "postgres")
+        parts.append(Part("postgres", command, 10, stop_signal="INT", user=postgres.system_user()))
+    if settings.prefect_api_url is None:
+        parts.append(Part("prefect", [*PYTHON, "prefect", "server", "start"], 20))
+    if settings.mlflow_tracking_uri is None:
+        address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
+        parts.append(Part("mlflow", [*PYTHON, "mlflow", "server", *address, "--workers", "1"], 20))
+    if settings.prefect_api_url is None:
+        parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
+    return parts
+
+
+def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
+    name = f"worker-{number}"
+    command = [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
+    command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
+    environment = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+    # SIGKILL: on SIGTERM the worker would let its job report an end that it has not come to.
+    return Part(name, command, 30, stop_signal="KILL", environment=environment)
+
+
+def count_workers(settings: Settings, gpus: list[str]) -> int:
+    """How many workers run here: as set, else one per GPU, else one."""
+    return settings.workers or len(gpus) or 1
+
+
+def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -> list[str]:
+    """Device names for CUDA_VISIBLE_DEVICES, one per GPU that this process may use; no torch needed.
+
+    Args:
+        list_gpus: gives the text of `nvidia-smi -L`, empty without a driver.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [str(index) for index, _ in enumerate(line for line in list_gpus().splitlines() if line[:3] == "GPU")]
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    return names[: names.index("-1")] if "-1" in names else names  # as CUDA reads it
+
+
+def nvidia_smi() -> str:
+    """What `nvidia-smi -L` prints; empty where there is none or it fails."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def stack_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every part: ours without Prefect's and MLflow's, plus what this stack sets.
+
+    Credentials for an external MLflow server are kept.
+    """
+    resolved = fill_addresses(settings)
+    foreign = ("TUNEYARD_", "PREFECT_", *(() if settings.mlflow_tracking_uri else ("MLFLOW_",)))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    for name, value in resolved.model_dump(mode="json", exclude_none=True).items():
+        if Settings.model_fields[name].validation_alias is None:
+            environment[f"TUNEYARD_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
+    _, prefect_database, mlflow_database = database_urls(settings)
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_API_URL": str(resolved.prefect_api_url),
+        "MLFLOW_TRACKING_URI": str(resolved.mlflow_tracking_uri),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
+    }
+    if settings.prefect_api_url is None:
+        environment |= PREFECT_SERVER | {
+            "PREFECT_SERVER_API_HOST": LOCALHOST,
+            "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database,
+        }
+    if settings.mlflow_tracking_uri is None:
+        environment |= {
+            "MLFLOW_BACKEND_STORE_URI": mlflow_database,
+            "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlartifacts"),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+    return environment
+
+
+def check_port(part: str, port: int, variable: str) -> None:
+    """Make sure that this local port is free. Raises StackError naming part, port, holder and setting."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCALHOST, port))
+        except OSError as error:
+            raise StackError(
+                f"{part} needs port {port}, which is taken{_holder(port)}; "
+                f"stop that process or set {variable} to a free port"
+            ) from error
+
+
+def _holder(port: int) -> str:
+    """`` by pid 12 (python)`` where the system lets us know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if is_holder and connection.pid is not None:
+                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def answers(url: str) -> bool:
+    """Whether something listens at this URL's host and port."""
+    host, port = url.split("//", 1)[1].split("/", 1)[0].rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=0.5).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""Where things are and how they are reached: one frozen object, read from the environment."""
+
+import tempfile
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sft.errors import InvalidConfig
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Every setting, `TUNEYARD_` in front of its name; Prefect's and MLflow's own variables are read as they are.
+
+    `jobs.stack.ensure_up` returns a copy in which `database_url`, `prefect_api_url` and `mlflow_tracking_uri`
+    are filled in; with all three set from outside it starts nothing.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TUNEYARD_", frozen=True, populate_by_name=True, extra="ignore")
+
+    home: Path = Field(PROJECT_ROOT / ".tuneyard", description="State folder: database, logs, models, outputs.")
+    model_root: Path = Field(Path("models"), description="Base models as <org>/<name>; relative to home.")
+    output_root: Path = Field(Path("outputs"), description="Adapters and checkpoints; relative to home.")
+    data_root: Path = Field(Path("data"), description="Files a dataset_name may name; relative to home.")
+    allowed_output_roots: tuple[Path, ...] = Field(
+        (), description="Further roots an absolute output_dir may lie under, beside output_root and the temp folder."
+    )
+    dataset_registry: str | None = Field(None, description="git + DVC repository; built from datasets/ if unset.")
+    default_dataset: str = Field("handbook", description="Dataset a bare revision such as v1.0 refers to.")
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    api_port: int = Field(23478, ge=1, le=65535, description="Port of the API.")
+    prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the local Prefect server and UI.")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the local MLflow server and UI.")
+    workers: int | None = Field(None, gt=0, description="Local workers; one per GPU if unset, one without a GPU.")
+    work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
+    start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
+
+    database_url: str | None = Field(None, description="PostgreSQL URL of Tuneyard's own database.")
+    prefect_api_url: str | None = Field(
+        None, validation_alias=AliasChoices("PREFECT_API_URL"), description="Prefect API; started locally if unset."
+    )
+    mlflow_tracking_uri: str | None = Field(
+        None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI"), description="MLflow; started locally if unset."
+    )
+
+    def model_post_init(self, _context: object) -> None:
+        """Resolve every path: home against the current folder, the others against home."""
+        home = self.home.expanduser().resolve()
+        object.__setattr__(self, "home", home)
+        for name in ("model_root", "output_root", "data_root"):
+            object.__setattr__(self, name, (home / Path(getattr(self, name)).expanduser()).resolve())
+
+    @property
+    def is_external(self) -> bool:
+        """Whether every server is somebody else's, so that nothing is started here."""
+        return None not in (self.database_url, self.prefect_api_url, self.mlflow_tracking_uri)
+
+    def output_folder(self, output_dir: str | None) -> Path:
+        """Where a job with this `output_dir` puts its own folder; nothing is made.
+
+        Raises:
+            InvalidConfig: when it would lie outside every allowed root, links followed.
+        """
+        folder = (self.output_root / (output_dir or "")).resolve()
+        temp = Path(tempfile.gettempdir()).resolve()
+        further = [root.expanduser().resolve() for root in self.allowed_output_roots]
+        is_absolute = output_dir is not None and Path(output_dir).is_absolute()
+        allowed = [self.output_root, temp, *further] if is_absolute else [self.output_root]
+        if not any(folder.is_relative_to(root) for root in allowed):
+            roots = ", ".join(str(root) for root in allowed)
+            raise InvalidConfig(f"output_dir must lie under one of {roots}, got {output_dir!r}")
+        return folder

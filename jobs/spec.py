@@ -1,0 +1,65 @@
+"""`JobSpec`: a job before it runs, in the words of the training library; both interfaces translate to it."""
+
+import re
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sft.config import SFTConfig, explain_validation_error
+from sft.errors import InvalidConfig
+
+TrackingBackend = Literal["mlflow", "wandb"]
+
+
+class JobSpec(BaseModel):
+    """What to train and what to do around it. Its dump is exactly the parameters of the `finetune` flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: SFTConfig
+    adapter_name: str | None = Field(None, max_length=200, description="Name in the registry; made up if unset.")
+    tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
+    webhook_url: str | None = Field(None, description="Called once the job has ended.")
+
+    @field_validator("adapter_name")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("must be letters, digits, '.', '_' and '-', a letter or digit first")
+        return name
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            port_is_valid = parts.port is None or parts.port > 0
+        except ValueError as error:
+            raise ValueError(f"must be an http or https URL ({error})") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+            raise ValueError("must be an http or https URL")
+        return url
+
+    @classmethod
+    def build(cls, **values: Any) -> "JobSpec":
+        """Validate plain values. Raises InvalidConfig with every problem, one a line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidConfig(explain_validation_error(error, cls)) from error
+
+    @property
+    def registered_name(self) -> str:
+        """The adapter's name in the registry: adapter_name, or one of the base model and the dataset."""
+        if self.adapter_name:
+            return self.adapter_name
+        model = self.config.base_model.rsplit("/", 1)[-1]
+        dataset = self.config.dataset_name.split("@", 1)[0].rsplit("/", 1)[-1]
+        return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{dataset}".lower()).strip("-._") or "adapter"
+
+    def to_parameters(self) -> dict[str, Any]:
+        """Plain JSON values for the flow run."""
+        return self.model_dump(mode="json")

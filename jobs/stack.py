@@ -1,0 +1,291 @@
+"""The local stack: PostgreSQL, Prefect server, MLflow server, deployments and workers, started on first use.
+
+All processes on the machine that name the same state folder share one stack. It outlives whoever started it,
+until `down`.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+import httpx
+import psutil
+
+from jobs import deployments, parts, postgres
+from jobs.settings import Settings
+from jobs.store import migrate
+from jobs.supervision import (
+    ALIVE_STATES,
+    Part,
+    Supervisor,
+    kill_processes,
+    log_path,
+    run_folder,
+    stack_processes,
+)
+from sft.errors import StackError
+
+ADDRESSES = {
+    "database_url": "TUNEYARD_DATABASE_URL",
+    "prefect_api_url": "PREFECT_API_URL",
+    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+}
+LOG_LINES = 20
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """One line of `tuneyard status`. `state` is supervisord's, or EXTERNAL for somebody else's server."""
+
+    name: str
+    state: str
+    pid: int | None
+    address: str
+    uptime_seconds: float | None
+    log_path: Path | None
+
+
+def ensure_up(settings: Settings) -> Settings:
+    """Make sure the stack of `settings.home` is up; a copy of `settings` with every address filled in.
+
+    A stack that is up keeps the ports it was started with. With `settings.is_external` nothing is started.
+
+    Raises:
+        StackError: a port is taken or a part does not come up; what was started is stopped again.
+    """
+    if settings.is_external:
+        return settings
+    running = _running_stack(settings)
+    if running is None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with _lock(settings):
+            running = _running_stack(settings) or _start(settings)
+    return running
+
+
+def down(settings: Settings) -> bool:
+    """Stop all that this state folder's stack runs, jobs included; false when nothing ran.
+
+    A job that was running stays `Running` in the stopped database; the next `ensure_up` puts the same run back
+    into the queue, from where it resumes.
+    """
+    if not settings.home.exists():
+        return False
+    with _lock(settings):
+        return _stop(settings.home)
+
+
+def status(settings: Settings) -> list[PartStatus]:
+    """Every part of the stack, running or not, and the servers that are somebody else's."""
+    manifest = _read_manifest(settings.home)
+    used = _apply_addresses(settings, manifest) if manifest else parts.fill_addresses(settings)
+    running = Supervisor(settings.home).processes() if settings.home.exists() else {}
+    addresses = {"postgres": used.database_url, "prefect": used.prefect_api_url, "mlflow": used.mlflow_tracking_uri}
+    lines = []
+    for part in parts.build_parts(settings, []) if not running else running.values():
+        process = running.get(part.name)
+        is_alive = process is not None and process.pid is not None
+        lines.append(
+            PartStatus(
+                part.name,
+                process.state if process else "STOPPED",
+                process.pid if process else None,
+                addresses.get(part.name) or settings.work_pool,
+                time.time() - process.started_at if process and is_alive else None,
+                log_path(settings.home, part.name),
+            )
+        )
+    local = {line.name for line in lines}
+    external = [PartStatus(n, "EXTERNAL", None, str(a), None, None) for n, a in addresses.items() if n not in local]
+    return external + lines
+
+
+def _lock(settings: Settings) -> filelock.BaseFileLock:
+    return filelock.FileLock(settings.home / "stack.lock", timeout=settings.start_timeout_seconds + 60)
+
+
+def _read_manifest(home: Path) -> dict[str, Any] | None:
+    try:
+        manifest: dict[str, Any] = json.loads((home / "endpoints.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return manifest
+
+
+def _write_manifest(home: Path, manifest: dict[str, Any]) -> None:
+    """Publish for other processes: written beside, then renamed. Private, as it may hold a password."""
+    path = home / f"endpoints.json.{os.getpid()}"
+    path.touch(mode=0o600)
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    path.rename(home / "endpoints.json")
+
+
+def _apply_addresses(settings: Settings, manifest: dict[str, Any]) -> Settings:
+    """Fill in what is not set from outside with what the running stack offers."""
+    missing = {name: manifest["addresses"][name] for name in ADDRESSES if getattr(settings, name) is None}
+    for name in missing:
+        if name not in manifest["local"]:
+            raise StackError(
+                f"the stack in {settings.home} was started with {ADDRESSES[name]} set and has no such server itself; "
+                f"set {ADDRESSES[name]} here too, or run `tuneyard down` first"
+            )
+    return settings.model_copy(update=missing)
+
+
+def _running_stack(settings: Settings) -> Settings | None:
+    """The settings of the stack if it is wholly up; takes a few milliseconds."""
+    manifest = _read_manifest(settings.home)
+    if manifest is None or not manifest["ready"]:
+        return None
+    processes = Supervisor(settings.home).processes()
+    if not processes or any(process.state not in ALIVE_STATES for process in processes.values()):
+        return None
+    local = [manifest["addresses"][name] for name in manifest["local"] if name != "database_url"]
+    return _apply_addresses(settings, manifest) if all(map(parts.answers, local)) else None
+
+
+def _start(settings: Settings) -> Settings:
+    """Start all parts, or those that are missing from a stack that is up in part. Holds the lock."""
+    supervisor, manifest = Supervisor(settings.home), _read_manifest(settings.home)
+    if manifest is not None and supervisor.processes():
+        resolved = _apply_addresses(settings, manifest)
+        _bring_up(settings, resolved, supervisor, manifest["gpus"], is_fresh=False)
+    else:
+        _stop(settings.home)  # what a killed supervisord has left behind
+        gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
+        resolved = parts.fill_addresses(settings)
+        local = [name for name in ADDRESSES if getattr(settings, name) is None]
+        addresses = {name: getattr(resolved, name) for name in ADDRESSES}
+        manifest = {"ready": False, "addresses": addresses, "local": local, "gpus": gpus}
+        _launch(settings, supervisor, parts.build_parts(settings, gpus))
+        try:
+            _write_manifest(settings.home, manifest)
+            _bring_up(settings, resolved, supervisor, gpus, is_fresh=True)
+        except BaseException:
+            _stop(settings.home)
+            raise
+    _write_manifest(settings.home, manifest | {"ready": True})
+    return resolved
+
+
+def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> None:
+    """Check the ports, make the database cluster and start supervisord, which starts nothing yet."""
+    if settings.prefect_api_url is None:
+        parts.check_port("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT")
+    if settings.mlflow_tracking_uri is None:
+        parts.check_port("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT")
+    if settings.database_url is None:
+        postgres.prepare_cluster(settings.home / "postgres", supervisor.run / "postgres")
+    (settings.home / "prefect").mkdir(exist_ok=True)
+    supervisor.launch(wanted, parts.stack_environment(settings))
+
+
+def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpus: list[str], is_fresh: bool) -> None:
+    """Start part after part as its needs are met, each until it is healthy."""
+    began = datetime.now(UTC).isoformat()
+    deadline = time.monotonic() + settings.start_timeout_seconds
+    names = [part.name for part in parts.build_parts(settings, gpus)]
+
+    def wait_for(name: str, check: Callable[[], bool]) -> None:
+        _wait_until_healthy(settings.home, supervisor, name, check, deadline, is_fresh)
+
+    assert resolved.database_url is not None  # noqa: S101 - for the type checker
+    assert resolved.prefect_api_url is not None  # noqa: S101
+    local = [name for name in ("prefect", "mlflow") if name in names]
+    if "postgres" in names:
+        maintenance = postgres.sibling_url(resolved.database_url, "postgres")
+        supervisor.start("postgres")
+        wait_for("postgres", lambda: postgres.is_ready(maintenance))
+        postgres.ensure_databases(maintenance, ["tuneyard", *local])
+    else:
+        postgres.ensure_databases(resolved.database_url, local)
+    migrate(resolved.database_url)
+    for name in local:
+        supervisor.start(name)
+    if "prefect" in names:
+        wait_for("prefect", lambda: _is_healthy(f"{resolved.prefect_api_url}/health"))
+        _bring_up_workers(settings, resolved.prefect_api_url, supervisor, gpus, began, wait_for)
+    if "mlflow" in names:
+        wait_for("mlflow", lambda: _is_healthy(f"{resolved.mlflow_tracking_uri}/health"))
+
+
+def _bring_up_workers(
+    settings: Settings,
+    api_url: str,
+    supervisor: Supervisor,
+    gpus: list[str],
+    began: str,
+    wait_for: Callable[[str, Callable[[], bool]], None],
+) -> None:
+    """Pool, cut-off runs, workers and deployments; the workers boot while the deployments are made."""
+    deployments.ensure_work_pool(api_url, settings.work_pool, parts.count_workers(settings, gpus))
+    processes = supervisor.processes()
+    workers = [name for name in processes if name.startswith("worker-")]
+    idle = [name for name in workers if processes[name].state not in ALIVE_STATES]
+    if idle == workers:
+        deployments.restart_cut_off_runs(api_url, settings.work_pool)
+    for name in idle:
+        supervisor.start(name)
+    deployments.deploy(api_url, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))
+    for name in idle:
+        wait_for(name, lambda name=name: name in deployments.online_workers(api_url, settings.work_pool, began))  # type: ignore[misc]
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _wait_until_healthy(
+    home: Path, supervisor: Supervisor, name: str, check: Callable[[], bool], deadline: float, is_fresh: bool
+) -> None:
+    """Wait for a part; one that fails on a first start fails at once. Raises StackError with its last log lines."""
+    while not check():
+        process = supervisor.processes().get(name)
+        state = process.state if process else "GONE"
+        has_failed = state in ("FATAL", "GONE") or (is_fresh and state == "BACKOFF")
+        if has_failed or time.monotonic() > deadline:
+            path = log_path(home, name)
+            lines = (
+                path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
+            )
+            why = f"did not start ({state})" if has_failed else "took longer than TUNEYARD_START_TIMEOUT_SECONDS"
+            raise StackError("\n".join([f"{name} {why}; the end of {path}:", *text.splitlines()[-LOG_LINES:]]))
+        time.sleep(0.1)
+
+
+def _stop(home: Path) -> bool:
+    """Workers and jobs first, so that no job can report an end; then the servers; then whatever is left."""
+    supervisor = Supervisor(home)
+    processes = supervisor.processes()
+    for name in (name for name in processes if name.startswith("worker-")):
+        supervisor.stop(name)
+    daemon = supervisor.pid()
+    if daemon is not None:
+        kill_processes([process for process in stack_processes(home) if not _belongs_to(process, daemon)])
+        supervisor.shut_down()
+    left = stack_processes(home)
+    kill_processes(left)
+    (home / "endpoints.json").unlink(missing_ok=True)
+    shutil.rmtree(run_folder(home), ignore_errors=True)
+    return bool(processes or left)
+
+
+def _belongs_to(process: psutil.Process, pid: int) -> bool:
+    """Whether it is this process or descends from it."""
+    try:
+        return process.pid == pid or any(parent.pid == pid for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,81 @@
+"""What state a job is in: Prefect's states on one side, the words of both documented interfaces on the other."""
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    """The canonical status of a job."""
+
+    CREATED = "created"
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended; a terminal status never changes."""
+        return self in (JobStatus.CANCELLED, JobStatus.COMPLETED, JobStatus.FAILED)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no process of the job exists yet."""
+        return self in (JobStatus.CREATED, JobStatus.QUEUED)
+
+
+CREATED_STATE_NAME = "Created"  # a Paused state of this name is a job made but not started
+
+# Prefect's state type -> status. SCHEDULED, PENDING and PAUSED are refined in `status_of`.
+_BY_STATE_TYPE = {
+    "SCHEDULED": JobStatus.QUEUED,
+    "PENDING": JobStatus.STARTING,
+    "PAUSED": JobStatus.QUEUED,
+    "RUNNING": JobStatus.RUNNING,
+    "CANCELLING": JobStatus.CANCELLED,
+    "CANCELLED": JobStatus.CANCELLED,
+    "COMPLETED": JobStatus.COMPLETED,
+    "FAILED": JobStatus.FAILED,
+    "CRASHED": JobStatus.FAILED,
+}
+
+# Scheduled states of a job that has begun before and goes on.
+_ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
+
+TRAIN_WORDS = {
+    JobStatus.CREATED: "queued",
+    JobStatus.QUEUED: "queued",
+    JobStatus.STARTING: "running",
+    JobStatus.RUNNING: "running",
+    JobStatus.CANCELLED: "cancelled",
+    JobStatus.COMPLETED: "completed",
+    JobStatus.FAILED: "failed",
+}
+
+SFT_WORDS = {
+    JobStatus.CREATED: "pending",
+    JobStatus.QUEUED: "pending",
+    JobStatus.STARTING: "running",
+    JobStatus.RUNNING: "running",
+    JobStatus.CANCELLED: "stopped",
+    JobStatus.COMPLETED: "completed",
+    JobStatus.FAILED: "failed",
+}
+
+
+def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatus:
+    """The status of a run in this Prefect state.
+
+    Args:
+        state_type: Prefect's `StateType` value, such as `SCHEDULED`.
+        state_name: Prefect's state name, such as `Late` or `AwaitingRetry`.
+        has_free_slot: Whether a worker is free for this run, no other run being ahead of it.
+    """
+    if state_type == "PAUSED" and state_name == CREATED_STATE_NAME:
+        return JobStatus.CREATED
+    if state_type == "SCHEDULED":
+        if state_name in _ONGOING_STATE_NAMES:
+            return JobStatus.RUNNING
+        return JobStatus.STARTING if has_free_slot else JobStatus.QUEUED
+    return _BY_STATE_TYPE[state_type]

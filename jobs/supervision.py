@@ -1,0 +1,231 @@
+"""The local stack's process manager: one supervisord daemon per state folder, spoken to over its unix socket."""
+
+import hashlib
+import http.client
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from supervisor.xmlrpc import SupervisorTransport
+
+from sft.errors import StackError
+
+MARK = "TUNEYARD_STACK"  # environment variable that every process of a stack inherits: the state folder
+LONGEST_SOCKET_PATH = 90  # of about 100 allowed; supervisord adds its pid while it binds
+LOG_BYTES = 5_000_000
+ALIVE_STATES = ("STARTING", "RUNNING")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack as it is to be run."""
+
+    name: str
+    command: Sequence[str]
+    priority: int  # stopped from the highest to the lowest
+    stop_signal: str = "TERM"
+    user: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Process:
+    """What supervisord says of a part; `started_at` is in epoch seconds, 0 when it never ran."""
+
+    name: str
+    state: str
+    pid: int | None
+    started_at: float
+
+
+def run_folder(home: Path) -> Path:
+    """The private folder of a state folder's sockets: inside it, or under /tmp where the path would be too long."""
+    folder = home / "run"
+    if len(str(folder / "postgres" / ".s.PGSQL.5432")) > LONGEST_SOCKET_PATH:
+        digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+        folder = Path("/tmp") / f"tuneyard-{os.getuid()}-{digest}"  # noqa: S108 - TMPDIR differs between processes
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise StackError(f"{folder} belongs to another user; remove it or set TUNEYARD_HOME to a shorter path")
+    return folder
+
+
+def log_path(home: Path, name: str) -> Path:
+    """The log of one part; supervisord rotates it."""
+    return home / "logs" / f"{name}.log"
+
+
+class Supervisor:
+    """The daemon of one state folder, running or not."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.run = run_folder(home)
+        self.socket = self.run / "supervisor.sock"
+        self.config = self.run / "supervisord.conf"
+
+    def _call(self, method: str, *arguments: object) -> object:
+        transport = SupervisorTransport(None, None, f"unix://{self.socket}")
+        try:
+            return getattr(xmlrpc.client.ServerProxy("http://localhost", transport=transport).supervisor, method)(
+                *arguments
+            )
+        finally:
+            transport.close()
+
+    def processes(self) -> dict[str, Process]:
+        """Every part by name; empty when no daemon answers."""
+        try:
+            infos = self._call("getAllProcessInfo")
+        except (OSError, http.client.HTTPException):
+            return {}
+        assert isinstance(infos, list)  # noqa: S101 - narrows XML-RPC's answer
+        return {
+            info["name"]: Process(info["name"], info["statename"], info["pid"] or None, float(info["start"]))
+            for info in infos
+        }
+
+    def pid(self) -> int | None:
+        """The daemon's own process, if it answers."""
+        try:
+            return int(str(self._call("getPID")))
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def launch(self, parts: Sequence[Part], environment: Mapping[str, str]) -> None:
+        """Start the daemon with these parts, none of them running yet. Raises StackError with what it said."""
+        self.socket.unlink(missing_ok=True)
+        (self.home / "logs").mkdir(exist_ok=True)
+        self.config.write_text(render_config(self.home, self.run, parts))
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
+        done = subprocess.run(  # the daemon detaches once its socket is open
+            command,
+            env={**environment, MARK: str(self.home)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode or not self.processes():
+            raise StackError(f"supervisord did not start: {(done.stderr or done.stdout).strip()}")
+
+    def start(self, name: str) -> None:
+        """Start one part and return at once; a part that already runs is left alone."""
+        try:
+            self._call("startProcess", name, False)
+        except xmlrpc.client.Fault as fault:
+            if "ALREADY_STARTED" not in fault.faultString:
+                raise StackError(f"{name} could not be started: {fault.faultString}") from fault
+
+    def stop(self, name: str) -> None:
+        """Stop one part and wait for it; a part that does not run is left alone."""
+        try:
+            self._call("stopProcess", name, True)
+        except xmlrpc.client.Fault as fault:
+            if "NOT_RUNNING" not in fault.faultString:
+                raise StackError(f"{name} could not be stopped: {fault.faultString}") from fault
+
+    def shut_down(self, timeout_seconds: float = 60) -> None:
+        """Stop every part in reverse order and the daemon itself, and wait until it is gone."""
+        pid = self.pid()
+        if pid is None:
+            return
+        self._call("shutdown")
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline and psutil.pid_exists(pid):
+            time.sleep(0.05)
+
+
+def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
+    """supervisord's configuration file. Secrets are not in it: parts inherit the daemon's environment."""
+    sections = {
+        "unix_http_server": {"file": run / "supervisor.sock", "chmod": "0700"},
+        "rpcinterface:supervisor": {
+            "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+        },
+        "supervisord": {
+            "logfile": log_path(home, "supervisord"),
+            "logfile_maxbytes": LOG_BYTES,
+            "logfile_backups": 1,
+            "pidfile": run / "supervisord.pid",
+            "directory": home,
+            "minfds": 256,
+            **({"user": "root"} if os.getuid() == 0 else {}),  # else it warns that it is root
+        },
+    }
+    for part in parts:
+        sections[f"program:{part.name}"] = {
+            "command": shlex.join(part.command),
+            "priority": part.priority,
+            "autostart": "false",
+            "autorestart": "true",
+            "startsecs": 10,
+            "startretries": 10,
+            "stopsignal": part.stop_signal,
+            "stopwaitsecs": 15,
+            "stopasgroup": "true",
+            "killasgroup": "true",
+            "redirect_stderr": "true",
+            "stdout_logfile": log_path(home, part.name),
+            "stdout_logfile_maxbytes": LOG_BYTES,
+            "stdout_logfile_backups": 1,
+            **({"user": part.user} if part.user else {}),
+            "environment": ",".join(f'{name}="{value}"' for name, value in part.environment.items()),
+        }
+    lines = []
+    for section, values in sections.items():
+        lines.append(f"[{section}]")
+        for name, value in values.items():
+            if re.search(r"\s[;#]|\n", str(value)):
+                raise StackError(f"{value!r} can't hold ' ;' or ' #'; set TUNEYARD_HOME to another path")
+            lines.append(f"{name} = {str(value).replace('%', '%%')}")
+    return "\n".join(lines) + "\n"
+
+
+def stack_processes(home: Path) -> list[psutil.Process]:
+    """Every process on this machine that was started by this state folder's stack, grandchildren included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):  # gone, or another user's
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def kill_processes(processes: Sequence[psutil.Process], timeout_seconds: float = 20) -> None:
+    """End these for certain: PostgreSQL by its fast shutdown and last, everything else at once.
+
+    Raises:
+        StackError: one of them outlived even SIGKILL.
+    """
+    databases = [process for process in processes if process.is_running() and process.name() == "postgres"]
+    others = [process for process in processes if process not in databases]
+    for process in others:
+        _kill(process)
+    psutil.wait_procs(others, timeout_seconds)
+    for process in databases:
+        process.send_signal(2)
+    _, stuck = psutil.wait_procs(databases, timeout_seconds)
+    for process in stuck:
+        _kill(process)
+    _, alive = psutil.wait_procs([*others, *stuck], timeout_seconds)
+    if alive:
+        raise StackError(f"processes {[process.pid for process in alive]} of the stack can't be stopped")
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,1 @@
+"""LoRA supervised fine-tuning as a library: no service, no Prefect, no MLflow."""

@@ -1,0 +1,154 @@
+"""`SFTConfig`: everything that decides what is trained. Frozen, serializable, the only home of its defaults."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sft.errors import InvalidConfig
+
+DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
+
+
+class SFTConfig(BaseModel):
+    """The configuration of one supervised fine-tuning job.
+
+    Raises:
+        InvalidConfig: (a `ValueError`) from `from_dict` and `from_yaml`, naming field, value and remedy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    base_model: str = Field(min_length=1, description="Model id or path below the model root.")
+    dataset_name: str = Field(
+        min_length=1,
+        description="`name@revision` in the dataset registry, a file below the data roots, or a Hub dataset id.",
+    )
+    dataset_format: DatasetFormat = Field(description="How a row is read; `auto` decides by its columns.")
+    dataset_split: str = Field("train", description="Split to train on.")
+    dataset_text_field: str | None = Field(None, description="Column with the text of a completion dataset.")
+    max_samples: int | None = Field(None, gt=0, description="Train on at most this many rows (seeded choice).")
+    validation_split: float = Field(0.1, ge=0, lt=1, description="Share of rows held out when the data has no split.")
+    max_seq_length: int = Field(2048, gt=0, description="Longest row in tokens; the rest is cut and counted.")
+    template_name: str = Field("auto", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
+
+    use_lora: bool = Field(True, description="Train a LoRA adapter; false trains every weight.")
+    use_qlora: bool = Field(False, description="Load the base model in 4 bits (CUDA only).")
+    lora_r: int = Field(8, gt=0, description="LoRA rank.")
+    lora_alpha: int = Field(16, gt=0, description="LoRA scale is lora_alpha / lora_r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    lora_target_modules: tuple[str, ...] | None = Field(None, description="Modules to adapt; all linear if unset.")
+    adapter_path: str | None = Field(None, description="Start from this adapter: a folder or `models:/name/version`.")
+
+    batch_size: int = Field(4, gt=0, description="Rows a device sees at once.")
+    gradient_accumulation_steps: int = Field(4, gt=0, description="Batches summed up before an optimizer step.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    num_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
+    max_steps: int | None = Field(None, gt=0, description="Stop after this many optimizer steps; overrides epochs.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(0.001, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(0.3, ge=0, description="Gradient clipping; 0 turns it off.")
+    optimizer_type: str | None = Field(None, description="A transformers optimizer name; best for the device if unset.")
+    scheduler_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
+    mixed_precision: Literal["auto", "bf16", "fp16", "none"] = Field("auto", description="Compute dtype.")
+    gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="Recompute activations to save memory.")
+    packing: bool = Field(False, description="Lay several rows into one sequence of max_seq_length.")
+    num_devices: int = Field(1, gt=0, description="GPUs for this job.")
+    device_map: str | None = Field(None, description="Where weights go; the job's own GPU if unset.")
+
+    logging_steps: int = Field(10, gt=0, description="Steps between log lines.")
+    save_steps: int = Field(100, gt=0, description="Steps between checkpoints.")
+    eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations; only at the end if unset.")
+    save_total_limit: int = Field(3, gt=0, description="Checkpoints kept.")
+    output_dir: str | None = Field(None, description="Where results go, below the output root; the job's id if unset.")
+    checkpoint_dir: str | None = Field(None, description="Where checkpoints go; `checkpoints` in output_dir if unset.")
+    save_merged_model: bool = Field(False, description="Also save base and adapter merged.")
+
+    run_name: str | None = Field(None, description="Name of the tracking run.")
+    wandb_project: str | None = Field(None, description="Weights & Biases project.")
+    wandb_entity: str | None = Field(None, description="Weights & Biases entity.")
+    wandb_run_name: str | None = Field(None, description="Weights & Biases run name; run_name if unset.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of every random choice.")
+
+    @field_validator("base_model", "dataset_name", "template_name")
+    @classmethod
+    def _strip(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be blank")
+        return value.strip()
+
+    @field_validator("lora_target_modules", mode="before")
+    @classmethod
+    def _read_target_modules(cls, value: Any) -> Any:
+        """`all` (or `all-linear`) means every linear layer, and one name needs no list."""
+        if value in ("all", "all-linear", ["all"], ["all-linear"]):
+            return None
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.use_qlora and not self.use_lora:
+            raise ValueError("use_qlora needs use_lora; set use_lora to true")
+        if self.adapter_path and not self.use_lora:
+            raise ValueError("adapter_path needs use_lora; set use_lora to true")
+        return self
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values. Raises InvalidConfig with every problem, one a line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidConfig(explain_validation_error(error, cls)) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Build from a YAML file of the same keys."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise InvalidConfig(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise InvalidConfig(f"{path} must hold a mapping of fields, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values of every field, defaults included."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write every field, defaults included."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+    def get_effective_batch_size(self) -> int:
+        """Rows an optimizer step learns from: batch_size x gradient_accumulation_steps x num_devices."""
+        return self.batch_size * self.gradient_accumulation_steps * self.num_devices
+
+
+def explain_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every problem of a pydantic error, one a line; an unknown field names the nearest one of the model."""
+    fields = [field.alias or name for name, field in model.model_fields.items()]
+    return explain_problems(error.errors(include_url=False), fields)
+
+
+def explain_problems(problems: Sequence[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
+    """Pydantic's problems as lines `field: problem, got value`."""
+    lines = []
+    for problem in problems:
+        name = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(name, known_fields, n=1, cutoff=0.6)
+            lines.append(f"{name} is not a known field" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+        elif problem["type"] == "missing":
+            lines.append(f"{name or 'body'} is required")
+        elif not name:
+            lines.append(message)
+        else:
+            shown = repr(problem["input"])
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            lines.append(f"{name}: {message[:1].lower()}{message[1:]}, got {shown}")
+    return "\n".join(lines)

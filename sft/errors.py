@@ -1,0 +1,88 @@
+"""The one error tree: every error a user can cause or fix, each with its HTTP status and a stable code.
+
+A message names the field, the value and the remedy. Each class is also a standard error type, takes the
+message as its only argument and so survives pickling (Prefect pickles what a flow raises).
+"""
+
+
+class TuneyardError(Exception):
+    """Base of the tree. `status` is the HTTP status an API answers with, `code` a stable machine-readable name."""
+
+    status: int = 500
+    code: str = "internal_error"
+
+
+class InvalidConfig(TuneyardError, ValueError):
+    """A value in a job's configuration that can't work."""
+
+    status = 400
+    code = "invalid_config"
+
+
+class ModelNotFound(TuneyardError, LookupError):
+    """A base model or a start adapter that is in none of the places looked at."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class DatasetNotFound(TuneyardError, LookupError):
+    """A dataset or one of its revisions that is in none of the places looked at."""
+
+    status = 404
+    code = "dataset_not_found"
+
+
+class InvalidDataset(TuneyardError, ValueError):
+    """Rows that can't be read or hold nothing to learn from."""
+
+    status = 400
+    code = "invalid_dataset"
+
+
+class TemplateNotFound(TuneyardError, LookupError):
+    """A chat template name that is not known, or one the tokenizer lacks tokens for."""
+
+    status = 400
+    code = "template_not_found"
+
+
+class TrainingDiverged(TuneyardError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+    code = "nan_loss"
+
+
+class JobNotFound(TuneyardError, ValueError):
+    """No job has this id. A ValueError because the documented Python interface says so."""
+
+    status = 404
+    code = "job_not_found"
+
+
+class ConfigNotFound(TuneyardError, ValueError):
+    """No saved configuration has this id. A ValueError because the documented Python interface says so."""
+
+    status = 404
+    code = "config_not_found"
+
+
+class JobConflict(TuneyardError, RuntimeError):
+    """What was asked for does not fit the job's present state."""
+
+    status = 400
+    code = "job_conflict"
+
+
+class TrainingBusy(TuneyardError, RuntimeError):
+    """`strategy=reject` and a job is running or queued."""
+
+    status = 409
+    code = "training_busy"
+
+
+class StackError(TuneyardError, RuntimeError):
+    """A part of the local stack did not start or can't be reached."""
+
+    status = 503
+    code = "stack_unavailable"

@@ -1,0 +1,63 @@
+"""Cross-entropy of the supervised positions alone, without ever holding the logits of more than one chunk."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_POSITIONS = 256
+
+
+def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Sum over positions of -log softmax(hidden @ head.T + bias)[target], in fp32.
+
+    The logits' gradient is the softmax less the target's one-hot, known as soon as the loss is: it is formed and
+    carried back through the head in the forward pass, so each chunk's logits are made once and kept never.
+
+    Args:
+        hidden: last hidden states that predict `targets`. (N, D)
+        head: weight of the output embedding. (V, D)
+        bias: its bias, if it has one. (V,)
+        targets: token ids. (N,)
+    """
+    total: Tensor = _SupervisedNLL.apply(hidden, head, bias, targets)
+    return total
+
+
+class _SupervisedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        head_grad = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
+        for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            states, wanted = hidden[chunk], targets[chunk, None]  # (C, D), (C, 1)
+            logits = torch.nn.functional.linear(states, head, bias).float()  # (C, V)
+            log_norm = logits.logsumexp(dim=-1, keepdim=True)  # (C, 1)
+            total += (log_norm - logits.gather(1, wanted)).sum()
+            if hidden_grad is None and head_grad is None and bias_grad is None:
+                continue
+            grad = logits.sub_(log_norm).exp_()  # softmax, in the logits' memory
+            grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
+            if bias_grad is not None:
+                bias_grad += grad.sum(0)
+            narrow = grad.to(head.dtype)
+            if hidden_grad is not None:
+                hidden_grad[chunk] = narrow @ head
+            if head_grad is not None:
+                head_grad += narrow.T @ states.to(head.dtype)
+        ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
+        ctx.dtypes = (hidden.dtype, head.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scale = outputs[0]
+        grads = (
+            None if grad is None else (grad * scale).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *grads, None

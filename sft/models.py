@@ -1,0 +1,202 @@
+"""Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig, ModelNotFound
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_TIMEOUT_SECONDS = 3.0
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+BF16_GAIN = 0.9  # bf16 must need less than this share of fp32's time to be worth its rounding
+
+
+class Machine(NamedTuple):
+    """What the choice of a dtype depends on. `measure_gemm` gives the seconds of one product in fp32 and in bf16."""
+
+    has_cuda: bool
+    has_cuda_bf16: bool
+    measure_gemm: Callable[[], tuple[float, float]]
+
+
+def find_model(name: str, model_root: Path) -> Path:
+    """The folder of a base model: below the model root, in the local Hugging Face cache, or fetched from the Hub.
+
+    Raises:
+        ModelNotFound: it is in none of these; the message names every place looked at. Without a reachable Hub this
+            takes a few seconds.
+    """
+    root = Path(os.path.normpath(model_root.absolute()))
+    folder = Path(os.path.normpath(root / name))
+    if not folder.is_relative_to(root) or folder == root:
+        raise ModelNotFound(f"base_model {name!r} must be a model id or a path below the model root {root}")
+    if (folder / "config.json").is_file():
+        return folder
+    state = "has no config.json" if folder.is_dir() else "does not exist"
+    looked_at = [f"the model root ({folder} {state})"]
+    for place, look in (("the Hugging Face cache", _find_in_cache), ("the Hub", _fetch_from_hub)):
+        try:
+            return look(name)
+        except _list_hub_errors() as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            looked_at.append(f"{place} ({reason})")
+    raise ModelNotFound(
+        f"base_model {name!r} was not found; looked in " + ", ".join(looked_at) + ". "
+        f"Put its files into {folder} or name another model"
+    )
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """The model's fast tokenizer; one without a pad token pads with its end-of-sequence or unknown token.
+
+    Raises:
+        ModelNotFound: the folder has no tokenizer that can be read.
+        InvalidConfig: the tokenizer has no fast version, which tells where each token stands in the text.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{path} has no tokenizer that can be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise InvalidConfig(f"base_model {path.name} has no fast tokenizer (tokenizer.json), which training needs")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_model(path: Path, config: SFTConfig) -> "PreTrainedModel":
+    """The model from safetensors alone, never running code of its own: frozen weights in the compute dtype.
+
+    Full fine-tuning keeps its weights in fp32 and computes in `mixed_precision`.
+
+    Raises:
+        InvalidConfig: QLoRA or a dtype this machine can't do.
+        ModelNotFound: the folder lacks (some of) the weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = choose_dtype(config.mixed_precision, inspect_machine())
+    options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
+    if config.use_qlora:
+        options["quantization_config"] = _build_quantization(dtype)
+    if torch.cuda.is_available():
+        options["device_map"] = config.device_map or {"": 0}
+    try:
+        with quiet_transformers():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            )
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{path} has no model that can be read: {error}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ModelNotFound(f"{path} lacks {len(missing)} of the model's weights, {missing[0]} for one")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
+    """The dtype to compute in. `auto` takes bf16 (else fp16) on CUDA, and on a CPU what was measured to be faster.
+
+    Raises:
+        InvalidConfig: the machine can't compute in the dtype asked for.
+    """
+    import torch
+
+    if mixed_precision == "fp16" and not machine.has_cuda:
+        raise InvalidConfig("mixed_precision fp16 needs a CUDA device and there is none; use bf16, none or auto")
+    if mixed_precision == "bf16" and machine.has_cuda and not machine.has_cuda_bf16:
+        raise InvalidConfig("mixed_precision bf16 is not supported by this CUDA device; use fp16, none or auto")
+    if mixed_precision != "auto":
+        return {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    if machine.has_cuda:
+        return torch.bfloat16 if machine.has_cuda_bf16 else torch.float16
+    fp32_seconds, bf16_seconds = machine.measure_gemm()
+    return torch.bfloat16 if bf16_seconds < BF16_GAIN * fp32_seconds else torch.float32
+
+
+def inspect_machine() -> Machine:
+    """The facts of the machine this runs on."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    return Machine(has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False), measure_gemm)
+
+
+def measure_gemm(size: int = 768, repeats: int = 5) -> tuple[float, float]:
+    """Seconds of one `size` x `size` matrix product on the CPU, in fp32 and in bf16: the best of `repeats`."""
+    import torch
+
+    best = []
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+        _ = left @ right  # the first product also sets the kernel up
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _ = left @ right
+            seconds.append(time.perf_counter() - start)
+        best.append(min(seconds))
+    return best[0], best[1]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the progress bars of loading and saving; a person's own setting comes back afterwards."""
+    from transformers.utils import logging
+
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _find_in_cache(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(HUB_FILES)))
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no config.json with safetensors")
+    return folder
+
+
+def _fetch_from_hub(name: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = {file.rfilename for file in HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS).siblings or []}
+    if not any(file.endswith(".safetensors") for file in files):
+        raise FileNotFoundError("it has no safetensors, the only weights that are read")
+    return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=HUB_TIMEOUT_SECONDS))
+
+
+def _list_hub_errors() -> tuple[type[Exception], ...]:
+    import httpx
+    from huggingface_hub.errors import HFValidationError
+
+    return (OSError, HFValidationError, httpx.HTTPError)
+
+
+def _build_quantization(dtype: "torch.dtype") -> Any:
+    """4-bit NormalFloat with double quantization (QLoRA, https://arxiv.org/abs/2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise InvalidConfig("use_qlora needs a CUDA device and there is none; set use_qlora to false for plain LoRA")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )

@@ -1,0 +1,69 @@
+"""Documents laid end to end in one row without padding, each attending to itself alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+DOCUMENT_ATTENTION = "sdpa_by_document"
+
+
+def register_document_attention() -> None:
+    """Make `DOCUMENT_ATTENTION` known to transformers as an attention implementation."""
+    AttentionInterface.register(DOCUMENT_ATTENTION, attend_by_document)
+    AttentionMaskInterface.register(DOCUMENT_ATTENTION, _build_mask)
+
+
+def attend_by_document(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA run once for each document: no mask of the row's length squared, no work across documents.
+
+    Args:
+        query: (1, H, T, Dh); key and value: (1, Hkv, T, Dh).
+        attention_mask: taken as it is when there are no document bounds (evaluation with padding, generation).
+        sliding_window: positions a token sees, itself included; None for all before it.
+        cu_seq_lens_q: bounds of the documents, from 0 to T. (documents + 1,)
+
+    Returns:
+        (1, T, H, Dh), as `sdpa_attention_forward` does.
+    """
+    if cu_seq_lens_q is None or attention_mask is not None or query.shape[0] != 1:
+        if attention_mask is None and sliding_window is not None:
+            attention_mask = _build_window_mask(query.shape[2], sliding_window, query.device)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    for start, end in zip(cu_seq_lens_q.tolist(), cu_seq_lens_q.tolist()[1:], strict=False):
+        parts = (tensor[:, :, start:end] for tensor in (query, key, value))
+        mask = None if sliding_window is None else _build_window_mask(end - start, sliding_window, query.device)
+        outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def _build_window_mask(length: int, sliding_window: int, device: torch.device) -> Tensor | None:
+    """True where a token may look, (1, 1, T, T); None when the window holds the whole text."""
+    if length <= sliding_window:
+        return None
+    ahead = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return ((ahead >= 0) & (ahead < sliding_window))[None, None]
+
+
+def _build_mask(
+    batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """No mask for whole rows without padding, where `attend_by_document` knows the bounds; else SDPA's own."""
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
+    )

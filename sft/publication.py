@@ -1,0 +1,54 @@
+"""Folders that are there whole or not at all: made beside their place, synced to disk, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place when the block ends without an error.
+
+    With `replace` a former folder of that name goes; without it the former one stays and the new one is dropped
+    (two makers of the same content).
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        sync_tree(temporary)
+        if folder.exists() and not replace:
+            return
+        if folder.exists():
+            discard_folder(folder)
+        temporary.rename(folder)
+        sync_path(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder so that nobody sees it half gone: renamed first, then emptied."""
+    former = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folder.rename(former / folder.name)
+    shutil.rmtree(former)
+
+
+def sync_tree(folder: Path) -> None:
+    """Write every file below a folder, and its folders, to disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync_path(path)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """fsync one file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

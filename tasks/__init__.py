@@ -1,0 +1,1 @@
+"""One file a step of a flow, each thin over a library."""

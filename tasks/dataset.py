@@ -1,0 +1,223 @@
+"""Step 1 of a job: which rows exactly? A reference becomes files that are known by commit and md5."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from jobs.settings import Settings
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from tasks.dataset_store import (
+    SUFFIXES,
+    StoredDataset,
+    combine_md5,
+    count_rows,
+    hash_bytes,
+    hash_file,
+    pick_split,
+    read_stored,
+    store_dataset,
+)
+from tasks.hub import fetch_from_hub
+from tasks.registry import ensure_registry, git
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """Rows that can be named again: where they came from and what they contain."""
+
+    name: str
+    revision: str | None  # as it was asked for; None for a plain file
+    commit: str | None  # full SHA of the registry's or the Hub's git repository
+    md5: str  # DVC's: of the file, or of the folder's list of files (ends in `.dir`)
+    train_file: Path
+    eval_file: Path | None
+    rows: int  # in train_file
+    source: Literal["dvc", "file", "hub"]
+    url: str
+
+    @classmethod
+    def of(cls, stored: StoredDataset, **origin: Any) -> Self:
+        """What is stored, and where it came from."""
+        return cls(md5=stored.md5, train_file=stored.train_file, eval_file=stored.eval_file, rows=stored.rows, **origin)
+
+
+def resolve(reference: str, settings: Settings, split: str = "train") -> DatasetVersion:
+    """Find the dataset that `reference` names and have its files on this machine.
+
+    `name@revision` is looked up in the registry (a tag, a branch or a commit). Without a revision it is a file or a
+    folder below `settings.data_root`, else a dataset on the registry's main branch, else a dataset on the Hub.
+
+    Raises:
+        DatasetNotFound: naming what was looked up where.
+        InvalidConfig: a path that leaves the data root.
+        InvalidDataset: files whose content is not what the registry recorded, or that can't be read.
+    """
+    name, at, revision = reference.partition("@")
+    if at:
+        if not name or not revision:
+            raise DatasetNotFound(f"dataset {reference!r} is not of the form name@revision")
+        return resolve_registered(name, revision, settings, split)
+    if local := find_local(reference, settings.data_root):
+        return describe_local(reference, local, split)
+    misses = [f"no file or folder {settings.data_root / reference}"]
+    try:
+        return resolve_registered(reference, None, settings, split)
+    except DatasetNotFound as error:
+        misses.append(str(error))
+    if not HUB_ID.fullmatch(reference):
+        raise DatasetNotFound(f"dataset {reference} not found: {'; '.join(misses)}")
+    try:
+        commit, stored = fetch_from_hub(reference, settings.home / "datasets", split)
+    except DatasetNotFound as error:
+        misses.append(str(error))
+        raise DatasetNotFound(f"dataset {reference} not found: {'; '.join(misses)}") from error
+    url = f"https://huggingface.co/datasets/{reference}"
+    return DatasetVersion.of(stored, name=reference, revision=commit, commit=commit, source="hub", url=url)
+
+
+def find_local(reference: str, data_root: Path) -> Path | None:
+    """The file or folder below the data root that `reference` names, links followed; None if there is none."""
+    path = (data_root / reference).resolve()
+    if not path.is_relative_to(data_root.resolve()):
+        raise InvalidConfig(f"dataset_name {reference} leads outside the data root {data_root}; put the file below it")
+    return path if path.exists() and path != data_root.resolve() else None
+
+
+def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
+    """A file stays where it is; a folder holds one file a split."""
+    held_out = None
+    train = path
+    if path.is_dir():
+        names = [file.name for file in path.iterdir() if file.suffix in SUFFIXES]
+        train = path / pick_split(names, split)
+        held_out = next((path / name for name in sorted(names) if Path(name).stem == "eval" != split), None)
+    if train.suffix not in SUFFIXES:
+        raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(SUFFIXES)}")
+    for file in filter(None, (train, held_out)):
+        if not file.resolve().is_relative_to(path):
+            raise InvalidConfig(f"{file} is a link that leads outside {path}; put the file itself there")
+    stored = StoredDataset(hash_file(train), train, held_out, count_rows(train))
+    return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
+
+
+def resolve_registered(name: str, revision: str | None, settings: Settings, split: str) -> DatasetVersion:
+    """A dataset of the registry at a revision (its main branch if None), fetched once through DVC."""
+    registry = ensure_registry(settings)
+    wanted = revision or find_main_branch(registry)
+    commit = find_commit(registry, wanted)
+    label = f"{name}@{wanted}"
+    with open_revision(registry, commit) as tree:
+        path, info = find_dataset(tree, name, label, registry)
+        try:
+            stored = fetch(tree, path, info, settings.home / "datasets", split)
+        except FileNotFoundError as error:
+            raise DatasetNotFound(f"dataset {label}: {error}; run `dvc push --all-tags` in the registry") from error
+    url = settings.dataset_registry or str(registry)
+    return DatasetVersion.of(stored, name=name, revision=wanted, commit=commit, source="dvc", url=url)
+
+
+def find_main_branch(registry: Path) -> str:
+    """`main`, or what the registry has checked out when it has no such branch."""
+    return "main" if git(registry, "branch", "--list", "main") else "HEAD"
+
+
+def find_commit(registry: Path, revision: str) -> str:
+    """Full SHA of a tag, branch or (short) commit."""
+    try:
+        return git(registry, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except DatasetNotFound as error:
+        tags = git(registry, "tag", "--list").split()
+        branches = git(registry, "branch", "--list", "--format=%(refname:short)").split()
+        raise DatasetNotFound(
+            f"revision {revision} is not in the dataset registry {registry}; "
+            f"tags: {', '.join(tags) or 'none'}; branches: {', '.join(branches) or 'none'}"
+        ) from error
+
+
+@contextmanager
+def open_revision(registry: Path, commit: str) -> Iterator[Any]:
+    """The registry's files at a commit as a DVCFileSystem; the registry itself is only read."""
+    from dvc.api import DVCFileSystem
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    with TemporaryDirectory(prefix="tuneyard-dvc-") as scratch:
+        config: dict[str, Any] = {"core": {"site_cache_dir": scratch}}
+        dvc_dir = registry / ".dvc"
+        if dvc_dir.is_dir():  # its remotes as they are now: a relative one is relative to this folder
+            current = Config(str(dvc_dir), local_dvc_dir=str(dvc_dir))
+            config["remote"] = current["remote"]
+            config["core"] |= {key: value for key, value in current["core"].items() if key == "remote"}
+        else:
+            config["cache"] = {"dir": f"{scratch}/cache"}
+        with Repo(str(registry), rev=commit, config=config, uninitialized=True) as repo:
+            yield DVCFileSystem(repo=repo)
+
+
+def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str, dict[str, Any]]:
+    """Path and DVC's info of the folder or file called `name`, its suffix optional."""
+    parts = PurePosixPath(name).parts
+    if not PurePosixPath(name).is_absolute() and ".." not in parts and parts:
+        for path in ("/" + "/".join(parts) + suffix for suffix in ("", *SUFFIXES)):
+            try:
+                info = tree.info(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if info["type"] == "directory" or PurePosixPath(path).suffix in SUFFIXES:
+                return path, info
+    raise DatasetNotFound(
+        f"dataset {label} is not in the registry {registry}; it has: {', '.join(list_datasets(tree)) or 'none'}"
+    )
+
+
+def list_datasets(tree: Any) -> list[str]:
+    """Names of the datasets at the top of the registry: what DVC tracks, and rows kept in git itself."""
+    names = []
+    for info in tree.ls("/", detail=True):
+        path = PurePosixPath(info["name"])
+        is_rows = path.suffix in SUFFIXES
+        in_git = info["type"] == "directory" and any(tree.exists(f"{path}/train{suffix}") for suffix in SUFFIXES)
+        if info.get("isdvc") or info.get("dvc_info", {}).get("isdvc") or is_rows or in_git:
+            names.append(path.stem if is_rows else path.name)
+    return sorted(names)
+
+
+def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -> StoredDataset:
+    """The files at `path` in the store. Raises FileNotFoundError for content that is in no cache and no remote."""
+    from dvc_data.index import DataIndexDirError
+
+    md5: str | None = info.get("md5")
+    if md5 and (store / md5).exists():
+        return read_stored(store / md5, split)
+    if info["type"] == "directory":
+        try:
+            found = tree.find(path, detail=True)
+        except DataIndexDirError as error:
+            raise FileNotFoundError(f"the list of files {md5} is missing in the DVC remote") from error
+        files = {str(PurePosixPath(file).relative_to(path)): entry for file, entry in found.items()}
+        files = {name: entry for name, entry in files.items() if not name.split("/")[-1].startswith(".")}
+        listing = {name: entry.get("md5") or hash_bytes(tree.cat_file(entry["name"])) for name, entry in files.items()}
+        md5 = md5 or combine_md5(listing)
+    else:
+        md5 = md5 or hash_bytes(tree.cat_file(path))
+        listing = {PurePosixPath(path).name: md5}
+
+    def download(name: str, target: Path) -> None:
+        try:
+            tree.get_file(f"{path}/{name}" if info["type"] == "directory" else path, str(target))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name} (md5 {listing[name]}) is missing in the DVC remote") from error
+
+    return store_dataset(store, md5, listing, download, split)
+
+
+resolve_dataset = task(name="Resolve dataset", cache_policy=NO_CACHE, persist_result=False)(resolve)

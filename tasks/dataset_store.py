@@ -1,0 +1,140 @@
+"""Datasets on this machine: `<home>/datasets/<md5>/`, each folder complete and never changed once it is there."""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from sft.errors import DatasetNotFound, InvalidDataset
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+MANIFEST = ".manifest.json"
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """Files of a dataset and what they contain."""
+
+    md5: str
+    train_file: Path
+    eval_file: Path | None
+    rows: int  # in train_file
+
+
+def store_dataset(
+    store: Path, md5: str, listing: dict[str, str], download: Callable[[str, Path], None], split: str
+) -> StoredDataset:
+    """Bring the files of `listing` (name to md5) into `store/md5`, once however many jobs ask at the same time.
+
+    Args:
+        download: writes the file of a name to a path.
+
+    Raises:
+        InvalidDataset: a file's content is not what `md5` and the listing say, or its rows can't be read.
+    """
+    if not md5.endswith(".dir"):
+        recorded = next(iter(listing.values()))
+    elif (recorded := combine_md5(listing)) != md5:
+        raise InvalidDataset(f"the list of files has md5 {recorded}, the registry recorded {md5}; push it again")
+    store.mkdir(parents=True, exist_ok=True)
+    with FileLock(store / f".{md5}.lock"):
+        if not (store / md5).exists():
+            with tempfile.TemporaryDirectory(prefix=f".{md5}.", dir=store) as scratch:
+                fresh = Path(scratch, md5)
+                for name, expected in listing.items():
+                    target = fresh / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    download(name, target)
+                    if (found := hash_file(target)) != expected:
+                        raise InvalidDataset(f"{name} has md5 {found}, the registry recorded {expected}; push it again")
+                    publish(target)
+                rows = {name: count_rows(fresh / name) for name in listing if Path(name).suffix in SUFFIXES}
+                (fresh / MANIFEST).write_text(json.dumps({"rows": rows}), encoding="utf-8")
+                publish(fresh / MANIFEST)
+                fresh.rename(store / md5)
+                sync(store)
+    return read_stored(store / md5, split)
+
+
+def read_stored(folder: Path, split: str) -> StoredDataset:
+    """The dataset in a folder of the store. Raises DatasetNotFound when it has no such split."""
+    rows: dict[str, int] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["rows"]
+    if not folder.name.endswith(".dir"):  # one file, whatever its name
+        name = next(iter(rows))
+        return StoredDataset(folder.name, folder / name, None, rows[name])
+    train = pick_split(list(rows), split)
+    held_out = None if split == "eval" else next((name for name in rows if Path(name).stem == "eval"), None)
+    return StoredDataset(folder.name, folder / train, folder / held_out if held_out else None, rows[train])
+
+
+def pick_split(names: list[str], split: str) -> str:
+    """The file of a split among the names in a dataset's folder, by the order of SUFFIXES."""
+    for suffix in SUFFIXES:
+        if f"{split}{suffix}" in names:
+            return f"{split}{suffix}"
+    looked_for = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+    raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {', '.join(sorted(names)) or 'no files'}")
+
+
+def count_rows(path: Path) -> int:
+    """Rows in a file, by its suffix. Raises InvalidDataset if it can't be read."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        with path.open(encoding="utf-8", newline="") as lines:
+            if path.suffix == ".csv":
+                return max(sum(1 for record in csv.reader(lines) if record) - 1, 0)  # without the header
+            if path.suffix == ".jsonl":
+                return sum(1 for line in lines if line.strip())
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:  # a .json file of one object a line
+            with path.open(encoding="utf-8") as lines:
+                return sum(1 for line in lines if line.strip() and json.loads(line) is not None)
+    except (ValueError, csv.Error) as error:  # pyarrow's and json's errors are ValueErrors
+        raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error
+    return len(content) if isinstance(content, list) else 1
+
+
+def hash_file(path: Path) -> str:
+    """MD5 as DVC writes it: an identity, no protection."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def hash_bytes(content: bytes) -> str:
+    """The same for content in memory."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def combine_md5(listing: dict[str, str]) -> str:
+    """DVC's md5 of a folder: over the JSON list of its files' md5 and paths, in the order of the paths.
+
+    Matches `dvc_data.hashfile.tree.Tree.digest`.
+    """
+    files = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
+    return hash_bytes(json.dumps(files).encode()) + ".dir"
+
+
+def publish(path: Path) -> None:
+    """Make a finished file safe on disk and read-only."""
+    path.chmod(0o444)
+    sync(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system write a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,22 @@
+"""Measures the loss on the held-out rows."""
+
+import logging
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sft.trainer import TrainingSession
+from tasks.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="Evaluate", task_run_name="Evaluate {what}", cache_policy=NO_CACHE)
+def evaluate(session: TrainingSession, journal: Journal, what: str, step: int) -> dict[str, Any]:
+    """The held-out loss of the model as it is now: `eval_loss`, the mean over supervised tokens in nats."""
+    journal.enter("evaluating")
+    metrics = session.evaluate()
+    journal.log_metrics(metrics, step)
+    logger.info("Eval loss of the %s: %s", what, metrics.get("eval_loss"))
+    return metrics

@@ -1,0 +1,49 @@
+"""Datasets of the Hugging Face Hub, brought into the store as parquet files."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sft.errors import DatasetNotFound
+from tasks.dataset_store import StoredDataset, combine_md5, hash_file, store_dataset
+
+HUB_TIMEOUT_SECONDS = 5
+
+
+def fetch_from_hub(name: str, store: Path, split: str) -> tuple[str | None, StoredDataset]:
+    """Commit and files of a dataset; with HF_HUB_OFFLINE set, from the Hub's local cache and without a commit.
+
+    Raises:
+        DatasetNotFound: the Hub has no such dataset, or can't be reached.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import HfApi, constants
+
+    commit = None
+    try:
+        if not constants.HF_HUB_OFFLINE:  # asked first: load_dataset retries for 23 s when there is no network
+            commit = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS).sha
+        splits = load_dataset(name, revision=commit)
+    except Exception as error:  # the Hub's clients raise errors of four libraries, without a common base
+        raise DatasetNotFound(f"the Hub gave no dataset {name}: {error or type(error).__name__}") from error
+    return commit, store_splits(splits, store, split)
+
+
+def store_splits(splits: Any, store: Path, split: str) -> StoredDataset:
+    """The wanted split of a `datasets.DatasetDict`, and its validation split, as parquet files in the store."""
+    if split not in splits:
+        raise DatasetNotFound(f"the dataset on the Hub has no split {split}; it has: {', '.join(splits)}")
+    chosen = {split: splits[split]}
+    held_out = next((other for other in ("eval", "validation") if other in splits and other != split), None)
+    if held_out:
+        chosen["eval"] = splits[held_out]
+    with TemporaryDirectory(prefix="tuneyard-hub-") as scratch:
+        files = {f"{name}.parquet": Path(scratch, f"{name}.parquet") for name in chosen}
+        for name, rows in chosen.items():
+            rows.to_parquet(str(files[f"{name}.parquet"]))
+        listing = {name: hash_file(path) for name, path in files.items()}
+
+        def copy(name: str, target: Path) -> None:
+            target.write_bytes(files[name].read_bytes())
+
+        return store_dataset(store, combine_md5(listing), listing, copy, split)

@@ -1,0 +1,93 @@
+"""`Journal`: what a running job says of itself, to the REST interfaces and to the tracking backends."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from jobs.progress import ProgressWriter, write_report
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.store import engine_for
+from sft.errors import StackError, TuneyardError
+from tasks.dataset import DatasetVersion
+from tasks.tracking import MlflowTracker, Tracker, WandbTracker
+
+logger = logging.getLogger(__name__)
+
+STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
+
+
+class Journal:
+    """One job's records. A plain class, since Prefect copies dataclasses it is given."""
+
+    def __init__(self, settings: Settings, job_id: UUID, spec: JobSpec) -> None:
+        if settings.database_url is None or settings.mlflow_tracking_uri is None:
+            raise StackError("TUNEYARD_DATABASE_URL and MLFLOW_TRACKING_URI must be set where jobs run")
+        self.settings = settings
+        self.mlflow_tracking_uri = settings.mlflow_tracking_uri
+        self.job_id = job_id
+        self.spec = spec
+        self.folder: Path = settings.output_folder(spec.config.output_dir) / str(job_id)
+        self.engine = engine_for(settings.database_url)
+        self._progress = ProgressWriter(self.engine, job_id)
+        self.mlflow: MlflowTracker
+        self.trackers: list[Tracker] = []
+
+    def open_trackers(self, dataset: DatasetVersion) -> None:
+        """Start the tracking runs and record which data the job learns from."""
+        config = self.spec.config
+        run_name = config.run_name or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
+        self.mlflow = MlflowTracker(self.mlflow_tracking_uri, str(self.job_id), run_name, config)
+        self.trackers.append(self.mlflow)
+        if self.spec.tracking_backend == "wandb":
+            self.trackers.append(WandbTracker(self.folder, str(self.job_id), run_name, config))
+        for tracker in self.trackers:
+            tracker.log_dataset(dataset)
+        self.write(tracking_url=self.trackers[-1].url)
+        logger.info("Metrics: %s", self.trackers[-1].url)
+
+    def write(self, **fields: Any) -> None:
+        """Set columns of the job's report."""
+        write_report(self.engine, self.job_id, **fields)
+
+    def enter(self, phase: str) -> None:
+        """Say which step of the job has begun."""
+        self.write(phase=phase)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values of one step everywhere."""
+        for tracker in self.trackers:
+            tracker.log_metrics(metrics, step)
+
+    def on_event(self, event: str, details: dict[str, Any]) -> None:
+        """Take an event of the training session."""
+        if event == "step":
+            self._progress(details)
+            self.log_metrics(
+                {key: details[key] for key in STEP_METRICS if details.get(key) is not None}, details["step"]
+            )
+        elif event == "checkpoint":
+            logger.info("Checkpoint at step %s", details.get("step"))
+
+
+@contextmanager
+def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Journal]:
+    """A journal for the time of a job; what the job raises is recorded and goes on."""
+    journal = Journal(settings, job_id, spec)
+    journal.write(phase="starting", error=None, error_code=None)
+    succeeded = False
+    try:
+        yield journal
+        succeeded = True
+    except TuneyardError as error:
+        journal.write(error=str(error), error_code=error.code)
+        raise
+    except Exception as error:
+        journal.write(error=f"{type(error).__name__}: {error}", error_code="internal_error")
+        raise
+    finally:
+        for tracker in journal.trackers:
+            tracker.finish(succeeded)

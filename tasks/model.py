@@ -1,0 +1,56 @@
+"""Finds the base model and loads it together with the adapter to train."""
+
+import logging
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from jobs.settings import Settings
+from sft.config import SFTConfig
+from sft.errors import ModelNotFound
+from sft.models import find_model
+from sft.tokenization import PreparedDataset
+from sft.trainer import TrainingSession
+from tasks.journal import Journal
+from tasks.register import fetch_adapter
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="Find base model", task_run_name="Find base model {config.base_model}", cache_policy=NO_CACHE)
+def find_base_model(config: SFTConfig, settings: Settings) -> Path:
+    """Where the base model's files are. Raises ModelNotFound, saying what was looked up where."""
+    path = Path(find_model(config.base_model, settings.model_root))
+    logger.info("Base model %s: %s", config.base_model, path)
+    return path
+
+
+@task(name="Find start adapter", cache_policy=NO_CACHE)
+def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
+    """The folder of the adapter to start from, fetched from the registry if need be; None to start afresh.
+
+    Raises:
+        ModelNotFound: when it is neither in the registry nor a folder with an adapter below the output root.
+    """
+    reference = config.adapter_path
+    if reference is None:
+        return None
+    if reference.startswith("models:/"):
+        return fetch_adapter(journal.mlflow_tracking_uri, reference, journal.folder / "start")
+    roots = (journal.settings.output_root, journal.settings.model_root)
+    for root in roots:
+        folder = (root / reference).resolve()
+        if folder.is_relative_to(root) and (folder / "adapter_config.json").is_file():
+            return folder
+    looked = " and ".join(str(root) for root in roots)
+    raise ModelNotFound(f"adapter_path {reference!r} is no folder with an adapter_config.json under {looked}")
+
+
+@task(name="Load model", cache_policy=NO_CACHE)
+def load_session(
+    config: SFTConfig, rows: PreparedDataset, model: Path, start: Path | None, journal: Journal
+) -> TrainingSession:
+    """The base model with its adapter, ready to train."""
+    journal.enter("loading model")
+    return TrainingSession(config, rows, model, journal.folder, journal.on_event, start)

@@ -1,0 +1,22 @@
+"""Tells the client that its job has ended. A state hook of the flow: the run is already in its last state."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun, State
+
+from jobs.progress import read_reports
+from jobs.settings import Settings
+from jobs.status import status_of
+from jobs.store import engine_for
+from jobs.webhook import build_payload, deliver
+
+
+def notify(_flow: Any, run: FlowRun, state: State[Any]) -> None:
+    """Call the job's webhook, if it has one."""
+    url = run.parameters.get("webhook_url")
+    database_url = Settings().database_url
+    if not url or database_url is None:
+        return
+    status = status_of(state.type.value, state.name or "", has_free_slot=False)
+    report = read_reports(engine_for(database_url), [run.id]).get(run.id)
+    deliver(url, build_payload(run.id, status.value, report, state.message))

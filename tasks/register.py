@@ -1,0 +1,131 @@
+"""Puts a trained adapter into MLflow's registry, with where it came from."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from jobs.spec import JobSpec
+from sft.errors import ModelNotFound
+from sft.trainer import TrainingSession
+from tasks.dataset import DatasetVersion
+from tasks.journal import Journal
+from tasks.tracking import JOB_TAG, MlflowTracker
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+ARTIFACT_PATH = "adapter"
+SPEC_TAG = "tuneyard.spec"
+
+
+class RegisteredAdapter(NamedTuple):
+    """A version in the registry; `models:/<name>/<version>` and `models:/<name>/latest` find its files."""
+
+    name: str
+    version: str
+    source: str
+    tags: dict[str, str]
+
+    def to_spec(self) -> JobSpec:
+        """The job that made it."""
+        return JobSpec.model_validate_json(self.tags[SPEC_TAG])
+
+
+@task(name="Register", cache_policy=NO_CACHE)
+def register(
+    session: TrainingSession,
+    journal: Journal,
+    dataset: DatasetVersion,
+    before: dict[str, Any],
+    training: dict[str, Any],
+    after: dict[str, Any],
+) -> dict[str, Any]:
+    """Save the adapter, make it a version in the registry and report the job's result."""
+    journal.enter("registering")
+    adapter_dir = session.save(journal.folder / "adapter")
+    facts = {
+        "base_model": journal.spec.config.base_model,
+        "base_eval_loss": before.get("eval_loss"),
+        "eval_loss": after.get("eval_loss"),
+        "train_loss": training["train_loss"],
+    }
+    name = journal.spec.registered_name
+    tags = facts | {SPEC_TAG: journal.spec.model_dump_json()}
+    adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
+    logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
+    result = facts | {
+        "adapter_path": str(adapter_dir),
+        "output_dir": str(journal.folder),
+        "model_name": adapter.name,
+        "model_version": adapter.version,
+        "dataset": f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
+        "dataset_commit": dataset.commit,
+        "dataset_md5": dataset.md5,
+        "metrics": training | after,
+    }
+    journal.write(phase="done", result=result, output_path=str(adapter_dir))
+    return result
+
+
+def register_adapter(
+    tracker: MlflowTracker, job_id: str, name: str, adapter_dir: Path, dataset: DatasetVersion, tags: dict[str, Any]
+) -> RegisteredAdapter:
+    """Store the adapter's files with the run and make them a version of `name`; once a job, however often called.
+
+    Args:
+        tags: What else to tag the version with, such as `base_model` and `eval_loss`.
+    """
+    from mlflow.exceptions import MlflowException  # seconds to import, so only where it is used
+
+    client = tracker.client
+    found = client.search_model_versions(f"name = '{name}' and tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
+    if found:
+        return _registered(found[0])
+    client.log_artifacts(tracker.run_id, str(adapter_dir), ARTIFACT_PATH)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    lineage = {
+        "dataset": dataset.name,
+        "dataset_revision": dataset.revision or "",
+        "dataset_commit": dataset.commit or "",
+        "dataset_md5": dataset.md5,
+    }
+    tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
+    source = f"{tracker.run.info.artifact_uri}/{ARTIFACT_PATH}"
+    return _registered(client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags))
+
+
+def find_latest(tracking_uri: str, name: str) -> RegisteredAdapter | None:
+    """The newest version of an adapter, or None when there is none of this name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
+    return _registered(versions[0]) if versions else None
+
+
+def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
+    """Download the adapter `models:/<name>/<version>` into `folder`; returns where its files are.
+
+    Raises:
+        ModelNotFound: when the registry has no such version.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(artifact_uri=reference, dst_path=str(folder), tracking_uri=tracking_uri))
+    except MlflowException as error:
+        raise ModelNotFound(f"adapter_path {reference!r} is not in the registry at {tracking_uri}: {error}") from error
+
+
+def _registered(version: "ModelVersion") -> RegisteredAdapter:
+    return RegisteredAdapter(version.name, str(version.version), version.source, dict(version.tags))

@@ -1,0 +1,153 @@
+"""Where a run's parameters, metrics and lineage are shown: MLflow always, Weights & Biases when asked for."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sft.config import SFTConfig
+from tasks.dataset import DatasetVersion
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "tuneyard"
+JOB_TAG = "tuneyard.job_id"
+FLUSH_SECONDS = 1.0
+
+
+class Tracker(Protocol):
+    """One place that shows a run."""
+
+    url: str
+
+    def log_dataset(self, dataset: DatasetVersion) -> None:
+        """Record which data the run learns from."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values of one optimizer step."""
+
+    def finish(self, succeeded: bool) -> None:
+        """Close the run."""
+
+
+class MlflowTracker:
+    """A run on an MLflow server. A job that starts again goes on in the run it had."""
+
+    def __init__(self, tracking_uri: str, job_id: str, run_name: str, config: SFTConfig) -> None:
+        from mlflow import MlflowClient  # seconds to import, so only where a run is tracked
+
+        self.client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else self._create_experiment()
+        earlier = self.client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
+        self.run = earlier[0] if earlier else self._create_run(experiment_id, job_id, run_name, config)
+        self.run_id = self.run.info.run_id
+        if earlier:
+            self.client.update_run(self.run_id, status="RUNNING")
+        self.url = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
+        self._pending: list[Metric] = []
+        self._flushed_at = time.monotonic()
+
+    def _create_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.create_experiment(EXPERIMENT)
+        except MlflowException:  # another job made it in the meantime
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                raise
+            return experiment.experiment_id
+
+    def _create_run(self, experiment_id: str, job_id: str, run_name: str, config: SFTConfig) -> Any:
+        from mlflow.entities import Param
+
+        run = self.client.create_run(experiment_id, run_name=run_name, tags={JOB_TAG: job_id})
+        params = [Param(key, str(value)) for key, value in config.to_dict().items() if value is not None]
+        self.client.log_batch(run.info.run_id, params=params)
+        return run
+
+    def log_dataset(self, dataset: DatasetVersion) -> None:
+        """Lineage as an MLflow dataset input: name, commit and md5."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = {"url": str(dataset.url), "revision": dataset.revision, "commit": dataset.commit}
+        entity = Dataset(
+            name=dataset.name,
+            digest=dataset.md5[:36],
+            source_type=dataset.source,
+            source=json.dumps(source),
+            profile=json.dumps({"num_rows": dataset.rows}),
+        )
+        tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
+        inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
+        self.client.log_inputs(self.run_id, inputs)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Kept back and sent together, at most once a second."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        self._pending += [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.client.log_batch(self.run_id, metrics=self._pending)
+        self._pending, self._flushed_at = [], time.monotonic()
+
+    def finish(self, succeeded: bool) -> None:
+        """Send what is left and close the run."""
+        self._flush()
+        self.client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class WandbTracker:
+    """A run on Weights & Biases; offline files in the job's folder when there is no API key."""
+
+    def __init__(self, folder: Path, job_id: str, run_name: str, config: SFTConfig) -> None:
+        import wandb
+
+        offline = not has_wandb_key()
+        if offline:
+            logger.info("No Weights & Biases API key: the run is written offline to %s (`wandb sync` sends it)", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=config.wandb_project or EXPERIMENT,
+            entity=config.wandb_entity,
+            name=config.wandb_run_name or run_name,
+            id=job_id,
+            resume="never" if offline else "allow",
+            mode="offline" if offline else "online",
+            dir=str(folder),
+            config=config.to_dict(),
+            settings=wandb.Settings(silent=True, x_disable_stats=True),
+        )
+        self.url = self._run.url or Path(self._run.dir).parent.as_uri()
+
+    def log_dataset(self, dataset: DatasetVersion) -> None:
+        """Lineage in the run's config."""
+        lineage = {"name": dataset.name, "revision": dataset.revision, "commit": dataset.commit, "md5": dataset.md5}
+        self._run.config.update({"dataset": lineage}, allow_val_change=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Values of one optimizer step."""
+        self._run.log(metrics, step=step)
+
+    def finish(self, succeeded: bool) -> None:
+        """Close the run."""
+        self._run.finish(exit_code=0 if succeeded else 1)
+
+
+def has_wandb_key() -> bool:
+    """Whether a key is in the environment or where `wandb login` leaves it."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun"):
+        return False
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

@@ -1,0 +1,21 @@
+"""Trains the adapter."""
+
+import logging
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sft.trainer import TrainingSession
+from tasks.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="Train", cache_policy=NO_CACHE)
+def train(session: TrainingSession, journal: Journal) -> dict[str, Any]:
+    """Train to the end of the configured steps; progress goes to the journal. Runs on the flow's main thread."""
+    journal.enter("training")
+    summary = session.train()
+    logger.info("Trained %s steps at %.0f tokens/s", summary["steps"], summary["tokens_per_second"])
+    return summary

@@ -1,0 +1,52 @@
+"""The table of job states covers everything Prefect can say."""
+
+import pytest
+from prefect import states
+from prefect.client.schemas.objects import StateType
+
+from jobs.status import CREATED_STATE_NAME, SFT_WORDS, TRAIN_WORDS, JobStatus, status_of
+
+
+@pytest.mark.parametrize("has_free_slot", [True, False])
+@pytest.mark.parametrize("state_type", list(StateType))
+def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_slot):
+    status = status_of(state_type.value, state_type.value.title(), has_free_slot)
+
+    assert TRAIN_WORDS[status] in {"queued", "running", "cancelled", "completed", "failed"}
+    assert SFT_WORDS[status] in {"pending", "running", "stopped", "completed", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("state", "has_free_slot", "status", "train_word", "sft_word"),
+    [
+        (states.Paused(name=CREATED_STATE_NAME), False, JobStatus.CREATED, "queued", "pending"),
+        (states.Paused(), True, JobStatus.QUEUED, "queued", "pending"),
+        (states.Suspended(), True, JobStatus.QUEUED, "queued", "pending"),
+        (states.Scheduled(), False, JobStatus.QUEUED, "queued", "pending"),
+        (states.Scheduled(), True, JobStatus.STARTING, "running", "running"),
+        (states.Late(), False, JobStatus.QUEUED, "queued", "pending"),
+        (states.AwaitingConcurrencySlot(), False, JobStatus.QUEUED, "queued", "pending"),
+        (states.AwaitingRetry(), False, JobStatus.RUNNING, "running", "running"),
+        (states.Pending(), False, JobStatus.STARTING, "running", "running"),
+        (states.Running(), False, JobStatus.RUNNING, "running", "running"),
+        (states.Retrying(), False, JobStatus.RUNNING, "running", "running"),
+        (states.Cancelling(), False, JobStatus.CANCELLED, "cancelled", "stopped"),
+        (states.Cancelled(), False, JobStatus.CANCELLED, "cancelled", "stopped"),
+        (states.Completed(), False, JobStatus.COMPLETED, "completed", "completed"),
+        (states.Failed(), False, JobStatus.FAILED, "failed", "failed"),
+        (states.Failed(name="TimedOut"), False, JobStatus.FAILED, "failed", "failed"),
+        (states.Crashed(), False, JobStatus.FAILED, "failed", "failed"),
+    ],
+)
+def test_the_designs_table(state, has_free_slot, status, train_word, sft_word):
+    found = status_of(state.type.value, state.name, has_free_slot)
+
+    assert (found, TRAIN_WORDS[found], SFT_WORDS[found]) == (status, train_word, sft_word)
+
+
+def test_only_ended_jobs_are_terminal():
+    assert {status for status in JobStatus if status.is_terminal} == {
+        JobStatus.COMPLETED,
+        JobStatus.FAILED,
+        JobStatus.CANCELLED,
+    }

@@ -1,0 +1,1 @@
+"""Run `uvicorn train_server:app` in this folder."""
