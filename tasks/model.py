@@ -10,7 +10,7 @@ from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelNotFound
 from sft.models import find_model
-from sft.tokenization import PreparedDataset
+from sft.tokenization import PreparedData
 from sft.trainer import TrainingSession
 from tasks.journal import Journal
 from tasks.register import fetch_adapter
@@ -49,7 +49,7 @@ def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
 
 @task(name="Load model", cache_policy=NO_CACHE)
 def load_session(
-    config: SFTConfig, rows: PreparedDataset, model: Path, start: Path | None, journal: Journal
+    config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
 ) -> TrainingSession:
     """The base model with its adapter, ready to train."""
     journal.enter("loading model")
