@@ -47,7 +47,7 @@ def start_training(body: TrainBody, service: Service) -> dict[str, Any]:
 @router.get("/jobs")
 def list_jobs(service: Service) -> dict[str, Any]:
     """Every job, newest first."""
-    return {"jobs": [job_view(job) for job in service.list()]}
+    return {"jobs": [job_view(job) for job in service.list_jobs()]}
 
 
 @router.get("/jobs/{job_id}")

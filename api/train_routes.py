@@ -36,12 +36,12 @@ def describe_api(request: Request) -> dict[str, Any]:
 
 @router.post("/train")
 def start_training(
-    body: TrainingRequest,  # type: ignore[valid-type]  # made by create_model
+    body: TrainingRequest,
     service: Service,
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
 ) -> dict[str, Any]:
     """Start a training job, or put it in line behind the others."""
-    spec = body.to_spec(service.settings.default_dataset)  # type: ignore[attr-defined]
+    spec = body.to_spec(service.settings.default_dataset)
     job = service.submit(spec, strategy)
     if job.status is JobStatus.QUEUED:
         message = f"Training job added to queue at position {job.queue_position}"
@@ -52,7 +52,7 @@ def start_training(
 @router.get("/train")
 def list_training_jobs(service: Service) -> list[dict[str, Any]]:
     """Every job, newest first."""
-    return [job_view(job, service) for job in service.list()]
+    return [job_view(job, service) for job in service.list_jobs()]
 
 
 @router.get("/train/{job_id}")

@@ -1,6 +1,6 @@
 """The Training API's words for a job, and their translation to and from a `JobSpec`."""
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -22,7 +22,7 @@ ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _OWN]
 _MODELS_SCHEME = "models:/"
 
 
-class _DocumentedFields(BaseModel):
+class TrainingFields(BaseModel):
     """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -66,7 +66,8 @@ class _DocumentedFields(BaseModel):
         values |= {ours: getattr(self, theirs) for theirs, ours in RENAMED.items()}
         has_name = "@" in self.dataset_version
         dataset = self.dataset_version if has_name else f"{default_dataset}@{self.dataset_version}"
-        start = f"{_MODELS_SCHEME}{self.lora_name}/{self.lora_version}" if self.lora_version is not None else self.adapter_path
+        has_start = self.lora_version is not None
+        start = f"{_MODELS_SCHEME}{self.lora_name}/{self.lora_version}" if has_start else self.adapter_path
         return JobSpec.build(
             config=SFTConfig.from_dict(
                 {**values, "dataset_name": dataset, "dataset_format": "auto", "adapter_path": start}
@@ -77,12 +78,15 @@ class _DocumentedFields(BaseModel):
         )
 
 
-TrainingRequest = create_model(
-    "TrainingRequest",
-    __base__=_DocumentedFields,
-    __doc__=_DocumentedFields.__doc__,
-    **{name: (SFTConfig.model_fields[name].annotation, SFTConfig.model_fields[name]) for name in ENGINE_FIELDS},
-)
+if TYPE_CHECKING:
+    TrainingRequest = TrainingFields
+else:
+    TrainingRequest = create_model(
+        "TrainingRequest",
+        __base__=TrainingFields,
+        __doc__=TrainingFields.__doc__,
+        **{name: (SFTConfig.model_fields[name].annotation, SFTConfig.model_fields[name]) for name in ENGINE_FIELDS},
+    )
 
 
 def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:

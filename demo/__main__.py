@@ -13,7 +13,7 @@ from rich.console import Console
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from demo.show import follow_job, show_answers, show_intro, show_links
-from jobs import stack
+from jobs import parts, stack
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import StackError, TuneyardError
 
@@ -116,7 +116,7 @@ def running_api(console: Console, settings: Settings) -> Iterator[str]:
     if _is_tuneyard(url):
         yield url
         return
-    stack.check_port_is_free("API", settings.api_port, "TUNEYARD_API_PORT")
+    parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT")
     log_path = settings.home / "logs" / "demo-api.log"
     command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(settings.api_port)]
     with log_path.open("w") as log:

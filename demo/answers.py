@@ -8,6 +8,7 @@ This file imports nothing of the project: it is what a user of the adapter would
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -42,7 +43,7 @@ def main(model_dir: str, adapter_dir: str, eval_file: str) -> None:
     print(json.dumps(answers))
 
 
-def _generate(model, tokenizer, inputs):  # type: ignore[no-untyped-def]
+def _generate(model: Any, tokenizer: Any, inputs: Any) -> Any:
     output = model.generate(
         **inputs,
         max_new_tokens=MAX_NEW_TOKENS,

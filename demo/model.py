@@ -61,8 +61,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes files only their owner can read
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def follow_job(console: Console, api_url: str, job_id: str) -> dict[str, Any]:
             if step := job["progress"]:
                 if bar is None:
                     bar = progress.add_task("training", total=step["total_steps"], loss="-", speed="-", left="-")
-                progress.update(bar, completed=step["step"], **_readable(step))
+                fields: dict[str, Any] = _readable(step)
+                progress.update(bar, completed=step["step"], **fields)
                 if not console.is_terminal and step["percent"] >= shown_percent + 10:
                     shown_percent = step["percent"]
                     words = _readable(step)

@@ -1,6 +1,7 @@
 """A job: one dataset version and one base model in, one registered adapter out."""
 
 from typing import Any, Literal
+from uuid import UUID
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -43,7 +44,7 @@ def finetune(
         config=config, adapter_name=adapter_name, tracking_backend=tracking_backend, webhook_url=webhook_url
     )
     settings = Settings()
-    with open_journal(settings, flow_run.get_id(), spec) as journal:
+    with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
         model = find_base_model(config, settings)
         dataset = resolve_dataset(config.dataset_name, settings)
         start = find_start_adapter(config, journal)

@@ -1,9 +1,10 @@
 """Has the data changed since an adapter was trained? Then a job with the same settings on the new data."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
 from jobs.settings import Settings
@@ -22,7 +23,7 @@ def retrain(adapter_name: str, dataset_version: str = "main") -> dict[str, Any]:
         dataset_version: Branch, tag or commit of the adapter's dataset to look at.
     """
     settings = Settings()
-    adapter = find_latest(settings.mlflow_tracking_uri, adapter_name)
+    adapter = find_latest(settings, adapter_name)
     if adapter is None:
         logger.info("No adapter named %s is registered yet; nothing to retrain", adapter_name)
         return {"adapter_name": adapter_name, "changed": False, "job_id": None}
@@ -33,6 +34,6 @@ def retrain(adapter_name: str, dataset_version: str = "main") -> dict[str, Any]:
     spec = adapter.to_spec()
     config = spec.config.model_copy(update={"dataset_name": f"{dataset.name}@{dataset.commit}"})
     parameters = spec.model_copy(update={"config": config, "adapter_name": adapter.name}).to_parameters()
-    job = run_deployment("finetune/sft", parameters=parameters, timeout=0, as_subflow=False)
+    job = cast(FlowRun, run_deployment("finetune/sft", parameters=parameters, timeout=0, as_subflow=False))
     logger.info("%s has changed: job %s retrains %s", dataset.name, job.id, adapter.name)
     return {"adapter_name": adapter_name, "changed": True, "job_id": str(job.id)}

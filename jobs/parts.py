@@ -62,7 +62,9 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
         parts.append(Part("prefect", [*PYTHON, "prefect", "server", "start"], 20))
     if settings.mlflow_tracking_uri is None:
         address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
-        parts.append(Part("mlflow", [*PYTHON, "mlflow", "server", *address, "--workers", "1"], 20))
+        # What `mlflow server` runs after importing all of MLflow a first time in a process that then only waits:
+        # 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
+        parts.append(Part("mlflow", [*PYTHON, "uvicorn", "mlflow.server.fastapi_app:app", *address], 20))
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
     return parts
@@ -132,19 +134,22 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         }
     if settings.mlflow_tracking_uri is None:
         environment |= {
-            "MLFLOW_BACKEND_STORE_URI": mlflow_database,
-            "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlartifacts"),
+            "_MLFLOW_SERVER_FILE_STORE": mlflow_database,
+            "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database,
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(settings.home / "mlartifacts"),
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
     return environment
 
 
-def check_port(part: str, port: int, variable: str) -> None:
-    """Make sure that this local port is free. Raises StackError naming part, port, holder and setting."""
-    with socket.socket() as probe:
+def check_port(part: str, port: int, variable: str, host: str = LOCALHOST) -> None:
+    """Make sure that this port is free on `host`. Raises StackError naming part, port, holder and setting."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOCALHOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise StackError(
                 f"{part} needs port {port}, which is taken{_holder(port)}; "

@@ -1,5 +1,6 @@
 """`JobService`: submit, follow, list and cancel jobs. The one place that talks to Prefect's API."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling, Paused, Scheduled, State
+from prefect.states import Cancelled, Cancelling, Paused, Scheduled
 from prefect.types._datetime import DateTime, now
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
 from jobs.store import SavedConfig, engine_for
+from jobs.webhook import build_payload, deliver
 from sft.errors import ConfigNotFound, JobConflict, JobNotFound, StackError, TrainingBusy
 
 Strategy = Literal["queue", "reject"]
@@ -103,10 +105,12 @@ class JobService:
             return self._describe(run)
         # A waiting run has no process to wait for; one that was rescheduled keeps a dead process's id.
         waiting = run.state.type in (StateType.SCHEDULED, StateType.PAUSED)
-        target = Cancelled() if waiting else Cancelling()
+        target: State[Any] = Cancelled() if waiting else Cancelling()
         result = self._propose(run.id, target)
         if result.status is not SetStateStatus.ACCEPT:
             return self.cancel(job_id)  # it moved on meanwhile; look again
+        if waiting:
+            self._call_webhook(run)
         return self._describe(self._read_run(job_id))
 
     # -- looking at jobs
@@ -115,7 +119,7 @@ class JobService:
         """One job. Raises JobNotFound for an unknown id, one that is no UUID included."""
         return self._describe(self._read_run(job_id))
 
-    def list(self) -> list[Job]:
+    def list_jobs(self) -> list[Job]:
         """Every job, newest first."""
         runs = self._read_runs(filters.FlowRunFilter(), FlowRunSort.EXPECTED_START_TIME_DESC)
         waiting = self._line_up([run for run in runs if _is_in_line(run)])
@@ -181,12 +185,15 @@ class JobService:
     ) -> list[FlowRun]:
         runs: list[FlowRun] = []
         while True:
-            offset = len(runs)
-            page = self._call(
-                lambda offset=offset: self._client.read_flow_runs(
-                    flow_filter=_FLOW, flow_run_filter=run_filter, sort=sort, limit=PAGE_SIZE, offset=offset
-                )
+            request = functools.partial(
+                self._client.read_flow_runs,
+                flow_filter=_FLOW,
+                flow_run_filter=run_filter,
+                sort=sort,
+                limit=PAGE_SIZE,
+                offset=len(runs),
             )
+            page = self._call(request)
             runs += page
             if len(page) < PAGE_SIZE:
                 return runs
@@ -199,6 +206,13 @@ class JobService:
 
     def _propose(self, run_id: UUID, state: State[Any], force: bool = False) -> OrchestrationResult[Any]:
         return self._call(lambda: self._client.set_flow_run_state(run_id, state, force=force))
+
+    @staticmethod
+    def _call_webhook(run: FlowRun) -> None:
+        """Tell of a job that was cancelled before it had a process which could."""
+        if url := run.parameters.get("webhook_url"):
+            payload = build_payload(run.id, JobStatus.CANCELLED.value, None)
+            threading.Thread(target=deliver, args=(url, payload), name="webhook", daemon=True).start()
 
     def _slot_count(self) -> int:
         """How many jobs can run at once: the pool's limit, else its online workers, at least 1."""
@@ -252,7 +266,9 @@ class JobService:
         except ObjectNotFound as error:
             raise StackError("Prefect does not know the deployment or work pool; run `tuneyard up`") from error
         except httpx.HTTPError as error:
-            raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
+            raise StackError(
+                f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`"
+            ) from error
 
 
 _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))

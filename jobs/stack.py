@@ -4,21 +4,24 @@ All processes on the machine that name the same state folder share one stack. It
 until `down`.
 """
 
-import json
+import dataclasses
+import functools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import filelock
 import httpx
 import psutil
+from sqlalchemy import make_url
 
 from jobs import deployments, parts, postgres
+from jobs.endpoints import VARIABLES, Endpoints
 from jobs.settings import Settings
 from jobs.store import migrate
 from jobs.supervision import (
@@ -32,11 +35,6 @@ from jobs.supervision import (
 )
 from sft.errors import StackError
 
-ADDRESSES = {
-    "database_url": "TUNEYARD_DATABASE_URL",
-    "prefect_api_url": "PREFECT_API_URL",
-    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
-}
 LOG_LINES = 20
 
 
@@ -65,9 +63,14 @@ def ensure_up(settings: Settings) -> Settings:
     running = _running_stack(settings)
     if running is None:
         settings.home.mkdir(parents=True, exist_ok=True)
-        with _lock(settings):
+        with _locked(settings):
             running = _running_stack(settings) or _start(settings)
     return running
+
+
+def is_up(settings: Settings) -> bool:
+    """Whether every part that these settings need is up; starts nothing."""
+    return settings.is_external or _running_stack(settings) is not None
 
 
 def down(settings: Settings) -> bool:
@@ -78,16 +81,17 @@ def down(settings: Settings) -> bool:
     """
     if not settings.home.exists():
         return False
-    with _lock(settings):
+    with _locked(settings):
         return _stop(settings.home)
 
 
 def status(settings: Settings) -> list[PartStatus]:
     """Every part of the stack, running or not, and the servers that are somebody else's."""
-    manifest = _read_manifest(settings.home)
-    used = _apply_addresses(settings, manifest) if manifest else parts.fill_addresses(settings)
+    endpoints = Endpoints.read(settings.home)
+    used = endpoints.fill(settings) if endpoints else parts.fill_addresses(settings)
     running = Supervisor(settings.home).processes() if settings.home.exists() else {}
-    addresses = {"postgres": used.database_url, "prefect": used.prefect_api_url, "mlflow": used.mlflow_tracking_uri}
+    database = make_url(str(used.database_url)).render_as_string(hide_password=True)
+    addresses = {"postgres": database, "prefect": used.prefect_api_url, "mlflow": used.mlflow_tracking_uri}
     lines = []
     for part in parts.build_parts(settings, []) if not running else running.values():
         process = running.get(part.name)
@@ -107,74 +111,53 @@ def status(settings: Settings) -> list[PartStatus]:
     return external + lines
 
 
-def _lock(settings: Settings) -> filelock.BaseFileLock:
-    return filelock.FileLock(settings.home / "stack.lock", timeout=settings.start_timeout_seconds + 60)
-
-
-def _read_manifest(home: Path) -> dict[str, Any] | None:
+@contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """One process at a time starts or stops the stack of a state folder."""
+    seconds = settings.start_timeout_seconds + 60
     try:
-        manifest: dict[str, Any] = json.loads((home / "endpoints.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return manifest
-
-
-def _write_manifest(home: Path, manifest: dict[str, Any]) -> None:
-    """Publish for other processes: written beside, then renamed. Private, as it may hold a password."""
-    path = home / f"endpoints.json.{os.getpid()}"
-    path.touch(mode=0o600)
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    path.rename(home / "endpoints.json")
-
-
-def _apply_addresses(settings: Settings, manifest: dict[str, Any]) -> Settings:
-    """Fill in what is not set from outside with what the running stack offers."""
-    missing = {name: manifest["addresses"][name] for name in ADDRESSES if getattr(settings, name) is None}
-    for name in missing:
-        if name not in manifest["local"]:
-            raise StackError(
-                f"the stack in {settings.home} was started with {ADDRESSES[name]} set and has no such server itself; "
-                f"set {ADDRESSES[name]} here too, or run `tuneyard down` first"
-            )
-    return settings.model_copy(update=missing)
+        lock = filelock.FileLock(settings.home / "stack.lock", timeout=seconds).acquire()
+    except filelock.Timeout as error:
+        raise StackError(
+            f"another process has been starting or stopping the stack in {settings.home} for {seconds:.0f} s; "
+            f"see {settings.home / 'logs'}"
+        ) from error
+    with lock:
+        yield
 
 
 def _running_stack(settings: Settings) -> Settings | None:
     """The settings of the stack if it is wholly up; takes a few milliseconds."""
-    manifest = _read_manifest(settings.home)
-    if manifest is None or not manifest["ready"]:
+    endpoints = Endpoints.read(settings.home)
+    if endpoints is None or not endpoints.ready:
         return None
     processes = Supervisor(settings.home).processes()
     if not processes or any(process.state not in ALIVE_STATES for process in processes.values()):
         return None
-    local = [manifest["addresses"][name] for name in manifest["local"] if name != "database_url"]
-    return _apply_addresses(settings, manifest) if all(map(parts.answers, local)) else None
+    local = [endpoints.addresses[name] for name in endpoints.local if name != "database_url"]
+    return endpoints.fill(settings) if all(map(parts.answers, local)) else None
 
 
 def _start(settings: Settings) -> Settings:
     """Start all parts, or those that are missing from a stack that is up in part. Holds the lock."""
-    supervisor, manifest = Supervisor(settings.home), _read_manifest(settings.home)
-    if manifest is not None and supervisor.processes():
-        resolved = _apply_addresses(settings, manifest)
-        _bring_up(settings, resolved, supervisor, manifest["gpus"], is_fresh=False)
+    supervisor, endpoints = Supervisor(settings.home), Endpoints.read(settings.home)
+    if endpoints is not None and supervisor.processes():
+        resolved = endpoints.fill(settings)
+        _bring_up(settings, resolved, supervisor, list(endpoints.gpus), is_fresh=False)
     else:
         _stop(settings.home)  # what a killed supervisord has left behind
         gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
         resolved = parts.fill_addresses(settings)
-        local = [name for name in ADDRESSES if getattr(settings, name) is None]
-        addresses = {name: getattr(resolved, name) for name in ADDRESSES}
-        manifest = {"ready": False, "addresses": addresses, "local": local, "gpus": gpus}
+        local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
+        endpoints = Endpoints(False, {name: getattr(resolved, name) for name in VARIABLES}, local, tuple(gpus))
         _launch(settings, supervisor, parts.build_parts(settings, gpus))
         try:
-            _write_manifest(settings.home, manifest)
+            endpoints.write(settings.home)
             _bring_up(settings, resolved, supervisor, gpus, is_fresh=True)
         except BaseException:
             _stop(settings.home)
             raise
-    _write_manifest(settings.home, manifest | {"ready": True})
+    dataclasses.replace(endpoints, ready=True).write(settings.home)
     return resolved
 
 
@@ -237,8 +220,12 @@ def _bring_up_workers(
     for name in idle:
         supervisor.start(name)
     deployments.deploy(api_url, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))
+
+    def is_online(name: str) -> bool:
+        return name in deployments.online_workers(api_url, settings.work_pool, began)
+
     for name in idle:
-        wait_for(name, lambda name=name: name in deployments.online_workers(api_url, settings.work_pool, began))  # type: ignore[misc]
+        wait_for(name, functools.partial(is_online, name))
 
 
 def _is_healthy(url: str) -> bool:
@@ -258,9 +245,7 @@ def _wait_until_healthy(
         has_failed = state in ("FATAL", "GONE") or (is_fresh and state == "BACKOFF")
         if has_failed or time.monotonic() > deadline:
             path = log_path(home, name)
-            lines = (
-                path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
-            )
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             why = f"did not start ({state})" if has_failed else "took longer than TUNEYARD_START_TIMEOUT_SECONDS"
             raise StackError("\n".join([f"{name} {why}; the end of {path}:", *text.splitlines()[-LOG_LINES:]]))
         time.sleep(0.1)

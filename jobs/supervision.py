@@ -147,7 +147,7 @@ class Supervisor:
 
 def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
     """supervisord's configuration file. Secrets are not in it: parts inherit the daemon's environment."""
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "unix_http_server": {"file": run / "supervisor.sock", "chmod": "0700"},
         "rpcinterface:supervisor": {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"

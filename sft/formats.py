@@ -51,7 +51,7 @@ def read_rows(path: Path) -> list[Row]:
         ".parquet": _read_parquet,
     }
     if path.suffix.lower() not in readers:
-        raise InvalidDataset(f"{path.name} must be one of {', '.join(readers)}, got {path.suffix or 'no suffix'!r}")
+        raise InvalidDataset(f"{path.name} must be one of {', '.join(readers)}, got {path.suffix or 'no suffix'}")
     if not path.is_file():
         raise InvalidDataset(f"{path} is not a file")
     try:

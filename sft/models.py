@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,10 +75,10 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(path: Path, config: SFTConfig) -> "PreTrainedModel":
+def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The model from safetensors alone, never running code of its own: frozen weights in the compute dtype.
 
-    Full fine-tuning keeps its weights in fp32 and computes in `mixed_precision`.
+    Full fine-tuning keeps its weights in fp32. `dtype` is what `choose_dtype` says, where the caller has it already.
 
     Raises:
         InvalidConfig: QLoRA or a dtype this machine can't do.
@@ -86,7 +87,7 @@ def load_model(path: Path, config: SFTConfig) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = choose_dtype(config.mixed_precision, inspect_machine())
+    dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
@@ -153,13 +154,18 @@ def measure_gemm(size: int = 768, repeats: int = 5) -> tuple[float, float]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars of loading and saving; a person's own setting comes back afterwards."""
+    """Without progress bars, and without the warnings PEFT and TRL cause by names transformers has renamed.
+
+    A person's own settings come back afterwards.
+    """
     from transformers.utils import logging
 
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing", category=FutureWarning)
+            yield
     finally:
         if had_bars:
             logging.enable_progress_bar()
@@ -184,10 +190,10 @@ def _fetch_from_hub(name: str) -> Path:
 
 
 def _list_hub_errors() -> tuple[type[Exception], ...]:
-    import httpx
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    return (OSError, HFValidationError, httpx.HTTPError)
+    transport_error = HfHubHTTPError.__mro__[1]  # the root of its HTTP client's errors, whichever client that is
+    return (OSError, HFValidationError, transport_error)
 
 
 def _build_quantization(dtype: "torch.dtype") -> Any:

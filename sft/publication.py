@@ -20,6 +20,8 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for path in temporary.rglob("*"):  # some writers, safetensors' among them, make files only their owner reads
+            path.chmod(0o755 if path.is_dir() else 0o644)
         sync_tree(temporary)
         if folder.exists() and not replace:
             return

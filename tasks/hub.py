@@ -16,7 +16,7 @@ def fetch_from_hub(name: str, store: Path, split: str) -> tuple[str | None, Stor
     Raises:
         DatasetNotFound: the Hub has no such dataset, or can't be reached.
     """
-    from datasets import load_dataset
+    from datasets.load import load_dataset
     from huggingface_hub import HfApi, constants
 
     commit = None

@@ -11,7 +11,7 @@ from sft.config import SFTConfig
 from sft.errors import ModelNotFound
 from sft.models import find_model
 from sft.tokenization import PreparedData
-from sft.trainer import TrainingSession
+from sft.session import TrainingSession
 from tasks.journal import Journal
 from tasks.register import fetch_adapter
 
@@ -53,4 +53,8 @@ def load_session(
 ) -> TrainingSession:
     """The base model with its adapter, ready to train."""
     journal.enter("loading model")
-    return TrainingSession(config, rows, model, journal.folder, journal.on_event, start)
+    if start is not None:
+        config = config.model_copy(update={"adapter_path": str(start)})
+    checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
+    checkpoint_dir = checkpoints if config.checkpoint_dir else None
+    return TrainingSession(config, rows, model, journal.folder, journal.on_event, checkpoint_dir)

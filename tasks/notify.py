@@ -11,12 +11,12 @@ from jobs.store import engine_for
 from jobs.webhook import build_payload, deliver
 
 
-def notify(_flow: Any, run: FlowRun, state: State[Any]) -> None:
+def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     """Call the job's webhook, if it has one."""
-    url = run.parameters.get("webhook_url")
+    url = flow_run.parameters.get("webhook_url")
     database_url = Settings().database_url
     if not url or database_url is None:
         return
     status = status_of(state.type.value, state.name or "", has_free_slot=False)
-    report = read_reports(engine_for(database_url), [run.id]).get(run.id)
-    deliver(url, build_payload(run.id, status.value, report, state.message))
+    report = read_reports(engine_for(database_url), [flow_run.id]).get(flow_run.id)
+    deliver(url, build_payload(flow_run.id, status.value, report, state.message))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
-from sft.trainer import TrainingSession
+from sft.session import TrainingSession
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
 from tasks.tracking import JOB_TAG, MlflowTracker
@@ -103,11 +104,12 @@ def register_adapter(
     return _registered(client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags))
 
 
-def find_latest(tracking_uri: str, name: str) -> RegisteredAdapter | None:
+def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
     """The newest version of an adapter, or None when there is none of this name."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    uri = settings.mlflow_tracking_uri
+    client = MlflowClient(uri, registry_uri=uri)
     versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
     return _registered(versions[0]) if versions else None
 

@@ -15,8 +15,9 @@ from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import DatasetNotFound, StackError
 
 PARAMS = Path("datasets/params.yaml")
-STAMP = Path(".git/built-from")  # written last: a registry with this stamp is complete
+STAMP = Path(".git/built-from")  # sources and place, written last: a registry with this stamp is complete
 DVC = (sys.executable, "-P", "-m", "dvc")
+FIRST_DATE = 1767225600  # 2026-01-01 UTC; a day more for each version
 STEP_TIMEOUT_SECONDS = 120
 GIT_TIMEOUT_SECONDS = 5
 CLONE_TIMEOUT_SECONDS = 300
@@ -53,7 +54,7 @@ def build_registry(home: Path, project: Path = PROJECT_ROOT) -> Path:
     """
     registry = home / "registry"
     sources = find_sources(project)
-    stamp = digest_sources(project, sources)
+    stamp = f"{digest_sources(project, sources)} {home}"
     if read_stamp(registry) == stamp:
         return registry
     home.mkdir(parents=True, exist_ok=True)
@@ -94,14 +95,17 @@ def commit_versions(registry: Path, scratch: Path) -> None:
 
     run("git", "init", "--quiet", "--template=", "--initial-branch=main")
     run(*DVC, "init", "--quiet")
-    # A path relative to the registry: an absolute one would give each machine its own commits.
-    run(*DVC, "remote", "add", "--quiet", "--default", "store", "../registry-remote")
-    for number, version in enumerate(versions, start=1):
+    # Committed is a relative path: an absolute one would give each machine its own commits. But DVC resolves it against
+    # the root of the file system when it reads a tag, so the registry itself also has the absolute one, uncommitted.
+    remote = "['remote \"store\"']\n    url = {}\n"
+    (registry / ".dvc/config").write_text(f"[core]\n    remote = store\n{remote.format('../../registry-remote')}")
+    (registry / ".dvc/config.local").write_text(remote.format(registry.parent / "registry-remote"), encoding="utf-8")
+    for number, version in enumerate(versions):
         params = {"version": version, "versions": versions}
         (registry / PARAMS).write_text(yaml.safe_dump(params), encoding="utf-8")
         run(*DVC, "repro", "--quiet")
         run("git", "add", "--all")
-        env["GIT_AUTHOR_DATE"] = env["GIT_COMMITTER_DATE"] = f"2026-01-{number:02}T00:00:00Z"
+        env["GIT_AUTHOR_DATE"] = env["GIT_COMMITTER_DATE"] = f"{FIRST_DATE + number * 86400} +0000"
         run("git", "commit", "--quiet", "--message", f"Datasets {version}")
         run("git", "tag", version)
     run(*DVC, "push", "--quiet", "--all-tags")
@@ -126,9 +130,10 @@ def make_build_environment(scratch: Path) -> dict[str, str]:
 
 
 def find_sources(project: Path) -> list[Path]:
-    """What the registry is built from, relative to the project and in a fixed order."""
+    """What the registry is built from, relative to the project and in a fixed order; a text about it is no part."""
     found = [path.relative_to(project) for path in (project / "datasets").rglob("*") if path.is_file()]
-    return [Path("dvc.yaml"), *sorted(path for path in found if "__pycache__" not in path.parts)]
+    kept = (path for path in found if "__pycache__" not in path.parts and path.suffix != ".md")
+    return [Path("dvc.yaml"), *sorted(kept)]
 
 
 def digest_sources(project: Path, sources: list[Path]) -> str:

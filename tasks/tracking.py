@@ -57,12 +57,12 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.create_experiment(EXPERIMENT)
+            return str(self.client.create_experiment(EXPERIMENT))
         except MlflowException:  # another job made it in the meantime
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 raise
-            return experiment.experiment_id
+            return str(experiment.experiment_id)
 
     def _create_run(self, experiment_id: str, job_id: str, run_name: str, config: SFTConfig) -> Any:
         from mlflow.entities import Param

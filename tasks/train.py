@@ -6,7 +6,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sft.trainer import TrainingSession
+from sft.session import TrainingSession
 from tasks.journal import Journal
 
 logger = logging.getLogger(__name__)

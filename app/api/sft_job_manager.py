@@ -36,7 +36,7 @@ class SFTJobManager:
 
     def list_jobs(self) -> list[dict[str, Any]]:
         """Every job, newest first."""
-        return [job_view(job) for job in self._door.open().list()]
+        return [job_view(job) for job in self._door.open().list_jobs()]
 
     def save_config(self, name: str, config: dict[str, Any]) -> str:
         """Keep a configuration, whole or partial; returns its id."""

@@ -1,45 +1,12 @@
 """A client is told how its job ended, also when it is slow to answer well."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from uuid import uuid4
 
 import pytest
 
 from jobs import webhook
 from jobs.store import JobReport
-
-
-class Receiver:
-    """A real HTTP server that records what it is sent and answers with the given statuses in turn."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.received: list[dict] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.received.append(json.loads(body))
-                status = statuses[min(len(receiver.received), len(statuses)) - 1]
-                self.send_response(status)
-                if status == 302:
-                    self.send_header("Location", receiver.url + "/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *_args):
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+from tests.receiver import Receiver
 
 
 @pytest.fixture
@@ -77,7 +44,9 @@ def test_a_failed_job_says_why_also_when_it_could_not_report():
     report = JobReport(job_id=job_id, error="dataset x is not there", error_code="dataset_not_found")
 
     assert webhook.build_payload(job_id, "failed", report)["error"] == "dataset x is not there"
-    assert webhook.build_payload(job_id, "failed", None, "process exited with 137")["error"] == "process exited with 137"
+    assert (
+        webhook.build_payload(job_id, "failed", None, "process exited with 137")["error"] == "process exited with 137"
+    )
 
 
 def test_a_receiver_that_fails_once_is_called_again(receive):

@@ -41,7 +41,10 @@ def test_defaults_are_the_documented_ones():
         ({"lora_r": 0}, "lora_r: input should be greater than 0, got 0"),
         ({"validation_split": 1}, "validation_split: input should be less than 1, got 1"),
         ({"learning_rate": float("nan")}, "learning_rate: input should be a finite number, got nan"),
-        ({"dataset_format": "xml"}, "dataset_format: input should be 'alpaca', 'chat', 'completion' or 'auto', got 'xml'"),
+        (
+            {"dataset_format": "xml"},
+            "dataset_format: input should be 'alpaca', 'chat', 'completion' or 'auto', got 'xml'",
+        ),
         ({"lora_rank": 8}, "lora_rank is not a known field; did you mean lora_r?"),
         ({"base_model": " "}, "base_model: must not be blank, got ' '"),
         ({"use_qlora": True, "use_lora": False}, "use_qlora needs use_lora; set use_lora to true"),

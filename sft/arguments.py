@@ -1,0 +1,136 @@
+"""SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
+from trl import SFTConfig as TrainerArguments
+
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig, ModelNotFound
+from sft.trainer import Layout
+
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
+
+
+def build_arguments(
+    config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
+) -> TrainerArguments:
+    """TRL's arguments for this config.
+
+    Raises:
+        InvalidConfig: an optimizer transformers does not know or can't use here.
+    """
+    optimizers = [name.value for name in OptimizerNames]
+    if config.optimizer_type is not None and config.optimizer_type not in optimizers:
+        raise InvalidConfig(f"optimizer_type {config.optimizer_type!r} is not known; known are {', '.join(optimizers)}")
+    # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
+    packs_on_gpu = config.packing and layout == "trl"
+    rows = 1 if packs_on_gpu else config.batch_size
+    options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
+    return TrainerArguments(
+        output_dir=str(checkpoint_dir),
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=config.gradient_accumulation_steps * (config.batch_size if packs_on_gpu else 1),
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.num_epochs,
+        max_steps=config.max_steps or -1,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type=SCHEDULERS[config.scheduler_type],
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        activation_checkpointing=checkpointing,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        eval_strategy="steps" if config.eval_steps and has_eval else "no",
+        eval_steps=config.eval_steps,
+        seed=config.seed,
+        packing=config.packing,
+        max_length=config.max_seq_length if config.packing else None,
+        padding_free=layout == "documents",
+        train_sampling_strategy="group_by_length" if layout == "padded" and not config.packing else "random",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+
+
+def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, LoraConfig | None]:
+    """What the trainer starts from: the model as it is, with an earlier adapter to go on from, or with the
+    configuration of a new one.
+
+    Raises:
+        InvalidConfig: target modules the model does not have, or an adapter of another model.
+        ModelNotFound: the folder of `adapter_path` holds no adapter.
+    """
+    if not config.use_lora:
+        return model, None
+    if config.adapter_path:
+        folder = Path(config.adapter_path)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).is_file():
+                raise ModelNotFound(f"adapter_path {folder} has no {name}; name the folder of a saved adapter")
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True), None
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InvalidConfig(
+                f"adapter_path {folder} does not fit base_model {config.base_model}: {reason}"
+            ) from error
+    _check_target_modules(model, config.lora_target_modules or ())
+    return model, LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules) if config.lora_target_modules else "all-linear",
+    )
+
+
+def needs_checkpointing(model: PreTrainedModel, tokens: int, free_bytes: int) -> bool:
+    """Whether the activations of a batch of this many tokens are too much for the memory that is free.
+
+    Counts 18 hidden and 16 intermediate vectors a token and layer, as measured with LoRA on all linear layers.
+    """
+    settings = model.config.get_text_config()
+    hidden = settings.hidden_size
+    vectors = 18 * hidden + 16 * (getattr(settings, "intermediate_size", None) or 4 * hidden)
+    return tokens * settings.num_hidden_layers * vectors * model.dtype.itemsize > MEMORY_SHARE * free_bytes
+
+
+def measure_free_memory() -> int:
+    """Bytes free for activations: on the CUDA device if there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def measure_peak_memory() -> int:
+    """Bytes held at most so far: on the CUDA device if there is one, else by this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_target_modules(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    names = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    known = sorted({name.rpartition(".")[2] for name in names if name != head})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names if name != head):
+            raise InvalidConfig(
+                f"lora_target_modules: {target!r} is not a layer to adapt; there are {', '.join(known)}"
+            )

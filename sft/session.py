@@ -1,0 +1,159 @@
+"""One training run, from a prepared dataset to a saved adapter."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from sft.arguments import add_adapter, build_arguments, measure_free_memory, measure_peak_memory, needs_checkpointing
+from sft.callbacks import EventSender, OnEvent
+from sft.checkpoints import find_newest_checkpoint
+from sft.config import SFTConfig
+from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
+from sft.publication import publish_folder
+from sft.templates import apply_template
+from sft.tokenization import PreparedData
+from sft.trainer import SupervisedTrainer, choose_layout
+
+
+class TrainingSession:
+    """Loads the model, evaluates, trains and saves. Everything happens on the calling thread.
+
+    Args:
+        prepared: what `sft.tokenization.prepare` made with the same config and model.
+        model_path: folder of the base model, as `sft.models.find_model` gives it.
+        output_dir: checkpoints go to `checkpoints` in it, unless `checkpoint_dir` says otherwise; training resumes
+            from the newest whole one there.
+        on_event: called with a name (`begin`, `step`, `log`, `epoch`, `evaluate`, `checkpoint`, `end`) and values.
+
+    Raises:
+        InvalidConfig: a value this machine or model can't do.
+        ModelNotFound: the model or the adapter to start from can't be read.
+    """
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        prepared: PreparedData,
+        model_path: Path,
+        output_dir: Path,
+        on_event: OnEvent | None = None,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        set_seed(config.seed)
+        self.config = config
+        self.model_path = model_path
+        self.on_event: OnEvent = on_event or (lambda name, values: None)
+        self.checkpoint_dir = checkpoint_dir or output_dir / "checkpoints"
+        self.tokenizer = load_tokenizer(model_path)
+        apply_template(self.tokenizer, config.template_name, required=False)
+        dtype = choose_dtype(config.mixed_precision, inspect_machine())
+        base = load_model(model_path, config, dtype)
+        layout = choose_layout(base)
+        train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
+        checkpointing = config.gradient_checkpointing
+        if checkpointing == "auto":
+            tokens = config.batch_size * (config.max_seq_length if config.packing else max(train_rows["length"]))
+            checkpointing = needs_checkpointing(base, tokens, measure_free_memory())
+        sender = EventSender(self.on_event)
+        with quiet_transformers():
+            model, peft_config = add_adapter(base, config)
+            self.trainer = SupervisedTrainer(
+                model,
+                layout=layout,
+                args=build_arguments(config, layout, dtype, self.checkpoint_dir, checkpointing, eval_rows is not None),
+                train_dataset=train_rows,
+                eval_dataset=eval_rows,
+                processing_class=self.tokenizer,
+                peft_config=peft_config,
+                callbacks=[sender],
+            )
+        self.trainer.remove_callback(PrinterCallback)
+        sender.trainer = self.trainer
+        parameters = list(self.trainer.model.parameters())
+        sender.begin = {
+            "rows": len(train_rows),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "device": str(self.trainer.args.device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "layout": layout,
+            "gradient_checkpointing": checkpointing,
+        }
+
+    def evaluate(self) -> dict[str, Any]:
+        """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any)."""
+        if self.trainer.eval_dataset is None:
+            return {"eval_loss": None}
+        metrics: dict[str, Any] = self.trainer.evaluate()
+        return metrics
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, from the newest whole checkpoint if there is one.
+
+        Returns `train_loss` (mean over all steps), `steps`, `tokens` (read in this call, prompts included),
+        `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device).
+
+        Raises:
+            TrainingDiverged: the loss became NaN or infinite.
+        """
+        checkpoint = find_newest_checkpoint(self.checkpoint_dir)
+        started_at = time.monotonic()
+        with quiet_transformers():
+            output = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.monotonic() - started_at
+        result = {
+            "train_loss": output.training_loss,
+            "steps": output.global_step,
+            "tokens": self.trainer.trained_tokens,
+            "tokens_per_second": self.trainer.trained_tokens / seconds,
+            "train_seconds": seconds,
+            "peak_memory_bytes": measure_peak_memory(),
+        }
+        self.on_event("end", result)
+        return result
+
+    def save(self, adapter_dir: Path) -> Path:
+        """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
+
+        With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`.
+        """
+        model = self.trainer.model
+        if isinstance(model, PeftModel):
+            for adapter in model.peft_config.values():
+                adapter.base_model_name_or_path = self._name_base_model()
+        with publish_folder(adapter_dir) as folder, quiet_transformers():
+            model.save_pretrained(folder)
+            self._save_companions(folder)
+        if self.config.save_merged_model and isinstance(model, PeftModel):
+            with publish_folder(adapter_dir.with_name("merged")) as folder, quiet_transformers():
+                self._merge(adapter_dir).save_pretrained(folder)
+                self._save_companions(folder)
+        return adapter_dir
+
+    def _save_companions(self, folder: Path) -> None:
+        """The tokenizer with its chat template, and a generation config that stops where an answer ends."""
+        self.tokenizer.save_pretrained(folder)
+        generation = copy.deepcopy(self.trainer.model.generation_config)
+        known, stop = generation.eos_token_id, self.tokenizer.eos_token_id
+        others = [known] if isinstance(known, int) else list(known or [])
+        generation.eos_token_id = [stop, *(token for token in others if token != stop)]
+        generation.pad_token_id = self.tokenizer.pad_token_id
+        generation.save_pretrained(folder)
+
+    def _merge(self, adapter_dir: Path) -> PreTrainedModel:
+        """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        stored = AutoConfig.from_pretrained(self.model_path).dtype or torch.float32
+        base = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32, use_safetensors=True)
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
+        return merged.to(stored)
+
+    def _name_base_model(self) -> str:
+        """What the adapter calls its base model: its folder, or for one in the Hugging Face cache its id."""
+        return self.config.base_model if "snapshots" in self.model_path.parts else str(self.model_path)

@@ -1,0 +1,55 @@
+"""What every test gets: an environment without the user's settings, and one real local stack for those that ask."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Settings
+from jobs.stack import down, ensure_up
+from jobs.supervision import stack_processes
+
+_patch = pytest.MonkeyPatch()
+_home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported: no setting and no state of the user's reaches a test, nor the other way round."""
+    folder = tempfile.TemporaryDirectory(prefix="tuneyard-tests-")
+    config.stash[_home] = folder
+    for name in [name for name in os.environ if name.startswith(("TUNEYARD_", "PREFECT_", "MLFLOW_"))]:
+        _patch.delenv(name)
+    _patch.setenv("HOME", folder.name)
+    _patch.setenv("TUNEYARD_HOME", f"{folder.name}/tuneyard")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the user's environment back."""
+    _patch.undo()
+    config.stash[_home].cleanup()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stack_settings(home: Path) -> Settings:
+    """Settings of a stack of its own in this folder."""
+    return Settings(home=home, prefect_port=free_port(), mlflow_port=free_port())
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The settings of one real stack that all tests share; no process of it is left at the end."""
+    settings = stack_settings(tmp_path_factory.mktemp("stack"))
+    try:
+        yield ensure_up(settings)
+    finally:
+        down(settings)
+    assert stack_processes(settings.home) == []

@@ -1,0 +1,227 @@
+"""The main job over real servers: REST, Prefect, DVC, tokenizing, training, evaluation, MLflow, webhook."""
+
+import json
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+SMALL = {"template": "chatml", "max_samples": 24, "batch_size": 4, "gradient_accumulation_steps": 1, "num_epochs": 1}
+
+LOAD_ALONE = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model_dir, adapter_dir = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), adapter_dir)
+text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+print(json.dumps({"prompt": text, "eos": tokenizer.eos_token,
+                  "project": [name for name in sys.modules if name in ("sft", "tasks", "jobs", "flows")]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(api, model, receiver, wait_for):
+    """One job, run to its end."""
+    body = SMALL | {
+        "model_name": model,
+        "dataset_version": "v1.1",
+        "lora_name": "support",
+        "logging_backend": "mlflow",
+        "webhook_url": receiver.url,
+    }
+    answer = api.post("/train", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "started"
+    assert answer.json()["message"] == "Training job started"
+    return wait_for(answer.json()["job_id"])
+
+
+def test_the_job_completes_and_says_what_it_did(finished):
+    assert (finished["status"], finished["error"]) == ("completed", None)
+    result = finished["result"]
+    assert result["eval_loss"] < result["base_eval_loss"]
+    assert finished["progress"]["step"] == finished["progress"]["total_steps"] == 6
+    assert finished["progress"]["percent"] == 100
+    assert finished["output_path"] == result["adapter_path"]
+    assert 0 < finished["end_time"] - finished["start_time"] < 120
+
+
+def test_the_other_dialect_shows_the_same_job(api, finished):
+    job = api.get(f"/api/sft/jobs/{finished['job_id']}").json()
+
+    assert job["status"] == "completed"
+    assert job["result"] == finished["result"]
+    assert datetime.fromisoformat(job["started_at"]).timestamp() == pytest.approx(finished["start_time"])
+    assert job["config"]["dataset_name"] == "handbook@v1.1"
+
+
+def test_the_adapter_loads_with_plain_peft_in_a_process_that_knows_nothing_of_us(finished, stack, model, tmp_path):
+    command = [sys.executable, "-c", LOAD_ALONE, str(stack.model_root / model), finished["output_path"]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "prompt": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        "eos": "<|im_end|>",
+        "project": [],
+    }
+
+
+def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
+    client = MlflowClient(stack.mlflow_tracking_uri)
+    version = client.search_model_versions("name = 'support'")[0]
+    run = client.get_run(version.run_id)
+    data = run.inputs.dataset_inputs[0]
+
+    assert finished["tracking_url"].endswith(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lora_r"] == "8"
+    for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+        assert [point.step for point in client.get_metric_history(version.run_id, metric)] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in client.get_metric_history(version.run_id, "eval_loss")] == [0, 6]
+    assert data.dataset.name == "handbook"
+    assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
+
+
+def test_the_registry_finds_the_adapter_by_name(finished, stack, tmp_path):
+    client = MlflowClient(stack.mlflow_tracking_uri)
+    version = client.get_model_version("support", finished["result"]["model_version"])
+    folder = download_artifacts(
+        "models:/support/latest", dst_path=str(tmp_path), tracking_uri=stack.mlflow_tracking_uri
+    )
+
+    assert version.tags["tuneyard.job_id"] == finished["job_id"]
+    assert version.tags["dataset_commit"] == finished["result"]["dataset_commit"]
+    files = {path.name for path in __import__("pathlib").Path(folder).iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
+    assert "model.safetensors" not in files
+
+
+def test_the_webhook_is_called(finished, receiver):
+    body = receiver.wait(finished["job_id"])
+
+    assert body["status"] == "completed"
+    assert body["output_path"] == finished["output_path"]
+    assert body["tracking_url"] == finished["tracking_url"]
+    assert (body["model_name"], body["model_version"]) == ("support", finished["result"]["model_version"])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"model_name": "nobody/nothing"}, ["nobody/nothing", "models"]),
+        ({"dataset_version": "v9.9"}, ["v9.9", "v1.0", "v1.1"]),
+        ({"dataset_version": "cookbook@v1.0"}, ["cookbook", "handbook"]),
+        ({"template": "llama3"}, ["llama3", "<|eot_id|>"]),
+    ],
+)
+def test_what_is_not_there_fails_the_job_soon_and_says_what_was_looked_up(api, model, wait_for, receiver, body, words):
+    posted = api.post("/train", json=SMALL | {"model_name": model, "webhook_url": receiver.url} | body)
+    job = wait_for(posted.json()["job_id"])
+
+    assert job["status"] == "failed"
+    assert job["end_time"] - job["start_time"] < 15
+    for word in words:
+        assert word in job["error"]
+    assert "Traceback" not in job["error"]
+    assert receiver.wait(job["job_id"])["error"] == job["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/train", {"template": "qwem"}, 422),
+        ("/train", {"learning_rate": -1}, 422),
+        ("/train", {"unknown": 1}, 422),
+        ("/train", [], 422),
+        ("/api/sft/train", {"config": {"base_model": "x"}}, 400),
+        ("/api/sft/train", {}, 400),
+    ],
+)
+def test_a_bad_request_makes_no_job(api, path, body, status):
+    before = len(api.get("/train").json())
+    answer = api.post(path, json=body)
+
+    assert answer.status_code == status
+    assert set(answer.json()) == {"detail", "code"}
+    assert len(api.get("/train").json()) == before
+
+
+def test_wandb_offline_files_hold_the_metrics(api, model, wait_for):
+    body = SMALL | {"model_name": model, "lora_name": "tracked", "tracking_backend": "wandb", "max_steps": 2}
+    job = wait_for(api.post("/train", json=body).json()["job_id"])
+
+    assert job["status"] == "completed", job["error"]
+    assert job["tracking_url"].startswith("file://")
+    steps = read_wandb_history(job["tracking_url"].removeprefix("file://"))
+    assert [step["_step"] for step in steps] == [0, 1, 2]
+    assert all(step["loss"] > 0 and step["learning_rate"] >= 0 for step in steps[1:])
+
+
+def read_wandb_history(folder: str) -> list[dict]:
+    """The rows of an offline run, read with W&B's own reader."""
+    from pathlib import Path
+
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    (file,) = Path(folder).glob("*.wandb")
+    store.open_for_scan(str(file))
+    rows = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, receiver):
+    long = SMALL | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "webhook_url": receiver.url}
+    first = api.post("/train", json=long).json()["job_id"]
+    second = api.post("/train", json=long).json()
+    third = api.post("/train", json=long).json()
+    assert second["message"] == "Training job added to queue at position 1"
+    assert third["message"] == "Training job added to queue at position 2"
+    assert api.get("/queue").json() == {
+        "is_training_running": True,
+        "queue_length": 2,
+        "queued_jobs": [second["job_id"], third["job_id"]],
+    }
+    refused = api.post("/train?strategy=reject", json=long)
+    assert refused.status_code == 409
+    assert refused.json()["detail"] == "A training job is already running. Please try again later."
+
+    cancelled = api.delete(f"/train/{second['job_id']}")
+    assert cancelled.status_code == 200
+    assert api.get(f"/train/{second['job_id']}").json()["status"] == "cancelled"
+    assert receiver.wait(second["job_id"])["status"] == "cancelled"
+    assert api.get(f"/train/{third['job_id']}").json()["queue_position"] == 1
+
+    wait_for(first, lambda job: job["progress"] is not None)
+    stopped_at = time.monotonic()
+    assert api.post(f"/api/sft/jobs/{first}/stop").json() == {"message": f"Job {first} stopped"}
+    assert api.get(f"/api/sft/jobs/{first}").json()["status"] == "stopped"
+    wait_for(third["job_id"], lambda job: job["start_time"] is not None, seconds=30)
+    assert time.monotonic() - stopped_at < 20
+    assert receiver.wait(first)["status"] == "cancelled"
+    assert api.delete(f"/train/{first}").status_code == 400
+    assert api.delete(f"/train/{third['job_id']}").status_code == 200
+
+
+def test_unknown_jobs(api):
+    for unknown in ("550e8400-e29b-41d4-a716-446655440000", "nonsense"):
+        assert api.get(f"/train/{unknown}").status_code == 404
+        assert api.delete(f"/train/{unknown}").status_code == 404
+        assert api.get(f"/api/sft/jobs/{unknown}").json()["detail"] == f"Job {unknown} not found"
+        assert api.post(f"/api/sft/jobs/{unknown}/stop").status_code == 404

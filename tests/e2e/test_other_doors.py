@@ -1,0 +1,145 @@
+"""Jobs that do not come in over REST: the Prefect UI, a plain Python script, the nightly retraining."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def prefect(stack):
+    """A client of Prefect's API, as its UI is one."""
+    with SyncPrefectClient(stack.prefect_api_url) as client:
+        yield client
+
+
+def test_the_prefect_ui_shows_the_parameters_as_a_form(prefect):
+    deployment = prefect.read_deployment_by_name("finetune/sft")
+    schema = deployment.parameter_openapi_schema
+
+    assert schema["required"] == ["config"]
+    fields = schema["definitions"]["SFTConfig"]
+    assert fields["required"] == ["base_model", "dataset_name", "dataset_format"]
+    assert fields["properties"]["lora_r"]["default"] == 8
+    assert fields["properties"]["lora_r"]["description"] == "LoRA rank."
+
+
+def test_a_run_from_the_prefect_ui_is_a_job_in_both_dialects(prefect, api, model, wait_for):
+    deployment = prefect.read_deployment_by_name("finetune/sft")
+    config = {"base_model": model, "dataset_name": "handbook@v1.0", "dataset_format": "auto", "max_steps": 1}
+    config |= {"template_name": "chatml", "max_samples": 8}
+    run = prefect.create_flow_run_from_deployment(deployment.id, parameters={"config": config})
+
+    assert str(run.id) in [job["job_id"] for job in api.get("/train").json()]
+    assert str(run.id) in [job["job_id"] for job in api.get("/api/sft/jobs").json()["jobs"]]
+    job = wait_for(str(run.id))
+    assert job["status"] == "completed", job["error"]
+    assert job["config"]["dataset_version"] == "v1.0"
+    assert job["config"]["lora_r"] == 8
+    assert job["result"]["model_name"] == "llama-handbook"
+
+
+def test_the_ui_tells_where_a_job_is(prefect, api, wait_for):
+    job = next(job for job in api.get("/train").json() if job["status"] == "completed")
+    tasks = prefect.read_task_runs(flow_run_filter=_by_id(job["job_id"]))
+    names = [task.name for task in sorted(tasks, key=lambda task: task.start_time)]
+    lines = [log.message for log in prefect.read_logs(_logs_of(job["job_id"]), limit=200)]
+
+    assert "Evaluate base model" in names
+    assert "Evaluate adapter" in names
+    assert any("rows used" in line for line in lines)
+    assert any("Registered models:/" in line for line in lines)
+
+
+def _by_id(job_id):
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    return FlowRunFilter(id=FlowRunFilterId(any_=[job_id]))
+
+
+def _logs_of(job_id):
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    return LogFilter(flow_run_id=LogFilterFlowRunId(any_=[job_id]))
+
+
+def test_the_documented_python_works_in_a_plain_script_with_no_api_running(environment, model, tmp_path, wait_for):
+    script = textwrap.dedent(f"""
+        from app.api.sft_job_manager import sft_job_manager
+        from app.sft import SFTConfig
+
+        config = SFTConfig(
+            base_model="{model}",
+            dataset_name="handbook@v1.0",
+            dataset_format="alpaca",
+            template_name="chatml",
+            max_samples=8,
+            max_steps=1,
+        )
+
+        job_id = sft_job_manager.create_job(config)
+        status = sft_job_manager.get_job_status(job_id)
+        assert status["status"] == "pending", status
+        sft_job_manager.start_job(job_id)
+        sft_job_manager.start_job(job_id)
+        status = sft_job_manager.get_job_status(job_id)
+        assert status["status"] in ("running", "pending"), status
+        assert job_id in [job["job_id"] for job in sft_job_manager.list_jobs()]
+
+        config_dict = {{"base_model": "gpt2", "dataset_name": "tatsu-lab/alpaca", "use_lora": True}}
+        config_id = sft_job_manager.save_config("my_config", config_dict)
+        assert sft_job_manager.get_config(config_id)["config"] == config_dict
+        for unknown in ("nonsense", job_id):
+            try:
+                sft_job_manager.get_config(unknown)
+            except ValueError as error:
+                assert str(error) == f"Config {{unknown}} not found", error
+            else:
+                raise AssertionError(unknown)
+        print(job_id)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert wait_for(done.stdout.strip())["status"] == "completed"
+
+
+def test_retraining_starts_a_job_only_when_the_data_has_changed(prefect, api, model, wait_for):
+    body = {"model_name": model, "dataset_version": "v1.0", "template": "chatml", "lora_name": "nightly"}
+    body |= {"max_samples": 8, "max_steps": 1}
+    assert wait_for(api.post("/train", json=body).json()["job_id"])["status"] == "completed"
+
+    unchanged = _retrain(prefect, "nightly", "v1.0")
+    assert "has not changed since version 1 of nightly" in unchanged
+    nobody = _retrain(prefect, "nobody", "main")
+    assert "No adapter named nobody is registered yet" in nobody
+
+    before = {job["job_id"] for job in api.get("/train").json()}
+    assert "retrains nightly" in _retrain(prefect, "nightly", "main")
+    (job_id,) = {job["job_id"] for job in api.get("/train").json()} - before
+    job = wait_for(job_id)
+    assert (job["status"], job["result"]["model_version"]) == ("completed", "2")
+    assert job["config"]["max_steps"] == 1
+
+
+def _retrain(prefect, adapter_name, dataset_version):
+    """Run the retrain deployment to its end; returns its log."""
+    import time
+
+    deployment = prefect.read_deployment_by_name("retrain/retrain")
+    parameters = {"adapter_name": adapter_name, "dataset_version": dataset_version}
+    run = prefect.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    deadline = time.monotonic() + 90
+    while not run.state.is_final():
+        assert time.monotonic() < deadline, run.state
+        time.sleep(0.5)
+        run = prefect.read_flow_run(run.id)
+    assert run.state.is_completed(), run.state.message
+    time.sleep(3)  # Prefect sends log lines in batches, two seconds apart
+    return "\n".join(log.message for log in prefect.read_logs(_logs_of(run.id), limit=200))

@@ -1,0 +1,306 @@
+"""Step 1 of a job against real git + DVC repositories: references in, files of known content out."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.settings import Settings
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from tasks.dataset import DatasetVersion, resolve
+from tasks.hub import store_splits
+from tasks.registry import ensure_registry, git
+
+ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home with the default registry, shared by the tests that only read it."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"), dataset_registry=None)
+    ensure_registry(settings)
+    return settings
+
+
+@pytest.fixture
+def own_home(settings: Settings, tmp_path: Path) -> Settings:
+    """A home of its own that reads the shared home's registry by path."""
+    return Settings(home=tmp_path / "home", dataset_registry=str(settings.home / "registry"))
+
+
+def run(folder: Path, *command: str) -> None:
+    env = os.environ | {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=60)
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", message)
+
+
+def write_rows(path: Path, count: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(ROW) + "\n" for _ in range(count)), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def external(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's own registry: a folder under DVC, files under DVC one by one, a single file, and rows in git."""
+    root = tmp_path_factory.mktemp("external")
+    registry = root / "registry"
+    registry.mkdir()
+    dvc = (sys.executable, "-P", "-m", "dvc")
+    run(registry, "git", "init", "--quiet", "--initial-branch=trunk")
+    run(registry, *dvc, "init", "--quiet")
+    run(registry, *dvc, "remote", "add", "--quiet", "--default", "store", str(root / "remote"))
+    write_rows(registry / "folder/train.jsonl", 3)
+    write_rows(registry / "singles/train.jsonl", 4)
+    write_rows(registry / "singles/eval.jsonl", 1)
+    (registry / "table.csv").write_text('prompt,completion\n"a\nb",c\nd,e\n', encoding="utf-8")
+    run(registry, *dvc, "add", "--quiet", "folder", "singles/train.jsonl", "singles/eval.jsonl", "table.csv")
+    write_rows(registry / "plain/train.jsonl", 2)
+    commit(registry, "Datasets")
+    run(registry, "git", "tag", "v1.0")
+    run(registry, *dvc, "push", "--quiet", "--all-tags")
+    return registry
+
+
+def test_two_versions_have_their_own_content(settings: Settings) -> None:
+    old, new = resolve("handbook@v1.0", settings), resolve("handbook@v1.1", settings)
+    assert (old.name, old.revision, old.source, old.rows, new.rows) == ("handbook", "v1.0", "dvc", 250, 335)
+    registry = settings.home / "registry"
+    for version in (old, new):
+        assert version.commit == git(registry, "rev-parse", f"{version.revision}^{{commit}}")
+        lock = yaml.safe_load(git(registry, "show", f"{version.revision}:dvc.lock"))
+        assert version.md5 == lock["stages"]["handbook"]["outs"][0]["md5"]
+        assert version.train_file == settings.home / "datasets" / version.md5 / "train.jsonl"
+        assert version.eval_file == version.train_file.with_name("eval.jsonl")
+        assert len(version.train_file.read_text(encoding="utf-8").splitlines()) == version.rows
+    assert old.md5 != new.md5
+
+
+def test_a_version_has_many_names(settings: Settings) -> None:
+    new = resolve("handbook@v1.1", settings)
+    assert new.commit is not None
+    for revision in ("main", new.commit, new.commit[:8]):
+        assert resolve(f"handbook@{revision}", settings) == dataclasses.replace(new, revision=revision)
+    assert resolve("handbook", settings) == dataclasses.replace(new, revision="main")
+
+
+def test_an_evaluation_split_can_be_asked_for(settings: Settings) -> None:
+    held_out = resolve("handbook@v1.1", settings, split="eval")
+    assert (held_out.train_file.name, held_out.eval_file, held_out.rows) == ("eval.jsonl", None, 67)
+    with pytest.raises(DatasetNotFound, match=r"has no test\.jsonl.*it has: eval\.jsonl, train\.jsonl"):
+        resolve("handbook@v1.1", settings, split="test")
+
+
+def test_what_is_on_this_machine_is_not_fetched_again(own_home: Settings) -> None:
+    first = resolve("handbook@v1.0", own_home)
+    written = first.train_file.stat()
+    started = time.monotonic()
+    assert resolve("handbook@v1.0", own_home) == first
+    assert time.monotonic() - started < 2
+    assert (first.train_file.stat().st_ino, first.train_file.stat().st_mode & 0o777) == (written.st_ino, 0o444)
+
+
+def test_jobs_at_the_same_time_share_one_copy(tmp_path: Path) -> None:
+    """Also the first use: four processes find no registry and build one."""
+    settings = Settings(home=tmp_path, dataset_registry=None)
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(resolve, ["handbook@v1.1"] * 4, [settings] * 4))
+    assert found == [found[0]] * 4
+    assert found[0].rows == 335
+    assert [path.name for path in (tmp_path / "datasets").iterdir() if not path.name.endswith(".lock")] == [
+        found[0].md5
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("handbok@v1.0", r"dataset handbok@v1\.0 is not in the registry .*; it has: handbook"),
+        ("handbook@v9.9", r"revision v9\.9 is not in the dataset registry .*; tags: v1\.0, v1\.1; branches: main"),
+        ("handbook@--all", r"revision --all is not in the dataset registry"),
+        ("datasets@v1.0", r"the dataset has no train\.jsonl"),
+        ("../registry@v1.0", r"dataset \.\./registry@v1\.0 is not in the registry"),
+        ("/handbook@v1.0", r"dataset /handbook@v1\.0 is not in the registry"),
+        ("handbook@", "dataset 'handbook@' is not of the form name@revision"),
+        ("@v1.0", "dataset '@v1.0' is not of the form name@revision"),
+    ],
+)
+def test_what_is_not_there_is_named(settings: Settings, reference: str, message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(DatasetNotFound, match=message):
+        resolve(reference, settings)
+    assert time.monotonic() - started < 5
+
+
+def test_a_name_in_none_of_the_places_lists_them_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(DatasetNotFound) as caught:
+        resolve("someone/unknown", settings)
+    assert time.monotonic() - started < 8
+    message = str(caught.value)
+    assert f"no file or folder {settings.data_root}/someone/unknown" in message
+    assert "dataset someone/unknown@main is not in the registry" in message
+    assert "the Hub gave no dataset someone/unknown" in message
+
+
+@pytest.fixture
+def damaged(settings: Settings, tmp_path: Path) -> tuple[Settings, Path]:
+    """A copy of the registry that has lost its cache, so that all depends on a remote beside it."""
+    for name in ("registry", "registry-remote"):
+        shutil.copytree(settings.home / name, tmp_path / name)
+    shutil.rmtree(tmp_path / "registry/.dvc/cache")
+    (tmp_path / "registry/.dvc/config.local").unlink()  # it names the original's remote
+    damaged = Settings(home=tmp_path / "home", dataset_registry=str(tmp_path / "registry"))
+    return damaged, tmp_path / "registry-remote/files/md5"
+
+
+def test_content_missing_in_the_remote_is_named(damaged: tuple[Settings, Path]) -> None:
+    settings, remote = damaged
+    lock = yaml.safe_load(git(remote.parents[2] / "registry", "show", "v1.0:dvc.lock"))
+    md5 = lock["stages"]["handbook"]["outs"][0]["md5"]
+    files = {entry["relpath"]: entry["md5"] for entry in json.loads((remote / md5[:2] / md5[2:]).read_text())}
+    lost = remote / files["train.jsonl"][:2] / files["train.jsonl"][2:]
+    kept = lost.read_bytes()
+
+    lost.unlink()
+    with pytest.raises(DatasetNotFound, match=rf"train\.jsonl \(md5 {files['train.jsonl']}\) .*dvc push --all-tags"):
+        resolve("handbook@v1.0", settings)
+
+    lost.write_bytes(kept + b"\n")
+    with pytest.raises(
+        InvalidDataset, match=rf"train\.jsonl has md5 \w+, the registry recorded {files['train.jsonl']}"
+    ):
+        resolve("handbook@v1.0", settings)
+
+    lost.write_bytes(kept)
+    assert resolve("handbook@v1.0", settings).rows == 250
+
+    shutil.rmtree(settings.home / "datasets")
+    (remote / md5[:2] / md5[2:]).unlink()
+    with pytest.raises(DatasetNotFound, match=rf"the list of files {md5} is missing .*dvc push --all-tags"):
+        resolve("handbook@v1.0", settings)
+
+
+def resolve_all(settings: Settings) -> dict[str, DatasetVersion]:
+    return {name: resolve(f"{name}@v1.0", settings) for name in ("folder", "singles", "table", "table.csv", "plain")}
+
+
+@pytest.mark.parametrize("address", ["path", "file", "bare"])
+def test_an_external_registry_is_read_by_path_and_by_url(external: Path, tmp_path: Path, address: str) -> None:
+    if address == "bare":
+        subprocess.run(["git", "clone", "--quiet", "--bare", str(external), str(tmp_path / "bare.git")], check=True)
+    named = {"path": str(external), "file": external.as_uri(), "bare": str(tmp_path / "bare.git")}[address]
+    settings = Settings(home=tmp_path / "home", dataset_registry=named)
+    found = resolve_all(settings)
+    assert {name: version.rows for name, version in found.items()} == {
+        "folder": 3,
+        "singles": 4,
+        "table": 2,
+        "table.csv": 2,
+        "plain": 2,
+    }
+    assert {version.url for version in found.values()} == {named}
+    assert found["folder"].eval_file is None
+    assert found["singles"].eval_file is not None
+    assert resolve_all(settings) == found
+    with pytest.raises(DatasetNotFound, match="it has: folder, plain, singles, table"):
+        resolve("other@v1.0", settings)
+    assert resolve("folder@trunk", settings).md5 == found["folder"].md5
+    assert not (settings.home / "registry").exists()
+
+
+def test_reading_an_external_registry_leaves_it_unchanged(external: Path, tmp_path: Path) -> None:
+    def look() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in external.rglob("*")}
+
+    before = look()
+    resolve("folder@v1.0", Settings(home=tmp_path, dataset_registry=str(external)))
+    assert look() == before
+
+
+def test_a_folder_that_is_no_repository_is_named(tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    with pytest.raises(DatasetNotFound, match="not a git repository"):
+        resolve("handbook@v1.0", Settings(home=tmp_path, dataset_registry=str(tmp_path / "registry")))
+
+
+def test_a_file_or_folder_below_the_data_root_is_used_where_it_is(own_home: Settings) -> None:
+    write_rows(own_home.data_root / "team/notes.jsonl", 7)
+    found = resolve("team/notes.jsonl", own_home)
+    assert found == DatasetVersion(
+        name="team/notes.jsonl",
+        revision=None,
+        commit=None,
+        md5=found.md5,
+        train_file=own_home.data_root / "team/notes.jsonl",
+        eval_file=None,
+        rows=7,
+        source="file",
+        url=(own_home.data_root / "team/notes.jsonl").as_uri(),
+    )
+    assert resolve(str(own_home.data_root / "team/notes.jsonl"), own_home).md5 == found.md5
+
+    (own_home.data_root / "set").mkdir()
+    (own_home.data_root / "set/train.json").write_text(json.dumps([ROW] * 5), encoding="utf-8")
+    write_rows(own_home.data_root / "set/eval.jsonl", 2)
+    folder = resolve("set", own_home)
+    assert (folder.rows, folder.eval_file) == (5, own_home.data_root / "set/eval.jsonl")
+
+
+@pytest.mark.parametrize("reference", ["../secret.jsonl", "/etc/hostname", "set/../../secret.jsonl", "link.jsonl"])
+def test_a_path_outside_the_data_root_is_refused(own_home: Settings, reference: str) -> None:
+    write_rows(own_home.home / "secret.jsonl", 1)
+    own_home.data_root.mkdir(parents=True)
+    (own_home.data_root / "link.jsonl").symlink_to(own_home.home / "secret.jsonl")
+    with pytest.raises(InvalidConfig, match="leads outside the data root"):
+        resolve(reference, own_home)
+
+
+def test_a_link_inside_a_dataset_folder_cannot_lead_out_of_it(own_home: Settings) -> None:
+    write_rows(own_home.home / "secret.jsonl", 1)
+    (own_home.data_root / "set").mkdir(parents=True)
+    (own_home.data_root / "set/train.jsonl").symlink_to(own_home.home / "secret.jsonl")
+    with pytest.raises(InvalidConfig, match="is a link that leads outside"):
+        resolve("set", own_home)
+
+
+def test_files_that_cannot_be_read_are_refused(own_home: Settings) -> None:
+    own_home.data_root.mkdir(parents=True)
+    (own_home.data_root / "rows.json").write_text('[{"instruction": ', encoding="utf-8")
+    with pytest.raises(InvalidDataset, match=r"rows\.json can't be read as json"):
+        resolve("rows.json", own_home)
+    (own_home.data_root / "rows.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InvalidDataset, match=r"rows\.parquet can't be read as parquet"):
+        resolve("rows.parquet", own_home)
+    (own_home.data_root / "rows.txt").write_text("text", encoding="utf-8")
+    with pytest.raises(InvalidDataset, match=r"rows\.txt must end in one of \.jsonl, \.json, \.parquet, \.csv"):
+        resolve("rows.txt", own_home)
+
+
+def test_a_dataset_of_the_hub_becomes_files_in_the_store(tmp_path: Path) -> None:
+    """Without the network part: what `load_dataset` returns, stored twice with the same name."""
+    from datasets import Dataset, DatasetDict
+
+    splits = DatasetDict(train=Dataset.from_list([ROW] * 6), validation=Dataset.from_list([ROW] * 2))
+    stored = store_splits(splits, tmp_path, "train")
+    assert (stored.rows, stored.train_file.name, stored.eval_file) == (
+        6,
+        "train.parquet",
+        tmp_path / stored.md5 / "eval.parquet",
+    )
+    assert store_splits(splits, tmp_path, "train") == stored
+    with pytest.raises(DatasetNotFound, match="has no split test; it has: train, validation"):
+        store_splits(splits, tmp_path, "test")
