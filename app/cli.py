@@ -119,3 +119,7 @@ def _ignore_signals() -> None:
     """A second Ctrl-C must not leave half of the stack behind."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

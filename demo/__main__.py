@@ -1,6 +1,7 @@
 """`make demo`: posts one real training job and shows a person what happens. The last line is one JSON object."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ from demo.show import follow_job, show_answers, show_intro, show_links
 from jobs import parts, stack
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import StackError, TuneyardError
+from tasks.dataset import resolve
 
 JOB = {
     "model_name": MODEL_NAME,
     "dataset_version": "v1.1",
-    "template": "smollm",
+    "template": "chatml",
     "lora_name": "handbook",
     "logging_backend": "mlflow",
     "lora_r": 16,
@@ -29,7 +31,7 @@ JOB = {
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3,
-    "num_epochs": 3.0,
+    "num_epochs": 4.0,
     "cutoff_len": 512,
     "max_grad_norm": 1.0,
     "logging_steps": 1,
@@ -39,6 +41,7 @@ API_START_SECONDS = 60
 
 def main() -> int:
     """Set up what is missing, run the job, show the difference it made, stop what was started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside cleans up like Ctrl-C
     console = Console()
     settings = Settings()
     show_intro(console)
@@ -50,6 +53,9 @@ def main() -> int:
     except TuneyardError as error:
         console.print(f"[red]{error}[/red]")
         return 1
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return 130
     print(json.dumps(summary))
     return 0 if summary["status"] == "completed" else 1
 
@@ -89,7 +95,8 @@ def run_job(console: Console, api_url: str, settings: Settings) -> dict[str, Any
 def answers_of(settings: Settings, result: dict[str, Any]) -> list[dict[str, str]]:
     """Answers of the base model and the adapter to held-out questions, from a process with plain peft only."""
     model = settings.model_root / MODEL_NAME
-    command = [sys.executable, "-m", "demo.answers", str(model), result["adapter_path"], result["dataset_md5"]]
+    questions = resolve(result["dataset"], settings).eval_file
+    command = [sys.executable, "-m", "demo.answers", str(model), result["adapter_path"], str(questions)]
     done = subprocess.run(command, cwd=PROJECT_ROOT, check=True, stdout=subprocess.PIPE, text=True)
     answers: list[dict[str, str]] = json.loads(done.stdout)
     return answers

@@ -46,7 +46,7 @@ def finetune(
     settings = Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
         model = find_base_model(config, settings)
-        dataset = resolve_dataset(config.dataset_name, settings)
+        dataset = resolve_dataset(config.dataset_name, settings, config.dataset_split)
         start = find_start_adapter(config, journal)
         rows = tokenize(config, dataset, model, journal)
         session = load_session(config, rows, model, start, journal)

@@ -9,6 +9,7 @@ from prefect.deployments import run_deployment
 
 from jobs.settings import Settings
 from tasks.dataset import resolve_dataset
+from tasks.journal import let_log_lines_through
 from tasks.register import find_latest
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def retrain(adapter_name: str, dataset_version: str = "main") -> dict[str, Any]:
         adapter_name: An adapter in the registry.
         dataset_version: Branch, tag or commit of the adapter's dataset to look at.
     """
+    let_log_lines_through()
     settings = Settings()
     adapter = find_latest(settings, adapter_name)
     if adapter is None:

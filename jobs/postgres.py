@@ -68,8 +68,10 @@ def local_url(sockets: Path, database: str, driver: str = "psycopg2") -> str:
 
 
 def sibling_url(database_url: str, database: str, driver: str = "psycopg2") -> str:
-    """The URL of another database on the same server."""
+    """The URL of another database on the same server; asyncpg calls libpq's `sslmode` `ssl`."""
     url = make_url(database_url).set(database=database, drivername=f"postgresql+{driver}")
+    if driver == "asyncpg" and "sslmode" in url.query:
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
     return url.render_as_string(hide_password=False)
 
 

@@ -150,8 +150,8 @@ def _start(settings: Settings) -> Settings:
         resolved = parts.fill_addresses(settings)
         local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
         endpoints = Endpoints(False, {name: getattr(resolved, name) for name in VARIABLES}, local, tuple(gpus))
-        _launch(settings, supervisor, parts.build_parts(settings, gpus))
         try:
+            _launch(settings, supervisor, parts.build_parts(settings, gpus))
             endpoints.write(settings.home)
             _bring_up(settings, resolved, supervisor, gpus, is_fresh=True)
         except BaseException:
@@ -167,6 +167,8 @@ def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> N
         parts.check_port("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT")
     if settings.mlflow_tracking_uri is None:
         parts.check_port("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT")
+    supervisor.run.mkdir(mode=0o700, exist_ok=True)
+    (supervisor.run / "tmp").mkdir(exist_ok=True)
     if settings.database_url is None:
         postgres.prepare_cluster(settings.home / "postgres", supervisor.run / "postgres")
     (settings.home / "prefect").mkdir(exist_ok=True)
@@ -199,7 +201,7 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
         wait_for("prefect", lambda: _is_healthy(f"{resolved.prefect_api_url}/health"))
         _bring_up_workers(settings, resolved.prefect_api_url, supervisor, gpus, began, wait_for)
     if "mlflow" in names:
-        wait_for("mlflow", lambda: _is_healthy(f"{resolved.mlflow_tracking_uri}/health"))
+        wait_for("mlflow", lambda: _is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
 
 
 def _bring_up_workers(
@@ -233,6 +235,16 @@ def _is_healthy(url: str) -> bool:
         return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+def _is_mlflow_ready(url: str) -> bool:
+    """Whether it serves its database: it makes its tables when first asked, one caller at a time must do so."""
+    if not _is_healthy(f"{url}/health"):
+        return False
+    search = httpx.post(
+        f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60, trust_env=False
+    )
+    return search.status_code == httpx.codes.OK
 
 
 def _wait_until_healthy(

@@ -47,13 +47,16 @@ class Process:
 
 
 def run_folder(home: Path) -> Path:
-    """The private folder of a state folder's sockets: inside it, or under /tmp where the path would be too long."""
+    """Where the sockets of a state folder's stack are: in it, or under /tmp where that path would be too long.
+
+    Raises:
+        StackError: somebody else has made that folder.
+    """
     folder = home / "run"
     if len(str(folder / "postgres" / ".s.PGSQL.5432")) > LONGEST_SOCKET_PATH:
         digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
         folder = Path("/tmp") / f"tuneyard-{os.getuid()}-{digest}"  # noqa: S108 - TMPDIR differs between processes
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.exists() and folder.stat().st_uid != os.getuid():
         raise StackError(f"{folder} belongs to another user; remove it or set TUNEYARD_HOME to a shorter path")
     return folder
 
@@ -185,9 +188,11 @@ def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
     for section, values in sections.items():
         lines.append(f"[{section}]")
         for name, value in values.items():
-            if re.search(r"\s[;#]|\n", str(value)):
-                raise StackError(f"{value!r} can't hold ' ;' or ' #'; set TUNEYARD_HOME to another path")
-            lines.append(f"{name} = {str(value).replace('%', '%%')}")
+            if re.search(r"\s[;#]|[%\n]", str(value)):
+                raise StackError(
+                    f"supervisord can't read '%', ' ;' or ' #' in {value}; set TUNEYARD_HOME to another path"
+                )
+            lines.append(f"{name} = {value}")
     return "\n".join(lines) + "\n"
 
 

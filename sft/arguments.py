@@ -108,7 +108,8 @@ def needs_checkpointing(model: PreTrainedModel, tokens: int, free_bytes: int) ->
     settings = model.config.get_text_config()
     hidden = settings.hidden_size
     vectors = 18 * hidden + 16 * (getattr(settings, "intermediate_size", None) or 4 * hidden)
-    return tokens * settings.num_hidden_layers * vectors * model.dtype.itemsize > MEMORY_SHARE * free_bytes
+    activation_bytes = tokens * int(settings.num_hidden_layers * vectors * model.dtype.itemsize)
+    return activation_bytes > MEMORY_SHARE * free_bytes
 
 
 def measure_free_memory() -> int:
@@ -131,6 +132,4 @@ def _check_target_modules(model: PreTrainedModel, targets: tuple[str, ...]) -> N
     known = sorted({name.rpartition(".")[2] for name in names if name != head})
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names if name != head):
-            raise InvalidConfig(
-                f"lora_target_modules: {target!r} is not a layer to adapt; there are {', '.join(known)}"
-            )
+            raise InvalidConfig(f"lora_target_modules has no layer {target!r} to adapt; there are {', '.join(known)}")

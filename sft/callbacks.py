@@ -52,7 +52,7 @@ def send_to_callbacks(callbacks: list[SFTCallback], trainer: Any) -> OnEvent:
     return send
 
 
-class EventSender(TrainerCallback):  # type: ignore[misc]
+class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Turns the Trainer's callbacks into events, reading loss and tokens off the trainer it is given.
 
     `on_event` is called with the event's name and values, on the thread that trains; `begin` holds what the first

@@ -1,7 +1,6 @@
 """Training checkpoints that are known to be whole: each gets a manifest of its files once they are on disk."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def seal_checkpoint(folder: Path) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(files, indent=2), encoding="utf-8")
     sync_path(temporary)
-    os.replace(temporary, folder / MANIFEST)
+    temporary.replace(folder / MANIFEST)
     sync_path(folder)
 
 

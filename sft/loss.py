@@ -24,7 +24,7 @@ def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, target
     return total
 
 
-class _SupervisedNLL(torch.autograd.Function):
+class _SupervisedNLL(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]

@@ -41,7 +41,8 @@ def attend_by_document(
     if cu_seq_lens_q is None or attention_mask is not None or query.shape[0] != 1:
         if attention_mask is None and sliding_window is not None:
             attention_mask = _build_window_mask(query.shape[2], sliding_window, query.device)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        whole: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+        return whole, None
     outputs = []
     for start, end in zip(cu_seq_lens_q.tolist(), cu_seq_lens_q.tolist()[1:], strict=False):
         parts = (tensor[:, :, start:end] for tensor in (query, key, value))

@@ -53,10 +53,9 @@ def _find_turn(
             "there, so a prompt would not look as in training; choose another template_name"
         )
     start = len(prompt)
-    if text.startswith(until):
-        end = text.rfind(stop_token, start, len(until))
-    else:  # templates that shorten earlier answers (dropping their reasoning, say): up to the next stop token
-        end = text.find(stop_token, start)
+    # A template that shortens earlier answers (drops their reasoning, say) never writes `until`: take what comes first.
+    is_kept = text.startswith(until)
+    end = text.rfind(stop_token, start, len(until)) if is_kept else text.find(stop_token, start)
     if end < 0:
         raise InvalidDataset(
             f"messages[{index}]: the chat template does not end this answer with {stop_token}; "

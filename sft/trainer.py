@@ -18,7 +18,7 @@ from sft.packing import DOCUMENT_ATTENTION, register_document_attention
 Layout = Literal["documents", "padded", "trl"]
 
 
-class SupervisedTrainer(SFTTrainer):
+class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
     """SFTTrainer with another loss path where `layout` asks for it.
 
     - `documents`: rows laid end to end, attention run per document, head and loss on supervised positions only;
@@ -102,7 +102,7 @@ def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
     Runs the backbone on every token and the head on the positions that predict a supervised one.
     """
-    causal: Any = model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator]
+    causal: Any = model.get_base_model() if is_peft_model(model) else model
     features = {name: value for name, value in inputs.items() if name != "labels"}
     hidden = causal.base_model(**features | {"use_cache": False}).last_hidden_state[:, :-1]  # (B, T-1, D)
     targets = inputs["labels"][:, 1:].flatten()  # (B * (T-1),)
@@ -130,20 +130,29 @@ def choose_layout(model: PreTrainedModel) -> Layout:
     model.eval()
     try:
         generator = torch.Generator().manual_seed(0)
-        vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         documents = [torch.randint(vocabulary, (1, length), generator=generator) for length in (6, 9)]
         with torch.no_grad():
             wanted = sum(_sum_plain_nll(model, document) for document in documents)
             if not _agrees(sum(sum_nll(model, {"input_ids": ids, "labels": ids})[0] for ids in documents), wanted):
                 return "trl"
-            register_document_attention()
-            model.set_attn_implementation(DOCUMENT_ATTENTION)
-            if model.config._attn_implementation == DOCUMENT_ATTENTION and _isolates(model, documents, wanted):
+            if _set_attention(model, DOCUMENT_ATTENTION) and _isolates(model, documents, wanted):
                 return "documents"
-        model.set_attn_implementation(attention)
+        _set_attention(model, attention)
         return "padded"
     finally:
         model.train(was_training)
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model's attention is now this one; some models know no other than their own."""
+    register_document_attention()
+    if model.config._attn_implementation != name:
+        try:
+            model.set_attn_implementation(name)
+        except ValueError:
+            return False
+    return bool(model.config._attn_implementation == name)
 
 
 def _isolates(model: PreTrainedModel, documents: list[Tensor], wanted: Any) -> bool:

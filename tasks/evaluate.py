@@ -1,19 +1,21 @@
 """Measures the loss on the held-out rows."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sft.session import TrainingSession
 from tasks.journal import Journal
+
+if TYPE_CHECKING:
+    from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="Evaluate", task_run_name="Evaluate {what}", cache_policy=NO_CACHE)
-def evaluate(session: TrainingSession, journal: Journal, what: str, step: int) -> dict[str, Any]:
+def evaluate(session: "TrainingSession", journal: Journal, what: str, step: int) -> dict[str, Any]:
     """The held-out loss of the model as it is now: `eval_loss`, the mean over supervised tokens in nats."""
     journal.enter("evaluating")
     metrics = session.evaluate()

@@ -17,7 +17,14 @@ from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
 
+LOGGERS = ("flows", "tasks", "sft", "jobs")  # prefect.yaml lets Prefect show their lines in its UI
 STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
+
+
+def let_log_lines_through() -> None:
+    """Our loggers inherit the root's level, which hides what a person wants to read in Prefect's UI."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class Journal:
@@ -76,6 +83,7 @@ class Journal:
 @contextmanager
 def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Journal]:
     """A journal for the time of a job; what the job raises is recorded and goes on."""
+    let_log_lines_through()
     journal = Journal(settings, job_id, spec)
     journal.write(phase="starting", error=None, error_code=None)
     succeeded = False

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,9 +12,11 @@ from sft.config import SFTConfig
 from sft.errors import ModelNotFound
 from sft.models import find_model
 from sft.tokenization import PreparedData
-from sft.session import TrainingSession
 from tasks.journal import Journal
 from tasks.register import fetch_adapter
+
+if TYPE_CHECKING:
+    from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,10 @@ def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
 @task(name="Load model", cache_policy=NO_CACHE)
 def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
-) -> TrainingSession:
+) -> "TrainingSession":
     """The base model with its adapter, ready to train."""
+    from sft.session import TrainingSession  # loads torch: seconds that a cancelled or failing job should not cost
+
     journal.enter("loading model")
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})

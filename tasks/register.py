@@ -10,13 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
-from sft.session import TrainingSession
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class RegisteredAdapter(NamedTuple):
 
 @task(name="Register", cache_policy=NO_CACHE)
 def register(
-    session: TrainingSession,
+    session: "TrainingSession",
     journal: Journal,
     dataset: DatasetVersion,
     before: dict[str, Any],
@@ -124,7 +125,10 @@ def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(download_artifacts(artifact_uri=reference, dst_path=str(folder), tracking_uri=tracking_uri))
+        found = download_artifacts(
+            reference, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri
+        )
+        return Path(found)
     except MlflowException as error:
         raise ModelNotFound(f"adapter_path {reference!r} is not in the registry at {tracking_uri}: {error}") from error
 

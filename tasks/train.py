@@ -1,19 +1,21 @@
 """Trains the adapter."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sft.session import TrainingSession
 from tasks.journal import Journal
+
+if TYPE_CHECKING:
+    from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="Train", cache_policy=NO_CACHE)
-def train(session: TrainingSession, journal: Journal) -> dict[str, Any]:
+def train(session: "TrainingSession", journal: Journal) -> dict[str, Any]:
     """Train to the end of the configured steps; progress goes to the journal. Runs on the flow's main thread."""
     journal.enter("training")
     summary = session.train()

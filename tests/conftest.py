@@ -3,7 +3,8 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def free_port() -> int:
 def stack_settings(home: Path) -> Settings:
     """Settings of a stack of its own in this folder."""
     return Settings(home=home, prefect_port=free_port(), mlflow_port=free_port())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Return once the condition holds; fail when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

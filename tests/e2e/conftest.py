@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.tiny_models import save_tiny_llama
 
 from jobs.settings import PROJECT_ROOT, Settings
 from tests.conftest import free_port
 from tests.receiver import Receiver
+from tests.tiny_models import save_tiny_llama
 
 ENDED = ("completed", "failed", "cancelled")
 MODEL = "tiny/llama"

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+
+from tests.e2e.wandb_files import read_history
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -91,16 +94,15 @@ def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
     assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
 
 
-def test_the_registry_finds_the_adapter_by_name(finished, stack, tmp_path):
+def test_the_registry_finds_the_adapter_by_name(finished, stack, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow_tracking_uri)
     client = MlflowClient(stack.mlflow_tracking_uri)
     version = client.get_model_version("support", finished["result"]["model_version"])
-    folder = download_artifacts(
-        "models:/support/latest", dst_path=str(tmp_path), tracking_uri=stack.mlflow_tracking_uri
-    )
+    folder = download_artifacts("models:/support/latest", dst_path=str(tmp_path))
 
     assert version.tags["tuneyard.job_id"] == finished["job_id"]
     assert version.tags["dataset_commit"] == finished["result"]["dataset_commit"]
-    files = {path.name for path in __import__("pathlib").Path(folder).iterdir()}
+    files = {path.name for path in Path(folder).iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert "model.safetensors" not in files
 
@@ -161,29 +163,10 @@ def test_wandb_offline_files_hold_the_metrics(api, model, wait_for):
 
     assert job["status"] == "completed", job["error"]
     assert job["tracking_url"].startswith("file://")
-    steps = read_wandb_history(job["tracking_url"].removeprefix("file://"))
+    (file,) = Path(job["tracking_url"].removeprefix("file://")).glob("*.wandb")
+    steps = read_history(file)
     assert [step["_step"] for step in steps] == [0, 1, 2]
     assert all(step["loss"] > 0 and step["learning_rate"] >= 0 for step in steps[1:])
-
-
-def read_wandb_history(folder: str) -> list[dict]:
-    """The rows of an offline run, read with W&B's own reader."""
-    from pathlib import Path
-
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    store = DataStore()
-    (file,) = Path(folder).glob("*.wandb")
-    store.open_for_scan(str(file))
-    rows = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
 
 
 def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, receiver):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,7 @@ from jobs import stack
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.supervision import Supervisor, stack_processes
 from sft.errors import StackError
-from tests.conftest import stack_settings
+from tests.conftest import stack_settings, wait_until
 
 START = """
 import json
@@ -35,13 +35,6 @@ from prefect import flow
 def sleeper() -> None:
     time.sleep(600)
 """
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time given"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +210,3 @@ def test_a_part_that_can_not_start_shows_the_end_of_its_log_and_leaves_nothing(t
     with pytest.raises(StackError, match=r"postgres did not start \(BACKOFF\); the end of .*/logs/postgres.log:\n.+"):
         stack.ensure_up(stack_settings(tmp_path))
     assert stack_processes(tmp_path) == []
-
-
-def test_a_state_folder_with_a_long_path_works_through_a_short_socket(tmp_path: Path) -> None:
-    home = tmp_path / ("long" * 30)
-    home.mkdir()
-    assert len(str(Supervisor(home).socket)) < 60

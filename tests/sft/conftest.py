@@ -93,18 +93,19 @@ def make_config() -> Callable[..., SFTConfig]:
 
 
 @pytest.fixture
-def alpaca_file(tmp_path: Path) -> Path:
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows as one JSON list into the test's folder, and tells where."""
+
+    def write(rows: list[dict[str, Any]], name: str = "rows.json") -> Path:
+        path = tmp_path / name
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def alpaca_file(write_rows: Callable[..., Path]) -> Path:
     """Twelve rows of different lengths."""
-    return write_rows(
-        tmp_path / "rows.json",
-        [
-            {"instruction": f"Count to {n}.", "input": "", "output": " ".join(str(i) for i in range(n + 1))}
-            for n in range(12)
-        ],
-    )
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows as one JSON list."""
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
+    numbers = [" ".join(str(i) for i in range(n + 1)) for n in range(12)]
+    return write_rows([{"instruction": f"Count to {n}.", "output": output} for n, output in enumerate(numbers)])

@@ -54,7 +54,7 @@ def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, name: str, co
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InvalidDataset, match="a.jsonl must be UTF-8"):
+    with pytest.raises(InvalidDataset, match=r"a\.jsonl must be UTF-8"):
         read_rows(tmp_path / "a.jsonl")
 
 

@@ -82,7 +82,7 @@ def test_a_template_whose_tokens_are_missing_names_them(tokenizer: PreTrainedTok
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(TemplateNotFound, match="'qwne' is not known; did you mean qwen. known are: auto, default"):
+    with pytest.raises(TemplateNotFound, match=r"'qwne' is not known; did you mean qwen\? known are: auto, default"):
         check_template_name("qwne")
     for name in list_templates():
         check_template_name(name)

@@ -1,0 +1,98 @@
+"""What the stack's processes are given: devices, environment, addresses."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from jobs.parts import build_parts, fill_addresses, stack_environment, visible_gpus
+from jobs.postgres import sibling_url
+from jobs.settings import Settings
+from jobs.supervision import Supervisor, render_config, run_folder
+from sft.errors import StackError
+
+TWO_GPUS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1f)
+  MIG 1g.10gb     Device  0: (UUID: MIG-2a)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2f)
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "listed", "expected"),
+    [
+        (None, TWO_GPUS, ["0", "1"]),
+        (None, "", []),
+        ("", TWO_GPUS, []),
+        ("-1", TWO_GPUS, []),
+        ("3", TWO_GPUS, ["3"]),
+        ("GPU-1f, MIG-2a", TWO_GPUS, ["GPU-1f", "MIG-2a"]),
+        ("1,-1,0", TWO_GPUS, ["1"]),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_show(chosen: str | None, listed: str, expected: list[str]) -> None:
+    environment = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
+    assert visible_gpus(environment, lambda: listed) == expected
+
+
+def devices_of_workers(settings: Settings, gpus: list[str]) -> list[str | None]:
+    workers = [part for part in build_parts(settings, gpus) if part.name.startswith("worker-")]
+    assert all("--limit 1 " in " ".join(part.command) for part in workers)
+    return [part.environment.get("CUDA_VISIBLE_DEVICES") for part in workers]
+
+
+def test_each_gpu_has_one_worker_and_a_machine_without_has_one_in_all(tmp_path: Path) -> None:
+    assert devices_of_workers(Settings(home=tmp_path), ["0", "1"]) == ["0", "1"]
+    assert devices_of_workers(Settings(home=tmp_path), []) == [None]
+    assert devices_of_workers(Settings(home=tmp_path, workers=3), ["0", "1"]) == ["0", "1", "0"]
+    assert devices_of_workers(Settings(home=tmp_path, workers=2), []) == [None, None]
+
+
+def test_only_what_is_missing_is_run_here(tmp_path: Path) -> None:
+    def names(**given: str) -> list[str]:
+        return [part.name for part in build_parts(Settings(home=tmp_path, **given), [])]
+
+    assert names() == ["postgres", "prefect", "mlflow", "worker-0"]
+    assert names(database_url="postgresql://db/tuneyard") == ["prefect", "mlflow", "worker-0"]
+    assert names(mlflow_tracking_uri="http://mlflow") == ["postgres", "prefect", "worker-0"]
+    assert names(prefect_api_url="http://prefect/api") == ["postgres", "mlflow"]
+
+
+def test_a_job_reads_the_settings_its_stack_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path / "a %(b)s", allowed_output_roots=(Path("/data"), Path("/scratch")), workers=2)
+    monkeypatch.setenv("PREFECT_PROFILE", "work")
+    monkeypatch.setenv("TUNEYARD_DEFAULT_DATASET", "other")
+    environment = stack_environment(settings)
+    assert "PREFECT_PROFILE" not in environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert environment["TMPDIR"] == str(run_folder(settings.home) / "tmp")
+    roots = (*settings.allowed_output_roots, Path(tempfile.gettempdir()))  # what the usual temporary folder was
+    assert Settings() == fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
+
+
+def test_credentials_go_to_an_external_mlflow_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    assert "MLFLOW_TRACKING_TOKEN" not in stack_environment(Settings(home=tmp_path))
+    external = Settings(home=tmp_path, mlflow_tracking_uri="http://mlflow")
+    assert stack_environment(external)["MLFLOW_TRACKING_TOKEN"] == "secret"
+
+
+def test_the_other_databases_lie_beside_an_external_one() -> None:
+    url = "postgresql://me:p%40ss@db:5433/tuneyard?sslmode=require"
+    assert sibling_url(url, "mlflow") == "postgresql+psycopg2://me:p%40ss@db:5433/mlflow?sslmode=require"
+    assert sibling_url(url, "prefect", "asyncpg") == "postgresql+asyncpg://me:p%40ss@db:5433/prefect?ssl=require"
+
+
+@pytest.mark.parametrize("name", ["a ;b", "a #b", "100%"])
+def test_a_path_that_the_process_manager_would_misread_is_refused(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    with pytest.raises(StackError, match="set TUNEYARD_HOME to another path"):
+        render_config(home, home, [])
+
+
+def test_a_long_state_folder_has_a_short_socket_folder(tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 30)
+    folder = Supervisor(home).run
+    assert len(str(folder)) < 50
+    assert Supervisor(home).run == folder != Supervisor(tmp_path / ("long" * 31)).run
+    assert Supervisor(tmp_path).run == tmp_path / "run"

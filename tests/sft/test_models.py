@@ -1,0 +1,124 @@
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig, ModelNotFound
+from sft.models import Machine, choose_dtype, find_model, load_model, load_tokenizer, measure_gemm
+
+MakeConfig = Callable[..., SFTConfig]
+
+
+def machine(has_cuda: bool = False, has_bf16: bool = False, seconds: tuple[float, float] = (1.0, 1.0)) -> Machine:
+    return Machine(has_cuda, has_bf16, lambda: seconds)
+
+
+def test_a_model_below_the_root_is_found(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "tiny").symlink_to(model_path)
+    assert find_model("org/tiny", tmp_path) == tmp_path / "org" / "tiny"
+    assert find_model(str(tmp_path / "org" / "tiny"), tmp_path) == tmp_path / "org" / "tiny"
+
+
+def test_a_miss_names_every_place_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    (tmp_path / "org" / "empty").mkdir(parents=True)
+    start = time.monotonic()
+    with pytest.raises(ModelNotFound) as error:
+        find_model("org/empty", tmp_path)
+    assert time.monotonic() - start < 8
+    message = str(error.value)
+    assert f"the model root ({tmp_path}/org/empty has no config.json)" in message
+    assert "the Hugging Face cache (" in message
+    assert "the Hub (" in message
+    assert message.endswith(f"Put its files into {tmp_path}/org/empty or name another model")
+
+
+@pytest.mark.parametrize("name", ["../outside", "org/../../outside", "/etc", "."])
+def test_no_name_leads_out_of_the_root(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelNotFound, match="must be a model id or a path below the model root"):
+        find_model(name, tmp_path / "models")
+
+
+def test_a_model_in_the_hugging_face_cache_is_found(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(model_path, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert find_model("org/tiny", tmp_path / "models") == repository / "snapshots" / "abc"
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "facts", "expected"),
+    [
+        ("auto", machine(has_cuda=True, has_bf16=True), torch.bfloat16),
+        ("auto", machine(has_cuda=True), torch.float16),
+        ("auto", machine(seconds=(1.0, 0.5)), torch.bfloat16),
+        ("auto", machine(seconds=(1.0, 1.0)), torch.float32),
+        ("auto", machine(seconds=(1.0, 0.95)), torch.float32),
+        ("auto", machine(seconds=(1.0, 1.6)), torch.float32),
+        ("none", machine(has_cuda=True, has_bf16=True), torch.float32),
+        ("none", machine(seconds=(1.0, 0.1)), torch.float32),
+        ("bf16", machine(seconds=(1.0, 9.0)), torch.bfloat16),
+        ("fp16", machine(has_cuda=True), torch.float16),
+    ],
+)
+def test_dtype_is_what_the_machine_is_fast_in(mixed_precision: str, facts: Machine, expected: torch.dtype) -> None:
+    assert choose_dtype(mixed_precision, facts) == expected
+
+
+def test_a_dtype_the_machine_lacks_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="mixed_precision fp16 needs a CUDA device"):
+        choose_dtype("fp16", machine())
+    with pytest.raises(InvalidConfig, match="mixed_precision bf16 is not supported by this CUDA device"):
+        choose_dtype("bf16", machine(has_cuda=True))
+
+
+def test_the_probe_measures_both() -> None:
+    assert all(0 < seconds < 5 for seconds in measure_gemm(size=64, repeats=2))
+
+
+def test_model_and_tokenizer_are_loaded(model_path: Path, make_config: MakeConfig) -> None:
+    assert load_model(model_path, make_config()).dtype == torch.float32
+    assert load_model(model_path, make_config(mixed_precision="bf16")).dtype == torch.bfloat16
+    full = make_config(mixed_precision="bf16", use_lora=False)
+    assert load_model(model_path, full).dtype == torch.float32
+    assert load_tokenizer(model_path).pad_token == "<|endoftext|>"
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end_and_grows_by_none(model_path: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(model_path)
+    size = len(tokenizer)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token == "<|endoftext|>"
+    assert len(load_tokenizer(tmp_path)) == size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="QLoRA works on CUDA")
+def test_qlora_without_cuda_is_refused(model_path: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(InvalidConfig, match="use_qlora needs a CUDA device"):
+        load_model(model_path, make_config(use_qlora=True))
+
+
+def test_only_whole_safetensors_are_read(model_path: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(model_path, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"lacks 1 of the model's weights, model.norm.weight for one"):
+        load_model(folder, make_config())
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ModelNotFound, match="has no model that can be read"):
+        load_model(folder, make_config())
