@@ -1,10 +1,14 @@
 """The one way in: brings the stack up on first use and hands out the process's `JobService`."""
 
 import threading
+import time
 
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.stack import ensure_up
+from jobs.store import migrate
+
+CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by the first use after this
 
 
 class Door:
@@ -13,11 +17,21 @@ class Door:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
         self._service: JobService | None = None
+        self._checked_at = 0.0
         self._lock = threading.Lock()
 
     def open(self) -> JobService:
         """The service, with the stack it needs. Raises StackError when that can't be started."""
         with self._lock:
-            if self._service is None:
-                self._service = JobService(ensure_up(self._settings or Settings()))
+            if self._service is None or time.monotonic() - self._checked_at > CHECK_SECONDS:
+                settings = ensure_up(self._settings or Settings())
+                if self._service is None or self._service.settings != settings:
+                    self._service = self._build(settings)
+                self._checked_at = time.monotonic()
             return self._service
+
+    @staticmethod
+    def _build(settings: Settings) -> JobService:
+        if settings.is_external and settings.database_url:  # the local stack looks after its own schema
+            migrate(settings.database_url)
+        return JobService(settings)
