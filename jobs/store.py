@@ -38,7 +38,7 @@ class JobReport(Base):
 
 
 class JobEvent(Base):
-    """Something that happened in a job, in the order of `id`: a new phase, a step, an evaluation, a checkpoint, its end."""
+    """Something that happened in a job, in the order of `id`: a phase, a step, an evaluation, a checkpoint, its end."""
 
     __tablename__ = "job_events"
 
