@@ -31,7 +31,7 @@ JOB = {
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3,
-    "num_epochs": 4.0,
+    "num_epochs": 3.0,
     "cutoff_len": 512,
     "max_grad_norm": 1.0,
     "logging_steps": 1,
@@ -97,7 +97,9 @@ def answers_of(settings: Settings, result: dict[str, Any]) -> list[dict[str, str
     model = settings.model_root / MODEL_NAME
     questions = resolve(result["dataset"], settings).eval_file
     command = [sys.executable, "-m", "demo.answers", str(model), result["adapter_path"], str(questions)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=PROJECT_ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise StackError(f"the adapter could not be asked: {done.stderr.strip().splitlines()[-1]}")
     answers: list[dict[str, str]] = json.loads(done.stdout)
     return answers
 

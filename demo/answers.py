@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 QUESTIONS = 6
 MAX_NEW_TOKENS = 60
@@ -20,6 +21,7 @@ MAX_NEW_TOKENS = 60
 
 def main(model_dir: str, adapter_dir: str, eval_file: str) -> None:
     """Print a JSON array of `question, expected, base, adapter`."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter_dir).eval()

@@ -7,10 +7,12 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from jobs.settings import Settings
 
 POLL_SECONDS = 0.5
+SHOWN_CHARACTERS = 160
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -72,6 +74,12 @@ def _readable(step: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _shorten(answer: str) -> str:
+    """The beginning of an answer, on one line."""
+    words = " ".join(answer.split())
+    return words if len(words) <= SHOWN_CHARACTERS else words[: SHOWN_CHARACTERS - 1] + "…"
+
+
 def show_answers(console: Console, answers: list[dict[str, str]], result: dict[str, Any]) -> None:
     """The same held-out questions, answered by the base model and by the adapter, and the loss on all of them."""
     table = Table(title="\nHeld-out questions, never trained on", show_lines=True)
@@ -80,9 +88,14 @@ def show_answers(console: Console, answers: list[dict[str, str]], result: dict[s
     table.add_column("adapter", ratio=3)
     for answer in answers:
         knows = answer["key"].lower() in answer["adapter"].lower()
-        table.add_row(answer["question"], answer["base"], f"{'[green]✓[/green] ' if knows else ''}{answer['adapter']}")
+        mark = Text("✓ " if knows else "", style="green")
+        table.add_row(
+            answer["question"], _shorten(answer["base"]), mark.append(_shorten(answer["adapter"]), style="none")
+        )
     console.print(table)
     before, after = result["base_eval_loss"], result["eval_loss"]
     console.print(f"\nHeld-out loss  {before:.3f} → [bold]{after:.3f}[/bold]  ({(after - before) / before:+.0%})")
+    peak_gb = result["metrics"]["peak_memory_bytes"] / 1e9
+    console.print(f"Speed          {result['metrics']['tokens_per_second']:.0f} tokens/s, {peak_gb:.1f} GB at the peak")
     console.print(f"Adapter        {result['adapter_path']}", soft_wrap=True)
     console.print(f"Registry       models:/{result['model_name']}/{result['model_version']}\n", soft_wrap=True)

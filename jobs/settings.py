@@ -38,6 +38,16 @@ class Settings(BaseSettings):
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
+    require_api_key: bool = Field(False, description="Ask for an API key even before one has been made.")
+    max_body_bytes: int = Field(2**20, gt=0, description="Largest request body the API reads.")
+    rate_limit: str | None = Field(
+        None,
+        description="Requests a client may make, such as `600/minute`, in each API process; no limit if unset.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Web origins whose pages may call the API, as a JSON list; none if unset, `*` for every one."
+    )
+
     database_url: str | None = Field(None, description="PostgreSQL URL of Tuneyard's own database.")
     prefect_api_url: str | None = Field(
         None, validation_alias=AliasChoices("PREFECT_API_URL"), description="Prefect API; started locally if unset."

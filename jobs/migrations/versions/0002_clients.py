@@ -1,5 +1,7 @@
 """Job events, versions of saved configurations, idempotency keys and API keys."""
 
+from datetime import datetime
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -8,10 +10,9 @@ revision = "0002"
 down_revision = "0001"
 
 
-def _created_at(index: bool = False) -> sa.Column[object]:
-    return sa.Column(
-        "created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False, index=index
-    )
+def _created_at(index: bool = False) -> sa.Column[datetime]:
+    now = sa.func.now()
+    return sa.Column("created_at", sa.DateTime(timezone=True), server_default=now, nullable=False, index=index)
 
 
 def upgrade() -> None:

@@ -1,0 +1,139 @@
+"""API keys: who may read, submit and administer. A key is shown once and kept only as a hash."""
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from jobs.store import ApiKey
+from sft.errors import InvalidConfig, TuneyardError
+
+KEY_MARK = "ty_"  # makes a leaked key easy to search for
+SHOWN_CHARACTERS = 11  # of a key, in lists
+TTL_SECONDS = 3.0  # a revoked key works no longer than this
+NEW_KEY_SECONDS = 1.0  # a key that was just made is refused no longer than this
+
+
+class Scope(StrEnum):
+    """What a key allows; each includes those before it."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+    def includes(self, other: "Scope") -> bool:
+        """Whether a key of this scope may do what needs `other`."""
+        order = list(Scope)
+        return order.index(self) >= order.index(other)
+
+
+class KeyNotFound(TuneyardError, LookupError):
+    """No API key has this id."""
+
+    status = 404
+    code = "api_key_not_found"
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who a request comes from."""
+
+    key_id: UUID
+    name: str
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class KeyBook:
+    """The keys that are valid, by the SHA-256 of each. `is_open`: no key was ever made, so nothing asks for one."""
+
+    clients: Mapping[str, Client]
+    is_open: bool
+
+
+def create_key(engine: Engine, name: str, scope: Scope) -> tuple[ApiKey, str]:
+    """Make a key; its record and the key itself, which nothing keeps. Raises InvalidConfig for a blank name."""
+    if not name.strip() or not name.isprintable():
+        raise InvalidConfig(f"name must be printable and not blank, got {name!r}")
+    key = KEY_MARK + secrets.token_urlsafe(32)
+    # A random key of 256 bits can't be guessed from its hash: the slow hashes are for passwords.
+    record = ApiKey(
+        name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value]
+    )
+    with Session(engine, expire_on_commit=False) as session:
+        session.add(record)
+        session.commit()
+        session.refresh(record)
+    return record, key
+
+
+def list_keys(engine: Engine) -> list[ApiKey]:
+    """Every key ever made, revoked ones included, oldest first."""
+    with Session(engine, expire_on_commit=False) as session:
+        return [*session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))]
+
+
+def revoke_key(engine: Engine, key_id: str) -> ApiKey:
+    """End a key's validity, for good; doing it again changes nothing. Raises KeyNotFound."""
+    try:
+        parsed = UUID(key_id)
+    except ValueError as error:
+        raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them") from error
+    with Session(engine, expire_on_commit=False) as session:
+        record = session.get(ApiKey, parsed)
+        if record is None:
+            raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them")
+        record.revoked_at = record.revoked_at or datetime.now(UTC)
+        session.commit()
+        return record
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key, in hexadecimal."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_book(engine: Engine) -> KeyBook:
+    """The keys as the database has them. Revoking the last key does not open the service again."""
+    records = list_keys(engine)
+    clients = {
+        record.key_sha256: Client(record.id, record.name, max(map(Scope, record.scopes), key=list(Scope).index))
+        for record in records
+        if record.revoked_at is None
+    }
+    return KeyBook(clients, is_open=not records)
+
+
+class KeyRing:
+    """The key book, read again every few seconds, so that a request costs no query. Thread-safe."""
+
+    def __init__(self, read: Callable[[], KeyBook]) -> None:
+        self._read = read
+        self._book: KeyBook | None = None
+        self._read_at = 0.0
+        self._lock = threading.Lock()
+
+    def fresh_book(self, key: str | None) -> KeyBook | None:
+        """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
+        book, age = self._book, time.monotonic() - self._read_at
+        if book is None or age > TTL_SECONDS:
+            return None
+        is_unknown = key is not None and not book.is_open and hash_key(key) not in book.clients
+        return None if is_unknown and age > NEW_KEY_SECONDS else book
+
+    def refresh(self, key: str | None) -> KeyBook:
+        """Read the book, or wait for another thread that does. Raises what reading raises."""
+        with self._lock:
+            book = self.fresh_book(key)
+            if book is None:
+                book = self._read()
+                self._book, self._read_at = book, time.monotonic()
+            return book
