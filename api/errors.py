@@ -1,38 +1,89 @@
-"""Errors as clients see them: one shape, `detail` for people and `code` for programs."""
+"""Errors as clients see them: one shape, `detail` for people, `code` for programs, `request_id` for the log."""
 
-import logging
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from sft.config import explain_problems
 from sft.errors import TuneyardError
 
-logger = logging.getLogger(__name__)
-
 SFT_PREFIX = "/api/sft"
+DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a megabyte of it
+
+CODES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    429: "rate_limited",
+}
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of ours, of validation and of nobody's expectation in the same shape."""
+    """Answer errors of ours, of the router and of validation in the one shape. What nobody expected is
+    `api.requests`'s to answer."""
 
     @app.exception_handler(TuneyardError)
-    async def answer_error(_request: Request, error: TuneyardError) -> JSONResponse:
-        return error_response(error.status, str(error), error.code)
+    async def answer_error(request: Request, error: TuneyardError) -> JSONResponse:
+        return describe_error(request.scope, error)
+
+    @app.exception_handler(HTTPException)
+    async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return describe_error(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
         status = 400 if request.url.path.startswith(SFT_PREFIX) else 422
-        return error_response(status, explain_problems(problems, []), "invalid_request")
-
-    @app.exception_handler(Exception)
-    async def answer_unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(500, "Internal server error", "internal_error")
+        detail = explain_request(error.errors(), request.headers.get("content-type"))
+        return error_response(request.scope, status, detail, "invalid_request")
 
 
-def error_response(status: int, detail: str, code: str) -> JSONResponse:
-    """The one shape."""
-    return JSONResponse({"detail": detail, "code": code}, status_code=status)
+def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:
+    """The answer to an error that carries its status."""
+    if isinstance(error, TuneyardError):
+        return error_response(scope, error.status, str(error), error.code)
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = f"There is nothing at {scope['path']}; /docs shows what there is"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"{scope['path']} does not take {scope['method']}; /docs shows what it takes"
+    code = CODES.get(error.status_code, "http_error")
+    return error_response(scope, error.status_code, detail, code, error.headers)
+
+
+def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None) -> str:
+    """Every problem of a request, one a line."""
+    lines = []
+    for problem in problems:
+        place, *within = problem["loc"]
+        if problem["type"] == "json_invalid":
+            lines.append(f"the body is not valid JSON: {problem['ctx']['error']} at character {within[0]}")
+        elif place == "body" and not within and isinstance(problem["input"], bytes):
+            lines.append(f"the body must be sent with Content-Type: application/json, got {content_type!r}")
+        else:
+            lines.append(explain_problems([{**problem, "loc": within}], []))
+    return "\n".join(lines)
+
+
+def error_response(
+    scope: Scope, status: int, detail: str, code: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The one shape. Text that can't be encoded, such as half of a surrogate pair, is shown escaped."""
+    shown = detail if len(detail) <= DETAIL_CHARACTERS else detail[: DETAIL_CHARACTERS - 3] + "..."
+    shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
+    request_id = scope.get("state", {}).get("request_id")
+    return JSONResponse({"detail": shown, "code": code, "request_id": request_id}, status, headers)
+
+
+def printable(text: str) -> str:
+    """Text as a JSON string in ASCII: one line whatever it holds."""
+    return json.dumps(text)

@@ -125,7 +125,7 @@ class TrainingSession:
         model = self.trainer.model
         if isinstance(model, PeftModel):
             for adapter in model.peft_config.values():
-                adapter.base_model_name_or_path = self._name_base_model()
+                adapter.base_model_name_or_path = self.config.base_model  # an id, no folder of this machine
         with publish_folder(adapter_dir) as folder, quiet_transformers():
             model.save_pretrained(folder)
             self._save_companions(folder)
@@ -153,7 +153,3 @@ class TrainingSession:
         base = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32, use_safetensors=True)
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
         return merged.to(stored)
-
-    def _name_base_model(self) -> str:
-        """What the adapter calls its base model: its folder, or for one in the Hugging Face cache its id."""
-        return self.config.base_model if "snapshots" in self.model_path.parts else str(self.model_path)
