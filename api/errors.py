@@ -16,6 +16,8 @@ from sft.errors import TuneyardError
 
 SFT_PREFIX = "/api/sft"
 DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a megabyte of it
+UNREADABLE_BODY = "There was an error parsing the body"  # FastAPI's words for whatever else the parser raises
+BODY_FORM = "it must be JSON in UTF-8, nested less than 900 deep, with numbers of less than 4300 digits"
 
 CODES = {
     400: "invalid_request",
@@ -42,22 +44,28 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        status = 400 if request.url.path.startswith(SFT_PREFIX) else 422
         detail = explain_request(error.errors(), request.headers.get("content-type"))
-        return error_response(request.scope, status, detail, "invalid_request")
+        return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request")
 
 
 def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:
     """The answer to an error that carries its status."""
     if isinstance(error, TuneyardError):
         return error_response(scope, error.status, str(error), error.code)
-    detail = str(error.detail)
-    if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
+    detail, status = str(error.detail), error.status_code
+    if detail == UNREADABLE_BODY:
+        detail, status = f"the body can't be read: {BODY_FORM}", invalid_status(scope)
+    elif error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"There is nothing at {scope['path']}; /docs shows what there is"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{scope['path']} does not take {scope['method']}; /docs shows what it takes"
     code = CODES.get(error.status_code, "http_error")
-    return error_response(scope, error.status_code, detail, code, error.headers)
+    return error_response(scope, status, detail, code, error.headers)
+
+
+def invalid_status(scope: Scope) -> int:
+    """What the interface in question answers to an invalid request."""
+    return 400 if scope["path"].removeprefix(scope.get("root_path", "")).startswith(SFT_PREFIX) else 422
 
 
 def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None) -> str:

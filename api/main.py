@@ -1,45 +1,92 @@
 """Makes the FastAPI app that serves both documented interfaces over one kind of job."""
 
+import functools
 import importlib.metadata
 import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
-from api import sft_routes, train_routes
+from api import health, sft_routes, train_routes
+from api.auth import Authentication, read_keys, warn_if_open_to_others
+from api.docs import install_openapi
 from api.errors import install_error_handlers
+from api.limits import BodyLimit, RateLimit, parse_rate_limit
+from api.metrics import Metrics, Snapshot
+from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
+from api.values import check_values
 from jobs.door import Door
+from jobs.keys import KeyRing
+from jobs.readiness import check_parts, count_jobs
 from jobs.settings import Settings
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
+READINESS_TTL_SECONDS = 1.0
+JOB_COUNTS_TTL_SECONDS = 10.0
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The app. The local stack starts beside it, in the background; a request that needs it waits."""
-    app = FastAPI(
+    settings = settings or Settings()
+    app = FastAPIOffline(
         title="Tuneyard",
         version=importlib.metadata.version("tuneyard"),
         description="Self-hosted LoRA fine-tuning: post a job, get a registered adapter.",
         lifespan=_warm_up,
+        dependencies=[Depends(check_values)],
+        static_url="/docs/assets",
+        redoc_url=None,  # its page fetches a logo from its makers
+        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
+        swagger_ui_parameters={"validatorUrl": None},  # which would send the schema to a public validator
     )
+    app.state.settings = settings
     app.state.door = Door(settings)
+    app.state.keys = KeyRing(functools.partial(read_keys, settings))
+    app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
+    app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)
-    app.include_router(train_routes.router)
-    app.include_router(sft_routes.router)
+    for router in (train_routes.router, sft_routes.router, health.router):
+        app.include_router(router)
+    install_openapi(app)
+    _add_middleware(app, settings)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """From the innermost to the outermost: each one added wraps those before it."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.rate_limit:
+        app.add_middleware(RateLimit, limit=parse_rate_limit(settings.rate_limit))
+    app.add_middleware(
+        Authentication, ring=app.state.keys, door=app.state.door, is_key_required=settings.require_api_key
+    )
+    app.add_middleware(RequestRecorder, metrics=app.state.metrics)
+    if settings.cors_origins:  # outermost: a page must be able to read errors too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After", "Link", "Content-Disposition"],
+        )
 
 
 @asynccontextmanager
 async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
-    threading.Thread(target=_open, args=(app.state.door,), name="open-stack", daemon=True).start()
+    log_to_stderr_unless_configured()
+    threading.Thread(target=_open, args=(app,), name="open-stack", daemon=True).start()
     yield
 
 
-def _open(door: Door) -> None:
+def _open(app: FastAPI) -> None:
     try:
-        door.open()
+        app.state.door.open()
+        warn_if_open_to_others(app.state.keys.refresh(None), app.state.settings)
     except StackError as error:
         logger.error("The local stack did not start: %s", error)  # the next request tries again and answers 503

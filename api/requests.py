@@ -51,8 +51,7 @@ class RequestRecorder:
         except ClientDisconnect:
             pass
         except Exception as error:
-            expected = isinstance(error, TuneyardError | HTTPException)
-            failure = None if expected and began_answering is None else error
+            failure = None if isinstance(error, TuneyardError | HTTPException) else error
             if began_answering is not None:
                 raise
             await answer(scope, error)(scope, receive, record_and_send)
@@ -92,13 +91,16 @@ def log_request(scope: Scope, status: int, seconds: float, failure: Exception | 
 
 
 def log_to_stderr_unless_configured() -> None:
-    """Show our lines where uvicorn has configured only its own; its access log, which knows no ids, goes silent."""
+    """Show our lines where only uvicorn's logging is set up. Its access log, which knows no ids, goes silent then;
+    where it was switched off (`--no-access-log`), ours is as well."""
     ours, theirs = logging.getLogger("api"), logging.getLogger("uvicorn.access")
-    if not ours.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-        ours.addHandler(handler)
-    if ours.level == logging.NOTSET:
-        ours.setLevel(logging.INFO)
+    if ours.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    if not theirs.handlers and not theirs.propagate:
+        logger.setLevel(logging.WARNING)
     theirs.handlers.clear()
     theirs.propagate = False

@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Metadata, SavedConfigRef
 from sft.config import SFTConfig
 from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
@@ -15,12 +15,14 @@ from tasks.journal import open_journal
 from tasks.model import find_base_model, find_start_adapter, load_session
 from tasks.notify import notify
 from tasks.register import register
+from tasks.tags import tag_job
 from tasks.tokenize import tokenize
 from tasks.train import train
 
 
 @flow(
     name="finetune",
+    on_running=[tag_job],
     on_completion=[notify],
     on_failure=[notify],
     on_cancellation=[notify],
@@ -31,6 +33,8 @@ def finetune(
     adapter_name: str | None = None,
     tracking_backend: Literal["mlflow", "wandb"] = "mlflow",
     webhook_url: str | None = None,
+    metadata: Metadata | None = None,
+    saved_config: SavedConfigRef | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a LoRA adapter and register it.
 
@@ -39,9 +43,16 @@ def finetune(
         adapter_name: The adapter's name in the registry; made up from model and dataset if empty.
         tracking_backend: Where per-step metrics are shown.
         webhook_url: Called once the job has ended.
+        metadata: Up to 16 pairs of text that are kept with the job.
+        saved_config: The saved configuration that config was made from.
     """
     spec = JobSpec.build(
-        config=config, adapter_name=adapter_name, tracking_backend=tracking_backend, webhook_url=webhook_url
+        config=config,
+        adapter_name=adapter_name,
+        tracking_backend=tracking_backend,
+        webhook_url=webhook_url,
+        metadata=metadata,
+        saved_config=saved_config,
     )
     settings = Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:

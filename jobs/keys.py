@@ -22,16 +22,16 @@ TTL_SECONDS = 3.0  # a revoked key works no longer than this
 NEW_KEY_SECONDS = 1.0  # a key that was just made is refused no longer than this
 
 
-class Scope(StrEnum):
+class KeyScope(StrEnum):
     """What a key allows; each includes those before it."""
 
     READ = "read"
     SUBMIT = "submit"
     ADMIN = "admin"
 
-    def includes(self, other: "Scope") -> bool:
+    def includes(self, other: "KeyScope") -> bool:
         """Whether a key of this scope may do what needs `other`."""
-        order = list(Scope)
+        order = list(KeyScope)
         return order.index(self) >= order.index(other)
 
 
@@ -48,7 +48,7 @@ class Client:
 
     key_id: UUID
     name: str
-    scope: Scope
+    scope: KeyScope
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,13 @@ class KeyBook:
     is_open: bool
 
 
-def create_key(engine: Engine, name: str, scope: Scope) -> tuple[ApiKey, str]:
+def create_key(engine: Engine, name: str, scope: KeyScope) -> tuple[ApiKey, str]:
     """Make a key; its record and the key itself, which nothing keeps. Raises InvalidConfig for a blank name."""
     if not name.strip() or not name.isprintable():
         raise InvalidConfig(f"name must be printable and not blank, got {name!r}")
     key = KEY_MARK + secrets.token_urlsafe(32)
     # A random key of 256 bits can't be guessed from its hash: the slow hashes are for passwords.
-    record = ApiKey(
-        name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value]
-    )
+    record = ApiKey(name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value])
     with Session(engine, expire_on_commit=False) as session:
         session.add(record)
         session.commit()
@@ -105,7 +103,7 @@ def read_book(engine: Engine) -> KeyBook:
     """The keys as the database has them. Revoking the last key does not open the service again."""
     records = list_keys(engine)
     clients = {
-        record.key_sha256: Client(record.id, record.name, max(map(Scope, record.scopes), key=list(Scope).index))
+        record.key_sha256: Client(record.id, record.name, max(map(KeyScope, record.scopes), key=list(KeyScope).index))
         for record in records
         if record.revoked_at is None
     }
@@ -117,13 +115,13 @@ class KeyRing:
 
     def __init__(self, read: Callable[[], KeyBook]) -> None:
         self._read = read
-        self._book: KeyBook | None = None
+        self.last_book: KeyBook | None = None
         self._read_at = 0.0
         self._lock = threading.Lock()
 
     def fresh_book(self, key: str | None) -> KeyBook | None:
         """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
-        book, age = self._book, time.monotonic() - self._read_at
+        book, age = self.last_book, time.monotonic() - self._read_at
         if book is None or age > TTL_SECONDS:
             return None
         is_unknown = key is not None and not book.is_open and hash_key(key) not in book.clients
@@ -135,5 +133,5 @@ class KeyRing:
             book = self.fresh_book(key)
             if book is None:
                 book = self._read()
-                self._book, self._read_at = book, time.monotonic()
+                self.last_book, self._read_at = book, time.monotonic()
             return book

@@ -4,18 +4,18 @@ import time
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from jobs.events import STEP_SERIES, drop_non_finite, write_event
 from jobs.store import JobReport
 
 
 def write_report(engine: Engine, job_id: UUID, **fields: Any) -> None:
     """Set these columns of the job's report, making it if need be."""
-    statement = insert(JobReport).values(job_id=job_id, **fields)
     with engine.begin() as connection:
-        connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields))
+        _set_fields(connection, job_id, fields)
 
 
 def read_reports(engine: Engine, job_ids: list[UUID]) -> dict[UUID, JobReport]:
@@ -26,18 +26,38 @@ def read_reports(engine: Engine, job_ids: list[UUID]) -> dict[UUID, JobReport]:
 
 
 class ProgressWriter:
-    """Writes a job's training progress at most once in `min_interval_seconds`; the last step is never left out."""
+    """Writes a job's training progress at most once in `min_interval_seconds`; the last step is never left out.
+
+    Each write is also a `step` event, whose `recent` lists every step since the one before it.
+    """
 
     def __init__(self, engine: Engine, job_id: UUID, min_interval_seconds: float = 1.0) -> None:
         self.engine = engine
         self.job_id = job_id
         self.min_interval_seconds = min_interval_seconds
         self._written_at = float("-inf")
+        self._kept_back: dict[str, Any] | None = None
+        self._recent: list[list[Any]] = []
 
     def __call__(self, progress: dict[str, Any]) -> None:
         """Report `step, total_steps, percent, epoch, loss, tokens_per_second, eta_seconds`."""
-        now = time.monotonic()
-        if now - self._written_at < self.min_interval_seconds and progress["step"] < progress["total_steps"]:
+        self._kept_back = progress = drop_non_finite(progress)
+        self._recent.append([progress.get(name) for name in STEP_SERIES])
+        is_due = time.monotonic() - self._written_at >= self.min_interval_seconds
+        if is_due or progress["step"] >= progress["total_steps"]:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was kept back."""
+        if self._kept_back is None:
             return
-        write_report(self.engine, self.job_id, progress=progress)
-        self._written_at = now
+        with self.engine.begin() as connection:
+            _set_fields(connection, self.job_id, {"progress": self._kept_back})
+            write_event(connection, self.job_id, "step", self._kept_back | {"recent": self._recent})
+        self._kept_back, self._recent = None, []
+        self._written_at = time.monotonic()
+
+
+def _set_fields(connection: Connection, job_id: UUID, fields: dict[str, Any]) -> None:
+    statement = insert(JobReport).values(job_id=job_id, **fields)
+    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields))

@@ -1,15 +1,31 @@
 """`JobSpec`: a job before it runs, in the words of the training library; both interfaces translate to it."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from jobs.text import find_unstorable_text
 from sft.config import SFTConfig, explain_validation_error
 from sft.errors import InvalidConfig
 
 TrackingBackend = Literal["mlflow", "wandb"]
+MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+MetadataValue = Annotated[str, StringConstraints(max_length=256)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+RESERVED_KEY = "__prefect_kind"  # Prefect would take a mapping with this key for an instruction
+
+
+class SavedConfigRef(BaseModel):
+    """The saved configuration that a job was made from, as it was then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config_id: str = Field(description="Its id.")
+    version: int = Field(description="Its version.")
+    name: str = Field(description="Its name.")
 
 
 class JobSpec(BaseModel):
@@ -21,6 +37,8 @@ class JobSpec(BaseModel):
     adapter_name: str | None = Field(None, max_length=200, description="Name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     webhook_url: str | None = Field(None, description="Called once the job has ended.")
+    metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
+    saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
 
     @field_validator("adapter_name")
     @classmethod
@@ -43,6 +61,19 @@ class JobSpec(BaseModel):
             raise ValueError("must be an http or https URL")
         return url
 
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, metadata: Metadata | None) -> Metadata | None:
+        if metadata and RESERVED_KEY in metadata:
+            raise ValueError(f"the key {RESERVED_KEY} is reserved; name it otherwise")
+        return metadata
+
+    @model_validator(mode="after")
+    def _check_text(self) -> "JobSpec":
+        if found := find_unstorable_text(self.model_dump()):
+            raise ValueError(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
+        return self
+
     @classmethod
     def build(cls, **values: Any) -> "JobSpec":
         """Validate plain values. Raises InvalidConfig with every problem, one a line."""
@@ -60,6 +91,18 @@ class JobSpec(BaseModel):
         dataset = self.config.dataset_name.split("@", 1)[0].rsplit("/", 1)[-1]
         return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{dataset}".lower()).strip("-._") or "adapter"
 
+    def tags(self) -> list[str]:
+        """What a job is found by, as tags of its run: model, adapter, dataset (with and without revision), metadata."""
+        dataset = self.config.dataset_name
+        names = {f"dataset:{dataset}", f"dataset:{dataset.split('@', 1)[0]}"}
+        pairs = [metadata_tag(key, value) for key, value in (self.metadata or {}).items()]
+        return [f"model:{self.config.base_model}", f"adapter:{self.registered_name}", *sorted(names), *pairs]
+
     def to_parameters(self) -> dict[str, Any]:
         """Plain JSON values for the flow run."""
         return self.model_dump(mode="json")
+
+
+def metadata_tag(key: str, value: str) -> str:
+    """The tag of one pair of a job's metadata."""
+    return f"metadata:{key}={value}"

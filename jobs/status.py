@@ -41,7 +41,7 @@ _BY_STATE_TYPE = {
 }
 
 # Scheduled states of a job that has begun before and goes on.
-_ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
+ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
 
 TRAIN_WORDS = {
     JobStatus.CREATED: "queued",
@@ -75,7 +75,7 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
     if state_type == "PAUSED" and state_name == CREATED_STATE_NAME:
         return JobStatus.CREATED
     if state_type == "SCHEDULED":
-        if state_name in _ONGOING_STATE_NAMES:
+        if state_name in ONGOING_STATE_NAMES:
             return JobStatus.RUNNING
         return JobStatus.STARTING if has_free_slot else JobStatus.QUEUED
     return _BY_STATE_TYPE[state_type]

@@ -84,12 +84,15 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
             if not (folder / name).is_file():
                 raise ModelNotFound(f"adapter_path {folder} has no {name}; name the folder of a saved adapter")
         try:
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=True), None
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InvalidConfig(
                 f"adapter_path {folder} does not fit base_model {config.base_model}: {reason}"
             ) from error
+        for adapter in adapted.peft_config.values():  # an id would be looked up on the Hub at each checkpoint
+            adapter.base_model_name_or_path = model.name_or_path
+        return adapted, None
     _check_target_modules(model, config.lora_target_modules or ())
     return model, LoraConfig(
         task_type="CAUSAL_LM",

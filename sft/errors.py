@@ -81,6 +81,27 @@ class TrainingBusy(TuneyardError, RuntimeError):
     code = "training_busy"
 
 
+class AdapterNotReady(TuneyardError, RuntimeError):
+    """The adapter was asked for before its job had completed, or while its files were being replaced."""
+
+    status = 409
+    code = "adapter_not_ready"
+
+
+class AdapterNotFound(TuneyardError, LookupError):
+    """The job has completed, but its adapter's files are neither here nor in the registry."""
+
+    status = 404
+    code = "adapter_not_found"
+
+
+class IdempotencyKeyReused(TuneyardError, ValueError):
+    """An Idempotency-Key that was sent before with another body."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
 class StackError(TuneyardError, RuntimeError):
     """A part of the local stack did not start or can't be reached."""
 

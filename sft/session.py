@@ -10,9 +10,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from sft.arguments import add_adapter, build_arguments, measure_free_memory, measure_peak_memory, needs_checkpointing
-from sft.callbacks import EventSender, OnEvent
+from sft.callbacks import OnEvent
 from sft.checkpoints import find_newest_checkpoint
 from sft.config import SFTConfig
+from sft.events import EventSender
 from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
 from sft.publication import publish_folder
 from sft.templates import apply_template
@@ -127,7 +128,10 @@ class TrainingSession:
             for adapter in model.peft_config.values():
                 adapter.base_model_name_or_path = self.config.base_model  # an id, no folder of this machine
         with publish_folder(adapter_dir) as folder, quiet_transformers():
-            model.save_pretrained(folder)
+            # Left to choose, PEFT asks the Hub whether the vocabulary has grown; ours never does.
+            adapts_embeddings = any("embed" in name for name in self.config.lora_target_modules or ())
+            options = {"save_embedding_layers": adapts_embeddings} if isinstance(model, PeftModel) else {}
+            model.save_pretrained(folder, **options)
             self._save_companions(folder)
         if self.config.save_merged_model and isinstance(model, PeftModel):
             with publish_folder(adapter_dir.with_name("merged")) as folder, quiet_transformers():

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from jobs.events import write_event
+from jobs.folders import job_folder
 from jobs.progress import ProgressWriter, write_report
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -37,9 +39,10 @@ class Journal:
         self.mlflow_tracking_uri = settings.mlflow_tracking_uri
         self.job_id = job_id
         self.spec = spec
-        self.folder: Path = settings.output_folder(spec.config.output_dir) / str(job_id)
+        self.folder: Path = job_folder(settings, spec.config, job_id)
         self.engine = engine_for(settings.database_url)
         self._progress = ProgressWriter(self.engine, job_id)
+        self._phase = ""
         self.mlflow: MlflowTracker
         self.trackers: list[Tracker] = []
 
@@ -62,7 +65,19 @@ class Journal:
 
     def enter(self, phase: str) -> None:
         """Say which step of the job has begun."""
+        self._phase = phase
         self.write(phase=phase)
+        self.record("phase", {"phase": phase})
+
+    def record(self, event: str, data: dict[str, Any]) -> None:
+        """Add an event for those who follow the job."""
+        with self.engine.begin() as connection:
+            write_event(connection, self.job_id, event, data)
+
+    def close(self, outcome: str) -> None:
+        """Say that the process ends, and how; Prefect decides what becomes of the job."""
+        self._progress.flush()
+        self.record("end", {"outcome": outcome})
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Record values of one step everywhere."""
@@ -76,8 +91,13 @@ class Journal:
             self.log_metrics(
                 {key: details[key] for key in STEP_METRICS if details.get(key) is not None}, details["step"]
             )
-        elif event == "checkpoint":
-            logger.info("Checkpoint at step %s", details.get("step"))
+            return
+        if event in ("begin", "epoch", "evaluate", "checkpoint"):
+            self.record(event, details)
+        if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
+            self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
+        if event == "checkpoint":
+            logger.info("Checkpoint at step %s", details["step"])
 
 
 @contextmanager
@@ -85,17 +105,21 @@ def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Jo
     """A journal for the time of a job; what the job raises is recorded and goes on."""
     let_log_lines_through()
     journal = Journal(settings, job_id, spec)
-    journal.write(phase="starting", error=None, error_code=None)
-    succeeded = False
+    journal.write(error=None, error_code=None)
+    journal.enter("starting")
+    outcome = "interrupted"
     try:
         yield journal
-        succeeded = True
+        outcome = "completed"
     except TuneyardError as error:
+        outcome = "failed"
         journal.write(error=str(error), error_code=error.code)
         raise
     except Exception as error:
+        outcome = "failed"
         journal.write(error=f"{type(error).__name__}: {error}", error_code="internal_error")
         raise
     finally:
         for tracker in journal.trackers:
-            tracker.finish(succeeded)
+            tracker.finish(outcome == "completed")
+        journal.close(outcome)

@@ -148,10 +148,10 @@ def test_every_step_is_stock_trls_step(
 
 LOAD_ELSEWHERE = """
 import json, sys, torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, GenerationConfig
-folder = sys.argv[1]
-model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+base, folder = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer.apply_chat_template([{"role": "user", "content": "Count to 3."}], add_generation_prompt=True)
 ids = ids["input_ids"]
@@ -165,7 +165,9 @@ print(json.dumps({"logits": logits, "answer": tokenizer.decode(answer[0, len(ids
 """
 
 
-def test_the_saved_adapter_works_where_this_project_is_unknown(open_session: Train, tmp_path: Path) -> None:
+def test_the_saved_adapter_works_where_this_project_is_unknown(
+    open_session: Train, model_path: Path, tmp_path: Path
+) -> None:
     session = open_session(num_epochs=8.0, batch_size=3, validation_split=0.0, template_name="qwen")
     session.train()
     adapter = session.save(tmp_path / "adapter")
@@ -178,8 +180,9 @@ def test_the_saved_adapter_works_where_this_project_is_unknown(open_session: Tra
         "generation_config.json",
     }
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".adapter")] == []
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     run = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD_ELSEWHERE, str(adapter)],
+        [sys.executable, "-I", "-c", LOAD_ELSEWHERE, str(model_path), str(adapter)],
         capture_output=True,
         text=True,
         cwd="/",

@@ -1,0 +1,132 @@
+"""Who may do what: every path needs a key of the right scope, but for those listed as public.
+
+Nothing asks for a key until one has been made or `TUNEYARD_REQUIRE_API_KEY` is set.
+"""
+
+import logging
+import time
+
+import psutil
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jobs.door import Door
+from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
+from jobs.readiness import known_addresses
+from jobs.settings import Settings
+from jobs.store import engine_for
+from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
+
+PUBLIC_PATHS = {"/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico"}
+PUBLIC_FOLDER = "/docs/"
+STARTS_NOTHING = {"/metrics"}  # a scrape must not bring back a stack that was stopped on purpose
+READING_METHODS = ("GET", "HEAD", "OPTIONS")
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+LOOPBACK = ("127.", "::1", "::ffff:127.")
+BIND_SECONDS = 10
+
+
+def read_keys(settings: Settings) -> KeyBook:
+    """The keys of a database that is up; starts nothing. Raises StackError."""
+    try:
+        return read_book(engine_for(str(known_addresses(settings).database_url)))
+    except (OperationalError, ProgrammingError) as error:  # not there yet, or its tables are not
+        raise StackError("the database of API keys can't be read; see `tuneyard status`") from error
+
+
+class Authentication:
+    """ASGI middleware: lets a request through, or raises HTTPException 401 or 403, or StackError."""
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, door: Door, is_key_required: bool) -> None:
+        self.app = app
+        self.ring = ring
+        self.door = door
+        self.is_key_required = is_key_required
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Judge one request; `scope["state"]["client"]` then says whose key it bears, None when open."""
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["client"] = None
+            if not is_public(scope):
+                await self._judge(scope)
+        await self.app(scope, receive, send)
+
+    async def _judge(self, scope: Scope) -> None:
+        key = presented_key(Headers(scope=scope))
+        if key is None and self.is_key_required:
+            raise HTTPException(401, "An API key is required; `tuneyard keys create NAME` makes one", CHALLENGE)
+        book = self.ring.fresh_book(key)
+        if book is None:
+            may_start = path_below_root(scope) not in STARTS_NOTHING
+            book = await to_thread.run_sync(self._refresh, key, may_start, limiter=CapacityLimiter(1))
+        if book.is_open and not self.is_key_required:
+            return
+        if key is None:
+            raise HTTPException(401, "An API key is required: send it as Authorization: Bearer KEY", CHALLENGE)
+        client = book.clients.get(hash_key(key))
+        if client is None:
+            raise HTTPException(401, "This API key is not known or was revoked", CHALLENGE)
+        needed = KeyScope.READ if scope["method"] in READING_METHODS else KeyScope.SUBMIT
+        if not client.scope.includes(needed):
+            raise HTTPException(403, f"This API key has scope {client.scope}; {scope['method']} needs {needed}")
+        scope["state"]["client"] = client
+
+    def _refresh(self, key: str | None, may_start: bool) -> KeyBook:
+        try:
+            return self.ring.refresh(key)
+        except StackError:
+            if may_start:
+                self.door.open()
+                return self.ring.refresh(key)
+            if self.ring.last_book:  # no key can be made or revoked while its database is down
+                return self.ring.last_book
+            raise
+
+
+def is_public(scope: Scope) -> bool:
+    """Whether anybody may have this path."""
+    path = path_below_root(scope)
+    return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
+
+
+def path_below_root(scope: Scope) -> str:
+    """The path as the router sees it: without the prefix a proxy has added."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+def presented_key(headers: Headers) -> str | None:
+    """The key of `Authorization: Bearer` or of `X-API-Key`."""
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value.strip():
+        return value.strip()
+    return headers.get("X-API-Key") or None
+
+
+def warn_if_open_to_others(book: KeyBook, settings: Settings) -> None:
+    """Say so when this process listens beyond this machine and nobody needs a key. Waits until it listens."""
+    if not book.is_open or settings.require_api_key:
+        return
+    addresses = listening_addresses(BIND_SECONDS)
+    if open_ones := [address for address in addresses if not address.startswith(LOOPBACK)]:
+        logger.warning(
+            "NO API KEY IS SET and the API listens on %s: anybody who reaches it may run jobs on this machine. "
+            "Make a key with `tuneyard keys create NAME`, or listen on 127.0.0.1.",
+            ", ".join(open_ones),
+        )
+
+
+def listening_addresses(wait_seconds: float) -> list[str]:
+    """The addresses this process listens on; empty when there is none by then."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        connections = psutil.Process().net_connections("tcp")
+        found = sorted({f"{c.laddr.ip}" for c in connections if c.status == psutil.CONN_LISTEN})
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)

@@ -1,0 +1,101 @@
+"""The OpenAPI document: what FastAPI makes of the routes, with examples, errors and keys added to every one."""
+
+from copy import deepcopy
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+from api.auth import PUBLIC_PATHS
+from api.errors import SFT_PREFIX
+from api.examples import EXAMPLES, Example
+
+Document = dict[str, Any]
+METHODS = ("get", "post", "put", "patch", "delete")
+
+DESCRIPTIONS = {
+    400: ("invalid_config", "lora_r: input should be greater than 0, got 0", "The request is not valid"),
+    401: ("unauthorized", "An API key is required: send it as Authorization: Bearer KEY", "No valid API key"),
+    403: ("forbidden", "This API key has scope read; POST needs submit", "The API key does not allow this"),
+    404: ("job_not_found", "Job 550e8400-e29b-41d4-a716-446655440000 not found", "Nothing has this id"),
+    409: ("training_busy", "A training job is already running. Please try again later.", "Busy"),
+    413: ("body_too_large", "The body may have at most 1048576 bytes (TUNEYARD_MAX_BODY_BYTES)", "Too large"),
+    422: ("invalid_request", "batch_size: input should be greater than 0, got 0", "The request is not valid"),
+    429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Asked too often; see Retry-After"),
+    503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
+}
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `tuneyard keys create`."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+class Error(BaseModel):
+    """What every error looks like."""
+
+    detail: str = Field(description="For people: what is wrong, and what to do.")
+    code: str = Field(description="For programs: stable, in words joined by underscores.")
+    request_id: str = Field(description="Also in X-Request-ID and in the service's log line.")
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Let `app.openapi` give the whole document. Made once, when first asked for."""
+    make_plain = app.openapi
+
+    def openapi() -> Document:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(make_plain())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def complete(plain: Document) -> Document:
+    """FastAPI's document with the errors each operation can answer, examples, and how keys are sent."""
+    document = deepcopy(plain)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas["Error"] = Error.model_json_schema()
+    components["securitySchemes"] = SECURITY_SCHEMES
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                _complete_operation(item[method], path, EXAMPLES.get((method.upper(), path), Example()))
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    return document
+
+
+def _complete_operation(operation: Document, path: str, example: Example) -> None:
+    operation["summary"] = example.summary or operation.get("summary", "")
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own shape, which nobody gets
+    for status in sorted(_errors(operation, path) | set(example.errors)):
+        responses.setdefault(str(status), _error(status))
+    if path not in PUBLIC_PATHS:
+        operation["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]  # {}: open until a key is made
+    if example.requests:
+        named = {name: {"summary": name, "value": value} for name, value in example.requests.items()}
+        operation["requestBody"]["content"]["application/json"]["examples"] = named
+    if example.response is not None:
+        content = responses["200"].setdefault("content", {})
+        content.setdefault("application/json", {})["example"] = example.response
+
+
+def _errors(operation: Document, path: str) -> set[int]:
+    """The errors any operation of this kind can answer."""
+    invalid = {400} if path.startswith(SFT_PREFIX) else {422}
+    if path in PUBLIC_PATHS:
+        return invalid
+    return (
+        {401, 403, 413, 429, 503}
+        | invalid
+        | ({404} if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])) else set())
+    )
+
+
+def _error(status: int) -> Document:
+    code, detail, description = DESCRIPTIONS[status]
+    example = {"detail": detail, "code": code, "request_id": "5b1c0c1f3a0e4d7f9f2d6c6f3a8e9b10"}
+    content = {"schema": {"$ref": "#/components/schemas/Error"}, "example": example}
+    return {"description": description, "content": {"application/json": content}}

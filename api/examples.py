@@ -1,0 +1,141 @@
+"""Examples for the OpenAPI document, by method and path."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
+CONFIG_ID = "0b8d3c52-6a0e-4a53-9a4e-3c1d3d1f6a77"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is shown of one operation. `errors` are those beyond what every operation can answer."""
+
+    summary: str | None = None
+    requests: dict[str, Any] = field(default_factory=dict)
+    response: Any = None
+    errors: tuple[int, ...] = ()
+
+
+PROGRESS = {
+    "step": 40,
+    "total_steps": 117,
+    "percent": 34.2,
+    "epoch": 1.03,
+    "loss": 0.412,
+    "tokens_per_second": 212.0,
+    "eta_seconds": 81,
+}
+RESULT = {
+    "train_loss": 0.398,
+    "eval_loss": 0.441,
+    "adapter_path": f"/srv/tuneyard/outputs/{JOB_ID}/adapter",
+    "output_dir": f"/srv/tuneyard/outputs/{JOB_ID}",
+    "model_name": "handbook",
+    "model_version": "3",
+}
+TRAIN_CONFIG = {
+    "model_name": "Qwen/Qwen2.5-1.5B-Instruct",
+    "dataset_version": "v1.0",
+    "template": "qwen",
+    "cutoff_len": 2048,
+    "max_samples": 1000,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-05,
+    "num_epochs": 3.0,
+    "tracking_backend": "wandb",
+}
+TRAIN_JOB = {
+    "job_id": JOB_ID,
+    "status": "running",
+    "config": TRAIN_CONFIG,
+    "start_time": 1712334054.539546,
+    "end_time": None,
+    "tracking_url": "http://127.0.0.1:5000/#/experiments/1/runs/6f0e0f1f",
+    "error": None,
+    "output_path": None,
+    "queue_position": None,
+    "phase": "training",
+    "progress": PROGRESS,
+    "result": None,
+}
+SFT_CONFIG = {
+    "base_model": "gpt2",
+    "dataset_name": "tatsu-lab/alpaca",
+    "dataset_format": "alpaca",
+    "max_steps": 100,
+    "output_dir": "./outputs/sft",
+    "use_lora": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "learning_rate": 2e-4,
+    "batch_size": 4,
+}
+SFT_JOB = {
+    "job_id": JOB_ID,
+    "status": "completed",
+    "created_at": "2026-04-05T16:20:51.118000+00:00",
+    "started_at": "2026-04-05T16:20:54.539546+00:00",
+    "completed_at": "2026-04-05T16:31:07.004000+00:00",
+    "error": None,
+    "result": RESULT,
+    "phase": "completed",
+    "progress": PROGRESS | {"step": 117, "percent": 100.0, "eta_seconds": 0},
+    "config": SFT_CONFIG,
+}
+SAVED_CONFIG = {"config_id": CONFIG_ID, "name": "my_config", "config": SFT_CONFIG}
+READY = {"ok": True, "detail": "answers"}
+
+EXAMPLES: dict[tuple[str, str], Example] = {
+    ("GET", "/"): Example("What this service is"),
+    ("POST", "/train"): Example(
+        "Start a training job",
+        {
+            "basic": {
+                "model_name": "Qwen/Qwen2.5-1.5B-Instruct",
+                "lora_name": "initial-sft",
+                "dataset_version": "v1.0",
+                "template": "qwen",
+                "logging_backend": "mlflow",
+            },
+            "all documented parameters": {
+                **{name: value for name, value in TRAIN_CONFIG.items() if name != "tracking_backend"},
+                "logging_backend": "wandb",
+                "webhook_url": "https://example.com/webhook",
+            },
+            "from an earlier adapter": {"lora_name": "handbook", "lora_version": 2, "save_name": "handbook-next"},
+        },
+        {"job_id": JOB_ID, "status": "started", "message": "Training job started"},
+        (409,),
+    ),
+    ("GET", "/train"): Example("List training jobs", response=[TRAIN_JOB]),
+    ("GET", "/train/{job_id}"): Example("Get the status of a job", response=TRAIN_JOB),
+    ("DELETE", "/train/{job_id}"): Example(
+        "Cancel a job",
+        response={"status": "cancelled", "message": f"Training job {JOB_ID} cancelled"},
+        errors=(400,),
+    ),
+    ("GET", "/queue"): Example(
+        "Get the queue", response={"is_training_running": True, "queue_length": 1, "queued_jobs": [JOB_ID]}
+    ),
+    ("POST", "/api/sft/train"): Example(
+        "Start a job", {"alpaca": {"config": SFT_CONFIG}}, {"job_id": JOB_ID, "status": "running"}
+    ),
+    ("GET", "/api/sft/jobs"): Example("List jobs", response={"jobs": [SFT_JOB]}),
+    ("GET", "/api/sft/jobs/{job_id}"): Example("Get a job", response=SFT_JOB),
+    ("POST", "/api/sft/jobs/{job_id}/stop"): Example("Stop a job", response={"message": f"Job {JOB_ID} stopped"}),
+    ("POST", "/api/sft/configs"): Example(
+        "Save a configuration",
+        {"partial": {"name": "my_config", "config": {"base_model": "gpt2", "use_lora": True}}},
+        {"config_id": CONFIG_ID, "name": "my_config"},
+    ),
+    ("GET", "/api/sft/configs"): Example("List saved configurations", response=[SAVED_CONFIG]),
+    ("GET", "/api/sft/configs/{config_id}"): Example("Get a saved configuration", response=SAVED_CONFIG),
+    ("GET", "/health"): Example("Is this process up?", response={"status": "ok", "version": "0.1.0"}),
+    ("GET", "/ready"): Example(
+        "Could a job run now?",
+        response={"ready": True, "parts": dict.fromkeys(("database", "prefect", "mlflow", "worker"), READY)},
+    ),
+    ("GET", "/metrics"): Example("Figures for Prometheus"),
+}

@@ -1,0 +1,66 @@
+"""`/health`: whether this process answers. `/ready`: whether a job could run now. `/metrics`: figures for Prometheus.
+
+None of them starts the stack or waits for it.
+"""
+
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from api.metrics import Metrics, Snapshot
+
+router = APIRouter(tags=["Service"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+    version: str
+
+
+class PartReadiness(BaseModel):
+    """One part that jobs need."""
+
+    ok: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    """Whether a job could run now."""
+
+    ready: bool
+    parts: dict[str, PartReadiness]
+
+
+@router.get("/health")
+async def get_health(request: Request) -> Health:
+    """Whether this process answers."""
+    return Health(version=request.app.version)
+
+
+@router.get("/ready", responses={503: {"model": Readiness, "description": "A part does not answer"}})
+async def get_readiness(request: Request) -> Readiness:
+    """Whether the database, Prefect, MLflow and a worker answer; 503 while one does not."""
+    snapshot: Snapshot[dict[str, Any]] = request.app.state.readiness
+    checks = await _off_the_pool(snapshot)
+    parts = {name: PartReadiness(ok=check.ok, detail=check.detail) for name, check in checks.items()}
+    answer = Readiness(ready=all(part.ok for part in parts.values()), parts=parts)
+    return answer if answer.ready else JSONResponse(answer.model_dump(), 503)  # type: ignore[return-value]
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def get_metrics(request: Request) -> Response:
+    """Figures in Prometheus' text format: requests, jobs by status, readiness of the parts, this process."""
+    metrics: Metrics = request.app.state.metrics
+    text = await to_thread.run_sync(metrics.render, limiter=CapacityLimiter(1))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _off_the_pool(snapshot: Snapshot[Any]) -> Any:
+    """In a thread of its own: those of the pool may all be waiting for the stack to start."""
+    return await to_thread.run_sync(snapshot.get, limiter=CapacityLimiter(1))

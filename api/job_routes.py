@@ -1,0 +1,171 @@
+"""What can be had of one job beside its status: events, log, metrics, checkpoints, adapter; the same in both APIs."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from api.errors import SFT_PREFIX
+from api.service import get_service
+from api.streaming import STREAM_HEADERS, follow, send_events
+from jobs.archive import checksum, find_adapter
+from jobs.feed import END_ID, EventFeed
+from jobs.job import Job
+from jobs.logs import LogFeed, LogLine, read_log
+from jobs.records import list_checkpoints, read_series, series_to_csv
+from jobs.service import JobService
+from jobs.status import SFT_WORDS, TRAIN_WORDS
+
+MAX_TAIL = 100_000
+NDJSON = "application/x-ndjson"
+
+Service = Annotated[JobService, Depends(get_service)]
+
+
+def find_job(job_id: str, service: Service) -> Job:
+    """The job of the path; an unknown one is answered with 404 before anything is streamed."""
+    return service.get(job_id)
+
+
+FoundJob = Annotated[Job, Depends(find_job)]
+LastEventId = Annotated[
+    str | None,
+    Header(pattern="^([0-9]{1,18}|end)?$", description="The id of the last event that was received."),
+]
+Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Only so many of the last lines.")]
+
+resources = APIRouter()
+
+
+@resources.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "The events, as they come.",
+        },
+        204: {"description": "`Last-Event-ID` was `end`: there is nothing more to come."},
+    },
+)
+async def stream_events(
+    request: Request, job: FoundJob, service: Service, last_event_id: LastEventId = None
+) -> Response:
+    """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint` and, last, `end`.
+
+    All events from the beginning, or those behind `Last-Event-ID`; then the new ones until the job has ended. `step`
+    comes at most once a second. A comment is sent every 15 seconds in which nothing happens.
+    """
+    if last_event_id == END_ID:
+        return Response(status_code=204)  # which tells a browser's EventSource not to come again
+    words = SFT_WORDS if request.url.path.startswith(SFT_PREFIX) else TRAIN_WORDS
+    feed = EventFeed(service, job, int(last_event_id or 0), words)
+    return StreamingResponse(send_events(feed), media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+@resources.get(
+    "/{job_id}/logs",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}, NDJSON: {"schema": {"type": "string"}}},
+            "description": "A line a record, line breaks within one escaped.",
+        }
+    },
+)
+async def get_logs(
+    request: Request,
+    job: FoundJob,
+    service: Service,
+    tail: Tail = None,
+    follow: Annotated[bool, Query(description="Go on until the job has ended.")] = False,
+    format: Annotated[Literal["text", "json"] | None, Query(description="`json`: one object a line.")] = None,
+) -> Response:
+    """The job's log, oldest line first: as text, or with `format=json` or `Accept: application/json` as JSON lines."""
+    as_json = _wants(request, format, "json", ("application/json", NDJSON))
+    write = _write_json if as_json else LogLine.to_text
+    media_type = NDJSON if as_json else "text/plain; charset=utf-8"
+    if follow:
+        lines = _send_lines(LogFeed(service, job, tail), write)
+        return StreamingResponse(lines, media_type=media_type, headers=STREAM_HEADERS)
+    found = await run_in_threadpool(read_log, service, job.id, tail)
+    return Response("".join(map(write, found)), media_type=media_type)
+
+
+@resources.get(
+    "/{job_id}/metrics",
+    response_model=None,
+    responses={
+        200: {
+            "content": {"application/json": {}, "text/csv": {"schema": {"type": "string"}}},
+            "description": "Series of (step, value) by metric, or one line a step.",
+        }
+    },
+)
+def get_metrics(
+    request: Request,
+    job: FoundJob,
+    service: Service,
+    format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line a step.")] = None,
+) -> Response | dict[str, Any]:
+    """`loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
+    series = read_series(service.engine, job.id)
+    if _wants(request, format, "csv", ("text/csv",)):
+        return Response(series_to_csv(series), media_type="text/csv; charset=utf-8")
+    return {"series": series}
+
+
+@resources.get("/{job_id}/checkpoints")
+def get_checkpoints(job: FoundJob, service: Service) -> dict[str, list[dict[str, Any]]]:
+    """The checkpoints that are kept: `step, path, time, bytes, complete`."""
+    return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
+
+
+@resources.get(
+    "/{job_id}/adapter",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+            "description": "A tar archive; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
+        },
+        409: {"description": "The job has not completed."},
+    },
+)
+def get_adapter(job: FoundJob, service: Service) -> Response:
+    """The trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
+    archive = find_adapter(service.settings, job)
+    sha256 = checksum(archive)
+    headers = {
+        "Content-Length": str(archive.size),
+        "Content-Disposition": f'attachment; filename="{archive.name}.tar"',
+        "X-Checksum-SHA256": sha256,
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",  # RFC 9530
+        "ETag": f'"{sha256}"',
+    }
+    return StreamingResponse(archive.read(), media_type="application/x-tar", headers=headers)
+
+
+def _wants(request: Request, chosen: str | None, name: str, media_types: tuple[str, ...]) -> bool:
+    """Whether this form was asked for, by `format` or else by `Accept`."""
+    accepted = request.headers.get("accept", "").lower()
+    return chosen == name if chosen else any(media_type in accepted for media_type in media_types)
+
+
+def _write_json(line: LogLine) -> str:
+    return json.dumps(line.to_dict()) + "\n"
+
+
+async def _send_lines(feed: LogFeed, write: Any) -> AsyncIterator[str]:
+    async for lines in follow(feed):
+        for line in lines:
+            yield write(line)
+
+
+router = APIRouter()
+router.include_router(resources, prefix="/train", tags=["Training API"])
+router.include_router(resources, prefix=f"{SFT_PREFIX}/jobs", tags=["SFT API"])

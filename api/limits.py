@@ -1,0 +1,88 @@
+"""How much a client may send at once and how often it may ask."""
+
+import math
+import time
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import is_public
+from sft.errors import InvalidConfig
+
+
+class BodyLimit:
+    """ASGI middleware: a body longer than `max_bytes` gets 413, counted as it comes and never read further."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises HTTPException 413 into whoever reads the body, or at once if it is announced."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("Content-Length", "")
+        if announced.isdecimal() and int(announced) > self.max_bytes:
+            raise self._too_large()
+        read_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal read_bytes
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            if read_bytes > self.max_bytes:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    def _too_large(self) -> HTTPException:
+        detail = f"The body may have at most {self.max_bytes} bytes (TUNEYARD_MAX_BODY_BYTES)"
+        return HTTPException(413, detail, {"Connection": "close"})  # else the server would read what is left
+
+
+class RateLimit:
+    """ASGI middleware: a client, known by its key or else its address, that asks too often gets 429.
+
+    Counted in this process: with several, each allows as much.
+    """
+
+    def __init__(self, app: ASGIApp, limit: RateLimitItem) -> None:
+        self.app = app
+        self.limit = limit
+        self.limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises HTTPException 429 with Retry-After."""
+        if scope["type"] == "http" and not is_public(scope):
+            self._count(client_name(scope))
+        await self.app(scope, receive, send)
+
+    def _count(self, client: str) -> None:
+        if self.limiter.hit(self.limit, client):
+            return
+        reset_time = self.limiter.get_window_stats(self.limit, client).reset_time
+        seconds = max(1, math.ceil(reset_time - time.time()))
+        detail = f"At most {self.limit}; try again in {seconds} s"
+        raise HTTPException(429, detail, {"Retry-After": str(seconds)})
+
+
+def client_name(scope: Scope) -> str:
+    """Whose requests are counted together."""
+    if known := scope.get("state", {}).get("client"):
+        return f"key {known.key_id}"
+    address = scope.get("client")
+    return f"address {address[0]}" if address else "address unknown"
+
+
+def parse_rate_limit(text: str) -> RateLimitItem:
+    """A limit such as `600/minute`. Raises InvalidConfig."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise InvalidConfig(f"rate_limit must be such as 600/minute, got {text!r}") from error

@@ -1,0 +1,115 @@
+"""Figures for Prometheus. They are of this process; with several, each has its own."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+import httpx
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from jobs.readiness import PartCheck
+from sft.errors import StackError
+
+T = TypeVar("T")
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Snapshot(Generic[T]):
+    """A value that is read again only once it is older than `ttl_seconds`, by one thread at a time."""
+
+    def __init__(self, read: Callable[[], T], ttl_seconds: float) -> None:
+        self._read = read
+        self._ttl_seconds = ttl_seconds
+        self._value: tuple[float, T] | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> T:
+        """The value. Raises what reading raises."""
+        with self._lock:
+            if self._value is None or time.monotonic() - self._value[0] > self._ttl_seconds:
+                value = self._read()
+                self._value = (time.monotonic(), value)
+            return self._value[1]
+
+
+class Metrics:
+    """What is counted of requests, and what is looked up when Prometheus asks."""
+
+    def __init__(self, jobs: Snapshot[dict[str, int]], readiness: Snapshot[dict[str, PartCheck]]) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("method", "route", "status")
+        self._requests = Counter("tuneyard_http_requests", "Requests answered.", labels, registry=self.registry)
+        self._seconds = Histogram(
+            "tuneyard_http_response_start_seconds",
+            "Seconds from a request until its answer begins.",
+            labels[:2],
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.registry.register(_StackCollector(jobs, readiness))
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+
+    def count_request(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one request, under its route's template, so that ids in paths make no new series."""
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        route = route_template(scope)
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def render(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def route_template(scope: Scope) -> str:
+    """Such as `/train/{job_id}`; what no route took is all one."""
+    path = getattr(scope.get("route"), "path", None)
+    return str(path) if path else "(none)"
+
+
+class _StackCollector(Collector):
+    """Jobs by status and the parts' readiness, looked up when asked. What can't be known is left out."""
+
+    def __init__(self, jobs: Snapshot[dict[str, int]], readiness: Snapshot[dict[str, PartCheck]]) -> None:
+        self._jobs = jobs
+        self._readiness = readiness
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing: the registry must not look anything up when this is registered."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Look everything up."""
+        try:
+            readiness = self._readiness.get()
+        except StackError:
+            readiness = {}
+        parts = {name: float(check.ok) for name, check in readiness.items()}
+        yield _gauge("tuneyard_part_ready", "Whether a part that jobs need answers.", "part", parts)
+        try:
+            jobs = self._jobs.get() if readiness and readiness["prefect"].ok else {}
+        except httpx.HTTPError:
+            jobs = {}
+        yield _gauge("tuneyard_jobs", "Jobs by status.", "status", jobs)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family

@@ -1,0 +1,69 @@
+"""Values that are valid JSON or a valid URL and still can't be kept: PostgreSQL and UTF-8 have no place for them."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+
+LARGEST_INTEGER = 2**63 - 1
+Place = tuple[str | int, ...]
+Problem = tuple[Place, str, Any]
+
+
+async def check_values(request: Request) -> None:
+    """Refuse what no part of the service could store. For every route. Raises RequestValidationError."""
+    problems = [*_check_url(request)]
+    try:
+        body = await request.json() if await request.body() else None
+    except (ValueError, RecursionError):
+        body = None  # no JSON: whoever takes a body says so, and no route reads it otherwise
+    problems += _check(body, ("body",))
+    if problems:
+        raise RequestValidationError(
+            [{"type": "value_error", "loc": place, "msg": why, "input": value} for place, why, value in problems]
+        )
+
+
+def _check_url(request: Request) -> Iterator[Problem]:
+    for name, value in [*request.path_params.items(), *request.query_params.multi_items()]:
+        place = "path" if name in request.path_params else "query"
+        if "\0" in name or "\0" in str(value):
+            yield (place, name), "must not hold a NUL character", value
+
+
+def _check(body: Any, root: Place) -> Iterator[Problem]:
+    """Walk a JSON value. Not by recursion, whose limit a deeply nested body could make use of."""
+    left: list[tuple[Any, Place]] = [(body, root)]
+    while left:
+        value, place = left.pop()
+        if isinstance(value, dict):
+            left += [(item, (*place, key)) for key, item in value.items()]
+            for key in value:
+                if why := _explain_text(key):
+                    yield (*place, "a key"), why, key
+        elif isinstance(value, list):
+            left += [(item, (*place, index)) for index, item in enumerate(value)]
+        elif why := _explain(value):
+            yield place, why, value
+
+
+def _explain(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _explain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return "must fit into 64 bits"
+    return None
+
+
+def _explain_text(text: str) -> str | None:
+    if "\0" in text:
+        return "must not hold a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "must not hold half of a surrogate pair"
+    return None

@@ -1,0 +1,99 @@
+"""Whether the parts that jobs need answer, as `GET /ready` and `tuneyard doctor` tell it. Starts nothing."""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+
+from jobs import parts, postgres
+from jobs.endpoints import Endpoints
+from jobs.settings import Settings
+
+TIMEOUT_SECONDS = 3.0
+JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and not started is `queued` here
+    "queued": ["SCHEDULED", "PAUSED"],
+    "running": ["PENDING", "RUNNING"],
+    "completed": ["COMPLETED"],
+    "failed": ["FAILED", "CRASHED"],
+    "cancelled": ["CANCELLING", "CANCELLED"],
+}
+FLOW_NAME = "finetune"
+
+
+@dataclass(frozen=True)
+class PartCheck:
+    """One part. `detail` says in a few words what it answered."""
+
+    ok: bool
+    detail: str
+
+
+def known_addresses(settings: Settings) -> Settings:
+    """`settings` with the addresses of the stack that runs, or else of the one that would be started."""
+    endpoints = Endpoints.read(settings.home)
+    return endpoints.fill(settings) if endpoints else parts.fill_addresses(settings)
+
+
+def check_parts(settings: Settings) -> dict[str, PartCheck]:
+    """Every part by name, asked at the same time; takes at most a few seconds."""
+    resolved = known_addresses(settings)
+    checks: dict[str, Callable[[], PartCheck]] = {
+        "database": functools.partial(_check_database, str(resolved.database_url)),
+        "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
+        "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
+        "worker": functools.partial(_check_worker, str(resolved.prefect_api_url), resolved.work_pool),
+    }
+    with ThreadPoolExecutor(len(checks)) as pool:
+        running = {name: pool.submit(check) for name, check in checks.items()}
+        return {name: check.result() for name, check in running.items()}
+
+
+def count_jobs(settings: Settings) -> dict[str, int]:
+    """How many jobs there are in each group of states. Raises httpx.HTTPError when Prefect can't tell."""
+    with _client(str(known_addresses(settings).prefect_api_url)) as client:
+        return {status: _count(client, types) for status, types in JOB_STATES.items()}
+
+
+def _count(client: httpx.Client, types: list[str]) -> int:
+    wanted = {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": {"state": {"type": {"any_": types}}}}
+    return int(client.post("/flow_runs/count", json=wanted).raise_for_status().json())
+
+
+def _check_database(url: str) -> PartCheck:
+    ok = postgres.is_ready(url)
+    return PartCheck(ok, "takes connections" if ok else "takes no connections")
+
+
+def _check_prefect(api_url: str) -> PartCheck:
+    return _ask(api_url, lambda client: client.get("/health"))
+
+
+def _check_mlflow(uri: str) -> PartCheck:
+    if not uri.startswith(("http://", "https://")):
+        return PartCheck(True, "no server: it is reached without HTTP")
+    return _ask(uri, lambda client: client.get("/health"))
+
+
+def _check_worker(api_url: str, work_pool: str) -> PartCheck:
+    try:
+        with _client(api_url) as client:
+            answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={}).raise_for_status()
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+    online = sum(worker["status"] == "ONLINE" for worker in answer.json())
+    return PartCheck(online > 0, f"{online} online in work pool {work_pool}")
+
+
+def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> PartCheck:
+    try:
+        with _client(base_url) as client:
+            status = request(client).status_code
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"does not answer ({type(error).__name__})")
+    return PartCheck(status == httpx.codes.OK, "answers" if status == httpx.codes.OK else f"answers {status}")
+
+
+def _client(base_url: str) -> httpx.Client:
+    return httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=False)

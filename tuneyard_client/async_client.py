@@ -1,0 +1,246 @@
+"""`AsyncTuneyard`: the service from asyncio."""
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from sft.config import SFTConfig
+from tuneyard_client import calls, operations
+from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
+from tuneyard_client.models import (
+    Cancelled,
+    Checkpoint,
+    Job,
+    JobEvent,
+    JobFilters,
+    LogLine,
+    Metrics,
+    Priority,
+    Queue,
+    SavedConfig,
+    Strategy,
+    Submitted,
+    TrainingFields,
+)
+from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
+from tuneyard_client.retries import Attempts, unreachable
+from tuneyard_client.streams import AdapterArchive, EventReader, LineReader, check_free
+
+T = TypeVar("T")
+
+
+class AsyncTuneyard:
+    """`Tuneyard` for asyncio: the same methods, to be awaited; `events` and `logs` are read with `async for`."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._http = httpx.AsyncClient(**operations.connection_settings(base_url, api_key, timeout_seconds))
+        self.configs = AsyncConfigs(self._run)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        await self._http.aclose()
+
+    async def train(
+        self, *, strategy: Strategy = "queue", idempotency_key: str | None = None, **fields: Unpack[TrainingFields]
+    ) -> Submitted:
+        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`."""
+        return await self.submit(fields, strategy, idempotency_key)
+
+    async def submit(
+        self,
+        fields: TrainingFields | Mapping[str, Any],
+        strategy: Strategy = "queue",
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """`train`, the fields in a mapping."""
+        return await self._run(calls.submit(fields, strategy, idempotency_key))
+
+    async def sft(
+        self,
+        config: SFTConfig | Mapping[str, Any] | None = None,
+        *,
+        config_id: str | None = None,
+        adapter_name: str | None = None,
+        tracking_backend: str | None = None,
+        webhook_url: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        priority: Priority | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
+        return await self._run(
+            calls.sft(
+                config, config_id, adapter_name, tracking_backend, webhook_url, metadata, priority, idempotency_key
+            )
+        )
+
+    async def job(self, job_id: str) -> Job:
+        """One job."""
+        return await self._run(calls.job(job_id))
+
+    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]:
+        """Jobs, newest first: all of them, or the first `limit`."""
+        return await self._follow(calls.jobs(limit, filters))
+
+    async def cancel(self, job_id: str) -> Cancelled:
+        """Cancel a queued or running job."""
+        return await self._run(calls.cancel(job_id))
+
+    async def queue(self) -> Queue:
+        """What is running and what waits."""
+        return await self._run(calls.queue())
+
+    async def wait(
+        self,
+        job_id: str,
+        timeout_seconds: float | None = None,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> Job:
+        """The job once it has ended, however it has; `on_progress` is called with it whenever it has changed.
+
+        Raises:
+            WaitTimeout: it had not ended in `timeout_seconds`.
+        """
+        return await self._follow(operations.wait(job_id, timeout_seconds, on_progress, poll_seconds))
+
+    async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[JobEvent]:
+        """What happens in a job from its beginning, or from behind an event, to its `end`; reconnects by itself."""
+        reader = EventReader(job_id, last_event_id)
+        while not reader.has_ended:
+            try:
+                async with self._stream(reader.connect()) as answer:
+                    async for text in answer.aiter_text():
+                        for event in reader.feed(text):
+                            yield event
+            except httpx.TransportError:
+                pass
+            if not reader.has_ended:
+                await asyncio.sleep(reader.pause_after_loss())
+
+    async def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogLine]:
+        """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
+        reader = LineReader()
+        try:
+            async with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
+                async for text in answer.aiter_text():
+                    for line in reader.feed(text):
+                        yield calls.read_log_line(line)
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+        for line in reader.finish():
+            yield calls.read_log_line(line)
+
+    async def metrics(self, job_id: str) -> Metrics:
+        """What was measured, by name: (step, value) pairs."""
+        return await self._run(calls.metrics(job_id))
+
+    async def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The checkpoints that are kept."""
+        return await self._run(calls.checkpoints(job_id))
+
+    async def download_adapter(self, job_id: str, folder: str | Path) -> Path:
+        """Make `folder` of a completed job's adapter; returns it.
+
+        Raises:
+            Conflict: the job has not completed.
+            ChecksumMismatch: the download is damaged.
+            ClientError: the folder is there already and not empty.
+        """
+        check_free(Path(folder))
+        try:
+            async with self._stream(calls.adapter_request(job_id)) as answer:
+                with AdapterArchive(answer.headers) as archive:
+                    async for chunk in answer.aiter_bytes():
+                        archive.write(chunk)
+                    return await asyncio.to_thread(archive.unpack, Path(folder))
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+    async def _run(self, call: Call[T]) -> T:
+        return call.read(calls.check(await self._send(call)))
+
+    async def _follow(self, steps: Steps[T]) -> T:
+        result: Any = None
+        while True:
+            try:
+                step = steps.send(result)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]  # StopIteration knows no type
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            else:
+                result = await self._run(step)
+
+    @asynccontextmanager
+    async def _stream(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
+        answer = await self._send(call, stream=True)
+        try:
+            yield calls.check(answer)
+        finally:
+            await answer.aclose()
+
+    async def _send(self, call: Call[Any], stream: bool = False) -> httpx.Response:
+        attempts = Attempts(call)
+        while True:
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = await self._http.send(operations.request_of(self._http, call), stream=stream)
+                if stream and not outcome.is_success:
+                    await outcome.aread()
+            except httpx.TransportError as error:
+                outcome = error
+            pause = attempts.pause_after(outcome)
+            if pause is not None:
+                await asyncio.sleep(pause)
+            elif isinstance(outcome, httpx.TransportError):
+                raise unreachable(outcome, self._http.base_url) from outcome
+            else:
+                return outcome
+
+
+class AsyncConfigs:
+    """Saved configurations."""
+
+    def __init__(self, run: AsyncRun) -> None:
+        self._run = run
+
+    async def save(self, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+        """Keep a configuration, whole or partial."""
+        return await self._run(calls.save_config(name, config))
+
+    async def list(self) -> builtins.list[SavedConfig]:
+        """Every one, oldest first."""
+        return await self._run(calls.list_configs())
+
+    async def get(self, config_id: str) -> SavedConfig:
+        """One, as it is now."""
+        return await self._run(calls.get_config(config_id))
+
+    async def update(self, config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+        """Put another one in its place, as its next version."""
+        return await self._run(calls.update_config(config_id, name, config))
+
+    async def delete(self, config_id: str) -> None:
+        """Remove it; jobs made from it stay."""
+        await self._run(calls.delete_config(config_id))
+
+    async def versions(self, config_id: str) -> builtins.list[SavedConfig]:
+        """What it has been, version by version."""
+        return await self._run(calls.config_versions(config_id))

@@ -1,0 +1,272 @@
+"""Every call as a value: what is sent and how the answer is read. No connection here, so sync and async share it."""
+
+import json
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from sft.config import SFTConfig
+from tuneyard_client.errors import UnexpectedAnswer, error_for
+from tuneyard_client.models import (
+    Cancelled,
+    Checkpoint,
+    Job,
+    JobFilters,
+    LogLine,
+    Metrics,
+    Priority,
+    Queue,
+    SavedConfig,
+    Strategy,
+    Submitted,
+)
+
+T = TypeVar("T")
+PAGE_SIZE = 200
+CURSOR_HEADER = "X-Next-Cursor"
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request. `is_repeatable`: sending it twice is the same as sending it once."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_repeatable: bool = False
+    is_endless: bool = False  # may be silent for any time
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait before going on."""
+
+    seconds: float
+
+
+class Run(Protocol):
+    """Makes a call and reads its answer."""
+
+    def __call__(self, call: Call[T]) -> T: ...
+
+
+class AsyncRun(Protocol):
+    """`Run` for asyncio."""
+
+    async def __call__(self, call: Call[T]) -> T: ...
+
+
+# An operation of several calls: yields what is to be done, is sent what came of it, returns its result.
+Steps = Generator[Call[Any] | Pause, Any, T]
+
+
+def submit(
+    fields: Mapping[str, Any], strategy: Strategy = "queue", idempotency_key: str | None = None
+) -> Call[Submitted]:
+    """POST /train."""
+    return Call(
+        "POST",
+        "/train",
+        _read(Submitted),
+        params={} if strategy == "queue" else {"strategy": strategy},
+        body=dict(fields),
+        headers=_idempotency(idempotency_key),
+        is_repeatable=True,
+    )
+
+
+def sft(
+    config: SFTConfig | Mapping[str, Any] | None,
+    config_id: str | None,
+    adapter_name: str | None,
+    tracking_backend: str | None,
+    webhook_url: str | None,
+    metadata: Mapping[str, str] | None,
+    priority: Priority | None,
+    idempotency_key: str | None,
+) -> Call[Submitted]:
+    """POST /api/sft/train; of an SFTConfig over a saved one only the fields that were set are sent."""
+    around = {
+        "config": None if config is None else _plain(config, exclude_unset=config_id is not None),
+        "config_id": config_id,
+        "adapter_name": adapter_name,
+        "tracking_backend": tracking_backend,
+        "webhook_url": webhook_url,
+        "metadata": None if metadata is None else dict(metadata),
+        "priority": priority,
+    }
+    body = {name: value for name, value in around.items() if value is not None}
+    headers = _idempotency(idempotency_key)
+    return Call("POST", "/api/sft/train", _read(Submitted), body=body, headers=headers, is_repeatable=True)
+
+
+def job(job_id: str) -> Call[Job]:
+    """GET /train/{id}."""
+    return _get(_job_path(job_id), _read(Job))
+
+
+def cancel(job_id: str) -> Call[Cancelled]:
+    """DELETE /train/{id}."""
+    return Call("DELETE", _job_path(job_id), _read(Cancelled))
+
+
+def queue() -> Call[Queue]:
+    """GET /queue."""
+    return _get("/queue", _read(Queue))
+
+
+def metrics(job_id: str) -> Call[Metrics]:
+    """GET /train/{id}/metrics."""
+    return _get(_job_path(job_id, "/metrics"), _read(Metrics))
+
+
+def checkpoints(job_id: str) -> Call[list[Checkpoint]]:
+    """GET /train/{id}/checkpoints."""
+    return _get(_job_path(job_id, "/checkpoints"), _read_list(Checkpoint, "checkpoints"))
+
+
+def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[Job], str | None]]:
+    """GET /train: one page and the cursor of the next."""
+    read = _read_list(Job)
+    params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    params |= {"limit": limit} | ({"cursor": cursor} if cursor else {})
+    for name in ("created_after", "created_before"):
+        if isinstance(params.get(name), datetime):
+            params[name] = params[name].isoformat()
+    if pairs := params.get("metadata"):
+        params["metadata"] = [f"{key}:{value}" for key, value in pairs.items()]
+    return _get("/train", lambda answer: (read(answer), answer.headers.get(CURSOR_HEADER)), params)
+
+
+def jobs(limit: int | None, filters: JobFilters) -> Steps[list[Job]]:
+    """Newest first, page after page, until there are `limit` or no more."""
+    found: list[Job] = []
+    cursor = None
+    while True:
+        wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+        page, cursor = yield jobs_page(filters, wanted, cursor)
+        found += page
+        if cursor is None or (limit is not None and len(found) >= limit):
+            return found
+
+
+def logs_request(job_id: str, follow: bool, tail: int | None) -> Call[Any]:
+    """GET /train/{id}/logs, a line of JSON each."""
+    params: dict[str, Any] = {"format": "json"} | ({"follow": "true"} if follow else {})
+    params |= {"tail": tail} if tail is not None else {}
+    path = _job_path(job_id, "/logs")
+    return Call("GET", path, lambda answer: answer, params, is_repeatable=True, is_endless=follow)
+
+
+def read_log_line(line: str) -> LogLine:
+    """A line of a log's JSON form."""
+    return _validate(TypeAdapter(LogLine), lambda: json.loads(line))
+
+
+def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
+    """GET /train/{id}/events, from behind `last_event_id`."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    return Call("GET", _job_path(job_id, "/events"), lambda answer: answer, headers=headers, is_repeatable=True)
+
+
+def adapter_request(job_id: str) -> Call[Any]:
+    """GET /train/{id}/adapter."""
+    return _get(_job_path(job_id, "/adapter"), lambda answer: answer)
+
+
+def save_config(name: str, config: SFTConfig | Mapping[str, Any]) -> Call[SavedConfig]:
+    """POST /api/sft/configs."""
+    return Call("POST", "/api/sft/configs", _read(SavedConfig), body={"name": name, "config": _plain(config)})
+
+
+def list_configs() -> Call[list[SavedConfig]]:
+    """GET /api/sft/configs."""
+    return _get("/api/sft/configs", _read_list(SavedConfig))
+
+
+def get_config(config_id: str) -> Call[SavedConfig]:
+    """GET /api/sft/configs/{id}."""
+    return _get(_config_path(config_id), _read(SavedConfig))
+
+
+def update_config(config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> Call[SavedConfig]:
+    """PUT /api/sft/configs/{id}: a new version."""
+    return Call("PUT", _config_path(config_id), _read(SavedConfig), body={"name": name, "config": _plain(config)})
+
+
+def delete_config(config_id: str) -> Call[None]:
+    """DELETE /api/sft/configs/{id}."""
+    return Call("DELETE", _config_path(config_id), lambda _answer: None)
+
+
+def config_versions(config_id: str) -> Call[list[SavedConfig]]:
+    """GET /api/sft/configs/{id}/versions."""
+    return _get(_config_path(config_id) + "/versions", _read_list(SavedConfig, "versions"))
+
+
+def check(answer: httpx.Response) -> httpx.Response:
+    """The answer, its body read, if it is a success. Raises the ClientError it stands for otherwise."""
+    if answer.is_success:
+        return answer
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    raise error_for(answer.status_code, body, answer.headers.get("X-Request-ID"))
+
+
+def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any] | None = None) -> Call[T]:
+    return Call("GET", path, read, params=params or {}, is_repeatable=True)
+
+
+def _job_path(job_id: str, below: str = "") -> str:
+    return f"/train/{quote(job_id, safe='')}{below}"
+
+
+def _config_path(config_id: str) -> str:
+    return f"/api/sft/configs/{quote(config_id, safe='')}"
+
+
+def _plain(config: SFTConfig | Mapping[str, Any], exclude_unset: bool = False) -> dict[str, Any]:
+    if isinstance(config, SFTConfig):
+        return config.model_dump(mode="json", exclude_unset=exclude_unset)
+    return dict(config)
+
+
+def _idempotency(key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": key or str(uuid.uuid4())}
+
+
+def _read(model: type[T]) -> Callable[[httpx.Response], T]:
+    return lambda answer: _validate(TypeAdapter(model), answer.json)
+
+
+def _read_list(model: type[T], key: str | None = None) -> Callable[[httpx.Response], list[T]]:
+    def read(answer: httpx.Response) -> list[T]:
+        def content() -> Any:
+            body = answer.json()
+            return body[key] if key and isinstance(body, dict) else body
+
+        return _validate(TypeAdapter(list[model]), content)  # type: ignore[valid-type]  # a type made at run time
+
+    return read
+
+
+def _validate(adapter: TypeAdapter[T], content: Callable[[], Any]) -> T:
+    try:
+        return adapter.validate_python(content())
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the answer"
+        raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
+    except (ValueError, KeyError) as error:
+        raise UnexpectedAnswer("the answer is no JSON as expected; is this a Tuneyard service?") from error

@@ -1,0 +1,255 @@
+"""`Tuneyard`: the service from Python."""
+
+import builtins
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from sft.config import SFTConfig
+from tuneyard_client import calls, operations
+from tuneyard_client.calls import Call, Pause, Run, Steps
+from tuneyard_client.models import (
+    Cancelled,
+    Checkpoint,
+    Job,
+    JobEvent,
+    JobFilters,
+    LogLine,
+    Metrics,
+    Priority,
+    Queue,
+    SavedConfig,
+    Strategy,
+    Submitted,
+    TrainingFields,
+)
+from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
+from tuneyard_client.retries import Attempts, unreachable
+from tuneyard_client.streams import AdapterArchive, EventReader, LineReader, check_free
+
+T = TypeVar("T")
+
+
+class Tuneyard:
+    """A connection to a Tuneyard service; thread-safe. `AsyncTuneyard` is the same with `await`.
+
+    What is safe to send twice is sent again after a lost connection, and after a 429 or 503 that names a time; a
+    submission is safe, since each carries an idempotency key.
+
+    Args:
+        base_url: Where the service is.
+        api_key: Sent as a bearer token; needed when the service asks for one.
+        timeout_seconds: Longest silence of the service that is borne.
+
+    Raises:
+        ClientError: from every method, with `status`, `code`, `detail` and `request_id`; see
+            `tuneyard_client.errors` for its kinds.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._http = httpx.Client(**operations.connection_settings(base_url, api_key, timeout_seconds))
+        self.configs = Configs(self._run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def train(
+        self, *, strategy: Strategy = "queue", idempotency_key: str | None = None, **fields: Unpack[TrainingFields]
+    ) -> Submitted:
+        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`."""
+        return self.submit(fields, strategy, idempotency_key)
+
+    def submit(
+        self,
+        fields: TrainingFields | Mapping[str, Any],
+        strategy: Strategy = "queue",
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """`train`, the fields in a mapping."""
+        return self._run(calls.submit(fields, strategy, idempotency_key))
+
+    def sft(
+        self,
+        config: SFTConfig | Mapping[str, Any] | None = None,
+        *,
+        config_id: str | None = None,
+        adapter_name: str | None = None,
+        tracking_backend: str | None = None,
+        webhook_url: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        priority: Priority | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
+        return self._run(
+            calls.sft(
+                config, config_id, adapter_name, tracking_backend, webhook_url, metadata, priority, idempotency_key
+            )
+        )
+
+    def job(self, job_id: str) -> Job:
+        """One job."""
+        return self._run(calls.job(job_id))
+
+    def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]:
+        """Jobs, newest first: all of them, or the first `limit`."""
+        return self._follow(calls.jobs(limit, filters))
+
+    def cancel(self, job_id: str) -> Cancelled:
+        """Cancel a queued or running job."""
+        return self._run(calls.cancel(job_id))
+
+    def queue(self) -> Queue:
+        """What is running and what waits."""
+        return self._run(calls.queue())
+
+    def wait(
+        self,
+        job_id: str,
+        timeout_seconds: float | None = None,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> Job:
+        """The job once it has ended, however it has; `on_progress` is called with it whenever it has changed.
+
+        Raises:
+            WaitTimeout: it had not ended in `timeout_seconds`.
+        """
+        return self._follow(operations.wait(job_id, timeout_seconds, on_progress, poll_seconds))
+
+    def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[JobEvent]:
+        """What happens in a job from its beginning, or from behind an event, to its `end`; reconnects by itself."""
+        reader = EventReader(job_id, last_event_id)
+        while not reader.has_ended:
+            try:
+                with self._stream(reader.connect()) as answer:
+                    for text in answer.iter_text():
+                        yield from reader.feed(text)
+            except httpx.TransportError:
+                pass
+            if not reader.has_ended:
+                time.sleep(reader.pause_after_loss())
+
+    def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
+        """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
+        reader = LineReader()
+        try:
+            with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
+                for text in answer.iter_text():
+                    yield from map(calls.read_log_line, reader.feed(text))
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+        yield from map(calls.read_log_line, reader.finish())
+
+    def metrics(self, job_id: str) -> Metrics:
+        """What was measured, by name: (step, value) pairs."""
+        return self._run(calls.metrics(job_id))
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The checkpoints that are kept."""
+        return self._run(calls.checkpoints(job_id))
+
+    def download_adapter(self, job_id: str, folder: str | Path) -> Path:
+        """Make `folder` of a completed job's adapter; returns it.
+
+        Raises:
+            Conflict: the job has not completed.
+            ChecksumMismatch: the download is damaged.
+            ClientError: the folder is there already and not empty.
+        """
+        check_free(Path(folder))
+        try:
+            with self._stream(calls.adapter_request(job_id)) as answer, AdapterArchive(answer.headers) as archive:
+                for chunk in answer.iter_bytes():
+                    archive.write(chunk)
+                return archive.unpack(Path(folder))
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+    def _run(self, call: Call[T]) -> T:
+        return call.read(calls.check(self._send(call)))
+
+    def _follow(self, steps: Steps[T]) -> T:
+        result: Any = None
+        while True:
+            try:
+                step = steps.send(result)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]  # StopIteration knows no type
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+            else:
+                result = self._run(step)
+
+    @contextmanager
+    def _stream(self, call: Call[Any]) -> Iterator[httpx.Response]:
+        answer = self._send(call, stream=True)
+        try:
+            yield calls.check(answer)
+        finally:
+            answer.close()
+
+    def _send(self, call: Call[Any], stream: bool = False) -> httpx.Response:
+        attempts = Attempts(call)
+        while True:
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = self._http.send(operations.request_of(self._http, call), stream=stream)
+                if stream and not outcome.is_success:
+                    outcome.read()
+            except httpx.TransportError as error:
+                outcome = error
+            pause = attempts.pause_after(outcome)
+            if pause is not None:
+                time.sleep(pause)
+            elif isinstance(outcome, httpx.TransportError):
+                raise unreachable(outcome, self._http.base_url) from outcome
+            else:
+                return outcome
+
+
+class Configs:
+    """Saved configurations."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def save(self, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+        """Keep a configuration, whole or partial."""
+        return self._run(calls.save_config(name, config))
+
+    def list(self) -> builtins.list[SavedConfig]:
+        """Every one, oldest first."""
+        return self._run(calls.list_configs())
+
+    def get(self, config_id: str) -> SavedConfig:
+        """One, as it is now."""
+        return self._run(calls.get_config(config_id))
+
+    def update(self, config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+        """Put another one in its place, as its next version."""
+        return self._run(calls.update_config(config_id, name, config))
+
+    def delete(self, config_id: str) -> None:
+        """Remove it; jobs made from it stay."""
+        self._run(calls.delete_config(config_id))
+
+    def versions(self, config_id: str) -> builtins.list[SavedConfig]:
+        """What it has been, version by version."""
+        return self._run(calls.config_versions(config_id))

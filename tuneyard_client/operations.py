@@ -1,0 +1,54 @@
+"""What takes several calls, told once for both clients, and the settings they share."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tuneyard_client import calls
+from tuneyard_client.calls import Call, Pause, Steps
+from tuneyard_client.errors import WaitTimeout
+from tuneyard_client.models import Job
+
+DEFAULT_URL = "http://127.0.0.1:23478"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+POLL_SECONDS = 1.0
+
+
+def wait(
+    job_id: str, timeout_seconds: float | None, on_progress: Callable[[Job], None] | None, poll_seconds: float
+) -> Steps[Job]:
+    """Look at a job until it has ended. Raises WaitTimeout."""
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    seen = None
+    while True:
+        job: Job = yield calls.job(job_id)
+        if on_progress and job != seen:
+            on_progress(job)
+        seen = job
+        if job.has_ended:
+            return job
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise WaitTimeout(f"job {job_id} is still {job.status} after {timeout_seconds} s; it goes on")
+        yield Pause(poll_seconds if left is None else min(poll_seconds, left))
+
+
+def connection_settings(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of httpx's clients."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds}
+
+
+def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
+    """A call as httpx sends it."""
+    timeout = httpx.Timeout(http.timeout, read=None) if call.is_endless else http.timeout
+    return http.build_request(
+        call.method,
+        call.path,
+        params=dict(call.params) or None,
+        json=call.body,
+        headers=dict(call.headers),
+        timeout=timeout,
+    )
