@@ -1,19 +1,16 @@
 """What the demo prints."""
 
-import time
 from typing import Any
 
-import httpx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.cli_watch import watch_job
 from jobs.settings import Settings
+from tuneyard_client import Tuneyard
 
-POLL_SECONDS = 0.5
 SHOWN_CHARACTERS = 160
-ENDED = ("completed", "failed", "cancelled")
 
 
 def show_intro(console: Console) -> None:
@@ -31,47 +28,8 @@ def show_links(console: Console, settings: Settings, job_id: str) -> None:
 
 def follow_job(console: Console, api_url: str, job_id: str) -> dict[str, Any]:
     """Show the job's steps, and training as a bar, until it has ended; returns its last status."""
-    columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  {task.fields[left]} left"),
-    )
-    phase, bar = None, None
-    shown_percent = 0.0
-    with Progress(*columns, console=console) as progress, httpx.Client(timeout=30) as client:
-        while True:
-            job: dict[str, Any] = client.get(f"{api_url}/train/{job_id}").json()
-            if job["phase"] != phase:
-                phase = job["phase"]
-                progress.console.print(f"[cyan]•[/cyan] {phase}")
-                if phase == "evaluating" and job["tracking_url"]:
-                    progress.console.print(f"  {job['tracking_url']}", soft_wrap=True)
-            if step := job["progress"]:
-                if bar is None:
-                    bar = progress.add_task("training", total=step["total_steps"], loss="-", speed="-", left="-")
-                fields: dict[str, Any] = _readable(step)
-                progress.update(bar, completed=step["step"], **fields)
-                if not console.is_terminal and step["percent"] >= shown_percent + 10:
-                    shown_percent = step["percent"]
-                    words = _readable(step)
-                    progress.console.print(
-                        f"  step {step['step']} of {step['total_steps']}  loss {words['loss']}  "
-                        f"{words['speed']} tokens/s  {words['left']} left"
-                    )
-            if job["status"] in ENDED:
-                return job
-            time.sleep(POLL_SECONDS)
-
-
-def _readable(step: dict[str, Any]) -> dict[str, str]:
-    minutes, seconds = divmod(int(step["eta_seconds"] or 0), 60)
-    loss = step.get("loss")
-    return {
-        "loss": "-" if loss is None else f"{loss:.3f}",
-        "speed": f"{step['tokens_per_second']:.0f}",
-        "left": f"{minutes}:{seconds:02d}",
-    }
+    with Tuneyard(api_url) as client:
+        return watch_job(client, job_id, console).model_dump()
 
 
 def _shorten(answer: str) -> str:

@@ -20,7 +20,13 @@ class SFTConfig(BaseModel):
         InvalidConfig: (a `ValueError`) from `from_dict` and `from_yaml`, naming field, value and remedy.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        json_schema_extra=lambda schema: _number_fields(schema),
+    )
 
     base_model: str = Field(min_length=1, description="Model id or path below the model root.")
     dataset_name: str = Field(
@@ -126,6 +132,12 @@ class SFTConfig(BaseModel):
     def get_effective_batch_size(self) -> int:
         """Rows an optimizer step learns from: batch_size x gradient_accumulation_steps x num_devices."""
         return self.batch_size * self.gradient_accumulation_steps * self.num_devices
+
+
+def _number_fields(schema: dict[str, Any]) -> None:
+    """Prefect's form shows fields by `position`; PostgreSQL's JSON forgets the order they are declared in."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
 
 
 def explain_validation_error(error: ValidationError, model: type[BaseModel]) -> str:

@@ -220,4 +220,6 @@ def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -
     return store_dataset(store, md5, listing, download, split)
 
 
-resolve_dataset = task(name="Resolve dataset", cache_policy=NO_CACHE, persist_result=False)(resolve)
+resolve_dataset = task(
+    name="Resolve dataset", task_run_name="Resolve dataset {reference}", cache_policy=NO_CACHE, persist_result=False
+)(resolve)

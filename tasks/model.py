@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.errors import ModelNotFound
+from sft.errors import ModelNotFound, StackError
 from sft.models import find_model
 from sft.tokenization import PreparedData
 from tasks.journal import Journal
@@ -29,28 +29,35 @@ def find_base_model(config: SFTConfig, settings: Settings) -> Path:
     return path
 
 
-@task(name="Find start adapter", cache_policy=NO_CACHE)
+@task(name="Find start adapter", task_run_name="Find start adapter", cache_policy=NO_CACHE)
 def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
-    """The folder of the adapter to start from, fetched from the registry if need be; None to start afresh.
+    """The folder of the adapter to start from; None to start afresh. Raises as `locate_adapter` does."""
+    if config.adapter_path is None:
+        return None
+    return locate_adapter(config.adapter_path, journal.settings, journal.folder)
+
+
+def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
+    """The folder of an adapter; one of the registry is fetched to `start` in `folder`.
 
     Raises:
         ModelNotFound: when it is neither in the registry nor a folder with an adapter below the output root.
+        StackError: when it is to be fetched and no registry is known.
     """
-    reference = config.adapter_path
-    if reference is None:
-        return None
     if reference.startswith("models:/"):
-        return fetch_adapter(journal.mlflow_tracking_uri, reference, journal.folder / "start")
-    roots = (journal.settings.output_root, journal.settings.model_root)
+        if settings.mlflow_tracking_uri is None:
+            raise StackError(f"adapter_path {reference!r} is in MLflow's registry; set MLFLOW_TRACKING_URI")
+        return fetch_adapter(settings.mlflow_tracking_uri, reference, folder / "start")
+    roots = (settings.output_root, settings.model_root)
     for root in roots:
-        folder = (root / reference).resolve()
-        if folder.is_relative_to(root) and (folder / "adapter_config.json").is_file():
-            return folder
+        found = (root / reference).resolve()
+        if found.is_relative_to(root) and (found / "adapter_config.json").is_file():
+            return found
     looked = " and ".join(str(root) for root in roots)
     raise ModelNotFound(f"adapter_path {reference!r} is no folder with an adapter_config.json under {looked}")
 
 
-@task(name="Load model", cache_policy=NO_CACHE)
+@task(name="Load model", task_run_name="Load model", cache_policy=NO_CACHE)
 def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
 ) -> "TrainingSession":

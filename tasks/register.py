@@ -38,7 +38,7 @@ class RegisteredAdapter(NamedTuple):
         return JobSpec.model_validate_json(self.tags[SPEC_TAG])
 
 
-@task(name="Register", cache_policy=NO_CACHE)
+@task(name="Register", task_run_name="Register", cache_policy=NO_CACHE)
 def register(
     session: "TrainingSession",
     journal: Journal,

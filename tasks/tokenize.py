@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 CACHE_FOLDER = "tokenized"
 
 
-@task(name="Tokenize", cache_policy=NO_CACHE)
+@task(name="Tokenize", task_run_name="Tokenize", cache_policy=NO_CACHE)
 def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
     """The rows as token ids with labels on what is supervised; says what was dropped and cut."""
     journal.enter("tokenizing")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@task(name="Train", cache_policy=NO_CACHE)
+@task(name="Train", task_run_name="Train", cache_policy=NO_CACHE)
 def train(session: "TrainingSession", journal: Journal) -> dict[str, Any]:
     """Train to the end of the configured steps; progress goes to the journal. Runs on the flow's main thread."""
     journal.enter("training")
