@@ -63,7 +63,9 @@ class Authentication:
         book = self.ring.fresh_book(key)
         if book is None:
             may_start = path_below_root(scope) not in STARTS_NOTHING
-            book = await to_thread.run_sync(self._refresh, key, may_start, limiter=CapacityLimiter(1))
+            # Those of the common pool may all be waiting for the stack to start; who does not wait needs one apart.
+            limiter = None if may_start else CapacityLimiter(1)
+            book = await to_thread.run_sync(self._refresh, key, may_start, limiter=limiter)
         if book.is_open and not self.is_key_required:
             return
         if key is None:
@@ -71,10 +73,10 @@ class Authentication:
         client = book.clients.get(hash_key(key))
         if client is None:
             raise HTTPException(401, "This API key is not known or was revoked", CHALLENGE)
+        scope["state"]["client"] = client
         needed = KeyScope.READ if scope["method"] in READING_METHODS else KeyScope.SUBMIT
         if not client.scope.includes(needed):
             raise HTTPException(403, f"This API key has scope {client.scope}; {scope['method']} needs {needed}")
-        scope["state"]["client"] = client
 
     def _refresh(self, key: str | None, may_start: bool) -> KeyBook:
         try:

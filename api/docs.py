@@ -72,6 +72,8 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
     responses.pop("422", None)  # FastAPI's own shape, which nobody gets
     for status in sorted(_errors(operation, path) | set(example.errors)):
         responses.setdefault(str(status), _error(status))
+    for status in [status for status in responses if status.isdecimal() and int(status) in DESCRIPTIONS]:
+        responses[status].setdefault("content", _error(int(status))["content"])
     if path not in PUBLIC_PATHS:
         operation["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]  # {}: open until a key is made
     if example.requests:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from sft.config import explain_problems
-from sft.errors import TuneyardError
+from sft.errors import InvalidConfig, TemplateNotFound, TuneyardError
 
 SFT_PREFIX = "/api/sft"
 DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a megabyte of it
@@ -51,7 +51,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:
     """The answer to an error that carries its status."""
     if isinstance(error, TuneyardError):
-        return error_response(scope, error.status, str(error), error.code)
+        status = invalid_status(scope) if isinstance(error, InvalidConfig | TemplateNotFound) else error.status
+        return error_response(scope, status, str(error), error.code)
     detail, status = str(error.detail), error.status_code
     if detail == UNREADABLE_BODY:
         detail, status = f"the body can't be read: {BODY_FORM}", invalid_status(scope)

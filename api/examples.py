@@ -120,7 +120,13 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         "Get the queue", response={"is_training_running": True, "queue_length": 1, "queued_jobs": [JOB_ID]}
     ),
     ("POST", "/api/sft/train"): Example(
-        "Start a job", {"alpaca": {"config": SFT_CONFIG}}, {"job_id": JOB_ID, "status": "running"}
+        "Start a job",
+        {
+            "alpaca": {"config": SFT_CONFIG},
+            "a saved configuration with a change": {"config_id": CONFIG_ID, "config": {"learning_rate": 1e-4}},
+        },
+        {"job_id": JOB_ID, "status": "running"},
+        (404, 422),
     ),
     ("GET", "/api/sft/jobs"): Example("List jobs", response={"jobs": [SFT_JOB]}),
     ("GET", "/api/sft/jobs/{job_id}"): Example("Get a job", response=SFT_JOB),
@@ -132,6 +138,42 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     ),
     ("GET", "/api/sft/configs"): Example("List saved configurations", response=[SAVED_CONFIG]),
     ("GET", "/api/sft/configs/{config_id}"): Example("Get a saved configuration", response=SAVED_CONFIG),
+    ("PUT", "/api/sft/configs/{config_id}"): Example(
+        "Replace a saved configuration",
+        {"whole": {"name": "my_config", "config": SFT_CONFIG}},
+        SAVED_CONFIG | {"version": 2},
+    ),
+    ("PATCH", "/api/sft/configs/{config_id}"): Example(
+        "Change a saved configuration", {"one field": {"config": {"lora_r": 32}}}, SAVED_CONFIG | {"version": 3}
+    ),
+    ("DELETE", "/api/sft/configs/{config_id}"): Example("Delete a saved configuration"),
+    ("GET", "/api/sft/configs/{config_id}/versions"): Example("List the versions of a saved configuration"),
+    **{
+        ("GET", f"{prefix}/{{job_id}}/{name}"): example
+        for prefix in ("/train", "/api/sft/jobs")
+        for name, example in {
+            "events": Example("Follow a job's events"),
+            "logs": Example("Get or follow a job's log"),
+            "metrics": Example(
+                "Get a job's metrics", response={"series": {"loss": [[1, 2.31], [2, 2.07]], "eval_loss": [[2, 2.2]]}}
+            ),
+            "checkpoints": Example(
+                "List a job's checkpoints",
+                response={
+                    "checkpoints": [
+                        {
+                            "step": 100,
+                            "path": f"/srv/tuneyard/outputs/{JOB_ID}/checkpoints/checkpoint-100",
+                            "time": "2026-04-05T16:29:40+00:00",
+                            "bytes": 14680064,
+                            "complete": True,
+                        }
+                    ]
+                },
+            ),
+            "adapter": Example("Download a job's adapter"),
+        }.items()
+    },
     ("GET", "/health"): Example("Is this process up?", response={"status": "ok", "version": "0.1.0"}),
     ("GET", "/ready"): Example(
         "Could a job run now?",

@@ -45,10 +45,7 @@ resources = APIRouter()
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={
-        200: {
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            "description": "The events, as they come.",
-        },
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events as they come."},
         204: {"description": "`Last-Event-ID` was `end`: there is nothing more to come."},
     },
 )
@@ -101,7 +98,10 @@ async def get_logs(
     response_model=None,
     responses={
         200: {
-            "content": {"application/json": {}, "text/csv": {"schema": {"type": "string"}}},
+            "content": {
+                "application/json": {"schema": {"type": "object", "required": ["series"]}},
+                "text/csv": {"schema": {"type": "string"}},
+            },
             "description": "Series of (step, value) by metric, or one line a step.",
         }
     },

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import health, sft_routes, train_routes
+from api import health, job_routes, sft_routes, train_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
 from api.docs import install_openapi
 from api.errors import install_error_handlers
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 READINESS_TTL_SECONDS = 1.0
 JOB_COUNTS_TTL_SECONDS = 10.0
+EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -51,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)
-    for router in (train_routes.router, sft_routes.router, health.router):
+    for router in (train_routes.router, sft_routes.router, job_routes.router, health.router):
         app.include_router(router)
     install_openapi(app)
     _add_middleware(app, settings)
@@ -73,7 +74,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, "Retry-After", "Link", "Content-Disposition"],
+            expose_headers=[REQUEST_ID_HEADER, *EXPOSED_HEADERS],
         )
 
 

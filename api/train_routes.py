@@ -1,18 +1,23 @@
 """The Training API: `/train` and `/queue`, as its contract documents them."""
 
-from typing import Annotated, Any
+import dataclasses
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
+from api.idempotency import read_request_key
+from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
 from api.training_request import TrainingRequest, config_view
+from jobs.idempotency import RequestKey
 from jobs.job import Job
+from jobs.listing import JobFilters
 from jobs.service import JobService, Strategy
 from jobs.status import TRAIN_WORDS, JobStatus
-from sft.errors import JobConflict
 
 router = APIRouter(tags=["Training API"])
 Service = Annotated[JobService, Depends(get_service)]
+Word = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
 @router.get("/")
@@ -38,11 +43,12 @@ def describe_api(request: Request) -> dict[str, Any]:
 def start_training(
     body: TrainingRequest,
     service: Service,
+    request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
 ) -> dict[str, Any]:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
-    job = service.submit(spec, strategy)
+    job = service.submit(spec, strategy, body.priority, request_key)
     if job.status is JobStatus.QUEUED:
         message = f"Training job added to queue at position {job.queue_position}"
         return {"job_id": str(job.id), "status": "queued", "message": message}
@@ -50,9 +56,20 @@ def start_training(
 
 
 @router.get("/train")
-def list_training_jobs(service: Service) -> list[dict[str, Any]]:
-    """Every job, newest first."""
-    return [job_view(job, service) for job in service.list_jobs()]
+def list_training_jobs(
+    service: Service,
+    request: Request,
+    response: Response,
+    filters: Annotated[JobFilters, Depends(read_filters)],
+    status: Annotated[Word | None, Query(description="Jobs in this state.")] = None,
+    limit: Limit = None,
+    cursor: PageCursor = None,
+) -> list[dict[str, Any]]:
+    """Jobs, newest first: every one, or those that the filters let through, page by page."""
+    wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_WORDS))
+    page = service.list_jobs(wanted, limit, cursor)
+    announce_next_page(request, response, page.next_cursor)
+    return [job_view(job, service) for job in page.jobs]
 
 
 @router.get("/train/{job_id}")
@@ -64,9 +81,6 @@ def get_training_job(job_id: str, service: Service) -> dict[str, Any]:
 @router.delete("/train/{job_id}")
 def cancel_training_job(job_id: str, service: Service) -> dict[str, Any]:
     """Cancel a job: a queued one goes at once, a running one is stopped."""
-    before = service.get(job_id)
-    if before.status.is_terminal:
-        raise JobConflict(f"Job {job_id} has already {TRAIN_WORDS[before.status]}; only a queued or running job can be")
     service.cancel(job_id)
     return {"status": "cancelled", "message": f"Training job {job_id} cancelled"}
 
@@ -83,7 +97,9 @@ def job_view(job: Job, service: JobService) -> dict[str, Any]:
     """A job in the Training API's words. Times are epoch seconds; what is not known yet is null."""
     return {
         "job_id": str(job.id),
+        "name": job.name,
         "status": TRAIN_WORDS[job.status],
+        "priority": job.priority,
         "config": config_view(job.spec, service.settings.default_dataset) if job.spec else job.raw_config,
         "start_time": job.started_at.timestamp() if job.started_at else None,
         "end_time": job.ended_at.timestamp() if job.ended_at else None,
@@ -94,4 +110,16 @@ def job_view(job: Job, service: JobService) -> dict[str, Any]:
         "phase": job.phase,
         "progress": job.progress,
         "result": job.result,
+        **origin_view(job),
+    }
+
+
+def origin_view(job: Job) -> dict[str, Any]:
+    """What a job was given beside its configuration, in both interfaces' words."""
+    saved = job.spec.saved_config if job.spec else None
+    return {
+        "metadata": (job.spec.metadata if job.spec else None) or {},
+        "config_id": saved.config_id if saved else None,
+        "config_version": saved.version if saved else None,
+        "config_name": saved.name if saved else None,
     }

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from jobs.spec import JobSpec, TrackingBackend
+from jobs.queue import Priority
+from jobs.spec import JobSpec, Metadata, TrackingBackend
 from sft.config import SFTConfig
 from sft.errors import TuneyardError
 from sft.templates import check_template_name
@@ -46,6 +47,8 @@ class TrainingFields(BaseModel):
         description="Where per-step metrics are shown; also read as logging_backend.",
     )
     webhook_url: str | None = Field(None, description="Called once the job has ended.")
+    metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
+    priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
 
     @model_validator(mode="after")
     def _check_as_job(self) -> Self:
@@ -75,6 +78,7 @@ class TrainingFields(BaseModel):
             adapter_name=self.save_name or self.lora_name,
             tracking_backend=self.tracking_backend,
             webhook_url=self.webhook_url,
+            metadata=self.metadata,
         )
 
 

@@ -1,124 +1,53 @@
-"""`tuneyard`: start, stop and look at the local stack, or serve the REST API in the foreground."""
+"""`tuneyard`: jobs from the command line, and the service they run on.
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+What a command needs is imported when it runs, so that `--help` answers at once.
+"""
+
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from jobs import parts, stack
-from jobs.settings import Settings
-from sft.errors import StackError
-
-SHUTDOWN_SECONDS = 5  # how long open streams may hold up a stop
+from app import cli_configs, cli_jobs, cli_stack
 
 main = typer.Typer(
-    help="Self-hosted LoRA fine-tuning: a REST API over Prefect, DVC and MLflow.",
+    help="Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-@main.command()
-def up() -> None:
-    """Start the local stack, or what of it does not run, and leave it running."""
-    with _clear_errors():
-        show_addresses(stack.ensure_up(Settings()))
+class KeysGroup(TyperGroup):
+    """`tuneyard keys`, whose commands are imported on first use: they need the database."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of its commands."""
+        return list(_load_keys().commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of its commands."""
+        return _load_keys().commands.get(cmd_name)
 
 
-@main.command()
-def down() -> None:
-    """Stop the local stack. A job that runs is cut off and starts again with the next `up`."""
-    with _clear_errors():
-        typer.echo("Stopped." if stack.down(Settings()) else "Nothing was running.")
+def _load_keys() -> Any:
+    from app.cli_keys import keys_app
+
+    return typer.main.get_command(keys_app)
 
 
-@main.command()
-def status() -> None:
-    """Show the parts of the local stack."""
-    with _clear_errors():
-        for part in stack.status(Settings()):
-            typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
-            if part.log_path is not None:
-                typer.echo(f"{'':<10} {part.log_path}")
-
-
-@main.command()
-def serve() -> None:
-    """Serve the REST API in the foreground until Ctrl-C, with the local stack beside it.
-
-    A stack that this command started is stopped with it; one that was up stays up.
-    """
-    import uvicorn  # not needed by the other commands
-
-    settings = Settings()
-    with _clear_errors(), _stopped_by_signals():
-        was_up = stack.is_up(settings)
-        parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
-        if not was_up:
-            typer.echo("Starting the local stack ...")
-        try:
-            addresses = stack.ensure_up(settings)
-            show_addresses(addresses, api=f"http://{settings.host}:{settings.api_port}")
-            uvicorn.run(
-                "app.main:app",
-                host=settings.host,
-                port=settings.api_port,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            )
-        finally:
-            if not was_up and not settings.is_external:
-                _ignore_signals()
-                typer.echo("Stopping the local stack ...")
-                stack.down(settings)
-
-
-def show_addresses(settings: Settings, api: str | None = None) -> None:
-    """Print where a person finds what runs."""
-    if api:
-        typer.echo(f"API         {api}  (documentation at {api}/docs)")
-    typer.echo(f"Prefect UI  {str(settings.prefect_api_url).removesuffix('/api')}")
-    typer.echo(f"MLflow UI   {settings.mlflow_tracking_uri}")
-
-
-def describe_process(part: stack.PartStatus) -> str:
-    """`pid 12, up 0:03:20`, or nothing for a part that does not run."""
-    if part.pid is None or part.uptime_seconds is None:
-        return ""
-    minutes, seconds = divmod(int(part.uptime_seconds), 60)
-    return f"pid {part.pid}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    try:
-        yield
-    except StackError as error:
-        typer.echo(f"tuneyard: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """A stop signal, at whatever point it comes, ends the block in order and the command with success."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise typer.Exit(0)
-
-    for number in SIGNALS:
-        signal.signal(number, stop)
-    yield
-
-
-def _ignore_signals() -> None:
-    """A second Ctrl-C must not leave half of the stack behind."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+main.add_typer(cli_jobs.commands)
+main.add_typer(cli_configs.commands, name="configs", rich_help_panel=cli_jobs.PANEL)
+main.add_typer(cli_stack.commands)
+main.add_typer(
+    typer.Typer(
+        cls=KeysGroup,
+        help="API keys: create, list, revoke. With the first one made, the API asks everybody for one.",
+    ),
+    name="keys",
+    no_args_is_help=True,
+    rich_help_panel=cli_stack.PANEL,
+)
 
 
 if __name__ == "__main__":

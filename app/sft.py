@@ -1,5 +1,81 @@
-"""`from app.sft import SFTConfig`"""
+"""`from app.sft import SFTConfig, SFTTrainer, SFTCallback`"""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from jobs.folders import checkpoint_folder, job_folder
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from sft.callbacks import SFTCallback, send_to_callbacks
 from sft.config import SFTConfig
 
-__all__ = ["SFTConfig"]
+__all__ = ["SFTCallback", "SFTConfig", "SFTTrainer"]
+
+
+class SFTTrainer:
+    """Trains in this process: no server, no queue, nothing registered.
+
+    Args:
+        config: what to train, on what, and how.
+        callbacks: called on this thread with this trainer; what one raises is logged.
+    """
+
+    def __init__(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> None:
+        self.config = config
+        self.callbacks = list(callbacks or [])
+        self.job_id = str(uuid4())  # names the folder of this training, as a job's id does
+
+    def train(self) -> dict[str, Any]:
+        """Fetch the data, train, evaluate and save; the model and dataset are looked up as for a job.
+
+        Returns `train_loss, eval_loss` (None without held-out rows), `adapter_path, output_dir, model_name,
+        model_version` (None, since it is not registered) and `metrics`. `on_train_end` gets it as `result`.
+
+        Raises:
+            TuneyardError: InvalidConfig, ModelNotFound, DatasetNotFound, InvalidDataset, TemplateNotFound or
+                TrainingDiverged, as a job of this configuration would fail with.
+        """
+        send = send_to_callbacks(self.callbacks, self)
+        try:
+            result = self._train()
+        except Exception as error:
+            send("end", {"status": "failed", "error": str(error), "result": None})
+            raise
+        send("end", {"status": "completed", "error": None, "result": result})
+        return result
+
+    def _train(self) -> dict[str, Any]:
+        from sft.models import find_model  # torch and the like: seconds to import, so only where it is used
+        from sft.session import TrainingSession
+        from sft.tokenization import prepare
+        from tasks.dataset import resolve
+        from tasks.model import locate_adapter
+        from tasks.tokenize import CACHE_FOLDER
+
+        settings, config = Settings(), self.config
+        folder = job_folder(settings, config, self.job_id)
+        checkpoints = checkpoint_folder(settings, config, self.job_id)
+        model = Path(find_model(config.base_model, settings.model_root))
+        dataset = resolve(config.dataset_name, settings, config.dataset_split)
+        if config.adapter_path is not None:
+            start = locate_adapter(config.adapter_path, settings, folder)
+            config = config.model_copy(update={"adapter_path": str(start)})
+        rows = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+        session = TrainingSession(config, rows, model, folder, self._pass_on, checkpoints)
+        training = session.train()
+        evaluation = session.evaluate()
+        return {
+            "train_loss": training["train_loss"],
+            "eval_loss": evaluation["eval_loss"],
+            "adapter_path": str(session.save(folder / "adapter")),
+            "output_dir": str(folder),
+            "model_name": JobSpec.build(config=self.config).registered_name,
+            "model_version": None,
+            "metrics": training | evaluation,
+        }
+
+    def _pass_on(self, event: str, values: dict[str, Any]) -> None:
+        if event != "end":  # of the steps; evaluation and saving are still to come
+            send_to_callbacks(self.callbacks, self)(event, values)

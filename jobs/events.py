@@ -28,6 +28,8 @@ def read_events(engine: Engine, job_id: UUID, after: int = 0, limit: int = BATCH
 
 def drop_non_finite(values: dict[str, Any]) -> dict[str, Any]:
     """A copy in which NaN and infinity are None: JSON has neither."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    return {key: None if _is_non_finite(value) else value for key, value in values.items()}
+
+
+def _is_non_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

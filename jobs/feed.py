@@ -18,7 +18,7 @@ ENDING_POLL_SECONDS = 0.2  # the process has said that it ends: Prefect will kno
 ENDING_SECONDS = 10.0
 END_ID = "end"
 
-Item = TypeVar("Item", covariant=True)
+Item = TypeVar("Item")
 
 
 class Feed(Protocol[Item]):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
+from jobs.queue import Priority, priority_of
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from jobs.store import JobReport
@@ -18,7 +19,9 @@ class Job:
     """A job. Times carry their zone; `queue_position` counts from 1 and is set only while others are ahead."""
 
     id: UUID
+    name: str  # Prefect's name of the run: config.run_name, or one it made up
     status: JobStatus
+    priority: Priority
     spec: JobSpec | None  # None when the run's parameters, typed into the Prefect UI, are not valid
     raw_config: dict[str, Any]
     created_at: datetime | None
@@ -41,7 +44,9 @@ def job_from_run(run: FlowRun, status: JobStatus, queue_position: int | None, re
     error = report.error if report and report.error else _explain_state(run)
     return Job(
         id=run.id,
+        name=run.name,
         status=status,
+        priority=priority_of(run),
         spec=spec,
         raw_config=dict(run.parameters.get("config") or {}),
         created_at=run.created,

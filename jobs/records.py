@@ -68,16 +68,21 @@ def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[
     if folder is not None:
         numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
         return [_describe_checkpoint(step, path) for step, path in sorted(numbered)]
-    wanted = select(JobEvent.data, JobEvent.created_at).where(JobEvent.job_id == job.id, JobEvent.event == "checkpoint")
+    kept = _reported_checkpoints(engine, job.id)
+    if job.spec is not None:
+        kept = kept[-job.spec.config.save_total_limit :]
+    return kept
+
+
+def _reported_checkpoints(engine: Engine, job_id: UUID) -> list[dict[str, Any]]:
+    wanted = select(JobEvent.data, JobEvent.created_at).where(JobEvent.job_id == job_id)
+    by_step: dict[int, dict[str, Any]] = {}
     with engine.connect() as connection:
-        by_step = {
-            data["step"]: (data["path"], time) for data, time in connection.execute(wanted.order_by(JobEvent.id))
-        }
-    kept = sorted(by_step.items())[-(job.spec.config.save_total_limit if job.spec else 0) :]
-    return [
-        {"step": step, "path": path, "time": time.isoformat(), "bytes": None, "complete": True}
-        for step, (path, time) in kept
-    ]
+        found = connection.execute(wanted.where(JobEvent.event == "checkpoint").order_by(JobEvent.id))
+        for data, created_at in found:
+            facts = {"step": data["step"], "path": data["path"], "time": created_at.isoformat()}
+            by_step[data["step"]] = facts | {"bytes": None, "complete": True}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")

@@ -1,52 +1,55 @@
-"""`JobService`: submit, follow, list and cancel jobs. The one place that talks to Prefect's API."""
+"""`JobService`: submit, follow, list and cancel jobs."""
 
-import functools
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
-from prefect.types._datetime import DateTime, now
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from prefect.types._datetime import now
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
+from jobs.configs import ConfigStore
+from jobs.database import translate_errors
+from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_run
+from jobs.listing import Cursor, JobFilters, Listing
+from jobs.prefect_runs import PrefectRuns
 from jobs.progress import read_reports
+from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
-from jobs.store import SavedConfig, engine_for
+from jobs.store import JobReport, engine_for
 from jobs.webhook import build_payload, deliver
-from sft.errors import ConfigNotFound, JobConflict, JobNotFound, StackError, TrainingBusy
+from sft.errors import JobConflict, StackError, TrainingBusy
 
 Strategy = Literal["queue", "reject"]
-T = TypeVar("T")
 
-FLOW_NAME = "finetune"
-DEPLOYMENT_NAME = "finetune/sft"
 SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
-PAGE_SIZE = 200  # Prefect's cap
-SLOTS_TTL_SECONDS = 5.0
 BUSY_MESSAGE = "A training job is already running. Please try again later."
 
-_OCCUPYING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was put in line, as it stood then; `queue_position` is set while others are ahead."""
+
+    id: UUID
+    status: JobStatus
+    queue_position: int | None
 
 
-class Queue(NamedTuple):
-    """The line of jobs: whether any is being trained, and the ids of those that wait, next one first."""
+class JobPage(NamedTuple):
+    """One page of a list, and the cursor of the next one."""
 
-    is_training_running: bool
-    waiting: list[UUID]
+    jobs: list[Job]
+    next_cursor: str | None
 
 
 class JobService:
@@ -60,37 +63,52 @@ class JobService:
             raise StackError("prefect_api_url and database_url must be set; call jobs.stack.ensure_up first")
         self.settings = settings
         self.engine = engine_for(settings.database_url)
-        self._client = SyncPrefectClient(settings.prefect_api_url)
-        self._deployment_id: UUID | None = None
-        self._slots: tuple[float, int] | None = None
-        self._slots_lock = threading.Lock()
+        self._opened = ExitStack()
+        self.client = self._opened.enter_context(SyncPrefectClient(settings.prefect_api_url))
+        self.configs = ConfigStore(self.engine)
+        self._runs = PrefectRuns(self.client, settings.work_pool)
+        self._line = Line(self._runs)
+        self._listing = Listing(self._runs, self._line)
+        self._submitting = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections to Prefect; the service can't be used any more."""
+        self._opened.close()
 
     # -- making and ending jobs
 
-    def submit(self, spec: JobSpec, strategy: Strategy = "queue") -> Job:
-        """Make a job and put it in line.
+    def submit(
+        self,
+        spec: JobSpec,
+        strategy: Strategy = "queue",
+        priority: Priority = "normal",
+        request: RequestKey | None = None,
+    ) -> Submission:
+        """Make a job and put it in line. A `request` that came before gets its first answer again and makes no job.
 
         Raises:
             TrainingBusy: with `strategy="reject"`, when a job is running or in line.
+            IdempotencyKeyReused: the request's key came before with another body.
         """
-        with self._submit_lock():
-            if strategy == "reject" and self._count(_OCCUPYING) + self._count([StateType.SCHEDULED]) > 0:
-                raise TrainingBusy(BUSY_MESSAGE)
-            run = self._create_run(spec, Scheduled())
-            return self._describe(run)
+        with self._submit_lock() as connection:
+            if request is None:
+                run = self._create_in_line(spec, strategy, priority, None)
+            else:
+                return self._submit_once(connection, request, spec, strategy, priority)
+        return self._look_at(run)  # without the lock: nobody who comes later can get ahead
 
-    def create(self, spec: JobSpec) -> Job:
+    def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called."""
-        return self._describe(self._create_run(spec, Paused(name=CREATED_STATE_NAME, timeout_seconds=None)))
+        return self._describe(self._create(spec, Paused(name=CREATED_STATE_NAME, timeout_seconds=None), priority))
 
     def start(self, job_id: UUID | str) -> Job:
         """Put a created job in line; a job that has been started before is left as it is."""
         with self._submit_lock():
-            run = self._read_run(job_id)
-            if run.state and run.state.type is StateType.PAUSED and run.state.name == CREATED_STATE_NAME:
-                self._propose(run.id, Scheduled(scheduled_time=now("UTC")), force=True)
-                run = self._read_run(job_id)
-            return self._describe(run)
+            run = self._runs.get(job_id)
+            if _is_created(run):
+                self._runs.propose(run.id, Scheduled(scheduled_time=now("UTC")), force=True)
+                run = self._runs.get(job_id)
+        return self._describe(run)
 
     def cancel(self, job_id: UUID | str) -> Job:
         """End a job: a waiting one at once, a running one as soon as its process is gone.
@@ -98,114 +116,104 @@ class JobService:
         Raises:
             JobConflict: when the job has already ended.
         """
-        run = self._read_run(job_id)
+        run = self._runs.get(job_id)
         if run.state is None or run.state.is_final():
-            raise JobConflict(f"Job {run.id} has already ended")
-        if run.state.type is StateType.CANCELLING:
-            return self._describe(run)
-        # A waiting run has no process to wait for; one that was rescheduled keeps a dead process's id.
-        waiting = run.state.type in (StateType.SCHEDULED, StateType.PAUSED)
-        target: State[Any] = Cancelled() if waiting else Cancelling()
-        result = self._propose(run.id, target)
-        if result.status is not SetStateStatus.ACCEPT:
-            return self.cancel(job_id)  # it moved on meanwhile; look again
-        if waiting:
-            self._call_webhook(run)
-        return self._describe(self._read_run(job_id))
+            raise JobConflict(
+                f"Job {job_id} has already {self._describe(run).status}; only a queued or running job can be cancelled"
+            )
+        if run.state.type is StateType.PAUSED:
+            with self._submit_lock():  # against a `start` at the same time
+                run = self._runs.get(job_id)
+                if run.state and run.state.type is StateType.PAUSED:
+                    self._runs.propose(run.id, Cancelled())
+                    self._call_webhook(run)
+                    return self._describe(self._runs.get(job_id))
+        return self._cancel_started(run)
+
+    def stop(self, job_id: UUID | str) -> Job:
+        """`cancel`, content with a job that was cancelled before."""
+        try:
+            return self.cancel(job_id)
+        except JobConflict:
+            job = self.get(job_id)
+            if job.status is JobStatus.CANCELLED:
+                return job
+            raise
 
     # -- looking at jobs
 
     def get(self, job_id: UUID | str) -> Job:
         """One job. Raises JobNotFound for an unknown id, one that is no UUID included."""
-        return self._describe(self._read_run(job_id))
+        return self._describe(self._runs.get(job_id))
 
-    def list_jobs(self) -> list[Job]:
-        """Every job, newest first."""
-        runs = self._read_runs(filters.FlowRunFilter(), FlowRunSort.EXPECTED_START_TIME_DESC)
-        waiting = self._line_up([run for run in runs if _is_in_line(run)])
-        free = self._free_slots() if waiting else 0
-        places = {run.id: place for place, run in enumerate(waiting, start=1 - free)}
-        reports = self._call(lambda: read_reports(self.engine, [run.id for run in runs]))
-        return [self._to_job(run, places.get(run.id), reports.get(run.id)) for run in runs]
+    def list_jobs(
+        self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> JobPage:
+        """Jobs, newest first: all of them, or the first `limit` behind the cursor of the page before.
+
+        Raises:
+            InvalidConfig: the cursor is none of ours.
+        """
+        start = Cursor.decode(cursor) if cursor is not None else None
+        runs, following = self._listing.page(wanted or JobFilters(), start, limit)
+        return JobPage(self._describe_all(runs), following.encode() if following else None)
 
     def queue(self) -> Queue:
         """The line as it is now."""
-        due = filters.FlowRunFilter(state=_state_filter([StateType.SCHEDULED]))
-        waiting = self._line_up([run for run in self._read_runs(due) if _is_in_line(run)])
-        occupied = self._count(_OCCUPYING)
-        starting = min(len(waiting), max(0, self._slot_count() - occupied))
-        return Queue(occupied + starting > 0, [run.id for run in waiting[starting:]])
+        return self._line.read()
 
-    # -- saved configurations
+    # -- inside
 
-    def save_config(self, name: str, config: dict[str, Any]) -> SavedConfig:
-        """Keep a configuration, whole or partial, under a new id."""
-        saved = SavedConfig(name=name, config=config)
-        with self._session() as session:
-            session.add(saved)
-            session.commit()
-        return saved
-
-    def get_config(self, config_id: UUID | str) -> SavedConfig:
-        """One saved configuration. Raises ConfigNotFound."""
-        with self._session() as session:
-            saved = session.get(SavedConfig, _parse_id(config_id)) if _parse_id(config_id) else None
-        if saved is None:
-            raise ConfigNotFound(f"Config {config_id} not found")
-        return saved
-
-    def list_configs(self) -> list[SavedConfig]:
-        """Every saved configuration, oldest first."""
-        with self._session() as session:
-            return [*session.scalars(select(SavedConfig).order_by(SavedConfig.created_at, SavedConfig.config_id))]
-
-    # -- Prefect
-
-    def _create_run(self, spec: JobSpec, state: State[Any]) -> FlowRun:
-        if self._deployment_id is None:
-            deployment = self._call(lambda: self._client.read_deployment_by_name(DEPLOYMENT_NAME))
-            self._deployment_id = deployment.id
-        deployment_id = self._deployment_id
-        parameters = spec.to_parameters()
-        return self._call(
-            lambda: self._client.create_flow_run_from_deployment(deployment_id, parameters=parameters, state=state)
+    def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
+        return self._runs.create(
+            parameters=spec.to_parameters(),
+            state=state,
+            tags=spec.tags(),
+            name=spec.config.run_name,
+            work_queue_name=self._line.queue_name(priority),
+            idempotency_key=run_key,
         )
 
-    def _read_run(self, job_id: UUID | str) -> FlowRun:
-        parsed = _parse_id(job_id)
-        if parsed is None:
-            raise JobNotFound(f"Job {job_id} not found")
-        found = self._read_runs(filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[parsed])))
-        if not found:
-            raise JobNotFound(f"Job {job_id} not found")
-        return found[0]
+    def _create_in_line(self, spec: JobSpec, strategy: Strategy, priority: Priority, run_key: str | None) -> FlowRun:
+        if strategy == "reject" and self._line.is_busy():
+            raise TrainingBusy(BUSY_MESSAGE)
+        return self._create(spec, Scheduled(), priority, run_key)
 
-    def _read_runs(
-        self, run_filter: filters.FlowRunFilter, sort: FlowRunSort = FlowRunSort.EXPECTED_START_TIME_ASC
-    ) -> list[FlowRun]:
-        runs: list[FlowRun] = []
-        while True:
-            request = functools.partial(
-                self._client.read_flow_runs,
-                flow_filter=_FLOW,
-                flow_run_filter=run_filter,
-                sort=sort,
-                limit=PAGE_SIZE,
-                offset=len(runs),
-            )
-            page = self._call(request)
-            runs += page
-            if len(page) < PAGE_SIZE:
-                return runs
+    def _submit_once(
+        self, connection: Connection, request: RequestKey, spec: JobSpec, strategy: Strategy, priority: Priority
+    ) -> Submission:
+        claim = find_claim(connection, request)
+        if claim is not None and claim.answer is not None:
+            return _read_answer(claim.answer)
+        run = self._find_by_key(claim.run_key) if claim else None
+        if run is None:
+            if strategy == "reject" and self._line.is_busy():
+                raise TrainingBusy(BUSY_MESSAGE)
+            claim = claim or make_claim(connection, request)
+            run = self._create(spec, Scheduled(), priority, claim.run_key)
+        submission = self._look_at(run)
+        assert claim is not None  # noqa: S101 - for the type checker
+        keep_answer(connection, request, claim, _to_answer(submission))
+        return submission
 
-    def _count(self, types: list[StateType], before: DateTime | None = None) -> int:
-        """How many jobs are in these states and due, optionally only those in line before a time."""
-        due = filters.FlowRunFilterExpectedStartTime(before_=before or now("UTC"))
-        run_filter = filters.FlowRunFilter(state=_state_filter(types), expected_start_time=due)
-        return self._call(lambda: self._client.count_flow_runs(flow_filter=_FLOW, flow_run_filter=run_filter))
+    def _find_by_key(self, run_key: str) -> FlowRun | None:
+        by_key = filters.FlowRunFilter(idempotency_key=filters.FlowRunFilterIdempotencyKey(any_=[run_key]))
+        return next(iter(self._runs.page(by_key, limit=1)), None)
 
-    def _propose(self, run_id: UUID, state: State[Any], force: bool = False) -> OrchestrationResult[Any]:
-        return self._call(lambda: self._client.set_flow_run_state(run_id, state, force=force))
+    def _cancel_started(self, run: FlowRun) -> Job:
+        """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.
+
+        Asking for Cancelled would let a run that a worker has just taken start all the same.
+        """
+        if run.state and run.state.type is StateType.SCHEDULED and run.infrastructure_pid:
+            self._runs.forget_process(run.id)  # of an earlier attempt; else it would stay Cancelling
+        if run.state and run.state.type is not StateType.CANCELLING:
+            self._runs.propose(run.id, Cancelling())
+        ended = self._runs.get(run.id)
+        had_no_process = run.state is not None and run.state.type is StateType.SCHEDULED
+        if had_no_process and ended.state and ended.state.type is StateType.CANCELLED:
+            self._call_webhook(ended)
+        return self._describe(ended)
 
     @staticmethod
     def _call_webhook(run: FlowRun) -> None:
@@ -214,79 +222,61 @@ class JobService:
             payload = build_payload(run.id, JobStatus.CANCELLED.value, None)
             threading.Thread(target=deliver, args=(url, payload), name="webhook", daemon=True).start()
 
-    def _slot_count(self) -> int:
-        """How many jobs can run at once: the pool's limit, else its online workers, at least 1."""
-        with self._slots_lock:
-            if self._slots is None or time.monotonic() - self._slots[0] > SLOTS_TTL_SECONDS:
-                pool = self._call(lambda: self._client.read_work_pool(self.settings.work_pool))
-                self._slots = (time.monotonic(), pool.concurrency_limit or 1)
-            return self._slots[1]
-
-    def _free_slots(self) -> int:
-        return max(0, self._slot_count() - self._count(_OCCUPYING))
-
-    # -- describing
+    def _look_at(self, run: FlowRun) -> Submission:
+        place = self._line.places([run]).get(run.id)
+        status, position = _read_state(run, place)
+        return Submission(run.id, status, position)
 
     def _describe(self, run: FlowRun) -> Job:
-        place = None
-        if _is_in_line(run):
-            ahead = self._count([StateType.SCHEDULED], before=run.expected_start_time)
-            place = max(ahead, 1) - self._free_slots()  # the count includes the run itself
-        report = self._call(lambda: read_reports(self.engine, [run.id])).get(run.id)
-        return self._to_job(run, place, report)
+        return self._describe_all([run])[0]
 
-    def _to_job(self, run: FlowRun, place: int | None, report: Any) -> Job:
-        """`place` counts from 1 behind the free slots: 0 or less means that a slot is free for this run."""
-        state = run.state
-        has_free_slot = place is not None and place <= 0
-        status = status_of(state.type.value, state.name or "", has_free_slot) if state else JobStatus.CREATED
-        position = place if status is JobStatus.QUEUED and place is not None and place > 0 else None
-        return job_from_run(run, status, position, report)
+    def _describe_all(self, runs: list[FlowRun]) -> list[Job]:
+        places = self._line.places(runs)
+        reports = self._read_reports([run.id for run in runs])
+        return [job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id)) for run in runs]
 
-    @staticmethod
-    def _line_up(runs: list[FlowRun]) -> list[FlowRun]:
-        return sorted(runs, key=lambda run: (run.expected_start_time or now("UTC"), run.id))
-
-    # -- plumbing
+    def _read_reports(self, job_ids: list[UUID]) -> dict[UUID, JobReport]:
+        with translate_errors():
+            return read_reports(self.engine, job_ids)
 
     @contextmanager
-    def _submit_lock(self) -> Iterator[None]:
-        with self._session() as session:
-            self._call(lambda: session.execute(select(func.pg_advisory_xact_lock(SUBMIT_LOCK))))
-            yield
+    def _submit_lock(self) -> Iterator[Connection]:
+        """One submission at a time, over all processes. The connection commits every statement by itself.
 
-    def _session(self) -> Session:
-        return Session(self.engine, expire_on_commit=False)
-
-    @staticmethod
-    def _call(request: Callable[[], T]) -> T:
-        """Run a request, turning what a client can't act on into a StackError."""
-        try:
-            return request()
-        except ObjectNotFound as error:
-            raise StackError("Prefect does not know the deployment or work pool; run `tuneyard up`") from error
-        except httpx.HTTPError as error:
-            raise StackError(
-                f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`"
-            ) from error
+        A process waits with one connection only: the others would be lacking to the one that is at work.
+        """
+        with self._submitting, translate_errors(), self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
+            try:
+                yield connection
+            finally:
+                try:
+                    connection.execute(select(func.pg_advisory_unlock(SUBMIT_LOCK)))
+                except SQLAlchemyError:
+                    connection.invalidate()  # a lock must not go back into the pool
+                    raise
 
 
-_FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
+def _is_created(run: FlowRun) -> bool:
+    return run.state is not None and run.state.type is StateType.PAUSED and run.state.name == CREATED_STATE_NAME
 
 
-def _state_filter(types: list[StateType]) -> filters.FlowRunFilterState:
-    return filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types))
+def _read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:
+    """Status and queue position of a run at this place of the line: 0 or less means that a slot is free for it."""
+    has_free_slot = place is not None and place <= 0
+    state = run.state
+    status = status_of(state.type.value, state.name or "", has_free_slot) if state else JobStatus.CREATED
+    return status, place if status is JobStatus.QUEUED and place is not None else None
 
 
-def _is_in_line(run: FlowRun) -> bool:
-    """Whether the run waits for a slot now; one that a schedule has set for later does not."""
-    if run.state is None or run.state.type is not StateType.SCHEDULED:
-        return False
-    return run.expected_start_time is None or run.expected_start_time <= now("UTC")
+def _to_answer(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": str(submission.id),
+        "status": submission.status.value,
+        "queue_position": submission.queue_position,
+    }
 
 
-def _parse_id(value: UUID | str) -> UUID | None:
-    try:
-        return value if isinstance(value, UUID) else UUID(str(value))
-    except ValueError:
-        return None
+def _read_answer(answer: dict[str, Any]) -> Submission:
+    return Submission(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"])

@@ -126,6 +126,8 @@ class AsyncTuneyard:
         while not reader.has_ended:
             try:
                 async with self._stream(reader.connect()) as answer:
+                    if answer.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
+                        return
                     async for text in answer.aiter_text():
                         for event in reader.feed(text):
                             yield event

@@ -139,6 +139,8 @@ class Tuneyard:
         while not reader.has_ended:
             try:
                 with self._stream(reader.connect()) as answer:
+                    if answer.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
+                        return
                     for text in answer.iter_text():
                         yield from reader.feed(text)
             except httpx.TransportError:

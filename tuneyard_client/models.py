@@ -107,7 +107,7 @@ class JobEvent(Answer):
 class LogLine(Answer):
     """A line of a job's log."""
 
-    time: datetime
+    timestamp: datetime
     level: str
     logger: str
     message: str

@@ -43,7 +43,7 @@ def connection_settings(base_url: str, api_key: str | None, timeout_seconds: flo
 
 def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
     """A call as httpx sends it."""
-    timeout = httpx.Timeout(http.timeout, read=None) if call.is_endless else http.timeout
+    timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": None}) if call.is_endless else http.timeout
     return http.build_request(
         call.method,
         call.path,

@@ -1,11 +1,14 @@
 """`sft_job_manager`: the SFT API from Python, with no API server running."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from api.sft_routes import config_view, job_view
+from api.sft_routes import config_view, job_view, version_view
+from app.callbacks import start_callbacks
 from jobs.door import Door
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from sft.callbacks import SFTCallback
 from sft.config import SFTConfig
 
 
@@ -18,9 +21,16 @@ class SFTJobManager:
     def __init__(self, settings: Settings | None = None) -> None:
         self._door = Door(settings)
 
-    def create_job(self, config: SFTConfig) -> str:
-        """Make a job that waits as `pending` until it is started; returns its id."""
-        return str(self._door.open().create(JobSpec.build(config=config)).id)
+    def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
+        """Make a job that waits as `pending` until it is started; returns its id.
+
+        The callbacks are called in this process, on a thread of their own, with the job's id and config as `trainer`.
+        """
+        service = self._door.open()
+        job = service.create(JobSpec.build(config=config))
+        if callbacks:
+            start_callbacks(service, job, config, callbacks)
+        return str(job.id)
 
     def start_job(self, job_id: str) -> None:
         """Start a job made by `create_job`; once, however often it is called."""
@@ -28,7 +38,7 @@ class SFTJobManager:
 
     def stop_job(self, job_id: str) -> None:
         """Stop a job in whatever state it is."""
-        self._door.open().cancel(job_id)
+        self._door.open().stop(job_id)
 
     def get_job_status(self, job_id: str) -> dict[str, Any]:
         """The job as `GET /api/sft/jobs/{job_id}` shows it."""
@@ -36,19 +46,31 @@ class SFTJobManager:
 
     def list_jobs(self) -> list[dict[str, Any]]:
         """Every job, newest first."""
-        return [job_view(job) for job in self._door.open().list_jobs()]
+        return [job_view(job) for job in self._door.open().list_jobs().jobs]
 
     def save_config(self, name: str, config: dict[str, Any]) -> str:
         """Keep a configuration, whole or partial; returns its id."""
-        return str(self._door.open().save_config(name, config).config_id)
+        return str(self._door.open().configs.save(name, config).config_id)
 
     def get_config(self, config_id: str) -> dict[str, Any]:
         """A saved configuration: `name` and `config`."""
-        return config_view(self._door.open().get_config(config_id))
+        return config_view(self._door.open().configs.get(config_id))
 
     def list_configs(self) -> list[dict[str, Any]]:
         """Every saved configuration, oldest first."""
-        return [config_view(saved) for saved in self._door.open().list_configs()]
+        return [config_view(saved) for saved in self._door.open().configs.read_all()]
+
+    def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+        """Keep a new version of a configuration in place of the present one; the name stays if unset."""
+        return config_view(self._door.open().configs.update(config_id, name, config))
+
+    def delete_config(self, config_id: str) -> None:
+        """Delete a configuration. Jobs that were made from it still name it."""
+        self._door.open().configs.delete(config_id)
+
+    def list_config_versions(self, config_id: str) -> list[dict[str, Any]]:
+        """Every version of a configuration, the first one first."""
+        return [version_view(version) for version in self._door.open().configs.versions(config_id)]
 
 
 sft_job_manager = SFTJobManager()

@@ -64,6 +64,14 @@ def test_start_from_a_registered_adapter_and_save_under_another_name():
     assert (view["lora_name"], view["lora_version"], view["save_name"]) == ("support", "3", "support-next")
 
 
+def test_metadata_goes_with_the_job_and_priority_does_not():
+    request = TrainingRequest(metadata={"team": "{{ x }}"}, priority="high")
+    spec = request.to_spec("handbook")
+
+    assert (spec.metadata, request.priority) == ({"team": "{{ x }}"}, "high")
+    assert "priority" not in spec.to_parameters()
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -76,6 +84,8 @@ def test_start_from_a_registered_adapter_and_save_under_another_name():
         ({"lora_name": "../x"}, ["adapter_name", "../x"]),
         ({"webhook_url": "ftp://example.com"}, ["webhook_url", "http"]),
         ({"epochs": 3}, ["epochs"]),
+        ({"metadata": {"__prefect_kind": "json"}}, ["metadata", "__prefect_kind", "reserved"]),
+        ({"priority": "urgent"}, ["priority", "high", "low"]),
     ],
 )
 def test_a_bad_body_is_refused_by_name(body, words):

@@ -45,11 +45,6 @@ def is_serving(settings: Settings) -> bool:
         return False
 
 
-def test_help_names_every_command() -> None:
-    shown = CliRunner().invoke(cli.main, ["--help"]).output
-    assert [name for name in ("up", "down", "status", "serve") if f" {name} " not in shown] == []
-
-
 def test_nothing_runs_before_the_first_up(tmp_path: Path) -> None:
     environment = environment_of(stack_settings(tmp_path / "home"))
     shown = CliRunner().invoke(cli.main, ["status"], env=environment).output

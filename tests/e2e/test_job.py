@@ -153,7 +153,7 @@ def test_a_bad_request_makes_no_job(api, path, body, status):
     answer = api.post(path, json=body)
 
     assert answer.status_code == status
-    assert set(answer.json()) == {"detail", "code"}
+    assert set(answer.json()) == {"detail", "code", "request_id"}
     assert len(api.get("/train").json()) == before
 
 

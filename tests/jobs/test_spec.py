@@ -34,3 +34,40 @@ def test_parameters_survive_the_way_to_the_flow():
 def test_a_webhook_url_must_be_http(url):
     with pytest.raises(InvalidConfig, match="webhook_url: must be an http or https URL"):
         JobSpec.build(config=make_config(), webhook_url=url)
+
+
+def test_a_job_is_found_by_model_adapter_dataset_and_metadata():
+    spec = JobSpec.build(config=make_config(dataset_name="handbook@v1.0"), metadata={"team": "a=b", "n": ""})
+
+    assert spec.tags() == [
+        "model:gpt2",
+        "adapter:gpt2-handbook",
+        "dataset:handbook",
+        "dataset:handbook@v1.0",
+        "metadata:team=a=b",
+        "metadata:n=",
+    ]
+    assert "dataset:tatsu-lab/alpaca" in JobSpec.build(config=make_config()).tags()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"__prefect_kind": "jinja"}, "reserved"),
+        ({"a b": "x"}, "pattern"),
+        ({"k\n": "x"}, "pattern"),
+        ({"k": "x" * 257}, "at most 256"),
+        ({str(number): "" for number in range(17)}, "at most 16"),
+    ],
+)
+def test_metadata_is_small_and_plain(metadata, problem):
+    with pytest.raises(InvalidConfig, match=f"(?s)metadata.*{problem}"):
+        JobSpec.build(config=make_config(), metadata=metadata)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_text_that_cannot_be_stored_is_refused(text):
+    with pytest.raises(InvalidConfig, match=r"metadata|config"):
+        JobSpec.build(config=make_config(), metadata={"k": text})
+    with pytest.raises(InvalidConfig, match="run_name"):
+        JobSpec.build(config=make_config(run_name=text))

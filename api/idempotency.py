@@ -1,0 +1,44 @@
+"""The `Idempotency-Key` header: a request that is sent again gets its first answer and makes no second job."""
+
+import hashlib
+import json
+from typing import Annotated
+
+from fastapi import Header, Request
+from fastapi.exceptions import RequestValidationError
+
+from jobs.idempotency import RequestKey
+
+MAX_CHARACTERS = 255
+
+
+async def read_request_key(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Sent again with the same body, the first answer comes again and no second job is made; "
+            "with another body, 422. Kept for 48 hours. 1 to 255 printable ASCII characters."
+        ),
+    ] = None,
+) -> RequestKey | None:
+    """The request's key within its endpoint and its client; None without the header."""
+    if idempotency_key is None:
+        return None
+    is_printable = idempotency_key.isascii() and idempotency_key.isprintable()
+    if not is_printable or not 1 <= len(idempotency_key) <= MAX_CHARACTERS:
+        problem = f"must be 1 to {MAX_CHARACTERS} printable ASCII characters"
+        raise RequestValidationError(
+            [{"type": "value_error", "loc": ("header", "Idempotency-Key"), "msg": problem, "input": idempotency_key}]
+        )
+    client = getattr(request.state, "client", None)
+    scope = f"{request.method} {request.scope['route'].path} {client.key_id if client else ''}".strip()
+    return RequestKey(scope, idempotency_key, hashlib.sha256(_canonical(await request.body())).hexdigest())
+
+
+def _canonical(body: bytes) -> bytes:
+    """The body without what does not matter in JSON: the order of keys, and white space."""
+    try:
+        return json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        return body

@@ -1,0 +1,95 @@
+"""What both lists of jobs can be asked: filters and pages. With no parameter they show everything, as documented."""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from jobs.listing import JobFilters
+from jobs.status import JobStatus
+
+CURSOR_HEADER = "X-Next-Cursor"
+MAX_LIMIT = 200
+METADATA_PREFIX = "metadata."
+KNOWN = ("status", "model", "adapter", "dataset", "created_after", "created_before", "metadata", "limit", "cursor")
+
+Model = Annotated[str | None, Query(description="Jobs on this base model.")]
+Adapter = Annotated[str | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
+Dataset = Annotated[str | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
+After = Annotated[str | None, Query(description="Jobs of this time or later: ISO 8601 or epoch seconds.")]
+Before = Annotated[str | None, Query(description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")]
+Metadata = Annotated[
+    list[str] | None, Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`.")
+]
+Limit = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_LIMIT, description=f"Jobs a page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
+]
+PageCursor = Annotated[str | None, Query(description=f"Where the page starts: `{CURSOR_HEADER}` of the one before.")]
+
+
+def read_filters(
+    request: Request,
+    model: Model = None,
+    adapter: Adapter = None,
+    dataset: Dataset = None,
+    created_after: After = None,
+    created_before: Before = None,
+    metadata: Metadata = None,
+) -> JobFilters:
+    """The filters of a list's query, but for the status, whose words differ. Raises RequestValidationError."""
+    return JobFilters(
+        model=model,
+        adapter=adapter,
+        dataset=dataset,
+        created_after=_read_time("created_after", created_after),
+        created_before=_read_time("created_before", created_before),
+        metadata=_read_metadata(request, metadata or []),
+    )
+
+
+def statuses_of(word: str | None, words: Mapping[JobStatus, str]) -> frozenset[JobStatus] | None:
+    """The statuses a word of an interface stands for; None for all."""
+    return None if word is None else frozenset(status for status, known in words.items() if known == word)
+
+
+def announce_next_page(request: Request, response: Response, cursor: str | None) -> None:
+    """Say in headers where the next page is, so that the body keeps its documented shape."""
+    if cursor is not None:
+        response.headers[CURSOR_HEADER] = cursor
+        response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
+
+
+def _read_metadata(request: Request, pairs: list[str]) -> dict[str, str]:
+    wanted = {}
+    for pair in pairs:
+        key, colon, value = pair.partition(":")
+        if not colon:
+            raise _invalid("metadata", "must be key:value", pair)
+        wanted[key] = value
+    for name, value in request.query_params.multi_items():
+        if name.startswith(METADATA_PREFIX):
+            wanted[name.removeprefix(METADATA_PREFIX)] = value
+    return wanted
+
+
+def _read_time(name: str, text: str | None) -> datetime | None:
+    """ISO 8601 (UTC if it names no zone) or epoch seconds."""
+    if text is None:
+        return None
+    try:
+        if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) and not re.fullmatch(r"\d{8}", text):
+            seconds = float(text)
+            return datetime.fromtimestamp(seconds if math.isfinite(seconds) else 1e18, UTC)
+        time = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)  # a "+" that was not encoded
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise _invalid(name, "must be a time, as ISO 8601 or epoch seconds", text) from error
+
+
+def _invalid(name: str, why: str, value: Any) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("query", name), "msg": why, "input": value}])

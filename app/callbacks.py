@@ -1,0 +1,60 @@
+"""Callbacks of jobs that run elsewhere: called in this process as the job's events come in."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import OperationalError
+
+from jobs.feed import EventFeed
+from jobs.job import Job
+from jobs.service import JobService
+from jobs.status import SFT_WORDS
+from sft.callbacks import SFTCallback, send_to_callbacks
+from sft.config import SFTConfig
+from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
+
+AWAY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """What a callback gets as `trainer`."""
+
+    job_id: str
+    config: SFTConfig
+
+
+def start_callbacks(
+    service: JobService, job: Job, config: SFTConfig, callbacks: Sequence[SFTCallback]
+) -> threading.Thread:
+    """Call these with the job's events, from its first one to its end, on a thread that ends with the job.
+
+    `on_step_end` is called at most once a second, `on_train_end` once, however the job ends. The thread is a daemon:
+    it does not keep a process alive that is done.
+    """
+    handle = JobHandle(str(job.id), config)
+    name = f"callbacks-{job.id}"
+    thread = threading.Thread(target=_follow, args=(service, job, handle, callbacks), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _follow(service: JobService, job: Job, handle: JobHandle, callbacks: Sequence[SFTCallback]) -> None:
+    send = send_to_callbacks(callbacks, handle)
+    feed = EventFeed(service, job, words=SFT_WORDS)
+    while not feed.is_over:
+        try:
+            events = feed.poll()
+        except (StackError, OperationalError) as error:
+            logger.warning("The callbacks of job %s wait: %s", job.id, error)
+            time.sleep(AWAY_SECONDS)
+            continue
+        for event in events:
+            send(event.event, event.data)
+        if not feed.is_over:
+            time.sleep(feed.pause_seconds)

@@ -1,0 +1,132 @@
+"""`tuneyard up`, `down`, `status`, `serve`: the local stack, and the REST API in the foreground."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli_service import clear_errors
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+    from jobs.stack import PartStatus
+
+SHUTDOWN_SECONDS = 5  # how long open streams may hold up a stop
+
+PANEL = "The service on this machine"
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+def up() -> None:
+    """Start the local stack, or what of it does not run, and leave it running."""
+    from jobs import stack
+    from jobs.settings import Settings
+
+    with clear_errors():
+        show_addresses(stack.ensure_up(Settings()))
+
+
+@commands.command(rich_help_panel=PANEL)
+def down() -> None:
+    """Stop the local stack. A job that runs is cut off and starts again with the next `up`."""
+    from jobs import stack
+    from jobs.settings import Settings
+
+    with clear_errors():
+        typer.echo("Stopped." if stack.down(Settings()) else "Nothing was running.")
+
+
+@commands.command(rich_help_panel=PANEL)
+def status() -> None:
+    """Show the parts of the local stack."""
+    from jobs import stack
+    from jobs.settings import Settings
+
+    with clear_errors():
+        for part in stack.status(Settings()):
+            typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
+            if part.log_path is not None:
+                typer.echo(f"{'':<10} {part.log_path}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def serve() -> None:
+    """Serve the REST API in the foreground until Ctrl-C, with the local stack beside it.
+
+    A stack that this command started is stopped with it; one that was up stays up.
+    """
+    import uvicorn
+
+    from jobs import parts, stack
+    from jobs.settings import Settings
+
+    settings = Settings()
+    with clear_errors(), _stopped_by_signals():
+        was_up = stack.is_up(settings)
+        parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
+        if not was_up:
+            typer.echo("Starting the local stack ...")
+        try:
+            addresses = stack.ensure_up(settings)
+            show_addresses(addresses, api=f"http://{settings.host}:{settings.api_port}")
+            uvicorn.run(
+                "app.main:app",
+                host=settings.host,
+                port=settings.api_port,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            )
+        finally:
+            if not was_up and not settings.is_external:
+                _ignore_signals()
+                typer.echo("Stopping the local stack ...")
+                stack.down(settings)
+
+
+@commands.command(rich_help_panel=PANEL)
+def doctor() -> None:
+    """Look for what would keep jobs from running here, and say what to do about it. Exit code 1 if there is any."""
+    from app import doctor
+
+    doctor.doctor()
+
+
+def show_addresses(settings: "Settings", api: str | None = None) -> None:
+    """Print where a person finds what runs."""
+    if api:
+        typer.echo(f"API         {api}  (documentation at {api}/docs)")
+    typer.echo(f"Prefect UI  {str(settings.prefect_api_url).removesuffix('/api')}")
+    typer.echo(f"MLflow UI   {settings.mlflow_tracking_uri}")
+
+
+def describe_process(part: "PartStatus") -> str:
+    """`pid 12, up 0:03:20`, or nothing for a part that does not run."""
+    if part.pid is None or part.uptime_seconds is None:
+        return ""
+    minutes, seconds = divmod(int(part.uptime_seconds), 60)
+    return f"pid {part.pid}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A stop signal, at whatever point it comes, ends the block in order and the command with success."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise typer.Exit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    yield
+
+
+def _ignore_signals() -> None:
+    """A second Ctrl-C must not leave half of the stack behind."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,151 @@
+"""Lists of jobs, newest first: what they can be filtered by, and page after page."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import FlowRun
+
+from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
+from jobs.queue import Line
+from jobs.spec import metadata_tag
+from jobs.status import ONGOING_STATE_NAMES, JobStatus
+from sft.errors import InvalidConfig
+
+_WAITING = frozenset({JobStatus.CREATED, JobStatus.QUEUED})
+_ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
+_STATE_TYPES = {
+    JobStatus.CANCELLED: ["CANCELLING", "CANCELLED"],
+    JobStatus.COMPLETED: ["COMPLETED"],
+    JobStatus.FAILED: ["FAILED", "CRASHED"],
+}
+
+
+@dataclass(frozen=True)
+class JobFilters:
+    """What jobs a list shows; what is unset does not narrow it. Times are the job's first in line, zone included."""
+
+    statuses: frozenset[JobStatus] | None = None  # the ones that a word of an interface stands for
+    model: str | None = None
+    adapter: str | None = None
+    dataset: str | None = None  # with a revision or without
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: the time of its last run, and the runs of that very time that were shown."""
+
+    time: datetime
+    shown: list[UUID]
+
+    def encode(self) -> str:
+        """As a client sees it."""
+        text = json.dumps([self.time.isoformat(), [str(run_id) for run_id in self.shown]], separators=(",", ":"))
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> "Cursor":
+        """Read what `encode` wrote. Raises InvalidConfig."""
+        try:
+            time, shown = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            parsed = cls(datetime.fromisoformat(time), [UUID(run_id) for run_id in shown])
+        except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidConfig("cursor is not one of this service; leave it out to start at the first page") from error
+        if parsed.time.tzinfo is None:
+            raise InvalidConfig("cursor is not one of this service; leave it out to start at the first page")
+        return parsed
+
+
+class RunPage(NamedTuple):
+    """One page of runs and where the next one starts, None behind the last."""
+
+    runs: list[FlowRun]
+    cursor: Cursor | None
+
+
+class Listing:
+    """Reads pages of runs."""
+
+    def __init__(self, runs: PrefectRuns, line: Line) -> None:
+        self._runs = runs
+        self._line = line
+
+    def page(self, wanted: JobFilters, cursor: Cursor | None, limit: int | None) -> RunPage:
+        """The next `limit` runs (all if None) behind the cursor."""
+        starting = [run.id for run in self._line.starting()] if wanted.statuses in (_WAITING, _ACTIVE) else []
+        if wanted.statuses == _ACTIVE:
+            return self._active_page(wanted, starting, cursor, limit)
+        found: list[FlowRun] = []
+        start = cursor
+        while True:
+            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit + 1 - len(found))  # one more: is there more?
+            page = self._runs.page(_to_run_filter(wanted, cursor, starting), limit=size)
+            found += page
+            cursor = _cursor_behind(page, cursor)
+            if len(page) < size or (limit is not None and len(found) > limit):
+                return _cut(found, limit, start)
+
+    def _active_page(
+        self, wanted: JobFilters, starting: list[UUID], cursor: Cursor | None, limit: int | None
+    ) -> RunPage:
+        """Running and starting jobs: there are no more of them than slots, so all are read."""
+        found = self._runs.page(_to_run_filter(wanted, cursor, []))
+        if starting:
+            plain = JobFilters(**{**vars(wanted), "statuses": None})
+            found += self._runs.page(_to_run_filter(plain, cursor, [], only=starting))
+        newest_first = sorted({run.id: run for run in found}.values(), key=_time_of, reverse=True)
+        return _cut(newest_first, limit, cursor)
+
+
+def _to_run_filter(
+    wanted: JobFilters, cursor: Cursor | None, starting: list[UUID], only: list[UUID] | None = None
+) -> filters.FlowRunFilter:
+    tags = [f"model:{wanted.model}"] if wanted.model is not None else []
+    tags += [f"adapter:{wanted.adapter}"] if wanted.adapter is not None else []
+    tags += [f"dataset:{wanted.dataset}"] if wanted.dataset is not None else []
+    tags += [metadata_tag(key, value) for key, value in wanted.metadata.items()]
+    before = min((time for time in (cursor and cursor.time, wanted.created_before) if time), default=None)
+    excluded = (cursor.shown if cursor else []) + starting
+    return filters.FlowRunFilter.model_validate(
+        {
+            "state": _to_state_filter(wanted.statuses) if wanted.statuses is not None else None,
+            "tags": {"all_": tags} if tags else None,
+            "expected_start_time": {"after_": wanted.created_after, "before_": before},
+            "id": {"any_": only, "not_any_": excluded or None} if only or excluded else None,
+        }
+    )
+
+
+def _to_state_filter(statuses: frozenset[JobStatus]) -> filters.FlowRunFilterState:
+    if statuses == _WAITING:
+        return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES])
+    if statuses == _ACTIVE:
+        return state_filter(["PENDING", "RUNNING"], names=[*ONGOING_STATE_NAMES])
+    return state_filter([name for status in statuses for name in _STATE_TYPES[status]])
+
+
+def _time_of(run: FlowRun) -> datetime:
+    assert run.expected_start_time is not None  # noqa: S101 - a run has it from its first state on
+    return run.expected_start_time
+
+
+def _cursor_behind(page: list[FlowRun], before: Cursor | None) -> Cursor | None:
+    if not page:
+        return before
+    last = _time_of(page[-1])
+    earlier = before.shown if before and before.time == last else []
+    return Cursor(last, earlier + [run.id for run in page if _time_of(run) == last])
+
+
+def _cut(found: list[FlowRun], limit: int | None, start: Cursor | None) -> RunPage:
+    if limit is None or len(found) <= limit:
+        return RunPage(found, None)
+    return RunPage(found[:limit], _cursor_behind(found[:limit], start))

@@ -1,0 +1,174 @@
+"""`PrefectRuns`: the runs of the `finetune` flow and the work pool they wait in, over Prefect's API."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+
+from sft.errors import JobNotFound, StackError
+
+T = TypeVar("T")
+
+FLOW_NAME = "finetune"
+DEPLOYMENT_NAME = "finetune/sft"
+PAGE_SIZE = 200  # Prefect's cap
+POOL_TTL_SECONDS = 2.0
+
+_FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The work pool: how many jobs can run at once, and its work queues' ranks, the first to be served lowest."""
+
+    slots: int
+    ranks: dict[str, int]
+
+
+def call(request: Callable[[], T]) -> T:
+    """Run a request to Prefect, turning what a client of ours can't act on into a StackError."""
+    try:
+        return request()
+    except ObjectNotFound as error:
+        raise StackError("Prefect does not know the deployment or work pool; run `tuneyard up`") from error
+    except httpx.HTTPStatusError as error:
+        said = f"{error.response.status_code} {error.response.text[:300]}"
+        raise StackError(f"Prefect's API refused a request ({said}); see `tuneyard status`") from error
+    except (httpx.HTTPError, PrefectException) as error:
+        raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
+
+
+class PrefectRuns:
+    """Thread-safe. Every method raises StackError when Prefect can't be reached or refuses."""
+
+    def __init__(self, client: SyncPrefectClient, work_pool: str) -> None:
+        self.client = client
+        self.work_pool = work_pool
+        self._deployment_id: UUID | None = None
+        self._pool: tuple[float, Pool] | None = None
+        self._pool_lock = threading.Lock()
+
+    def create(self, **values: Any) -> FlowRun:
+        """Make a run of the deployment from `parameters, state, tags, name, work_queue_name, idempotency_key`."""
+        if self._deployment_id is None:
+            self._deployment_id = call(lambda: self.client.read_deployment_by_name(DEPLOYMENT_NAME)).id
+        deployment_id = self._deployment_id
+        try:
+            return self.client.create_flow_run_from_deployment(deployment_id, **values)
+        except ObjectNotFound:
+            self._deployment_id = None  # deployed anew under another id
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                return call(functools.partial(_throw, error))
+            self._deployment_id = None
+        except (httpx.HTTPError, PrefectException) as error:
+            return call(functools.partial(_throw, error))
+        renewed = call(lambda: self.client.read_deployment_by_name(DEPLOYMENT_NAME)).id
+        return call(lambda: self.client.create_flow_run_from_deployment(renewed, **values))
+
+    def get(self, job_id: UUID | str) -> FlowRun:
+        """One run. Raises JobNotFound for an unknown id, one that is no UUID included."""
+        try:
+            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except ValueError as error:
+            raise JobNotFound(f"Job {job_id} not found") from error
+        found = self.page(filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[parsed])), limit=1)
+        if not found:
+            raise JobNotFound(f"Job {job_id} not found")
+        return found[0]
+
+    def page(
+        self,
+        run_filter: filters.FlowRunFilter,
+        sort: FlowRunSort = FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit: int = PAGE_SIZE,
+        queues: list[str] | None = None,
+    ) -> list[FlowRun]:
+        """The first runs, in these work queues if given, that the filter lets through; at most 200."""
+        return call(
+            lambda: self.client.read_flow_runs(
+                flow_filter=_FLOW,
+                flow_run_filter=run_filter,
+                work_queue_filter=_queue_filter(queues),
+                sort=sort,
+                limit=min(limit, PAGE_SIZE),
+            )
+        )
+
+    def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
+        """How many runs, in these work queues if given, the filter lets through."""
+        return call(
+            lambda: self.client.count_flow_runs(
+                flow_filter=_FLOW, flow_run_filter=run_filter, work_queue_filter=_queue_filter(queues)
+            )
+        )
+
+    def propose(self, run_id: UUID, state: State[Any], force: bool = False) -> None:
+        """Ask for a state; whether it came to that, only reading the run again tells."""
+        call(lambda: self.client.set_flow_run_state(run_id, state, force=force))
+
+    def forget_process(self, run_id: UUID) -> None:
+        """Clear the id of a process that is known to be gone."""
+        change = {"infrastructure_pid": None}
+        call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params={"id": run_id}, json=change))
+
+    def pool(self) -> Pool:
+        """The work pool as it was at most two seconds ago. A paused one has no slots."""
+        with self._pool_lock:
+            if self._pool is None or time.monotonic() - self._pool[0] > POOL_TTL_SECONDS:
+                self._pool = (time.monotonic(), self._read_pool())
+            return self._pool[1]
+
+    def _read_pool(self) -> Pool:
+        pool = call(lambda: self.client.read_work_pool(self.work_pool))
+        queues = call(lambda: self.client.read_work_queues(self.work_pool))
+        slots = 0 if pool.is_paused else pool.concurrency_limit
+        return Pool(1 if slots is None else slots, {queue.name: queue.priority or 1 for queue in queues})
+
+    def ensure_queue(self, name: str, rank: int | None) -> None:
+        """Make a work queue of this rank (the last one if None) unless there is one of the name, whatever its rank."""
+        if name in self.pool().ranks:
+            return
+        try:
+            call(lambda: self.client.create_work_queue(name, priority=rank, work_pool_name=self.work_pool))
+        except StackError as error:
+            if not isinstance(error.__cause__, ObjectAlreadyExists):
+                raise
+        with self._pool_lock:
+            self._pool = None
+
+
+def _throw(error: Exception) -> FlowRun:
+    raise error
+
+
+def _queue_filter(names: list[str] | None) -> filters.WorkQueueFilter | None:
+    return filters.WorkQueueFilter(name=filters.WorkQueueFilterName(any_=names)) if names else None
+
+
+def state_filter(
+    types: list[str] | None = None, names: list[str] | None = None, not_names: list[str] | None = None
+) -> filters.FlowRunFilterState:
+    """Runs in a state of one of these types *or* names; or of these types and none of `not_names`."""
+    by_type = filters.FlowRunFilterStateType.model_validate({"any_": types}) if types else None
+    if names:
+        by_name = filters.FlowRunFilterStateName(any_=names)
+        return filters.FlowRunFilterState.model_validate({"operator": "or_", "type": by_type, "name": by_name})
+    excluded = filters.FlowRunFilterStateName(not_any_=not_names) if not_names else None
+    return filters.FlowRunFilterState(type=by_type, name=excluded)
+
+
+def due_between(after: datetime | None, before: datetime) -> filters.FlowRunFilterNextScheduledStartTime:
+    """Runs that wait since a time from `after` to `before`, both included."""
+    return filters.FlowRunFilterNextScheduledStartTime.model_validate({"after_": after, "before_": before})

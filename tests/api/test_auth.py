@@ -1,0 +1,159 @@
+"""API keys as a client meets them."""
+
+import socket
+import time
+from uuid import uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+from sqlalchemy.event import listen
+from sqlalchemy.orm import Session
+
+from api.auth import warn_if_open_to_others
+from api.main import create_app
+from jobs.keys import KeyBook, KeyScope, create_key, hash_key, list_keys, revoke_key
+from jobs.postgres import ensure_databases, sibling_url
+from jobs.store import ApiKey, engine_for, migrate
+
+pytestmark = pytest.mark.stack
+
+PUBLIC = ["/", "/health", "/ready", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"]
+PRIVATE = ["/train", "/queue", "/metrics", "/api/sft/jobs", "/nowhere", "/docsx", "/docs/../train", "/TRAIN"]
+
+
+@pytest.fixture
+def settings(stack):
+    """The stack with a database of its own for keys, so that no other test needs one."""
+    url = sibling_url(stack.database_url, f"keys_{uuid4().hex}")
+    ensure_databases(stack.database_url, [url.split("?")[0].rsplit("/", 1)[-1]])
+    migrate(url)
+    yield stack.model_copy(update={"database_url": url})
+    engine_for(url).dispose()
+
+
+@pytest.fixture
+def engine(settings):
+    return engine_for(settings.database_url)
+
+
+@pytest.fixture
+def api(settings):
+    return TestClient(create_app(settings))
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_without_any_key_everything_is_open(api):
+    assert [api.get(path).status_code for path in ("/queue", "/train", "/api/sft/jobs", "/metrics")] == [200] * 4
+
+
+def test_with_a_key_only_public_paths_answer_without_it(api, engine):
+    _, key = create_key(engine, "ci", KeyScope.READ)
+
+    assert [path for path in PUBLIC if api.get(path).status_code != 200] == []
+    for path in PRIVATE:
+        answer = api.get(path)
+        assert answer.status_code == 401, path
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.json() == {
+            "detail": "An API key is required: send it as Authorization: Bearer KEY",
+            "code": "unauthorized",
+            "request_id": answer.headers["X-Request-ID"],
+        }
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
+    assert api.get("/queue", headers={"X-API-Key": key}).status_code == 200
+    assert api.get("/queue", headers={"Authorization": "Basic abc", "X-API-Key": key}).status_code == 200
+
+
+@pytest.mark.parametrize("wrong", ["ty_nobody", "", "\x80", "ty_" + "x" * 9000])
+def test_a_wrong_key_is_refused(api, engine, wrong):
+    create_key(engine, "ci", KeyScope.ADMIN)
+
+    for headers in ({"Authorization": f"Bearer {wrong}".encode("latin-1")}, {"X-API-Key": wrong.encode("latin-1")}):
+        assert api.get("/queue", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(("scope", "status"), [(KeyScope.READ, 403), (KeyScope.SUBMIT, 404), (KeyScope.ADMIN, 404)])
+def test_scopes(api, engine, scope, status):
+    _, key = create_key(engine, "ci", scope)
+    unknown = f"/train/{uuid4()}"
+
+    assert api.get("/train", headers=bearer(key)).status_code == 200
+    answer = api.delete(unknown, headers=bearer(key))
+    assert answer.status_code == status
+    assert api.post(f"/api/sft/jobs/{uuid4()}/stop", headers=bearer(key)).status_code == status
+    if status == 403:
+        assert answer.json()["code"] == "forbidden"
+        assert answer.json()["detail"] == "This API key has scope read; DELETE needs submit"
+
+
+def test_a_revoked_key_stops_working_soon_and_the_service_stays_closed(api, engine):
+    record, key = create_key(engine, "ci", KeyScope.SUBMIT)
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
+
+    revoke_key(engine, str(record.id))
+    deadline = time.monotonic() + 5
+    while api.get("/queue", headers=bearer(key)).status_code == 200:
+        assert time.monotonic() < deadline, "a revoked key works on"
+        time.sleep(0.1)
+    assert api.get("/queue").status_code == 401
+
+
+def test_a_new_key_works_within_two_seconds_of_an_open_ring(api, engine):
+    create_key(engine, "first", KeyScope.READ)
+    assert api.get("/queue").status_code == 401
+
+    _, key = create_key(engine, "second", KeyScope.READ)
+    time.sleep(1.1)
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
+
+
+def test_only_a_hash_is_kept(engine):
+    record, key = create_key(engine, "ci", KeyScope.SUBMIT)
+
+    with Session(engine) as session:
+        row = session.execute(select(ApiKey.__table__)).one()
+    assert key not in repr(row)
+    assert row.key_sha256 == hash_key(key)
+    assert key.startswith(record.prefix)
+    assert [kept.id for kept in list_keys(engine)] == [record.id]
+    assert len(key) == 46
+
+
+def test_a_key_can_be_required_before_one_is_made(settings):
+    api = TestClient(create_app(settings.model_copy(update={"require_api_key": True})))
+
+    assert api.get("/queue").status_code == 401
+    assert api.get("/queue", headers=bearer("ty_x")).status_code == 401
+    assert api.get("/health").status_code == 200
+
+
+def test_requests_cost_no_query_while_the_keys_are_fresh(api, engine):
+    _, key = create_key(engine, "ci", KeyScope.READ)
+    queries = []
+    listen(engine, "before_cursor_execute", lambda _connection, _cursor, statement, *_: queries.append(statement))
+
+    assert [api.get("/metrics", headers=bearer(key)).status_code for _ in range(20)] == [200] * 20
+    assert len([query for query in queries if "api_keys" in query]) == 1
+
+
+def test_listening_to_others_without_a_key_is_said_loudly(stack, caplog):
+    with socket.socket() as beyond:
+        beyond.bind(("0.0.0.0", 0))  # noqa: S104 - that is what is tested
+        beyond.listen()
+        warn_if_open_to_others(KeyBook({}, is_open=True), stack)
+        assert "NO API KEY IS SET and the API listens on 0.0.0.0" in caplog.text
+        caplog.clear()
+        warn_if_open_to_others(KeyBook({}, is_open=False), stack)
+        assert caplog.text == ""
+
+
+def test_listening_to_this_machine_alone_is_no_reason_to_warn(stack, caplog):
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        here.listen()
+        warn_if_open_to_others(KeyBook({}, is_open=True), stack)
+    assert caplog.text == ""

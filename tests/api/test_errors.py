@@ -1,0 +1,152 @@
+"""Bad input: one shape of answer, never a 500, one log record a request."""
+
+import json
+import logging
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+
+pytestmark = pytest.mark.stack
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def api(stack):
+    return TestClient(create_app(stack))
+
+
+def deep(depth):
+    return b'{"config":' + b"[" * depth + b"]" * depth + b"}"
+
+
+BODIES = {
+    "malformed": b'{"model_name": ',
+    "empty": b"",
+    "a number": b"1",
+    "null": b"null",
+    "invalid UTF-8": b'{"model_name": "\xff\xfe"}',
+    "not a number": b'{"learning_rate": NaN}',
+    "infinite": b'{"learning_rate": -Infinity}',
+    "overflowing float": b'{"learning_rate": 1e999}',
+    "huge integer": b'{"batch_size": ' + b"9" * 400 + b"}",
+    "an integer too long to parse": b'{"batch_size": ' + b"9" * 5000 + b"}",
+    "NUL": rb'{"model_name": "a\u0000b"}',
+    "NUL in a key": rb'{"a\u0000b": 1}',
+    "half a surrogate pair": rb'{"model_name": "\ud800"}',
+    "half a surrogate pair in a key": rb'{"\udfff": 1}',
+    "a saved NaN": b'{"name": "x", "config": {"learning_rate": NaN}}',
+    "a saved NUL": rb'{"name": "x", "config": {"a": ["\u0000"]}}',
+    "a saved surrogate": rb'{"name": "x", "config": {"\ud800": 1}}',
+    "a saved huge integer": b'{"name": "x", "config": {"a": ' + b"9" * 400 + b"}}",
+    "deep": deep(500_000),
+    "deep enough to parse": deep(900),
+    "a list": b"[]",
+    "many unknown fields": json.dumps({f"field{n}": n for n in range(5000)}).encode(),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize(("path", "status"), [("/train", 422), ("/api/sft/train", 400), ("/api/sft/configs", 400)])
+def test_a_bad_body_is_answered_in_the_one_shape(api, path, status, body):
+    answer = api.post(path, content=body, headers=JSON)
+
+    assert answer.status_code == status, answer.text
+    told = answer.json()
+    assert set(told) == {"detail", "code", "request_id"}
+    assert told["code"] in ("invalid_request", "invalid_config")
+    assert told["request_id"] == answer.headers["X-Request-ID"]
+    assert 0 < len(told["detail"]) <= 4000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        ("/train", b'{"a', "the body is not valid JSON: Unterminated string starting at at character 1"),
+        ("/train", rb'{"model_name": "a\u0000"}', "model_name: must not hold a NUL character, got 'a\\x00'"),
+        ("/train", b'{"seed": NaN}', "seed: must be a finite number, got nan"),
+        ("/api/sft/configs", b"{}", "name is required\nconfig is required"),
+        ("/api/sft/train", b'{"config": {"lora_r": 0}}', None),
+    ],
+)
+def test_a_message_names_field_value_and_remedy(api, path, body, detail):
+    told = api.post(path, content=body, headers=JSON).json()["detail"]
+    assert told == detail or (detail is None and "lora_r: input should be greater than 0, got 0" in told)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml"])
+@pytest.mark.parametrize(("path", "status"), [("/train", 422), ("/api/sft/train", 400)])
+def test_another_content_type_is_named(api, path, status, content_type):
+    answer = api.post(path, content=b"{}", headers={"content-type": content_type})
+
+    assert answer.status_code == status
+    assert answer.json()["detail"] == f"the body must be sent with Content-Type: application/json, got {content_type!r}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/api/sft/%00%ff%0a", 404, "not_found"),
+        ("PUT", "/train", 405, "method_not_allowed"),
+        ("BREW", "/train", 405, "method_not_allowed"),
+        ("GET", "/train/nobody", 404, "job_not_found"),
+        ("GET", "/train/%ed%a0%80%0d%0a", 404, "job_not_found"),
+        ("GET", "/train/%00", 422, "invalid_request"),
+        ("GET", "/api/sft/jobs/%00", 400, "invalid_request"),
+        ("GET", "/api/sft/jobs/" + "9" * 5000, 404, "job_not_found"),
+        ("GET", "/train?%00=%00", 422, "invalid_request"),
+    ],
+)
+def test_a_bad_path_is_answered_in_the_one_shape(api, method, path, status, code):
+    answer = api.request(method, path)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert set(answer.json()) == {"detail", "code", "request_id"}
+
+
+def test_what_nobody_expected_gets_no_trace_out_but_into_the_log(stack, caplog):
+    app = create_app(stack)
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("secret inside")
+
+    answer = TestClient(app).get("/broken", headers={"X-Request-ID": "mine-1"})
+
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "detail": "Internal server error; the log has more under this request id",
+        "code": "internal_error",
+        "request_id": "mine-1",
+    }
+    (record,) = [record for record in caplog.records if record.name == "api.requests"]
+    assert (record.levelname, record.exc_info[1].args) == ("ERROR", ("secret inside",))
+    assert "request_id=mine-1" in record.getMessage()
+
+
+@pytest.mark.parametrize("sane", ["a", "8f14e45f-ceea-4e7b.x_1", "x" * 128])
+def test_a_sane_request_id_comes_back(api, sane):
+    assert api.get("/health", headers={"X-Request-ID": sane}).headers["X-Request-ID"] == sane
+
+
+@pytest.mark.parametrize("insane", ["", "x" * 129, "a b", "a\tb", "é", '"', "a;b", "a\n"])
+def test_an_insane_request_id_is_replaced(api, insane):
+    made = api.get("/health", headers={"X-Request-ID": insane.encode()}).headers["X-Request-ID"]
+    assert made != insane
+    assert len(made) == 32
+
+
+@pytest.mark.parametrize("path", ["/a%0ab", "/%1b[31m", "/%e2%80%a8", "/x%0d%0aINFO forged"])
+def test_a_request_is_one_line_in_the_log_whatever_its_path_holds(api, caplog, path):
+    with caplog.at_level(logging.INFO, "api.requests"):
+        answer = api.get(path)
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "api.requests"]
+    assert line.isascii()
+    assert line.isprintable()
+    assert f"request_id={answer.headers['X-Request-ID']}" in line
+    assert line.startswith('GET "/')
+    assert " 404 " in line

@@ -1,0 +1,82 @@
+"""`/health`, `/ready` and `/metrics`, with the stack up and without one."""
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.main import create_app
+from tests.conftest import stack_settings
+
+
+def series(text):
+    """Every sample as (name, labels) -> value."""
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_without_a_stack_the_process_answers_and_starts_none(tmp_path):
+    api = TestClient(create_app(stack_settings(tmp_path / "home")))
+
+    assert api.get("/health").json() == {"status": "ok", "version": "0.1.0"}
+    answer = api.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json() == {
+        "ready": False,
+        "parts": {
+            "database": {"ok": False, "detail": "takes no connections"},
+            "prefect": {"ok": False, "detail": "does not answer (ConnectError)"},
+            "mlflow": {"ok": False, "detail": "does not answer (ConnectError)"},
+            "worker": {"ok": False, "detail": "not known, Prefect does not answer (ConnectError)"},
+        },
+    }
+    assert api.get("/metrics").status_code == 503
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.stack
+def test_with_the_stack_up_every_part_is_ready(stack):
+    answer = TestClient(create_app(stack)).get("/ready")
+
+    assert answer.status_code == 200
+    assert answer.json()["ready"] is True
+    assert {name: part["ok"] for name, part in answer.json()["parts"].items()} == dict.fromkeys(
+        ("database", "prefect", "mlflow", "worker"), True
+    )
+    assert answer.json()["parts"]["worker"]["detail"] == "1 online in work pool gpu"
+
+
+@pytest.mark.stack
+def test_one_missing_part_is_named(stack, tmp_path):
+    gone = stack_settings(tmp_path).mlflow_port
+    settings = stack.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{gone}"})
+    answer = TestClient(create_app(settings)).get("/ready")
+
+    assert answer.status_code == 503
+    assert [name for name, part in answer.json()["parts"].items() if not part["ok"]] == ["mlflow"]
+
+
+@pytest.mark.stack
+def test_metrics_count_requests_by_route_template_and_jobs_by_status(stack):
+    api = TestClient(create_app(stack))
+    for job_id in ("a", "b", "c"):
+        api.get(f"/train/{job_id}")
+        api.get(f"/nowhere/{job_id}")
+    api.request("BREW", "/train")
+    answer = api.get("/metrics")
+    found = series(answer.text)
+
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert found["tuneyard_http_requests_total", "/train/{job_id}", "404", "GET"] == 3
+    assert found["tuneyard_http_requests_total", "(none)", "404", "GET"] == 3
+    assert found["tuneyard_http_response_start_seconds_count", "/train/{job_id}", "GET"] == 3
+    assert [key for key in found if "BREW" in key] == []
+    assert {key[1] for key in found if key[0] == "tuneyard_jobs"} == {
+        "queued", "running", "completed", "failed", "cancelled"
+    }  # fmt: skip
+    assert {key[1]: value for key, value in found.items() if key[0] == "tuneyard_part_ready"} == dict.fromkeys(
+        ("database", "prefect", "mlflow", "worker"), 1
+    )
+    assert found["process_resident_memory_bytes",] > 10_000_000

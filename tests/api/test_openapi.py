@@ -1,0 +1,83 @@
+"""The interactive documentation: complete, true, and served without the internet."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.examples import EXAMPLES
+from api.main import create_app
+from api.sft_routes import TrainBody
+from api.training_request import TrainingRequest
+from sft.config import SFTConfig
+
+
+@pytest.fixture(scope="module")
+def app():
+    return create_app()
+
+
+@pytest.fixture(scope="module")
+def document(app):
+    return app.openapi()
+
+
+def operations(document):
+    return {
+        (method.upper(), path): operation
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+def test_examples_and_routes_match(document):
+    assert set(EXAMPLES) == set(operations(document))
+
+
+def test_every_operation_has_a_summary_and_errors_in_the_one_shape(document):
+    shape = {"$ref": "#/components/schemas/Error"}
+    for (method, path), operation in operations(document).items():
+        assert operation["summary"], (method, path)
+        errors = {status for status in operation["responses"] if status >= "400"}
+        assert errors, (method, path)
+        for status in errors - {"503"} if path == "/ready" else errors:
+            assert operation["responses"][status]["content"]["application/json"]["schema"] == shape, (method, path)
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_documented_routes_have_examples_of_request_and_answer(document):
+    for (method, path), operation in operations(document).items():
+        if EXAMPLES[method, path].response is None:
+            assert path == "/" or path.endswith(
+                ("/metrics", "/events", "/logs", "/adapter", "/configs/{config_id}", "/versions")
+            )
+            continue
+        assert "example" in operation["responses"]["200"]["content"]["application/json"], (method, path)
+        if "requestBody" in operation:
+            assert operation["requestBody"]["content"]["application/json"]["examples"], (method, path)
+
+
+def test_the_examples_of_requests_are_valid():
+    for body in EXAMPLES["POST", "/train"].requests.values():
+        TrainingRequest.model_validate(body)
+    for body in EXAMPLES["POST", "/api/sft/train"].requests.values():
+        TrainBody.model_validate(body)
+    SFTConfig.from_dict(EXAMPLES["POST", "/api/sft/train"].requests["alpaca"]["config"])
+
+
+def test_keys_are_described_where_they_may_be_needed(document):
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert operations(document)["POST", "/train"]["security"] == [{}, {"bearer": []}, {"header": []}]
+    assert "security" not in operations(document)["GET", "/health"]
+
+
+def test_the_page_needs_nothing_from_elsewhere(app):
+    client = TestClient(app)
+    page = client.get("/docs").text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert re.findall(r"https?://", page) == []
+    assert len(assets) == 3
+    assert [client.get(asset).status_code for asset in assets] == [200, 200, 200]
+    assert client.get("/openapi.json").json()["openapi"].startswith("3.1")
+    assert client.get("/redoc").status_code != 200

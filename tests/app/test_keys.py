@@ -1,0 +1,77 @@
+"""`tuneyard keys` as an administrator types it."""
+
+from uuid import uuid4
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli_keys import keys_app
+from jobs.keys import hash_key, read_book
+from jobs.postgres import ensure_databases, sibling_url
+from jobs.store import engine_for
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def database_url(stack, monkeypatch):
+    """A database without a key, named by the environment as somebody else's server is."""
+    name = f"keys_{uuid4().hex}"
+    url = sibling_url(stack.database_url, name)
+    ensure_databases(stack.database_url, [name])
+    monkeypatch.setenv("TUNEYARD_DATABASE_URL", url)
+    monkeypatch.setenv("PREFECT_API_URL", stack.prefect_api_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow_tracking_uri)
+    yield url
+    engine_for(url).dispose()
+
+
+def run(*words):
+    return CliRunner().invoke(keys_app, words)
+
+
+def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
+    assert run("list").output == "No key has been made: the API asks nobody for one.\n"
+
+    made = run("create", "ci")
+    key = made.stdout.strip()
+    assert made.exit_code == 0
+    assert "for ci, scope submit. It is not shown again:" in made.stderr
+    assert "This is the first key: from now on the API answers nobody without one." in made.stderr
+    assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["ci"]
+    assert list(read_book(engine_for(database_url)).clients) == [hash_key(key)]
+
+    second = run("create", "board", "--scope", "read")
+    assert "This is the first key" not in second.stderr
+    listed = run("list").output
+    assert key not in listed
+    assert [(line.split()[2], line.split()[-1]) for line in listed.splitlines()] == [
+        ("submit", "ci"),
+        ("read", "board"),
+    ]
+
+    key_id = listed.split()[0]
+    assert run("revoke", key_id).output == f"Revoked {key_id} (ci).\n"
+    assert run("revoke", key_id).exit_code == 0
+    assert "revoked 20" in run("list").output.splitlines()[0]
+    assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["board"]
+
+
+@pytest.mark.parametrize("unknown", ["nonsense", "550e8400-e29b-41d4-a716-446655440000"])
+def test_an_unknown_key_is_named(database_url, unknown):
+    result = run("revoke", unknown)
+
+    assert result.exit_code == 1
+    assert result.stderr == f"tuneyard: API key {unknown} not found; `tuneyard keys list` shows them\n"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m"])
+def test_a_name_that_lists_can_not_show_is_refused(database_url, name):
+    result = run("create", name)
+
+    assert result.exit_code == 1
+    assert f"name must be printable and not blank, got {name!r}" in result.stderr
+
+
+def test_an_unknown_scope_is_refused(database_url):
+    assert run("create", "ci", "--scope", "root").exit_code == 2

@@ -1,0 +1,187 @@
+"""What the clients send, and what becomes of the answers."""
+
+import inspect
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from api.training_request import TrainingRequest
+from sft.config import SFTConfig
+from tests.client.scripted_service import Scripted
+from tuneyard_client import AsyncTuneyard, Tuneyard
+from tuneyard_client.async_client import AsyncConfigs
+from tuneyard_client.client import Configs
+from tuneyard_client.errors import (
+    Conflict,
+    InvalidRequest,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    RateLimited,
+    ServiceError,
+    ServiceUnreachable,
+    UnexpectedAnswer,
+    WaitTimeout,
+)
+from tuneyard_client.models import TrainingFields
+
+STARTED = Scripted(body=json.dumps({"job_id": "1", "status": "started", "message": "Training job started"}))
+
+
+def job(status, **fields):
+    return Scripted(body=json.dumps({"job_id": "1", "status": status, "config": {}} | fields))
+
+
+def error(status, **headers):
+    body = {"detail": "no such thing", "code": "a_code", "request_id": "r1"}
+    return Scripted(status, json.dumps(body), headers)
+
+
+@pytest.mark.parametrize(("one", "other"), [(Tuneyard, AsyncTuneyard), (Configs, AsyncConfigs)])
+def test_both_clients_offer_the_same(one, other):
+    def interface(client):
+        methods = inspect.getmembers(client, inspect.isfunction)
+        return {
+            name: inspect.signature(method).parameters.keys() for name, method in methods if not name.startswith("_")
+        }
+
+    offered = interface(other)
+    offered["close"] = offered.pop("aclose", None)
+    assert interface(one) == {name: value for name, value in offered.items() if value is not None}
+
+
+def test_the_typed_fields_are_those_of_the_service():
+    assert set(TrainingFields.__annotations__) == set(TrainingRequest.model_fields)
+
+
+def test_a_submission_carries_its_fields_the_api_key_and_a_new_idempotency_key(service, call):
+    server = service(STARTED)
+    answer = call(server.url, "train", model_name="m", learning_rate="1e-4", strategy="reject")
+    call(server.url, "submit", {"model_name": "m"})
+
+    first, second = server.received
+    assert (answer.job_id, answer.status, answer.message) == ("1", "started", "Training job started")
+    assert (first.method, first.path) == ("POST", "/train?strategy=reject")
+    assert json.loads(first.body) == {"model_name": "m", "learning_rate": "1e-4"}
+    assert first.headers["authorization"] == "Bearer secret"
+    assert second.path == "/train"
+    assert len(first.headers["idempotency-key"]) == 36
+    assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
+def test_a_submission_is_repeated_with_the_same_key(service, call):
+    server = service(Scripted(body="lost", cut_after=0), error(503, **{"Retry-After": "0"}), STARTED)
+    assert call(server.url, "train", model_name="m").job_id == "1"
+
+    assert len(server.received) == 3
+    assert len({request.headers["idempotency-key"] for request in server.received}) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_service_that_names_a_time_is_asked_again_then(service, call, status):
+    server = service(error(status, **{"Retry-After": "1"}), job("running"))
+    before = datetime.now(UTC)
+
+    assert call(server.url, "job", "1").status == "running"
+    assert 1 <= (datetime.now(UTC) - before).total_seconds() < 4
+
+
+def test_what_would_not_be_the_same_a_second_time_is_sent_once(service, call):
+    for method, args in (("cancel", ["1"]), ("configs.save", ["n", {}]), ("configs.delete", ["1"])):
+        server = service(error(503, **{"Retry-After": "0"}))
+        with pytest.raises(ServiceError):
+            call(server.url, method, *args)
+        assert len(server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidRequest),
+        (401, NotAuthenticated),
+        (403, NotAllowed),
+        (404, NotFound),
+        (409, Conflict),
+        (413, InvalidRequest),
+        (422, InvalidRequest),
+        (429, RateLimited),
+        (500, ServiceError),
+        (503, ServiceError),
+    ],
+)
+def test_an_error_says_all_that_the_service_said(service, call, status, kind):
+    with pytest.raises(kind, match=r"^no such thing$") as caught:
+        call(service(error(status)).url, "job", "1")
+    found = caught.value
+    assert (found.status, found.code, found.detail, found.request_id) == (status, "a_code", "no such thing", "r1")
+
+
+@pytest.mark.parametrize(
+    "answer", [Scripted(body="<html>"), Scripted(body="{}"), Scripted(502, "<html>"), Scripted(302)]
+)
+def test_something_else_at_that_address_is_told_from_a_service(service, call, answer):
+    with pytest.raises(UnexpectedAnswer, match="is this a Tuneyard service"):
+        call(service(answer).url, "job", "1")
+
+
+def test_nobody_there(call):
+    with pytest.raises(
+        ServiceUnreachable, match=r"no answer from http://127\.0\.0\.1:9 .*is the service running\?"
+    ) as e:
+        call("http://127.0.0.1:9", "cancel", "1")
+    assert (e.value.status, e.value.code) == (0, "unreachable")
+    with pytest.raises(ServiceUnreachable, match="must begin with http"):
+        call("nonsense", "job", "1")
+
+
+def test_ids_cannot_leave_their_place_in_the_path(service, call):
+    server = service(error(404))
+    with pytest.raises(NotFound):
+        call(server.url, "job", "../queue?x=1")
+    assert server.received[0].path == "/train/..%2Fqueue%3Fx%3D1"
+
+
+def test_jobs_come_page_by_page_until_there_are_enough(service, call):
+    page = Scripted(body=json.dumps([json.loads(job("queued").body)] * 2), headers={"X-Next-Cursor": "c1"})
+    last = Scripted(body=json.dumps([json.loads(job("queued").body)]))
+    server = service(page, last)
+    filters = {
+        "status": "queued",
+        "metadata": {"a": "b", "c": "d:e"},
+        "created_after": datetime(2026, 1, 2, tzinfo=UTC),
+    }
+
+    assert len(call(server.url, "jobs", **filters)) == 3
+    assert server.received[0].path == (
+        "/train?status=queued&metadata=a%3Ab&metadata=c%3Ad%3Ae&created_after=2026-01-02T00%3A00%3A00%2B00%3A00&limit=200"
+    )
+    assert server.received[1].path.endswith("&limit=200&cursor=c1")
+    assert len(call(service(page).url, "jobs", limit=2)) == 2
+
+
+def test_waiting_tells_of_every_change_and_returns_the_end(service, call):
+    server = service(job("queued"), job("queued"), job("running"), job("failed", error="why"))
+    seen = []
+
+    ended = call(server.url, "wait", "1", on_progress=lambda job: seen.append(job.status), poll_seconds=0.01)
+
+    assert (ended.status, ended.error) == ("failed", "why")
+    assert seen == ["queued", "running", "failed"]
+
+
+def test_waiting_ends_in_time(service, call):
+    with pytest.raises(WaitTimeout, match=r"job 1 is still running after 0\.1 s; it goes on"):
+        call(service(job("running")).url, "wait", "1", timeout_seconds=0.1, poll_seconds=0.01)
+
+
+def test_a_saved_configuration_is_started_with_what_overrides_it(service, call):
+    server = service(STARTED)
+    config = SFTConfig(base_model="m", dataset_name="d", dataset_format="chat", lora_r=4)
+    call(server.url, "sft", config, adapter_name="a", metadata={"x": "y"})
+    call(server.url, "sft", {"lora_r": 2}, config_id="7")
+
+    assert json.loads(server.received[0].body) == {
+        "config": config.to_dict(), "adapter_name": "a", "metadata": {"x": "y"}
+    }  # fmt: skip
+    assert json.loads(server.received[1].body) == {"config": {"lora_r": 2}, "config_id": "7"}
