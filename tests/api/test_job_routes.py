@@ -91,9 +91,7 @@ def get_events(api, path, **headers):
 
 
 @pytest.mark.parametrize(("dialect", "word"), [("/train", "cancelled"), ("/api/sft/jobs", "stopped")])
-def test_events_are_replayed_and_taken_up_where_the_client_left_off(
-    api, service, job, dialect, word
-):
+def test_events_are_replayed_and_taken_up_where_the_client_left_off(api, service, job, dialect, word):
     write(service, job, "phase", phase="training")
     write(service, job, "evaluate", step=0, eval_loss=3.5)
     write(service, job, "checkpoint", step=5, path="/out/checkpoint-5")

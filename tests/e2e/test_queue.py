@@ -277,9 +277,10 @@ def test_lists_are_filtered(api):
     middle = datetime.now(UTC)
     c = _post(api, model_name="nobody/else", lora_name="filter-a", metadata={"team": "blue"})["job_id"]
     api.delete(f"/train/{b}")
+    soon = datetime.now(UTC)  # a run that is set for later has that time
 
     def listed(**params):
-        params = {"created_after": began.isoformat()} | params
+        params = {"created_after": began.isoformat(), "created_before": soon.isoformat()} | params
         return [job["job_id"] for job in api.get("/train", params=params).json()]
 
     assert listed() == [c, b, a]
@@ -293,14 +294,15 @@ def test_lists_are_filtered(api):
     assert listed(status="queued") == [c, a]
     assert listed(status="cancelled") == [b]
     assert listed(status="running") == listed(status="completed") == listed(status="failed") == []
-    found = api.get("/api/sft/jobs", params={"status": "stopped", "created_after": began.timestamp()}).json()
+    found = api.get("/api/sft/jobs", params={"status": "stopped", "adapter": "filter-b"}).json()
     assert [job["job_id"] for job in found["jobs"]] == [b]
 
 
 def test_pages_hold_every_job_once_also_while_jobs_come_in(api):
-    began = datetime.now(UTC).isoformat()
+    began = datetime.now(UTC)
     ids = [_post(api)["job_id"] for _ in range(7)]
-    seen, params = [], {"limit": 3, "created_after": began}
+    soon = began + timedelta(minutes=10)  # a run that is set for later has that time
+    seen, params = [], {"limit": 3, "created_after": began.isoformat(), "created_before": soon.isoformat()}
     while True:
         answer = api.get("/train", params=params)
         seen.append([job["job_id"] for job in answer.json()])
