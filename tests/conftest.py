@@ -1,6 +1,7 @@
 """What every test gets: an environment without the user's settings, and one real local stack for those that ask."""
 
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -19,12 +20,20 @@ _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported: no setting and no state of the user's reaches a test, nor the other way round."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside tears down like Ctrl-C
     folder = tempfile.TemporaryDirectory(prefix="tuneyard-tests-")
     config.stash[_home] = folder
     for name in [name for name in os.environ if name.startswith(("TUNEYARD_", "PREFECT_", "MLFLOW_"))]:
         _patch.delenv(name)
     _patch.setenv("HOME", folder.name)
     _patch.setenv("TUNEYARD_HOME", f"{folder.name}/tuneyard")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No test may start a stack in the default state folder unasked: it would outlive the tests."""
+    if down(Settings()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        raise pytest.UsageError("a test started a stack in the default state folder; it was stopped")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

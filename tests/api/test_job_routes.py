@@ -38,8 +38,8 @@ DIALECTS = ("/train", "/api/sft/jobs")
 @pytest.fixture(scope="module")
 def service(stack):
     service = JobService(stack)
-    with service.client:
-        yield service
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,13 @@ def api(stack):
     app = create_app(stack)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
-    with app.state.door.open().client, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         thread.start()
         wait_until(lambda: server.started, 30)
         yield client
         server.should_exit = True
         thread.join()
+    app.state.door.open().close()
 
 
 @pytest.fixture

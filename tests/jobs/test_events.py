@@ -23,8 +23,8 @@ CONFIG = SFTConfig(base_model="tiny/llama", dataset_name="handbook@v1.0", datase
 @pytest.fixture(scope="module")
 def service(stack):
     service = JobService(stack)
-    with service.client:
-        yield service
+    yield service
+    service.close()
 
 
 @pytest.fixture
