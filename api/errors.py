@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from sft.config import explain_problems
@@ -40,12 +41,22 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            error.headers = {"Allow": ", ".join(allowed_methods(request))}  # the router names one route's only
         return describe_error(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         detail = explain_request(error.errors(), request.headers.get("content-type"))
         return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request")
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """What the path takes, over all routes that have it."""
+    routers = [getattr(route, "original_router", None) for route in request.app.routes]  # FastAPI keeps them whole
+    routes = [*request.app.routes, *(route for router in routers if router for route in router.routes)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:

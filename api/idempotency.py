@@ -17,8 +17,9 @@ async def read_request_key(
     idempotency_key: Annotated[
         str | None,
         Header(
+            json_schema_extra={"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": "^[ -~]+$"},
             description="Sent again with the same body, the first answer comes again and no second job is made; "
-            "with another body, 422. Kept for 48 hours. 1 to 255 printable ASCII characters."
+            "with another body, 422. Kept for 48 hours. 1 to 255 printable ASCII characters.",
         ),
     ] = None,
 ) -> RequestKey | None:

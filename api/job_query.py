@@ -17,11 +17,17 @@ MAX_LIMIT = 200
 METADATA_PREFIX = "metadata."
 KNOWN = ("status", "model", "adapter", "dataset", "created_after", "created_before", "metadata", "limit", "cursor")
 
+_TIME: dict[str, Any] = {"format": "date-time"}
+
 Model = Annotated[str | None, Query(description="Jobs on this base model.")]
 Adapter = Annotated[str | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
 Dataset = Annotated[str | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
-After = Annotated[str | None, Query(description="Jobs of this time or later: ISO 8601 or epoch seconds.")]
-Before = Annotated[str | None, Query(description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")]
+After = Annotated[
+    str | None, Query(json_schema_extra=_TIME, description="Jobs of this time or later: ISO 8601 or epoch seconds.")
+]
+Before = Annotated[
+    str | None, Query(json_schema_extra=_TIME, description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")
+]
 Metadata = Annotated[
     list[str] | None, Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`.")
 ]

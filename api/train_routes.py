@@ -21,7 +21,7 @@ Word = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
 @router.get("/")
-def describe_api(request: Request) -> dict[str, Any]:
+async def describe_api(request: Request) -> dict[str, Any]:
     """What this service is and where its endpoints are."""
     return {
         "name": request.app.title,

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import alembic.command
 import alembic.config
-from sqlalchemy import BigInteger, DateTime, Engine, ForeignKey, Identity, Integer, Text, create_engine, func
+from sqlalchemy import BigInteger, DateTime, Engine, ForeignKey, Identity, Index, Integer, Text, create_engine, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -41,9 +41,10 @@ class JobEvent(Base):
     """Something that happened in a job, in the order of `id`: a phase, a step, an evaluation, a checkpoint, its end."""
 
     __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    job_id: Mapped[UUID] = mapped_column(index=True)
+    job_id: Mapped[UUID]
     event: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -19,11 +19,12 @@ def upgrade() -> None:
     op.create_table(
         "job_events",
         sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
-        sa.Column("job_id", sa.Uuid(), nullable=False, index=True),
+        sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("data", JSONB(), nullable=False),
         _created_at(),
     )
+    op.create_index("ix_job_events_job_id_id", "job_events", ["job_id", "id"])
     op.add_column("saved_configs", sa.Column("version", sa.Integer(), server_default="1", nullable=False))
     op.add_column(
         "saved_configs",
