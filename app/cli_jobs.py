@@ -34,7 +34,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def submit(
     model: Annotated[str | None, typer.Option(help="Base model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Dataset version: NAME@REVISION, or a REVISION of the default dataset.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="NAME@REVISION, or REVISION of the default dataset.")] = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name in the registry.")] = None,
     template: Annotated[str | None, typer.Option(help="Chat template.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,

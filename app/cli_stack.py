@@ -1,6 +1,7 @@
 """`tuneyard up`, `down`, `status`, `serve`: the local stack, and the REST API in the foreground."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -66,13 +67,15 @@ def serve() -> None:
     from jobs.settings import Settings
 
     settings = Settings()
-    with clear_errors(), _stopped_by_signals():
+    with clear_errors(), _stopped_by_signals() as stop_requested:
         was_up = stack.is_up(settings)
         parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
         if not was_up:
             typer.echo("Starting the local stack ...")
         try:
             addresses = stack.ensure_up(settings)
+            if stop_requested.is_set():
+                return
             show_addresses(addresses, api=f"http://{settings.host}:{settings.api_port}")
             uvicorn.run(
                 "app.main:app",
@@ -115,15 +118,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """A stop signal, at whatever point it comes, ends the block in order and the command with success."""
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """A stop signal, at whatever point it comes, ends the block in order and the command with success.
+
+    Python drops what a handler raises while a destructor runs, so the block is also told by an event.
+    """
+    requested = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        requested.set()
         raise typer.Exit(0)
 
     for number in SIGNALS:
         signal.signal(number, stop)
-    yield
+    yield requested
 
 
 def _ignore_signals() -> None:

@@ -12,7 +12,7 @@ from tasks.dataset import resolve_dataset
 from tasks.journal import let_log_lines_through
 from tasks.register import find_latest
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
 
 
 @flow(name="retrain")

