@@ -11,10 +11,12 @@ from api.sft_routes import TrainBody
 from api.training_request import TrainingRequest
 from sft.config import SFTConfig
 
+pytestmark = pytest.mark.stack
+
 
 @pytest.fixture(scope="module")
-def app():
-    return create_app()
+def app(stack):
+    return create_app(stack)
 
 
 @pytest.fixture(scope="module")

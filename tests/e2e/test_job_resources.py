@@ -69,12 +69,12 @@ def test_the_metrics_have_every_step(api, followed, stack):
 
 
 def test_the_log_is_what_the_job_said(api, followed):
-    text = api.get(f"/train/{followed[0]}/logs").text
     followed_text = api.get(f"/api/sft/jobs/{followed[0]}/logs", params={"follow": "true"}, timeout=60).text
+    text = api.get(f"/train/{followed[0]}/logs").text
 
     assert "rows used" in text
     assert "Registered models:/followed/1" in text
-    assert followed_text.startswith(text)
+    assert text.startswith(followed_text)
 
 
 def test_the_checkpoints_that_are_kept(api, followed):
