@@ -129,7 +129,8 @@ class Line:
             seen = {run.id for run in page if _time(run) == after} | (seen if _time(page[0]) == after else set())
 
     def _count_free(self) -> int:
-        return max(0, self._runs.pool().slots - self._count_occupied())
+        slots = self._runs.pool().slots
+        return max(0, slots - self._count_occupied()) if slots else 0
 
     def _count_occupied(self) -> int:
         return self._runs.count(_OCCUPYING)
