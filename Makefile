@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench serve stop status clean
+.PHONY: setup demo test bench bench-peers fuzz serve stop status clean
 
 setup: $(READY)
 
@@ -16,6 +16,20 @@ $(READY): constraints.txt pyproject.toml
 bench: $(READY)  ## the training step beside stock TRL, then the API under load
 	@$(BIN)/python -m tests.bench.engine
 	@$(BIN)/python -m tests.bench.load
+
+bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Factory's
+	@$(BIN)/python -m tests.bench.peers
+
+.venv-peers/.ready:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -q --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	# Text needs no vision, and of audio only that it can be imported: their extensions fit one build of torch alone.
+	.venv-peers/bin/pip uninstall -qy torchvision
+	rm -f .venv-peers/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
+fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
+	@$(BIN)/python -m tests.fuzz.run
 
 demo: $(READY)  ## one real job from POST to adapter, shown step by step
 	@$(BIN)/python -m demo

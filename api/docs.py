@@ -24,6 +24,8 @@ DESCRIPTIONS = {
     429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Asked too often; see Retry-After"),
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
 }
+# What POST makes: the key of its answer that is also the parameter of the paths that go on from there.
+CREATED = {"/train": "job_id", "/api/sft/train": "job_id", "/api/sft/configs": "config_id"}
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `tuneyard keys create`."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -61,6 +63,8 @@ def complete(plain: Document) -> Document:
         for method in METHODS:
             if method in item:
                 _complete_operation(item[method], path, EXAMPLES.get((method.upper(), path), Example()))
+    for path, name in CREATED.items():
+        document["paths"][path]["post"]["responses"]["200"]["links"] = _links(document["paths"], name)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     return document
@@ -68,6 +72,8 @@ def complete(plain: Document) -> Document:
 
 def _complete_operation(operation: Document, path: str, example: Example) -> None:
     operation["summary"] = example.summary or operation.get("summary", "")
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = _without_null(parameter["schema"])
     responses = operation["responses"]
     responses.pop("422", None)  # FastAPI's own shape, which nobody gets
     for status in sorted(_errors(operation, path) | set(example.errors)):
@@ -82,6 +88,30 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
     if example.response is not None:
         content = responses["200"].setdefault("content", {})
         content.setdefault("application/json", {})["example"] = example.response
+
+
+def _without_null(schema: Document) -> Document:
+    """A parameter that is left out is null to FastAPI; in a URL or a header there is no such thing."""
+    if "anyOf" not in schema:
+        return schema
+    kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    return (
+        {**schema, "anyOf": kinds}
+        if len(kinds) > 1
+        else {**kinds[0], **{k: v for k, v in schema.items() if k != "anyOf"}}
+    )
+
+
+def _links(paths: Document, name: str) -> Document:
+    """The operations on what was just made."""
+    operations = (
+        item[method] for path, item in paths.items() if f"{{{name}}}" in path for method in METHODS if method in item
+    )
+    value = f"$response.body#/{name}"
+    return {
+        operation["operationId"]: {"operationId": operation["operationId"], "parameters": {name: value}}
+        for operation in operations
+    }
 
 
 def _errors(operation: Document, path: str) -> set[int]:

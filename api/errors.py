@@ -52,10 +52,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """What the path takes, over all routes that have it."""
+    """What the path takes, over all routes that have it, or those that name it as it is: they come before `{id}`."""
     routers = [getattr(route, "original_router", None) for route in request.app.routes]  # FastAPI keeps them whole
     routes = [*request.app.routes, *(route for router in routers if router for route in router.routes)]
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    matching = [route for route in matching if getattr(route, "path", None) == request.scope["path"]] or matching
     return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.plan_answer import EXAMPLE as PLAN
+
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 CONFIG_ID = "0b8d3c52-6a0e-4a53-9a4e-3c1d3d1f6a77"
 
@@ -60,6 +62,7 @@ TRAIN_JOB = {
     "progress": PROGRESS,
     "result": None,
 }
+PLAN_REQUEST = {"model_name": "Qwen/Qwen2.5-1.5B-Instruct", "dataset_version": "v1.0", "template": "qwen"}
 SFT_CONFIG = {
     "base_model": "gpt2",
     "dataset_name": "tatsu-lab/alpaca",
@@ -109,6 +112,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         {"job_id": JOB_ID, "status": "started", "message": "Training job started"},
         (409,),
     ),
+    ("POST", "/train/plan"): Example("Plan a training job", {"basic": PLAN_REQUEST}, PLAN, (400, 404)),
     ("GET", "/train"): Example("List training jobs", response=[TRAIN_JOB]),
     ("GET", "/train/{job_id}"): Example("Get the status of a job", response=TRAIN_JOB),
     ("DELETE", "/train/{job_id}"): Example(
@@ -128,6 +132,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         {"job_id": JOB_ID, "status": "running"},
         (404, 422),
     ),
+    ("POST", "/api/sft/plan"): Example("Plan a job", {"alpaca": {"config": SFT_CONFIG}}, PLAN, (404,)),
     ("GET", "/api/sft/jobs"): Example("List jobs", response={"jobs": [SFT_JOB]}),
     ("GET", "/api/sft/jobs/{job_id}"): Example("Get a job", response=SFT_JOB),
     ("POST", "/api/sft/jobs/{job_id}/stop"): Example("Stop a job", response={"message": f"Job {JOB_ID} stopped"}),

@@ -1,6 +1,5 @@
 """What both lists of jobs can be asked: filters and pages. With no parameter they show everything, as documented."""
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -8,28 +7,38 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import WithJsonSchema
 
 from jobs.listing import JobFilters
 from jobs.status import JobStatus
 
 CURSOR_HEADER = "X-Next-Cursor"
 MAX_LIMIT = 200
+EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999
 METADATA_PREFIX = "metadata."
 KNOWN = ("status", "model", "adapter", "dataset", "created_after", "created_before", "metadata", "limit", "cursor")
 
-_TIME: dict[str, Any] = {"format": "date-time"}
+_TIME = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "format": "date-time"},
+            {"type": "number", "minimum": EARLIEST, "maximum": LATEST},
+        ]
+    }
+)
 
 Model = Annotated[str | None, Query(description="Jobs on this base model.")]
 Adapter = Annotated[str | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
 Dataset = Annotated[str | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
 After = Annotated[
-    str | None, Query(json_schema_extra=_TIME, description="Jobs of this time or later: ISO 8601 or epoch seconds.")
+    Annotated[str, _TIME] | None, Query(description="Jobs of this time or later: ISO 8601 or epoch seconds.")
 ]
 Before = Annotated[
-    str | None, Query(json_schema_extra=_TIME, description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")
+    Annotated[str, _TIME] | None, Query(description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")
 ]
 Metadata = Annotated[
-    list[str] | None, Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`.")
+    list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ":"})]] | None,
+    Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`."),
 ]
 Limit = Annotated[
     int | None,
@@ -89,8 +98,9 @@ def _read_time(name: str, text: str | None) -> datetime | None:
         return None
     try:
         if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) and not re.fullmatch(r"\d{8}", text):
-            seconds = float(text)
-            return datetime.fromtimestamp(seconds if math.isfinite(seconds) else 1e18, UTC)
+            if not EARLIEST <= float(text) <= LATEST:
+                raise ValueError("outside the years 1 to 9999")
+            return datetime.fromtimestamp(float(text), UTC)
         time = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)  # a "+" that was not encoded
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:

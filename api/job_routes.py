@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from api.answers import AsIs, Checkpoints, Series, StreamedEvent
 from api.errors import SFT_PREFIX
 from api.service import get_service
 from api.streaming import STREAM_HEADERS, follow, send_events
@@ -45,7 +46,10 @@ resources = APIRouter()
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events as they come."},
+        200: {
+            "content": {"text/event-stream": {"itemSchema": StreamedEvent.model_json_schema()}},
+            "description": "Events as they come.",
+        },
         204: {"description": "`Last-Event-ID` was `end`: there is nothing more to come."},
     },
 )
@@ -95,13 +99,10 @@ async def get_logs(
 
 @resources.get(
     "/{job_id}/metrics",
-    response_model=None,
+    response_model=AsIs[Series],
     responses={
         200: {
-            "content": {
-                "application/json": {"schema": {"type": "object", "required": ["series"]}},
-                "text/csv": {"schema": {"type": "string"}},
-            },
+            "content": {"text/csv": {"schema": {"type": "string"}}},
             "description": "Series of (step, value) by metric, or one line a step.",
         }
     },
@@ -111,7 +112,7 @@ def get_metrics(
     job: FoundJob,
     service: Service,
     format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line a step.")] = None,
-) -> Response | dict[str, Any]:
+) -> Response | Series:
     """`loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
     series = read_series(service.engine, job.id)
     if _wants(request, format, "csv", ("text/csv",)):
@@ -120,7 +121,7 @@ def get_metrics(
 
 
 @resources.get("/{job_id}/checkpoints")
-def get_checkpoints(job: FoundJob, service: Service) -> dict[str, list[dict[str, Any]]]:
+def get_checkpoints(job: FoundJob, service: Service) -> AsIs[Checkpoints]:
     """The checkpoints that are kept: `step, path, time, bytes, complete`."""
     return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from http import HTTPStatus
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
@@ -46,24 +47,15 @@ class BodyLimit:
         return HTTPException(413, detail, {"Connection": "close"})  # else the server would read what is left
 
 
-class RateLimit:
-    """ASGI middleware: a client, known by its key or else its address, that asks too often gets 429.
+class RequestCounter:
+    """Counts the requests of each client over a moving window, in this process: with several, each allows as much."""
 
-    Counted in this process: with several, each allows as much.
-    """
-
-    def __init__(self, app: ASGIApp, limit: RateLimitItem) -> None:
-        self.app = app
+    def __init__(self, limit: RateLimitItem) -> None:
         self.limit = limit
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises HTTPException 429 with Retry-After."""
-        if scope["type"] == "http" and not is_public(scope):
-            self._count(client_name(scope))
-        await self.app(scope, receive, send)
-
-    def _count(self, client: str) -> None:
+    def count(self, client: str) -> None:
+        """Count one request. Raises HTTPException 429 with Retry-After once there are too many."""
         if self.limiter.hit(self.limit, client):
             return
         reset_time = self.limiter.get_window_stats(self.limit, client).reset_time
@@ -72,10 +64,48 @@ class RateLimit:
         raise HTTPException(429, detail, {"Retry-After": str(seconds)})
 
 
+class RateLimit:
+    """ASGI middleware behind authentication: a client that asks too often gets 429."""
+
+    def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
+        self.app = app
+        self.counter = counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises HTTPException 429 with Retry-After."""
+        if scope["type"] == "http" and not is_public(scope):
+            self.counter.count(client_name(scope))
+        await self.app(scope, receive, send)
+
+
+class RefusalLimit:
+    """ASGI middleware around authentication: who is refused too often gets 429 in place of 401.
+
+    Counted by address. Valid keys go through all the same: theirs may be the address of others, too.
+    """
+
+    def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
+        self.app = app
+        self.counter = counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises what authentication raises, or HTTPException 429 with Retry-After."""
+        try:
+            await self.app(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code == HTTPStatus.UNAUTHORIZED:
+                self.counter.count(address_name(scope))
+            raise
+
+
 def client_name(scope: Scope) -> str:
     """Whose requests are counted together."""
-    if known := scope.get("state", {}).get("client"):
-        return f"key {known.key_id}"
+    known = scope.get("state", {}).get("client")
+    return f"key {known.key_id}" if known else address_name(scope)
+
+
+def address_name(scope: Scope) -> str:
+    """Whose address a request comes from."""
     address = scope.get("client")
     return f"address {address[0]}" if address else "address unknown"
 

@@ -11,16 +11,17 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import health, job_routes, sft_routes, train_routes
+from api import health, job_routes, plan_routes, sft_routes, train_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
 from api.docs import install_openapi
 from api.errors import install_error_handlers
-from api.limits import BodyLimit, RateLimit, parse_rate_limit
+from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.metrics import Metrics, Snapshot
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.values import check_values
 from jobs.door import Door
 from jobs.keys import KeyRing
+from jobs.planner import Planner
 from jobs.readiness import check_parts, count_jobs
 from jobs.settings import Settings
 from sft.errors import StackError
@@ -48,11 +49,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.door = Door(settings)
+    app.state.planner = Planner()
     app.state.keys = KeyRing(functools.partial(read_keys, settings))
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)
-    for router in (train_routes.router, sft_routes.router, job_routes.router, health.router):
+    for router in (plan_routes.router, train_routes.router, sft_routes.router, job_routes.router, health.router):
         app.include_router(router)
     install_openapi(app)
     _add_middleware(app, settings)
@@ -62,11 +64,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the innermost to the outermost: each one added wraps those before it."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if settings.rate_limit:
-        app.add_middleware(RateLimit, limit=parse_rate_limit(settings.rate_limit))
+    counter = RequestCounter(parse_rate_limit(settings.rate_limit)) if settings.rate_limit else None
+    if counter:
+        app.add_middleware(RateLimit, counter=counter)
     app.add_middleware(
         Authentication, ring=app.state.keys, door=app.state.door, is_key_required=settings.require_api_key
     )
+    if counter:
+        app.add_middleware(RefusalLimit, counter=counter)
     app.add_middleware(RequestRecorder, metrics=app.state.metrics)
     if settings.cors_origins:  # outermost: a page must be able to read errors too
         app.add_middleware(
@@ -82,12 +87,17 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
     log_to_stderr_unless_configured()
     threading.Thread(target=_open, args=(app,), name="open-stack", daemon=True).start()
-    yield
+    try:
+        yield
+    finally:
+        app.state.planner.close()
 
 
 def _open(app: FastAPI) -> None:
     try:
         app.state.door.open()
         warn_if_open_to_others(app.state.keys.refresh(None), app.state.settings)
+        if app.state.settings.keep_planner:
+            app.state.planner.start()
     except StackError as error:
         logger.error("The local stack did not start: %s", error)  # the next request tries again and answers 503

@@ -1,5 +1,10 @@
-"""Figures for Prometheus. They are of this process; with several, each has its own."""
+"""Figures for Prometheus.
 
+They are of this process; with several, each has its own. With `PROMETHEUS_MULTIPROC_DIR` set before they start, an
+empty folder that they share, prometheus-client keeps the figures there and each process tells those of all.
+"""
+
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
@@ -24,6 +30,7 @@ from sft.errors import StackError
 
 T = TypeVar("T")
 
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -60,7 +67,8 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
-        self.registry.register(_StackCollector(jobs, readiness))
+        self._stack = _StackCollector(jobs, readiness)
+        self.registry.register(self._stack)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
@@ -72,8 +80,13 @@ class Metrics:
         self._seconds.labels(method, route).observe(seconds)
 
     def render(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """All of it in Prometheus' text format; of several processes without what is only one's, such as memory."""
+        if not os.environ.get(SHARED_FOLDER):
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        together.register(self._stack)
+        return generate_latest(together)
 
 
 def route_template(scope: Scope) -> str:

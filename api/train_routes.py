@@ -1,10 +1,11 @@
 """The Training API: `/train` and `/queue`, as its contract documents them."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from api.answers import AsIs, Cancelled, Description, Origin, TrainJob, TrainStarted, WaitingJobs
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
@@ -13,15 +14,14 @@ from jobs.idempotency import RequestKey
 from jobs.job import Job
 from jobs.listing import JobFilters
 from jobs.service import JobService, Strategy
-from jobs.status import TRAIN_WORDS, JobStatus
+from jobs.status import TRAIN_WORDS, JobStatus, TrainWord
 
 router = APIRouter(tags=["Training API"])
 Service = Annotated[JobService, Depends(get_service)]
-Word = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
 @router.get("/")
-async def describe_api(request: Request) -> dict[str, Any]:
+async def describe_api(request: Request) -> AsIs[Description]:
     """What this service is and where its endpoints are."""
     return {
         "name": request.app.title,
@@ -45,7 +45,7 @@ def start_training(
     service: Service,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
-) -> dict[str, Any]:
+) -> AsIs[TrainStarted]:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
     job = service.submit(spec, strategy, body.priority, request_key)
@@ -61,10 +61,10 @@ def list_training_jobs(
     request: Request,
     response: Response,
     filters: Annotated[JobFilters, Depends(read_filters)],
-    status: Annotated[Word | None, Query(description="Jobs in this state.")] = None,
+    status: Annotated[TrainWord | None, Query(description="Jobs in this state.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
-) -> list[dict[str, Any]]:
+) -> AsIs[list[TrainJob]]:
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_WORDS))
     page = service.list_jobs(wanted, limit, cursor)
@@ -73,27 +73,27 @@ def list_training_jobs(
 
 
 @router.get("/train/{job_id}")
-def get_training_job(job_id: str, service: Service) -> dict[str, Any]:
+def get_training_job(job_id: str, service: Service) -> AsIs[TrainJob]:
     """Status, effective configuration, progress and outcome of one job."""
     return job_view(service.get(job_id), service)
 
 
 @router.delete("/train/{job_id}")
-def cancel_training_job(job_id: str, service: Service) -> dict[str, Any]:
+def cancel_training_job(job_id: str, service: Service) -> AsIs[Cancelled]:
     """Cancel a job: a queued one goes at once, a running one is stopped."""
     service.cancel(job_id)
     return {"status": "cancelled", "message": f"Training job {job_id} cancelled"}
 
 
 @router.get("/queue")
-def get_queue(service: Service) -> dict[str, Any]:
+def get_queue(service: Service) -> AsIs[WaitingJobs]:
     """Whether a job is being trained, and which ones wait."""
     queue = service.queue()
     waiting = [str(job_id) for job_id in queue.waiting]
     return {"is_training_running": queue.is_training_running, "queue_length": len(waiting), "queued_jobs": waiting}
 
 
-def job_view(job: Job, service: JobService) -> dict[str, Any]:
+def job_view(job: Job, service: JobService) -> TrainJob:
     """A job in the Training API's words. Times are epoch seconds; what is not known yet is null."""
     return {
         "job_id": str(job.id),
@@ -114,7 +114,7 @@ def job_view(job: Job, service: JobService) -> dict[str, Any]:
     }
 
 
-def origin_view(job: Job) -> dict[str, Any]:
+def origin_view(job: Job) -> Origin:
     """What a job was given beside its configuration, in both interfaces' words."""
     saved = job.spec.saved_config if job.spec else None
     return {

@@ -2,11 +2,27 @@
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import Field, create_model, model_validator
 
+from api.request_fields import (
+    GIVEN,
+    LORA_RULE,
+    NULL,
+    PATIENCE_RULE,
+    AdapterName,
+    Alternative,
+    LearningRate,
+    MetadataPairs,
+    ModelId,
+    RequestFields,
+    TemplateName,
+    WebhookUrl,
+    request_field,
+    with_rules,
+)
 from jobs.queue import Priority
-from jobs.spec import JobSpec, Metadata, TrackingBackend
-from sft.config import SFTConfig
+from jobs.spec import JobSpec, TrackingBackend
+from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.templates import check_template_name
 
@@ -22,32 +38,37 @@ _OWN = {*RENAMED.values(), *_SHARED, "dataset_name", "dataset_format", "adapter_
 ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _OWN]
 _MODELS_SCHEME = "models:/"
 
+# lora_version needs lora_name, and names an adapter to start from as adapter_path does.
+START_RULE: list[Alternative] = [
+    {"lora_version": NULL},
+    {"lora_version": GIVEN, "lora_name": GIVEN, "adapter_path": NULL, "use_lora": True},
+]
 
-class TrainingFields(BaseModel):
+
+class TrainingFields(RequestFields):
     """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = with_rules(LORA_RULE, PATIENCE_RULE, START_RULE)
 
-    model_name: str = Field("Qwen/Qwen2.5-1.5B-Instruct", min_length=1, description="Base model id.")
+    model_name: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
     dataset_version: str = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
-    template: str = Field("qwen", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
-    cutoff_len: int = Field(2048, gt=0, description="Longest row in tokens.")
-    batch_size: int = Field(1, gt=0, description="Rows a device sees at once.")
-    gradient_accumulation_steps: int = Field(8, gt=0, description="Batches summed up before an optimizer step.")
-    learning_rate: float = Field(2.0e-5, gt=0, description="Peak learning rate; a number or a string.")
-    num_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
+    template: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
+    cutoff_len: Count = Field(2048, gt=0, description="Longest row in tokens.")
+    batch_size: Count = Field(1, gt=0, description="Rows a device sees at once.")
+    gradient_accumulation_steps: Count = Field(8, gt=0, description="Batches summed up before an optimizer step.")
+    learning_rate: LearningRate = Field(2.0e-5, gt=0, description="Peak learning rate; a number or a string.")
+    num_epochs: Amount = Field(3.0, gt=0, description="Passes over the data.")
     training_type: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
-    lora_name: str | None = Field(None, description="The adapter's name in the registry.")
-    lora_version: int | str | None = Field(None, description="Start from this version of lora_name.")
+    lora_name: AdapterName | None = Field(None, description="The adapter's name in the registry.")
+    lora_version: Count | str | None = Field(None, description="Start from this version of lora_name.")
     adapter_path: str | None = Field(None, description="Start from the adapter in this folder.")
-    save_name: str | None = Field(None, description="Register under this name instead of lora_name.")
-    tracking_backend: TrackingBackend = Field(
-        "mlflow",
-        validation_alias=AliasChoices("tracking_backend", "logging_backend"),
-        description="Where per-step metrics are shown; also read as logging_backend.",
+    save_name: AdapterName | None = Field(None, description="Register under this name instead of lora_name.")
+    tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
+    logging_backend: TrackingBackend | None = Field(None, description="Another name of tracking_backend, which wins.")
+    webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
+    metadata: MetadataPairs | None = Field(
+        None, description="Up to 16 pairs of text, kept with the job and filtered by."
     )
-    webhook_url: str | None = Field(None, description="Called once the job has ended.")
-    metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
     priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
 
     @model_validator(mode="after")
@@ -76,10 +97,14 @@ class TrainingFields(BaseModel):
                 {**values, "dataset_name": dataset, "dataset_format": "auto", "adapter_path": start}
             ),
             adapter_name=self.save_name or self.lora_name,
-            tracking_backend=self.tracking_backend,
+            tracking_backend=self._read_backend(),
             webhook_url=self.webhook_url,
             metadata=self.metadata,
         )
+
+    def _read_backend(self) -> TrackingBackend:
+        has_own = "tracking_backend" in self.model_fields_set
+        return self.tracking_backend if has_own else self.logging_backend or self.tracking_backend
 
 
 if TYPE_CHECKING:
@@ -89,7 +114,7 @@ else:
         "TrainingRequest",
         __base__=TrainingFields,
         __doc__=TrainingFields.__doc__,
-        **{name: (SFTConfig.model_fields[name].annotation, SFTConfig.model_fields[name]) for name in ENGINE_FIELDS},
+        **{name: request_field(name) for name in ENGINE_FIELDS},
     )
 
 
@@ -101,11 +126,9 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     start = config.pop("adapter_path")
     config.pop("dataset_format")
     view["dataset_version"] = dataset.removeprefix(f"{default_dataset}@")
-    view["training_type"] = "sft"
-    view["lora_name"] = spec.adapter_name
+    view |= {"training_type": "sft", "lora_name": spec.adapter_name, "lora_version": None, "save_name": None}
+    view["adapter_path"] = start
     if start and start.startswith(_MODELS_SCHEME):
-        view["lora_name"], _, view["lora_version"] = start.removeprefix(_MODELS_SCHEME).rpartition("/")
-        view["save_name"] = spec.adapter_name
-    else:
-        view["adapter_path"] = start
+        name, _, version = start.removeprefix(_MODELS_SCHEME).rpartition("/")
+        view |= {"lora_name": name, "lora_version": version, "save_name": spec.adapter_name, "adapter_path": None}
     return view | config | {"tracking_backend": spec.tracking_backend, "webhook_url": spec.webhook_url}

@@ -1,13 +1,13 @@
 """Values that are valid JSON or a valid URL and still can't be kept: PostgreSQL and UTF-8 have no place for them."""
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 
-LARGEST_INTEGER = 2**63 - 1
 Place = tuple[str | int, ...]
 Problem = tuple[Place, str, Any]
 
@@ -54,8 +54,8 @@ def _explain(value: Any) -> str | None:
         return _explain_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        return "must fit into 64 bits"
+    if isinstance(value, int) and abs(value) > sys.float_info.max:  # what other readers of JSON can hold
+        return "must fit into a double"
     return None
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,31 +29,34 @@ class JobHandle:
 
 
 def start_callbacks(
-    service: JobService, job: Job, config: SFTConfig, callbacks: Sequence[SFTCallback]
+    service: JobService, job: Job, config: SFTConfig, callbacks: Sequence[SFTCallback], closing: threading.Event
 ) -> threading.Thread:
     """Call these with the job's events, from its first one to its end, on a thread that ends with the job.
 
     `on_step_end` is called at most once a second, `on_train_end` once, however the job ends. The thread is a daemon:
-    it does not keep a process alive that is done.
+    it does not keep a process alive that is done. It also ends once `closing` is set.
     """
     handle = JobHandle(str(job.id), config)
     name = f"callbacks-{job.id}"
-    thread = threading.Thread(target=_follow, args=(service, job, handle, callbacks), name=name, daemon=True)
+    arguments = (service, job, handle, callbacks, closing)
+    thread = threading.Thread(target=_follow, args=arguments, name=name, daemon=True)
     thread.start()
     return thread
 
 
-def _follow(service: JobService, job: Job, handle: JobHandle, callbacks: Sequence[SFTCallback]) -> None:
+def _follow(
+    service: JobService, job: Job, handle: JobHandle, callbacks: Sequence[SFTCallback], closing: threading.Event
+) -> None:
     send = send_to_callbacks(callbacks, handle)
     feed = EventFeed(service, job, words=SFT_WORDS)
-    while not feed.is_over:
+    while not feed.is_over and not closing.is_set():
         try:
             events = feed.poll()
         except (StackError, OperationalError) as error:
             logger.warning("The callbacks of job %s wait: %s", job.id, error)
-            time.sleep(AWAY_SECONDS)
+            closing.wait(AWAY_SECONDS)
             continue
         for event in events:
             send(event.event, event.data)
         if not feed.is_over:
-            time.sleep(feed.pause_seconds)
+            closing.wait(feed.pause_seconds)

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from app import cli_configs, cli_jobs, cli_stack
+from app import cli_configs, cli_jobs, cli_plan, cli_stack
 
 main = typer.Typer(
     help="Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.",
@@ -37,6 +37,7 @@ def _load_keys() -> Any:
 
 
 main.add_typer(cli_jobs.commands)
+main.add_typer(cli_plan.commands)
 main.add_typer(cli_configs.commands, name="configs", rich_help_panel=cli_jobs.PANEL)
 main.add_typer(cli_stack.commands)
 main.add_typer(

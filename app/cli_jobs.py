@@ -11,6 +11,7 @@ from app.cli_service import (
     JsonOption,
     UrlOption,
     connected,
+    load_yaml,
     print_json,
     read_mapping,
     read_pairs,
@@ -61,8 +62,6 @@ def submit(
     The service's defaults stand for what is not given. Flags override the file, --set overrides both.
     With --watch the exit code is 0 when the job completes and 1 otherwise.
     """
-    import yaml
-
     from app.cli_submission import build_submission
 
     flags = {
@@ -82,7 +81,7 @@ def submit(
         "priority": priority,
         "metadata": read_pairs("--metadata", metadata or []) or None,
     }
-    settings = {key: yaml.safe_load(value) for key, value in read_pairs("--set", set_ or []).items()}
+    settings = {key: load_yaml(value) for key, value in read_pairs("--set", set_ or []).items()}
     with connected(url) as client:
         submission = build_submission(read_mapping(file) if file else {}, flags, settings, config)
         submitted = submission.send(client, "reject" if reject else "queue")

@@ -65,7 +65,8 @@ def _database() -> Iterator[Engine]:
     try:
         if not stack.is_up(settings):
             typer.echo("Starting the local stack ...", err=True)
-        yield Door(settings).open().engine
+        with Door(settings) as door:
+            yield door.open().engine
     except TuneyardError as error:
         typer.echo(f"tuneyard: {error}", err=True)
         raise typer.Exit(1) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,9 +74,21 @@ def read_mapping(path: "Path") -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidConfig(f"{path} can't be read as YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InvalidConfig(f"{path} must hold a mapping of fields, got {type(values).__name__}")
     return values
+
+
+def load_yaml(text: str) -> Any:
+    """A YAML document. `1e-4` is a number, as in JSON and YAML 1.2; to PyYAML alone it would be text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, with one more way to write a number."""
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"-+0123456789"])
+    return yaml.load(text, Loader)  # noqa: S506 - which is a safe one

@@ -15,6 +15,7 @@ from tasks.journal import open_journal
 from tasks.model import find_base_model, find_start_adapter, load_session
 from tasks.notify import notify
 from tasks.register import register
+from tasks.retention import forget_old_jobs
 from tasks.tags import tag_job
 from tasks.tokenize import tokenize
 from tasks.train import train
@@ -23,9 +24,9 @@ from tasks.train import train
 @flow(
     name="finetune",
     on_running=[tag_job],
-    on_completion=[notify],
-    on_failure=[notify],
-    on_cancellation=[notify],
+    on_completion=[notify, forget_old_jobs],
+    on_failure=[notify, forget_old_jobs],
+    on_cancellation=[notify, forget_old_jobs],
     on_crashed=[notify],
 )
 def finetune(

@@ -35,7 +35,8 @@ def retrain(adapter_name: str, dataset_version: str = "main") -> dict[str, Any]:
         return {"adapter_name": adapter_name, "changed": False, "job_id": None}
     spec = adapter.to_spec()
     config = spec.config.model_copy(update={"dataset_name": f"{dataset.name}@{dataset.commit}"})
-    parameters = spec.model_copy(update={"config": config, "adapter_name": adapter.name}).to_parameters()
-    job = cast(FlowRun, run_deployment("finetune/sft", parameters=parameters, timeout=0, as_subflow=False))
+    spec = spec.model_copy(update={"config": config, "adapter_name": adapter.name})
+    run = run_deployment("finetune/sft", parameters=spec.to_parameters(), tags=spec.tags(), timeout=0, as_subflow=False)
+    job = cast(FlowRun, run)
     logger.info("%s has changed: job %s retrains %s", dataset.name, job.id, adapter.name)
     return {"adapter_name": adapter_name, "changed": True, "job_id": str(job.id)}

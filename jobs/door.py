@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Self
 
 from jobs.service import JobService
 from jobs.settings import Settings
@@ -20,6 +21,12 @@ class Door:
         self._checked_at = 0.0
         self._lock = threading.Lock()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def open(self) -> JobService:
         """The service, with the stack it needs. Raises StackError when that can't be started."""
         with self._lock:
@@ -29,6 +36,14 @@ class Door:
                     self._service = self._build(settings)
                 self._checked_at = time.monotonic()
             return self._service
+
+    def close(self) -> None:
+        """End the connections; the stack stays up. Opening again makes new ones."""
+        with self._lock:
+            service, self._service = self._service, None
+        if service is not None:
+            service.close()
+            service.engine.dispose()
 
     @staticmethod
     def _build(settings: Settings) -> JobService:

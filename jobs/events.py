@@ -1,15 +1,17 @@
 """What happens in a job, as rows that others replay and follow."""
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from jobs.store import JobEvent
+from jobs.store import JobEvent, JobReport
 
 BATCH_ROWS = 500
+BATCH_JOBS = 500
 # What `recent` of a step event lists for every optimizer step since the event before.
 STEP_SERIES = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 
@@ -17,6 +19,32 @@ STEP_SERIES = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second"
 def write_event(connection: Connection, job_id: UUID, event: str, data: dict[str, Any]) -> None:
     """Add an event: `phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, or `end` when the process ends."""
     connection.execute(insert(JobEvent).values(job_id=job_id, event=event, data=drop_non_finite(data)))
+
+
+def write_end_once(engine: Engine, job_id: UUID, outcome: str) -> bool:
+    """Add the `end` of a job that has no process to add it; False when that has been done, by whichever process."""
+    written = select(JobEvent.id).where(
+        JobEvent.job_id == job_id, JobEvent.event == "end", JobEvent.data["outcome"].astext == outcome
+    )
+    with engine.begin() as connection:
+        lock = int.from_bytes(job_id.bytes[:8], signed=True)
+        connection.execute(select(func.pg_advisory_xact_lock(lock)))
+        if connection.execute(written.limit(1)).first() is not None:
+            return False
+        write_event(connection, job_id, "end", {"outcome": outcome})
+        return True
+
+
+def forget_old_events(engine: Engine, days: int) -> int:
+    """Remove the events of jobs of which nothing was heard for so many days; how many jobs that were, 500 at most."""
+    before = datetime.now(UTC) - timedelta(days=days)
+    newest = select(JobEvent.created_at).where(JobEvent.job_id == JobReport.job_id)
+    newest_at = newest.order_by(JobEvent.id.desc()).limit(1).scalar_subquery()
+    wanted = select(JobReport.job_id).where(JobReport.updated_at < before, newest_at < before).limit(BATCH_JOBS)
+    with engine.begin() as connection:
+        old = [*connection.execute(wanted).scalars()]
+        connection.execute(delete(JobEvent).where(JobEvent.job_id.in_(old)))
+    return len(old)
 
 
 def read_events(engine: Engine, job_id: UUID, after: int = 0, limit: int = BATCH_ROWS) -> list[JobEvent]:

@@ -16,7 +16,7 @@ from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
 from jobs.queue import Line
 from jobs.spec import metadata_tag
 from jobs.status import ONGOING_STATE_NAMES, JobStatus
-from sft.errors import InvalidConfig
+from sft.errors import InvalidCursor
 
 _WAITING = frozenset({JobStatus.CREATED, JobStatus.QUEUED})
 _ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
@@ -53,14 +53,14 @@ class Cursor(NamedTuple):
 
     @classmethod
     def decode(cls, text: str) -> "Cursor":
-        """Read what `encode` wrote. Raises InvalidConfig."""
+        """Read what `encode` wrote. Raises InvalidCursor."""
         try:
             time, shown = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             parsed = cls(datetime.fromisoformat(time), [UUID(run_id) for run_id in shown])
         except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise InvalidConfig("cursor is not one of this service; leave it out to start at the first page") from error
+            raise InvalidCursor("cursor is not one of this service; leave it out to start at the first page") from error
         if parsed.time.tzinfo is None:
-            raise InvalidConfig("cursor is not one of this service; leave it out to start at the first page")
+            raise InvalidCursor("cursor is not one of this service; leave it out to start at the first page")
         return parsed
 
 

@@ -27,7 +27,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
 from jobs.store import JobReport, engine_for
-from jobs.webhook import build_payload, deliver
+from jobs.webhook import tell_of_cancellation
 from sft.errors import JobConflict, StackError, TrainingBusy
 
 Strategy = Literal["queue", "reject"]
@@ -215,12 +215,11 @@ class JobService:
             self._call_webhook(ended)
         return self._describe(ended)
 
-    @staticmethod
-    def _call_webhook(run: FlowRun) -> None:
+    def _call_webhook(self, run: FlowRun) -> None:
         """Tell of a job that was cancelled before it had a process which could."""
         if url := run.parameters.get("webhook_url"):
-            payload = build_payload(run.id, JobStatus.CANCELLED.value, None)
-            threading.Thread(target=deliver, args=(url, payload), name="webhook", daemon=True).start()
+            told = (self.engine, run.id, url)
+            threading.Thread(target=tell_of_cancellation, args=told, name="webhook", daemon=True).start()
 
     def _look_at(self, run: FlowRun) -> Submission:
         place = self._line.places([run]).get(run.id)

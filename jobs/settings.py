@@ -38,11 +38,19 @@ class Settings(BaseSettings):
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
+    keep_planner: bool = Field(
+        True, description="Keep a planner process of 500 MB ready beside the API; else the first plan starts it."
+    )
+    keep_events_days: int = Field(
+        90, gt=0, description="How long the events and metrics of a job that has ended are kept; MLflow keeps them on."
+    )
+
     require_api_key: bool = Field(False, description="Ask for an API key even before one has been made.")
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body the API reads.")
     rate_limit: str | None = Field(
         None,
-        description="Requests a client may make, such as `600/minute`, in each API process; no limit if unset.",
+        description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "
+        "API process, those refused with 401 included; no limit if unset.",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="Web origins whose pages may call the API, as a JSON list; none if unset, `*` for every one."

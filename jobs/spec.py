@@ -15,6 +15,7 @@ MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,64}$
 MetadataValue = Annotated[str, StringConstraints(max_length=256)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
+_URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
 RESERVED_KEY = "__prefect_kind"  # Prefect would take a mapping with this key for an instruction
 
 
@@ -59,6 +60,8 @@ class JobSpec(BaseModel):
             raise ValueError(f"must be an http or https URL ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
             raise ValueError("must be an http or https URL")
+        if not _URL_CHARACTERS.fullmatch(url):
+            raise ValueError("must be an http or https URL; other characters than a URL has are written as %XX")
         return url
 
     @field_validator("metadata")

@@ -1,6 +1,10 @@
 """What state a job is in: Prefect's states on one side, the words of both documented interfaces on the other."""
 
 from enum import StrEnum
+from typing import Literal
+
+TrainWord = Literal["queued", "running", "completed", "failed", "cancelled"]
+SftWord = Literal["pending", "running", "completed", "failed", "stopped"]
 
 
 class JobStatus(StrEnum):
@@ -43,7 +47,7 @@ _BY_STATE_TYPE = {
 # Scheduled states of a job that has begun before and goes on.
 ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
 
-TRAIN_WORDS = {
+TRAIN_WORDS: dict[JobStatus, TrainWord] = {
     JobStatus.CREATED: "queued",
     JobStatus.QUEUED: "queued",
     JobStatus.STARTING: "running",
@@ -53,7 +57,7 @@ TRAIN_WORDS = {
     JobStatus.FAILED: "failed",
 }
 
-SFT_WORDS = {
+SFT_WORDS: dict[JobStatus, SftWord] = {
     JobStatus.CREATED: "pending",
     JobStatus.QUEUED: "pending",
     JobStatus.STARTING: "running",

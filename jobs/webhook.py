@@ -6,7 +6,9 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from sqlalchemy import Engine
 
+from jobs.events import write_end_once
 from jobs.store import JobReport
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,12 @@ def build_payload(job_id: UUID, status: str, report: JobReport | None, message: 
     for key in ("model_name", "model_version", "metrics"):
         payload[key] = result.get(key)
     return payload
+
+
+def tell_of_cancellation(engine: Engine, job_id: UUID, url: str) -> None:
+    """Call the webhook of a job that was cancelled before it had a process which could; once, whoever else does."""
+    if write_end_once(engine, job_id, "cancelled"):
+        deliver(url, build_payload(job_id, "cancelled", None))
 
 
 def deliver(url: str, payload: dict[str, Any]) -> bool:

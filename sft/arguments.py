@@ -8,14 +8,17 @@ import psutil
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig as TrainerArguments
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
-from sft.trainer import Layout
+from sft.layout import Layout
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random"}
+LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor", "sgd", "rmsprop")
 MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
 
 
@@ -27,9 +30,7 @@ def build_arguments(
     Raises:
         InvalidConfig: an optimizer transformers does not know or can't use here.
     """
-    optimizers = [name.value for name in OptimizerNames]
-    if config.optimizer_type is not None and config.optimizer_type not in optimizers:
-        raise InvalidConfig(f"optimizer_type {config.optimizer_type!r} is not known; known are {', '.join(optimizers)}")
+    _check_optimizer(config)
     # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
     packs_on_gpu = config.packing and layout == "trl"
     rows = 1 if packs_on_gpu else config.batch_size
@@ -53,13 +54,16 @@ def build_arguments(
         logging_nan_inf_filter=False,
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
+        metric_for_best_model="eval_loss" if config.early_stopping_patience else None,
         eval_strategy="steps" if config.eval_steps and has_eval else "no",
         eval_steps=config.eval_steps,
         seed=config.seed,
         packing=config.packing,
         max_length=config.max_seq_length if config.packing else None,
         padding_free=layout == "documents",
-        train_sampling_strategy="group_by_length" if layout == "padded" and not config.packing else "random",
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows come ready, packed ones too
+        # Grouping by length draws from each process's own random numbers: they would disagree about who has what.
+        train_sampling_strategy="random" if config.packing or config.num_devices > 1 else SAMPLING[layout],
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
@@ -90,8 +94,9 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
             raise InvalidConfig(
                 f"adapter_path {folder} does not fit base_model {config.base_model}: {reason}"
             ) from error
-        for adapter in adapted.peft_config.values():  # an id would be looked up on the Hub at each checkpoint
-            adapter.base_model_name_or_path = model.name_or_path
+        for adapter in adapted.peft_config.values():
+            _check_start(config, adapter)
+            adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
         return adapted, None
     _check_target_modules(model, config.lora_target_modules or ())
     return model, LoraConfig(
@@ -99,7 +104,10 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
         target_modules=list(config.lora_target_modules) if config.lora_target_modules else "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie that way
     )
 
 
@@ -129,8 +137,29 @@ def measure_peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _check_optimizer(config: SFTConfig) -> None:
+    known = [name.value for name in OptimizerNames]
+    if config.optimizer_type is not None and config.optimizer_type not in known:
+        raise InvalidConfig(f"optimizer_type {config.optimizer_type!r} is not known; known are {', '.join(known)}")
+    if config.loraplus_lr_ratio and config.optimizer_type not in (None, *LORAPLUS_OPTIMIZERS):
+        raise InvalidConfig(
+            f"loraplus_lr_ratio does not work with optimizer_type {config.optimizer_type!r}; leave it unset or take "
+            f"one of {', '.join(LORAPLUS_OPTIMIZERS)}"
+        )
+
+
+def _check_start(config: SFTConfig, adapter: LoraConfig) -> None:
+    """An adapter to start from keeps its own shape; what asks for another kind can't be had."""
+    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")):
+        if getattr(config, name) and not getattr(adapter, name, False):
+            raise InvalidConfig(
+                f"{name} is true, but the adapter in adapter_path was made without {what} and keeps its kind; "
+                f"set {name} to false or start a new adapter"
+            )
+
+
 def _check_target_modules(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
-    names = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     known = sorted({name.rpartition(".")[2] for name in names if name != head})
     for target in targets:

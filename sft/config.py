@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sft.errors import InvalidConfig
 
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
+# Larger ones make no sense, and some parts below can't hold them: Prefect answers no list that has a number beyond
+# 64 bits in it, and PostgreSQL gives it 1e30 back as an integer.
+Count = Annotated[int, Field(le=2**31 - 1)]
+Amount = Annotated[float, Field(le=1e9)]
 
 
 class SFTConfig(BaseModel):
@@ -36,39 +40,57 @@ class SFTConfig(BaseModel):
     dataset_format: DatasetFormat = Field(description="How a row is read; `auto` decides by its columns.")
     dataset_split: str = Field("train", description="Split to train on.")
     dataset_text_field: str | None = Field(None, description="Column with the text of a completion dataset.")
-    max_samples: int | None = Field(None, gt=0, description="Train on at most this many rows (seeded choice).")
+    max_samples: Count | None = Field(None, gt=0, description="Train on at most this many rows (seeded choice).")
     validation_split: float = Field(0.1, ge=0, lt=1, description="Share of rows held out when the data has no split.")
-    max_seq_length: int = Field(2048, gt=0, description="Longest row in tokens; the rest is cut and counted.")
+    max_seq_length: Count = Field(2048, gt=0, description="Longest row in tokens.")
+    excess_length_strategy: Literal["truncate", "drop", "error"] = Field(
+        "truncate", description="A row beyond max_seq_length is cut, left out, or an error; what is cut is counted."
+    )
+    invalid_rows: Literal["skip", "error"] = Field(
+        "skip", description="A row that can't be read is left out and reported, or an error."
+    )
     template_name: str = Field("auto", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
+    train_on_prompt: bool = Field(False, description="Learn the prompt too, not the answers alone.")
+    mask_history: bool = Field(False, description="Learn the last answer of a conversation alone.")
 
     use_lora: bool = Field(True, description="Train a LoRA adapter; false trains every weight.")
     use_qlora: bool = Field(False, description="Load the base model in 4 bits (CUDA only).")
-    lora_r: int = Field(8, gt=0, description="LoRA rank.")
-    lora_alpha: int = Field(16, gt=0, description="LoRA scale is lora_alpha / lora_r.")
+    lora_r: Count = Field(8, gt=0, description="LoRA rank.")
+    lora_alpha: Count = Field(16, gt=0, description="LoRA scale is lora_alpha / lora_r.")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA).")
+    use_rslora: bool = Field(False, description="Rank-stabilized scale: lora_alpha / sqrt(lora_r).")
+    loraplus_lr_ratio: Amount | None = Field(None, ge=1, description="LoRA+: learning rate of B over that of A.")
     lora_target_modules: tuple[str, ...] | None = Field(None, description="Modules to adapt; all linear if unset.")
     adapter_path: str | None = Field(None, description="Start from this adapter: a folder or `models:/name/version`.")
 
-    batch_size: int = Field(4, gt=0, description="Rows a device sees at once.")
-    gradient_accumulation_steps: int = Field(4, gt=0, description="Batches summed up before an optimizer step.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    num_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
-    max_steps: int | None = Field(None, gt=0, description="Stop after this many optimizer steps; overrides epochs.")
+    batch_size: Count = Field(4, gt=0, description="Rows a device sees at once.")
+    max_batch_tokens: Count | None = Field(
+        None, gt=0, description="Fill batches up to this many tokens instead of counting batch_size rows."
+    )
+    gradient_accumulation_steps: Count = Field(4, gt=0, description="Batches summed up before an optimizer step.")
+    learning_rate: Amount = Field(2e-4, gt=0, description="Peak learning rate.")
+    num_epochs: Amount = Field(3.0, gt=0, description="Passes over the data.")
+    max_steps: Count | None = Field(None, gt=0, description="Stop after this many optimizer steps; overrides epochs.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up.")
-    weight_decay: float = Field(0.001, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(0.3, ge=0, description="Gradient clipping; 0 turns it off.")
+    weight_decay: Amount = Field(0.001, ge=0, description="AdamW weight decay.")
+    max_grad_norm: Amount = Field(0.3, ge=0, description="Gradient clipping; 0 turns it off.")
+    neftune_noise_alpha: Amount | None = Field(None, gt=0, description="NEFTune: noise on the input embeddings.")
     optimizer_type: str | None = Field(None, description="A transformers optimizer name; best for the device if unset.")
     scheduler_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
     mixed_precision: Literal["auto", "bf16", "fp16", "none"] = Field("auto", description="Compute dtype.")
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="Recompute activations to save memory.")
     packing: bool = Field(False, description="Lay several rows into one sequence of max_seq_length.")
-    num_devices: int = Field(1, gt=0, description="GPUs for this job.")
+    num_devices: Count = Field(1, gt=0, description="GPUs for this job.")
     device_map: str | None = Field(None, description="Where weights go; the job's own GPU if unset.")
 
-    logging_steps: int = Field(10, gt=0, description="Steps between log lines.")
-    save_steps: int = Field(100, gt=0, description="Steps between checkpoints.")
-    eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations; only at the end if unset.")
-    save_total_limit: int = Field(3, gt=0, description="Checkpoints kept.")
+    logging_steps: Count = Field(10, gt=0, description="Steps between log lines.")
+    save_steps: Count = Field(100, gt=0, description="Steps between checkpoints.")
+    eval_steps: Count | None = Field(None, gt=0, description="Steps between evaluations; only at the end if unset.")
+    early_stopping_patience: Count | None = Field(
+        None, gt=0, description="Stop after this many evaluations without a better eval_loss, and keep the best."
+    )
+    save_total_limit: Count = Field(3, gt=0, description="Checkpoints kept.")
     output_dir: str | None = Field(None, description="Where results go, below the output root; the job's id if unset.")
     checkpoint_dir: str | None = Field(None, description="Where checkpoints go; `checkpoints` in output_dir if unset.")
     save_merged_model: bool = Field(False, description="Also save base and adapter merged.")
@@ -100,6 +122,15 @@ class SFTConfig(BaseModel):
             raise ValueError("use_qlora needs use_lora; set use_lora to true")
         if self.adapter_path and not self.use_lora:
             raise ValueError("adapter_path needs use_lora; set use_lora to true")
+        for name in ("use_dora", "use_rslora", "loraplus_lr_ratio"):
+            if getattr(self, name) and not self.use_lora:
+                raise ValueError(f"{name} needs use_lora; set use_lora to true")
+        if self.max_batch_tokens and self.packing:
+            raise ValueError("max_batch_tokens does not go with packing, which fills max_seq_length; unset one of them")
+        if self.train_on_prompt and self.mask_history:
+            raise ValueError("mask_history learns the last answer alone, train_on_prompt all before it too; set one")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience needs eval_steps; say after how many steps to evaluate")
         return self
 
     @classmethod

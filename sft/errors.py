@@ -19,6 +19,18 @@ class InvalidConfig(TuneyardError, ValueError):
     code = "invalid_config"
 
 
+class InvalidSavedConfig(InvalidConfig):
+    """A saved configuration, or what a request's changes make of it, that can't work."""
+
+    code = "invalid_saved_config"
+
+
+class InvalidCursor(InvalidConfig):
+    """A place in a list of jobs that this service never named."""
+
+    code = "invalid_cursor"
+
+
 class ModelNotFound(TuneyardError, LookupError):
     """A base model or a start adapter that is in none of the places looked at."""
 
@@ -48,9 +60,21 @@ class TemplateNotFound(TuneyardError, LookupError):
 
 
 class TrainingDiverged(TuneyardError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """Training can't go on: the numbers have left the range in which anything is learned."""
 
-    code = "nan_loss"
+    code = "training_diverged"
+
+
+class LossNotFinite(TrainingDiverged):
+    """The loss or its gradient became NaN or infinite."""
+
+    code = "loss_not_finite"
+
+
+class LossExploded(TrainingDiverged):
+    """The loss stayed far above where it began."""
+
+    code = "loss_exploded"
 
 
 class JobNotFound(TuneyardError, ValueError):
@@ -107,3 +131,21 @@ class StackError(TuneyardError, RuntimeError):
 
     status = 503
     code = "stack_unavailable"
+
+
+class PlanningFailed(TuneyardError, RuntimeError):
+    """A plan could not be made where it was asked for, for no fault of the request's."""
+
+    status = 503
+    code = "planning_failed"
+
+
+def find_error(code: str) -> type[TuneyardError]:
+    """The class of a code, to raise again what another process has raised; TuneyardError for an unknown one."""
+    left: list[type[TuneyardError]] = [TuneyardError]
+    while left:
+        kind = left.pop()
+        if kind.code == code:
+            return kind
+        left += kind.__subclasses__()
+    return TuneyardError

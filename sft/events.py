@@ -37,7 +37,7 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self.learning_rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Send `step`, with the loss of this very step, and start the next one's sum."""
+        """Send `step`, with the loss of this very step."""
         seconds = time.monotonic() - self.started_at
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         event = {
@@ -51,7 +51,6 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
             "learning_rate": self.learning_rate,
             "grad_norm": self.trainer.grad_norm,
         }
-        self.trainer.step_loss = 0.0
         self.on_event("step", event)
 
     def on_log(

@@ -3,9 +3,31 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
 
-CHUNK_POSITIONS = 256
+CHUNK_POSITIONS = 128  # a chunk's probabilities are to stay near the cores
+
+
+def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood of a batch's supervised tokens, and their number; two scalars.
+
+    Runs the backbone on every token and the head on the positions that predict a supervised one.
+    """
+    causal: Any = model.get_base_model() if is_peft_model(model) else model
+    features = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden = causal.base_model(**features | {"use_cache": False}).last_hidden_state[:, :-1]  # (B, T-1, D)
+    targets = inputs["labels"][:, 1:].flatten()  # (B * (T-1),)
+    positions = (targets != -100).nonzero().squeeze(1)
+    states = hidden.flatten(0, 1).index_select(0, positions)  # (N, D)
+    head = causal.get_output_embeddings()
+    return sum_supervised_nll(states, head.weight, head.bias, targets[positions]), torch.tensor(len(positions))
+
+
+def sum_fused_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """As `sum_nll`, through TRL's fused head."""
+    outputs = model(**inputs | {"use_cache": False}, fused_lm_head=True)
+    return -outputs.log_probs.sum(), outputs.label_mask.sum()
 
 
 def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -20,6 +42,8 @@ def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, target
         bias: its bias, if it has one. (V,)
         targets: token ids. (N,)
     """
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know of
+        hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
     total: Tensor = _SupervisedNLL.apply(hidden, head, bias, targets)
     return total
 
@@ -35,12 +59,14 @@ class _SupervisedNLL(torch.autograd.Function):  # type: ignore[misc]  # torch is
         for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             states, wanted = hidden[chunk], targets[chunk, None]  # (C, D), (C, 1)
-            logits = torch.nn.functional.linear(states, head, bias).float()  # (C, V)
-            log_norm = logits.logsumexp(dim=-1, keepdim=True)  # (C, 1)
-            total += (log_norm - logits.gather(1, wanted)).sum()
+            logits = nn.functional.linear(states, head, bias)  # (C, V)
+            # One pass gives the probabilities; the normalizer follows from the likeliest, which can't vanish.
+            grad = torch.softmax(logits, dim=-1, dtype=torch.float32)
+            highest, at = logits.max(dim=-1, keepdim=True)
+            log_norm = highest.float() - grad.gather(1, at).log()  # (C, 1)
+            total += (log_norm - logits.gather(1, wanted).float()).sum()
             if hidden_grad is None and head_grad is None and bias_grad is None:
                 continue
-            grad = logits.sub_(log_norm).exp_()  # softmax, in the logits' memory
             grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
             if bias_grad is not None:
                 bias_grad += grad.sum(0)

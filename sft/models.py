@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
+from sft.tokenizer_class import find_tokenizer_class
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +63,13 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         ModelNotFound: the folder has no tokenizer that can be read.
         InvalidConfig: the tokenizer has no fast version, which tells where each token stands in the text.
     """
-    from transformers import AutoTokenizer
+    tokenizer_class: Any = find_tokenizer_class(path)
+    if tokenizer_class is None:
+        from transformers import AutoTokenizer
 
+        tokenizer_class = AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"{path} has no tokenizer that can be read: {error}") from error
     if not tokenizer.is_fast:
@@ -92,7 +96,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():
-        options["device_map"] = config.device_map or {"": 0}
+        options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
     try:
         with quiet_transformers():
             model, loading = AutoModelForCausalLM.from_pretrained(

@@ -2,11 +2,17 @@
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from trl import pack_dataset
+
+from sft.block_attention import attend_in_blocks, suits_blocks
 
 DOCUMENT_ATTENTION = "sdpa_by_document"
 
@@ -29,6 +35,8 @@ def attend_by_document(
 ) -> tuple[Tensor, None]:
     """SDPA run once for each document: no mask of the row's length squared, no work across documents.
 
+    In bf16 on a CPU a document goes by blocks, in half the time of SDPA's own kernel.
+
     Args:
         query: (1, H, T, Dh); key and value: (1, Hkv, T, Dh).
         attention_mask: taken as it is when there are no document bounds (evaluation with padding, generation).
@@ -43,9 +51,14 @@ def attend_by_document(
             attention_mask = _build_window_mask(query.shape[2], sliding_window, query.device)
         whole: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
         return whole, None
+    in_blocks = suits_blocks(module, query, key, value, {**kwargs, "sliding_window": sliding_window})
     outputs = []
     for start, end in zip(cu_seq_lens_q.tolist(), cu_seq_lens_q.tolist()[1:], strict=False):
-        parts = (tensor[:, :, start:end] for tensor in (query, key, value))
+        parts = [tensor[:, :, start:end] for tensor in (query, key, value)]
+        if in_blocks:
+            found = attend_in_blocks(parts[0][0], parts[1][0], parts[2][0], kwargs.get("scaling"))
+            outputs.append(found.transpose(0, 1)[None])
+            continue
         mask = None if sliding_window is None else _build_window_mask(end - start, sliding_window, query.device)
         outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
@@ -68,3 +81,29 @@ def _build_mask(
     return sdpa_mask(
         batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
     )
+
+
+def pack_rows(rows: Dataset, length: int) -> Dataset:
+    """TRL's best-fit packing into rows of `length` tokens, with the lengths of the documents in `seq_lengths`.
+
+    Where the rows have numbers in `row`, `rows` lists those of a packed row's documents.
+    """
+    columns = ["input_ids", "labels"]
+    if "row" not in rows.column_names:
+        return pack_dataset(rows.select_columns(columns), length)
+    # TRL packs columns of one value a token, so the number takes that shape on the way through.
+    spread = rows.with_format("arrow").map(_spread_numbers, batched=True).with_format(None)
+    packed = pack_dataset(spread.select_columns([*columns, "rows"]), length)
+    return packed.map(_gather_numbers, batched=True)
+
+
+def _spread_numbers(table: pa.Table) -> pa.Table:
+    lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    numbers = np.repeat(table["row"].to_numpy().astype(np.int32), lengths)
+    return table.append_column("rows", pa.ListArray.from_arrays(offsets, numbers))
+
+
+def _gather_numbers(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    starts = ([0, *np.cumsum(lengths)[:-1]] for lengths in batch["seq_lengths"])
+    return {"rows": [[numbers[at] for at in at_each] for numbers, at_each in zip(batch["rows"], starts, strict=True)]}

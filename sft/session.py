@@ -13,12 +13,17 @@ from sft.arguments import add_adapter, build_arguments, measure_free_memory, mea
 from sft.callbacks import OnEvent
 from sft.checkpoints import find_newest_checkpoint
 from sft.config import SFTConfig
+from sft.errors import InvalidConfig
 from sft.events import EventSender
+from sft.interruption import StepGuard, keep_last_step
+from sft.layout import choose_layout
 from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
+from sft.packing import pack_rows
 from sft.publication import publish_folder
+from sft.stopping import EarlyStopping, find_best
 from sft.templates import apply_template
 from sft.tokenization import PreparedData
-from sft.trainer import SupervisedTrainer, choose_layout
+from sft.trainer import SupervisedTrainer
 
 
 class TrainingSession:
@@ -58,9 +63,13 @@ class TrainingSession:
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
         if checkpointing == "auto":
-            tokens = config.batch_size * (config.max_seq_length if config.packing else max(train_rows["length"]))
+            longest = config.max_seq_length if config.packing else max(train_rows["length"])
+            tokens = max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
             checkpointing = needs_checkpointing(base, tokens, measure_free_memory())
-        sender = EventSender(self.on_event)
+        if config.packing:
+            train_rows = pack_rows(train_rows, config.max_seq_length)
+            eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
+        sender, self._guard = EventSender(self.on_event), StepGuard()
         with quiet_transformers():
             model, peft_config = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
@@ -71,7 +80,10 @@ class TrainingSession:
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
                 peft_config=peft_config,
-                callbacks=[sender],
+                callbacks=[sender, self._guard, *self._choose_stopping(eval_rows is not None)],
+                max_batch_tokens=config.max_batch_tokens,
+                loraplus_lr_ratio=config.loraplus_lr_ratio,
+                neftune_noise_alpha=config.neftune_noise_alpha,
             )
         self.trainer.remove_callback(PrinterCallback)
         sender.trainer = self.trainer
@@ -97,26 +109,45 @@ class TrainingSession:
         """Train to the end, from the newest whole checkpoint if there is one.
 
         Returns `train_loss` (mean over all steps), `steps`, `tokens` (read in this call, prompts included),
-        `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device).
+        `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device). With
+        `early_stopping_patience` the model is then that of the best evaluation, and the result has `best_step`,
+        `best_eval_loss` and `stopped_early` too.
+
+        A run that a signal stops (what its handler raises is no Exception) saves a checkpoint of its last whole step.
 
         Raises:
-            TrainingDiverged: the loss became NaN or infinite.
+            LossNotFinite: the loss or its gradient became NaN or infinite.
+            LossExploded: the loss stayed far above where it began.
         """
         checkpoint = find_newest_checkpoint(self.checkpoint_dir)
         started_at = time.monotonic()
         with quiet_transformers():
-            output = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            output = self._run(checkpoint)
         seconds = time.monotonic() - started_at
         result = {
-            "train_loss": output.training_loss,
+            "train_loss": self.trainer.step_losses / max(self.trainer.counted_steps, 1),
             "steps": output.global_step,
             "tokens": self.trainer.trained_tokens,
             "tokens_per_second": self.trainer.trained_tokens / seconds,
             "train_seconds": seconds,
             "peak_memory_bytes": measure_peak_memory(),
         }
+        if self.config.early_stopping_patience:
+            result |= self._restore_best()
         self.on_event("end", result)
         return result
+
+    def _run(self, checkpoint: Path | None) -> Any:
+        try:
+            return self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception:
+            raise
+        except BaseException:  # stopped from outside, by a signal
+            if self.config.use_lora:  # a whole model takes longer to write than a stop may
+                keep_last_step(self.trainer)
+            raise
+        finally:
+            self._guard.release()
 
     def save(self, adapter_dir: Path) -> Path:
         """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
@@ -138,6 +169,29 @@ class TrainingSession:
                 self._merge(adapter_dir).save_pretrained(folder)
                 self._save_companions(folder)
         return adapter_dir
+
+    def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
+        patience = self.config.early_stopping_patience
+        if patience is None:
+            return []
+        if not has_eval:
+            raise InvalidConfig(
+                f"early_stopping_patience {patience} needs held-out rows and there are none; "
+                "set validation_split above 0"
+            )
+        return [EarlyStopping(patience)]
+
+    def _restore_best(self) -> dict[str, Any]:
+        """Go back to the best checkpoint, and say which that is."""
+        state = self.trainer.state
+        best = find_best(state)
+        if best.step != state.global_step:
+            self.trainer.load_best()
+        return {
+            "best_step": best.step,
+            "best_eval_loss": best.eval_loss,
+            "stopped_early": state.global_step < state.max_steps,
+        }
 
     def _save_companions(self, folder: Path) -> None:
         """The tokenizer with its chat template, and a generation config that stops where an answer ends."""

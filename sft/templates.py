@@ -2,9 +2,13 @@
 
 import difflib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from sft.chat_template import ChatTemplate
+from sft.chatml_templates import CHATML_TEMPLATES
 from sft.errors import TemplateNotFound
+from sft.header_templates import HEADER_TEMPLATES
+from sft.text_templates import TEXT_TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -12,75 +16,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-class ChatTemplate(NamedTuple):
-    """How a conversation is written.
-
-    `jinja` works with a plain `tokenizer.apply_chat_template`; `stop_token` ends every assistant turn (None: the
-    tokenizer's own end-of-sequence token); each of `special_tokens` must be one token of the tokenizer.
-    """
-
-    jinja: str
-    stop_token: str | None = None
-    special_tokens: tuple[str, ...] = ()
-
-
-def _build_chatml(default_system: str = "") -> ChatTemplate:
-    opening = (
-        "{%- if messages[0]['role'] != 'system' -%}"
-        "{{- '<|im_start|>system\\n" + default_system + "<|im_end|>\\n' -}}"
-        "{%- endif -%}"
-    )
-    jinja = (
-        (opening if default_system else "")
-        + "{%- for message in messages -%}"
-        + "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
-        + "{%- endfor -%}"
-        + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-    )
-    return ChatTemplate(jinja, "<|im_end|>", ("<|im_start|>", "<|im_end|>"))
-
-
-_DEFAULT = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{- 'System: ' + message['content'] + eos_token + '\\n' -}}"
-    "{%- elif message['role'] == 'assistant' -%}{{- 'Assistant:' + message['content'] + eos_token + '\\n' -}}"
-    "{%- else -%}{{- 'Human: ' + message['content'] + eos_token + '\\n' -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
-)
-
-_ALPACA = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{- 'Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\\n\\n' -}}"
-    "{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{- '### Response:\\n' + message['content'] + eos_token + '\\n\\n' -}}"
-    "{%- else -%}{{- '### Instruction:\\n' + message['content'] + '\\n\\n' -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '### Response:\\n' -}}{%- endif -%}"
-)
-
-_LLAMA3 = (
-    "{{- bos_token -}}"
-    "{%- for message in messages -%}"
-    "{%- set role = 'ipython' if message['role'] == 'tool' else message['role'] -%}"
-    "{{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' + message['content'] + '<|eot_id|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
-)
-
-TEMPLATES: dict[str, ChatTemplate] = {
-    "default": ChatTemplate(_DEFAULT),
-    "alpaca": ChatTemplate(_ALPACA),
-    "chatml": _build_chatml(),
-    "qwen": _build_chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "smollm": _build_chatml(),
-    "smollm2": _build_chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "llama3": ChatTemplate(_LLAMA3, "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
-}
+TEMPLATES: dict[str, ChatTemplate] = TEXT_TEMPLATES | CHATML_TEMPLATES | HEADER_TEMPLATES
 
 
 def list_templates() -> list[str]:
@@ -114,18 +50,21 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bo
         stop_token = _find_stop_token(tokenizer)
     else:
         template = TEMPLATES[name]
-        missing = [token for token in template.special_tokens if not _is_one_token(tokenizer, token)]
-        if template.stop_token is None and tokenizer.eos_token is None:
-            missing.append("an end-of-sequence token")
-        if missing:
+        if missing := _list_missing(tokenizer, template):
             raise TemplateNotFound(
                 f"template_name {name} needs {', '.join(missing)}, which the tokenizer of this model lacks; "
                 f"{_suggest_templates(tokenizer)}"
             )
-        tokenizer.chat_template = template.jinja
+        begins = "{{- bos_token }}" if template.takes_bos and begins_with_bos(tokenizer) else ""
+        tokenizer.chat_template = begins + template.jinja
         stop_token = template.stop_token or str(tokenizer.eos_token)
     tokenizer.eos_token = stop_token
     return stop_token
+
+
+def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer puts its beginning-of-sequence token before a plain text."""
+    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
 def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -137,7 +76,13 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
         )
     answer = "Quite so"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # the model's template is its makers' code
+        raise TemplateNotFound(
+            f"template_name auto: this model's own chat template can't write a question and its answer ({error}); "
+            f"{_suggest_templates(tokenizer)}"
+        ) from error
     tail = text.rpartition(answer)[2]
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
@@ -151,14 +96,19 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _is_one_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
-    return token in tokenizer.get_vocab() and len(tokenizer.encode(token, add_special_tokens=False)) == 1
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    return len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == token
+
+
+def _list_missing(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> list[str]:
+    missing = [token for token in template.special_tokens if not _is_one_token(tokenizer, token)]
+    if template.writes_bos and tokenizer.bos_token is None:
+        missing.append("a beginning-of-sequence token")
+    if template.stop_token is None and tokenizer.eos_token is None:
+        missing.append("an end-of-sequence token")
+    return missing
 
 
 def _suggest_templates(tokenizer: "PreTrainedTokenizerBase") -> str:
-    usable = [
-        name
-        for name, template in TEMPLATES.items()
-        if (template.stop_token or tokenizer.eos_token)
-        and all(_is_one_token(tokenizer, token) for token in template.special_tokens)
-    ]
+    usable = [name for name, template in TEMPLATES.items() if not _list_missing(tokenizer, template)]
     return f"templates it can use: {', '.join(usable) or 'none'}"

@@ -1,21 +1,26 @@
-"""TRL's SFTTrainer, made fast on a CPU and exact in evaluation."""
+"""TRL's SFTTrainer, made fast on a CPU, exact in evaluation, and careful with what goes wrong."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from sft.batches import NumberedCollator, SharedBatches, TokenBatches
 from sft.checkpoints import seal_checkpoint
-from sft.errors import TrainingDiverged
-from sft.loss import sum_supervised_nll
-from sft.packing import DOCUMENT_ATTENTION, register_document_attention
-
-Layout = Literal["documents", "padded", "trl"]
+from sft.divergence import LossGuard, check_finite
+from sft.fused_lora import fuse_adapters
+from sft.layout import Layout
+from sft.loss import sum_fused_nll, sum_nll
+from sft.noise import EmbeddingNoise
 
 
 class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
@@ -27,14 +32,41 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
 
     The loss is the same in all: the mean over the supervised tokens of all batches of an optimizer step.
     Evaluation weighs every supervised token alike too, where the Trainer's own weighs batches.
+
+    Args:
+        max_batch_tokens: fill batches up to this many tokens; None for rows by number.
+        loraplus_lr_ratio: LoRA+, the learning rate of B over that of A; None for one rate.
+        neftune_noise_alpha: NEFTune; None for no noise.
     """
 
-    def __init__(self, *args: Any, layout: Layout, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        layout: Layout,
+        max_batch_tokens: int | None = None,
+        loraplus_lr_ratio: float | None = None,
+        neftune_noise_alpha: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.layout = layout
-        self.step_loss = 0.0  # of the optimizer step at work, summed over its batches
+        if layout != "trl":
+            fuse_adapters(self.model)
+        self.max_batch_tokens = max_batch_tokens
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.noise = None if neftune_noise_alpha is None else EmbeddingNoise(neftune_noise_alpha)
+        self.data_collator: Any = NumberedCollator(self.data_collator)
+        self.loss_guard = LossGuard(self.model.get_input_embeddings().weight.shape[0])
+        self.step_loss = 0.0  # of the last optimizer step, over all its batches and processes
+        self.step_losses, self.counted_steps = 0.0, 0  # the sum over all steps taken, and how many they are
         self.grad_norm: float | None = None
         self.trained_tokens = 0
+        self._open_step()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with noise on the embeddings where it was asked for."""
+        with self.noise.attach(self.model.get_input_embeddings()) if self.noise else nullcontext():
+            return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -46,22 +78,34 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         """Mean negative log-likelihood of the supervised tokens, a scalar."""
         if self.layout == "trl" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        total, count = sum_nll(self.model, inputs)
-        return total / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        total, count = sum_nll(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
+        if num_items_in_batch is None:
+            return total / count.clamp(min=1)
+        # These are the tokens of all processes, and gradients are averaged over them.
+        return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def _sum_wrapped_nll(self, wrapper: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`sum_nll` as the forward pass of what DistributedDataParallel has wrapped: only so are gradients shared."""
+        self.model.forward = lambda **features: sum_nll(self.model, features)
+        try:
+            total, count = wrapper(**inputs)
+            return total, count
+        finally:
+            del self.model.forward
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One batch forward and backward. Raises TrainingDiverged when the loss is NaN or infinite."""
+        """One batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite."""
+        rows = inputs.pop("rows", [])
         mask = inputs.get("attention_mask")
-        self.trained_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._batch_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._batch_rows += rows
+        if self.noise:
+            self.noise.read_lengths(inputs)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.step_loss += loss.item()
-        if not loss.isfinite():
-            raise TrainingDiverged(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}; "
-                f"lower learning_rate (it is {self.args.learning_rate}) or look for broken rows in the data"
-            )
+        self._batch_losses += loss.item()
+        check_finite("loss", loss.item(), self._where(), rows, self.args.learning_rate)
         return loss
 
     def evaluation_loop(
@@ -71,6 +115,7 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for inputs in dataloader:
+            inputs.pop("rows", None)
             prepared = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
                 total, count = (
@@ -81,111 +126,95 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, or LoRA+'s."""
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer: Any = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self.loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
+    def load_best(self) -> None:
+        """Take over the weights of the checkpoint with the lowest `eval_loss`."""
+        self._load_best_model()
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: checkpoints need no card."""
 
     def _send_telemetry(self) -> None:
         """None: nothing about a user's training leaves the machine."""
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in ("row", "rows") if name not in self._signature_columns]
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> DataLoader[Any]:
+        # Held-out rows are counted once: no process repeats some so that all have as many batches.
+        self.accelerator.even_batches = is_training
+        batches = self._choose_batches(dataset, batch_size, is_training)
+        if batches is None:
+            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+        rows = self._remove_unused_columns(dataset, description=description)
+        pin = self.args.dataloader_pin_memory
+        return self.accelerator.prepare(
+            DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        )
+
+    def _choose_batches(
+        self, dataset: Dataset, batch_size: int, is_training: bool
+    ) -> TokenBatches | SharedBatches | None:
+        """Batches of our own where there is a budget of tokens, or several processes to train; else the Trainer's."""
+        processes, seed = self.accelerator.num_processes, self.args.seed
+        if self.max_batch_tokens is not None:
+            padded = self.layout != "documents"
+            if is_training:
+                return TokenBatches(dataset["length"], self.max_batch_tokens, padded, seed, multiple_of=processes)
+            return TokenBatches(dataset["length"], self.max_batch_tokens, padded)
+        if is_training and processes > 1:
+            return SharedBatches(SeedableRandomSampler(dataset, data_seed=seed), batch_size, processes)
+        return None
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once before each optimizer step, with all its batches seen: the place to judge them."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.grad_norm = float(norm)
+        self._close_step()
         return norm
+
+    def _open_step(self) -> None:
+        self._batch_losses, self._batch_tokens = 0.0, 0
+        self._batch_rows: list[int] = []
+
+    def _close_step(self) -> None:
+        """Take stock of the optimizer step. Raises LossNotFinite or LossExploded."""
+        loss, tokens, rows = self._batch_losses, self._batch_tokens, self._batch_rows
+        if self.accelerator.num_processes > 1:
+            sums = torch.tensor([loss / self.accelerator.num_processes, tokens], dtype=torch.float64)
+            loss, tokens = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+            rows = gather_object(rows)
+        self.step_loss = loss
+        self.step_losses += loss
+        self.counted_steps += 1
+        self.trained_tokens += int(tokens)
+        if not self.args.fp16:  # fp16's loss scaling meets infinite gradients and passes over them
+            check_finite("gradient", self.grad_norm or 0.0, self._where(), rows, self.args.learning_rate)
+        self.loss_guard.check(loss, self._where(), rows, self.args.learning_rate)
+        self._open_step()
+
+    def _where(self) -> str:
+        return f"step {self.state.global_step + 1} of {self.state.max_steps}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        seal_checkpoint(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-
-def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of a batch's supervised tokens, and their number; two scalars.
-
-    Runs the backbone on every token and the head on the positions that predict a supervised one.
-    """
-    causal: Any = model.get_base_model() if is_peft_model(model) else model
-    features = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = causal.base_model(**features | {"use_cache": False}).last_hidden_state[:, :-1]  # (B, T-1, D)
-    targets = inputs["labels"][:, 1:].flatten()  # (B * (T-1),)
-    positions = (targets != -100).nonzero().squeeze(1)
-    states = hidden.flatten(0, 1).index_select(0, positions)  # (N, D)
-    head = causal.get_output_embeddings()
-    return sum_supervised_nll(states, head.weight, head.bias, targets[positions]), torch.tensor(len(positions))
-
-
-def sum_fused_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """As `sum_nll`, through TRL's fused head."""
-    outputs = model(**inputs | {"use_cache": False}, fused_lm_head=True)
-    return -outputs.log_probs.sum(), outputs.label_mask.sum()
-
-
-def choose_layout(model: PreTrainedModel) -> Layout:
-    """The fastest layout this model gets the right loss in: found by trying, not by its name.
-
-    On a CPU the answer of `documents` and `padded` for two short random documents is compared with the model's own.
-    In the first case the model is left with its attention run by document.
-    """
-    if model.device.type != "cpu":
-        return "trl"
-    was_training, attention = model.training, model.config._attn_implementation
-    model.eval()
-    try:
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        documents = [torch.randint(vocabulary, (1, length), generator=generator) for length in (6, 9)]
-        with torch.no_grad():
-            wanted = sum(_sum_plain_nll(model, document) for document in documents)
-            if not _agrees(sum(sum_nll(model, {"input_ids": ids, "labels": ids})[0] for ids in documents), wanted):
-                return "trl"
-            if _set_attention(model, DOCUMENT_ATTENTION) and _isolates(model, documents, wanted):
-                return "documents"
-        _set_attention(model, attention)
-        return "padded"
-    finally:
-        model.train(was_training)
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> bool:
-    """Whether the model's attention is now this one; some models know no other than their own."""
-    register_document_attention()
-    if model.config._attn_implementation != name:
-        try:
-            model.set_attn_implementation(name)
-        except ValueError:
-            return False
-    return bool(model.config._attn_implementation == name)
-
-
-def _isolates(model: PreTrainedModel, documents: list[Tensor], wanted: Any) -> bool:
-    """Whether documents laid end to end give the loss they give alone, and the first never touches the second."""
-    first, second = documents
-    bounds = torch.tensor([0, first.shape[1], first.shape[1] + second.shape[1]], dtype=torch.int32)
-    features: dict[str, Any] = {
-        "position_ids": torch.cat([torch.arange(ids.shape[1]) for ids in documents])[None],
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": second.shape[1],
-        "max_length_k": second.shape[1],
-    }
-    losses = []
-    for beginning in (first, first.flip(1)):
-        ids = torch.cat([beginning, second], dim=1)
-        labels = ids.clone()
-        labels[:, [0, first.shape[1]]] = -100
-        try:
-            whole, _ = sum_nll(model, {"input_ids": ids, "labels": labels, **features})
-            labels[:, : first.shape[1]] = -100
-            last, _ = sum_nll(model, {"input_ids": ids, "labels": labels, **features})
-        except TypeError:  # a model that takes no document bounds
-            return False
-        losses.append((whole, last))
-    return _agrees(losses[0][0], wanted) and bool(torch.allclose(losses[0][1], losses[1][1], rtol=1e-6))
-
-
-def _sum_plain_nll(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    return nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
-
-
-def _agrees(found: Any, wanted: Any) -> bool:
-    narrow = 2e-2  # what bf16 rounding may do; a wrong head or mask shows far more
-    return abs(float(found) - float(wanted)) <= narrow * abs(float(wanted))
+        self.accelerator.wait_for_everyone()  # each process adds the state of its random numbers
+        if self.args.should_save:
+            seal_checkpoint(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()

@@ -1,6 +1,5 @@
 """Datasets on this machine: `<home>/datasets/<md5>/`, each folder complete and never changed once it is there."""
 
-import csv
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+import sft.data_files
 from sft.errors import DatasetNotFound, InvalidDataset
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -83,25 +83,15 @@ def pick_split(names: list[str], split: str) -> str:
 
 
 def count_rows(path: Path) -> int:
-    """Rows in a file, by its suffix. Raises InvalidDataset if it can't be read."""
+    """Rows in a file, by its suffix, broken ones included. Raises InvalidDataset if it can't be read."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
             return int(pyarrow.parquet.read_metadata(path).num_rows)
-        with path.open(encoding="utf-8", newline="") as lines:
-            if path.suffix == ".csv":
-                return max(sum(1 for record in csv.reader(lines) if record) - 1, 0)  # without the header
-            if path.suffix == ".jsonl":
-                return sum(1 for line in lines if line.strip())
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:  # a .json file of one object a line
-            with path.open(encoding="utf-8") as lines:
-                return sum(1 for line in lines if line.strip() and json.loads(line) is not None)
-    except (ValueError, csv.Error) as error:  # pyarrow's and json's errors are ValueErrors
+        return sft.data_files.count_rows(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors, and so is InvalidDataset
         raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error
-    return len(content) if isinstance(content, list) else 1
 
 
 def hash_file(path: Path) -> str:

@@ -9,13 +9,14 @@ from prefect.cache_policies import NO_CACHE
 from tasks.journal import Journal
 
 if TYPE_CHECKING:
+    from sft.group import GroupSession
     from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="Evaluate", task_run_name="Evaluate {what}", cache_policy=NO_CACHE)
-def evaluate(session: "TrainingSession", journal: Journal, what: str, step: int) -> dict[str, Any]:
+def evaluate(session: "TrainingSession | GroupSession", journal: Journal, what: str, step: int) -> dict[str, Any]:
     """The held-out loss of the model as it is now: `eval_loss`, the mean over supervised tokens in nats."""
     journal.enter("evaluating")
     metrics = session.evaluate()

@@ -16,6 +16,7 @@ from tasks.journal import Journal
 from tasks.register import fetch_adapter
 
 if TYPE_CHECKING:
+    from sft.group import GroupSession
     from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
@@ -60,13 +61,13 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
 @task(name="Load model", task_run_name="Load model", cache_policy=NO_CACHE)
 def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
-) -> "TrainingSession":
-    """The base model with its adapter, ready to train."""
-    from sft.session import TrainingSession  # loads torch: seconds that a cancelled or failing job should not cost
+) -> "TrainingSession | GroupSession":
+    """The base model with its adapter, ready to train, on as many devices as the job asks for."""
+    from sft.group import open_session  # loads torch: seconds that a cancelled or failing job should not cost
 
     journal.enter("loading model")
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
-    return TrainingSession(config, rows, model, journal.folder, journal.on_event, checkpoint_dir)
+    return open_session(config, rows, model, journal.folder, journal.on_event, checkpoint_dir)

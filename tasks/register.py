@@ -17,6 +17,7 @@ from tasks.tracking import JOB_TAG, MlflowTracker
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+    from sft.group import GroupSession
     from sft.session import TrainingSession
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class RegisteredAdapter(NamedTuple):
 
 @task(name="Register", task_run_name="Register", cache_policy=NO_CACHE)
 def register(
-    session: "TrainingSession",
+    session: "TrainingSession | GroupSession",
     journal: Journal,
     dataset: DatasetVersion,
     before: dict[str, Any],

@@ -14,25 +14,32 @@ from tasks.journal import Journal
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "tokenized"
+REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 
 
 @task(name="Tokenize", task_run_name="Tokenize", cache_policy=NO_CACHE)
 def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
-    """The rows as token ids with labels on what is supervised; says what was dropped and cut."""
+    """The rows as token ids with labels on what is supervised; says what was left out and cut."""
     journal.enter("tokenizing")
     data = prepare(config, model, dataset.train_file, journal.settings.home / CACHE_FOLDER, dataset.eval_file)
     logger.info("%s", "Tokenized before; taken from the cache" if data.was_cached else "Tokenized")
+    report_rows(data, config.max_seq_length)
+    return data
+
+
+def report_rows(data: PreparedData, max_seq_length: int) -> None:
+    """Log the counts of each split; what is wrong with the first invalid rows, and what else to know, as warnings."""
     for split, counts in data.stats.items():
         if counts:
             logger.info(
-                "%s: %d of %d rows used, %d dropped (nothing to learn), %d cut at %d tokens; %d tokens, %d supervised",
+                "%s: %d of %d rows used, %d dropped (nothing to learn), %d invalid, %d left out (beyond %d tokens), "
+                "%d cut; %d tokens, %d supervised",
                 split,
-                counts["used"],
-                counts["rows"],
-                counts["dropped"],
-                counts["truncated"],
-                config.max_seq_length,
-                counts["tokens"],
-                counts["supervised_tokens"],
+                *(counts[name] for name in ("used", "rows", "dropped", "invalid", "too_long")),
+                max_seq_length,
+                *(counts[name] for name in ("truncated", "tokens", "supervised_tokens")),
             )
-    return data
+        for number, reason in data.notes[split]["invalid"][:REASONS_SHOWN]:  # type: ignore[misc]  # these are pairs
+            logger.warning("%s row %s left out: %s", split, number, reason)
+    for warning in data.warnings:
+        logger.warning("%s", warning)

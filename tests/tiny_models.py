@@ -1,10 +1,28 @@
 """A tiny tokenizer and a tiny random model, made here: nothing is downloaded."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.nn.functional import cross_entropy
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from sft.templates import TEMPLATES
 
@@ -18,24 +36,58 @@ CORPUS = [
 
 def save_tiny_llama(folder: Path) -> Path:
     """Save a Llama of two layers with grouped-query attention and a ChatML tokenizer as a model folder."""
+    return save_tiny_model("llama", folder)
+
+
+def save_tiny_model(kind: str, folder: Path) -> Path:
+    """Save a random model of two layers of this architecture, with a ChatML tokenizer, as a model folder."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    build_model(kind, {"vocab_size": len(tokenizer), "initializer_range": 0.2, **ids}).save_pretrained(folder)
     return folder
+
+
+def build_model(kind: str, common: dict[str, Any]) -> PreTrainedModel:
+    """A random model of `llama`, `qwen2`, `gemma`, `gemma2`, `gemma3` or `gpt2`."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    # Gemma shares its embedding with the head and scales it up: drawn as wide as the others' it would start lost.
+    gemma = {**common, **sizes, "head_dim": 16, "initializer_range": 0.05}
+    match kind:
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**common, **sizes))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**common, **sizes))
+        case "gemma":
+            return GemmaForCausalLM(GemmaConfig(**gemma))
+        case "gemma2":
+            return Gemma2ForCausalLM(Gemma2Config(**gemma, query_pre_attn_scalar=16))
+        case "gemma3":
+            return Gemma3ForCausalLM(Gemma3TextConfig(**gemma, query_pre_attn_scalar=16, sliding_window=16))
+        case "gpt2":
+            no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+            return GPT2LMHeadModel(GPT2Config(**common, **no_dropout, n_embd=64, n_layer=2, n_head=4, n_positions=512))
+    raise ValueError(kind)
+
+
+def measure_loss(model: Any, rows: Iterable[Any]) -> float:
+    """Mean negative log-likelihood of the supervised tokens: transformers' forward, one row at a time."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            labels = torch.tensor(row["labels"])[1:]
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+            total += cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
+            count += int((labels != -100).sum())
+    return total / count
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -20,6 +20,7 @@ from tuneyard_client.models import (
     JobFilters,
     LogLine,
     Metrics,
+    Plan,
     Priority,
     Queue,
     SavedConfig,
@@ -89,6 +90,16 @@ class AsyncTuneyard:
                 config, config_id, adapter_name, tracking_backend, webhook_url, metadata, priority, idempotency_key
             )
         )
+
+    async def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
+        """What a job would take, in the Training API's words; no job is made."""
+        return await self._run(calls.plan(fields))
+
+    async def plan_sft(
+        self, config: SFTConfig | Mapping[str, Any] | None = None, *, config_id: str | None = None
+    ) -> Plan:
+        """What a job would take, in the SFT API's words. With `config_id`, `config` overrides its fields."""
+        return await self._run(calls.plan_sft(config, config_id))
 
     async def job(self, job_id: str) -> Job:
         """One job."""

@@ -20,6 +20,7 @@ from tuneyard_client.models import (
     JobFilters,
     LogLine,
     Metrics,
+    Plan,
     Priority,
     Queue,
     SavedConfig,
@@ -107,6 +108,21 @@ def sft(
     body = {name: value for name, value in around.items() if value is not None}
     headers = _idempotency(idempotency_key)
     return Call("POST", "/api/sft/train", _read(Submitted), body=body, headers=headers, is_repeatable=True)
+
+
+def plan(fields: Mapping[str, Any]) -> Call[Plan]:
+    """POST /train/plan. The service has its own time limit, longer than an answer usually takes."""
+    return Call("POST", "/train/plan", _read(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
+
+
+def plan_sft(config: SFTConfig | Mapping[str, Any] | None, config_id: str | None) -> Call[Plan]:
+    """POST /api/sft/plan; of an SFTConfig over a saved one only the fields that were set are sent."""
+    body: dict[str, Any] = {}
+    if config is not None:
+        body["config"] = _plain(config, exclude_unset=config_id is not None)
+    if config_id is not None:
+        body["config_id"] = config_id
+    return Call("POST", "/api/sft/plan", _read(Plan), body=body, is_repeatable=True, is_endless=True)
 
 
 def job(job_id: str) -> Call[Job]:

@@ -20,6 +20,7 @@ from tuneyard_client.models import (
     JobFilters,
     LogLine,
     Metrics,
+    Plan,
     Priority,
     Queue,
     SavedConfig,
@@ -102,6 +103,14 @@ class Tuneyard:
                 config, config_id, adapter_name, tracking_backend, webhook_url, metadata, priority, idempotency_key
             )
         )
+
+    def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
+        """What a job would take, in the Training API's words; no job is made."""
+        return self._run(calls.plan(fields))
+
+    def plan_sft(self, config: SFTConfig | Mapping[str, Any] | None = None, *, config_id: str | None = None) -> Plan:
+        """What a job would take, in the SFT API's words. With `config_id`, `config` overrides its fields."""
+        return self._run(calls.plan_sft(config, config_id))
 
     def job(self, job_id: str) -> Job:
         """One job."""

@@ -113,6 +113,72 @@ class LogLine(Answer):
     message: str
 
 
+class PlanWarning(Answer):
+    """Something to know before a job is started; `rows` of the data file, where rows are meant."""
+
+    code: str
+    message: str
+    rows: list[int] | None = None
+
+
+class PlannedRows(Answer):
+    """What becomes of the rows of a split; `notes` has the numbers of those left out or cut."""
+
+    rows: int
+    used: int
+    dropped: int
+    invalid: int
+    too_long: int
+    truncated: int
+    tokens: int
+    supervised_tokens: int
+    notes: dict[str, Any]
+
+
+class PlannedMemory(Answer):
+    """Memory of the device that the plan is made for."""
+
+    peak_bytes: int
+    free_bytes: int
+    fits: bool
+    largest_batch_size: int
+
+
+class PlannedDisk(Answer):
+    """What the job writes."""
+
+    needed_bytes: int
+    free_bytes: int
+    fits: bool
+
+
+class PlannedTime(Answer):
+    """How long the job runs. `basis`: `past_runs`, `probe`, or `matrix_product` alone."""
+
+    basis: str
+    train_seconds: float
+    total_seconds: float
+    tokens_per_second: float
+
+
+class Plan(Answer):
+    """What a job would take. `samples`: rows as the model reads them, cut into `parts` that are `supervised` or not."""
+
+    dataset: dict[str, Any]
+    device: dict[str, Any]
+    rows: dict[Literal["train", "eval"], PlannedRows | None]
+    tokens: dict[str, Any]
+    batches: dict[str, Any]
+    steps: int
+    epochs: float
+    model: dict[str, Any]
+    memory: PlannedMemory
+    disk: PlannedDisk
+    time: PlannedTime
+    samples: list[dict[str, Any]]
+    warnings: list[PlanWarning]
+
+
 class SavedConfig(Answer):
     """A saved configuration, whole or partial."""
 
@@ -139,12 +205,17 @@ class TrainingFields(TypedDict, total=False):
     adapter_path: str | None
     save_name: str | None
     tracking_backend: Literal["mlflow", "wandb"]
+    logging_backend: Literal["mlflow", "wandb"] | None
     webhook_url: str | None
     metadata: dict[str, str]
     priority: Priority
     dataset_split: str
     dataset_text_field: str | None
     max_samples: int | None
+    excess_length_strategy: Literal["truncate", "drop", "error"]
+    invalid_rows: Literal["skip", "error"]
+    train_on_prompt: bool
+    mask_history: bool
     validation_split: float
     use_lora: bool
     use_qlora: bool
@@ -152,10 +223,15 @@ class TrainingFields(TypedDict, total=False):
     lora_alpha: int
     lora_dropout: float
     lora_target_modules: list[str] | str | None
+    use_dora: bool
+    use_rslora: bool
+    loraplus_lr_ratio: float | None
+    max_batch_tokens: int | None
     max_steps: int | None
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
+    neftune_noise_alpha: float | None
     optimizer_type: str | None
     scheduler_type: Literal["cosine", "linear", "constant"]
     mixed_precision: Literal["auto", "bf16", "fp16", "none"]
@@ -166,6 +242,7 @@ class TrainingFields(TypedDict, total=False):
     logging_steps: int
     save_steps: int
     eval_steps: int | None
+    early_stopping_patience: int | None
     save_total_limit: int
     output_dir: str | None
     checkpoint_dir: str | None

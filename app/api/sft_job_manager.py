@@ -1,8 +1,10 @@
 """`sft_job_manager`: the SFT API from Python, with no API server running."""
 
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+from api.answers import ConfigVersion, SavedConfiguration, SftJob
 from api.sft_routes import config_view, job_view, version_view
 from app.callbacks import start_callbacks
 from jobs.door import Door
@@ -15,11 +17,32 @@ from sft.config import SFTConfig
 class SFTJobManager:
     """Jobs from Python. Synchronous; the first call brings the local stack up and it stays up.
 
-    Unknown ids raise ValueError("Job X not found") or ValueError("Config X not found").
+    Unknown ids raise ValueError("Job X not found") or ValueError("Config X not found"). `close`, or use in a `with`
+    statement, ends its connections.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._door = Door(settings)
+        self._closing = threading.Event()
+        self._followers: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections; jobs go on, callbacks are called no more. A later call connects again.
+
+        Waits for a callback that is at work, but for one that calls this itself.
+        """
+        self._closing.set()
+        for thread in self._followers:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._closing, self._followers = threading.Event(), []
+        self._door.close()
 
     def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
         """Make a job that waits as `pending` until it is started; returns its id.
@@ -29,7 +52,7 @@ class SFTJobManager:
         service = self._door.open()
         job = service.create(JobSpec.build(config=config))
         if callbacks:
-            start_callbacks(service, job, config, callbacks)
+            self._followers.append(start_callbacks(service, job, config, callbacks, self._closing))
         return str(job.id)
 
     def start_job(self, job_id: str) -> None:
@@ -40,11 +63,11 @@ class SFTJobManager:
         """Stop a job in whatever state it is."""
         self._door.open().stop(job_id)
 
-    def get_job_status(self, job_id: str) -> dict[str, Any]:
+    def get_job_status(self, job_id: str) -> SftJob:
         """The job as `GET /api/sft/jobs/{job_id}` shows it."""
         return job_view(self._door.open().get(job_id))
 
-    def list_jobs(self) -> list[dict[str, Any]]:
+    def list_jobs(self) -> list[SftJob]:
         """Every job, newest first."""
         return [job_view(job) for job in self._door.open().list_jobs().jobs]
 
@@ -52,15 +75,15 @@ class SFTJobManager:
         """Keep a configuration, whole or partial; returns its id."""
         return str(self._door.open().configs.save(name, config).config_id)
 
-    def get_config(self, config_id: str) -> dict[str, Any]:
+    def get_config(self, config_id: str) -> SavedConfiguration:
         """A saved configuration: `name` and `config`."""
         return config_view(self._door.open().configs.get(config_id))
 
-    def list_configs(self) -> list[dict[str, Any]]:
+    def list_configs(self) -> list[SavedConfiguration]:
         """Every saved configuration, oldest first."""
         return [config_view(saved) for saved in self._door.open().configs.read_all()]
 
-    def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> SavedConfiguration:
         """Keep a new version of a configuration in place of the present one; the name stays if unset."""
         return config_view(self._door.open().configs.update(config_id, name, config))
 
@@ -68,7 +91,7 @@ class SFTJobManager:
         """Delete a configuration. Jobs that were made from it still name it."""
         self._door.open().configs.delete(config_id)
 
-    def list_config_versions(self, config_id: str) -> list[dict[str, Any]]:
+    def list_config_versions(self, config_id: str) -> list[ConfigVersion]:
         """Every version of a configuration, the first one first."""
         return [version_view(version) for version in self._door.open().configs.versions(config_id)]
 

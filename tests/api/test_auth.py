@@ -111,6 +111,20 @@ def test_a_new_key_works_within_two_seconds_of_an_open_ring(api, engine):
     assert api.get("/queue", headers=bearer(key)).status_code == 200
 
 
+def test_who_is_refused_too_often_is_told_when_to_come_back_and_a_key_is_let_through(settings, engine):
+    _, key = create_key(engine, "ci", KeyScope.READ)
+    api = TestClient(create_app(settings.model_copy(update={"rate_limit": "3/minute"})))
+    wrong = [{}, bearer("ty_x"), {"X-API-Key": "ty_y"}]
+
+    assert [api.get("/queue", headers=headers).status_code for headers in wrong] == [401, 401, 401]
+    refused = api.get("/queue", headers=bearer("ty_z"))
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert api.get("/train").status_code == 429
+    assert api.get("/health").status_code == 200
+    assert [api.get("/queue", headers=bearer(key)).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
 def test_only_a_hash_is_kept(engine):
     record, key = create_key(engine, "ci", KeyScope.SUBMIT)
 

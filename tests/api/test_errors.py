@@ -150,3 +150,76 @@ def test_a_request_is_one_line_in_the_log_whatever_its_path_holds(api, caplog, p
     assert f"request_id={answer.headers['X-Request-ID']}" in line
     assert line.startswith('GET "/')
     assert " 404 " in line
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("lora_r", 2**31), ("max_steps", 2**64), ("max_grad_norm", 1e30), ("neftune_noise_alpha", 1e10)],
+)
+def test_a_number_that_no_list_of_jobs_could_show_is_refused(api, field, number):
+    whole = {"base_model": "a", "dataset_name": "b", "dataset_format": "auto", field: number}
+
+    for path, body, status in (("/train", {field: number}, 422), ("/api/sft/train", {"config": whole}, 400)):
+        answer = api.post(path, json=body)
+        assert answer.status_code == status
+        assert f"{field}: input should be less than or equal to" in answer.json()["detail"]
+
+
+def test_a_saved_configuration_comes_back_as_it_was_given_and_may_be_sent_again(api):
+    config = {"large": 10**30, "anything": [2**70, {"x": -1e-300}, None, True, 0.1]}
+    saved = api.post("/api/sft/configs", json={"name": "odd", "config": config}).json()
+
+    assert saved["config"] == config
+    shown = api.get(f"/api/sft/configs/{saved['config_id']}").json()
+    assert shown["config"] == config
+    again = api.put(f"/api/sft/configs/{saved['config_id']}", json={"name": "odd", "config": shown["config"]})
+    assert (again.status_code, again.json()["version"]) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("saved", "change", "words"),
+    [
+        ({"base_model": "gpt2"}, {}, "dataset_name is required\ndataset_format is required"),
+        ({"use_dora": True, "dataset_name": "b", "dataset_format": "chat"}, {"base_model": "a"}, None),
+        (
+            {"base_model": "a", "dataset_name": "b", "dataset_format": "chat", "lora_r": 2**40},
+            {},
+            "lora_r: input should",
+        ),
+    ],
+)
+def test_a_job_from_a_saved_configuration_that_can_not_work_says_which(api, saved, change, words):
+    config_id = api.post("/api/sft/configs", json={"name": "part", "config": saved}).json()["config_id"]
+    change = change if words else {**change, "use_lora": False}
+    answer = api.post("/api/sft/train", json={"config_id": config_id, "config": change})
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_saved_config")
+    assert (words or "use_dora needs use_lora; set use_lora to true") in answer.json()["detail"]
+    assert answer.json()["detail"].endswith(f"(in the saved configuration {config_id})")
+
+
+def test_changes_to_a_saved_configuration_are_judged_by_themselves(api):
+    config_id = api.post("/api/sft/configs", json={"name": "part", "config": {}}).json()["config_id"]
+    answer = api.post("/api/sft/train", json={"config_id": config_id, "config": {"lora_rank": 8, "lora_r": "8"}})
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_config")
+    assert answer.json()["detail"] == "lora_r: must be a number, got '8'"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/train", 422), ("/api/sft/jobs", 400)])
+def test_a_cursor_of_nobody_is_refused(api, path, status):
+    answer = api.get(path, params={"cursor": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (status, "invalid_cursor")
+
+
+@pytest.mark.parametrize("seconds", ["253402300799.1", "-62135596801", "1e999", "-1e300"])
+def test_a_time_outside_the_calendar_is_refused(api, seconds):
+    answer = api.get("/train", params={"created_after": seconds})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert answer.json()["detail"].startswith("created_after: must be a time, as ISO 8601 or epoch seconds, got")
+
+
+@pytest.mark.parametrize("path", ["/train/plan", "/train"])
+def test_allow_names_what_the_path_itself_takes(api, path):
+    allowed = {"/train": "GET, POST", "/train/plan": "POST"}
+    assert api.request("PUT", path).headers["Allow"] == allowed[path]

@@ -4,11 +4,14 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
+from api.answers import Origin, SftJob, TrainConfig, TrainJob
 from api.examples import EXAMPLES
 from api.main import create_app
-from api.sft_routes import TrainBody
+from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
+from jobs.service import JobService
 from sft.config import SFTConfig
 
 pytestmark = pytest.mark.stack
@@ -83,3 +86,46 @@ def test_the_page_needs_nothing_from_elsewhere(app):
     assert [client.get(asset).status_code for asset in assets] == [200, 200, 200]
     assert client.get("/openapi.json").json()["openapi"].startswith("3.1")
     assert client.get("/redoc").status_code != 200
+
+
+def test_a_parameter_is_never_null(document):
+    for key, operation in operations(document).items():
+        for parameter in operation.get("parameters", []):
+            assert {"type": "null"} not in parameter["schema"].get("anyOf", []), (key, parameter["name"])
+
+
+def test_what_post_makes_is_linked_to_every_operation_on_it(document):
+    by_id = {operation["operationId"]: path for (_, path), operation in operations(document).items()}
+    for path, name in (("/train", "job_id"), ("/api/sft/train", "job_id"), ("/api/sft/configs", "config_id")):
+        links = operations(document)["POST", path]["responses"]["200"]["links"].values()
+        assert {by_id[link["operationId"]] for link in links} == {there for there in by_id.values() if name in there}
+        assert {link["parameters"][name] for link in links} == {f"$response.body#/{name}"}
+
+
+def test_every_answer_has_a_shape(document):
+    for (method, path), operation in operations(document).items():
+        if path == "/metrics":
+            continue  # Prometheus' own format
+        for content_type, content in operation["responses"]["200"].get("content", {}).items():
+            schema = content.get("schema") or content["itemSchema"]
+            shape = schema.get("items", schema)
+            assert shape.get("$ref") or shape["type"] == "string" or shape["properties"], (method, path, content_type)
+
+
+def test_a_jobs_answers_are_as_documented_and_its_configuration_is_whole(app, stack):
+    client = TestClient(app)
+    service = JobService(stack)
+    spec = TrainingRequest(lora_name="support", lora_version=3, metadata={"team": "a"}).to_spec("handbook")
+    job = service.create(spec)
+
+    train = client.get(f"/train/{job.id}").json()
+    sft = client.get(f"/api/sft/jobs/{job.id}").json()
+    service.cancel(job.id)
+    service.close()
+
+    for shape, answer in ((TrainJob, train), (SftJob, sft)):
+        assert set(answer) == set(shape.__annotations__) | set(Origin.__annotations__)
+        TypeAdapter(shape).validate_python(answer, strict=True)
+    assert set(train["config"]) == set(TrainConfig.model_fields)
+    TrainConfig.model_validate(train["config"], strict=True)
+    assert SFTConfig.from_dict(sft["config"]).to_dict() == sft["config"]

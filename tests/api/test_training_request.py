@@ -45,6 +45,25 @@ def test_a_learning_rate_may_be_a_string():
 
 
 @pytest.mark.parametrize(
+    ("backends", "backend"),
+    [
+        ({}, "mlflow"),
+        ({"logging_backend": "wandb"}, "wandb"),
+        ({"tracking_backend": "wandb"}, "wandb"),
+        ({"tracking_backend": "mlflow", "logging_backend": "wandb"}, "mlflow"),
+    ],
+)
+def test_the_tracking_backend_has_two_names_and_its_own_wins(backends, backend):
+    assert TrainingRequest(**backends).to_spec("handbook").tracking_backend == backend
+
+
+def test_whole_numbers_may_have_a_point_and_modules_be_one_name():
+    config = TrainingRequest(batch_size=4.0, lora_target_modules="q_proj").to_spec("handbook").config
+
+    assert (config.batch_size, config.lora_target_modules) == (4, ("q_proj",))
+
+
+@pytest.mark.parametrize(
     ("dataset_version", "dataset_name"),
     [("v1.1", "handbook@v1.1"), ("support@main", "support@main"), ("3f2c1ab", "handbook@3f2c1ab")],
 )
@@ -77,12 +96,28 @@ def test_metadata_goes_with_the_job_and_priority_does_not():
     [
         ({"learning_rate": "fast"}, ["learning_rate"]),
         ({"learning_rate": 0}, ["learning_rate", "greater than 0"]),
-        ({"num_epochs": "nan"}, ["num_epochs", "finite"]),
+        ({"learning_rate": "2e10"}, ["learning_rate", "number greater than 0"]),
+        ({"learning_rate": True}, ["learning_rate", "must be a number, got True"]),
+        ({"num_epochs": float("nan")}, ["num_epochs", "finite"]),
+        ({"num_epochs": "3"}, ["num_epochs: must be a number, got '3'"]),
+        ({"batch_size": "4"}, ["batch_size: must be a number, got '4'"]),
+        ({"eval_steps": False}, ["eval_steps: must be a number, got False"]),
+        ({"batch_size": 4.5}, ["batch_size", "valid integer"]),
+        ({"lora_name": "a", "lora_version": True}, ["lora_version: must be a number, got True"]),
+        ({"use_lora": 0}, ["use_lora", "valid boolean"]),
+        ({"gradient_checkpointing": "yes"}, ["gradient_checkpointing", "'auto'"]),
+        ({"seed": 2**32}, ["seed", "less than 4294967296"]),
+        ({"cutoff_len": 2**31}, ["cutoff_len", "less than or equal to 2147483647"]),
+        ({"weight_decay": 1e30}, ["weight_decay", "less than or equal to 1000000000"]),
         ({"lora_r": 0}, ["lora_r", "greater than 0"]),
         ({"template": "qwem"}, ["qwem", "did you mean qwen"]),
         ({"lora_version": 2}, ["lora_version needs lora_name"]),
-        ({"lora_name": "../x"}, ["adapter_name", "../x"]),
+        ({"lora_name": "../x"}, ["lora_name", "pattern", "../x"]),
+        ({"save_name": "a b"}, ["save_name", "pattern"]),
+        ({"model_name": " "}, ["model_name", "pattern"]),
         ({"webhook_url": "ftp://example.com"}, ["webhook_url", "http"]),
+        ({"webhook_url": "https://exa mple.com"}, ["webhook_url", "%XX"]),
+        ({"webhook_url": "https://example.com/%zz"}, ["webhook_url", "%XX"]),
         ({"epochs": 3}, ["epochs"]),
         ({"metadata": {"__prefect_kind": "json"}}, ["metadata", "__prefect_kind", "reserved"]),
         ({"priority": "urgent"}, ["priority", "high", "low"]),

@@ -78,6 +78,16 @@ def test_submit_reads_a_file_and_flags_win_over_it(run, tmp_path):
     assert json.loads(request.body) == {"model_name": "m", "template": "qwen", "num_epochs": 1}
 
 
+def test_a_number_with_an_exponent_alone_is_a_number(run, tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("learning_rate: 2e-5\nlora_name: 1e4\nrun_name: '1e4'\nmodel_name: m1e4\n")
+    _, (request,) = run(["submit", "-f", str(file), "--set", "weight_decay=1E-4"], STARTED)
+
+    assert json.loads(request.body) == {
+        "learning_rate": 2e-5, "lora_name": 1e4, "run_name": "1e4", "model_name": "m1e4", "weight_decay": 1e-4
+    }  # fmt: skip
+
+
 def test_either_dialect_is_told_by_its_fields():
     flags = {"model_name": "m", "cutoff_len": None, "lora_name": "a"}
     assert build_submission({"template": "t"}, flags, {"seed": 1}) == Submission(

@@ -1,7 +1,7 @@
 """`make bench`: the training step beside stock TRL on the same rows. The last line is one JSON object.
 
-Each variant runs in a process of its own, one after the other, so that peaks of memory do not mix. The rows are those
-of a file (`--data`, alpaca or chat), by default the demo's dataset.
+Each variant runs in a process of its own, one after the other, so that peaks of memory do not mix; what is compared
+are ratios of one run. The rows are those of a file (`--data`, alpaca or chat), by default the demo's dataset.
 """
 
 import argparse
@@ -12,12 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from jobs.settings import PROJECT_ROOT, Settings
+from sft.models import choose_dtype, inspect_machine, measure_gemm
+from tests.bench import first_step
 
+GEMM_SIZE = 1536
 VARIANTS = {
     "ours": "Tuneyard, auto dtype",
     "ours_fp32": "Tuneyard, fp32",
@@ -28,18 +32,8 @@ VARIANTS = {
 
 def main() -> None:
     """Run every variant and print the table."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--data", type=Path, help="file of rows; the demo's dataset if left out")
-    arguments.add_argument("--rows", type=int, default=48)
-    arguments.add_argument("--cutoff", type=int, default=1024)
-    arguments.add_argument("--variant", choices=VARIANTS, help="run only this one and print its figures")
-    options = arguments.parse_args()
-    settings = Settings()
-    if options.data is None:
-        from tasks.dataset import resolve
-
-        options.data = resolve("handbook@v1.1", settings).train_file
-    model = ensure_demo_model(settings.model_root)
+    options = parse_options(str(__doc__))
+    model = ensure_demo_model(Settings().model_root)
     if options.variant:
         print(json.dumps(run(options, model)))
         return
@@ -52,10 +46,27 @@ def main() -> None:
         "trl_tuned_tokens_per_second": speed["trl_tuned"],
         "ratio": round(speed["ours"] / speed["trl"], 2),
         "ratio_tuned": round(speed["ours"] / speed["trl_tuned"], 2),
+        "gemm_share": figures["ours"]["gemm_share"],
         "peak_gb": figures["ours"]["peak_gb"],
         "trl_peak_gb": figures["trl"]["peak_gb"],
+        "first_step_seconds": first_step.measure()["step"],
     }
     print(json.dumps(summary))
+
+
+def parse_options(description: str) -> argparse.Namespace:
+    """`data, rows, cutoff, variant`, from the command line."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--data", type=Path, help="file of rows; the demo's dataset if left out")
+    arguments.add_argument("--rows", type=int, default=48)
+    arguments.add_argument("--cutoff", type=int, default=1024)
+    arguments.add_argument("--variant", choices=VARIANTS, help="run only this one and print its figures")
+    options = arguments.parse_args()
+    if options.data is None:
+        from tasks.dataset import resolve
+
+        options.data = resolve("handbook@v1.1", Settings()).train_file
+    return options
 
 
 def run_alone(options: argparse.Namespace, variant: str) -> dict[str, Any]:
@@ -100,17 +111,39 @@ def run(options: argparse.Namespace, model: Path) -> dict[str, Any]:
             seconds, loss = run_trl(rows, model, Path(folder), tuned=options.variant == "trl_tuned")
     counts = rows.stats["train"]
     assert counts is not None
+    floor = count_flops(model, counts) / measure_flops(options.variant)
     return {
+        "tokens": counts["tokens"],
         "tokens_per_second": round(counts["tokens"] / seconds, 1),
         "seconds": round(seconds, 1),
+        "gemm_share": round(floor / seconds, 2),
         "peak_gb": round(measure_peak_memory() / 1e9, 2),
         "loss": round(loss, 4),
     }
 
 
+def count_flops(model: Path, counts: dict[str, int]) -> float:
+    """What frozen weights cost at least: 4 FLOPs a weight a token, the head on supervised tokens only."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = causal.get_output_embeddings().weight.numel()
+    body = sum(parameter.numel() for parameter in causal.model.layers.parameters())
+    return 4.0 * (body * counts["tokens"] + head * counts["supervised_tokens"])
+
+
+def measure_flops(variant: str) -> float:
+    """FLOPs a second of the machine's own matrix product, in the dtype the variant computes in."""
+    fp32_seconds, bf16_seconds = measure_gemm(GEMM_SIZE)
+    computes_in_fp32 = variant in ("ours_fp32", "trl_tuned") or (
+        variant == "ours" and choose_dtype("auto", inspect_machine()) == torch.float32
+    )
+    return 2.0 * GEMM_SIZE**3 / (fp32_seconds if computes_in_fp32 else bf16_seconds)
+
+
 def run_trl(rows: Any, model: Path, folder: Path, tuned: bool) -> tuple[float, float]:
     """The same rows and settings through trl.SFTTrainer as it comes; seconds and mean loss."""
-    import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -134,7 +167,7 @@ def run_trl(rows: Any, model: Path, folder: Path, tuned: bool) -> tuple[float, f
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         args=arguments,
-        train_dataset=rows.load_train().remove_columns("length"),
+        train_dataset=rows.load_train().select_columns(["input_ids", "labels"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear"),
     )
@@ -144,9 +177,9 @@ def run_trl(rows: Any, model: Path, folder: Path, tuned: bool) -> tuple[float, f
 
 def show(figures: dict[str, dict[str, Any]]) -> None:
     """Print the variants side by side."""
-    table = Table("", "tokens/s", "seconds", "peak GB", "loss")
+    table = Table("", "tokens/s", "seconds", "peak GB", "GEMM share", "loss")
     for name, values in figures.items():
-        columns = ("tokens_per_second", "seconds", "peak_gb", "loss")
+        columns = ("tokens_per_second", "seconds", "peak_gb", "gemm_share", "loss")
         table.add_row(VARIANTS[name], *(f"{values[column]:g}" for column in columns))
     Console().print(table)
 

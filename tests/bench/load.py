@@ -7,14 +7,10 @@ and reads it. Every figure stands beside a baseline of the same run: Prefect's o
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from jobs import stack
-from jobs.settings import PROJECT_ROOT, Settings
-from tests.conftest import free_port
+from jobs.settings import Settings
+from tests.live_service import pause_jobs, running_service
 
 BODY = {"model_name": "nobody/nothing", "dataset_version": "v1.0", "max_steps": 1}
 FILL_AT_ONCE = 16
@@ -53,7 +48,7 @@ async def measure(options: argparse.Namespace, settings: Settings, url: str) -> 
         httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as api,
         httpx.AsyncClient(base_url=prefect_url, timeout=120, limits=limits) as prefect,
     ):
-        (await prefect.patch(f"/work_pools/{settings.work_pool}", json={"is_paused": True})).raise_for_status()
+        pause_jobs(settings)
         deployment = (await prefect.get("/deployments/name/finetune/sft")).raise_for_status().json()
         (await api.post("/train", json=BODY)).raise_for_status()  # opens connections and caches
 
@@ -151,40 +146,6 @@ def show(figures: dict[str, float]) -> None:
     for name, value in figures.items():
         table.add_row(name, f"{value:g}")
     Console().print(table)
-
-
-@contextmanager
-def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
-    """A stack and an API of its own, stopped at the end."""
-    settings = Settings(home=home / "state", prefect_port=free_port(), mlflow_port=free_port(), api_port=free_port())
-    try:
-        up = stack.ensure_up(settings)
-        environment = os.environ | {"TUNEYARD_HOME": str(settings.home)}
-        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(settings.api_port)]
-        with (home / "api.log").open("w") as log:
-            api = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{settings.api_port}"
-            wait_until_up(url)
-            yield up, url
-        finally:
-            api.terminate()
-            api.wait()
-    finally:
-        stack.down(settings)
-
-
-def wait_until_up(url: str, seconds: float = 60) -> None:
-    """Wait until the API answers. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.1)
-        else:
-            return
-    raise TimeoutError(f"{url} did not answer within {seconds} s")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """The service as users meet it: the stack, the API in a process of its own, a small model."""
 
+import asyncio
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 
-from jobs.settings import PROJECT_ROOT, Settings
-from tests.conftest import free_port
+from jobs.prefect_runs import POOL_TTL_SECONDS
+from jobs.settings import Settings
+from tests.conftest import wait_until
+from tests.e2e.api_process import ApiProcess
+from tests.e2e.line import NOBODY, clear_line
 from tests.receiver import Receiver
 from tests.tiny_models import save_tiny_llama
+from tuneyard_client import AsyncTuneyard
+from tuneyard_client.models import Job, JobEvent
 
 ENDED = ("completed", "failed", "cancelled")
 MODEL = "tiny/llama"
@@ -34,37 +40,44 @@ def environment(stack: Settings) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def api(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the API, started as documented: uvicorn in training_cluster/api."""
-    port = free_port()
-    log_path: Path = tmp_path_factory.mktemp("api") / "api.log"
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "train_server:app", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=PROJECT_ROOT / "training_cluster" / "api",
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            _wait_until_up(client, log_path)
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
+def make_api(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., ApiProcess]]:
+    """Makes API servers, with further variables in their environment, that are stopped at the end."""
+    lean = environment | {"TUNEYARD_KEEP_PLANNER": "false"}  # 500 MB each
+    with ExitStack() as made:
+
+        def make(**further: str) -> ApiProcess:
+            process = ApiProcess(lean | further, tmp_path_factory.mktemp("api") / "api.log")
+            made.callback(process.close)
+            return process
+
+        yield make
 
 
-def _wait_until_up(client: httpx.Client, log_path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            assert client.get("/").json()["name"] == "Tuneyard"
-        except httpx.TransportError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(log_path.read_text())
+@pytest.fixture(scope="session")
+def api(make_api: Callable[..., ApiProcess]) -> httpx.Client:
+    """A client of the API that the tests share."""
+    return make_api().start().client
+
+
+@pytest.fixture(scope="session")
+def prefect(stack: Settings) -> Iterator[SyncPrefectClient]:
+    """A client of Prefect's API, as its UI is one."""
+    with SyncPrefectClient(str(stack.prefect_api_url)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def paused(prefect: SyncPrefectClient, stack: Settings, api: httpx.Client) -> Iterator[None]:
+    """The work pool is paused: nothing starts; what is in line at the end is cancelled."""
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 120)
+    prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
+    time.sleep(POOL_TTL_SECONDS + 0.5)
+    yield
+    clear_line(api)
+    prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=False))
+    time.sleep(POOL_TTL_SECONDS + 0.5)
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +105,35 @@ def wait_for(api: httpx.Client) -> Callable[..., dict[str, Any]]:
         raise AssertionError(f"job {job_id} did not get there in {seconds} s: {job}")
 
     return wait
+
+
+class TinyJob(NamedTuple):
+    """A job of two steps, as a client saw it that made it and followed it to its end."""
+
+    job: Job
+    changes: list[Job]
+    events: list[JobEvent]
+
+
+@pytest.fixture(scope="session")
+def tiny_job(api: httpx.Client, model: str) -> TinyJob:
+    """One completed job that tests may look at."""
+
+    async def run() -> TinyJob:
+        changes: list[Job] = []
+        async with AsyncTuneyard(str(api.base_url)) as client:
+            made = await client.train(
+                model_name=model,
+                dataset_version="v1.1",
+                template="chatml",
+                lora_name="tiny",
+                max_samples=8,
+                max_steps=2,
+                save_steps=1,
+                metadata={"made.by": "asyncio"},
+            )
+            waiting = asyncio.create_task(client.wait(made.job_id, timeout_seconds=120, on_progress=changes.append))
+            events = [event async for event in client.events(made.job_id)]
+            return TinyJob(await waiting, changes, events)
+
+    return asyncio.run(run())

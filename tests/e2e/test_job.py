@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -171,6 +172,7 @@ def test_wandb_offline_files_hold_the_metrics(api, model, wait_for):
 
 def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, receiver):
     long = SMALL | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "webhook_url": receiver.url}
+    long["save_steps"] = 1_000_000  # what is kept is what the stop saves
     first = api.post("/train", json=long).json()["job_id"]
     second = api.post("/train", json=long).json()
     third = api.post("/train", json=long).json()
@@ -191,15 +193,34 @@ def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, re
     assert receiver.wait(second["job_id"])["status"] == "cancelled"
     assert api.get(f"/train/{third['job_id']}").json()["queue_position"] == 1
 
-    wait_for(first, lambda job: job["progress"] is not None)
+    trained = wait_for(first, lambda job: job["progress"] is not None)["progress"]["step"]
+    processes = find_processes(first)
+    assert processes
     stopped_at = time.monotonic()
     assert api.post(f"/api/sft/jobs/{first}/stop").json() == {"message": f"Job {first} stopped"}
     assert api.get(f"/api/sft/jobs/{first}").json()["status"] == "stopped"
-    wait_for(third["job_id"], lambda job: job["start_time"] is not None, seconds=30)
-    assert time.monotonic() - stopped_at < 20
-    assert receiver.wait(first)["status"] == "cancelled"
-    assert api.delete(f"/train/{first}").status_code == 400
+    wait_for(third["job_id"], lambda job: job["start_time"] is not None, seconds=60)
+    seconds = time.monotonic() - stopped_at
     assert api.delete(f"/train/{third['job_id']}").status_code == 200
+    assert seconds < 15
+    assert find_processes(first) == []
+    assert receiver.wait(first)["status"] == "cancelled"
+    (kept,) = api.get(f"/train/{first}/checkpoints").json()["checkpoints"]
+    assert (kept["complete"], kept["step"] >= trained) == (True, True)
+    assert (Path(kept["path"]) / "adapter_model.safetensors").is_file()
+    assert api.delete(f"/train/{first}").status_code == 400
+
+
+def find_processes(job_id):
+    """Every process of a job, its children included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == job_id:
+                found.append(process.pid)
+        except psutil.Error:  # gone, or another user's
+            continue
+    return found
 
 
 def test_unknown_jobs(api):

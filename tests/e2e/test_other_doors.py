@@ -3,20 +3,14 @@
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.states import Scheduled
 
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def prefect(stack):
-    """A client of Prefect's API, as its UI is one."""
-    with SyncPrefectClient(stack.prefect_api_url) as client:
-        yield client
 
 
 def test_the_prefect_ui_shows_the_parameters_as_a_form(prefect):
@@ -34,7 +28,8 @@ def test_a_run_from_the_prefect_ui_is_a_job_in_both_dialects(prefect, api, model
     deployment = prefect.read_deployment_by_name("finetune/sft")
     config = {"base_model": model, "dataset_name": "handbook@v1.0", "dataset_format": "auto", "max_steps": 1}
     config |= {"template_name": "chatml", "max_samples": 8}
-    run = prefect.create_flow_run_from_deployment(deployment.id, parameters={"config": config})
+    parameters = {"config": config, "metadata": {"from": "the UI"}}
+    run = prefect.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
     assert str(run.id) in [job["job_id"] for job in api.get("/train").json()]
     assert str(run.id) in [job["job_id"] for job in api.get("/api/sft/jobs").json()["jobs"]]
@@ -43,6 +38,42 @@ def test_a_run_from_the_prefect_ui_is_a_job_in_both_dialects(prefect, api, model
     assert job["config"]["dataset_version"] == "v1.0"
     assert job["config"]["lora_r"] == 8
     assert job["result"]["model_name"] == "llama-handbook"
+    for wanted in (
+        {"model": model},
+        {"adapter": "llama-handbook"},
+        {"dataset": "handbook"},
+        {"dataset": "handbook@v1.0"},
+        {"metadata": "from:the UI"},
+        {"status": "completed"},
+        {"created_before": datetime.now(UTC).isoformat()},
+    ):
+        assert is_listed(api, str(run.id), **wanted), wanted
+    assert not is_listed(api, str(run.id), metadata="from:elsewhere")
+
+
+def is_listed(api, job_id, **wanted):
+    """Whether both lists have this job among those of the filter, in the Training API's words."""
+    in_training = job_id in [job["job_id"] for job in api.get("/train", params=wanted).json()]
+    if wanted.get("status") == "queued":
+        wanted["status"] = "pending"
+    in_sft = job_id in [job["job_id"] for job in api.get("/api/sft/jobs", params=wanted).json()["jobs"]]
+    assert in_training == in_sft
+    return in_training
+
+
+def test_a_run_as_a_schedule_makes_it_is_listed_before_its_time_and_filtered_once_it_has_begun(prefect, api, wait_for):
+    deployment = prefect.read_deployment_by_name("finetune/sft")
+    config = {"base_model": "nobody/scheduled", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
+    soon = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(seconds=4))
+    run = prefect.create_flow_run_from_deployment(deployment.id, parameters={"config": config}, state=soon)
+
+    assert is_listed(api, str(run.id), status="queued")
+    assert not is_listed(api, str(run.id), model="nobody/scheduled")
+    job = wait_for(str(run.id))
+    assert job["status"] == "failed"
+    assert "nobody/scheduled" in job["error"]
+    for wanted in ({"model": "nobody/scheduled"}, {"adapter": "scheduled-handbook"}, {"dataset": "handbook@v1.0"}):
+        assert is_listed(api, str(run.id), **wanted), wanted
 
 
 def test_the_ui_tells_where_a_job_is(prefect, api, wait_for):
@@ -122,6 +153,7 @@ def test_retraining_starts_a_job_only_when_the_data_has_changed(prefect, api, mo
     before = {job["job_id"] for job in api.get("/train").json()}
     _retrain(prefect, "nightly", "main", says="retrains nightly")
     (job_id,) = {job["job_id"] for job in api.get("/train").json()} - before
+    assert is_listed(api, job_id, adapter="nightly", model=model, dataset="handbook")
     job = wait_for(job_id)
     assert (job["status"], job["result"]["model_version"]) == ("completed", "2")
     assert job["config"]["max_steps"] == 1

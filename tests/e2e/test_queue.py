@@ -1,73 +1,33 @@
 """The line of jobs as clients meet it, with the work pool paused so that nobody leaves it by himself."""
 
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.states import AwaitingRetry, Cancelled, Pending, Scheduled
 
 from jobs.prefect_runs import POOL_TTL_SECONDS
 from tests.conftest import wait_until
+from tests.e2e.line import NOBODY, ask_together, clear_line
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 BODY = {"model_name": "nobody/queue", "template": "chatml", "max_steps": 1}
 SFT = {"base_model": "nobody/queue", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
-NOBODY = {"is_training_running": False, "queue_length": 0, "queued_jobs": []}
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
 
-@pytest.fixture(scope="module")
-def prefect(stack):
-    """A client of Prefect's own API."""
-    with SyncPrefectClient(stack.prefect_api_url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module", autouse=True)
-def paused(prefect, stack, api):
-    """Nothing starts while these tests run."""
-    wait_until(lambda: api.get("/queue").json() == NOBODY, 120)
-    prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
-    time.sleep(POOL_TTL_SECONDS + 0.5)
-    yield
-    _clear(api)
-    prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=False))
-    time.sleep(POOL_TTL_SECONDS + 0.5)
-
-
 @pytest.fixture(autouse=True)
-def empty(api):
-    """Every test begins with an empty line."""
-    _clear(api)
-    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
-
-
-def _clear(api):
-    for job in api.get("/api/sft/jobs", params={"status": "pending"}).json()["jobs"]:
-        api.post(f"/api/sft/jobs/{job['job_id']}/stop")
+def empty(paused, api):
+    """Nothing starts while these tests run, and every one begins with an empty line."""
+    clear_line(api)
 
 
 def _post(api, **changes):
     answer = api.post("/train", json=BODY | changes)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def _together(count, request):
-    """Call `request(index)` from that many threads at the same moment; the answers."""
-    barrier = threading.Barrier(count)
-
-    def run(index):
-        barrier.wait()
-        return request(index)
-
-    with ThreadPoolExecutor(count) as pool:
-        return [*pool.map(run, range(count))]
 
 
 def _position(api, job_id):
@@ -80,7 +40,7 @@ def _position(api, job_id):
 def test_twenty_posts_with_one_key_make_one_job_and_get_one_answer(api):
     headers = {"Idempotency-Key": "twenty"}
 
-    answers = _together(20, lambda _: api.post("/train", json=BODY, headers=headers))
+    answers = ask_together(20, lambda _: api.post("/train", json=BODY, headers=headers))
 
     assert [answer.status_code for answer in answers] == [200] * 20
     assert len({answer.text for answer in answers}) == 1
@@ -125,7 +85,7 @@ def test_a_key_that_is_no_key(api, key):
 
 
 def test_of_fifty_posts_that_want_no_queue_one_is_taken(api):
-    answers = _together(50, lambda _: api.post("/train?strategy=reject", json=BODY))
+    answers = ask_together(50, lambda _: api.post("/train?strategy=reject", json=BODY))
 
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 49
     assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"training_busy"}
@@ -143,7 +103,7 @@ def test_a_job_that_is_set_for_later_is_not_in_line(api, prefect):
 
 
 def test_thirty_posts_at_once_stand_at_positions_one_to_thirty(api):
-    answers = _together(30, lambda _: _post(api))
+    answers = ask_together(30, lambda _: _post(api))
 
     words = [answer["message"].rsplit(" ", 1) for answer in answers]
     assert {text for text, _ in words} == {"Training job added to queue at position"}

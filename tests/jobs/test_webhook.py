@@ -1,11 +1,14 @@
 """A client is told how its job ended, also when it is slow to answer well."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
 
 from jobs import webhook
-from jobs.store import JobReport
+from jobs.events import read_events
+from jobs.store import JobReport, engine_for
 from tests.receiver import Receiver
 
 
@@ -69,3 +72,18 @@ def test_nobody_there_is_a_failure_and_no_exception(receive):
     receiver.close = lambda: None
 
     assert not webhook.deliver(receiver.url, {"job_id": "1"})
+
+
+@pytest.mark.stack
+def test_of_several_who_cancel_a_waiting_job_one_calls(stack, receive):
+    receiver, job_id, engine = receive(200), uuid4(), engine_for(stack.database_url)
+    barrier = threading.Barrier(8)
+
+    def tell(_index):
+        barrier.wait()
+        webhook.tell_of_cancellation(engine, job_id, receiver.url)
+
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(tell, range(8))]
+    assert [(body["job_id"], body["status"]) for body in receiver.received] == [(str(job_id), "cancelled")]
+    assert [(event.event, event.data) for event in read_events(engine, job_id)] == [("end", {"outcome": "cancelled"})]

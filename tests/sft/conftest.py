@@ -1,15 +1,27 @@
 """What the tests of `sft` share: a tiny model and tokenizer, small configurations, rows in files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from sft.config import SFTConfig
+from sft.session import TrainingSession
+from sft.tokenization import PreparedData, prepare
 from tests.tiny_models import build_tokenizer, save_tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose much by it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +78,25 @@ def alpaca_file(write_rows: Callable[..., Path]) -> Path:
     """Twelve rows of different lengths."""
     numbers = [" ".join(str(i) for i in range(n + 1)) for n in range(12)]
     return write_rows([{"instruction": f"Count to {n}.", "output": output} for n, output in enumerate(numbers)])
+
+
+@pytest.fixture
+def open_session(
+    model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: Callable[..., SFTConfig]
+) -> Callable[..., TrainingSession]:
+    """A session over the twelve rows of `alpaca_file`; keywords change the configuration."""
+
+    def open_it(
+        output: str = "out", on_event: Any = None, model: Path = model_path, data: Path = alpaca_file, **fields: Any
+    ) -> TrainingSession:
+        config = make_config(**fields)
+        rows = prepare(config, model, data, tmp_path / "cache")
+        return TrainingSession(config, rows, model, tmp_path / output, on_event)
+
+    return open_it
+
+
+@pytest.fixture
+def rows(model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: Callable[..., SFTConfig]) -> PreparedData:
+    """The twelve rows as a session with the plain configuration sees them."""
+    return prepare(make_config(), model_path, alpaca_file, tmp_path / "cache")

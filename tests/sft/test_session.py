@@ -11,48 +11,17 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig as TrainerArguments
 from trl import SFTTrainer
 
 from sft.arguments import needs_checkpointing
-from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, TrainingDiverged
 from sft.session import TrainingSession
-from sft.tokenization import PreparedData, prepare
+from sft.tokenization import PreparedData
+from tests.tiny_models import measure_loss
 
-MakeConfig = Callable[..., SFTConfig]
 Train = Callable[..., TrainingSession]
-
-
-@pytest.fixture
-def open_session(model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig) -> Train:
-    """A session over the twelve rows; keywords change the configuration."""
-
-    def open_it(output: str = "out", on_event: Any = None, model: Path = model_path, **fields: Any) -> TrainingSession:
-        config = make_config(**fields)
-        data = prepare(config, model, alpaca_file, tmp_path / "cache")
-        return TrainingSession(config, data, model, tmp_path / output, on_event)
-
-    return open_it
-
-
-@pytest.fixture
-def rows(model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig) -> PreparedData:
-    return prepare(make_config(), model_path, alpaca_file, tmp_path / "cache")
-
-
-def measure_loss(model: Any, rows: Any) -> float:
-    """Mean negative log-likelihood of the supervised tokens: transformers' forward, one row at a time."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for row in rows:
-            labels = torch.tensor(row["labels"])[1:]
-            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
-            total += cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
-            count += int((labels != -100).sum())
-    return total / count
 
 
 def test_loss_before_training_is_the_base_models(open_session: Train, model_path: Path, rows: PreparedData) -> None:
@@ -239,9 +208,9 @@ def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(open_session: Train,
 
     def die(name: str, values: dict[str, Any]) -> None:
         if name == "step" and values["step"] == 6:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="killed"):
         open_session("cut", num_epochs=2.0, save_steps=2, on_event=die).train()
     checkpoints = tmp_path / "cut" / "checkpoints"
     (checkpoints / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"torn")

@@ -1,20 +1,33 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
+from sft import tokenization
 from sft.config import SFTConfig
 from sft.errors import InvalidDataset, TemplateNotFound
-from sft.formats import Conversation, Message, PlainText
+from sft.messages import Message
+from sft.models import load_tokenizer
 from sft.splits import split_rows
-from sft.supervision import render_row
-from sft.templates import apply_template
-from sft.tokenization import encode, prepare
+from sft.tokenization import prepare
 
 MakeConfig = Callable[..., SFTConfig]
 WriteRows = Callable[..., Path]
+LONG = " ".join(str(n) for n in range(1, 21))
+
+
+def copy_model(model_path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in model_path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def only_bad_is_held_out(rows: list[dict[str, Any]]) -> bool:
+    _, held_out = split_rows(list(enumerate(rows, 1)), validation_split=0.25)
+    return [row for _, row in held_out] == rows[1:]
 
 
 def talk(*turns: str) -> list[Message]:
@@ -22,166 +35,149 @@ def talk(*turns: str) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerFast, row: Conversation | PlainText, template: str = "chatml"
-) -> tuple[list[int], list[int]]:
-    stop_token = apply_template(tokenizer, template, required=False)
-    return next(encode(tokenizer, [render_row(tokenizer, stop_token, row)]))
-
-
-def test_exact_ids_and_labels_of_two_turns(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids, labels = tokenize(tokenizer, Conversation(talk("Hi", "Yo.", "Why?", "So")))
-    start, end = 1, 2  # <|im_start|>, <|im_end|>
-    newline = tokenizer.encode("\n")
-    user, assistant = tokenizer.encode("user\n"), tokenizer.encode("assistant\n")
-    hi, yo, why, so = (tokenizer.encode(text) for text in ("Hi", "Yo.", "Why?", "So"))
-    assert ids == [
-        *[start, *user, *hi, end, *newline, start, *assistant, *yo, end, *newline],
-        *[start, *user, *why, end, *newline, start, *assistant, *so, end, *newline],
+@pytest.fixture
+def uneven_file(write_rows: WriteRows) -> Path:
+    """Rows that are used, cut, cut before their answer, without an answer and of no known shape, twice over."""
+    rows = [
+        {"messages": talk("Hi", "Yo")},
+        {"messages": talk("Hi", LONG)},
+        {"messages": talk(LONG + " 21", "Yo")},
+        {"messages": talk("Hi")},
+        {"messages": [{"role": "bot", "content": "Hi"}]},
     ]
-    ignored = [-100]
-    assert labels == [
-        *ignored * (1 + len(user) + len(hi) + 1 + 1 + 1 + len(assistant)),
-        *[*yo, end],
-        *ignored * (1 + 1 + len(user) + len(why) + 1 + 1 + 1 + len(assistant)),
-        *[*so, end],
-        *ignored,
-    ]
+    return write_rows(rows * 2)
 
 
 @pytest.mark.parametrize(
-    ("template", "learned"),
+    ("strategy", "counts", "notes", "lengths"),
     [
-        ("chatml", ["Paris.<|im_end|>", "Blue\n<|im_end|>"]),
-        ("qwen", ["Paris.<|im_end|>", "Blue\n<|im_end|>"]),
-        ("default", ["Paris.<|endoftext|>", "Blue\n<|endoftext|>"]),
-        ("alpaca", ["Paris.<|endoftext|>", "Blue\n<|endoftext|>"]),
+        (
+            "truncate",
+            {"used": 4, "dropped": 4, "too_long": 0, "truncated": 4},
+            {"dropped": [3, 4, 8, 9], "too_long": [], "truncated": [2, 3, 7, 8]},
+            [None, 32, None, 32],
+        ),
+        (
+            "drop",
+            {"used": 2, "dropped": 2, "too_long": 4, "truncated": 0},
+            {"dropped": [4, 9], "too_long": [2, 3, 7, 8], "truncated": []},
+            [None, None],
+        ),
     ],
 )
-def test_only_answers_are_learned_each_with_its_end(
-    tokenizer: PreTrainedTokenizerFast, template: str, learned: list[str]
+def test_every_row_is_accounted_for(
+    model_path: Path,
+    uneven_file: Path,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    strategy: str,
+    counts: dict[str, int],
+    notes: dict[str, list[int]],
+    lengths: list[int | None],
 ) -> None:
-    row = Conversation(talk("Capital of France?", "Paris.", "A <|im_end|> colour? assistant\nParis.", "Blue\n"))
-    _, labels = tokenize(tokenizer, row, template)
-    runs = [run for run in "".join("." if label < 0 else "x" for label in labels).split(".") if run]
-    assert len(runs) == 2
-    assert tokenizer.decode([label for label in labels if label >= 0]) == "".join(learned)
+    config = make_config(
+        dataset_format="chat", max_seq_length=32, validation_split=0.0, excess_length_strategy=strategy
+    )
+    data = prepare(config, model_path, uneven_file, tmp_path / "cache")
+    train = data.load_train()
+    assert train["length"] == [len(ids) for ids in train["input_ids"]]
+    assert [length if length == 32 else None for length in train["length"]] == lengths
+    assert train["row"] == ([1, 2, 6, 7] if strategy == "truncate" else [1, 6])
+    supervised = sum(label != -100 for labels in train["labels"] for label in labels)
+    tokens = {"tokens": sum(train["length"]), "supervised_tokens": supervised}
+    assert data.stats == {"train": {"rows": 10, "invalid": 2, **counts, **tokens}, "eval": None}
+    reason = "messages[0] has the role 'bot'; known are system, developer, user, human, assistant, gpt, model, "
+    invalid = data.notes["train"].pop("invalid")
+    assert [number for number, _ in invalid] == [5, 10]  # type: ignore[misc]
+    assert all(told.startswith(reason) for _, told in invalid)  # type: ignore[misc, union-attr]
+    assert data.notes["train"] == notes
+    assert data.notes["eval"] == {"invalid": [], "dropped": [], "too_long": [], "truncated": []}
+    assert data.warnings == []
+    assert data.load_eval() is None
+    again = prepare(config, model_path, uneven_file, tmp_path / "cache")
+    assert again.was_cached
+    assert again.notes["train"]["invalid"] == invalid
 
 
-def test_earlier_answers_of_a_prompt_are_read_only(tokenizer: PreTrainedTokenizerFast) -> None:
-    _, labels = tokenize(tokenizer, Conversation(talk("Hi", "Yo", "Why?", "So"), supervised_from=3))
-    assert tokenizer.decode([label for label in labels if label >= 0]) == "So<|im_end|>"
+def test_too_long_can_be_an_error_that_names_the_rows(
+    model_path: Path, uneven_file: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(dataset_format="chat", max_seq_length=32, validation_split=0.0, excess_length_strategy="error")
+    message = r"4 rows are longer than max_seq_length 32 \(row 2, 3, 7, 8\); raise it, or set excess_length_strategy to"
+    with pytest.raises(InvalidDataset, match=message):
+        prepare(config, model_path, uneven_file, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_template_that_drops_earlier_reasoning_still_shows_every_answer(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = (
+def test_lists_of_rows_are_capped_and_counts_are_not(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    rows = [{"instruction": "Hi", "output": "Yo"}, *[{"instruction": n} for n in range(150)]]
+    data = prepare(make_config(validation_split=0.0), model_path, write_rows(rows), tmp_path / "cache")
+    assert data.stats["train"]
+    assert (data.stats["train"]["rows"], data.stats["train"]["invalid"]) == (151, 150)
+    assert len(data.notes["train"]["invalid"]) == 100
+    assert data.notes["train"]["invalid"][0] == [2, "instruction must be text, got 0"]
+
+
+def test_a_reason_can_be_told_whatever_the_row_holds(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    rows = [{"instruction": "Hi", "output": "Yo"}, {"\ud800": 1}, {"x" * 10_000: 1}]
+    data = prepare(make_config(validation_split=0.0), model_path, write_rows(rows), tmp_path / "cache")
+    [surrogate, long] = [str(reason) for _, reason in data.notes["train"]["invalid"]]  # type: ignore[misc]
+    assert surrogate == "alpaca needs a column instruction; columns are \\ud800"
+    assert len(long) == 500
+
+
+def test_one_bad_line_is_one_invalid_row(model_path: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "Hi", "output": "Yo"}\n{"instruction": \n\n{"instruction": "Hi", "output": "a"}\n')
+    data = prepare(make_config(validation_split=0.0), model_path, path, tmp_path / "cache")
+    assert data.stats["train"]
+    assert (data.stats["train"]["used"], data.stats["train"]["invalid"]) == (2, 1)
+    assert data.notes["train"]["invalid"] == [[2, "not JSON: Expecting value at column 17"]]
+    assert data.load_train()["row"] == [1, 4]
+    with pytest.raises(InvalidDataset, match=r"^row 2: not JSON: Expecting value at column 17$"):
+        prepare(make_config(validation_split=0.0, invalid_rows="error"), model_path, path, tmp_path / "cache")
+
+
+def test_calls_of_functions_are_learned(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    row: dict[str, Any] = {
+        "conversations": [
+            {"from": "human", "value": "Add"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "It is 3"},
+        ],
+        "tools": '[{"name": "add", "parameters": {"type": "object"}}]',
+    }
+    options: dict[str, Any] = {"dataset_format": "chat", "validation_split": 0.0, "max_seq_length": 2048}
+    data = prepare(make_config(template_name="qwen", **options), model_path, write_rows([row]), tmp_path / "cache")
+    tokenizer = load_tokenizer(model_path)
+    [labels] = data.load_train()["labels"]
+    assert tokenizer.decode([label for label in labels if label >= 0]) == (
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>It is 3<|im_end|>'
+    )
+    refused = r"of 1 rows 1 can't be read \(row 1: the chat template does not write tools; choose template_name qwen,"
+    with pytest.raises(InvalidDataset, match=refused):
+        prepare(make_config(template_name="chatml", **options), model_path, write_rows([row]), tmp_path / "cache")
+
+
+def test_answers_that_the_template_rewrites_are_told_of(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    model = copy_model(model_path, tmp_path / "other")
+    (model / "chat_template.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    _, labels = tokenize(tokenizer, Conversation(talk("Hi", "Yo", "Why?", "So")), "auto")
-    assert tokenizer.decode([label for label in labels if label >= 0]) == "Yo<|im_end|><think></think>So<|im_end|>"
-
-
-def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
-    with pytest.raises(InvalidDataset, match=r"messages\[1\]: the chat template writes the messages before"):
-        tokenize(tokenizer, Conversation(talk("Hi", "Yo")), "auto")
-
-
-def test_what_a_template_refuses_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "{{ m.content }}<|im_end|>{% endfor %}"
-    )
-    row = Conversation([{"role": "system", "content": "x"}, *talk("Hi", "Yo")])
-    with pytest.raises(InvalidDataset, match="the chat template refuses this conversation: no system role"):
-        tokenize(tokenizer, row, "auto")
-
-
-def test_plain_text_is_learned_whole_and_a_prompt_is_not(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = None
-    ids, labels = tokenize(tokenizer, PlainText("", "Red and blue."), "auto")
-    assert ids == labels == [*tokenizer.encode("Red and blue."), 0]
-    ids, labels = tokenize(tokenizer, PlainText("Red", " and blue.<|endoftext|>"), "auto")
-    assert tokenizer.decode(ids) == "Red and blue.<|endoftext|>"
-    assert tokenizer.decode([label for label in labels if label >= 0]) == " and blue.<|endoftext|>"
-
-
-def test_plain_text_gets_one_beginning_of_sequence(tokenizer: PreTrainedTokenizerFast) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-    tokenizer.chat_template = None
-    for text in ("Red", "<s>Red"):
-        ids, labels = tokenize(tokenizer, PlainText("", text), "auto")
-        assert ids.count(bos) == 1
-        assert ids[0] == bos
-        assert labels[-1] == 0
-
-
-def test_split_moves_no_row_when_rows_are_added() -> None:
-    rows = [{"text": str(n)} for n in range(400)]
-    train, held_out = split_rows(rows[:200], validation_split=0.2)
-    train_later, held_out_later = split_rows(rows[::-1], validation_split=0.2)
-    contents = [{row["text"] for _, row in part} for part in (train, held_out, train_later, held_out_later)]
-    assert contents[0] <= contents[2]
-    assert contents[1] <= contents[3]
-    assert 25 < len(held_out) < 55
-    assert [number for number, _ in train] == sorted(number for number, _ in train)
-
-
-def test_split_leaves_neither_side_empty_and_equal_rows_together() -> None:
-    rows = [{"text": "a"}, {"text": "b"}]
-    for share in (0.001, 0.999):
-        train, held_out = split_rows(rows, validation_split=share)
-        assert (len(train), len(held_out)) == (1, 1)
-    assert split_rows(rows[:1], validation_split=0.5) == ([(1, {"text": "a"})], [])
-    same = [{"text": "same"}] * 5 + [{"text": str(n)} for n in range(20)]
-    train, held_out = split_rows(same, validation_split=0.5)
-    assert sum(row["text"] == "same" for _, row in train) in (0, 5)
-
-
-def test_max_samples_is_a_seeded_choice() -> None:
-    rows = [{"text": str(n)} for n in range(50)]
-    first, _ = split_rows(rows, max_samples=10, seed=1)
-    assert len(first) == 10
-    assert first == split_rows(rows, max_samples=10, seed=1)[0]
-    assert first != split_rows(rows, max_samples=10, seed=2)[0]
-    assert first == [(number, rows[number - 1]) for number, _ in first]
-
-
-def test_prepared_data_counts_what_was_cut_and_dropped(
-    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
-) -> None:
-    rows = [
-        {"messages": talk("Hi", "Yo")},  # whole
-        {"messages": talk("Hi", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20")},  # cut
-        {"messages": talk("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21", "Yo")},  # cut before its answer
-        {"messages": talk("Hi")},  # no answer
-    ]
-    path = write_rows(rows)
-    config = make_config(dataset_format="chat", max_seq_length=32, validation_split=0.0)
-    data = prepare(config, model_path, path, tmp_path / "cache")
-    train = data.load_train()
-    lengths = [len(ids) for ids in train["input_ids"]]
-    assert lengths[1] == 32
-    assert train["length"] == lengths
-    supervised = sum(label != -100 for labels in train["labels"] for label in labels)
-    assert data.stats == {
-        "train": {
-            "rows": 4,
-            "used": 2,
-            "dropped": 2,
-            "truncated": 2,
-            "tokens": sum(lengths),
-            "supervised_tokens": supervised,
-        },
-        "eval": None,
-    }
-    assert data.load_eval() is None
+    path = write_rows([{"messages": talk("Hi", "Yo", "Why?", "So", "When?", "Now")}])
+    data = prepare(make_config(dataset_format="chat"), model, path, tmp_path / "cache")
+    assert [warning[:42] for warning in data.warnings] == ["2 answers are read but not learned: the ch"]
 
 
 def test_second_call_finds_what_the_first_made(
@@ -198,7 +194,18 @@ def test_second_call_finds_what_the_first_made(
 
 @pytest.mark.parametrize(
     "change",
-    [{"max_seq_length": 64}, {"template_name": "qwen"}, {"validation_split": 0.5}, {"max_samples": 6}, {"seed": 1}],
+    [
+        {"max_seq_length": 64},
+        {"template_name": "qwen"},
+        {"validation_split": 0.5},
+        {"max_samples": 6},
+        {"seed": 1},
+        {"train_on_prompt": True},
+        {"mask_history": True},
+        {"excess_length_strategy": "drop"},
+        {"invalid_rows": "error"},
+        {"dataset_format": "auto"},
+    ],
 )
 def test_whatever_changes_the_tokens_is_tokenized_anew(
     model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig, change: dict[str, object]
@@ -216,12 +223,20 @@ def test_changed_rows_and_changed_tokenizer_are_tokenized_anew(
     rows = json.loads(alpaca_file.read_text())
     write_rows([*rows, {"instruction": "New", "output": "row"}])
     folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
-    other = tmp_path / "other-model"
-    other.mkdir()
-    for path in model_path.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
+    other = copy_model(model_path, tmp_path / "other-model")
     (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + "\n")
     folders.add(prepare(make_config(), other, alpaca_file, tmp_path / "cache").folder)
+    assert len(folders) == 3
+
+
+def test_changed_code_is_run_anew(
+    model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder}
+    monkeypatch.setattr(tokenization, "FORMAT_VERSION", tokenization.FORMAT_VERSION + 1)
+    folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
+    monkeypatch.setattr(tokenization, "CODE", (*tokenization.CODE, "config"))
+    folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
     assert len(folders) == 3
 
 
@@ -252,19 +267,47 @@ def test_nothing_to_learn_is_an_error_that_leaves_nothing_behind(
     model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
 ) -> None:
     path = write_rows([{"instruction": "Hi", "output": "Yo"}])
-    with pytest.raises(InvalidDataset, match=r"nothing to learn from in .*rows.json: no row of 1 has an answer within"):
+    with pytest.raises(
+        InvalidDataset,
+        match=r"nothing to learn from in .*rows.json: of 1 rows 1 have no answer within max_seq_length 4$",
+    ):
         prepare(make_config(max_seq_length=4), model_path, path, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_dataset_of_another_format_tells_of_its_first_row(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    path = write_rows([{"question": "Hi", "answer": "Yo"}] * 3)
+    message = r"of 3 rows 3 can't be read \(row 1: alpaca needs a column instruction; columns are question, answer\)$"
+    with pytest.raises(InvalidDataset, match=message):
+        prepare(make_config(validation_split=0.0), model_path, path, tmp_path / "cache")
+
+
+def test_held_out_rows_that_cannot_be_used_are_told_of(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    good = [{"instruction": f"Hi {n}", "output": "Yo"} for n in range(9)]
+    bad = [{"instruction": "Hi"}]
+    data = prepare(make_config(), model_path, write_rows(good), tmp_path / "cache", write_rows(good, "eval.json"))
+    assert data.warnings == []
+    with pytest.raises(InvalidDataset, match=r"nothing to learn from in .*eval.json: of 1 rows 1 can't be read"):
+        prepare(make_config(), model_path, write_rows(good), tmp_path / "cache", write_rows(bad, "eval.json"))
+    rows = next(rows for n in range(99) if only_bad_is_held_out(rows := [*good[:1], {"instruction": n}]))
+    data = prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache")
+    assert (data.stats["eval"], data.load_eval()) == (None, None)
+    assert data.warnings == ["none of the 1 rows held out for evaluation can be used, so there is no eval_loss"]
 
 
 def test_errors_name_the_row_of_the_file(
     model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
 ) -> None:
-    rows = [{"instruction": "Hi", "output": "Yo"}, {"instruction": "Hi"}]
-    path = write_rows(rows)
+    path = write_rows([{"instruction": "Hi", "output": "Yo"}, {"instruction": "Hi"}])
     with pytest.raises(InvalidDataset, match="row 2: alpaca needs a column output; columns are instruction"):
-        prepare(make_config(validation_split=0.0), model_path, path, tmp_path / "cache")
+        prepare(make_config(validation_split=0.0, invalid_rows="error"), model_path, path, tmp_path / "cache")
     with pytest.raises(InvalidDataset, match=r"missing.json is not a file"):
         prepare(make_config(), model_path, tmp_path / "missing.json", tmp_path / "cache")
     with pytest.raises(TemplateNotFound, match="'nope' is not known"):
         prepare(make_config(template_name="nope"), model_path, path, tmp_path / "cache")
+    with pytest.raises(TemplateNotFound, match=r"llama3 needs <\|start_header_id\|>"):
+        prepare(make_config(template_name="llama3"), model_path, path, tmp_path / "cache")

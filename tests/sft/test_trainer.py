@@ -24,8 +24,9 @@ from transformers import (
 )
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sft.layout import choose_layout
+from sft.loss import sum_nll
 from sft.packing import DOCUMENT_ATTENTION
-from sft.trainer import choose_layout, sum_nll
 
 SIZES = {
     "vocab_size": 97,

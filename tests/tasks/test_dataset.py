@@ -304,3 +304,21 @@ def test_a_dataset_of_the_hub_becomes_files_in_the_store(tmp_path: Path) -> None
     assert store_splits(splits, tmp_path, "train") == stored
     with pytest.raises(DatasetNotFound, match="has no split test; it has: train, validation"):
         store_splits(splits, tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n\n{"a": "\xff"}\n', 3),
+        ("a.json", b'{"a": 1}\n{"a": \n{"a": 2}\n', 3),
+        ("a.json", b"[1, 2]", 2),
+        ("a.csv", b'a,b\n1\n"x"y,2\n\n"three\nlines",\xff\n' + b"x" * 200_000 + b",2\n", 4),
+    ],
+)
+def test_rows_that_cannot_be_read_do_not_hide_the_others(
+    own_home: Settings, name: str, content: bytes, rows: int
+) -> None:
+    """What becomes of each is told when they are tokenized."""
+    own_home.data_root.mkdir(parents=True)
+    (own_home.data_root / name).write_bytes(content)
+    assert resolve(name, own_home).rows == rows

@@ -1,10 +1,10 @@
 """The SFT API from Python: `sft_job_manager` and the routes it shares its views with, over a real stack."""
 
+import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -21,18 +21,10 @@ NOBODY = "550e8400-e29b-41d4-a716-446655440000"
 CONFIG = {"base_model": "nobody/nothing", "dataset_name": "handbook@v1.0", "dataset_format": "alpaca", "max_steps": 1}
 
 
-@contextmanager
-def open_manager(stack):
-    """A manager on the tests' stack. Others live as long as their process; this one gives its connections back."""
-    manager = SFTJobManager(stack)
-    yield manager
-    manager._door.open().close()
-
-
 @pytest.fixture(scope="module")
 def manager(stack):
     """The manager most tests share."""
-    with open_manager(stack) as manager:
+    with SFTJobManager(stack) as manager:
         yield manager
 
 
@@ -72,7 +64,7 @@ def test_a_job_waits_until_it_is_started(manager, job_id):
 
 
 def test_a_job_that_waits_is_known_to_every_manager(stack, job_id):
-    with open_manager(stack) as other:
+    with SFTJobManager(stack) as other:
         assert other.get_job_status(job_id)["status"] == "pending"
 
 
@@ -156,5 +148,45 @@ def test_the_routes_show_what_the_manager_shows(stack, manager, job_id):
     with TestClient(app) as client:
         assert client.get(f"/api/sft/jobs/{job_id}").json() == manager.get_job_status(job_id)
         assert client.post(f"/api/sft/jobs/{job_id}/stop").status_code == httpx.codes.OK
-    app.state.door.open().close()
+    app.state.door.close()
     assert manager.get_job_status(job_id)["status"] == "stopped"
+
+
+CLOSED = """
+import json, sys, threading
+import psutil
+from app.api.sft_job_manager import SFTJobManager
+from app.sft import SFTCallback, SFTConfig
+
+def look():
+    followers = [thread for thread in threading.enumerate() if thread.name.startswith("callbacks-")]
+    return [len(psutil.Process().net_connections("all")), len(followers)]
+
+before = look()
+with SFTJobManager() as manager:
+    job_id = manager.create_job(SFTConfig(**json.loads(sys.argv[1])), callbacks=[SFTCallback()])
+    during = look()
+after = look()
+status = manager.get_job_status(job_id)["status"]
+manager.stop_job(job_id)
+manager.close()
+print(json.dumps([before, during, after, status, look()]))
+"""
+
+
+def test_a_closed_manager_has_no_connection_and_no_thread_left_and_opens_again(stack):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CLOSED, json.dumps(CONFIG)],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"TUNEYARD_HOME": str(stack.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    before, during, after, status, at_the_end = json.loads(done.stdout)
+    assert during[0] > before[0]
+    assert during[1] == 1
+    assert status == "pending"
+    assert before == after == at_the_end

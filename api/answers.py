@@ -1,0 +1,259 @@
+"""The shapes of answers, for the OpenAPI document and the type checker.
+
+Routes return them as `AsIs[...]`: what this service has made itself is not validated once more, which a list of
+thousands of jobs would feel.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
+
+from api.training_request import TrainingRequest
+from jobs.queue import Priority
+from jobs.status import SftWord, TrainWord
+from sft.config import SFTConfig
+
+Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    AsIs = Annotated[T, ...]
+else:
+
+    class AsIs:
+        """`AsIs[T]`: documented as a T, taken and written as the plain JSON values that it is."""
+
+        def __class_getitem__(cls, shape: Any) -> Any:
+            return Annotated[shape, cls()]
+
+        def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+            documented = handler(source)
+            return core_schema.any_schema(
+                metadata={"pydantic_js_annotation_functions": [lambda _, show: show(documented)]},
+                serialization=core_schema.wrap_serializer_function_ser_schema(
+                    lambda value, _: value, schema=documented
+                ),
+            )
+
+
+class DocumentedAs:
+    """Annotation of a plain value: the OpenAPI document shows it as one of these models."""
+
+    def __init__(self, *models: type[BaseModel]) -> None:
+        self.models = models
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        shown: dict[str, Any] = handler(core_schema.union_schema([_named_schema(model) for model in self.models]))
+        return shown
+
+
+def _named_schema(model: type[BaseModel]) -> Any:
+    """The model's schema with the reference that makes it a component of its own in the document."""
+    return {**model.__pydantic_core_schema__, "ref": f"{model.__module__}.{model.__qualname__}:{id(model)}"}
+
+
+class Progress(BaseModel):
+    """How far training is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    total_steps: int
+    percent: float | None
+    epoch: float | None
+    loss: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+
+
+class Result(BaseModel):
+    """What a completed job has made."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    train_loss: float | None
+    eval_loss: float | None
+    adapter_path: str
+    output_dir: str
+    model_name: str = Field(description="The adapter's name in the registry.")
+    model_version: str
+    metrics: dict[str, float | None]
+
+
+class UnreadConfig(BaseModel):
+    """What a job that was made elsewhere, such as in the Prefect UI, has for a configuration that is not valid."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+# A job's effective values: the fields of a request, but for those that stand beside `config`.
+TrainConfig = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
+    "TrainConfig",
+    __config__=ConfigDict(protected_namespaces=()),
+    __doc__="The effective values of a job, in the Training API's words.",
+    **{
+        name: (field.annotation, ...)
+        for name, field in TrainingRequest.model_fields.items()
+        if name not in ("metadata", "priority", "logging_backend")
+    },
+)
+
+
+class Origin(TypedDict):
+    """What a job was given beside its configuration."""
+
+    metadata: dict[str, str]
+    config_id: Id | None
+    config_version: int | None
+    config_name: str | None
+
+
+class TrainJob(Origin):
+    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null."""
+
+    job_id: Id
+    name: str
+    status: TrainWord
+    priority: Priority
+    config: Annotated[dict[str, Any], DocumentedAs(TrainConfig, UnreadConfig)]
+    start_time: float | None
+    end_time: float | None
+    tracking_url: str | None
+    error: str | None
+    output_path: str | None
+    queue_position: int | None
+    phase: str | None
+    progress: Annotated[dict[str, Any], DocumentedAs(Progress)] | None
+    result: Annotated[dict[str, Any], DocumentedAs(Result)] | None
+
+
+class SftJob(Origin):
+    """A job in the SFT API's words. What is not known yet is null."""
+
+    job_id: Id
+    name: str
+    status: SftWord
+    priority: Priority
+    created_at: Time | None
+    started_at: Time | None
+    completed_at: Time | None
+    error: str | None
+    result: Annotated[dict[str, Any], DocumentedAs(Result)] | None
+    phase: str | None
+    progress: Annotated[dict[str, Any], DocumentedAs(Progress)] | None
+    queue_position: int | None
+    config: Annotated[dict[str, Any], DocumentedAs(SFTConfig, UnreadConfig)]
+
+
+class SftJobs(TypedDict):
+    """A list of jobs, newest first."""
+
+    jobs: list[SftJob]
+
+
+class TrainStarted(TypedDict):
+    """A job was made."""
+
+    job_id: Id
+    status: Literal["started", "queued"]
+    message: str
+
+
+class SftStarted(TypedDict):
+    """A job was made."""
+
+    job_id: Id
+    status: SftWord
+
+
+class Cancelled(TypedDict):
+    """A job was cancelled."""
+
+    status: Literal["cancelled"]
+    message: str
+
+
+class Message(TypedDict):
+    """It was done."""
+
+    message: str
+
+
+class WaitingJobs(TypedDict):
+    """The line of jobs, next one first."""
+
+    is_training_running: bool
+    queue_length: int
+    queued_jobs: list[Id]
+
+
+class StreamedEvent(BaseModel):
+    """A server-sent event. `data` is JSON text; `id` is what a client resumes after."""
+
+    id: str
+    event: str = Field(description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint` and, last, `end`.")
+    data: Annotated[str, WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]
+
+
+class Description(TypedDict):
+    """What this service is."""
+
+    name: str
+    version: str
+    description: str
+    endpoints: dict[str, str]
+
+
+class ConfigVersion(TypedDict):
+    """A version of a saved configuration, whole or partial, as it was given."""
+
+    config_id: Id
+    name: str
+    config: dict[str, Any]
+    version: int
+    created_at: Time
+
+
+class SavedConfiguration(ConfigVersion):
+    """A saved configuration as it is now."""
+
+    updated_at: Time
+
+
+_POINT = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_SERIES = {"type": "object", "additionalProperties": {"type": "array", "items": _POINT}}
+
+
+class Series(TypedDict):
+    """Points (step, value) by metric, in order of steps."""
+
+    series: Annotated[dict[str, list[tuple[int, float]]], WithJsonSchema(_SERIES)]
+
+
+class CheckpointInfo(BaseModel):
+    """A checkpoint. `complete`: whole, so that training can go on from it; `bytes` is null where it lies elsewhere."""
+
+    step: int
+    path: str
+    time: Time
+    bytes: int | None
+    complete: bool
+
+
+class Checkpoints(TypedDict):
+    """The checkpoints that are kept, in order of steps."""
+
+    checkpoints: list[Annotated[dict[str, Any], DocumentedAs(CheckpointInfo)]]

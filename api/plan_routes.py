@@ -1,0 +1,94 @@
+"""`POST /train/plan` and `POST /api/sft/plan`: what a job would take, before it is started."""
+
+import threading
+from typing import Annotated, Any
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, Request
+
+from api.answers import AsIs
+from api.errors import SFT_PREFIX
+from api.plan_answer import Plan
+from api.service import get_service
+from api.sft_request import TrainBody
+from api.training_request import TrainingRequest
+from jobs.planner import PlanCancelled, Planner
+from jobs.service import JobService
+from sft.config import SFTConfig
+from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
+
+router = APIRouter()
+Service = Annotated[JobService, Depends(get_service)]
+
+WAITING_AT_MOST = 32  # plans that are made or wait for their turn
+LOOK_SECONDS = 0.25  # how soon a client that hung up is noticed
+
+
+@router.post("/train/plan", tags=["Training API"])
+async def plan_training(body: TrainingRequest, request: Request, service: Service) -> AsIs[Plan]:
+    """Plan a training job: tokenize its rows for real and say what it would take. No job is made."""
+    return await _plan(request, service, body.to_spec(service.settings.default_dataset).config)
+
+
+@router.post(f"{SFT_PREFIX}/plan", tags=["SFT API"])
+async def plan_sft(body: TrainBody, request: Request, service: Service) -> AsIs[Plan]:
+    """Plan a job: tokenize its rows for real and say what it would take. No job is made."""
+    saved = None
+    if body.config_id is not None:
+        saved = await to_thread.run_sync(service.configs.get, body.config_id)
+    return await _plan(request, service, body.to_spec(saved).config)
+
+
+async def _plan(request: Request, service: JobService, config: SFTConfig) -> Plan:
+    """The plan; given up when the client hangs up."""
+    planner: Planner = request.app.state.planner
+    gone = threading.Event()
+    plan: Any = None
+    problem: Exception | None = None
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await anyio.sleep(LOOK_SECONDS)
+        gone.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                plan = await to_thread.run_sync(
+                    planner.plan,
+                    config,
+                    service.settings,
+                    gone.is_set,
+                    limiter=_threads(request),
+                    abandon_on_cancel=True,
+                )
+            except (PlanCancelled, TuneyardError) as error:  # a task group would wrap it
+                problem = error
+            tasks.cancel_scope.cancel()
+    finally:
+        gone.set()
+    if isinstance(problem, TuneyardError):
+        raise _explain_place(problem, service.settings.is_external)
+    planned: Plan = plan
+    return planned
+
+
+def _threads(request: Request) -> CapacityLimiter:
+    """Threads of their own: plans that wait for their turn must not hold those of the other routes."""
+    state = request.app.state
+    if not hasattr(state, "planner_threads"):
+        state.planner_threads = CapacityLimiter(WAITING_AT_MOST)
+    limiter: CapacityLimiter = state.planner_threads
+    return limiter
+
+
+def _explain_place(error: TuneyardError, is_external: bool) -> TuneyardError:
+    """With servers elsewhere this machine may well lack what the workers have."""
+    if not is_external or not isinstance(error, ModelNotFound | DatasetNotFound):
+        return error
+    return type(error)(
+        f"{error}. The plan is made on the API's machine; where models and data are on the workers' machines alone, "
+        "run `tuneyard plan --here` on one of them, or set TUNEYARD_MODEL_ROOT and TUNEYARD_DATA_ROOT here"
+    )

@@ -1,0 +1,156 @@
+"""What both interfaces ask of a request's fields, as types that check it and say so in the OpenAPI document.
+
+A value is of its JSON type: no number is read from text and no truth from a number, but for the learning rate, which
+the Training API documents as a number or text.
+"""
+
+import re
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
+
+from jobs.spec import Metadata
+from sft.config import Amount, SFTConfig
+from sft.templates import list_templates
+
+Schema = dict[str, Any]
+
+# Of an Amount, greater than 0.
+POSITIVE_NUMBER = r"^(0*[1-9][0-9]{0,8}(\.[0-9]{0,30})?|[0-9]{1,8}\.[0-9]{0,30}[1-9])([eE]-[0-9]{1,2})?$"
+
+
+def _read_number(value: Any) -> Any:
+    if isinstance(value, str):
+        if not re.fullmatch(POSITIVE_NUMBER, value):
+            raise ValueError("must be a number greater than 0")
+        return float(value)
+    return value
+
+
+_NUMBER_OR_TEXT = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9},
+        {"type": "string", "pattern": POSITIVE_NUMBER},
+    ]
+}
+LearningRate = Annotated[Amount, BeforeValidator(_read_number), WithJsonSchema(_NUMBER_OR_TEXT)]
+AdapterName = Annotated[str, Field(max_length=200, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ModelId = Annotated[str, Field(pattern=r"\S")]
+WebhookUrl = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]  # checked by `jobs.spec`
+TemplateName = Annotated[str, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
+
+
+class _Closed:
+    """Says in the schema of a mapping that it has no other keys."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
+        return {**handler(core), "additionalProperties": False}
+
+
+MetadataPairs = Annotated[Metadata, _Closed()]
+
+_ALSO_TEXT = {"learning_rate"}
+_TYPES: dict[str, Any] = {
+    "base_model": ModelId,
+    "dataset_name": ModelId,
+    "template_name": TemplateName,
+    "learning_rate": LearningRate,
+    "lora_target_modules": list[str] | str | None,
+}
+# Rules over several fields: one of the alternatives must hold, each a set of fields with what they must be. NULL and
+# a value of its own also stand for a field that is left out, GIVEN never.
+NULL, GIVEN = object(), object()
+Alternative = dict[str, Any]
+LORA_RULE: list[Alternative] = [
+    {"use_lora": True},
+    {"use_qlora": False, "use_dora": False, "use_rslora": False, "loraplus_lr_ratio": NULL, "adapter_path": NULL},
+]
+PATIENCE_RULE: list[Alternative] = [{"early_stopping_patience": NULL}, {"eval_steps": GIVEN}]
+
+
+class RequestFields(BaseModel):
+    """Base of requests whose numbers must be numbers; 4.0 is a whole one too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_types(cls, values: Any) -> Any:
+        given = values.items() if isinstance(values, dict) else ()
+        problems = [
+            f"{name}: must be a number, got {value!r}"
+            for name, value in given
+            if name in cls.model_fields and not _may_be(value, name, cls.model_fields[name].annotation)
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return values
+
+
+def _may_be(value: Any, name: str, annotation: Any) -> bool:
+    """Whether a number of this field, if it has numbers, may be given as this value."""
+    kinds = _kinds(annotation)
+    if not kinds & {int, float}:
+        return True
+    is_text = isinstance(value, str) and str not in kinds and name not in _ALSO_TEXT
+    return not is_text and not isinstance(value, bool)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation}
+
+
+def request_field(name: str, is_optional: bool = False) -> tuple[Any, FieldInfo]:
+    """Type and description of a field of SFTConfig as a request must give it, if it must."""
+    field = SFTConfig.model_fields[name]
+    if is_optional and field.is_required():
+        field = FieldInfo.merge_field_infos(field, default=None)
+    return _TYPES.get(name) or _strict_about_truth(field.annotation), field
+
+
+def _strict_about_truth(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(_strict_about_truth(part) for part in get_args(annotation))]  # noqa: UP007 - of a tuple
+    return Annotated[bool, Strict()] if annotation is bool else annotation
+
+
+def with_rules(*rules: list[Alternative]) -> ConfigDict:
+    """Configuration of a model of requests, with rules over several fields for its schema."""
+
+    def add(schema: Schema) -> None:
+        schema["allOf"] = show_rules(schema, *rules)
+
+    return ConfigDict(json_schema_extra=add)
+
+
+def show_rules(schema: Schema, *rules: list[Alternative]) -> list[Schema]:
+    """The rules in terms of JSON Schema, each alternative complete in itself, which generators of data need."""
+    return [{"anyOf": [_show_alternative(schema["properties"], alternative) for alternative in rule]} for rule in rules]
+
+
+def _show_alternative(properties: Schema, alternative: Alternative) -> Schema:
+    shown: Schema = {"properties": {}}
+    for name, wanted in alternative.items():
+        if wanted is GIVEN:
+            kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
+            shown["properties"][name] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+            shown.setdefault("required", []).append(name)
+        else:
+            shown["properties"][name] = {"type": "null"} if wanted is NULL else {"const": wanted}
+    return shown

@@ -1,0 +1,103 @@
+"""The bodies of the SFT API, and the job that `POST /api/sft/train` asks for."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from api.answers import DocumentedAs
+from api.request_fields import (
+    LORA_RULE,
+    PATIENCE_RULE,
+    AdapterName,
+    MetadataPairs,
+    RequestFields,
+    WebhookUrl,
+    request_field,
+    show_rules,
+)
+from jobs.queue import Priority
+from jobs.spec import JobSpec, SavedConfigRef, TrackingBackend
+from jobs.store import SavedConfig
+from sft.config import SFTConfig, explain_validation_error
+from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
+from sft.templates import check_template_name
+
+ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
+    "ConfigFields",
+    __base__=RequestFields,
+    __doc__="The fields of SFTConfig: all that are required, or with config_id those to change.",
+    **{name: request_field(name, is_optional=True) for name in SFTConfig.model_fields},
+)
+
+
+def _show_config_rule(schema: dict[str, Any]) -> None:
+    """A whole configuration, or changes to a saved one."""
+    fields = schema["properties"]["config"]["anyOf"][0]
+    rules = show_rules(ConfigFields.model_json_schema(), LORA_RULE, PATIENCE_RULE)
+    required = [name for name, field in SFTConfig.model_fields.items() if field.is_required()]
+    whole = {"properties": {"config": {"allOf": [fields, {"required": required}, *rules]}}, "required": ["config"]}
+    schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
+
+
+class TrainBody(BaseModel):
+    """A job: its configuration, and what to do around it."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_show_config_rule)
+
+    config: Annotated[dict[str, Any], DocumentedAs(ConfigFields)] | None = Field(
+        None, description="The fields of SFTConfig; laid over config_id's if set."
+    )
+    config_id: str | None = Field(None, description="Start from this saved configuration.")
+    adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
+    tracking_backend: TrackingBackend = "mlflow"
+    webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
+    metadata: MetadataPairs | None = Field(
+        None, description="Up to 16 pairs of text, kept with the job and filtered by."
+    )
+    priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
+
+    @model_validator(mode="after")
+    def _check_config(self) -> Self:
+        if self.config is None and self.config_id is None:
+            raise ValueError("config is required; give the fields of SFTConfig, or config_id")
+        return self
+
+    def to_spec(self, saved: SavedConfig | None) -> JobSpec:
+        """The job that is asked for. Raises InvalidConfig."""
+        config = _build_config(self.config or {}, saved)
+        origin = (
+            SavedConfigRef(config_id=str(saved.config_id), version=saved.version, name=saved.name) if saved else None
+        )
+        around = self.model_dump(include={"adapter_name", "tracking_backend", "webhook_url", "metadata"})
+        return JobSpec.build(config=config, saved_config=origin, **around)
+
+
+class ConfigBody(BaseModel, extra="forbid"):
+    """A configuration to keep; it may be partial, only starting a job validates it."""
+
+    name: str = Field(min_length=1)
+    config: dict[str, Any]
+
+
+class ConfigChange(BaseModel, extra="forbid"):
+    """What to change about a saved configuration; the fields of `config` are laid over the present ones."""
+
+    name: str | None = Field(None, min_length=1)
+    config: dict[str, Any] | None = None
+
+
+def _build_config(given: dict[str, Any], saved: SavedConfig | None) -> SFTConfig:
+    try:
+        ConfigFields.model_validate(given)
+    except ValidationError as error:
+        raise InvalidConfig(explain_validation_error(error, SFTConfig)) from error
+    if "template_name" in given:
+        check_template_name(given["template_name"])
+    if saved is None:
+        return SFTConfig.from_dict(given)
+    try:
+        config = SFTConfig.from_dict({**saved.config, **given})
+        check_template_name(config.template_name)
+    except (InvalidConfig, TemplateNotFound) as error:
+        raise InvalidSavedConfig(f"{error}\n(in the saved configuration {saved.config_id})") from error
+    return config

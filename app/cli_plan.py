@@ -1,0 +1,163 @@
+"""`tuneyard plan`: what a job would take, before it is submitted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli_jobs import PANEL, FileOption, SetOption
+from app.cli_service import JsonOption, UrlOption, clear_errors, connected, print_json, read_mapping, read_pairs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.cli_submission import Submission
+
+commands = typer.Typer()
+
+BAR_CELLS = 30
+GB, MINUTE = 1e9, 60
+
+
+@commands.command(rich_help_panel=PANEL)
+def plan(
+    model: Annotated[str | None, typer.Option(help="Base model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="NAME@REVISION, or REVISION of the default dataset.")] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a device sees at once.")] = None,
+    cutoff_len: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
+    file: Annotated[Path | None, FileOption] = None,
+    config: Annotated[str | None, typer.Option(metavar="ID", help="Start from this saved configuration.")] = None,
+    set_: Annotated[list[str] | None, SetOption] = None,
+    here: Annotated[bool, typer.Option("--here", help="Plan on this machine, without a running service.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Say what a job would take: rows, tokens, steps, memory, disk, time. Makes no job.
+
+    Takes what `tuneyard submit` takes; fields without a flag go into the file or --set. The rows are tokenized for
+    real, which the job then finds done.
+    """
+    import yaml
+
+    from app.cli_submission import build_submission
+
+    flags = {
+        "model_name": model,
+        "dataset_version": dataset,
+        "template": template,
+        "batch_size": batch_size,
+        "cutoff_len": cutoff_len,
+    }
+    settings = {key: yaml.safe_load(value) for key, value in read_pairs("--set", set_ or []).items()}
+    if here and config is not None:
+        raise typer.BadParameter("a saved configuration is known to the service alone", param_hint="--config")
+    with clear_errors():
+        submission = build_submission(read_mapping(file) if file else {}, flags, settings, config)
+        answer = _plan_here(submission) if here else _ask_service(submission, url)
+    if as_json:
+        print_json(answer)
+    else:
+        from rich.console import Console
+
+        _show(Console(highlight=False), answer)
+
+
+def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
+    with connected(url) as client:
+        if submission.dialect == "training":
+            found = client.plan(submission.fields)
+        else:
+            found = client.plan_sft(submission.fields, config_id=submission.around.get("config_id"))
+    answer: dict[str, Any] = found.model_dump(mode="json")
+    return answer
+
+
+def _plan_here(submission: "Submission") -> dict[str, Any]:
+    """By a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
+    from pydantic import ValidationError
+
+    from api.training_request import TrainingRequest
+    from jobs.endpoints import Endpoints
+    from jobs.planner import plan_once
+    from jobs.settings import Settings
+    from jobs.stack import is_up
+    from sft.config import SFTConfig, explain_validation_error
+    from sft.errors import InvalidConfig
+
+    settings = Settings()
+    endpoints = Endpoints.read(settings.home)
+    if endpoints is not None and is_up(settings):
+        settings = endpoints.fill(settings)
+    if submission.dialect == "sft":
+        return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings)
+    try:
+        request = TrainingRequest.model_validate(dict(submission.fields))
+    except ValidationError as error:
+        raise InvalidConfig(explain_validation_error(error, TrainingRequest)) from error
+    return plan_once(request.to_spec(settings.default_dataset).config, settings)
+
+
+def _show(console: "Console", plan: dict[str, Any]) -> None:
+    _show_rows(console, plan)
+    _show_needs(console, plan)
+    for sample in plan["samples"]:
+        _show_sample(console, sample)
+    for warning in plan["warnings"]:
+        console.print(f"! {warning['message']}", style="yellow", markup=False)
+
+
+def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
+    dataset, tokens, batches = plan["dataset"], plan["tokens"], plan["batches"]
+    revision = f"@{dataset['revision']}" if dataset["revision"] else ""
+    console.print(f"{dataset['name']}{revision}  md5 {dataset['md5']}", markup=False)
+    for split, counts in plan["rows"].items():
+        if counts is None:
+            continue
+        left_out = [
+            f"{counts[name]} {name.replace('_', ' ')}"
+            for name in ("dropped", "invalid", "too_long", "truncated")
+            if counts[name]
+        ]
+        console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
+    share = f"{tokens['supervised_share']:.0%} learned"
+    console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
+    most = max(bin["rows"] for bin in tokens["histogram"])
+    for bin in tokens["histogram"]:
+        bar = "█" * round(BAR_CELLS * bin["rows"] / most)
+        console.print(f"  {bin['from']:>6} to {bin['to']:<6}{bin['rows']:>7}  {bar}")
+    console.print(f"padding saved by packing: {batches['padding_saved']:.0%}")
+
+
+def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
+    memory, disk, time, device = plan["memory"], plan["disk"], plan["time"], plan["device"]
+    trainable = plan["model"]["trainable_parameters"]
+    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trainable:,} weights trained")
+    console.print(
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device['name']} "
+        f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",
+        markup=False,
+    )
+    console.print(f"disk   {disk['needed_bytes'] / GB:.2f} GB of {disk['free_bytes'] / GB:.1f} GB free")
+    basis = {"past_runs": "by past jobs", "probe": "by a probe", "matrix_product": "a rough guess"}[time["basis"]]
+    console.print(
+        f"time   {_minutes(time['total_seconds'])}, {_minutes(time['train_seconds'])} of it training at "
+        f"{time['tokens_per_second']:.0f} tokens/s ({basis})"
+    )
+
+
+def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    console.rule(f"row {sample['row']}: {sample['tokens']} tokens, {sample['supervised_tokens']} learned (marked)")
+    text = Text()
+    for part in sample["parts"]:
+        if part["supervised"]:
+            text.append("»" + part["text"] + "«", style="bold green")
+        else:
+            text.append(part["text"])
+    console.print(text)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 2 * MINUTE else f"{seconds / MINUTE:.0f} min"

@@ -1,0 +1,72 @@
+"""LoRA's linear layer as one node of autograd, for CPUs: PEFT's own forward makes some ten passes over its result."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.lora import layer as lora
+from torch import Tensor, nn
+
+
+def fuse_adapters(model: nn.Module) -> int:
+    """Let every plain LoRA layer over an `nn.Linear` compute as one node; returns how many there are.
+
+    The values are PEFT's, in another order of rounding. A layer that is merged or disabled at the time, has several
+    active adapters or a variant of LoRA (DoRA, say) goes PEFT's own way.
+    """
+    layers = [module for module in model.modules() if type(module) is lora.Linear and _is_plain(module)]
+    for module in layers:
+        module.forward = functools.partial(_forward, module, module.forward)
+    return len(layers)
+
+
+def _is_plain(module: lora.Linear) -> bool:
+    has_bias = any(getattr(low, "bias", None) is not None for low in module.lora_B.values())
+    return type(module.base_layer) is nn.Linear and not (module.lora_variant or module.fan_in_fan_out or has_bias)
+
+
+def _forward(module: lora.Linear, usual: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if module.disable_adapters or module.merged or args or kwargs or len(active) != 1:
+        return usual(x, *args, **kwargs)
+    name = active[0]
+    base = module.base_layer
+    x = x.to(base.weight.dtype)
+    seen = module.lora_dropout[name](x)
+    low, high = module.lora_A[name].weight, module.lora_B[name].weight
+    out: Tensor = _LoraLinear.apply(x, seen, base.weight, base.bias, low, high, module.scaling[name])
+    return out
+
+
+class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """x W' + b + s (z A') B', z being x after dropout: (..., I) to (..., O), with W (O, I), A (R, I), B (O, R)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        rows, seen = x.flatten(0, -2), z.flatten(0, -2)
+        narrow_a, narrow_b = a.to(weight.dtype), b.to(weight.dtype) * scale
+        inner = seen @ narrow_a.T  # (N, R)
+        out = nn.functional.linear(rows, weight, bias).addmm_(inner, narrow_b.T)
+        ctx.save_for_backward(seen, inner, weight, narrow_a, narrow_b)
+        ctx.scale, ctx.is_dropped, ctx.dtypes = scale, z is not x, (a.dtype, b.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        seen, inner, weight, a, b = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)  # (N, O)
+        inner_grad = grad @ b  # (N, R), the scale in it
+        a_grad = (inner_grad.T @ seen).to(ctx.dtypes[0])
+        b_grad = (grad.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scale)
+        x_grad = z_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = grad @ weight
+            if not ctx.is_dropped:
+                x_grad.addmm_(inner_grad, a)
+            x_grad = x_grad.view(*grads[0].shape[:-1], -1)
+        if ctx.is_dropped and ctx.needs_input_grad[1]:
+            z_grad = (inner_grad @ a).view(*grads[0].shape[:-1], -1)
+        return x_grad, z_grad, None, None, a_grad, b_grad, None

@@ -1,0 +1,179 @@
+"""One training run on several devices: a process for each, started by torch's launcher."""
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+import weakref
+from multiprocessing.connection import Connection, Listener, wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from sft.callbacks import OnEvent
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig, StackError
+from sft.models import choose_dtype, inspect_machine
+from sft.session import TrainingSession
+from sft.tokenization import PreparedData
+
+ADDRESS_VARIABLE = "SFT_GROUP_ADDRESS"  # port and secret, for the members
+START_SECONDS = 600
+POLL_SECONDS = 0.5
+
+
+def open_session(
+    config: SFTConfig,
+    prepared: PreparedData,
+    model_path: Path,
+    output_dir: Path,
+    on_event: OnEvent | None = None,
+    checkpoint_dir: Path | None = None,
+) -> "TrainingSession | GroupSession":
+    """A session on as many devices as `num_devices` says; arguments and errors are those of `TrainingSession`."""
+    kind = TrainingSession if config.num_devices == 1 else GroupSession
+    return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir)
+
+
+def check_devices(num_devices: int, gpus: int, cores: int) -> None:
+    """Raises InvalidConfig when there are fewer devices than the job asks for.
+
+    Without CUDA the processes share the cores of the CPU: of use to rehearse a job for several GPUs, not to be faster.
+    """
+    if gpus and num_devices > gpus:
+        raise InvalidConfig(
+            f"num_devices is {num_devices}, but this job sees {gpus} GPU{'s' if gpus > 1 else ''}; "
+            f"set num_devices to {gpus} at most, or run it where CUDA_VISIBLE_DEVICES names more"
+        )
+    if not gpus and num_devices > cores:
+        raise InvalidConfig(
+            f"num_devices is {num_devices}, but there is no GPU and the CPU has {cores} cores; set num_devices to 1"
+        )
+
+
+class GroupSession:
+    """As `TrainingSession`, with a process for each of `num_devices` devices that train side by side.
+
+    Each process is a `TrainingSession` of its own with every `num_devices`-th batch; gradients are averaged by
+    DistributedDataParallel, weighted by tokens. What the first of them tells reaches `on_event` here, on the calling
+    thread. The processes end with this object, with its process, or when one of them fails.
+
+    Raises:
+        InvalidConfig: fewer devices than asked for, or as `TrainingSession` does.
+        ModelNotFound: as `TrainingSession` does.
+    """
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        prepared: PreparedData,
+        model_path: Path,
+        output_dir: Path,
+        on_event: OnEvent | None = None,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        check_devices(config.num_devices, torch.cuda.device_count(), os.cpu_count() or 1)
+        self.on_event: OnEvent = on_event or (lambda name, values: None)
+        if config.mixed_precision == "auto":  # measured once: each process might come to an answer of its own
+            names = {torch.float32: "none", torch.bfloat16: "bf16", torch.float16: "fp16"}
+            dtype = names[choose_dtype("auto", inspect_machine())]
+            config = config.model_copy(update={"mixed_precision": dtype})
+        secret = secrets.token_bytes(32)
+        with Listener(("127.0.0.1", 0), backlog=config.num_devices, authkey=secret) as listener:
+            self._launcher = _launch(config.num_devices, f"{listener.address[1]}:{secret.hex()}")
+            self._members: list[Connection] = []
+            self._end = weakref.finalize(self, _end_group, self._launcher, self._members)
+            try:
+                self._accept(listener, config.num_devices)
+                self._call("open", config, prepared, model_path, output_dir, checkpoint_dir)
+            except BaseException:
+                self.close()
+                raise
+
+    def evaluate(self) -> dict[str, Any]:
+        """As `TrainingSession.evaluate`, over all held-out rows."""
+        metrics: dict[str, Any] = self._call("evaluate")
+        return metrics
+
+    def train(self) -> dict[str, Any]:
+        """As `TrainingSession.train`; tokens and losses are those of all processes."""
+        result: dict[str, Any] = self._call("train")
+        return result
+
+    def save(self, adapter_dir: Path) -> Path:
+        """As `TrainingSession.save`."""
+        self._call("save", adapter_dir)
+        return adapter_dir
+
+    def close(self) -> None:
+        """End the processes. Safe to call again."""
+        self._end()
+
+    def _accept(self, listener: Listener, count: int) -> None:
+        """Wait until each process has reported; its first message is its rank."""
+        deadline = time.monotonic() + START_SECONDS
+        found: dict[int, Connection] = {}
+        while len(found) < count:
+            if wait([listener._listener._socket], POLL_SECONDS):  # type: ignore[attr-defined]  # it has no timeout
+                member = listener.accept()
+                found[member.recv()] = member
+            elif self._launcher.poll() is not None or time.monotonic() > deadline:
+                raise StackError(f"the {count} processes of num_devices did not start; their output says why")
+        self._members.extend(found[rank] for rank in range(count))
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """Have every process do this, passing on what the first one tells; its result."""
+        try:
+            for member in self._members:
+                member.send((method, arguments))
+            pending, result = list(self._members), None
+            while pending:
+                for ready in wait(pending, POLL_SECONDS):
+                    kind, value = self._receive(ready)
+                    if kind == "event":
+                        self.on_event(*value)
+                        continue
+                    if kind == "error":
+                        raise value
+                    result = value if ready is self._members[0] else result
+                    pending = [member for member in pending if member is not ready]
+            return result
+        except BaseException:
+            self.close()
+            raise
+
+    def _receive(self, member: Any) -> Any:
+        try:
+            return member.recv()
+        except (EOFError, OSError) as error:
+            rank = self._members.index(member)
+            raise StackError(
+                f"process {rank} of the {len(self._members)} that train has died; its output says why"
+            ) from error
+
+
+def _launch(count: int, address: str) -> "subprocess.Popen[bytes]":
+    """`torch.distributed.run`, which `accelerate launch` runs too, without the user's accelerate configuration."""
+    options = ["--standalone", "--nproc-per-node", str(count), "--module", "sft.member"]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        ADDRESS_VARIABLE: address,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
+    }
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *options], env=environment)
+
+
+def _end_group(launcher: "subprocess.Popen[bytes]", members: list[Connection]) -> None:
+    for member in members:
+        member.close()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(launcher.pid)
+        for process in [started, *started.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    launcher.wait()

@@ -1,0 +1,106 @@
+"""How long a job takes: by what its like took before, else by a probe, else by the device's own matrix products."""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from sft.config import SFTConfig
+from sft.planning.machine import Device
+from sft.planning.probe import Probe
+from sft.planning.shape import ModelShape
+from sft.planning.steps import Batches
+
+EFFICIENCY = 0.35  # of the device's own matrix product; what training reached on CPUs where nothing was measured
+STARTUP_SECONDS = 14.0  # from the job's start to its first evaluation: process, libraries, model
+FINISH_SECONDS = 4.0  # from the end of training: adapter, registry
+LIKE_TOKENS = 1.5  # a past job's steps may have so many times this one's tokens, or so many times fewer
+RUNS_USED = 5
+RECOMPUTE = 1.5  # gradient checkpointing runs the forward pass, half of a LoRA step, a second time
+FORWARD_SHARE = 0.5  # of a LoRA step
+FULL_FORWARD_SHARE = 1 / 3  # where every weight has a gradient
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """What a completed job of the same base model took."""
+
+    tokens_per_second: float
+    tokens_per_step: float
+    trainable_parameters: int
+    dtype: str
+    device: str  # cpu or cuda
+    gradient_checkpointing: bool
+    startup_seconds: float | None
+    finish_seconds: float | None
+
+
+def find_like(
+    runs: list[PastRun], shape: ModelShape, device: Device, checkpointing: bool, tokens_per_step: float
+) -> list[PastRun]:
+    """The newest runs of the same work: as many trained weights, same dtype and device, steps of like size."""
+    return [
+        run
+        for run in runs
+        if run.trainable_parameters == shape.trainable
+        and (run.dtype, run.device) == (device.dtype, device.kind)
+        and run.gradient_checkpointing == checkpointing
+        and 1 / LIKE_TOKENS <= run.tokens_per_step / tokens_per_step <= LIKE_TOKENS
+    ][:RUNS_USED]
+
+
+def plan_time(
+    config: SFTConfig,
+    shape: ModelShape,
+    device: Device,
+    batches: Batches,
+    supervised_share: float,
+    eval_tokens: int,
+    checkpointing: bool,
+    like: list[PastRun],
+    runs: list[PastRun],
+    probe: Probe | None,
+) -> dict[str, Any]:
+    """The answer's `time`.
+
+    Args:
+        supervised_share: learned tokens of all.
+        eval_tokens: of the held-out rows.
+        like: past runs of the same work; `runs`: all of the same base model, for what goes on around training.
+    """
+    tokens = batches.trained * batches.mean_tokens  # a device's
+    forward_share = FORWARD_SHARE if config.use_lora else FULL_FORWARD_SHARE
+    recompute = RECOMPUTE if checkpointing else 1.0
+    if like:
+        basis = "past_runs"
+        train = tokens / median(run.tokens_per_second for run in like)
+        per_token = train / tokens / recompute
+    elif probe is not None:
+        basis = "probe"
+        per_token = probe.predict(shape.layers, 1.0, supervised_share)
+        train = tokens * per_token * recompute + batches.steps * shape.trainable * probe.optimizer_seconds
+    else:
+        basis = "matrix_product"
+        passes = 4 if config.use_lora else 6  # FLOPs a weight: forward 2, input gradients 2, weight gradients 2
+        head = supervised_share * shape.hidden * shape.vocabulary
+        per_token = passes * (shape.matrix_parameters + head) / (EFFICIENCY * device.flops_per_second)
+        train = tokens * per_token * recompute
+    evaluations = 2 + (batches.steps // config.eval_steps if config.eval_steps else 0)  # before and after, too
+    evaluate = evaluations * eval_tokens * per_token * forward_share / config.num_devices
+    startup = _typical([run.startup_seconds for run in runs], STARTUP_SECONDS)
+    finish = _typical([run.finish_seconds for run in runs], FINISH_SECONDS)
+    return {
+        "basis": basis,
+        "past_runs": len(like),
+        "train_seconds": round(train, 1),
+        "evaluate_seconds": round(evaluate, 1),
+        "startup_seconds": round(startup, 1),
+        "finish_seconds": round(finish, 1),
+        "total_seconds": round(train + evaluate + startup + finish, 1),
+        "tokens_per_second": round(tokens * config.num_devices / train, 1),
+        "seconds_per_step": round(train / batches.steps, 3),
+    }
+
+
+def _typical(seconds: list[float | None], default: float) -> float:
+    known = [value for value in seconds if value is not None][:RUNS_USED]
+    return median(known) if known else default

@@ -1,0 +1,88 @@
+"""The device a plan is made for: the one of the machine that makes it."""
+
+import platform
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sft.config import SFTConfig
+
+GEMM_SIZE = 1024
+GEMM_REPEATS = 4
+
+
+class Device(NamedTuple):
+    """Where the job would compute, and in what."""
+
+    name: str
+    kind: str  # cpu or cuda
+    dtype: str
+    bytes_each: int  # of a number in dtype
+    total_bytes: int
+    free_bytes: int
+    flops_per_second: float  # of this dtype's matrix product, measured
+
+
+def inspect_device(config: SFTConfig) -> Device:
+    """The device, its free memory and how fast it multiplies.
+
+    Raises:
+        InvalidConfig: mixed_precision or QLoRA that it can't do.
+    """
+    import psutil
+    import torch
+
+    from sft.arguments import measure_free_memory
+    from sft.models import choose_dtype, inspect_machine
+
+    dtype = choose_dtype(config.mixed_precision, inspect_machine())
+    if torch.cuda.is_available():
+        name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    else:
+        name, total = f"{_cpu_name()}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Device(
+        name=name,
+        kind=device,
+        dtype=str(dtype).removeprefix("torch."),
+        bytes_each=dtype.itemsize,
+        total_bytes=int(total),
+        free_bytes=measure_free_memory(),
+        flops_per_second=_measure_flops(device, dtype),
+    )
+
+
+def describe_device(device: Device) -> dict[str, Any]:
+    """The answer's `device`."""
+    return {
+        "name": device.name,
+        "kind": device.kind,
+        "dtype": device.dtype,
+        "memory_bytes": device.total_bytes,
+        "free_memory_bytes": device.free_bytes,
+        "gflops": round(device.flops_per_second / 1e9, 1),
+    }
+
+
+def _measure_flops(device: str, dtype: Any) -> float:
+    import time
+
+    import torch
+
+    left, right = (torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(GEMM_REPEATS + 1):  # the first one also sets the kernel up
+        start = time.perf_counter()
+        _ = left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return float(2 * GEMM_SIZE**3 / best)
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,0 +1,131 @@
+"""The whole plan of a job, from its configuration and its prepared rows."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sft.config import SFTConfig
+from sft.planning.advice import advise, advise_resources
+from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
+from sft.planning.machine import Device, describe_device, inspect_device
+from sft.planning.memory import measure_activations, plan_disk, plan_memory
+from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
+from sft.planning.samples import show_samples
+from sft.planning.shape import ModelShape, build_empty, measure_shape
+from sft.planning.steps import Batches, describe_batches, plan_batches
+from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
+from sft.tokenization import TOKENIZER_FILES, PreparedData
+
+logger = logging.getLogger(__name__)
+
+
+def make_plan(
+    config: SFTConfig, prepared: PreparedData, model_path: Path, past_runs: list[PastRun], free_disk_bytes: int
+) -> dict[str, Any]:
+    """What the job would take, as plain JSON values.
+
+    Args:
+        prepared: what `sft.tokenization.prepare` made with the same config and model.
+        past_runs: completed jobs of the same base model, newest first.
+        free_disk_bytes: where the job will write.
+
+    Raises:
+        InvalidConfig: a value this machine or model can't do.
+        ModelNotFound: the model can't be read.
+    """
+    from sft.arguments import needs_checkpointing
+    from sft.loss import CHUNK_POSITIONS
+
+    rows = read_tokens(prepared.load_train())
+    held_out_rows = prepared.load_eval()
+    held_out = None if held_out_rows is None else read_tokens(held_out_rows)
+    empty = build_empty(model_path)
+    shape, device = measure_shape(empty, config, model_path), inspect_device(config)
+    batches = plan_batches(config, rows, is_padded=device.kind == "cuda")
+    checkpointing = config.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = needs_checkpointing(empty.to(dtype=_dtype(device)), _longest(config, rows), device.free_bytes)
+    share = float(rows.supervised.sum() / rows.lengths.sum())
+    tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
+    like = find_like(past_runs, shape, device, checkpointing, tokens_per_step)
+    probe = _probe(config, prepared, model_path, shape, device, rows, batches)
+    activations = measure_activations(shape, probe, device, checkpointing, CHUNK_POSITIONS)
+    longest_first = sorted(rows.lengths.tolist(), reverse=True)
+    memory = plan_memory(config, shape, device, activations, batches.max_tokens, longest_first)
+    disk = plan_disk(config, shape, _stored_each(shape), _companion_bytes(model_path), batches.steps, free_disk_bytes)
+    eval_tokens = 0 if held_out is None else int(held_out.lengths.sum())
+    time = plan_time(config, shape, device, batches, share, eval_tokens, checkpointing, like, past_runs, probe)
+    notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps)
+    return {
+        "device": describe_device(device),
+        "rows": {name: describe_rows(prepared, name) for name in ("train", "eval")},
+        "tokens": describe_tokens(rows) | {"supervised_share": round(share, 4)},
+        "batches": describe_batches(config, rows, batches),
+        "steps": batches.steps,
+        "epochs": round(batches.epochs, 3),
+        "model": {
+            "parameters": shape.parameters,
+            "trainable_parameters": shape.trainable,
+            "layout": probe.layout if probe else None,
+            "gradient_checkpointing": checkpointing,
+        },
+        "memory": memory,
+        "disk": disk,
+        "time": time,
+        "samples": show_samples(prepared.load_train(), rows, model_path),
+        "warnings": [
+            *notes,
+            *advise_resources(memory, disk, config),
+            *({"code": "template", "message": message} for message in prepared.warnings),
+        ],
+        "was_tokenized_before": prepared.was_cached,
+    }
+
+
+def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
+    """A split's counts, and which rows were left out or cut and why; None when the split has none."""
+    counts = prepared.stats[split]
+    if counts is None:
+        return None
+    notes = prepared.notes[split]
+    invalid = [{"row": row, "reason": reason} for row, reason in notes["invalid"]]  # type: ignore[misc]  # pairs
+    return counts | {"notes": {**notes, "invalid": invalid}}
+
+
+def _probe(
+    config: SFTConfig,
+    prepared: PreparedData,
+    model_path: Path,
+    shape: ModelShape,
+    device: Device,
+    rows: TokenRows,
+    batches: Batches,
+) -> Probe | None:
+    """Measured on this machine; None where too much would have to be loaded."""
+    if config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
+        return None
+    lengths = [int(rows.lengths[index]) for index in batches.sample]
+    kept = choose_rows(shape, lengths, EFFICIENCY * device.flops_per_second)
+    return run_probe(config, prepared, model_path, device.dtype, [batches.sample[place] for place in kept])
+
+
+def _longest(config: SFTConfig, rows: TokenRows) -> int:
+    """Tokens of the largest batch, as the training session reckons with."""
+    longest = config.max_seq_length if config.packing else int(rows.lengths.max())
+    return max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
+
+
+def _dtype(device: Device) -> Any:
+    import torch
+
+    return getattr(torch, device.dtype)
+
+
+def _stored_each(shape: ModelShape) -> int:
+    return max(round(shape.stored_bytes / shape.parameters), 1)
+
+
+def _companion_bytes(model_path: Path) -> int:
+    """Size of the tokenizer's files."""
+    files = {path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()}
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,223 @@
+"""A few layers of the model take a real batch through the real trainer, and are timed."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sft.config import SFTConfig
+from sft.planning.shape import ModelShape
+from sft.planning.tokens import IGNORED
+from sft.tokenization import PreparedData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FEW, MORE = 1, 3  # layers; what one layer takes is the difference
+REPEATS = 2  # timed, of which the fastest counts: what disturbs only ever slows down
+ENOUGH_SECONDS = 0.5  # after which nothing is timed again
+MAX_SECONDS = 0.3  # that a pass may be expected to take; a longer batch is probed with fewer of its rows
+ENOUGH_TOKENS = 192  # for a matrix product as fast as that of a whole batch
+HEAD_POSITIONS = 128  # the head is timed on at most so many
+FEW_POSITIONS = 4  # learned where the layers alone are timed
+
+
+class Probe(NamedTuple):
+    """What was measured. Seconds are of forward and backward; the head's are per learned token."""
+
+    tokens: int
+    layout: str
+    few_seconds: float  # of these tokens through FEW layers
+    layer_seconds: float  # of these tokens through one layer more
+    head_seconds: float
+    optimizer_seconds: float  # of one optimizer step, a trained weight
+    layer_activation_bytes: float  # kept for the backward pass, a token and layer
+
+    def predict(self, layers: int, tokens: float, supervised: float) -> float:
+        """Seconds of so many tokens through all layers."""
+        body = (self.few_seconds + (layers - FEW) * self.layer_seconds) / self.tokens
+        return tokens * body + supervised * self.head_seconds
+
+
+class ProbeRows(PreparedData):
+    """A few rows of a prepared dataset, to learn from alone."""
+
+    def __init__(self, whole: PreparedData, indices: list[int]) -> None:
+        self.whole = whole
+        self.indices = indices
+        self.stats = whole.stats
+
+    def load_train(self) -> "Dataset":
+        """These rows."""
+        return self.whole.load_train().select(self.indices)
+
+    def load_eval(self) -> None:
+        """None."""
+
+
+def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype: str, indices: list[int]) -> Probe:
+    """Time the rows at `indices` as one batch. Loads no more of the model than `MORE` layers, embeddings and head."""
+    from sft.models import quiet_transformers
+    from sft.session import TrainingSession
+
+    with TemporaryDirectory(prefix="tuneyard-plan-") as scratch, quiet_transformers(), _without_comments():
+        folder = Path(scratch)
+        shorten_model(model_path, folder / "model", MORE)
+        session = TrainingSession(
+            _simplify(config, dtype, len(indices)), ProbeRows(prepared, indices), folder / "model", folder / "out"
+        )
+        trainer = session.trainer
+        batch = next(iter(trainer.get_train_dataloader()))
+        tokens = int(batch["input_ids"].numel())
+        body = batch | {"labels": keep_labels(batch["labels"], FEW_POSITIONS)}
+        kept_bytes = _measure_kept_bytes(trainer, body)
+        more = _time(lambda: _run_backward(trainer, body))
+        trainer.create_optimizer()
+        trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+        optimizer_seconds = _time(trainer.optimizer.step)
+        _cut_layers(trainer.model, FEW)
+        few = _time(lambda: _run_backward(trainer, body))
+        learned = batch | {"labels": keep_labels(batch["labels"], HEAD_POSITIONS)}
+        positions = int((learned["labels"] != IGNORED).sum())
+        with_head = _time(lambda: _run_backward(trainer, learned))
+        return Probe(
+            tokens=tokens,
+            layout=trainer.layout,
+            few_seconds=few,
+            layer_seconds=max(more - few, 0.0) / (MORE - FEW),
+            head_seconds=max(with_head - few, 0.0) / max(positions - FEW_POSITIONS, 1),
+            optimizer_seconds=optimizer_seconds / trainable,
+            layer_activation_bytes=kept_bytes / MORE / tokens,
+        )
+
+
+def fits_probe(shape: ModelShape, bytes_each: int, free_bytes: int) -> bool:
+    """Whether loading a few layers takes little of what is free."""
+    outer = shape.parameters - shape.matrix_parameters
+    needed = (outer + MORE * shape.matrix_parameters / shape.layers) * bytes_each
+    return shape.layers > MORE and 4 * needed < free_bytes and needed < 2**31
+
+
+def choose_rows(shape: ModelShape, lengths: list[int], flops_per_second: float) -> list[int]:
+    """Which of a batch's rows, of these lengths, are enough for a pass of about MAX_SECONDS; at least one."""
+    per_token = 4 * MORE * shape.matrix_parameters / shape.layers
+    wanted = max(MAX_SECONDS * flops_per_second / per_token, ENOUGH_TOKENS)
+    kept: list[int] = []
+    tokens = 0
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if tokens + lengths[place] <= 1.5 * wanted:
+            kept.append(place)
+            tokens += lengths[place]
+    return kept or [min(range(len(lengths)), key=lengths.__getitem__)]
+
+
+def shorten_model(model_path: Path, folder: Path, layers: int) -> None:
+    """A folder with the same model, but for the number of its layers; the files are links."""
+    folder.mkdir()
+    for file in model_path.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    settings = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    _shorten_settings(settings, layers)
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _shorten_settings(settings: dict[str, Any], layers: int) -> None:
+    """Set the number of layers, under whichever name, and cut what is listed layer by layer."""
+    for nested in [value for value in settings.values() if isinstance(value, dict)]:
+        _shorten_settings(nested, layers)
+    name = next((name for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if name in settings), None)
+    if name is None:
+        return
+    was = settings[name]
+    for key, value in settings.items():
+        if isinstance(value, list) and len(value) == was:
+            settings[key] = value[:layers]
+    settings[name] = layers
+
+
+def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
+    """The same work a batch, without what goes on around it."""
+    names = {"float32": "none", "bfloat16": "bf16", "float16": "fp16"}
+    changes = {
+        "mixed_precision": names[dtype],
+        "batch_size": rows,
+        "gradient_accumulation_steps": 1,
+        "num_devices": 1,
+        "max_batch_tokens": None,
+        "packing": False,
+        "gradient_checkpointing": False,
+        "adapter_path": None,
+        "eval_steps": None,
+        "early_stopping_patience": None,
+        "max_steps": 1,
+    }
+    return config.model_copy(update=changes)
+
+
+def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """The labels with no more than `count` of them learned, the first ones."""
+    learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)
+    return labels.masked_fill(learned > count, IGNORED)
+
+
+def _measure_kept_bytes(trainer: Any, batch: dict[str, Any]) -> int:
+    """Bytes that a batch keeps between forward and backward, weights aside. It also warms the kernels up."""
+    sizes: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _run_backward(trainer, batch)
+    return sum(sizes.values())
+
+
+def _run_backward(trainer: Any, batch: dict[str, Any]) -> None:
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.training_step(trainer.model, dict(batch))
+
+
+def _time(run: Callable[[], Any]) -> float:
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > ENOUGH_SECONDS:
+            break
+    return min(seconds)
+
+
+def _cut_layers(model: nn.Module, layers: int) -> None:
+    """Leave the first layers of the model's stack."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.ModuleList) and len(child) == MORE:
+                setattr(module, name, child[:layers])
+    settings = getattr(model, "config", None)
+    if settings is not None:
+        settings.get_text_config().num_hidden_layers = layers
+
+
+@contextmanager
+def _without_comments() -> Iterator[None]:
+    """Transformers would list every weight that the shorter model does not use, and TRL comment on its batch."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

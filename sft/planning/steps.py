@@ -1,0 +1,124 @@
+"""Into which batches the rows go, and how many optimizer steps come of it."""
+
+import bisect
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sft.config import SFTConfig
+from sft.planning.tokens import Ints, TokenRows
+
+MIN_BATCHES = 200  # simulated at least, so that means and maxima hold still
+
+
+class Batches(NamedTuple):
+    """The batches of a job, per device. `sample` indexes the rows of one that is as heavy as the mean."""
+
+    per_epoch: int
+    steps: int  # optimizer steps of the whole job
+    epochs: float
+    mean_tokens: float
+    max_tokens: int
+    padded_tokens: int  # an epoch's batches of batch_size rows, each padded to its longest
+    packed_rows: int | None  # with packing: sequences that the rows are laid into
+    sample: list[int]
+
+    @property
+    def trained(self) -> float:
+        """Batches of the whole job, per device."""
+        return self.per_epoch * self.epochs
+
+
+def plan_batches(config: SFTConfig, rows: TokenRows, is_padded: bool) -> Batches:
+    """Cut the shuffled rows into batches, as often as gives a steady picture.
+
+    Args:
+        is_padded: whether the trainer pads a batch to its longest row; matters to `max_batch_tokens` alone.
+    """
+    lengths, packed = rows.lengths, None
+    if config.packing:
+        packs = pack_lengths(lengths, config.max_seq_length)
+        packed = len(packs)
+        members = [[row for unit in group for row in packs[unit]] for group in _shuffle(config, packed)]
+        per_epoch = math.ceil(packed / (config.batch_size * config.num_devices))
+    elif config.max_batch_tokens:
+        from sft.batches import TokenBatches
+
+        budget = TokenBatches(lengths.tolist(), config.max_batch_tokens, is_padded, config.seed, config.num_devices)
+        members, per_epoch = budget.batches, len(budget) // config.num_devices
+    else:
+        members = _shuffle(config, len(lengths))
+        per_epoch = math.ceil(len(lengths) / (config.batch_size * config.num_devices))
+    totals = np.array([int(lengths[group].sum()) for group in members])
+    mean = float(lengths.sum()) / per_epoch / config.num_devices
+    steps_per_epoch = max(math.ceil(per_epoch / config.gradient_accumulation_steps), 1)
+    steps = config.max_steps or math.ceil(config.num_epochs * steps_per_epoch)
+    return Batches(
+        per_epoch=per_epoch,
+        steps=steps,
+        epochs=steps / steps_per_epoch,
+        mean_tokens=mean,
+        max_tokens=int(totals.max()),
+        padded_tokens=_count_padded(config, lengths),
+        packed_rows=packed,
+        sample=members[int(np.abs(totals - mean).argmin())],
+    )
+
+
+def heaviest_batch(config: SFTConfig, lengths: Ints, batch_size: int) -> int:
+    """Tokens of the longest `batch_size` rows, the worst that a batch can hold."""
+    if config.packing:
+        return batch_size * config.max_seq_length
+    if config.max_batch_tokens:
+        return max(config.max_batch_tokens, int(lengths.max()))
+    return int(np.sort(lengths)[-batch_size:].sum())
+
+
+def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:
+    """Best-fit decreasing, as TRL's `pack_dataset(strategy="bfd")`: the row indices of each packed sequence."""
+    space: list[tuple[int, int]] = []  # (tokens left, sequence), sorted
+    packs: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        length = min(int(lengths[row]), capacity)
+        place = bisect.bisect_left(space, (length, -1))
+        left, pack = space.pop(place) if place < len(space) else (capacity, len(packs))
+        if pack == len(packs):
+            packs.append([])
+        packs[pack].append(row)
+        bisect.insort(space, (left - length, pack))
+    return packs
+
+
+def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches) -> dict[str, Any]:
+    """The answer's `batches`."""
+    tokens = int(rows.lengths.sum())
+    return {
+        "rows_per_step": config.get_effective_batch_size(),
+        "batches_per_epoch": batches.per_epoch,
+        "mean_tokens": round(batches.mean_tokens, 1),
+        "max_tokens": batches.max_tokens,
+        "padded_tokens_per_epoch": batches.padded_tokens,
+        "tokens_per_epoch": tokens,
+        "padding_saved": round(1 - tokens / batches.padded_tokens, 4),
+        "packed_sequences": batches.packed_rows,
+    }
+
+
+def _count_padded(config: SFTConfig, lengths: Ints) -> int:
+    """Tokens an epoch holds when each batch of `batch_size` rows is padded to its longest; the seed's first shuffle."""
+    order = np.random.default_rng(config.seed).permutation(len(lengths))
+    size = config.batch_size
+    return sum(
+        int(lengths[order[at : at + size]].max()) * len(order[at : at + size]) for at in range(0, len(order), size)
+    )
+
+
+def _shuffle(config: SFTConfig, units: int) -> list[list[int]]:
+    """The batches of several shuffles of so many rows or packed sequences."""
+    generator = np.random.default_rng(config.seed)
+    groups: list[list[int]] = []
+    while len(groups) < MIN_BATCHES:
+        order = generator.permutation(units).tolist()
+        groups += [order[at : at + config.batch_size] for at in range(0, units, config.batch_size)]
+    return groups

@@ -1,0 +1,43 @@
+"""Which class reads a model's tokenizer, without `AutoTokenizer`: importing that loads torch, which takes seconds."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
+DECLARED = {  # by model type: what tokenizer_config.json may declare so that AutoTokenizer takes the class it names
+    "llama": (*ANY, "GPT2Tokenizer"),
+    "gpt2": (*ANY, "GPT2Tokenizer"),
+    "qwen2": ("Qwen2Tokenizer",),
+    "qwen3": (*ANY, "Qwen2Tokenizer"),
+    "gemma": (*ANY, "GemmaTokenizer"),
+    "gemma2": (*ANY, "GemmaTokenizer"),
+    "gemma3_text": (*ANY, "GemmaTokenizer"),
+}
+
+
+def find_tokenizer_class(path: Path) -> "type[PreTrainedTokenizerBase] | None":
+    """The class `AutoTokenizer` would take for the model in a folder, where that is simple to say; else None."""
+    config, declared = _read(path / "config.json"), _read(path / "tokenizer_config.json")
+    name = declared.get("tokenizer_class")
+    known = DECLARED.get(str(config.get("model_type")), ())
+    if "auto_map" in declared or not isinstance(name, str) or not (path / "tokenizer.json").is_file():
+        return None
+    name = name if name in ANY else name.removesuffix("Fast")
+    if name not in known:
+        return None
+    import transformers
+
+    found: type[PreTrainedTokenizerBase] | None = getattr(transformers, name, None)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,143 @@
+"""The planner: what a job would take, in a process of its own so that the API never loads the training libraries.
+
+`python -m tasks.plan` reads a request from stdin and writes the answer to stdout. `python -m tasks.plan --serve SOCKET`
+loads the libraries once and forks for each connection, until its stdin is closed. A request is one line of JSON,
+`{"config": ..., "settings": ...}`; the answer is `{"plan": ...}` or `{"error": {"code": ..., "detail": ...}}`.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from jobs.history import read_past_runs
+from jobs.settings import Settings
+from jobs.store import engine_for
+from sft.config import SFTConfig
+from sft.errors import TuneyardError
+from sft.models import find_model
+from sft.tokenization import prepare
+from tasks.dataset import DatasetVersion, resolve
+from tasks.tokenize import CACHE_FOLDER
+
+logger = logging.getLogger(__name__)
+
+PRELOADED = ("sft.session", "sft.planning.plan", "dvc.repo", "dvc.api", "psycopg2")
+BACKLOG = 64
+
+
+def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
+    """What a job of this configuration would take on this machine; its rows are tokenized as the job would.
+
+    Raises:
+        TuneyardError: what would fail the job, as far as its data, model and template go.
+    """
+    from sft.planning.duration import PastRun
+    from sft.planning.plan import make_plan
+
+    model = find_model(config.base_model, settings.model_root)
+    dataset = resolve(config.dataset_name, settings, config.dataset_split)
+    prepared = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+    runs: list[PastRun] = []
+    if settings.database_url:
+        runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]
+    return {
+        "dataset": describe_dataset(dataset),
+        **make_plan(config, prepared, model, runs, measure_free_disk(config, settings)),
+    }
+
+
+def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
+    """Exactly which rows these are."""
+    return {
+        "name": dataset.name,
+        "revision": dataset.revision,
+        "commit": dataset.commit,
+        "md5": dataset.md5,
+        "rows": dataset.rows,
+        "source": dataset.source,
+    }
+
+
+def measure_free_disk(config: SFTConfig, settings: Settings) -> int:
+    """Bytes free where the job's checkpoints go. Raises InvalidConfig for a folder outside every allowed root."""
+    folder = settings.output_folder(config.checkpoint_dir or config.output_dir)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def answer(line: str) -> str:
+    """The answer to a request."""
+    request = json.loads(line)
+    try:
+        config = SFTConfig.from_dict(request["config"])
+        return json.dumps({"plan": plan(config, Settings.model_validate(request["settings"]))}, allow_nan=False)
+    except TuneyardError as error:
+        return json.dumps({"error": {"code": error.code, "detail": str(error)}})
+
+
+def serve(path: str) -> None:
+    """Answer connections to a socket until stdin is closed."""
+    with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
+        door.bind(path)
+        door.listen(BACKLOG)  # from here on requests wait in line, while the libraries are loaded
+        for name in PRELOADED:
+            importlib.import_module(name)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+        selector.register(door, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if sys.stdin in ready:  # closed: whoever started this process is gone
+                return
+            connection, _ = door.accept()
+            if os.fork() == 0:
+                door.close()
+                _serve_one(connection)
+            connection.close()
+
+
+def _serve_one(connection: socket.socket) -> None:
+    """In the child: one answer, then the end, whatever happens."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # git's exit status is wanted
+        with connection, connection.makefile("r", encoding="utf-8") as lines:
+            line = lines.readline()
+            threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+            connection.sendall(answer(line).encode() + b"\n")
+    except BaseException:
+        logger.exception("A plan could not be made")
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process when whoever asked has hung up."""
+    connection.recv(1)
+    os._exit(1)
+
+
+def main() -> None:
+    """The process's entry."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="answer requests on this socket")
+    options = arguments.parse_args()
+    if options.serve:
+        serve(str(options.serve))
+    else:
+        sys.stdout.write(answer(sys.stdin.readline()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

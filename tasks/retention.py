@@ -1,0 +1,21 @@
+"""What is kept of jobs that ended long ago. A state hook of the flow: every job that ends clears up behind others."""
+
+import logging
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun, State
+
+from jobs.events import forget_old_events
+from jobs.settings import Settings
+from jobs.store import engine_for
+
+logger = logging.getLogger(__name__)
+
+
+def forget_old_jobs(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Remove the events of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; their reports stay."""
+    settings = Settings()
+    if settings.database_url is None:
+        return
+    if forgotten := forget_old_events(engine_for(settings.database_url), settings.keep_events_days):
+        logger.info("Removed the events of %s jobs that ended over %s days ago", forgotten, settings.keep_events_days)

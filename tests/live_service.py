@@ -1,0 +1,55 @@
+"""A stack and an API of its own, for what is measured or fuzzed apart from the tests."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from jobs import stack
+from jobs.settings import PROJECT_ROOT, Settings
+from tests.conftest import free_port
+
+
+@contextmanager
+def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
+    """Settings of the stack and URL of the API; both are stopped at the end."""
+    settings = Settings(home=home / "state", prefect_port=free_port(), mlflow_port=free_port(), api_port=free_port())
+    try:
+        up = stack.ensure_up(settings)
+        environment = os.environ | {"TUNEYARD_HOME": str(settings.home)}
+        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(settings.api_port)]
+        with (home / "api.log").open("w") as log:
+            api = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://127.0.0.1:{settings.api_port}"
+            wait_until_up(url)
+            yield up, url
+        finally:
+            api.terminate()
+            api.wait()
+    finally:
+        stack.down(settings)
+
+
+def wait_until_up(url: str, seconds: float = 60) -> None:
+    """Wait until the API answers. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(url, timeout=5)
+        except httpx.TransportError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"{url} did not answer within {seconds} s")
+
+
+def pause_jobs(settings: Settings, is_paused: bool = True) -> None:
+    """Let jobs wait, or go on: a paused work pool gives its workers nothing."""
+    url = f"{settings.prefect_api_url}/work_pools/{settings.work_pool}"
+    httpx.patch(url, json={"is_paused": is_paused}, timeout=30).raise_for_status()

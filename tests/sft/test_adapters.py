@@ -1,0 +1,112 @@
+"""What the kinds of adapter do, and that what is saved is what was trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sft.errors import InvalidConfig
+from sft.models import quiet_transformers
+from sft.session import TrainingSession
+from sft.tokenization import PreparedData
+from tests.tiny_models import measure_loss, save_tiny_model
+
+Open = Callable[..., TrainingSession]
+
+
+def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return settings, load_file(folder / "adapter_model.safetensors")
+
+
+def read_scales(model: torch.nn.Module) -> set[float]:
+    return {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
+
+
+def test_dora_trains_and_saves_its_magnitudes(open_session: Open, tmp_path: Path, rows: PreparedData) -> None:
+    session = open_session(use_dora=True, save_merged_model=True, num_epochs=2.0)
+    before = {
+        name: value.detach().clone() for name, value in session.trainer.model.named_parameters() if "magnitude" in name
+    }
+    assert len(before) == 2 * 7  # every linear layer of two blocks
+    session.train()
+    after = dict(session.trainer.model.named_parameters())
+    assert all((after[name] != value).any() for name, value in before.items())
+
+    expected = session.evaluate()["eval_loss"]
+    settings, weights = read_saved(session.save(tmp_path / "adapter"))
+    assert settings["use_dora"] is True
+    assert sum("lora_magnitude_vector" in name for name in weights) == len(before)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert measure_loss(merged, rows.load_eval()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(open_session: Open, model_path: Path, tmp_path: Path) -> None:
+    session = open_session(use_rslora=True, lora_r=16, lora_alpha=8)
+    assert read_scales(session.trainer.model) == {8 / 4}
+    folder = session.save(tmp_path / "adapter")
+    assert read_saved(folder)[0]["use_rslora"] is True
+    with quiet_transformers():
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path), folder)
+    assert read_scales(loaded) == {8 / 4}
+
+
+@pytest.mark.parametrize("optimizer_type", [None, "sgd"])
+def test_loraplus_gives_b_a_higher_rate(open_session: Open, optimizer_type: str | None) -> None:
+    rates: list[float] = []
+    session = open_session(
+        loraplus_lr_ratio=8.0,
+        scheduler_type="constant",
+        warmup_ratio=0.0,
+        optimizer_type=optimizer_type,
+        on_event=lambda name, values: rates.append(values["learning_rate"]) if name == "step" else None,
+    )
+    session.train()
+    names = {parameter: name for name, parameter in session.trainer.model.named_parameters()}
+    found = {
+        ("B" if "lora_B" in names[parameter] else "A", group["lr"], group["weight_decay"])
+        for group in session.trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found == {("A", 1e-2, 0.001), ("B", 8e-2, 0.001)}
+    trained = sum(len(group["params"]) for group in session.trainer.optimizer.param_groups)
+    assert trained == sum(parameter.requires_grad for parameter in names)
+    assert set(rates) == {1e-2}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "q_proj,v_proj"])
+def test_only_the_named_layers_are_adapted(open_session: Open, targets: Any) -> None:
+    session = open_session(lora_target_modules=targets)
+    adapted = {name.split(".")[-4] for name, weight in session.trainer.model.named_parameters() if weight.requires_grad}
+    assert adapted == {"q_proj", "v_proj"}
+
+
+def test_gpt2s_transposed_layers_can_be_named(open_session: Open, tmp_path: Path) -> None:
+    session = open_session(model=save_tiny_model("gpt2", tmp_path / "gpt2"), lora_target_modules=["c_attn"])
+    adapted = {name.split(".")[-4] for name, weight in session.trainer.model.named_parameters() if weight.requires_grad}
+    assert adapted == {"c_attn"}
+    assert read_saved(session.save(tmp_path / "adapter"))[0]["fan_in_fan_out"] is True
+
+
+def test_an_adapter_to_start_from_keeps_its_kind(open_session: Open, tmp_path: Path) -> None:
+    plain = open_session().save(tmp_path / "plain")
+    dora = open_session(use_dora=True).save(tmp_path / "dora")
+    with pytest.raises(InvalidConfig, match="use_dora is true, but the adapter in adapter_path was made without DoRA"):
+        open_session(adapter_path=str(plain), use_dora=True)
+    with pytest.raises(InvalidConfig, match="use_rslora is true, but the adapter in adapter_path was made without"):
+        open_session(adapter_path=str(plain), use_rslora=True)
+    resumed = open_session("resumed", adapter_path=str(dora))
+    resumed.train()
+    assert read_saved(resumed.save(tmp_path / "again"))[0]["use_dora"] is True
+
+
+def test_loraplus_takes_no_optimizer_it_can_not_split(open_session: Open) -> None:
+    with pytest.raises(InvalidConfig, match="loraplus_lr_ratio does not work with optimizer_type 'galore_adamw'"):
+        open_session(loraplus_lr_ratio=4.0, optimizer_type="galore_adamw")

@@ -1,0 +1,87 @@
+"""Several processes that train one adapter, on a CPU over gloo: the same steps as one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig
+from sft.group import GroupSession, check_devices, open_session
+from sft.session import TrainingSession
+from sft.tokenization import prepare
+
+Start = Callable[..., TrainingSession | GroupSession]
+
+
+@pytest.fixture
+def start(model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: Callable[..., SFTConfig]) -> Start:
+    def start_it(output: str, on_event: Any = None, **fields: Any) -> TrainingSession | GroupSession:
+        config = make_config(**fields)
+        rows = prepare(config, model_path, alpaca_file, tmp_path / "cache")
+        return open_session(config, rows, model_path, tmp_path / output, on_event)
+
+    return start_it
+
+
+def find_members() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if "sft.member" in " ".join(child.cmdline())]
+
+
+def test_two_processes_take_the_steps_of_one_and_end_when_told(start: Start, tmp_path: Path) -> None:
+    def run(output: str, **fields: Any) -> dict[str, Any]:
+        told: dict[str, Any] = {"names": [], "losses": [], "norms": []}
+
+        def on_event(name: str, values: dict[str, Any]) -> None:
+            told["names"].append(name)
+            if name == "step":
+                told["losses"].append(values["loss"])
+                told["norms"].append(values["grad_norm"])
+            if told.get("stop"):
+                raise KeyboardInterrupt
+
+        session = start(output, on_event, num_epochs=2.0, save_steps=2, **fields)
+        told["eval"] = [session.evaluate()["eval_loss"]]
+        told["result"] = session.train()
+        told["eval"].append(session.evaluate()["eval_loss"])
+        session.save(tmp_path / output / "adapter")
+        if isinstance(session, GroupSession):
+            members, told["stop"] = find_members(), True
+            assert len(members) >= 2
+            with pytest.raises(KeyboardInterrupt):
+                session.evaluate()
+            assert psutil.wait_procs(members, timeout=5)[1] == []
+            told["names"].pop()
+        return told
+
+    one = run("one", batch_size=2, gradient_accumulation_steps=2)
+    two = run("two", batch_size=2, num_devices=2)
+    assert len(two["losses"]) == 4
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["norms"] == pytest.approx(one["norms"], rel=1e-3)
+    assert two["eval"] == pytest.approx(one["eval"], rel=1e-4)
+    assert two["names"] == one["names"]
+    assert two["result"]["train_loss"] == pytest.approx(one["result"]["train_loss"], rel=1e-4)
+    assert [two["result"][name] for name in ("steps", "tokens")] == [
+        one["result"][name] for name in ("steps", "tokens")
+    ]
+    for output in ("one", "two"):
+        assert (tmp_path / output / "checkpoints" / "checkpoint-2" / "complete.json").is_file()
+        assert (tmp_path / output / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_error_of_one_process_ends_them_all(start: Start) -> None:
+    with pytest.raises(InvalidConfig, match="lora_target_modules has no layer 'qq_proj' to adapt"):
+        start("out", num_devices=2, lora_target_modules="qq_proj")
+    assert find_members() == []
+
+
+def test_more_devices_than_there_are_is_an_error_naming_both() -> None:
+    check_devices(4, gpus=4, cores=1)
+    check_devices(2, gpus=0, cores=2)
+    with pytest.raises(InvalidConfig, match="num_devices is 4, but this job sees 1 GPU; set num_devices to 1 at most"):
+        check_devices(4, gpus=1, cores=64)
+    with pytest.raises(InvalidConfig, match="num_devices is 4, but there is no GPU and the CPU has 2 cores"):
+        check_devices(4, gpus=0, cores=2)
