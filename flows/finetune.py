@@ -63,7 +63,9 @@ def finetune(
         rows = tokenize(config, dataset, model, journal)
         session = load_session(config, rows, model, start, journal)
         journal.open_trackers(dataset)
-        before = evaluate(session, journal, "base model", step=0)
+        # A fresh adapter can be switched off, so its first step need not wait for the base model's evaluation.
+        early = None if session.keeps_start else evaluate(session, journal, "base model", step=0)
         training = train(session, journal)
         after = evaluate(session, journal, "adapter", step=training["steps"])
+        before = early or evaluate(session, journal, "base model", step=0)
         return register(session, journal, dataset, before, training, after)

@@ -1,6 +1,8 @@
 """Turns what the Trainer does into events."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,6 +24,16 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self.started_at = 0.0
         self.first_step = 0
         self.learning_rate = 0.0
+        self._is_at_start = False
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Tell of an evaluation within the block as of step 0, whenever it comes."""
+        self._is_at_start = True
+        try:
+            yield
+        finally:
+            self._is_at_start = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,7 +92,7 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         **kwargs: Any,
     ) -> None:
         """Send `evaluate`."""
-        self.on_event("evaluate", {"step": state.global_step, **(metrics or {})})
+        self.on_event("evaluate", {**(metrics or {}), "step": 0 if self._is_at_start else state.global_step})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Send `checkpoint`."""

@@ -99,6 +99,16 @@ class GroupSession:
         metrics: dict[str, Any] = self._call("evaluate")
         return metrics
 
+    @property
+    def keeps_start(self) -> bool:
+        """False: the start is to be evaluated before training."""
+        return False
+
+    def evaluate_start(self) -> dict[str, Any]:
+        """As `TrainingSession.evaluate_start`, before training."""
+        metrics: dict[str, Any] = self._call("evaluate_start")
+        return metrics
+
     def train(self) -> dict[str, Any]:
         """As `TrainingSession.train`; tokens and losses are those of all processes."""
         result: dict[str, Any] = self._call("train")

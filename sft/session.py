@@ -2,6 +2,7 @@
 
 import copy
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class TrainingSession:
         if config.packing:
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
-        sender, self._guard = EventSender(self.on_event), StepGuard()
+        self._sender, self._guard = EventSender(self.on_event), StepGuard()
         with quiet_transformers():
             model, peft_config = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
@@ -80,15 +81,15 @@ class TrainingSession:
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
                 peft_config=peft_config,
-                callbacks=[sender, self._guard, *self._choose_stopping(eval_rows is not None)],
+                callbacks=[self._sender, self._guard, *self._choose_stopping(eval_rows is not None)],
                 max_batch_tokens=config.max_batch_tokens,
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
         self.trainer.remove_callback(PrinterCallback)
-        sender.trainer = self.trainer
+        self._sender.trainer = self.trainer
         parameters = list(self.trainer.model.parameters())
-        sender.begin = {
+        self._sender.begin = {
             "rows": len(train_rows),
             "parameters": sum(parameter.numel() for parameter in parameters),
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -104,6 +105,19 @@ class TrainingSession:
             return {"eval_loss": None}
         metrics: dict[str, Any] = self.trainer.evaluate()
         return metrics
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the model as it was before training can still be evaluated after it: a new adapter switches off."""
+        return isinstance(self.trainer.model, PeftModel) and self.config.adapter_path is None
+
+    def evaluate_start(self) -> dict[str, Any]:
+        """`evaluate` of the model before any training, told as of step 0; after training only with `keeps_start`."""
+        is_trained = self.trainer.state.global_step > 0
+        if is_trained and not self.keeps_start:
+            raise RuntimeError("the start is gone: evaluate it before training")
+        with self._sender.at_start(), self.trainer.model.disable_adapter() if is_trained else nullcontext():
+            return self.evaluate()
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest whole checkpoint if there is one.

@@ -1,7 +1,7 @@
 """Measures the loss on the held-out rows."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,10 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 @task(name="Evaluate", task_run_name="Evaluate {what}", cache_policy=NO_CACHE)
-def evaluate(session: "TrainingSession | GroupSession", journal: Journal, what: str, step: int) -> dict[str, Any]:
-    """The held-out loss of the model as it is now: `eval_loss`, the mean over supervised tokens in nats."""
+def evaluate(
+    session: "TrainingSession | GroupSession", journal: Journal, what: Literal["base model", "adapter"], step: int
+) -> dict[str, Any]:
+    """The held-out loss of the model as it was at `step` 0 or is now: `eval_loss`, mean nats a supervised token."""
     journal.enter("evaluating")
-    metrics = session.evaluate()
+    metrics = session.evaluate_start() if step == 0 else session.evaluate()
     journal.log_metrics(metrics, step)
     logger.info("Eval loss of the %s: %s", what, metrics.get("eval_loss"))
     return metrics

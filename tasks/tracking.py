@@ -128,6 +128,7 @@ class WandbTracker:
             config=config.to_dict(),
             settings=wandb.Settings(silent=True, x_disable_stats=True),
         )
+        self._run.define_metric("*", step_metric="step")
         self.url = self._run.url or Path(self._run.dir).parent.as_uri()
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
@@ -136,8 +137,8 @@ class WandbTracker:
         self._run.config.update({"dataset": lineage}, allow_val_change=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Values of one optimizer step."""
-        self._run.log(metrics, step=step)
+        """Values of one optimizer step. W&B's own steps may only grow, and the start is evaluated last."""
+        self._run.log({**metrics, "step": step})
 
     def finish(self, succeeded: bool) -> None:
         """Close the run."""

@@ -165,9 +165,10 @@ def test_wandb_offline_files_hold_the_metrics(api, model, wait_for):
     assert job["status"] == "completed", job["error"]
     assert job["tracking_url"].startswith("file://")
     (file,) = Path(job["tracking_url"].removeprefix("file://")).glob("*.wandb")
-    steps = read_history(file)
-    assert [step["_step"] for step in steps] == [0, 1, 2]
-    assert all(step["loss"] > 0 and step["learning_rate"] >= 0 for step in steps[1:])
+    rows = read_history(file)
+    assert [row["step"] for row in rows] == [1, 2, 2, 0]  # the steps, the adapter, the base model
+    assert all(row["loss"] > 0 and row["learning_rate"] >= 0 for row in rows[:2])
+    assert rows[2]["eval_loss"] != rows[3]["eval_loss"]
 
 
 def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, receiver):

@@ -48,11 +48,11 @@ def test_the_events_tell_the_whole_job(api, followed):
 
     phases = [data["phase"] for _, name, data in events if name == "phase"]
     assert phases[:3] == ["starting", "tokenizing", "loading model"]
-    assert phases[3:] == ["evaluating", "training", "evaluating", "registering"]
+    assert phases[3:] == ["training", "evaluating", "evaluating", "registering"]
     assert [name for _, name, _ in events if name in ("begin", "epoch", "end")] == ["begin", "epoch", "end"]
     assert [data["step"] for _, name, data in events if name == "step"][-1] == 6
     assert [data["step"] for _, name, data in events if name == "checkpoint"] == [2, 4, 6]
-    assert [data["step"] for _, name, data in events if name == "evaluate"] == [0, 3, 6, 6]
+    assert [data["step"] for _, name, data in events if name == "evaluate"] == [3, 6, 6, 0]
     assert (last, end["status"], end["result"]) == ("end", "completed", job["result"])
     assert ended_at - job["end_time"] < 3
     replayed = api.get(f"/api/sft/jobs/{job_id}/events", headers={"Last-Event-ID": events[4][0]})
@@ -143,5 +143,5 @@ def test_callbacks_are_called_in_the_process_that_made_the_job(environment, mode
     assert done.returncode == 0, done.stderr
     job_id, waiting, called = json.loads(done.stdout.splitlines()[-1])
     assert called[0] == [waiting, 4, "stopped"]
-    assert called[1:] == ["evaluate", "begin", "step", "save", "evaluate", [job_id, 4, "completed"]]
+    assert called[1:] == ["begin", "step", "save", "evaluate", "evaluate", [job_id, 4, "completed"]]
     assert "no disk for the plot" in done.stderr

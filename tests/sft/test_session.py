@@ -30,6 +30,30 @@ def test_loss_before_training_is_the_base_models(open_session: Train, model_path
     assert open_session().evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_start_is_evaluated_after_training_as_before_it(open_session: Train) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    session = open_session(on_event=lambda name, values: events.append((name, values)))
+    before = session.evaluate_start()
+    session.train()
+    trained = session.evaluate()
+    after = session.evaluate_start()
+
+    assert session.keeps_start
+    assert after["eval_loss"] == before["eval_loss"] != trained["eval_loss"]
+    told = [values["step"] for name, values in events if name == "evaluate"]
+    assert told == [0, session.trainer.state.global_step, 0]
+
+
+def test_a_start_that_is_gone_is_not_made_up(open_session: Train) -> None:
+    session = open_session(use_lora=False)
+    session.evaluate_start()
+    session.train()
+
+    assert not session.keeps_start
+    with pytest.raises(RuntimeError, match="before training"):
+        session.evaluate_start()
+
+
 def test_training_learns_and_tells_of_every_step(open_session: Train) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     session = open_session(on_event=lambda name, values: events.append((name, values)), num_epochs=6.0)
