@@ -28,7 +28,7 @@ T = TypeVar("T")
 FLOW_NAME = "finetune"
 DEPLOYMENT_NAME = "finetune/sft"
 PAGE_SIZE = 200  # Prefect's cap
-POOL_TTL_SECONDS = 2.0
+POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
 
 _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
 
@@ -143,7 +143,7 @@ class PrefectRuns:
         call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params={"id": run_id}, json=change))
 
     def pool(self) -> Pool:
-        """The work pool as it was at most two seconds ago. A paused one has no slots."""
+        """The work pool as it was a few seconds ago at most. A paused one has no slots."""
         with self._pool_lock:
             if self._pool is None or time.monotonic() - self._pool[0] > POOL_TTL_SECONDS:
                 self._pool = (time.monotonic(), self._read_pool())

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import alembic.command
-import alembic.config
 from sqlalchemy import BigInteger, DateTime, Engine, ForeignKey, Identity, Index, Integer, Text, create_engine, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -110,6 +108,9 @@ def engine_for(database_url: str) -> Engine:
 
 def migrate(database_url: str) -> None:
     """Bring the schema up to date; safe to call from several processes at once."""
+    import alembic.command  # a fifth of a second, which a job need not take
+    import alembic.config
+
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     engine = create_engine(database_url)

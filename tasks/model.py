@@ -1,6 +1,9 @@
 """Finds the base model and loads it together with the adapter to train."""
 
+import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +66,21 @@ def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
 ) -> "TrainingSession | GroupSession":
     """The base model with its adapter, ready to train, on as many devices as the job asks for."""
-    from sft.group import open_session  # loads torch: seconds that a cancelled or failing job should not cost
-
     journal.enter("loading model")
+    with without_collecting():
+        from sft.group import open_session  # loads torch: seconds that a cancelled or failing job should not cost
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
     return open_session(config, rows, model, journal.folder, journal.on_event, checkpoint_dir)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """For imports: of the seven seconds that torch and its friends take, one goes into looking for garbage."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
