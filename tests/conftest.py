@@ -66,11 +66,15 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """The settings of one real stack that all tests share; no process of it is left at the end."""
-    settings = stack_settings(tmp_path_factory.mktemp("stack"))
-    try:
-        yield ensure_up(settings)
-    finally:
-        down(settings)
-    assert stack_processes(settings.home) == []
+def stack() -> Iterator[Settings]:
+    """The settings of one real stack that all tests share; no process of it is left at the end.
+
+    Not below pytest's folder: each pytest that starts closes that to all other users, and PostgreSQL runs as one.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneyard-stack-") as folder:
+        settings = stack_settings(Path(folder))
+        try:
+            yield ensure_up(settings)
+        finally:
+            down(settings)
+        assert stack_processes(settings.home) == []
