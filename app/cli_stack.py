@@ -129,9 +129,12 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
         requested.set()
         raise typer.Exit(0)
 
-    for number in SIGNALS:
-        signal.signal(number, stop)
-    yield requested
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ignore_signals() -> None:

@@ -12,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from tests.conftest import wait_until
+from tests.e2e.line import NOBODY
 from tests.e2e.wandb_files import read_history
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
@@ -33,7 +35,8 @@ print(json.dumps({"prompt": text, "eos": tokenizer.eos_token,
 
 @pytest.fixture(scope="module")
 def finished(api, model, receiver, wait_for):
-    """One job, run to its end."""
+    """One job, run to its end; those of other tests have left the line."""
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
     body = SMALL | {
         "model_name": model,
         "dataset_version": "v1.1",
@@ -174,6 +177,7 @@ def test_wandb_offline_files_hold_the_metrics(api, model, wait_for):
 def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, receiver):
     long = SMALL | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "webhook_url": receiver.url}
     long["save_steps"] = 1_000_000  # what is kept is what the stop saves
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
     first = api.post("/train", json=long).json()["job_id"]
     second = api.post("/train", json=long).json()
     third = api.post("/train", json=long).json()
