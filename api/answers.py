@@ -253,6 +253,37 @@ class CheckpointInfo(BaseModel):
     complete: bool
 
 
+class DeliveryAttempt(TypedDict):
+    """One call of a webhook: the receiver's status, or why there was none."""
+
+    time: Time
+    status_code: int | None
+    error: str | None
+
+
+class Delivery(TypedDict):
+    """One end of a job that its webhook is told of. `gone`: the receiver answered 410; `failed`: given up after 3 days.
+
+    `webhook_id` is what the receiver gets in the header of this name, the same at each attempt.
+    """
+
+    delivery_id: Id
+    webhook_id: str
+    job_id: Id
+    status: Literal["completed", "failed", "cancelled"]
+    url: str
+    state: Literal["pending", "delivered", "failed", "gone"]
+    attempts: list[DeliveryAttempt]
+    next_attempt_at: Time | None
+    created_at: Time
+
+
+class Deliveries(TypedDict):
+    """A job's deliveries, oldest first."""
+
+    deliveries: list[Delivery]
+
+
 class Checkpoints(TypedDict):
     """The checkpoints that are kept, in order of steps."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from api.plan_answer import EXAMPLE as PLAN
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
+DELIVERY_ID = "6f0d8bb2-58a4-4f5c-9c46-2a1e4ce5d7a1"
 CONFIG_ID = "0b8d3c52-6a0e-4a53-9a4e-3c1d3d1f6a77"
 
 
@@ -88,6 +89,20 @@ SFT_JOB = {
     "config": SFT_CONFIG,
 }
 SAVED_CONFIG = {"config_id": CONFIG_ID, "name": "my_config", "config": SFT_CONFIG}
+DELIVERY = {
+    "delivery_id": DELIVERY_ID,
+    "webhook_id": f"msg_{DELIVERY_ID.replace('-', '')}",
+    "job_id": JOB_ID,
+    "status": "completed",
+    "url": "https://example.com/webhook",
+    "state": "delivered",
+    "attempts": [
+        {"time": "2026-04-05T16:31:07.214000+00:00", "status_code": 503, "error": None},
+        {"time": "2026-04-05T16:31:09.380000+00:00", "status_code": 200, "error": None},
+    ],
+    "next_attempt_at": None,
+    "created_at": "2026-04-05T16:31:07.204000+00:00",
+}
 READY = {"ok": True, "detail": "answers"}
 
 EXAMPLES: dict[tuple[str, str], Example] = {
@@ -177,7 +192,15 @@ EXAMPLES: dict[tuple[str, str], Example] = {
                 },
             ),
             "adapter": Example("Download a job's adapter"),
+            "deliveries": Example("List a job's webhook deliveries", response={"deliveries": [DELIVERY]}),
         }.items()
+    },
+    **{
+        ("POST", f"{prefix}/{{job_id}}/deliveries/{{delivery_id}}/resend"): Example(
+            "Deliver a webhook again",
+            response=DELIVERY | {"state": "pending", "next_attempt_at": "2026-04-05T17:02:00+00:00"},
+        )
+        for prefix in ("/train", "/api/sft/jobs")
     },
     ("GET", "/health"): Example("Is this process up?", response={"status": "ok", "version": "0.1.0"}),
     ("GET", "/ready"): Example(

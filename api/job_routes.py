@@ -3,23 +3,26 @@
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.answers import AsIs, Checkpoints, Series, StreamedEvent
+from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, StreamedEvent
 from api.errors import SFT_PREFIX
 from api.service import get_service
 from api.streaming import STREAM_HEADERS, follow, send_events
 from jobs.archive import checksum, find_adapter
+from jobs.database import translate_errors
 from jobs.feed import END_ID, EventFeed
 from jobs.job import Job
 from jobs.logs import LogFeed, LogLine, read_log
+from jobs.outbox import list_deliveries, message_id, resend
 from jobs.records import list_checkpoints, read_series, series_to_csv
 from jobs.service import JobService
 from jobs.status import SFT_WORDS, TRAIN_WORDS
+from jobs.store import WebhookDelivery
 
 MAX_TAIL = 100_000
 NDJSON = "application/x-ndjson"
@@ -124,6 +127,38 @@ def get_metrics(
 def get_checkpoints(job: FoundJob, service: Service) -> AsIs[Checkpoints]:
     """The checkpoints that are kept: `step, path, time, bytes, complete`."""
     return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
+
+
+@resources.get("/{job_id}/deliveries")
+def get_deliveries(job: FoundJob, service: Service) -> AsIs[Deliveries]:
+    """What the job's webhook has been told and is still to be told, with every attempt."""
+    with translate_errors():
+        return {"deliveries": [delivery_view(delivery) for delivery in list_deliveries(service.engine, job.id)]}
+
+
+@resources.post("/{job_id}/deliveries/{delivery_id}/resend")
+def resend_delivery(job: FoundJob, delivery_id: str, service: Service) -> AsIs[Delivery]:
+    """Call the webhook again, now and, while it fails, for another three days. The `webhook-id` stays the same."""
+    with translate_errors():
+        return delivery_view(resend(service.engine, job.id, delivery_id))
+
+
+def delivery_view(delivery: WebhookDelivery) -> Delivery:
+    """A delivery as clients see it. Times are ISO 8601."""
+    return cast(
+        Delivery,
+        {
+            "delivery_id": str(delivery.id),
+            "webhook_id": message_id(delivery),
+            "job_id": str(delivery.job_id),
+            "status": delivery.status,
+            "url": delivery.url,
+            "state": delivery.state,
+            "attempts": delivery.attempts,
+            "next_attempt_at": delivery.next_attempt_at.isoformat() if delivery.next_attempt_at else None,
+            "created_at": delivery.created_at.isoformat(),
+        },
+    )
 
 
 @resources.get(

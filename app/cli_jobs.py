@@ -1,4 +1,4 @@
-"""`tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`: jobs of a running service."""
+"""`tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`, `deliveries`: jobs of a running service."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,6 +183,27 @@ def cancel(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = No
         print_json(answer.model_dump(mode="json"))
     else:
         typer.echo(answer.message)
+
+
+@commands.command(rich_help_panel=PANEL)
+def deliveries(
+    job_id: JobArgument,
+    resend: Annotated[str | None, typer.Option(metavar="DELIVERY", help="Call the webhook again.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List what a job's webhook has been told, attempt by attempt, or have it told again."""
+    with connected(url) as client:
+        found = [client.resend(job_id, resend)] if resend else client.deliveries(job_id)
+    if as_json:
+        print_json([delivery.model_dump(mode="json") for delivery in found])
+        return
+    for delivery in found:
+        then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
+        typer.echo(f"{delivery.delivery_id}  {delivery.status:<9}  {delivery.state}{then}  {delivery.url}")
+        for attempt in delivery.attempts:
+            said = attempt.error or f"HTTP {attempt.status_code}"
+            typer.echo(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {said}")
 
 
 def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> int:

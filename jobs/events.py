@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select
+from sqlalchemy import Connection, Engine, delete, insert, select
 from sqlalchemy.orm import Session
 
 from jobs.store import JobEvent, JobReport
@@ -19,20 +19,6 @@ STEP_SERIES = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second"
 def write_event(connection: Connection, job_id: UUID, event: str, data: dict[str, Any]) -> None:
     """Add an event: `phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, or `end` when the process ends."""
     connection.execute(insert(JobEvent).values(job_id=job_id, event=event, data=drop_non_finite(data)))
-
-
-def write_end_once(engine: Engine, job_id: UUID, outcome: str) -> bool:
-    """Add the `end` of a job that has no process to add it; False when that has been done, by whichever process."""
-    written = select(JobEvent.id).where(
-        JobEvent.job_id == job_id, JobEvent.event == "end", JobEvent.data["outcome"].astext == outcome
-    )
-    with engine.begin() as connection:
-        lock = int.from_bytes(job_id.bytes[:8], signed=True)
-        connection.execute(select(func.pg_advisory_xact_lock(lock)))
-        if connection.execute(written.limit(1)).first() is not None:
-            return False
-        write_event(connection, job_id, "end", {"outcome": outcome})
-        return True
 
 
 def forget_old_events(engine: Engine, days: int) -> int:

@@ -1,5 +1,6 @@
 """`JobService`: submit, follow, list and cancel jobs."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from jobs.database import translate_errors
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
+from jobs.outbox import add_delivery
 from jobs.prefect_runs import PrefectRuns
 from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
@@ -27,8 +29,11 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
 from jobs.store import JobReport, engine_for
-from jobs.webhook import tell_of_cancellation
+from jobs.targets import check_target
+from jobs.webhook import build_payload
 from sft.errors import JobConflict, StackError, TrainingBusy
+
+logger = logging.getLogger(__name__)
 
 Strategy = Literal["queue", "reject"]
 
@@ -89,7 +94,9 @@ class JobService:
         Raises:
             TrainingBusy: with `strategy="reject"`, when a job is running or in line.
             IdempotencyKeyReused: the request's key came before with another body.
+            InvalidConfig: the webhook leads to an address that is neither public nor allowed.
         """
+        self._check_webhook(spec)
         with self._submit_lock() as connection:
             if request is None:
                 run = self._create_in_line(spec, strategy, priority, None)
@@ -98,7 +105,8 @@ class JobService:
         return self._look_at(run)  # without the lock: nobody who comes later can get ahead
 
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
-        """Make a job that waits until `start` is called."""
+        """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
+        self._check_webhook(spec)
         return self._describe(self._create(spec, Paused(name=CREATED_STATE_NAME, timeout_seconds=None), priority))
 
     def start(self, job_id: UUID | str) -> Job:
@@ -174,6 +182,10 @@ class JobService:
             idempotency_key=run_key,
         )
 
+    def _check_webhook(self, spec: JobSpec) -> None:
+        if spec.webhook_url:
+            check_target(spec.webhook_url, self.settings.webhook_allow)
+
     def _create_in_line(self, spec: JobSpec, strategy: Strategy, priority: Priority, run_key: str | None) -> FlowRun:
         if strategy == "reject" and self._line.is_busy():
             raise TrainingBusy(BUSY_MESSAGE)
@@ -216,10 +228,12 @@ class JobService:
         return self._describe(ended)
 
     def _call_webhook(self, run: FlowRun) -> None:
-        """Tell of a job that was cancelled before it had a process which could."""
+        """Have a job told of that was cancelled before it had a process which could."""
         if url := run.parameters.get("webhook_url"):
-            told = (self.engine, run.id, url)
-            threading.Thread(target=tell_of_cancellation, args=told, name="webhook", daemon=True).start()
+            try:
+                add_delivery(self.engine, run.id, url, build_payload(run.id, "cancelled", None))
+            except SQLAlchemyError as error:
+                logger.warning("The webhook of job %s is left to the watchdog (%s)", run.id, type(error).__name__)
 
     def _look_at(self, run: FlowRun) -> Submission:
         place = self._line.places([run]).get(run.id)

@@ -1,14 +1,43 @@
 """Where things are and how they are reached: one frozen object, read from the environment."""
 
+import re
 import tempfile
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainSerializer, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.signing import read_secret
 from sft.errors import InvalidConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _split(value: Any) -> Any:
+    return re.split(r"[\s,]+", value.strip()) if isinstance(value, str) and value.strip() else value or ()
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    read_secret(secret.get_secret_value())
+    return secret
+
+
+# Lists as one writes them into a variable: separated by commas or blanks.
+Networks = Annotated[
+    tuple[IPv4Network | IPv6Network, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    PlainSerializer(lambda networks: ",".join(map(str, networks)), return_type=str, when_used="json"),
+]
+Secrets = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_check_secret)], ...],
+    NoDecode,
+    BeforeValidator(_split),
+    # For the environment and the planner's pipe, nothing else is made of settings as JSON.
+    PlainSerializer(lambda values: ",".join(v.get_secret_value() for v in values), return_type=str, when_used="json"),
+]
 
 
 class Settings(BaseSettings):
@@ -18,7 +47,9 @@ class Settings(BaseSettings):
     are filled in; with all three set from outside it starts nothing.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TUNEYARD_", frozen=True, populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TUNEYARD_", frozen=True, populate_by_name=True, extra="ignore", hide_input_in_errors=True
+    )
 
     home: Path = Field(PROJECT_ROOT / ".tuneyard", description="State folder: database, logs, models, outputs.")
     model_root: Path = Field(Path("models"), description="Base models as <org>/<name>; relative to home.")
@@ -54,6 +85,15 @@ class Settings(BaseSettings):
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="Web origins whose pages may call the API, as a JSON list; none if unset, `*` for every one."
+    )
+
+    webhook_secrets: Secrets = Field(
+        (),
+        description="`whsec_...` secrets that webhooks are signed with, each of them while one is rotated; unsigned if "
+        "unset.",
+    )
+    webhook_allow: Networks = Field(
+        (), description="Networks a webhook may lead to beside public addresses, such as `10.0.0.0/8,127.0.0.1`."
     )
 
     database_url: str | None = Field(None, description="PostgreSQL URL of Tuneyard's own database.")

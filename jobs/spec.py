@@ -60,6 +60,8 @@ class JobSpec(BaseModel):
             raise ValueError(f"must be an http or https URL ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
             raise ValueError("must be an http or https URL")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must hold no user name and no password; a receiver knows us by the signature")
         if not _URL_CHARACTERS.fullmatch(url):
             raise ValueError("must be an http or https URL; other characters than a URL has are written as %XX")
         return url

@@ -101,7 +101,7 @@ def status(settings: Settings) -> list[PartStatus]:
                 part.name,
                 process.state if process else "STOPPED",
                 process.pid if process else None,
-                addresses.get(part.name) or settings.work_pool,
+                addresses.get(part.name) or (settings.work_pool if part.name.startswith("worker-") else ""),
                 time.time() - process.started_at if process and is_alive else None,
                 log_path(settings.home, part.name),
             )
@@ -202,6 +202,7 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
         _bring_up_workers(settings, resolved.prefect_api_url, supervisor, gpus, began, wait_for)
     if "mlflow" in names:
         wait_for("mlflow", lambda: _is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
+    supervisor.start("watchdog")
 
 
 def _bring_up_workers(

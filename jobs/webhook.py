@@ -1,20 +1,38 @@
-"""The call that tells a client its job has ended."""
+"""The call that tells a client its job has ended: what it says and how it is made."""
 
-import logging
+import json
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
 
+import httpcore
 import httpx
-from sqlalchemy import Engine
 
-from jobs.events import write_end_once
+from jobs.signing import sign
 from jobs.store import JobReport
+from jobs.targets import ForbiddenTarget, GuardedNetwork, Network
 
-logger = logging.getLogger(__name__)
+TIMEOUT_SECONDS = 15.0  # for all of one attempt but the name's resolution
+NO_REASON = "the job's process ended without saying why"
+STATE_PREFIX = "Flow run encountered an exception: "
 
-TIMEOUT_SECONDS = 10.0
-RETRY_DELAYS_SECONDS = (0.0, 1.0, 5.0)
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attempt: the receiver's status, or what kept it from answering."""
+
+    status_code: int | None = None
+    error: str | None = None
+    retry_after_seconds: float = 0.0
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the receiver took it."""
+        return self.status_code is not None and httpx.codes.is_success(self.status_code)
 
 
 def build_payload(job_id: UUID, status: str, report: JobReport | None, message: str | None = None) -> dict[str, Any]:
@@ -22,34 +40,55 @@ def build_payload(job_id: UUID, status: str, report: JobReport | None, message: 
     payload: dict[str, Any] = {"job_id": str(job_id), "status": status}
     payload["tracking_url"] = report.tracking_url if report else None
     if status == "failed":
-        payload["error"] = (report.error if report else None) or message
-        payload["error_code"] = report.error_code if report else None
+        said = (message or NO_REASON).removeprefix(STATE_PREFIX).splitlines()[0]
+        payload["error"] = (report.error if report else None) or said
+        payload["error_code"] = (report.error_code if report else None) or "crashed"
         return payload
-    result = (report.result if report else None) or {}
+    result = (report.result if report and status == "completed" else None) or {}
     payload["output_path"] = report.output_path if report else None
     for key in ("model_name", "model_version", "metrics"):
         payload[key] = result.get(key)
     return payload
 
 
-def tell_of_cancellation(engine: Engine, job_id: UUID, url: str) -> None:
-    """Call the webhook of a job that was cancelled before it had a process which could; once, whoever else does."""
-    if write_end_once(engine, job_id, "cancelled"):
-        deliver(url, build_payload(job_id, "cancelled", None))
+def send(
+    url: str, message_id: str, payload: Mapping[str, Any], secrets: Sequence[str], allowed: Iterable[Network]
+) -> Outcome:
+    """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read."""
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    signed = sign(secrets, message_id, int(time.time()), body)
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_SECONDS)
+    network = GuardedNetwork(allowed, TIMEOUT_SECONDS)
+    try:
+        target = httpx.URL(url)
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": target.netloc.decode(),
+            "Content-Type": "application/json",
+            "User-Agent": "Tuneyard",
+        }
+        place = httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
+        headers["Content-Length"] = str(len(body))
+        headers.update(signed.items())
+        with (
+            httpcore.ConnectionPool(network_backend=network) as pool,
+            pool.stream("POST", place, headers=headers, content=body, extensions={"timeout": timeouts}) as answer,
+        ):
+            found = {name.lower(): value for name, value in answer.headers}
+            return Outcome(answer.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1")))
+    except ForbiddenTarget as error:
+        return Outcome(error=str(error))
+    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+        return Outcome(error=f"{type(error).__name__}: {error}".rstrip(": ")[:300])
+    except (httpx.InvalidURL, httpcore.UnsupportedProtocol, OSError, UnicodeError) as error:
+        return Outcome(error=f"{type(error).__name__}: {error}"[:300])
 
 
-def deliver(url: str, payload: dict[str, Any]) -> bool:
-    """Post the payload; True once the receiver answers 2xx. Redirects are not followed."""
-    for delay_seconds in RETRY_DELAYS_SECONDS:
-        time.sleep(delay_seconds)
-        try:
-            with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=False) as client:
-                answer = client.post(url, json=payload)
-        except httpx.HTTPError as error:
-            logger.warning("Webhook of job %s: %s", payload["job_id"], type(error).__name__)
-            continue
-        if answer.is_success:
-            logger.info("Webhook of job %s delivered: %s", payload["job_id"], answer.status_code)
-            return True
-        logger.warning("Webhook of job %s: the receiver answered %s", payload["job_id"], answer.status_code)
-    return False
+def read_retry_after(value: str) -> float:
+    """Seconds that a `Retry-After` header asks to wait: a number or an HTTP date; 0 for anything else."""
+    if value.strip().isdecimal():
+        return float(value.strip()[:9])
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -3,32 +3,42 @@
 import json
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class Receiver:
-    """Records every body it is sent and answers with the given statuses in turn, the last one for ever."""
+    """Records every body it is sent and answers with the given statuses in turn, the last one for ever.
 
-    def __init__(self, *statuses: int) -> None:
+    `requests` holds headers and body as they came.
+    """
+
+    def __init__(
+        self, *statuses: int, host: str = "127.0.0.1", port: int = 0, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.received: list[dict[str, Any]] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.requests.append((dict(self.headers), body))
                 receiver.received.append(json.loads(body))
                 status = statuses[min(len(receiver.received), len(statuses)) - 1]
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", receiver.url + "/elsewhere")
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
                 self.end_headers()
 
             def log_message(self, *_args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self.url = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 

@@ -15,6 +15,7 @@ from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.models import (
     Cancelled,
     Checkpoint,
+    Delivery,
     Job,
     JobEvent,
     JobFilters,
@@ -163,6 +164,14 @@ class AsyncTuneyard:
     async def metrics(self, job_id: str) -> Metrics:
         """What was measured, by name: (step, value) pairs."""
         return await self._run(calls.metrics(job_id))
+
+    async def deliveries(self, job_id: str) -> list[Delivery]:
+        """What the job's webhook has been told and is still to be told."""
+        return await self._run(calls.deliveries(job_id))
+
+    async def resend(self, job_id: str, delivery_id: str) -> Delivery:
+        """Have the webhook called again."""
+        return await self._run(calls.resend(job_id, delivery_id))
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that are kept."""

@@ -16,6 +16,7 @@ from tuneyard_client.errors import UnexpectedAnswer, error_for
 from tuneyard_client.models import (
     Cancelled,
     Checkpoint,
+    Delivery,
     Job,
     JobFilters,
     LogLine,
@@ -148,6 +149,17 @@ def metrics(job_id: str) -> Call[Metrics]:
 def checkpoints(job_id: str) -> Call[list[Checkpoint]]:
     """GET /train/{id}/checkpoints."""
     return _get(_job_path(job_id, "/checkpoints"), _read_list(Checkpoint, "checkpoints"))
+
+
+def deliveries(job_id: str) -> Call[list[Delivery]]:
+    """GET /train/{id}/deliveries."""
+    return _get(_job_path(job_id, "/deliveries"), _read_list(Delivery, "deliveries"))
+
+
+def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
+    """POST /train/{id}/deliveries/{id}/resend."""
+    path = _job_path(job_id, f"/deliveries/{quote(delivery_id, safe='')}/resend")
+    return Call("POST", path, _read(Delivery))
 
 
 def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[Job], str | None]]:

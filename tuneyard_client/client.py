@@ -15,6 +15,7 @@ from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.models import (
     Cancelled,
     Checkpoint,
+    Delivery,
     Job,
     JobEvent,
     JobFilters,
@@ -171,6 +172,14 @@ class Tuneyard:
     def metrics(self, job_id: str) -> Metrics:
         """What was measured, by name: (step, value) pairs."""
         return self._run(calls.metrics(job_id))
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """What the job's webhook has been told and is still to be told."""
+        return self._run(calls.deliveries(job_id))
+
+    def resend(self, job_id: str, delivery_id: str) -> Delivery:
+        """Have the webhook called again."""
+        return self._run(calls.resend(job_id, delivery_id))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that are kept."""

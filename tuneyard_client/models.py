@@ -90,6 +90,28 @@ class Checkpoint(Answer):
     complete: bool
 
 
+class DeliveryAttempt(Answer):
+    """One call of a webhook: the receiver's status, or why there was none."""
+
+    time: datetime
+    status_code: int | None = None
+    error: str | None = None
+
+
+class Delivery(Answer):
+    """One end of a job that its webhook is told of; `state` is pending, delivered, failed or gone."""
+
+    delivery_id: str
+    webhook_id: str
+    job_id: str
+    status: str
+    url: str
+    state: str
+    attempts: list[DeliveryAttempt]
+    next_attempt_at: datetime | None = None
+    created_at: datetime
+
+
 class Metrics(Answer):
     """Metrics of a job: (step, value) pairs by name."""
 

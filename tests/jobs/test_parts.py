@@ -51,10 +51,10 @@ def test_only_what_is_missing_is_run_here(tmp_path: Path) -> None:
     def names(**given: str) -> list[str]:
         return [part.name for part in build_parts(Settings(home=tmp_path, **given), [])]
 
-    assert names() == ["postgres", "prefect", "mlflow", "worker-0"]
-    assert names(database_url="postgresql://db/tuneyard") == ["prefect", "mlflow", "worker-0"]
-    assert names(mlflow_tracking_uri="http://mlflow") == ["postgres", "prefect", "worker-0"]
-    assert names(prefect_api_url="http://prefect/api") == ["postgres", "mlflow"]
+    assert names() == ["postgres", "prefect", "mlflow", "worker-0", "watchdog"]
+    assert names(database_url="postgresql://db/tuneyard") == ["prefect", "mlflow", "worker-0", "watchdog"]
+    assert names(mlflow_tracking_uri="http://mlflow") == ["postgres", "prefect", "worker-0", "watchdog"]
+    assert names(prefect_api_url="http://prefect/api") == ["postgres", "mlflow", "watchdog"]
 
 
 def test_a_job_reads_the_settings_its_stack_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

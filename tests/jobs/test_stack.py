@@ -104,7 +104,7 @@ def test_five_processes_at_once_share_one_stack(answers_of_five: tuple[Settings,
     daemons = [p for p in stack_processes(settings.home) if "supervisor.supervisord" in p.cmdline()]
     assert len(daemons) == 1
     assert {part.name: part.state for part in stack.status(settings)}.keys() == {
-        "postgres", "prefect", "mlflow", "worker-0"
+        "postgres", "prefect", "mlflow", "worker-0", "watchdog"
     }  # fmt: skip
 
 
@@ -166,6 +166,8 @@ def test_a_job_goes_on_after_its_stack_was_killed_and_after_it_was_stopped(
     wait_until(lambda: read_run(own_stack, running_job)["state_name"] == "Running", 30)
     assert read_run(own_stack, running_job)["run_count"] == 2
 
+    receiver = Receiver(200)
+    untold = cancel_without_a_word(own_stack, receiver.url)
     assert stack.down(settings)
     assert stack_processes(settings.home) == []
     assert not stack.down(settings)
@@ -174,6 +176,20 @@ def test_a_job_goes_on_after_its_stack_was_killed_and_after_it_was_stopped(
     stack.ensure_up(settings)
     wait_until(lambda: read_run(own_stack, running_job)["state_name"] == "Running", 30)
     assert read_run(own_stack, running_job)["run_count"] == 3
+    assert receiver.wait(untold)["status"] == "cancelled"
+    receiver.close()
+
+
+def cancel_without_a_word(settings: Settings, webhook_url: str) -> str:
+    """Make a job end with neither the watchdog nor a hook of the job there to know of it; its id."""
+    Supervisor(settings.home).stop("watchdog")
+    config = {"base_model": "nobody/nothing", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
+    with SyncPrefectClient(str(settings.prefect_api_url)) as client:
+        deployment = client.read_deployment_by_name("finetune/sft")
+        parameters = {"config": config, "webhook_url": webhook_url}
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, state=Paused())
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
+    return str(run.id)
 
 
 def test_a_taken_port_names_part_port_holder_and_setting(tmp_path: Path) -> None:

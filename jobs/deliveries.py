@@ -1,0 +1,113 @@
+"""Webhooks as a duty of the watchdog: what nobody else put down to be told is put down, what is due is sent."""
+
+import logging
+import os
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from sqlalchemy import Engine, select
+from sqlalchemy.dialects.postgresql import insert
+
+from jobs.outbox import add_delivery, claim_due, keep_attempt, message_id
+from jobs.progress import read_reports
+from jobs.settings import Settings
+from jobs.status import status_of
+from jobs.store import Mark, WebhookDelivery
+from jobs.webhook import build_payload, send
+
+logger = logging.getLogger(__name__)
+
+SENDERS = 8
+PAGE = 200  # the most Prefect lists at once
+MARK = "ended_jobs"
+OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
+ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+
+
+class Deliveries:
+    """Both halves of the duty, for one process."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
+        self._free = threading.Semaphore(SENDERS)
+        self._prefect = httpx.Client(
+            base_url=str(settings.prefect_api_url), timeout=10, trust_env=False, headers=_prefect_headers()
+        )
+
+    def send_due(self) -> None:
+        """Begin to send as many as can be sent at once of those that are due."""
+        reserved = sum(self._free.acquire(blocking=False) for _ in range(SENDERS))
+        taken = claim_due(self._engine, reserved) if reserved else []
+        for delivery in taken:
+            self._senders.submit(self._send, delivery)
+        if reserved > len(taken):
+            self._free.release(reserved - len(taken))
+
+    def add_missing(self) -> None:
+        """Put down every end of a job with a webhook that was not: its process was killed, or the database away."""
+        began_at = datetime.now(UTC)
+        with self._engine.connect() as connection:
+            reached_at = connection.execute(select(Mark.reached_at).where(Mark.name == MARK)).scalar()
+        for run in self._ended_runs((reached_at or began_at) - OVERLAP):
+            url = (run["parameters"] or {}).get("webhook_url")
+            if not url:
+                continue
+            job_id, state = UUID(run["id"]), run["state"]
+            status = status_of(state["type"], state["name"] or "", has_free_slot=False).value
+            report = read_reports(self._engine, [job_id]).get(job_id)
+            if add_delivery(self._engine, job_id, url, build_payload(job_id, status, report, state["message"])):
+                logger.info("Webhook of job %s (%s): put down by the watchdog", job_id, status)
+        row = insert(Mark).values(name=MARK, reached_at=began_at)
+        with self._engine.begin() as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
+
+    def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
+        """Jobs that have ended since then, newest first; one that ends meanwhile may come twice."""
+        wanted = {
+            "flows": {"name": {"any_": ["finetune"]}},
+            "flow_runs": {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}},
+            "sort": "END_TIME_DESC",
+            "limit": PAGE,
+        }
+        offset = 0
+        while True:
+            answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
+            page = answer.raise_for_status().json()
+            yield from page
+            offset += len(page)
+            if len(page) < PAGE:
+                return
+
+    def _send(self, delivery: WebhookDelivery) -> None:
+        try:
+            at = datetime.now(UTC)
+            allowed = self._settings.webhook_allow
+            outcome = send(delivery.url, message_id(delivery), delivery.payload, self._secrets, allowed)
+            keep_attempt(self._engine, delivery, at, outcome)
+            came = outcome.error or f"the receiver answered {outcome.status_code}"
+            logger.log(
+                logging.INFO if outcome.is_delivered else logging.WARNING,
+                "Webhook of job %s (%s): %s", delivery.job_id, delivery.status, came.encode("unicode_escape").decode(),
+            )  # fmt: skip
+        except Exception:
+            logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
+        finally:
+            self._free.release()
+
+
+def _prefect_headers() -> dict[str, str]:
+    """What a Prefect server elsewhere may ask for, from Prefect's own variables."""
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    if words := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
+    return {}

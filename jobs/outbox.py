@@ -1,0 +1,114 @@
+"""What clients are still to be told, and what they have been: rows of `webhook_deliveries`, one a job and end of it.
+
+A row is taken by moving its next attempt into the future: a sender that dies leaves it to be taken again.
+"""
+
+import random
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.orm import Session
+
+from jobs.store import WebhookDelivery
+from jobs.webhook import Outcome
+from sft.errors import TuneyardError
+
+CHANNEL = "tuneyard_watchdog"  # a NOTIFY here wakes the watchdog
+KEPT_TRYING = timedelta(days=3)
+CLAIM = timedelta(seconds=90)  # longer than any attempt takes
+FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 2.0, 3.0, 4 * 3600.0
+JITTER = 0.25
+
+
+class DeliveryNotFound(TuneyardError, LookupError):
+    """The job has no delivery with this id."""
+
+    status = 404
+    code = "delivery_not_found"
+
+
+def add_delivery(engine: Engine, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:
+    """Put down that this end of a job is to be told, and wake the watchdog; False when it was put down before."""
+    row = {"job_id": job_id, "status": payload["status"], "url": url, "payload": payload}
+    times = {"next_attempt_at": func.now(), "expires_at": func.now() + KEPT_TRYING}
+    statement = insert(WebhookDelivery).values(**row, **times).on_conflict_do_nothing()
+    with engine.begin() as connection:
+        is_new = connection.execute(statement.returning(WebhookDelivery.id)).first() is not None
+        if is_new:
+            connection.execute(text(f"NOTIFY {CHANNEL}"))
+        return is_new
+
+
+def message_id(delivery: WebhookDelivery) -> str:
+    """What the receiver tells repetitions by."""
+    return f"msg_{delivery.id.hex}"
+
+
+def claim_due(engine: Engine, limit: int) -> list[WebhookDelivery]:
+    """Take deliveries whose next attempt is due, at most `limit`; nobody else takes them while it is made."""
+    is_due = (WebhookDelivery.state == "pending") & (WebhookDelivery.next_attempt_at <= func.now())
+    due = select(WebhookDelivery.id).where(is_due).order_by(WebhookDelivery.next_attempt_at).limit(limit)
+    taken = (
+        update(WebhookDelivery)
+        .where(WebhookDelivery.id.in_(due.with_for_update(skip_locked=True).scalar_subquery()))
+        .values(next_attempt_at=func.now() + CLAIM)
+        .returning(WebhookDelivery)
+        .execution_options(synchronize_session=False)
+    )
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        return [*session.scalars(taken)]
+
+
+def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcome: Outcome) -> None:
+    """Put down what came of an attempt, and when the next one is."""
+    attempt = {"time": at.isoformat(), "status_code": outcome.status_code, "error": outcome.error}
+    first_try = delivery.expires_at - KEPT_TRYING
+    tried = 1 + sum(datetime.fromisoformat(one["time"]) >= first_try for one in delivery.attempts)
+    changes: dict[str, Any] = {"state": _state_after(outcome, at >= delivery.expires_at), "next_attempt_at": None}
+    if changes["state"] == "pending":
+        pause = max(pause_seconds(tried), outcome.retry_after_seconds)
+        changes["next_attempt_at"] = min(at + timedelta(seconds=pause), delivery.expires_at)
+    changes["attempts"] = WebhookDelivery.attempts + literal([attempt], JSONB)
+    with engine.begin() as connection:
+        connection.execute(update(WebhookDelivery).where(WebhookDelivery.id == delivery.id).values(**changes))
+
+
+def _state_after(outcome: Outcome, is_last: bool) -> str:
+    if outcome.is_delivered:
+        return "delivered"
+    if outcome.status_code == 410:  # Gone: the receiver wants no more
+        return "gone"
+    return "failed" if is_last else "pending"
+
+
+def pause_seconds(tried: int) -> float:
+    """How long to wait after the `tried`-th attempt: longer from one to the next, and never the same for all."""
+    pause = min(FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** (tried - 1), LONGEST_PAUSE_SECONDS)
+    return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+
+
+def list_deliveries(engine: Engine, job_id: UUID) -> list[WebhookDelivery]:
+    """A job's deliveries, oldest first."""
+    wanted = select(WebhookDelivery).where(WebhookDelivery.job_id == job_id).order_by(WebhookDelivery.created_at)
+    with Session(engine, expire_on_commit=False) as session:
+        return [*session.scalars(wanted)]
+
+
+def resend(engine: Engine, job_id: UUID, delivery_id: str) -> WebhookDelivery:
+    """Have it delivered again, from now on for another three days, under the same id. Raises DeliveryNotFound."""
+    unknown = DeliveryNotFound(f"Delivery {delivery_id} not found; job {job_id} has none of this id")
+    try:
+        parsed = UUID(delivery_id)
+    except ValueError as error:
+        raise unknown from error
+    changes = {"state": "pending", "next_attempt_at": func.now(), "expires_at": func.now() + KEPT_TRYING}
+    wanted = update(WebhookDelivery).where(WebhookDelivery.id == parsed, WebhookDelivery.job_id == job_id)
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        found = session.scalar(wanted.values(**changes).returning(WebhookDelivery))
+        if found is None:
+            raise unknown
+        session.execute(text(f"NOTIFY {CHANNEL}"))
+        return found

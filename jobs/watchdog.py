@@ -1,0 +1,119 @@
+"""The watchdog: duties that must be seen to whatever becomes of a job's process and of the API.
+
+A part of the local stack; beside servers of your own run `python -m jobs.watchdog` where it may reach them. Of several
+one is at work, the holder of an advisory lock in the database; the others wait to take its place. It may be killed at
+any moment: each duty takes up what another left.
+"""
+
+import logging
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from sqlalchemy import Connection, Engine, func, text
+from sqlalchemy import select as sql_select
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.deliveries import Deliveries
+from jobs.outbox import CHANNEL
+from jobs.settings import Settings
+from jobs.store import engine_for
+from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
+
+LOCK = 7_415_003  # PostgreSQL advisory lock
+STANDBY_SECONDS = 3.0  # between two tries to take over, or to reach the database again
+
+
+@dataclass
+class Duty:
+    """Something to be done every few seconds, and with `on_wake` whenever somebody says that there is something to do.
+
+    What it raises of the database's and the network's is logged, and it is done again the next time.
+    """
+
+    name: str
+    every_seconds: float
+    run: Callable[[], None]
+    on_wake: bool = False
+    due_at: float = 0.0
+
+
+def watch(engine: Engine, duties: list[Duty]) -> None:
+    """See to the duties for ever, while no other process does."""
+    while True:
+        try:
+            with _turn(engine) as connection:
+                logger.info("At work: %s", ", ".join(duty.name for duty in duties))
+                for duty in duties:
+                    duty.due_at = 0.0
+                while True:
+                    _run_due(duties)
+                    _wait(connection, duties)
+        except SQLAlchemyError as error:
+            logger.warning("The database can't be reached (%s)", type(error).__name__)
+            time.sleep(STANDBY_SECONDS)
+
+
+def _run_due(duties: list[Duty]) -> None:
+    for duty in duties:
+        if time.monotonic() >= duty.due_at:
+            try:
+                duty.run()
+            except (SQLAlchemyError, httpx.HTTPError) as error:
+                logger.warning("%s: %s", duty.name, type(error).__name__)
+            duty.due_at = time.monotonic() + duty.every_seconds
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[Connection]:
+    """The connection that holds the lock, as soon as nobody else does. It is lost with the connection."""
+    with engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text(f"LISTEN {CHANNEL}"))
+        try:
+            while not connection.execute(sql_select(func.pg_try_advisory_lock(LOCK))).scalar():
+                time.sleep(STANDBY_SECONDS)
+            yield connection
+        finally:
+            connection.invalidate()  # neither lock nor LISTEN goes back into the pool
+
+
+def _wait(connection: Connection, duties: list[Duty]) -> None:
+    """Wait until a duty is due or somebody wakes us. Raises SQLAlchemyError when the lock's connection is gone."""
+    raw = connection.connection.driver_connection
+    assert raw is not None  # noqa: S101 - for the type checker
+    left = min(duty.due_at for duty in duties) - time.monotonic()
+    select.select([raw], [], [], max(0.0, left))
+    connection.execute(text("SELECT 1"))  # reads what came, and notices that the server has gone
+    if raw.notifies:
+        raw.notifies.clear()
+        for duty in duties:
+            if duty.on_wake:
+                duty.due_at = 0.0
+
+
+def main() -> None:
+    """Run until killed. Raises StackError when addresses are missing from the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings()
+    if settings.database_url is None or settings.prefect_api_url is None:
+        raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")
+    engine = engine_for(settings.database_url)
+    deliveries = Deliveries(engine, settings)
+    watch(
+        engine,
+        [
+            Duty("ends of jobs", 10.0, deliveries.add_missing),
+            Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
