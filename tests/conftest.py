@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 from jobs.settings import Settings
 from jobs.stack import down, ensure_up
 from jobs.supervision import stack_processes
+
+# Of the tests' stacks, the new and the old one of a rotation.
+WEBHOOK_SECRETS = [f"whsec_{b64encode(letter * 32).decode()}" for letter in (b"n", b"o")]
 
 _patch = pytest.MonkeyPatch()
 _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
@@ -29,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _patch.setenv("HOME", folder.name)
     _patch.setenv("TUNEYARD_HOME", f"{folder.name}/tuneyard")
     _patch.setenv("TUNEYARD_WEBHOOK_ALLOW", "127.0.0.0/8")  # where the tests' receivers are
+    _patch.setenv("TUNEYARD_WEBHOOK_SECRETS", ",".join(WEBHOOK_SECRETS))
     _patch.setenv("TUNEYARD_KEEP_PLANNER", "false")  # else every API of every test would load the training libraries
 
 

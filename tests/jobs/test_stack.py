@@ -13,12 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.states import Cancelled, Paused
 
 from jobs import stack
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.supervision import Supervisor, stack_processes
 from sft.errors import StackError
 from tests.conftest import stack_settings, wait_until
+from tests.receiver import Receiver
 
 START = """
 import json

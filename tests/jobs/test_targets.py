@@ -16,8 +16,8 @@ from tests.receiver import Receiver
 # Hosts as URLs may have them. All are spelled out or, for the names, resolved by the stub below.
 HOSTS = [
     # loopback
-    "127.0.0.1", "127.1", "127.0.1", "127.255.255.254", "0", "0.0.0.0", "0.0.0.1", "localhost", "LOCALHOST",
-    "localhost.", "a.localhost", "127.0.0.1.",
+    "127.0.0.1", "127.1", "127.0.1", "127.255.255.254", "0", "0.0.0.0", "0.0.0.1", "localhost",  # noqa: S104
+    "LOCALHOST",    "localhost.", "a.localhost", "127.0.0.1.",
     # decimal, octal, hexadecimal, mixed, overflowing
     "2130706433", "017700000001", "0x7f000001", "0x7f.1", "0x7f.0x0.0x0.0x1", "0177.0.0.1", "0177.0.0.01",
     "127.0x1", "00000177.1", "0X7F000001", "2852039166", "0xA9FEA9FE", "0251.0376.0251.0376", "127.0.0.1.1",
@@ -29,13 +29,15 @@ HOSTS = [
     # IPv6: loopback, unspecified, v4-mapped, v4-compatible, NAT64, 6to4, Teredo, link-local, ULA, site-local ...
     "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:0:127.0.0.1]",
     "[::127.0.0.1]", "[::ffff:169.254.169.254]", "[64:ff9b::127.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b::a9fe:a9fe]",
-    "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2002:a9fe:a9fe::1]", "[2001:0:7f00:1::1]", "[fe80::1]", "[fe80::1%25lo]",
-    "[fd00:ec2::254]", "[fc00::1]", "[fec0::1]", "[ff02::1]", "[2001:db8::1]", "[3fff::1]", "[100::1]", "[5f00::1]",
+    "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2002:a9fe:a9fe::1]", "[2001:0:7f00:1::1]", "[fe80::1]",
+    "[fe80::1%25lo]", "[fd00:ec2::254]", "[fc00::1]", "[fec0::1]", "[ff02::1]", "[2001:db8::1]", "[3fff::1]", "[100::1]",
+    "[5f00::1]",
     # names that lead inside, by what their servers say
     "inside.example", "metadata.google.internal", "mapped.example", "every.example", "127.0.0.1.nip.example",
     "xn--lcalhost-n4a.example", "unknown.example",
     # names of other letters, digits in circles, full-width dots, escapes
-    "ⓛocalhost", "①②⑦.⓪.⓪.①", "127。0。0。1", "１２７.0.0.1", "%31%32%37.0.0.1", "127%2e0%2e0%2e1", "localho%73t",
+    "ⓛocalhost", "①②⑦.⓪.⓪.①", "127。0。0。1", "\uff11\uff12\uff17.0.0.1", "%31%32%37.0.0.1", "127%2e0%2e0%2e1",
+    "localho%73t",
 ]  # fmt: skip
 SPELLINGS = [
     "http://public.example@{canary}/", "http://93.184.216.34:80@{canary}/", "http://user:pw@{canary}/",
@@ -155,7 +157,9 @@ def test_a_name_that_answers_otherwise_the_next_time_is_asked_once(canary, names
     assert outcome.is_delivered
     assert names.asked == ["rebinding.example"]
     assert watched == [("127.0.0.2", port)]
-    assert call(f"http://rebinding.example:{port}/", ["127.0.0.2/32"]).error.startswith("rebinding.example is 127.0.0.1")
+    assert call(f"http://rebinding.example:{port}/", ["127.0.0.2/32"]).error.startswith(
+        "rebinding.example is 127.0.0.1"
+    )
 
 
 def test_of_several_addresses_only_those_are_tried_that_may_be(canary, names, watched):

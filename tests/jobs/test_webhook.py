@@ -1,29 +1,19 @@
-"""A client is told how its job ended, also when it is slow to answer well."""
+"""What a client is told of its job's end, and that it can check by whom."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import json
+import time
 from uuid import uuid4
 
 import pytest
+from pydantic import ValidationError
+from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs import webhook
-from jobs.events import read_events
-from jobs.store import JobReport, engine_for
+from jobs.settings import Settings
+from jobs.signing import sign
+from jobs.store import JobReport
+from jobs.webhook import build_payload, read_retry_after, send
+from tests.conftest import WEBHOOK_SECRETS
 from tests.receiver import Receiver
-
-
-@pytest.fixture
-def receive(monkeypatch):
-    monkeypatch.setattr(webhook, "RETRY_DELAYS_SECONDS", (0.0, 0.01, 0.01))
-    opened = []
-
-    def start(*statuses):
-        opened.append(Receiver(*statuses))
-        return opened[-1]
-
-    yield start
-    for receiver in opened:
-        receiver.close()
 
 
 def test_a_completed_job_names_its_adapter():
@@ -31,7 +21,7 @@ def test_a_completed_job_names_its_adapter():
     result = {"model_name": "support", "model_version": "2", "metrics": {"eval_loss": 1.5}}
     report = JobReport(job_id=job_id, result=result, output_path="/out/adapter", tracking_url="http://m/run")
 
-    assert webhook.build_payload(job_id, "completed", report) == {
+    assert build_payload(job_id, "completed", report) == {
         "job_id": str(job_id),
         "status": "completed",
         "tracking_url": "http://m/run",
@@ -45,45 +35,59 @@ def test_a_completed_job_names_its_adapter():
 def test_a_failed_job_says_why_also_when_it_could_not_report():
     job_id = uuid4()
     report = JobReport(job_id=job_id, error="dataset x is not there", error_code="dataset_not_found")
+    reported, killed = build_payload(job_id, "failed", report), build_payload(job_id, "failed", None, "exited with 137")
 
-    assert webhook.build_payload(job_id, "failed", report)["error"] == "dataset x is not there"
-    assert (
-        webhook.build_payload(job_id, "failed", None, "process exited with 137")["error"] == "process exited with 137"
-    )
-
-
-def test_a_receiver_that_fails_once_is_called_again(receive):
-    receiver = receive(503, 200)
-
-    assert webhook.deliver(receiver.url, {"job_id": "1"})
-    assert receiver.received == [{"job_id": "1"}, {"job_id": "1"}]
+    assert (reported["error"], reported["error_code"]) == ("dataset x is not there", "dataset_not_found")
+    assert (killed["error"], killed["error_code"]) == ("exited with 137", "crashed")
 
 
-def test_a_redirect_is_a_failure_and_not_followed(receive):
-    receiver = receive(302)
-
-    assert not webhook.deliver(receiver.url, {"job_id": "1"})
-    assert len(receiver.received) == 3
-
-
-def test_nobody_there_is_a_failure_and_no_exception(receive):
-    receiver = receive(200)
+def test_every_secret_of_a_rotation_verifies_a_call_and_no_other_does():
+    receiver = Receiver(200)
+    payload = {"job_id": "1", "error": "é ✓"}
+    settings = Settings()
+    secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
+    assert send(receiver.url, "msg_1", payload, secrets, settings.webhook_allow).is_delivered
     receiver.close()
-    receiver.close = lambda: None
 
-    assert not webhook.deliver(receiver.url, {"job_id": "1"})
+    ((headers, body),) = receiver.requests
+    assert secrets == WEBHOOK_SECRETS
+    assert headers["webhook-id"] == "msg_1"
+    for secret in secrets:
+        assert Webhook(secret).verify(body, headers) == payload
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(body.replace(b"1", b"2"), headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + "A" * 43 + "=").verify(body, headers)
 
 
-@pytest.mark.stack
-def test_of_several_who_cancel_a_waiting_job_one_calls(stack, receive):
-    receiver, job_id, engine = receive(200), uuid4(), engine_for(stack.database_url)
-    barrier = threading.Barrier(8)
+def test_signatures_are_those_of_the_reference():
+    body = json.dumps({"job_id": "1"}).encode()
+    now = int(time.time())
+    headers = sign(WEBHOOK_SECRETS[:1], "msg_1", now, body)
 
-    def tell(_index):
-        barrier.wait()
-        webhook.tell_of_cancellation(engine, job_id, receiver.url)
+    assert Webhook(WEBHOOK_SECRETS[0]).verify(body, headers) == {"job_id": "1"}
+    assert set(sign([], "msg_1", now, body)) == {"webhook-id", "webhook-timestamp"}
 
-    with ThreadPoolExecutor(8) as pool:
-        [*pool.map(tell, range(8))]
-    assert [(body["job_id"], body["status"]) for body in receiver.received] == [(str(job_id), "cancelled")]
-    assert [(event.event, event.data) for event in read_events(engine, job_id)] == [("end", {"outcome": "cancelled"})]
+
+@pytest.mark.parametrize("secret", ["hunter2hunter2hunter2hunter2", "whsec_c2hvcnQ=", "whsec_!!!", "whsec_"])
+def test_a_secret_that_is_none_is_refused_and_not_shown(monkeypatch, secret):
+    monkeypatch.setenv("TUNEYARD_WEBHOOK_SECRETS", f"{WEBHOOK_SECRETS[0]},{secret}")
+    with pytest.raises(ValidationError, match="must be whsec_ and the base64 of 24 to 64 random bytes") as caught:
+        Settings()
+    assert secret not in str(caught.value).replace("must be whsec_", "")
+    assert WEBHOOK_SECRETS[0] not in str(caught.value)
+
+
+def test_settings_do_not_show_secrets():
+    assert WEBHOOK_SECRETS[0] not in repr(Settings()) + str(Settings())
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("120", 120), ("", 0), ("soon", 0), ("-5", 0), ("1.5", 0)])
+def test_retry_after_in_seconds(value, seconds):
+    assert read_retry_after(value) == seconds
+
+
+def test_retry_after_as_a_date():
+    moment = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
+    assert 97 < read_retry_after(moment) <= 100
+    assert read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
