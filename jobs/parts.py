@@ -70,7 +70,8 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
         )
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
-    parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog"], 30, stop_signal="KILL"))  # which it is made for
+    if not settings.is_external:
+        parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog"], 30, stop_signal="KILL"))  # which it is made for
     return parts
 
 
