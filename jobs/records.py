@@ -16,7 +16,7 @@ from jobs.folders import checkpoint_folder
 from jobs.job import Job
 from jobs.settings import Settings
 from jobs.store import JobEvent
-from sft.checkpoints import MANIFEST, is_whole
+from sft.checkpoints import MANIFEST, is_complete
 from sft.errors import InvalidConfig
 
 METRICS = (*STEP_SERIES[1:], "eval_loss")
@@ -99,7 +99,7 @@ def _visible_folder(settings: Settings, job: Job) -> Path | None:
 
 
 def _describe_checkpoint(step: int, folder: Path) -> dict[str, Any]:
-    complete = is_whole(folder)
+    complete = is_complete(folder)
     written_at = (folder / MANIFEST if complete else folder).stat().st_mtime
     return {
         "step": step,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untyped here
@@ -49,6 +50,29 @@ class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untype
 
     def set_epoch(self, epoch: int) -> None:
         """The order of the batches is that of this epoch, from 0."""
+        self.epoch = epoch
+
+
+class LengthGroups(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
+    """Rows of like length side by side, in an order that the seed and the epoch decide; transformers' grouping.
+
+    Args:
+        lengths: tokens of each row.
+        rows: in a group; the longest row of all is in the first.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows: int, seed: int) -> None:
+        self.lengths, self.rows, self.seed, self.epoch = lengths, rows, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from get_length_grouped_indices(self.lengths, self.rows, generator=generator)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order is that of this epoch, from 0."""
         self.epoch = epoch
 
 

@@ -77,6 +77,19 @@ class LossExploded(TrainingDiverged):
     code = "loss_exploded"
 
 
+class DiskFull(TuneyardError, OSError):
+    """No space is left, or too little for a job, where it writes."""
+
+    status = 507
+    code = "disk_full"
+
+
+class CheckpointUnusable(TuneyardError, RuntimeError):
+    """A checkpoint that is needed is damaged, or holds what may not be loaded."""
+
+    code = "checkpoint_unusable"
+
+
 class JobNotFound(TuneyardError, ValueError):
     """No job has this id. A ValueError because the documented Python interface says so."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.checkpoints import is_whole
+from sft.random_state import RandomState
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
     def __init__(self) -> None:
         self._handlers: dict[int, Handler] = {}
         self._held: list[int] = []
+        self._random_state: RandomState | None = None  # as the last whole step left it
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,7 +43,13 @@ class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The weights are those of `global_step` again."""
+        self._random_state = RandomState.capture()
         self.release()
+
+    def rewind_random_state(self) -> None:
+        """Forget the random numbers that a step drew which is not whole."""
+        if self._random_state is not None:
+            self._random_state.restore()
 
     def release(self) -> None:
         """Let signals through; one that was held back arrives now, and raises what its handler raises."""
@@ -53,12 +61,13 @@ class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
             signal.raise_signal(number)
 
 
-def keep_last_step(trainer: Trainer) -> None:
+def keep_last_step(trainer: Trainer, guard: StepGuard) -> None:
     """Save a checkpoint of the last whole step, unless it has one. What goes wrong is logged: the stop goes on."""
     step = trainer.state.global_step
     if step == 0 or is_whole(Path(trainer.args.output_dir) / f"checkpoint-{step}"):
         return
     try:
+        guard.rewind_random_state()
         trainer._save_checkpoint(trainer.model, None)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
     except Exception:

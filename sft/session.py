@@ -1,6 +1,7 @@
 """One training run, from a prepared dataset to a saved adapter."""
 
 import copy
+import pickle
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from sft.arguments import add_adapter, build_arguments, measure_free_memory, measure_peak_memory, needs_checkpointing
 from sft.callbacks import OnEvent
-from sft.checkpoints import find_newest_checkpoint
+from sft.catching_up import CatchUp
+from sft.checkpoints import clear_leftovers, find_newest_checkpoint
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig
+from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import choose_layout
@@ -70,7 +72,7 @@ class TrainingSession:
         if config.packing:
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
-        self._sender, self._guard = EventSender(self.on_event), StepGuard()
+        self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         with quiet_transformers():
             model, peft_config = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
@@ -81,13 +83,13 @@ class TrainingSession:
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
                 peft_config=peft_config,
-                callbacks=[self._sender, self._guard, *self._choose_stopping(eval_rows is not None)],
+                callbacks=[self._sender, self._guard, catch_up, *self._choose_stopping(eval_rows is not None)],
                 max_batch_tokens=config.max_batch_tokens,
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
         self.trainer.remove_callback(PrinterCallback)
-        self._sender.trainer = self.trainer
+        self._sender.trainer = catch_up.trainer = self.trainer
         parameters = list(self.trainer.model.parameters())
         self._sender.begin = {
             "rows": len(train_rows),
@@ -132,8 +134,12 @@ class TrainingSession:
         Raises:
             LossNotFinite: the loss or its gradient became NaN or infinite.
             LossExploded: the loss stayed far above where it began.
+            DiskFull: a checkpoint could not be written.
+            CheckpointUnusable: a checkpoint holds more than numbers, or the best one is damaged.
         """
-        checkpoint = find_newest_checkpoint(self.checkpoint_dir)
+        if self.trainer.args.should_save:
+            clear_leftovers(self.checkpoint_dir)
+        checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
         started_at = time.monotonic()
         with quiet_transformers():
             output = self._run(checkpoint)
@@ -154,11 +160,15 @@ class TrainingSession:
     def _run(self, checkpoint: Path | None) -> Any:
         try:
             return self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:  # of a load with weights_only, which ran nothing
+            raise CheckpointUnusable(
+                f"checkpoint {checkpoint} holds more than numbers and is not loaded; delete it and start the job again"
+            ) from error
         except Exception:
             raise
         except BaseException:  # stopped from outside, by a signal
             if self.config.use_lora:  # a whole model takes longer to write than a stop may
-                keep_last_step(self.trainer)
+                keep_last_step(self.trainer, self._guard)
             raise
         finally:
             self._guard.release()

@@ -24,11 +24,23 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that was cut off after its last evaluation is over."""
+        if has_evaluations(state) and find_best(state).evaluations_since >= self.patience:
+            control.should_training_stop = True
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what this evaluation means."""
         best = find_best(state)
         control.should_save = control.should_save or best.step == state.global_step
         control.should_training_stop = control.should_training_stop or best.evaluations_since >= self.patience
+
+
+def has_evaluations(state: TrainerState) -> bool:
+    """Whether the log holds any."""
+    return any("eval_loss" in entry for entry in state.log_history)
 
 
 def find_best(state: TrainerState) -> Best:

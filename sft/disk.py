@@ -1,0 +1,72 @@
+"""A full disk, told as what it is."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft.errors import DiskFull
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PROBE_BYTES = 1 << 20
+
+
+@contextmanager
+def telling_full_disk(folder: Path, what: str, needed_bytes: int) -> Iterator[None]:
+    """What fails within the block because no more could be written below `folder` is raised as DiskFull.
+
+    Args:
+        what: is being written, for the message.
+        needed_bytes: that it takes.
+    """
+    free_bytes = measure_free(folder)
+    try:
+        yield
+    except Exception as error:
+        if not _is_about_space(error) and not _is_full(folder):
+            raise
+        raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes)) from error
+
+
+def measure_free(folder: Path) -> int:
+    """Bytes free where this folder is or will be."""
+    return shutil.disk_usage(find_existing(folder)).free
+
+
+def find_existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int) -> str:
+    """The message of a DiskFull."""
+    return (
+        f"no space left in {folder}: {what} needs {_show(needed_bytes)} and {_show(free_bytes)} were free, "
+        "or a quota is used up; free some, lower save_total_limit, or set output_dir or checkpoint_dir to a folder on "
+        "another disk"
+    )
+
+
+def _is_about_space(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether nothing more can be written: torch's and safetensors' errors carry no errno."""
+    try:
+        with tempfile.TemporaryFile(dir=find_existing(folder)) as file:
+            os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)
+    except OSError as error:
+        return error.errno in FULL
+    return False
+
+
+def _show(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
