@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -87,9 +87,11 @@ def find_damage(folder: Path, read: bool = True) -> str | None:
         if wanted != found:
             names = sorted(path.relative_to(folder).as_posix() for path in wanted ^ found)
             return f"missing or not part of it: {', '.join(names)}"
+        if linked := [path.name for path in found if path.is_symlink()]:
+            return f"{linked[0]} is a link"
         for name, facts in files.items():
             path = folder / name
-            if path.is_symlink() or not path.is_file() or path.stat().st_size != facts["bytes"]:
+            if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 return f"{name} is not as long as it was"
             if read and _hash(path) != facts["sha256"]:
                 return f"{name} is not what was written"
@@ -173,5 +175,5 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _render(files: dict[str, dict[str, int | str]]) -> str:
+def _render(files: Mapping[str, Mapping[str, object]]) -> str:
     return json.dumps({"files": files}, indent=2)

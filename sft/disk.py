@@ -26,9 +26,9 @@ def telling_full_disk(folder: Path, what: str, needed_bytes: int) -> Iterator[No
     try:
         yield
     except Exception as error:
-        if not _is_about_space(error) and not _is_full(folder):
-            raise
-        raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes)) from error
+        if _is_about_space(error) or _is_full(folder) or measure_free(folder) < needed_bytes:
+            raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes)) from error
+        raise
 
 
 def measure_free(folder: Path) -> int:
@@ -54,12 +54,14 @@ def _is_about_space(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
+        if any(f"os error {number})" in str(error) for number in FULL):  # safetensors' way to say it
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether nothing more can be written: torch's and safetensors' errors carry no errno."""
+    """Whether nothing more can be written: torch's errors carry no number."""
     try:
         with tempfile.TemporaryFile(dir=find_existing(folder)) as file:
             os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)

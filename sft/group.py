@@ -18,6 +18,7 @@ from sft.callbacks import OnEvent
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
 from sft.models import choose_dtype, inspect_machine
+from sft.planning.room import check_room
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 
@@ -34,7 +35,11 @@ def open_session(
     on_event: OnEvent | None = None,
     checkpoint_dir: Path | None = None,
 ) -> "TrainingSession | GroupSession":
-    """A session on as many devices as `num_devices` says; arguments and errors are those of `TrainingSession`."""
+    """A session on as many devices as `num_devices` says; arguments and errors are those of `TrainingSession`.
+
+    Raises DiskFull, before anything is loaded, when the job's files would not fit.
+    """
+    check_room(config, prepared, model_path, output_dir, checkpoint_dir or output_dir / "checkpoints")
     kind = TrainingSession if config.num_devices == 1 else GroupSession
     return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir)
 

@@ -16,6 +16,7 @@ from sft.callbacks import OnEvent
 from sft.catching_up import CatchUp
 from sft.checkpoints import clear_leftovers, find_newest_checkpoint
 from sft.config import SFTConfig
+from sft.disk import telling_full_disk
 from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
@@ -176,22 +177,25 @@ class TrainingSession:
     def save(self, adapter_dir: Path) -> Path:
         """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
 
-        With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`.
+        With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
         """
         model = self.trainer.model
         if isinstance(model, PeftModel):
             for adapter in model.peft_config.values():
                 adapter.base_model_name_or_path = self.config.base_model  # an id, no folder of this machine
-        with publish_folder(adapter_dir) as folder, quiet_transformers():
+        size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        with (
+            telling_full_disk(adapter_dir, "the adapter", size),
+            publish_folder(adapter_dir) as folder,
+            quiet_transformers(),
+        ):
             # Left to choose, PEFT asks the Hub whether the vocabulary has grown; ours never does.
             adapts_embeddings = any("embed" in name for name in self.config.lora_target_modules or ())
             options = {"save_embedding_layers": adapts_embeddings} if isinstance(model, PeftModel) else {}
             model.save_pretrained(folder, **options)
             self._save_companions(folder)
         if self.config.save_merged_model and isinstance(model, PeftModel):
-            with publish_folder(adapter_dir.with_name("merged")) as folder, quiet_transformers():
-                self._merge(adapter_dir).save_pretrained(folder)
-                self._save_companions(folder)
+            self._save_merged(adapter_dir)
         return adapter_dir
 
     def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
@@ -226,6 +230,17 @@ class TrainingSession:
         generation.eos_token_id = [stop, *(token for token in others if token != stop)]
         generation.pad_token_id = self.tokenizer.pad_token_id
         generation.save_pretrained(folder)
+
+    def _save_merged(self, adapter_dir: Path) -> None:
+        target, merged = adapter_dir.with_name("merged"), self._merge(adapter_dir)
+        size = sum(parameter.nbytes for parameter in merged.parameters())
+        with (
+            telling_full_disk(target, "the merged model", size),
+            publish_folder(target) as folder,
+            quiet_transformers(),
+        ):
+            merged.save_pretrained(folder)
+            self._save_companions(folder)
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""

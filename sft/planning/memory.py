@@ -11,7 +11,7 @@ from sft.planning.shape import ModelShape
 STATE_BYTES = 16  # a trained weight in fp32: itself, its gradient and Adam's two moments
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}  # libraries, or the CUDA context
 LARGEST_BATCH = 4096
-CHECKPOINT_EXTRA_BYTES = 200_000  # scheduler, random states, trainer_state.json, training_args.bin
+CHECKPOINT_EXTRA_BYTES = 200_000  # scheduler, random states, trainer_state.json, manifest
 PEAK_SHARE = 0.9  # of what is free, that may be planned with
 
 

@@ -11,10 +11,10 @@ from sft.planning.machine import Device, describe_device, inspect_device
 from sft.planning.memory import measure_activations, plan_disk, plan_memory
 from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
 from sft.planning.samples import show_samples
-from sft.planning.shape import ModelShape, build_empty, measure_shape
+from sft.planning.shape import ModelShape, build_empty, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
-from sft.tokenization import TOKENIZER_FILES, PreparedData
+from sft.tokenization import PreparedData
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def make_plan(
     activations = measure_activations(shape, probe, device, checkpointing, CHUNK_POSITIONS)
     longest_first = sorted(rows.lengths.tolist(), reverse=True)
     memory = plan_memory(config, shape, device, activations, batches.max_tokens, longest_first)
-    disk = plan_disk(config, shape, _stored_each(shape), _companion_bytes(model_path), batches.steps, free_disk_bytes)
+    disk = plan_disk(
+        config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
+    )
     eval_tokens = 0 if held_out is None else int(held_out.lengths.sum())
     time = plan_time(config, shape, device, batches, share, eval_tokens, checkpointing, like, past_runs, probe)
     notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps)
@@ -119,13 +121,3 @@ def _dtype(device: Device) -> Any:
     import torch
 
     return getattr(torch, device.dtype)
-
-
-def _stored_each(shape: ModelShape) -> int:
-    return max(round(shape.stored_bytes / shape.parameters), 1)
-
-
-def _companion_bytes(model_path: Path) -> int:
-    """Size of the tokenizer's files."""
-    files = {path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()}
-    return sum(path.stat().st_size for path in files)

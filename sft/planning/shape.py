@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import ModelNotFound
+from sft.tokenization import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,6 +62,17 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
         context=getattr(text, "max_position_embeddings", None),
         stored_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )
+
+
+def measure_weight(shape: ModelShape) -> int:
+    """Bytes of one weight as the base model's files hold it."""
+    return max(round(shape.stored_bytes / shape.parameters), 1)
+
+
+def measure_companions(path: Path) -> int:
+    """Bytes of the tokenizer's files in a model's folder."""
+    files = {file for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()}
+    return sum(file.stat().st_size for file in files)
 
 
 def _find_matrices(model: "PreTrainedModel") -> Any:

@@ -1,0 +1,43 @@
+"""Whether a job's files fit the disk, asked before anything is loaded."""
+
+from pathlib import Path
+
+from sft.config import SFTConfig
+from sft.disk import describe_lack, find_existing, measure_free
+from sft.errors import DiskFull
+from sft.planning.memory import plan_disk
+from sft.planning.shape import build_empty, measure_companions, measure_shape, measure_weight
+from sft.planning.steps import plan_batches
+from sft.planning.tokens import read_tokens
+from sft.tokenization import PreparedData
+
+
+def check_room(
+    config: SFTConfig, prepared: PreparedData, model_path: Path, output_dir: Path, checkpoint_dir: Path
+) -> None:
+    """Raises DiskFull when the checkpoints, the adapter and the merged model would not fit where they go.
+
+    What is there of the job already, checkpoints that it goes on from, needs no room any more. Raises InvalidConfig
+    and ModelNotFound as `sft.planning.plan.make_plan` does.
+    """
+    shape = measure_shape(build_empty(model_path), config, model_path)
+    steps = plan_batches(config, read_tokens(prepared.load_train()), is_padded=False).steps
+    parts = plan_disk(config, shape, measure_weight(shape), measure_companions(model_path), steps, 0)["parts"]
+    checkpoints = max(parts["checkpoints"] - _measure_files(checkpoint_dir), 0)
+    results = parts["adapter"] + parts["merged_model"]
+    is_one_disk = find_existing(output_dir).stat().st_dev == find_existing(checkpoint_dir).stat().st_dev
+    if is_one_disk:
+        _check(output_dir, "the job, with its checkpoints and its adapter,", checkpoints + results)
+    else:
+        _check(checkpoint_dir, "the job, for its checkpoints,", checkpoints)
+        _check(output_dir, "the job, for its adapter,", results)
+
+
+def _check(folder: Path, what: str, needed_bytes: int) -> None:
+    free_bytes = measure_free(folder)
+    if needed_bytes > free_bytes:
+        raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes))
+
+
+def _measure_files(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
