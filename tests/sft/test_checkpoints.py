@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, known by their content, kept as long as they are needed, harmless to load."""
 
 import errno
+import itertools
 import os
 import pickle
 import random
@@ -80,17 +81,16 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_to_any_file_is_detected_and_the_one_before_is_taken(checkpoints: Path, kind: str) -> None:
+def test_damage_to_any_file_is_detected_and_the_one_before_is_taken(checkpoints: Path) -> None:
     newest, former = list_checkpoints(checkpoints)
     names = sorted(path.name for path in newest.iterdir())
     assert {MANIFEST, "adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"} < set(names)
     pristine = checkpoints.parent / "pristine"
     shutil.copytree(newest, pristine)
-    for name in names:
+    for name, kind in itertools.product(names, DAMAGES):
         DAMAGES[kind](newest / name)
-        assert find_damage(newest), name
-        assert find_newest_checkpoint(checkpoints) == former, name
+        assert find_damage(newest), (name, kind)
+        assert find_newest_checkpoint(checkpoints) == former, (name, kind)
         shutil.rmtree(newest)
         shutil.copytree(pristine, newest)
         assert find_newest_checkpoint(checkpoints) == newest
@@ -263,7 +263,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.95])
 def test_a_full_disk_fails_the_run_and_keeps_what_was_saved(small_disk: Path, open_session: Open, share: float) -> None:
     """Wherever in a checkpoint the disk ends: in the adapter, the optimizer's state or a file after these."""
     session, free_bytes = open_session(save_steps=2, max_steps=6), 0
@@ -355,10 +355,6 @@ def test_a_planted_pickle_runs_nothing(open_session: Open, checkpoints: Path, tm
     target = tmp_path / "ran"
     (newest / name).write_bytes(pickle.dumps(Payload(target), protocol=2))  # as torch's own
     assert find_newest_checkpoint(checkpoints) == former
-    assert open_session(save_steps=2, max_steps=4).train()["steps"] == 4
-
-    newest = list_checkpoints(checkpoints)[0]
-    (newest / name).write_bytes(pickle.dumps(Payload(target), protocol=2))
     seal_checkpoint(newest)  # by one who may write here, and knows the manifest
     session = open_session(save_steps=2, max_steps=5)
     if name in LOADED:

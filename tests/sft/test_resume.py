@@ -22,7 +22,7 @@ STEPS = 12
 PLACES = ("on_substep_end", "on_pre_optimizer_step", "on_step_begin", "on_step_end")
 VARIANTS: dict[str, dict[str, Any]] = {
     "rows": {},
-    "tokens": {"max_batch_tokens": 60},
+    "tokens": {"max_batch_tokens": 40},
     "packing": {"packing": True, "max_seq_length": 48},
     "noise": {"neftune_noise_alpha": 5.0},
     "padded": {},  # a model whose batches are padded, and so grouped by length
@@ -94,7 +94,8 @@ def cut(session: TrainingSession, step: int, place: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_adapter(open_run: Open, variant: str) -> None:
     whole, result = finish(open_run("whole", variant))
-    steps = range(1, STEPS) if variant == "rows" else (1, 4, 5, 8, 9)
+    steps = range(1, STEPS) if variant == "rows" else (1, 5, 8)
+    assert result["steps"] == STEPS or variant != "rows"
     assert result["steps"] > max(steps)
     for step in steps:
         place = "on_evaluate" if variant == "stopping" and step % 2 == 0 else PLACES[step % len(PLACES)]
@@ -130,10 +131,11 @@ def test_a_run_that_is_killed_after_its_last_step_takes_no_step_more(open_run: O
 
 
 def test_a_run_whose_patience_was_at_its_end_takes_no_step_more(open_run: Open) -> None:
-    whole, result = finish(open_run("whole", "stopping", save_steps=1, save_total_limit=20))
+    fields = {"early_stopping_patience": 1, "learning_rate": 0.3, "num_epochs": 9.0, "save_steps": 1}
+    whole, result = finish(open_run("whole", "stopping", **fields))
     assert result["stopped_early"]
     events: list[str] = []
-    session = open_run("whole", "stopping", save_steps=1, save_total_limit=20, on_event=lambda n, _: events.append(n))
+    session = open_run("whole", "stopping", on_event=lambda name, _: events.append(name), **fields)
     again, resumed = finish(session)
     assert (again, resumed["best_step"], events.count("step")) == (whole, result["best_step"], 0)
 
