@@ -232,7 +232,9 @@ class TrainingSession:
         generation.save_pretrained(folder)
 
     def _save_merged(self, adapter_dir: Path) -> None:
-        target, merged = adapter_dir.with_name("merged"), self._merge(adapter_dir)
+        target = adapter_dir.with_name("merged")
+        with quiet_transformers():
+            merged = self._merge(adapter_dir)
         size = sum(parameter.nbytes for parameter in merged.parameters())
         with (
             telling_full_disk(target, "the merged model", size),
