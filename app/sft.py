@@ -34,8 +34,8 @@ class SFTTrainer:
         model_version` (None, since it is not registered) and `metrics`. `on_train_end` gets it as `result`.
 
         Raises:
-            TuneyardError: InvalidConfig, ModelNotFound, DatasetNotFound, InvalidDataset, TemplateNotFound or
-                TrainingDiverged, as a job of this configuration would fail with.
+            TuneyardError: InvalidConfig, ModelNotFound, DatasetNotFound, InvalidDataset, TemplateNotFound,
+                TrainingDiverged or DiskFull, as a job of this configuration would fail with.
         """
         send = send_to_callbacks(self.callbacks, self)
         try:
