@@ -57,7 +57,8 @@ _QWEN_TURNS = r"""
 {%- endif %}
 {%- endfor %}"""
 
-_THOUGHT = r"""
+# An assistant turn's reasoning as its block in `thought`, and `content` without it.
+THOUGHT = r"""
 {%- set thought = message.reasoning_content if message.reasoning_content is string else '' %}
 {%- if not thought and '</think>' in content %}
 {%- set thought = content.split('</think>')[0].split('<think>')[-1] %}
@@ -100,7 +101,7 @@ def build_qwen(default_system: str = "", thinks: bool = False) -> ChatTemplate:
     to write; LLaMA-Factory's `qwen3` and TRL's `qwen3_training.jinja` keep the blocks as this one does.
     """
     system = _QWEN_SYSTEM.replace("@DEFAULT@", default_system)
-    turns = _QWEN_TURNS.replace("@THOUGHT@", _THOUGHT if thinks else "")
+    turns = _QWEN_TURNS.replace("@THOUGHT@", THOUGHT if thinks else "")
     return ChatTemplate(system + turns + _PROMPT + (_NO_THINKING if thinks else ""), "<|im_end|>", CHATML_TOKENS)
 
 

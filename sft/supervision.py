@@ -13,7 +13,7 @@ from sft.templates import begins_with_bos
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CALLING_TEMPLATES = "qwen, qwen3, llama3 or mistral"
+CALLING_TEMPLATES = "qwen, qwen3, llama3, mistral or deepseek3"
 
 
 class SupervisedText(NamedTuple):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sft.chat_template import ChatTemplate
 from sft.chatml_templates import CHATML_TEMPLATES
+from sft.deepseek_templates import DEEPSEEK_TEMPLATES
 from sft.errors import TemplateNotFound
 from sft.header_templates import HEADER_TEMPLATES
 from sft.text_templates import TEXT_TEMPLATES
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-TEMPLATES: dict[str, ChatTemplate] = TEXT_TEMPLATES | CHATML_TEMPLATES | HEADER_TEMPLATES
+TEMPLATES: dict[str, ChatTemplate] = TEXT_TEMPLATES | CHATML_TEMPLATES | HEADER_TEMPLATES | DEEPSEEK_TEMPLATES
 
 
 def list_templates() -> list[str]:

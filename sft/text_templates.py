@@ -129,29 +129,22 @@ _DEEPSEEK = r"""
 {{- 'Assistant:' }}
 {%- endif %}"""
 
-# deepseek-ai/DeepSeek-V3.
-_DEEPSEEK3 = r"""
-{{- bos_token }}
-{%- for message in messages if message.role == 'system' %}
-{{- ('' if loop.first else '\n\n') + message.content }}
-{%- endfor %}
+# LLaMA-Factory's `empty`, with an end to each answer: without one the model could not learn to stop.
+_EMPTY = r"""
 {%- for message in messages %}
-{%- if message.role == 'user' %}
-{{- '<｜User｜>' + message.content }}
+{%- if message.role in ('system', 'user') %}
+{{- message.content }}
 {%- elif message.role == 'assistant' %}
-{{- '<｜Assistant｜>' + message.content + eos_token }}
+{{- message.content + eos_token }}
 {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<｜Assistant｜>' }}
-{%- endif %}"""  # noqa: RUF001  # its tokens are written so
+{%- endfor %}"""
 
 TEXT_TEMPLATES = {
     "default": ChatTemplate(_DEFAULT, takes_bos=True),
+    "empty": ChatTemplate(_EMPTY, takes_bos=True),
     "alpaca": ChatTemplate(_ALPACA, takes_bos=True),
     "vicuna": ChatTemplate(_VICUNA, takes_bos=True),
     "llama2": ChatTemplate(_LLAMA2, writes_bos=True),
     "mistral": ChatTemplate(_MISTRAL, writes_bos=True),
     "deepseek": ChatTemplate(_DEEPSEEK, writes_bos=True),
-    "deepseek3": ChatTemplate(_DEEPSEEK3, special_tokens=("<｜User｜>", "<｜Assistant｜>"), writes_bos=True),  # noqa: RUF001
 }

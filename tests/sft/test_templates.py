@@ -3,9 +3,12 @@
 The texts follow the forms the models publish: the `chat_template` of meta-llama/Llama-2-7b-chat-hf, Meta-Llama-3 and
 Llama-3.1 Instruct, mistralai/Mistral-7B-Instruct-v0.3, google/gemma-3, microsoft/Phi-3.5-mini-instruct and phi-4,
 Qwen/Qwen2.5 and Qwen3, HuggingFaceTB/SmolLM and SmolLM2, HuggingFaceH4/zephyr-7b-beta, deepseek-ai/deepseek-llm-7b-chat
-and DeepSeek-V3 on the Hugging Face Hub; FastChat's conversation.py for Vicuna 1.1; Stanford Alpaca's train.py; and
-LLaMA-Factory's template.py for `default` and for the thoughts of `qwen3`.
+and DeepSeek-V3 on the Hugging Face Hub; vLLM's tool_chat_template_deepseekv3.jinja for DeepSeek's functions;
+FastChat's conversation.py for Vicuna 1.1; Stanford Alpaca's train.py; and
+LLaMA-Factory's template.py for `default`, `empty` and the thoughts of `qwen3` and `deepseekr1`.
 """
+
+# ruff: noqa: RUF001  # DeepSeek's tokens are written so
 
 import importlib.util
 import json
@@ -83,7 +86,9 @@ PHI4 = (
 )
 ZEPHYR = "<|user|>\nHi</s>\n<|assistant|>\n«Yo</s>»\n<|user|>\nBye</s>\n<|assistant|>\n«So long</s>»\n"
 DEEPSEEK = "User: Hi\n\nAssistant:« Yo</s>»User: Bye\n\nAssistant:« So long</s>»"
-DEEPSEEK3 = "<｜User｜>Hi<｜Assistant｜>«Yo</s>»<｜User｜>Bye<｜Assistant｜>«So long</s>»"  # noqa: RUF001
+DEEPSEEK3 = "<｜User｜>Hi<｜Assistant｜>«Yo</s>»<｜User｜>Bye<｜Assistant｜>«So long</s>»"
+DEEPSEEKR1 = DEEPSEEK3.replace("«", "«<think>\n\n</think>\n\n")
+EMPTY = "Hi«Yo</s>»Bye«So long</s>»"
 GEMMA = ("<s><start_of_turn>user\n" + GEMMA_REST, "<s><start_of_turn>user\nObey.\n\n" + GEMMA_REST)
 LLAMA2_REST = "Hi [/INST]« Yo </s>»<s>[INST] Bye [/INST]« So long </s>»"
 MISTRAL_REST = "Hi[/INST]« Yo</s>»[INST] Bye[/INST]« So long</s>»"
@@ -96,6 +101,8 @@ WRITTEN = {  # by template: without and with a system message
     "mistral": ("<s>[INST] " + MISTRAL_REST, "<s>[INST] Obey.\n\n" + MISTRAL_REST),
     "deepseek": ("<s>" + DEEPSEEK, "<s>Obey.\n\n" + DEEPSEEK),
     "deepseek3": ("<s>" + DEEPSEEK3, "<s>Obey." + DEEPSEEK3),
+    "deepseekr1": ("<s>" + DEEPSEEKR1, "<s>Obey." + DEEPSEEKR1),
+    "empty": (EMPTY, "Obey." + EMPTY),
     "chatml": (CHATML, CHATML_SYSTEM + CHATML),
     "yi": (CHATML, CHATML_SYSTEM + CHATML),
     "smollm": (CHATML, CHATML_SYSTEM + CHATML),
@@ -125,7 +132,22 @@ QWEN_CALLING = (
     "<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n"
     "<|im_start|>assistant\n«THOUGHTIt is 3<|im_end|>»\n"
 )
+DEEPSEEK_CALLING = (
+    "<s>\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+    '{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}\n</tools>\n\n'
+    "For function call returns, you should first print <｜tool▁calls▁begin｜>\n\n"
+    "For each function call, you should return object like:\n"
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜><function_name>\n"
+    "```json\n<function_arguments_in_json_format>\n```<｜tool▁call▁end｜>\n\n"
+    "At the end of function call returns, you should print <｜tool▁calls▁end｜></s>"
+    "<｜User｜>Add<｜Assistant｜>«THOUGHT<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n"
+    '```json\n{"a": 1, "b": "é"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜></s>»'
+    "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜><｜tool▁outputs▁end｜>«THOUGHTIt is 3</s>»"
+)
 WRITTEN_CALLS = {
+    "deepseek3": DEEPSEEK_CALLING.replace("THOUGHT", ""),
+    "deepseekr1": DEEPSEEK_CALLING.replace("THOUGHT", "<think>\n\n</think>\n\n"),
     "qwen": f"<|im_start|>system\n{QWEN}\n\n" + QWEN_TOOLS + QWEN_CALLING.replace("THOUGHT", ""),
     "qwen3": "<|im_start|>system\n" + QWEN_TOOLS + QWEN_CALLING.replace("THOUGHT", "<think>\n\n</think>\n\n"),
     "qwen3_nothink": "<|im_start|>system\n" + QWEN_TOOLS + QWEN_CALLING.replace("THOUGHT", ""),
@@ -196,7 +218,7 @@ def test_a_family_without_calls_does_not_lose_them_silently(name: str) -> None:
     tokenizer = build_rich_tokenizer()
     renderer = Renderer(tokenizer, apply_template(tokenizer, name))
     with pytest.raises(
-        InvalidDataset, match="does not write tools; choose template_name qwen, qwen3, llama3 or mistral"
+        InvalidDataset, match="does not write tools; choose template_name qwen, qwen3, llama3, mistral or deepseek3"
     ):
         renderer.render(Conversation(TALK, tools=TOOLS))
     with pytest.raises(InvalidDataset, match=r"does not write calls|leaves out this tool|refuses this conversation"):
@@ -290,7 +312,29 @@ def test_the_published_template_writes_the_same(name: str, reference: str) -> No
             assert ours.apply_chat_template(messages, **options) == written
 
 
-@pytest.mark.parametrize("name", ["default", "alpaca", "vicuna"])
+def test_deepseek_writes_conversations_and_calls_as_published() -> None:
+    """Functions, which the published template passes over, and the prompt of an answer that thinks aside."""
+    spec = importlib.util.find_spec("trl")
+    assert spec
+    assert spec.origin
+    ours, published = build_rich_tokenizer(), build_rich_tokenizer()
+    apply_template(ours, "deepseek3")
+    file = Path(spec.origin).parent / "chat_templates" / "deepseekv3.jinja"
+    published.chat_template = file.read_text(encoding="utf-8").replace("<｜end▁of▁sentence｜>", "</s>")
+    call = {**CALL, "function": {"name": "add", "arguments": '{"a": 1}'}}  # it takes no other arguments than text
+    calls: list[Message] = [
+        CALLING[0],
+        {"role": "assistant", "content": "Wait", "tool_calls": [call, call]},
+        *CALLING[2:],
+        *TALK,
+    ]
+    for messages in ([SYSTEM, SYSTEM, *TALK], calls, calls[:3]):
+        assert ours.apply_chat_template(messages, tokenize=False) == published.apply_chat_template(
+            messages, tokenize=False
+        )
+
+
+@pytest.mark.parametrize("name", ["default", "empty", "alpaca", "vicuna"])
 def test_a_text_begins_as_the_tokenizer_begins_it_and_never_twice(name: str) -> None:
     tokenizer = build_rich_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -340,7 +384,7 @@ def test_auto_is_the_tokenizers_own_and_finds_what_ends_an_answer(tokenizer: Pre
 
 def test_auto_without_a_chat_template_suggests_names(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
-    usable = "default, alpaca, vicuna, chatml, qwen, qwen3, qwen3_nothink, smollm, smollm2, yi, zephyr$"
+    usable = "default, empty, alpaca, vicuna, chatml, qwen, qwen3, qwen3_nothink, smollm, smollm2, yi, zephyr$"
     with pytest.raises(TemplateNotFound, match=f"has none; templates it can use: {usable}"):
         apply_template(tokenizer, "auto")
     assert apply_template(tokenizer, "auto", required=False) == "<|endoftext|>"
@@ -368,7 +412,7 @@ def test_auto_refuses_a_template_that_cannot_teach(
         ("gemma", "<start_of_turn>, <end_of_turn>, a beginning-of-sequence token"),
         ("phi3", "<|system|>, <|user|>, <|assistant|>, <|end|>"),
         ("phi4", "<|im_sep|>"),
-        ("deepseek3", "<｜User｜>, <｜Assistant｜>, a beginning-of-sequence token"),  # noqa: RUF001
+        ("deepseek3", "<｜User｜>, <｜Assistant｜>, a beginning-of-sequence token"),
         ("llama2", "a beginning-of-sequence token"),
         ("mistral", "a beginning-of-sequence token"),
     ],
