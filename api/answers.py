@@ -87,9 +87,11 @@ class Result(BaseModel):
     train_loss: float | None
     eval_loss: float | None
     adapter_path: str
+    merged_path: str | None = Field(None, description="The merged model, with save_merged_model.")
     output_dir: str
     model_name: str = Field(description="The adapter's name in the registry.")
     model_version: str
+    stopped_early: bool = Field(False, description="Ended by early_stopping_patience, before the planned steps.")
     metrics: dict[str, float | None]
 
 

@@ -33,9 +33,11 @@ RESULT = {
     "train_loss": 0.398,
     "eval_loss": 0.441,
     "adapter_path": f"/srv/tuneyard/outputs/{JOB_ID}/adapter",
+    "merged_path": None,
     "output_dir": f"/srv/tuneyard/outputs/{JOB_ID}",
     "model_name": "handbook",
     "model_version": "3",
+    "stopped_early": False,
 }
 TRAIN_CONFIG = {
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct",

@@ -36,12 +36,13 @@ class ProgressWriter:
         self.job_id = job_id
         self.min_interval_seconds = min_interval_seconds
         self._written_at = float("-inf")
+        self._newest: dict[str, Any] = {}
         self._kept_back: dict[str, Any] | None = None
         self._recent: list[list[Any]] = []
 
     def __call__(self, progress: dict[str, Any]) -> None:
         """Report `step, total_steps, percent, epoch, loss, tokens_per_second, eta_seconds`."""
-        self._kept_back = progress = drop_non_finite(progress)
+        self._newest = self._kept_back = progress = drop_non_finite(progress)
         self._recent.append([progress.get(name) for name in STEP_SERIES])
         is_due = time.monotonic() - self._written_at >= self.min_interval_seconds
         if is_due or progress["step"] >= progress["total_steps"]:
@@ -56,6 +57,13 @@ class ProgressWriter:
             write_event(connection, self.job_id, "step", self._kept_back | {"recent": self._recent})
         self._kept_back, self._recent = None, []
         self._written_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Training is over: nothing is left to do, though it may have stopped before `total_steps`, which stay."""
+        self.flush()
+        if self._newest and self._newest["step"] < self._newest["total_steps"]:
+            self._newest |= {"percent": 100.0, "eta_seconds": 0.0}
+            write_report(self.engine, self.job_id, progress=self._newest)
 
 
 def _set_fields(connection: Connection, job_id: UUID, fields: dict[str, Any]) -> None:

@@ -96,6 +96,8 @@ class Journal:
             self.record(event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
             self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
+        if event == "end":
+            self._progress.finish()
         if event == "checkpoint":
             logger.info("Checkpoint at step %s", details["step"])
 

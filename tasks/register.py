@@ -50,9 +50,11 @@ def register(
 ) -> dict[str, Any]:
     """Save the adapter, make it a version in the registry and report the job's result."""
     journal.enter("registering")
+    config = journal.spec.config
     adapter_dir = session.save(journal.folder / "adapter")
+    merged_dir = adapter_dir.with_name("merged") if config.save_merged_model and config.use_lora else None
     facts = {
-        "base_model": journal.spec.config.base_model,
+        "base_model": config.base_model,
         "base_eval_loss": before.get("eval_loss"),
         "eval_loss": after.get("eval_loss"),
         "train_loss": training["train_loss"],
@@ -61,15 +63,18 @@ def register(
     tags = facts | {SPEC_TAG: journal.spec.model_dump_json()}
     adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
+    metrics = training | after
     result = facts | {
         "adapter_path": str(adapter_dir),
+        "merged_path": merged_dir and str(merged_dir),
         "output_dir": str(journal.folder),
         "model_name": adapter.name,
         "model_version": adapter.version,
         "dataset": f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
-        "metrics": training | after,
+        "stopped_early": metrics.pop("stopped_early", False),
+        "metrics": metrics,
     }
     journal.write(phase="done", result=result, output_path=str(adapter_dir))
     return result

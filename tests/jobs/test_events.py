@@ -75,6 +75,17 @@ def test_the_last_step_is_written_at_once(stack):
     assert [event.data["step"] for event in read_events(engine, job_id)] == [1, 3]
 
 
+def test_training_that_stops_early_has_nothing_left_to_do(stack):
+    engine, job_id = engine_for(stack.database_url), uuid4()
+    writer = ProgressWriter(engine, job_id, min_interval_seconds=60)
+    for number in (1, 2):
+        writer(step(number, total=3, percent=33.3, eta_seconds=9.0))
+    writer.finish()
+
+    assert read_reports(engine, [job_id])[job_id].progress == step(2, total=3, percent=100.0, eta_seconds=0.0)
+    assert [event.data["percent"] for event in read_events(engine, job_id)] == [33.3, 33.3]
+
+
 def test_numbers_that_json_does_not_have_are_null(stack):
     engine, job_id = engine_for(stack.database_url), uuid4()
     ProgressWriter(engine, job_id)(step(1, grad_norm=float("nan"), eta_seconds=float("inf")))
