@@ -79,7 +79,8 @@ def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     name = f"worker-{number}"
     command = [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
     command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
-    environment = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+    share = share_gpus(gpus, number, count_workers(settings, gpus))
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}
     # SIGKILL: on SIGTERM the worker would let its job report an end that it has not come to.
     return Part(name, command, 30, stop_signal="KILL", environment=environment)
 
@@ -87,6 +88,11 @@ def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
 def count_workers(settings: Settings, gpus: list[str]) -> int:
     """How many workers run here: as set, else one per GPU, else one."""
     return settings.workers or len(gpus) or 1
+
+
+def share_gpus(gpus: list[str], number: int, workers: int) -> list[str]:
+    """The GPUs of this worker, from 0: an equal share of them, one that others have too when there are too few."""
+    return gpus[number::workers] or gpus[number % len(gpus) :][:1] if gpus else []
 
 
 def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -> list[str]:

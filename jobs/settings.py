@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     api_port: int = Field(23478, ge=1, le=65535, description="Port of the API.")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the local Prefect server and UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the local MLflow server and UI.")
-    workers: int | None = Field(None, gt=0, description="Local workers; one per GPU if unset, one without a GPU.")
+    workers: int | None = Field(
+        None, gt=0, description="Local workers, which share the GPUs out; one per GPU if unset, one without a GPU."
+    )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 

@@ -22,6 +22,18 @@ LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "ad
 MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
 
 
+class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is untyped here
+    """TRL's arguments for a process that trains on one device, however many GPUs it sees.
+
+    transformers would put the model into `nn.DataParallel`, which TRL refuses.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """How many GPUs this process trains on: one, or none."""
+        return min(int(super().n_gpu), 1)
+
+
 def build_arguments(
     config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
 ) -> TrainerArguments:
@@ -35,7 +47,7 @@ def build_arguments(
     packs_on_gpu = config.packing and layout == "trl"
     rows = 1 if packs_on_gpu else config.batch_size
     options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
-    return TrainerArguments(
+    return OneDeviceArguments(
         output_dir=str(checkpoint_dir),
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,

@@ -1,6 +1,7 @@
 """One training run on several devices: a process for each, started by torch's launcher."""
 
 import contextlib
+import logging
 import os
 import secrets
 import subprocess
@@ -22,9 +23,12 @@ from sft.planning.room import check_room
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 
+logger = logging.getLogger(__name__)
+
 ADDRESS_VARIABLE = "SFT_GROUP_ADDRESS"  # port and secret, for the members
 START_SECONDS = 600
 POLL_SECONDS = 0.5
+STOP_SECONDS = 10  # for the batch at hand and its checkpoint, when a run is stopped
 
 
 def open_session(
@@ -51,8 +55,9 @@ def check_devices(num_devices: int, gpus: int, cores: int) -> None:
     """
     if gpus and num_devices > gpus:
         raise InvalidConfig(
-            f"num_devices is {num_devices}, but this job sees {gpus} GPU{'s' if gpus > 1 else ''}; "
-            f"set num_devices to {gpus} at most, or run it where CUDA_VISIBLE_DEVICES names more"
+            f"num_devices is {num_devices}, but this job's worker has {gpus} GPU{'s' if gpus > 1 else ''}; "
+            f"set num_devices to {gpus} at most, or TUNEYARD_WORKERS to the machine's GPUs divided by {num_devices}, "
+            "so that each worker has enough of them (outside of a worker: CUDA_VISIBLE_DEVICES)"
         )
     if not gpus and num_devices > cores:
         raise InvalidConfig(
@@ -115,7 +120,11 @@ class GroupSession:
         return metrics
 
     def train(self) -> dict[str, Any]:
-        """As `TrainingSession.train`; tokens and losses are those of all processes."""
+        """As `TrainingSession.train`; tokens and losses are those of all processes.
+
+        When a signal stops it, the processes finish the batch at hand and save their last whole step, within
+        STOP_SECONDS; what takes longer, an evaluation in the midst of training for one, is cut off without.
+        """
         result: dict[str, Any] = self._call("train")
         return result
 
@@ -157,9 +166,36 @@ class GroupSession:
                     result = value if ready is self._members[0] else result
                     pending = [member for member in pending if member is not ready]
             return result
-        except BaseException:
+        except Exception:
             self.close()
             raise
+        except BaseException:  # stopped from outside, by a signal
+            try:
+                if method == "train":
+                    self._stop()
+            finally:
+                self.close()
+            raise
+
+    def _stop(self) -> None:
+        """Tell the processes to stop and wait until all of them have, passing on what the first one tells."""
+        deadline = time.monotonic() + STOP_SECONDS
+        for member in self._members:
+            with contextlib.suppress(OSError):  # it has ended; so will the others
+                member.send(("stop", ()))
+        pending = list(self._members)
+        while pending and (left := deadline - time.monotonic()) > 0:
+            for ready in wait(pending, left):
+                try:
+                    kind, value = self._receive(ready)
+                except Exception:  # dead, or the signal came in the midst of a message
+                    kind, value = "error", None
+                if kind == "event":
+                    self.on_event(*value)
+                else:
+                    pending = [member for member in pending if member is not ready]
+        if pending:
+            logger.warning("The work since the last checkpoint is lost: a step takes longer than %s s", STOP_SECONDS)
 
     def _receive(self, member: Any) -> Any:
         try:
@@ -180,7 +216,9 @@ def _launch(count: int, address: str) -> "subprocess.Popen[bytes]":
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
     }
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *options], env=environment)
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
+    # In a session of its own: a signal to the group of processes would end them before they have saved their work.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def _end_group(launcher: "subprocess.Popen[bytes]", members: list[Connection]) -> None:

@@ -18,6 +18,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Handler = Callable[[int, Any], Any] | int
 
 
+class Stopped(BaseException):
+    """A process of a group was told to stop; raised between two batches, in all of them between the same two."""
+
+
 class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Holds SIGTERM and SIGINT back while an optimizer step changes the weights: a stop leaves no half of a step.
 

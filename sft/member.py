@@ -11,6 +11,7 @@ import torch
 
 from sft.config import SFTConfig
 from sft.group import ADDRESS_VARIABLE
+from sft.interruption import Stopped
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 
@@ -24,26 +25,39 @@ def main() -> None:
     connection = Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(secret))
     connection.send(rank)
     commands: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue()
-    threading.Thread(target=_read_commands, args=(connection, commands), daemon=True).start()
+    stopping = threading.Event()
+    threading.Thread(target=_read_commands, args=(connection, commands, stopping), daemon=True).start()
     session: TrainingSession | None = None
     while True:
         method, arguments = commands.get()
         try:
             if method == "open":
                 session, result = _open(connection, rank, *arguments), None
+                session.trainer.is_stopping = stopping.is_set
             else:
                 result = _do(session, rank, method, arguments)
+        except Stopped:
+            result = None
         except Exception as error:
             connection.send(("error", error))
             continue  # the group is ended from outside; dying here would only bring the others down with other errors
         connection.send(("result", result))
 
 
-def _read_commands(connection: Connection, commands: "queue.Queue[tuple[str, tuple[Any, ...]]]") -> None:
-    """Pass commands on; when the connection closes, the process that owns the group is gone and so is this one."""
+def _read_commands(
+    connection: Connection, commands: "queue.Queue[tuple[str, tuple[Any, ...]]]", stopping: threading.Event
+) -> None:
+    """Pass commands on, `stop` past all others.
+
+    When the connection closes, the process that owns the group is gone, and so is this one.
+    """
     try:
         while True:
-            commands.put(connection.recv())
+            command = connection.recv()
+            if command[0] == "stop":
+                stopping.set()
+            else:
+                commands.put(command)
     except (EOFError, OSError):
         os._exit(1)
 

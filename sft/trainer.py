@@ -1,5 +1,6 @@
 """TRL's SFTTrainer, made fast on a CPU, exact in evaluation, and careful with what goes wrong."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from sft.disk import telling_full_disk
 from sft.divergence import LossGuard, check_finite
 from sft.errors import CheckpointUnusable
 from sft.fused_lora import fuse_adapters
+from sft.interruption import Stopped
 from sft.layout import Layout
 from sft.loss import sum_fused_nll, sum_nll
 from sft.noise import EmbeddingNoise
@@ -76,6 +78,7 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         self.grad_norm: float | None = None
         self.trained_tokens = 0
         self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
+        self.is_stopping: Callable[[], bool] | None = None  # set where several processes must stop as one
         self._open_step()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +114,8 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite."""
+        """One batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite, and Stopped."""
+        self._heed_stop()
         rows = inputs.pop("rows", [])
         mask = inputs.get("attention_mask")
         self._batch_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
@@ -122,6 +126,13 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         self._batch_losses += loss.item()
         check_finite("loss", loss.item(), self._where(), rows, self.args.learning_rate)
         return loss
+
+    def _heed_stop(self) -> None:
+        """Raises Stopped once any of the processes was told to stop: in all of them, so that none waits for another."""
+        if self.is_stopping is not None:
+            told = torch.tensor(float(self.is_stopping()), device=self.args.device)
+            if self.accelerator.reduce(told, "sum").item():
+                raise Stopped
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -185,9 +196,14 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
             return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
         rows = self._remove_unused_columns(dataset, description=description)
         pin = self.args.dataloader_pin_memory
-        return self.accelerator.prepare(
+        loader = self.accelerator.prepare(
             DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
         )
+        if loader.batch_sampler is not batches:
+            # A process's share of the batches. Where a resumed run skips some of it, accelerate looks for `set_epoch`
+            # at this name, and not finding it goes on with the order of the first epoch.
+            loader.batch_sampler.sampler = batches
+        return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

@@ -7,13 +7,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
+from tests.e2e.processes import find_processes
 from tests.e2e.wandb_files import read_history
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
@@ -207,25 +207,13 @@ def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, re
     wait_for(third["job_id"], lambda job: job["start_time"] is not None, seconds=60)
     seconds = time.monotonic() - stopped_at
     assert api.delete(f"/train/{third['job_id']}").status_code == 200
-    assert seconds < 15
+    assert seconds < 40  # some ten seconds where nothing else runs
     assert find_processes(first) == []
     assert receiver.wait(first)["status"] == "cancelled"
     (kept,) = api.get(f"/train/{first}/checkpoints").json()["checkpoints"]
     assert (kept["complete"], kept["step"] >= trained) == (True, True)
     assert (Path(kept["path"]) / "adapter_model.safetensors").is_file()
     assert api.delete(f"/train/{first}").status_code == 400
-
-
-def find_processes(job_id):
-    """Every process of a job, its children included."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == job_id:
-                found.append(process.pid)
-        except psutil.Error:  # gone, or another user's
-            continue
-    return found
 
 
 def test_unknown_jobs(api):

@@ -47,6 +47,14 @@ def test_each_gpu_has_one_worker_and_a_machine_without_has_one_in_all(tmp_path: 
     assert devices_of_workers(Settings(home=tmp_path, workers=2), []) == [None, None]
 
 
+def test_fewer_workers_than_gpus_share_them_for_jobs_on_several(tmp_path: Path) -> None:
+    gpus = ["0", "1", "2", "GPU-3f"]
+    assert devices_of_workers(Settings(home=tmp_path, workers=1), gpus) == ["0,1,2,GPU-3f"]
+    assert devices_of_workers(Settings(home=tmp_path, workers=2), gpus) == ["0,2", "1,GPU-3f"]
+    assert devices_of_workers(Settings(home=tmp_path, workers=3), gpus) == ["0,GPU-3f", "1", "2"]
+    assert devices_of_workers(Settings(home=tmp_path, workers=5), gpus) == ["0", "1", "2", "GPU-3f", "0"]
+
+
 def test_only_what_is_missing_is_run_here(tmp_path: Path) -> None:
     def names(**given: str) -> list[str]:
         return [part.name for part in build_parts(Settings(home=tmp_path, **given), [])]

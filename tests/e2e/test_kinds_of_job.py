@@ -1,0 +1,119 @@
+"""Jobs of other kinds than one new adapter on one device: several devices, an earlier adapter, whole models."""
+
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.artifacts import download_artifacts
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft.models import quiet_transformers
+from tests.e2e.processes import find_processes
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+SMALL = {
+    "dataset_version": "v1.1",
+    "template": "chatml",
+    "max_samples": 24,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "num_epochs": 1,
+    "learning_rate": 1e-2,
+}
+TWO = SMALL | {"num_devices": 2, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def on_two_devices(api, model, wait_for):
+    """A job of two processes, run to its end, and how far it was while it trained."""
+    body = TWO | {"model_name": model, "lora_name": "two", "save_merged_model": True, "num_epochs": 4}
+    job_id = api.post("/train", json=body).json()["job_id"]
+    midway = wait_for(job_id, lambda job: job["progress"] is not None)
+    return wait_for(job_id), midway
+
+
+def load(folder):
+    """The model in this folder, as plain transformers loads it, and what it did not find or know there."""
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+
+
+def test_a_job_on_two_devices_reports_and_registers_as_any_other(on_two_devices, stack, model, tmp_path, monkeypatch):
+    job, midway = on_two_devices
+    assert (job["status"], job["error"]) == ("completed", None)
+    assert 0 < midway["progress"]["step"] <= midway["progress"]["total_steps"] == 24
+    assert (job["progress"]["step"], job["progress"]["percent"]) == (24, 100)
+    assert job["result"]["eval_loss"] < job["result"]["base_eval_loss"]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow_tracking_uri)
+    folder = download_artifacts(f"models:/two/{job['result']['model_version']}", dst_path=str(tmp_path))
+    with quiet_transformers():
+        adapted = PeftModel.from_pretrained(load(stack.model_root / model)[0], folder)
+    assert adapted.peft_config["default"].r == 8
+
+
+def test_a_merged_model_lies_beside_the_adapter(on_two_devices):
+    job, _ = on_two_devices
+    merged = Path(job["result"]["merged_path"])
+    assert merged == Path(job["output_path"]).with_name("merged")
+    found, loading = load(merged)
+    assert not isinstance(found, PeftModel)
+    assert not any(loading.values())
+    assert AutoTokenizer.from_pretrained(merged).eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("door", ["lora_version", "adapter_path"])
+def test_a_job_goes_on_from_an_earlier_adapter(api, model, wait_for, on_two_devices, door):
+    earlier, _ = on_two_devices
+    starts = {
+        "lora_version": {"lora_name": "two", "lora_version": int(earlier["result"]["model_version"])},
+        "adapter_path": {"adapter_path": earlier["output_path"]},
+    }
+    body = SMALL | {"model_name": model, "save_name": "two-next", "max_steps": 2, "learning_rate": 1e-4}
+    job = wait_for(api.post("/train", json=body | starts[door]).json()["job_id"])
+
+    assert (job["status"], job["error"]) == ("completed", None)
+    assert job["result"]["model_name"] == "two-next"
+    assert job["result"]["base_eval_loss"] == pytest.approx(earlier["result"]["eval_loss"], rel=1e-3)
+
+
+def test_a_stopped_job_on_two_devices_keeps_its_last_step_and_leaves_no_process(api, model, wait_for):
+    body = TWO | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "save_steps": 1_000_000}
+    job_id = api.post("/train", json=body).json()["job_id"]
+    trained = wait_for(job_id, lambda job: job["progress"] is not None)["progress"]["step"]
+    assert len(find_processes(job_id)) >= 4  # the flow, the launcher and two that train
+    stopped_at = time.monotonic()
+    assert api.delete(f"/train/{job_id}").status_code == 200
+    while find_processes(job_id):
+        assert time.monotonic() - stopped_at < 15
+        time.sleep(0.1)
+
+    (kept,) = api.get(f"/train/{job_id}/checkpoints").json()["checkpoints"]
+    assert (kept["complete"], kept["step"] >= trained) == (True, True)
+    assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {
+        path.name for path in Path(kept["path"]).iterdir()
+    }
+
+
+def test_a_whole_model_that_stops_early_is_done_and_registered(api, model, wait_for, stack, tmp_path, monkeypatch):
+    body = SMALL | {"model_name": model, "lora_name": "whole", "use_lora": False, "num_epochs": 50}
+    body |= {"early_stopping_patience": 1, "eval_steps": 2}
+    job = wait_for(api.post("/train", json=body).json()["job_id"])
+
+    assert (job["status"], job["error"]) == ("completed", None)
+    progress, result = job["progress"], job["result"]
+    assert result["stopped_early"] is True
+    assert progress["step"] == result["metrics"]["steps"] < progress["total_steps"] == 300
+    assert (progress["percent"], progress["eta_seconds"]) == (100, 0)
+    assert result["eval_loss"] == pytest.approx(result["metrics"]["best_eval_loss"], rel=1e-5)
+    assert result["eval_loss"] < result["base_eval_loss"]
+    assert result["merged_path"] is None
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow_tracking_uri)
+    folder = download_artifacts(f"models:/whole/{result['model_version']}", dst_path=str(tmp_path))
+    (trained, loading), (base, _) = load(folder), load(stack.model_root / model)
+    assert not any(loading.values())
+    assert not (Path(folder) / "adapter_config.json").exists()
+    assert (trained.get_input_embeddings().weight - base.get_input_embeddings().weight).abs().max() > 1e-3
