@@ -104,7 +104,7 @@ def restart_cut_off_runs(api_url: str, work_pool: str) -> list[str]:
             "sort": "ID_DESC",
         }
         for run in _pages(client, wanted):
-            if _has_process(run):
+            if has_process(run):
                 continue
             state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": RESTART_MESSAGE}
             if run["state_type"] == "CANCELLING":
@@ -127,7 +127,8 @@ def _pages(client: httpx.Client, wanted: dict[str, Any]) -> list[dict[str, Any]]
             return runs
 
 
-def _has_process(run: dict[str, Any]) -> bool:
+def has_process(run: dict[str, Any]) -> bool:
+    """Whether the process a run of Prefect's API names lives on this machine and is the run's."""
     pid = str(run.get("infrastructure_pid") or "").rsplit(":", 1)[-1]
     try:
         return pid.isdigit() and psutil.Process(int(pid)).environ().get("PREFECT__FLOW_RUN_ID") == run["id"]

@@ -71,7 +71,8 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
     if not settings.is_external:
-        parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog"], 30, stop_signal="KILL"))  # which it is made for
+        scope = ["--local"] if settings.prefect_api_url is None else []
+        parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog", *scope], 30, stop_signal="KILL"))  # made for it
     return parts
 
 

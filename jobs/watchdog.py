@@ -7,6 +7,7 @@ any moment: each duty takes up what another left.
 
 import logging
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, Engine, func, text
 from sqlalchemy import select as sql_select
 from sqlalchemy.exc import SQLAlchemyError
 
+from jobs.cancellations import Cancellations
 from jobs.deliveries import Deliveries
 from jobs.outbox import CHANNEL
 from jobs.settings import Settings
@@ -25,6 +27,7 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
+LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be looked after
 LOCK = 7_415_003  # PostgreSQL advisory lock
 STANDBY_SECONDS = 3.0  # between two tries to take over, or to reach the database again
 
@@ -106,13 +109,13 @@ def main() -> None:
         raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")
     engine = engine_for(settings.database_url)
     deliveries = Deliveries(engine, settings)
-    watch(
-        engine,
-        [
-            Duty("ends of jobs", 10.0, deliveries.add_missing),
-            Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
-        ],
-    )
+    duties = [
+        Duty("ends of jobs", 10.0, deliveries.add_missing),
+        Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
+    ]
+    if LOCAL_FLAG in sys.argv[1:]:
+        duties.append(Duty("cancellations", 3.0, Cancellations(settings).finish))
+    watch(engine, duties)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def test_nothing_runs_before_the_first_up(tmp_path: Path) -> None:
     environment = environment_of(stack_settings(tmp_path / "home"))
     shown = CliRunner().invoke(cli.main, ["status"], env=environment).output
     assert [line.split()[:2] for line in shown.splitlines() if not line.startswith(" ")] == [
-        ["postgres", "STOPPED"], ["prefect", "STOPPED"], ["mlflow", "STOPPED"], ["worker-0", "STOPPED"]
+        ["postgres", "STOPPED"], ["prefect", "STOPPED"], ["mlflow", "STOPPED"], ["worker-0", "STOPPED"],
+        ["watchdog", "STOPPED"],
     ]  # fmt: skip
     down = CliRunner().invoke(cli.main, ["down"], env=environment)
     assert (down.exit_code, down.output) == (0, "Nothing was running.\n")
