@@ -42,6 +42,7 @@ def finished(api, model, receiver, wait_for):
         "dataset_version": "v1.1",
         "lora_name": "support",
         "logging_backend": "mlflow",
+        "learning_rate": "1e-2",
         "webhook_url": receiver.url,
     }
     answer = api.post("/train", json=body)
@@ -93,7 +94,9 @@ def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
     assert run.data.params["lora_r"] == "8"
     for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
         assert [point.step for point in client.get_metric_history(version.run_id, metric)] == [1, 2, 3, 4, 5, 6]
-    assert [point.step for point in client.get_metric_history(version.run_id, "eval_loss")] == [0, 6]
+    measured = {point.step: point.value for point in client.get_metric_history(version.run_id, "eval_loss")}
+    assert measured == {0: finished["result"]["base_eval_loss"], 6: finished["result"]["eval_loss"]}
+    assert run.data.metrics["eval_loss"] == measured[6]  # the one its table shows
     assert data.dataset.name == "handbook"
     assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
 
