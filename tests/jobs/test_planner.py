@@ -35,8 +35,10 @@ def planner():
     process = planner._process
     planner.close()
     assert process is None or process.poll() is not None
+    planner.start()
+    assert planner._process is None
     with pytest.raises(PlanningFailed, match="stopping"):
-        planner.start()
+        planner.plan(config(), Settings())
 
 
 def config(**fields):
