@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.plan_answer import EXAMPLE as PLAN
+from api.plan_example import PLAN
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 DELIVERY_ID = "6f0d8bb2-58a4-4f5c-9c46-2a1e4ce5d7a1"

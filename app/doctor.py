@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import shutil
 import stat
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from packaging.version import Version
 from jobs import parts, stack
 from jobs.readiness import PartCheck, check_parts
 from jobs.settings import PROJECT_ROOT, Settings
+from sft.disk import find_existing, measure_free
 from sft.errors import StackError
 
 GIB = 2**30
@@ -66,7 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield check_python(platform.python_version(), importlib.metadata.metadata("tuneyard")["Requires-Python"])
     yield from check_packages(PROJECT_ROOT / "constraints.txt", installed_version)
     yield from check_folder(settings.home)
-    yield check_disk(settings.home, shutil.disk_usage(existing_folder(settings.home)).free)
+    yield check_disk(settings.home, measure_free(settings.home))
     yield check_memory(psutil.virtual_memory().available)
     yield from check_gpu(_run(ASK_GPU), _run([sys.executable, "-c", ASK_TORCH]))
     is_up = stack.is_up(settings)
@@ -123,18 +123,13 @@ def installed_version(name: str) -> str | None:
 
 def check_folder(home: Path) -> Iterator[Finding]:
     """Whether the state folder is ours to write to and nobody else's."""
-    folder = existing_folder(home)
+    folder = find_existing(home)
     if not _is_writable(folder):
         yield Finding(Level.FAIL, "folder", f"{folder} can't be written to", "set TUNEYARD_HOME to a folder of yours")
     elif home.exists() and home.stat().st_mode & stat.S_IWOTH:
         yield Finding(Level.FAIL, "folder", f"anybody may write to {home}", f"chmod o-w {home}")
     else:
         yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, made on first use")
-
-
-def existing_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def check_disk(home: Path, free_bytes: int) -> Finding:

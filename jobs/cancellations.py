@@ -5,13 +5,11 @@ import time
 
 import httpx
 
-from jobs.deployments import has_process
-from jobs.settings import Settings
+from jobs.deployments import PAGE, has_process
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # a worker that is at it takes its own steps first
-PAGE = 200  # the most Prefect lists at once
 
 
 class Cancellations:
@@ -21,9 +19,9 @@ class Cancellations:
     so it is with a run whose worker died. For workers of this machine only: others' processes can't be seen from here.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._work_pool = settings.work_pool
-        self._prefect = httpx.Client(base_url=str(settings.prefect_api_url), timeout=10, trust_env=False)
+    def __init__(self, work_pool: str, prefect: httpx.Client) -> None:
+        self._work_pool = work_pool
+        self._prefect = prefect
         self._gone_since: dict[str, float] = {}
 
     def finish(self) -> None:

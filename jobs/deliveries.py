@@ -1,9 +1,7 @@
 """Webhooks as a duty of the watchdog: what nobody else put down to be told is put down, what is due is sent."""
 
 import logging
-import os
 import threading
-from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,6 +12,7 @@ import httpx
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 
+from jobs.deployments import PAGE
 from jobs.outbox import add_delivery, claim_due, keep_attempt, message_id
 from jobs.progress import read_reports
 from jobs.settings import Settings
@@ -24,7 +23,6 @@ from jobs.webhook import build_payload, send
 logger = logging.getLogger(__name__)
 
 SENDERS = 8
-PAGE = 200  # the most Prefect lists at once
 MARK = "ended_jobs"
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
 ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
@@ -33,15 +31,13 @@ ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 class Deliveries:
     """Both halves of the duty, for one process."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings, prefect: httpx.Client) -> None:
         self._engine = engine
+        self._prefect = prefect
         self._settings = settings
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
         self._free = threading.Semaphore(SENDERS)
-        self._prefect = httpx.Client(
-            base_url=str(settings.prefect_api_url), timeout=10, trust_env=False, headers=_prefect_headers()
-        )
 
     def send_due(self) -> None:
         """Begin to send as many as can be sent at once of those that are due."""
@@ -102,12 +98,3 @@ class Deliveries:
             logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
         finally:
             self._free.release()
-
-
-def _prefect_headers() -> dict[str, str]:
-    """What a Prefect server elsewhere may ask for, from Prefect's own variables."""
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if words := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
-    return {}

@@ -1,6 +1,6 @@
 """What completed jobs took, read back from their reports and events."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +10,9 @@ from jobs.database import translate_errors
 from jobs.store import JobEvent, JobReport
 
 RUNS_READ = 20
-STARTED, EVALUATED, SAVED = "starting", "evaluating", "registering"  # phases whose times count
+LATEST = datetime.max.replace(tzinfo=UTC)
+STARTED, SAVED = "starting", "registering"  # phases whose times count
+READY = ("evaluating", "training")  # either comes first, by what is trained
 
 
 def read_past_runs(engine: Engine, base_model: str, limit: int = RUNS_READ) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ def _describe(metrics: dict[str, Any], events: list[tuple[str, dict[str, Any], d
         "dtype": begin["dtype"],
         "device": begin["device"].split(":")[0],
         "gradient_checkpointing": begin["gradient_checkpointing"],
-        "startup_seconds": _between(phases, STARTED, EVALUATED),
+        "startup_seconds": _between(phases, STARTED, min(READY, key=lambda phase: phases.get(phase, LATEST))),
         "finish_seconds": _between(phases, SAVED, "end"),
     }
 

@@ -6,9 +6,11 @@ any moment: each duty takes up what another left.
 """
 
 import logging
+import os
 import select
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,14 +110,26 @@ def main() -> None:
     if settings.database_url is None or settings.prefect_api_url is None:
         raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")
     engine = engine_for(settings.database_url)
-    deliveries = Deliveries(engine, settings)
+    prefect = httpx.Client(
+        base_url=settings.prefect_api_url, timeout=10, trust_env=False, headers=prefect_credentials()
+    )
+    deliveries = Deliveries(engine, settings, prefect)
     duties = [
         Duty("ends of jobs", 10.0, deliveries.add_missing),
         Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
     ]
     if LOCAL_FLAG in sys.argv[1:]:
-        duties.append(Duty("cancellations", 3.0, Cancellations(settings).finish))
+        duties.append(Duty("cancellations", 3.0, Cancellations(settings.work_pool, prefect).finish))
     watch(engine, duties)
+
+
+def prefect_credentials() -> dict[str, str]:
+    """What a Prefect server elsewhere may ask for, from Prefect's own variables."""
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    if words := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
+    return {}
 
 
 if __name__ == "__main__":

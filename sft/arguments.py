@@ -123,6 +123,13 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
     )
 
 
+def count_batch_tokens(config: SFTConfig, longest: int) -> int:
+    """Tokens a batch holds at most, where the longest row has so many."""
+    if config.packing:
+        return config.batch_size * config.max_seq_length
+    return max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
+
+
 def needs_checkpointing(model: PreTrainedModel, tokens: int, free_bytes: int) -> bool:
     """Whether the activations of a batch of this many tokens are too much for the memory that is free.
 

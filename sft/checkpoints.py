@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
+from sft.best import find_best
 from sft.publication import sync_path, sync_tree
 
 logger = logging.getLogger(__name__)
@@ -119,20 +120,13 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
-def find_best_step(folder: Path) -> int | None:
-    """The step with the lowest loss on the held-out rows, as far as this checkpoint knows; the first one of equals."""
-    log = json.loads((folder / STATE).read_text(encoding="utf-8"))["log_history"]
-    losses = [(entry["eval_loss"], entry["step"]) for entry in log if "eval_loss" in entry]
-    return min(losses, key=lambda loss: (loss[0] != loss[0], loss[0]))[1] if losses else None
-
-
 def find_best_damage(folder: Path) -> str | None:
     """What is wrong with the best checkpoint of the run that this whole one is of."""
-    step = find_best_step(folder)
-    if step is None or folder.name == f"checkpoint-{step}":
+    best = find_best(json.loads((folder / STATE).read_text(encoding="utf-8"))["log_history"])
+    if best is None or folder.name == f"checkpoint-{best.step}":
         return None
-    damage = find_damage(folder.with_name(f"checkpoint-{step}"))
-    return damage and f"the best one, of step {step}, is damaged: {damage}"
+    damage = find_damage(folder.with_name(f"checkpoint-{best.step}"))
+    return damage and f"the best one, of step {best.step}, is damaged: {damage}"
 
 
 def thin_out(newest: Path, limit: int, best_step: int | None, trusted: Iterable[Path]) -> None:

@@ -18,7 +18,7 @@ import torch
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
-from sft.models import choose_dtype, inspect_machine
+from sft.models import choose_dtype, inspect_machine, name_precision
 from sft.planning.room import check_room
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
@@ -89,9 +89,8 @@ class GroupSession:
         check_devices(config.num_devices, torch.cuda.device_count(), os.cpu_count() or 1)
         self.on_event: OnEvent = on_event or (lambda name, values: None)
         if config.mixed_precision == "auto":  # measured once: each process might come to an answer of its own
-            names = {torch.float32: "none", torch.bfloat16: "bf16", torch.float16: "fp16"}
-            dtype = names[choose_dtype("auto", inspect_machine())]
-            config = config.model_copy(update={"mixed_precision": dtype})
+            precision = name_precision(choose_dtype("auto", inspect_machine()))
+            config = config.model_copy(update={"mixed_precision": precision})
         secret = secrets.token_bytes(32)
         with Listener(("127.0.0.1", 0), backlog=config.num_devices, authkey=secret) as listener:
             self._launcher = _launch(config.num_devices, f"{listener.address[1]}:{secret.hex()}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_SECONDS = 3.0
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+DTYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names, by mixed_precision
 BF16_GAIN = 0.9  # bf16 must need less than this share of fp32's time to be worth its rounding
 
 
@@ -124,7 +125,8 @@ def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
     if mixed_precision == "bf16" and machine.has_cuda and not machine.has_cuda_bf16:
         raise InvalidConfig("mixed_precision bf16 is not supported by this CUDA device; use fp16, none or auto")
     if mixed_precision != "auto":
-        return {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+        chosen: torch.dtype = getattr(torch, DTYPES[mixed_precision])
+        return chosen
     if machine.has_cuda:
         return torch.bfloat16 if machine.has_cuda_bf16 else torch.float16
     fp32_seconds, bf16_seconds = machine.measure_gemm()
@@ -140,20 +142,31 @@ def inspect_machine() -> Machine:
 
 
 def measure_gemm(size: int = 768, repeats: int = 5) -> tuple[float, float]:
-    """Seconds of one `size` x `size` matrix product on the CPU, in fp32 and in bf16: the best of `repeats`."""
+    """Seconds of one `size` x `size` matrix product on the CPU, in fp32 and in bf16."""
     import torch
 
-    best = []
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-        _ = left @ right  # the first product also sets the kernel up
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            _ = left @ right
-            seconds.append(time.perf_counter() - start)
-        best.append(min(seconds))
-    return best[0], best[1]
+    return time_product(torch.float32, size, repeats), time_product(torch.bfloat16, size, repeats)
+
+
+def time_product(dtype: "torch.dtype", size: int, repeats: int, device: str = "cpu") -> float:
+    """Seconds of one `size` x `size` matrix product: the best of `repeats`."""
+    import torch
+
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):  # the first one also sets the kernel up
+        start = time.perf_counter()
+        _ = left @ right
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def name_precision(dtype: "torch.dtype | str") -> str:
+    """The `mixed_precision` that asks for this dtype."""
+    wanted = str(dtype).removeprefix("torch.")
+    return next(precision for precision, name in DTYPES.items() if name == wanted)
 
 
 @contextmanager

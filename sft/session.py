@@ -11,7 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
-from sft.arguments import add_adapter, build_arguments, measure_free_memory, measure_peak_memory, needs_checkpointing
+from sft.arguments import (
+    add_adapter,
+    build_arguments,
+    count_batch_tokens,
+    measure_free_memory,
+    measure_peak_memory,
+    needs_checkpointing,
+)
+from sft.best import find_best
 from sft.callbacks import OnEvent
 from sft.catching_up import CatchUp
 from sft.checkpoints import clear_leftovers, find_newest_checkpoint
@@ -24,7 +32,7 @@ from sft.layout import choose_layout
 from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
 from sft.packing import pack_rows
 from sft.publication import publish_folder
-from sft.stopping import EarlyStopping, find_best
+from sft.stopping import EarlyStopping
 from sft.templates import apply_template
 from sft.tokenization import PreparedData
 from sft.trainer import SupervisedTrainer
@@ -67,8 +75,7 @@ class TrainingSession:
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
         if checkpointing == "auto":
-            longest = config.max_seq_length if config.packing else max(train_rows["length"])
-            tokens = max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
+            tokens = count_batch_tokens(config, max(train_rows["length"]))
             checkpointing = needs_checkpointing(base, tokens, measure_free_memory())
         if config.packing:
             train_rows = pack_rows(train_rows, config.max_seq_length)
@@ -127,8 +134,8 @@ class TrainingSession:
 
         Returns `train_loss` (mean over all steps), `steps`, `tokens` (read in this call, prompts included),
         `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device). With
-        `early_stopping_patience` the model is then that of the best evaluation, and the result has `best_step`,
-        `best_eval_loss` and `stopped_early` too.
+        `early_stopping_patience` the model is then that of the best evaluation, and the result has
+        `best_step`, `best_eval_loss` and `stopped_early` too.
 
         A run that a signal stops (what its handler raises is no Exception) saves a checkpoint of its last whole step.
 
@@ -212,9 +219,10 @@ class TrainingSession:
     def _restore_best(self) -> dict[str, Any]:
         """Go back to the best checkpoint, and say which that is."""
         state = self.trainer.state
-        best = find_best(state)
+        best = find_best(state.log_history)
+        assert best is not None  # noqa: S101 - the Trainer evaluates after the last step in any case
         if best.step != state.global_step:
-            self.trainer.load_best()
+            self.trainer.load_weights(best.step)
         return {
             "best_step": best.step,
             "best_eval_loss": best.eval_loss,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,35 +11,22 @@ from datasets import Dataset
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 
 from sft.batches import LengthGroups, NumberedCollator, SharedBatches, TokenBatches
-from sft.checkpoints import (
-    STATE,
-    clear_leftovers,
-    find_damage,
-    publish_checkpoint,
-    stage_checkpoint,
-    staged_folder,
-    thin_out,
-)
-from sft.disk import telling_full_disk
+from sft.checkpointing import CheckpointingTrainer
 from sft.divergence import LossGuard, check_finite
-from sft.errors import CheckpointUnusable
 from sft.fused_lora import fuse_adapters
 from sft.interruption import Stopped
 from sft.layout import Layout
 from sft.loss import sum_fused_nll, sum_nll
 from sft.noise import EmbeddingNoise
 from sft.random_state import untouched_random_state
-from sft.stopping import find_best, has_evaluations
 
 
-class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
-    """SFTTrainer with another loss path where `layout` asks for it.
+class SupervisedTrainer(CheckpointingTrainer):
+    """SFTTrainer with whole checkpoints, and another loss path where `layout` asks for it.
 
     - `documents`: rows laid end to end, attention run per document, head and loss on supervised positions only;
     - `padded`: padded rows, head and loss on supervised positions only;
@@ -77,7 +63,6 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         self.step_losses, self.counted_steps = 0.0, 0  # the sum over all steps taken, and how many they are
         self.grad_norm: float | None = None
         self.trained_tokens = 0
-        self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
         self.is_stopping: Callable[[], bool] | None = None  # set where several processes must stop as one
         self._open_step()
 
@@ -167,15 +152,6 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
         )
         return self.optimizer
 
-    def load_best(self) -> None:
-        """Take over the weights of the checkpoint with the lowest `eval_loss`. Raises CheckpointUnusable."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{find_best(self.state).step}"
-        damage = find_damage(folder)
-        if damage is not None:
-            raise CheckpointUnusable(f"the best checkpoint {folder} is damaged: {damage}; start the job again")
-        self.state.best_model_checkpoint = str(folder)
-        self._load_best_model()
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: checkpoints need no card."""
 
@@ -254,48 +230,3 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped her
 
     def _where(self) -> str:
         return f"step {self.state.global_step + 1} of {self.state.max_steps}"
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, which takes a step too many when it is resumed after the last one."""
-        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-        if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """What the Trainer saves, made aside and published whole. Raises DiskFull."""
-        directory, step = Path(self.args.output_dir), self.state.global_step
-        leads: bool = self.args.should_save
-        self.store_flos()
-        try:
-            with telling_full_disk(directory, f"the checkpoint of step {step}", self._measure_checkpoint()):
-                if leads:
-                    stage_checkpoint(directory, step)
-                self.accelerator.wait_for_everyone()  # each process adds the state of its random numbers
-                self._write_checkpoint(staged_folder(directory, step))
-                self.accelerator.wait_for_everyone()
-                if leads:
-                    newest = publish_checkpoint(staged_folder(directory, step))
-        except BaseException:
-            if leads:
-                clear_leftovers(directory)
-            raise
-        if leads:
-            best_step = find_best(self.state).step if has_evaluations(self.state) else None
-            thin_out(newest, self.args.save_total_limit, best_step, self._published)
-            self._published.add(newest)
-        self.accelerator.wait_for_everyone()
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.save_model(str(folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nothing reads
-            self.state.save_to_json(str(folder / STATE))
-
-    def _measure_checkpoint(self) -> int:
-        """About the bytes of a checkpoint: of what is trained and of what the optimizer keeps."""
-        kept = [value for values in self.optimizer.state.values() for value in values.values()]
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return sum(value.nbytes for value in (*trained, *kept) if isinstance(value, Tensor))

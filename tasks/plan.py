@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from jobs.history import read_past_runs
 from jobs.settings import Settings
 from jobs.store import engine_for
 from sft.config import SFTConfig
+from sft.disk import measure_free
 from sft.errors import TuneyardError
 from sft.models import find_model
 from sft.tokenization import prepare
@@ -70,10 +70,7 @@ def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
 
 def measure_free_disk(config: SFTConfig, settings: Settings) -> int:
     """Bytes free where the job's checkpoints go. Raises InvalidConfig for a folder outside every allowed root."""
-    folder = settings.output_folder(config.checkpoint_dir or config.output_dir)
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return measure_free(settings.output_folder(config.checkpoint_dir or config.output_dir))
 
 
 def answer(line: str) -> str:

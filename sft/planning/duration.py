@@ -15,7 +15,7 @@ EFFICIENCY = 0.35  # of the device's own matrix product; what training reached o
 # and its first step goes into memory that the system has yet to give: so many steps' time more.
 WHOLE_MODEL = 1.15
 FIRST_STEPS = 1.0
-STARTUP_SECONDS = 14.0  # from the job's start to its first evaluation: process, libraries, model
+STARTUP_SECONDS = 14.0  # from the job's start to its first batch: process, libraries, model
 FINISH_SECONDS = 4.0  # from the end of training: adapter, registry
 LIKE_TOKENS = 1.5  # a past job's steps may have so many times this one's tokens, or so many times fewer
 RUNS_USED = 5

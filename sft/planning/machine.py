@@ -33,7 +33,7 @@ def inspect_device(config: SFTConfig) -> Device:
     import torch
 
     from sft.arguments import measure_free_memory
-    from sft.models import choose_dtype, inspect_machine
+    from sft.models import choose_dtype, inspect_machine, time_product
 
     dtype = choose_dtype(config.mixed_precision, inspect_machine())
     if torch.cuda.is_available():
@@ -48,7 +48,7 @@ def inspect_device(config: SFTConfig) -> Device:
         bytes_each=dtype.itemsize,
         total_bytes=int(total),
         free_bytes=measure_free_memory(),
-        flops_per_second=_measure_flops(device, dtype),
+        flops_per_second=2 * GEMM_SIZE**3 / time_product(dtype, GEMM_SIZE, GEMM_REPEATS, device),
     )
 
 
@@ -62,22 +62,6 @@ def describe_device(device: Device) -> dict[str, Any]:
         "free_memory_bytes": device.free_bytes,
         "gflops": round(device.flops_per_second / 1e9, 1),
     }
-
-
-def _measure_flops(device: str, dtype: Any) -> float:
-    import time
-
-    import torch
-
-    left, right = (torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(GEMM_REPEATS + 1):  # the first one also sets the kernel up
-        start = time.perf_counter()
-        _ = left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return float(2 * GEMM_SIZE**3 / best)
 
 
 def _cpu_name() -> str:

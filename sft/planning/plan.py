@@ -33,7 +33,7 @@ def make_plan(
         InvalidConfig: a value this machine or model can't do.
         ModelNotFound: the model can't be read.
     """
-    from sft.arguments import needs_checkpointing
+    from sft.arguments import count_batch_tokens, needs_checkpointing
     from sft.loss import CHUNK_POSITIONS
 
     rows = read_tokens(prepared.load_train())
@@ -44,7 +44,8 @@ def make_plan(
     batches = plan_batches(config, rows, is_padded=device.kind == "cuda")
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
-        checkpointing = needs_checkpointing(empty.to(dtype=_dtype(device)), _longest(config, rows), device.free_bytes)
+        tokens = count_batch_tokens(config, int(rows.lengths.max()))
+        checkpointing = needs_checkpointing(empty.to(dtype=_dtype(device)), tokens, device.free_bytes)
     share = float(rows.supervised.sum() / rows.lengths.sum())
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
     like = find_like(past_runs, shape, device, checkpointing, tokens_per_step)
@@ -109,12 +110,6 @@ def _probe(
     lengths = [int(rows.lengths[index]) for index in batches.sample]
     kept = choose_rows(shape, lengths, EFFICIENCY * device.flops_per_second)
     return run_probe(config, prepared, model_path, device.dtype, [batches.sample[place] for place in kept])
-
-
-def _longest(config: SFTConfig, rows: TokenRows) -> int:
-    """Tokens of the largest batch, as the training session reckons with."""
-    longest = config.max_seq_length if config.packing else int(rows.lengths.max())
-    return max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
 
 
 def _dtype(device: Device) -> Any:

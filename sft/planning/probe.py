@@ -145,9 +145,10 @@ def _shorten_settings(settings: dict[str, Any], layers: int) -> None:
 
 def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
     """The same work a batch, without what goes on around it."""
-    names = {"float32": "none", "bfloat16": "bf16", "float16": "fp16"}
+    from sft.models import name_precision
+
     changes = {
-        "mixed_precision": names[dtype],
+        "mixed_precision": name_precision(dtype),
         "batch_size": rows,
         "gradient_accumulation_steps": 1,
         "num_devices": 1,

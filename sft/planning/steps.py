@@ -66,15 +66,6 @@ def plan_batches(config: SFTConfig, rows: TokenRows, is_padded: bool) -> Batches
     )
 
 
-def heaviest_batch(config: SFTConfig, lengths: Ints, batch_size: int) -> int:
-    """Tokens of the longest `batch_size` rows, the worst that a batch can hold."""
-    if config.packing:
-        return batch_size * config.max_seq_length
-    if config.max_batch_tokens:
-        return max(config.max_batch_tokens, int(lengths.max()))
-    return int(np.sort(lengths)[-batch_size:].sum())
-
-
 def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:
     """Best-fit decreasing, as TRL's `pack_dataset(strategy="bfd")`: the row indices of each packed sequence."""
     space: list[tuple[int, int]] = []  # (tokens left, sequence), sorted

@@ -15,8 +15,8 @@ from jobs.events import read_events
 from jobs.settings import Settings
 from jobs.store import engine_for
 from tests.live_service import running_service
+from tests.processes import find_processes
 
-RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # in the environment of a run's process
 ENDED = ("completed", "failed", "stopped")
 CONFIG = {
     "base_model": MODEL_NAME,
@@ -72,19 +72,10 @@ def find_process_start(job_id: str, seconds: float = 60) -> float:
     """When the first process of a job started, in epoch seconds. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        starts = [process.create_time() for process in psutil.process_iter() if belongs_to(process, job_id)]
-        if starts:
-            return min(starts)
+        if found := find_processes(job_id):
+            return min(psutil.Process(pid).create_time() for pid in found)
         time.sleep(0.02)
     raise TimeoutError(f"job {job_id} had no process within {seconds} s")
-
-
-def belongs_to(process: psutil.Process, job_id: str) -> bool:
-    """Whether the process runs this job."""
-    try:
-        return process.environ().get(RUN_VARIABLE) == job_id
-    except psutil.Error:
-        return False
 
 
 if __name__ == "__main__":

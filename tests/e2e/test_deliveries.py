@@ -7,32 +7,23 @@ import sys
 import time
 
 import httpx
-import psutil
 import pytest
 from standardwebhooks import Webhook
 
 from tests.conftest import WEBHOOK_SECRETS, wait_until
+from tests.processes import find_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 SMALL = {"template": "chatml", "max_samples": 24, "batch_size": 4, "gradient_accumulation_steps": 1}
 
 
-def job_process(job_id):
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == job_id:
-                return process
-        except psutil.Error:  # gone, or another user's
-            continue
-    return None
-
-
 def test_a_job_whose_process_was_killed_is_told_of(api, model, receiver, wait_for):
     body = SMALL | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "webhook_url": receiver.url}
     job_id = api.post("/train", json=body).json()["job_id"]
     wait_for(job_id, lambda job: job["progress"] is not None)
-    os.kill(job_process(job_id).pid, signal.SIGKILL)
+    for pid in find_processes(job_id):
+        os.kill(pid, signal.SIGKILL)
     told = receiver.wait(job_id, 60)
 
     job = wait_for(job_id)

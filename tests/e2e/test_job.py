@@ -13,8 +13,8 @@ from mlflow.artifacts import download_artifacts
 
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
-from tests.e2e.processes import find_processes
 from tests.e2e.wandb_files import read_history
+from tests.processes import find_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.models import quiet_transformers
-from tests.e2e.processes import find_processes
+from tests.processes import find_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

@@ -95,3 +95,12 @@ def test_a_resumed_run_counts_on(open_session: Open, tmp_path: Path) -> None:
 def test_without_held_out_rows_it_is_refused(open_session: Open) -> None:
     with pytest.raises(InvalidConfig, match="early_stopping_patience 2 needs held-out rows and there are none"):
         open_session(early_stopping_patience=2, eval_steps=5, validation_split=0.0)
+
+
+def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(open_session: Open) -> None:
+    fields = OVERFITS | {"num_epochs": 1.0, "eval_steps": 100}
+    session, result, losses = run(open_session, "out", early_stopping_patience=2, **fields)
+
+    assert [*losses] == [session.trainer.state.max_steps]
+    assert {result["best_step"]: result["best_eval_loss"]} == losses
+    assert result["stopped_early"] is False

@@ -1,0 +1,83 @@
+"""TRL's SFTTrainer with checkpoints that are published whole, and that a run goes on from exactly."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import SFTTrainer
+
+from sft.best import find_best
+from sft.checkpoints import (
+    STATE,
+    clear_leftovers,
+    find_damage,
+    publish_checkpoint,
+    stage_checkpoint,
+    staged_folder,
+    thin_out,
+)
+from sft.disk import telling_full_disk
+from sft.errors import CheckpointUnusable
+
+
+class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
+    """Makes each checkpoint aside, seals it and puts it in its place; deletes no good one for a torn one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
+
+    def load_weights(self, step: int) -> None:
+        """Take over the weights of the checkpoint of this step. Raises CheckpointUnusable."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        damage = find_damage(folder)
+        if damage is not None:
+            raise CheckpointUnusable(f"the best checkpoint {folder} is damaged: {damage}; start the job again")
+        self.state.best_model_checkpoint = str(folder)
+        self._load_best_model()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, which takes a step too many when it is resumed after the last one."""
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """What the Trainer saves, made aside and published whole. Raises DiskFull."""
+        directory, step = Path(self.args.output_dir), self.state.global_step
+        leads: bool = self.args.should_save
+        self.store_flos()
+        try:
+            with telling_full_disk(directory, f"the checkpoint of step {step}", self._measure_checkpoint()):
+                if leads:
+                    stage_checkpoint(directory, step)
+                self.accelerator.wait_for_everyone()  # each process adds the state of its random numbers
+                self._write_checkpoint(staged_folder(directory, step))
+                self.accelerator.wait_for_everyone()
+                if leads:
+                    newest = publish_checkpoint(staged_folder(directory, step))
+        except BaseException:
+            if leads:
+                clear_leftovers(directory)
+            raise
+        if leads:
+            best = find_best(self.state.log_history)
+            thin_out(newest, self.args.save_total_limit, best and best.step, self._published)
+            self._published.add(newest)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nothing reads
+            self.state.save_to_json(str(folder / STATE))
+
+    def _measure_checkpoint(self) -> int:
+        """About the bytes of a checkpoint: of what is trained and of what the optimizer keeps."""
+        kept = [value for values in self.optimizer.state.values() for value in values.values()]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return sum(value.nbytes for value in (*trained, *kept) if isinstance(value, Tensor))
