@@ -27,7 +27,6 @@ from tasks.train import train
     on_completion=[notify, forget_old_jobs],
     on_failure=[notify, forget_old_jobs],
     on_cancellation=[notify, forget_old_jobs],
-    on_crashed=[notify],
 )
 def finetune(
     config: SFTConfig,

@@ -1,43 +1,46 @@
-"""Cancellations as a duty of the watchdog: a run that is being cancelled and has no process any more is cancelled."""
+"""Cancellations as a duty of the watchdog: a run that is being cancelled is cancelled once its process is gone."""
 
 import logging
-import time
 
-import httpx
-
-from jobs.deployments import PAGE, has_process
+from jobs.job_processes import find_processes, kill_processes_of
+from jobs.pool_runs import PoolRuns, StateRefused
+from jobs.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # a worker that is at it takes its own steps first
+KILL_SECONDS = 9.0  # for a process to save its last step and go
 
 
 class Cancellations:
-    """Ends what Prefect leaves in Cancelling for 300 seconds.
+    """Ends what Prefect leaves in Cancelling for 300 seconds, and processes that do not react.
 
     A run whose process starts just as it is cancelled finds itself unfinished and goes, and no worker looks after it;
     so it is with a run whose worker died. For workers of this machine only: others' processes can't be seen from here.
     """
 
-    def __init__(self, work_pool: str, prefect: httpx.Client) -> None:
-        self._work_pool = work_pool
-        self._prefect = prefect
-        self._gone_since: dict[str, float] = {}
+    def __init__(self, runs: PoolRuns) -> None:
+        self._runs = runs
+        self._stopwatch = Stopwatch()
 
     def finish(self) -> None:
-        """Cancel those that were without a process for a while."""
-        wanted = {
-            "work_pools": {"name": {"any_": [self._work_pool]}},
-            "flow_runs": {"state": {"type": {"any_": ["CANCELLING"]}}},
-            "limit": PAGE,
-        }
-        runs = self._prefect.post("/flow_runs/filter", json=wanted).raise_for_status().json()
-        now = time.monotonic()
-        self._gone_since = {run["id"]: self._gone_since.get(run["id"], now) for run in runs if not has_process(run)}
-        for run_id, since in self._gone_since.items():
-            if now - since < GRACE_SECONDS:
-                continue
-            state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled; its process was gone."}
-            answer = self._prefect.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": True})
-            answer.raise_for_status()
+        """Cancel those that were without a process for a while. Raises httpx.HTTPError."""
+        runs = self._runs.read(["CANCELLING"])
+        self._stopwatch.keep({run["id"] for run in runs})
+        for run in runs:
+            has_process = bool(find_processes(run["id"]))
+            seconds = self._stopwatch.seconds(run["id"], "process", has_process)
+            if has_process and seconds >= KILL_SECONDS:
+                kill_processes_of(run["id"])
+                logger.warning("Job %s: its process did not react to being cancelled and was ended", run["id"])
+            if not has_process and seconds >= GRACE_SECONDS:
+                self._end(run["id"])
+
+    def _end(self, run_id: str) -> None:
+        state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled; its process was gone."}
+        try:
+            self._runs.set_state(run_id, state)
+        except StateRefused as error:
+            logger.info("Job %s has moved on: %s", run_id, error)
+        else:
             logger.info("Job %s is cancelled: its process was gone", run_id)

@@ -1,11 +1,19 @@
-"""Tuneyard's own database out of reach, told as every other part of the stack that is."""
+"""Tuneyard's own database out of reach: told as every other part of the stack that is, or waited for."""
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 120.0  # a restart of PostgreSQL takes seconds
+POLL_SECONDS = 0.5
 
 
 @contextmanager
@@ -17,3 +25,28 @@ def translate_errors() -> Iterator[None]:
         raise StackError(
             f"Tuneyard's database can't be reached ({type(error).__name__}); see `tuneyard status`"
         ) from error
+
+
+@contextmanager
+def wait_for_database(engine: Engine, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Connection]:
+    """A transaction, for those who would rather wait for the database than fail: a job's process.
+
+    Raises StackError when it stays away so long. What fails within the transaction is raised as it is.
+    """
+    with _connect(engine, patience_seconds) as connection, connection.begin():
+        yield connection
+
+
+def _connect(engine: Engine, patience_seconds: float) -> Connection:
+    deadline = time.monotonic() + patience_seconds
+    is_told = False
+    while True:
+        try:
+            return engine.connect()
+        except DBAPIError as error:
+            if time.monotonic() >= deadline:
+                raise StackError(f"Tuneyard's database has not been there for {patience_seconds:.0f} s") from error
+            if not is_told:
+                logger.warning("The database can't be reached (%s); waiting for it", type(error).__name__)
+            is_told = True
+            time.sleep(POLL_SECONDS)

@@ -12,8 +12,8 @@ import httpx
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 
-from jobs.deployments import PAGE
 from jobs.outbox import add_delivery, claim_due, keep_attempt, message_id
+from jobs.pool_runs import PAGE
 from jobs.progress import read_reports
 from jobs.settings import Settings
 from jobs.status import status_of
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SENDERS = 8
 MARK = "ended_jobs"
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
-ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+ENDED = ["COMPLETED", "FAILED", "CANCELLED"]
 
 
 class Deliveries:

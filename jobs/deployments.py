@@ -2,21 +2,22 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import yaml
 
+from jobs.job_processes import is_process_of
+from jobs.pool_runs import PAGE, PoolRuns
 from jobs.settings import PROJECT_ROOT
 from sft.errors import StackError
 
-PAGE = 200  # the most Prefect lists at once
-POOL_IN_FILE = "gpu"
+FLOW_NAME = "finetune"
+CUT_OFF = ["RUNNING", "PENDING", "CANCELLING"]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
 
 
@@ -33,7 +34,7 @@ def ensure_work_pool(api_url: str, name: str, concurrency_limit: int) -> None:
 def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
     """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
 
-    A work pool other than the file's is written into a copy of the file beside the stamp.
+    What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it.
 
     Raises:
         StackError: Prefect refuses the file or a flow can't be loaded.
@@ -43,13 +44,13 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
     names = {entry["name"] for entry in yaml.safe_load(source)["deployments"]}
     if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(api_url):
         return False
-    file = PROJECT_ROOT / "prefect.yaml"
-    if work_pool != POOL_IN_FILE:
-        config = yaml.safe_load(source)
-        for entry in config["deployments"]:
-            entry["work_pool"]["name"] = work_pool
-        file = state_folder / "prefect.yaml"
-        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    config = yaml.safe_load(source)
+    for entry in config["deployments"]:
+        variables = entry["work_pool"]["job_variables"]
+        command = variables["command"].replace("python", shlex.quote(sys.executable), 1)
+        entry["work_pool"] = {"name": work_pool, "job_variables": {**variables, "command": command}}
+    file = state_folder / "prefect.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
         cwd=PROJECT_ROOT,
@@ -68,8 +69,8 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
 
 
 def fingerprint(prefect_file: str, work_pool: str) -> str:
-    """Digest of all that a deployment is made of: the file, the pool, the place, the flows and their parameters."""
-    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT)]).encode())
+    """Digest of all a deployment is made of: the file, the pool, places, the flows and their parameters."""
+    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT), sys.executable]).encode())
     for path in sorted([*(PROJECT_ROOT / "flows").glob("*.py"), *(PROJECT_ROOT / "sft").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -90,47 +91,24 @@ def online_workers(api_url: str, work_pool: str, since_iso: str) -> set[str]:
 
 
 def restart_cut_off_runs(api_url: str, work_pool: str) -> list[str]:
-    """Put every run of the pool that lost its process back into the queue as the same run; the ids.
+    """Put runs that lost their process back into the queue, each as the same run; the ids.
 
-    To be called while no worker of the stack runs. A run that was being cancelled becomes Cancelled. A run whose
-    process lives (somebody else's worker on this pool) is left alone.
+    To be called while no worker of the stack runs. Jobs are left to `jobs.recovery`. A run that was being cancelled
+    becomes Cancelled. A run whose process lives (somebody else's worker on this pool) is left alone.
     """
     changed = []
     with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
-        wanted = {
-            "work_pools": {"name": {"any_": [work_pool]}},
-            "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
-            "limit": PAGE,
-            "sort": "ID_DESC",
-        }
-        for run in _pages(client, wanted):
-            if has_process(run):
+        runs = PoolRuns(client, work_pool)
+        jobs = {run["id"] for run in runs.read(CUT_OFF, FLOW_NAME)}
+        for run in runs.read(CUT_OFF):
+            if run["id"] in jobs or is_process_of(run["id"], run["infrastructure_pid"]):
                 continue
             state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": RESTART_MESSAGE}
             if run["state_type"] == "CANCELLING":
                 state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled as the local stack stopped."}
             elif run["state_type"] == "PENDING":
                 state["name"] = "Scheduled"
-            client.patch(f"/flow_runs/{run['id']}", json={"infrastructure_pid": None}).raise_for_status()
-            answer = client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True})
-            answer.raise_for_status()
+            runs.forget_process(run["id"])
+            runs.set_state(run["id"], state, force=True)
             changed.append(run["id"])
     return changed
-
-
-def _pages(client: httpx.Client, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = []
-    while True:
-        page = client.post("/flow_runs/filter", json={**wanted, "offset": len(runs)}).raise_for_status().json()
-        runs += page
-        if len(page) < PAGE:
-            return runs
-
-
-def has_process(run: dict[str, Any]) -> bool:
-    """Whether the process a run of Prefect's API names lives on this machine and is the run's."""
-    pid = str(run.get("infrastructure_pid") or "").rsplit(":", 1)[-1]
-    try:
-        return pid.isdigit() and psutil.Process(int(pid)).environ().get("PREFECT__FLOW_RUN_ID") == run["id"]
-    except psutil.Error:
-        return False

@@ -23,7 +23,7 @@ _ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 _STATE_TYPES = {
     JobStatus.CANCELLED: ["CANCELLING", "CANCELLED"],
     JobStatus.COMPLETED: ["COMPLETED"],
-    JobStatus.FAILED: ["FAILED", "CRASHED"],
+    JobStatus.FAILED: ["FAILED"],
 }
 
 
@@ -128,7 +128,7 @@ def _to_state_filter(statuses: frozenset[JobStatus]) -> filters.FlowRunFilterSta
     if statuses == _WAITING:
         return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES])
     if statuses == _ACTIVE:
-        return state_filter(["PENDING", "RUNNING"], names=[*ONGOING_STATE_NAMES])
+        return state_filter(["PENDING", "RUNNING", "CRASHED"], names=[*ONGOING_STATE_NAMES])
     return state_filter([name for status in statuses for name in _STATE_TYPES[status]])
 
 

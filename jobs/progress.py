@@ -1,6 +1,8 @@
 """What a running job reports of itself, and how others read it: rows of `job_reports`."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
@@ -11,11 +13,19 @@ from sqlalchemy.orm import Session
 from jobs.events import STEP_SERIES, drop_non_finite, write_event
 from jobs.store import JobReport
 
+Writing = Callable[[], AbstractContextManager[Connection]]
+
 
 def write_report(engine: Engine, job_id: UUID, **fields: Any) -> None:
     """Set these columns of the job's report, making it if need be."""
     with engine.begin() as connection:
-        _set_fields(connection, job_id, fields)
+        set_report(connection, job_id, **fields)
+
+
+def set_report(connection: Connection, job_id: UUID, **fields: Any) -> None:
+    """`write_report` as part of a transaction."""
+    statement = insert(JobReport).values(job_id=job_id, **fields)
+    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields))
 
 
 def read_reports(engine: Engine, job_ids: list[UUID]) -> dict[UUID, JobReport]:
@@ -29,10 +39,13 @@ class ProgressWriter:
     """Writes a job's training progress at most once in `min_interval_seconds`; the last step is never left out.
 
     Each write is also a `step` event, whose `recent` lists every step since the one before it.
+
+    Args:
+        writing: gives a transaction to write in, such as `Engine.begin` or `Attempt.writing`.
     """
 
-    def __init__(self, engine: Engine, job_id: UUID, min_interval_seconds: float = 1.0) -> None:
-        self.engine = engine
+    def __init__(self, writing: Writing, job_id: UUID, min_interval_seconds: float = 1.0) -> None:
+        self._writing = writing
         self.job_id = job_id
         self.min_interval_seconds = min_interval_seconds
         self._written_at = float("-inf")
@@ -52,8 +65,8 @@ class ProgressWriter:
         """Write what was kept back."""
         if self._kept_back is None:
             return
-        with self.engine.begin() as connection:
-            _set_fields(connection, self.job_id, {"progress": self._kept_back})
+        with self._writing() as connection:
+            set_report(connection, self.job_id, progress=self._kept_back)
             write_event(connection, self.job_id, "step", self._kept_back | {"recent": self._recent})
         self._kept_back, self._recent = None, []
         self._written_at = time.monotonic()
@@ -63,9 +76,5 @@ class ProgressWriter:
         self.flush()
         if self._newest and self._newest["step"] < self._newest["total_steps"]:
             self._newest |= {"percent": 100.0, "eta_seconds": 0.0}
-            write_report(self.engine, self.job_id, progress=self._newest)
-
-
-def _set_fields(connection: Connection, job_id: UUID, fields: dict[str, Any]) -> None:
-    statement = insert(JobReport).values(job_id=job_id, **fields)
-    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields))
+            with self._writing() as connection:
+                set_report(connection, self.job_id, progress=self._newest)

@@ -20,7 +20,7 @@ _FIRST_RANK = 1
 _UNKNOWN_RANK = 1_000_000  # a queue made a moment ago, which Prefect puts last
 
 _ONGOING = [*ONGOING_STATE_NAMES]
-_OCCUPYING = filters.FlowRunFilter(state=state_filter(["PENDING", "RUNNING", "CANCELLING"], names=_ONGOING))
+_OCCUPYING = filters.FlowRunFilter(state=state_filter(["PENDING", "RUNNING", "CANCELLING", "CRASHED"], names=_ONGOING))
 
 
 class Queue(NamedTuple):

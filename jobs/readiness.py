@@ -14,9 +14,9 @@ from jobs.settings import Settings
 TIMEOUT_SECONDS = 3.0
 JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and not started is `queued` here
     "queued": ["SCHEDULED", "PAUSED"],
-    "running": ["PENDING", "RUNNING"],
+    "running": ["PENDING", "RUNNING", "CRASHED"],
     "completed": ["COMPLETED"],
-    "failed": ["FAILED", "CRASHED"],
+    "failed": ["FAILED"],
     "cancelled": ["CANCELLING", "CANCELLED"],
 }
 FLOW_NAME = "finetune"

@@ -16,6 +16,7 @@ from prefect.types._datetime import now
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from jobs.attempts import mark_cancelled
 from jobs.configs import ConfigStore
 from jobs.database import translate_errors
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
@@ -125,17 +126,18 @@ class JobService:
             JobConflict: when the job has already ended.
         """
         run = self._runs.get(job_id)
-        if run.state is None or run.state.is_final():
-            raise JobConflict(
-                f"Job {job_id} has already {self._describe(run).status}; only a queued or running job can be cancelled"
-            )
-        if run.state.type is StateType.PAUSED:
+        self._check_not_ended(run)
+        if run.state and run.state.type is StateType.PAUSED:
             with self._submit_lock():  # against a `start` at the same time
                 run = self._runs.get(job_id)
                 if run.state and run.state.type is StateType.PAUSED:
                     self._runs.propose(run.id, Cancelled())
                     self._call_webhook(run)
                     return self._describe(self._runs.get(job_id))
+        with translate_errors():
+            mark_cancelled(self.engine, run.id)  # from here on the watchdog does not begin it again
+        run = self._runs.get(job_id)
+        self._check_not_ended(run)
         return self._cancel_started(run)
 
     def stop(self, job_id: UUID | str) -> Job:
@@ -212,6 +214,11 @@ class JobService:
         by_key = filters.FlowRunFilter(idempotency_key=filters.FlowRunFilterIdempotencyKey(any_=[run_key]))
         return next(iter(self._runs.page(by_key, limit=1)), None)
 
+    def _check_not_ended(self, run: FlowRun) -> None:
+        job = self._describe(run)
+        if job.status.is_terminal and run.state and run.state.is_final():
+            raise JobConflict(f"Job {run.id} has already {job.status}; only a queued or running job can be cancelled")
+
     def _cancel_started(self, run: FlowRun) -> Job:
         """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.
 
@@ -219,10 +226,11 @@ class JobService:
         """
         if run.state and run.state.type is StateType.SCHEDULED and run.infrastructure_pid:
             self._runs.forget_process(run.id)  # of an earlier attempt; else it would stay Cancelling
+        is_crashed = run.state is not None and run.state.type is StateType.CRASHED
         if run.state and run.state.type is not StateType.CANCELLING:
-            self._runs.propose(run.id, Cancelling())
+            self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
         ended = self._runs.get(run.id)
-        had_no_process = run.state is not None and run.state.type is StateType.SCHEDULED
+        had_no_process = is_crashed or (run.state is not None and run.state.type is StateType.SCHEDULED)
         if had_no_process and ended.state and ended.state.type is StateType.CANCELLED:
             self._call_webhook(ended)
         return self._describe(ended)

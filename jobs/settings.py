@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     workers: int | None = Field(
         None, gt=0, description="Local workers, which share the GPUs out; one per GPU if unset, one without a GPU."
     )
+    max_attempts: int = Field(
+        3, gt=0, description="Attempts at a job that may be lost (to a killed process, say) before it has failed."
+    )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 

@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 
 from jobs import deployments, parts, postgres
 from jobs.endpoints import VARIABLES, Endpoints
+from jobs.job_processes import is_job_process
 from jobs.settings import Settings
 from jobs.store import migrate
 from jobs.supervision import (
@@ -36,6 +37,7 @@ from jobs.supervision import (
 from sft.errors import StackError
 
 LOG_LINES = 20
+SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack is stopped
 
 
 @dataclass(frozen=True)
@@ -265,11 +267,14 @@ def _wait_until_healthy(
 
 
 def _stop(home: Path) -> bool:
-    """Workers and jobs first, so that no job can report an end; then the servers; then whatever is left."""
+    """Workers and jobs first, which may save their last step; then the servers; then whatever is left."""
     supervisor = Supervisor(home)
     processes = supervisor.processes()
     for name in (name for name in processes if name.startswith("worker-")):
-        supervisor.stop(name)
+        supervisor.stop(name)  # its jobs are told to stop by the kernel
+    deadline = time.monotonic() + SAVE_SECONDS
+    while any(map(is_job_process, stack_processes(home))) and processes and time.monotonic() < deadline:
+        time.sleep(0.1)
     daemon = supervisor.pid()
     if daemon is not None:
         kill_processes([process for process in stack_processes(home) if not _belongs_to(process, daemon)])

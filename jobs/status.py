@@ -41,7 +41,7 @@ _BY_STATE_TYPE = {
     "CANCELLED": JobStatus.CANCELLED,
     "COMPLETED": JobStatus.COMPLETED,
     "FAILED": JobStatus.FAILED,
-    "CRASHED": JobStatus.FAILED,
+    "CRASHED": JobStatus.RUNNING,  # until `jobs.recovery` has decided what becomes of it
 }
 
 # Scheduled states of a job that has begun before and goes on.

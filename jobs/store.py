@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     DateTime,
     Engine,
     ForeignKey,
@@ -59,6 +60,26 @@ class JobEvent(Base):
     event: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class JobAttempt(Base):
+    """The newest attempt at a job, and how many of those before it were lost."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, default=0)  # how many have begun
+    token: Mapped[UUID | None]  # of the process that may write for the job; none once it has let go or was given up
+    host: Mapped[str | None] = mapped_column(Text)
+    pid: Mapped[int | None] = mapped_column(Integer)
+    heartbeat_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    is_interrupted: Mapped[bool] = mapped_column(Boolean, default=False)  # it was told to stop: no attempt is lost
+    cause: Mapped[str | None] = mapped_column(Text)  # what it was lost to, as it saw it: an error's code and words
+    message: Mapped[str | None] = mapped_column(Text)
+    settled: Mapped[int] = mapped_column(Integer, default=0)  # the number of the last one that was given up
+    settled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    lost: Mapped[int] = mapped_column(Integer, default=0)
+    cancelled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class SavedConfig(Base):

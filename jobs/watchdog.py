@@ -23,6 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.cancellations import Cancellations
 from jobs.deliveries import Deliveries
 from jobs.outbox import CHANNEL
+from jobs.pool_runs import PoolRuns
+from jobs.recovery import Recovery
 from jobs.settings import Settings
 from jobs.store import engine_for
 from sft.errors import StackError
@@ -113,13 +115,16 @@ def main() -> None:
     prefect = httpx.Client(
         base_url=settings.prefect_api_url, timeout=10, trust_env=False, headers=prefect_credentials()
     )
+    is_local = LOCAL_FLAG in sys.argv[1:]
+    runs = PoolRuns(prefect, settings.work_pool)
     deliveries = Deliveries(engine, settings, prefect)
     duties = [
-        Duty("ends of jobs", 10.0, deliveries.add_missing),
         Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
+        Duty("recovery", 3.0, Recovery(engine, runs, settings.max_attempts, is_local).look),
+        Duty("ends of jobs", 10.0, deliveries.add_missing),
     ]
-    if LOCAL_FLAG in sys.argv[1:]:
-        duties.append(Duty("cancellations", 3.0, Cancellations(settings.work_pool, prefect).finish))
+    if is_local:
+        duties.append(Duty("cancellations", 3.0, Cancellations(runs).finish))
     watch(engine, duties)
 
 

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with checkpoints that are published whole, and that a run goes on from exactly."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sft.checkpoints import (
 )
 from sft.disk import telling_full_disk
 from sft.errors import CheckpointUnusable
+from sft.publication import Publishing
 
 
 class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
@@ -27,6 +29,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
+        self.publishing: Publishing = nullcontext
 
     def load_weights(self, step: int) -> None:
         """Take over the weights of the checkpoint of this step. Raises CheckpointUnusable."""
@@ -45,8 +48,10 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """What the Trainer saves, made aside and published whole. Raises DiskFull."""
-        directory, step = Path(self.args.output_dir), self.state.global_step
-        leads: bool = self.args.should_save
+        with self.publishing() if self.args.should_save else nullcontext():
+            self._publish_checkpoint(Path(self.args.output_dir), self.state.global_step, self.args.should_save)
+
+    def _publish_checkpoint(self, directory: Path, step: int, leads: bool) -> None:
         self.store_flos()
         try:
             with telling_full_disk(directory, f"the checkpoint of step {step}", self._measure_checkpoint()):

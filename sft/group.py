@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import nullcontext
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
 from sft.models import choose_dtype, inspect_machine, name_precision
 from sft.planning.room import check_room
+from sft.publication import Publishing
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 
@@ -38,6 +40,7 @@ def open_session(
     output_dir: Path,
     on_event: OnEvent | None = None,
     checkpoint_dir: Path | None = None,
+    publishing: Publishing = nullcontext,
 ) -> "TrainingSession | GroupSession":
     """A session on as many devices as `num_devices` says; arguments and errors are those of `TrainingSession`.
 
@@ -45,7 +48,7 @@ def open_session(
     """
     check_room(config, prepared, model_path, output_dir, checkpoint_dir or output_dir / "checkpoints")
     kind = TrainingSession if config.num_devices == 1 else GroupSession
-    return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir)
+    return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir, publishing)
 
 
 def check_devices(num_devices: int, gpus: int, cores: int) -> None:
@@ -85,6 +88,7 @@ class GroupSession:
         output_dir: Path,
         on_event: OnEvent | None = None,
         checkpoint_dir: Path | None = None,
+        publishing: Publishing = nullcontext,
     ) -> None:
         check_devices(config.num_devices, torch.cuda.device_count(), os.cpu_count() or 1)
         self.on_event: OnEvent = on_event or (lambda name, values: None)
@@ -98,7 +102,7 @@ class GroupSession:
             self._end = weakref.finalize(self, _end_group, self._launcher, self._members)
             try:
                 self._accept(listener, config.num_devices)
-                self._call("open", config, prepared, model_path, output_dir, checkpoint_dir)
+                self._call("open", config, prepared, model_path, output_dir, checkpoint_dir, publishing)
             except BaseException:
                 self.close()
                 raise

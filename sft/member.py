@@ -12,6 +12,7 @@ import torch
 from sft.config import SFTConfig
 from sft.group import ADDRESS_VARIABLE
 from sft.interruption import Stopped
+from sft.publication import Publishing
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 
@@ -70,12 +71,13 @@ def _open(
     model_path: Path,
     output_dir: Path,
     checkpoint_dir: Path | None,
+    publishing: Publishing,
 ) -> TrainingSession:
     def on_event(name: str, values: dict[str, Any]) -> None:
         if rank == 0:
             connection.send(("event", (name, values)))
 
-    return TrainingSession(config, prepared, model_path, output_dir, on_event, checkpoint_dir)
+    return TrainingSession(config, prepared, model_path, output_dir, on_event, checkpoint_dir, publishing)
 
 
 def _do(session: Any, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -3,9 +3,12 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+# Entered while something is put in its place; raises where this process may not (any more).
+Publishing = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager

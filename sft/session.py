@@ -31,7 +31,7 @@ from sft.interruption import StepGuard, keep_last_step
 from sft.layout import choose_layout
 from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
 from sft.packing import pack_rows
-from sft.publication import publish_folder
+from sft.publication import Publishing, publish_folder
 from sft.stopping import EarlyStopping
 from sft.templates import apply_template
 from sft.tokenization import PreparedData
@@ -46,6 +46,7 @@ class TrainingSession:
         model_path: folder of the base model, as `sft.models.find_model` gives it.
         output_dir: checkpoints go to `checkpoints` in it, unless `checkpoint_dir` says otherwise; training resumes
             from the newest whole one there.
+        publishing: entered while a checkpoint or the result is put in its place.
         on_event: called with a name (`begin`, `step`, `log`, `epoch`, `evaluate`, `checkpoint`, `end`) and values.
 
     Raises:
@@ -61,6 +62,7 @@ class TrainingSession:
         output_dir: Path,
         on_event: OnEvent | None = None,
         checkpoint_dir: Path | None = None,
+        publishing: Publishing = nullcontext,
     ) -> None:
         set_seed(config.seed)
         self.config = config
@@ -98,6 +100,7 @@ class TrainingSession:
             )
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self.trainer
+        self.trainer.publishing = publishing
         parameters = list(self.trainer.model.parameters())
         self._sender.begin = {
             "rows": len(train_rows),
@@ -146,7 +149,8 @@ class TrainingSession:
             CheckpointUnusable: a checkpoint holds more than numbers, or the best one is damaged.
         """
         if self.trainer.args.should_save:
-            clear_leftovers(self.checkpoint_dir)
+            with self.trainer.publishing():
+                clear_leftovers(self.checkpoint_dir)
         checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
         started_at = time.monotonic()
         with quiet_transformers():
@@ -186,6 +190,10 @@ class TrainingSession:
 
         With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
         """
+        with self.trainer.publishing():
+            return self._save(adapter_dir)
+
+    def _save(self, adapter_dir: Path) -> Path:
         model = self.trainer.model
         if isinstance(model, PeftModel):
             for adapter in model.peft_config.values():

@@ -1,19 +1,26 @@
 """`Journal`: what a running job says of itself, to the REST interfaces and to the tracking backends."""
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from prefect.exceptions import Abort
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.attempts import Attempt, Heartbeat, Superseded, leave
 from jobs.events import write_event
 from jobs.folders import job_folder
-from jobs.progress import ProgressWriter, write_report
+from jobs.progress import ProgressWriter, set_report
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.store import engine_for
-from sft.errors import StackError, TuneyardError
+from sft.errors import StackError
+from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 
@@ -40,8 +47,8 @@ class Journal:
         self.job_id = job_id
         self.spec = spec
         self.folder: Path = job_folder(settings, spec.config, job_id)
-        self.engine = engine_for(settings.database_url)
-        self._progress = ProgressWriter(self.engine, job_id)
+        self.attempt = Attempt.begin(settings.database_url, job_id)
+        self._progress = ProgressWriter(self.attempt.writing, job_id)
         self._phase = ""
         self.mlflow: MlflowTracker
         self.trackers: list[Tracker] = []
@@ -61,7 +68,8 @@ class Journal:
 
     def write(self, **fields: Any) -> None:
         """Set columns of the job's report."""
-        write_report(self.engine, self.job_id, **fields)
+        with self.attempt.writing() as connection:
+            set_report(connection, self.job_id, **fields)
 
     def enter(self, phase: str) -> None:
         """Say which step of the job has begun."""
@@ -71,11 +79,13 @@ class Journal:
 
     def record(self, event: str, data: dict[str, Any]) -> None:
         """Add an event for those who follow the job."""
-        with self.engine.begin() as connection:
+        with self.attempt.writing() as connection:
             write_event(connection, self.job_id, event, data)
 
     def close(self, outcome: str) -> None:
-        """Say that the process ends, and how; Prefect decides what becomes of the job."""
+        """Say that the process ends, and how; what becomes of the job is told by its state."""
+        for tracker in self.trackers:
+            tracker.finish(outcome == "completed")
         self._progress.flush()
         self.record("end", {"outcome": outcome})
 
@@ -104,24 +114,73 @@ class Journal:
 
 @contextmanager
 def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Journal]:
-    """A journal for the time of a job; what the job raises is recorded and goes on."""
+    """A journal for the time of one attempt at a job.
+
+    An error of the job is recorded and goes on. A stop, and what another attempt may get over, end the attempt without
+    a word to Prefect (`Abort`): the watchdog sees that the process has gone and begins the job again.
+    """
     let_log_lines_through()
-    journal = Journal(settings, job_id, spec)
-    journal.write(error=None, error_code=None)
-    journal.enter("starting")
-    outcome = "interrupted"
     try:
-        yield journal
-        outcome = "completed"
-    except TuneyardError as error:
-        outcome = "failed"
-        journal.write(error=str(error), error_code=error.code)
+        journal = Journal(settings, job_id, spec)
+        with Heartbeat(journal.attempt), _stopped_once(), _ending(journal):
+            journal.write(error=None, error_code=None)
+            journal.enter("starting")
+            yield journal
+    except Superseded as error:
+        leave(error)
+
+
+@contextmanager
+def _stopped_once() -> Iterator[None]:
+    """Of several SIGTERMs the first one counts: those behind it must not cut off the saving of the last step.
+
+    A worker that is stopped sends one, and the kernel another one as the worker kills the process between.
+    """
+    former = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(former):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        former(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _ending(journal: Journal) -> Iterator[None]:
+    """Records how the attempt ends."""
+    try:
+        yield
+        journal.close("completed")
+        journal.attempt.release()
+    except Superseded:
         raise
     except Exception as error:
-        outcome = "failed"
-        journal.write(error=f"{type(error).__name__}: {error}", error_code="internal_error")
+        cause = explain(error)
+        if cause.is_worth_retrying:
+            logger.warning("This attempt is lost: %s", cause.message, exc_info=error)
+            _let_go(journal, cause=cause.code, message=cause.message)
+            raise Abort(cause.message) from error
+        journal.write(error=cause.message, error_code=cause.code)
+        journal.close("failed")
+        journal.attempt.release()
         raise
-    finally:
-        for tracker in journal.trackers:
-            tracker.finish(outcome == "completed")
-        journal.close(outcome)
+    except BaseException as error:  # told to stop
+        _let_go(journal, is_interrupted=True)
+        raise Abort("told to stop") from error
+
+
+def _let_go(journal: Journal, **why: Any) -> None:
+    """Say how an attempt has ended that is not the end of its job; what can't be told is the watchdog's to find."""
+    try:
+        journal.close("interrupted")
+        journal.attempt.release(**why)
+    except (StackError, SQLAlchemyError) as error:
+        logger.warning("The end of this attempt could not be told (%s)", type(error).__name__)

@@ -73,7 +73,9 @@ def load_session(
         config = config.model_copy(update={"adapter_path": str(start)})
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
-    return open_session(config, rows, model, journal.folder, journal.on_event, checkpoint_dir)
+    return open_session(
+        config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing
+    )
 
 
 @contextmanager

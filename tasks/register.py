@@ -61,7 +61,8 @@ def register(
     }
     name = journal.spec.registered_name
     tags = facts | {SPEC_TAG: journal.spec.model_dump_json()}
-    adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
+    with journal.attempt.publishing():
+        adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
     metrics = training | after
     result = facts | {

@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from prefect.states import Crashed, Running
+from prefect.states import Failed, Running
 
 from jobs.events import read_events, write_event
 from jobs.feed import EventFeed
@@ -50,7 +50,7 @@ def write(service, job, event, **data):
 
 def test_steps_within_a_second_are_one_event_that_lists_them_all(stack):
     engine, job_id = engine_for(stack.database_url), uuid4()
-    writer = ProgressWriter(engine, job_id, min_interval_seconds=60)
+    writer = ProgressWriter(engine.begin, job_id, min_interval_seconds=60)
     for number in range(1, 6):
         writer(step(number, learning_rate=0.1, grad_norm=2.0, tokens_per_second=50.0))
 
@@ -68,7 +68,7 @@ def test_steps_within_a_second_are_one_event_that_lists_them_all(stack):
 
 def test_the_last_step_is_written_at_once(stack):
     engine, job_id = engine_for(stack.database_url), uuid4()
-    writer = ProgressWriter(engine, job_id, min_interval_seconds=60)
+    writer = ProgressWriter(engine.begin, job_id, min_interval_seconds=60)
     for number in (1, 2, 3):
         writer(step(number, total=3))
 
@@ -77,7 +77,7 @@ def test_the_last_step_is_written_at_once(stack):
 
 def test_training_that_stops_early_has_nothing_left_to_do(stack):
     engine, job_id = engine_for(stack.database_url), uuid4()
-    writer = ProgressWriter(engine, job_id, min_interval_seconds=60)
+    writer = ProgressWriter(engine.begin, job_id, min_interval_seconds=60)
     for number in (1, 2):
         writer(step(number, total=3, percent=33.3, eta_seconds=9.0))
     writer.finish()
@@ -88,7 +88,7 @@ def test_training_that_stops_early_has_nothing_left_to_do(stack):
 
 def test_numbers_that_json_does_not_have_are_null(stack):
     engine, job_id = engine_for(stack.database_url), uuid4()
-    ProgressWriter(engine, job_id)(step(1, grad_norm=float("nan"), eta_seconds=float("inf")))
+    ProgressWriter(engine.begin, job_id)(step(1, grad_norm=float("nan"), eta_seconds=float("inf")))
 
     (event,) = read_events(engine, job_id)
     assert (event.data["grad_norm"], event.data["eta_seconds"], event.data["recent"][0][3]) == (None, None, None)
@@ -104,11 +104,11 @@ def test_a_job_that_is_cancelled_before_it_ran_ends(service, job):
     assert (end.id, end.event, end.data["status"], end.data["error"]) == ("end", "end", "stopped", None)
 
 
-def test_a_job_whose_process_died_ends_with_what_prefect_knows(service, job):
+def test_a_job_that_failed_without_a_report_ends_with_what_prefect_knows(service, job):
     service.client.set_flow_run_state(job.id, Running(), force=True)
     write(service, job, "phase", phase="training")
     feed = EventFeed(service, service.get(job.id))
-    service.client.set_flow_run_state(job.id, Crashed(message="process exited with 137"), force=True)
+    service.client.set_flow_run_state(job.id, Failed(message="process exited with 137"), force=True)
 
     phase, end = poll_until_over(feed)
     assert (phase.event, phase.data["phase"]) == ("phase", "training")

@@ -35,7 +35,7 @@ def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_
         (states.Completed(), False, JobStatus.COMPLETED, "completed", "completed"),
         (states.Failed(), False, JobStatus.FAILED, "failed", "failed"),
         (states.Failed(name="TimedOut"), False, JobStatus.FAILED, "failed", "failed"),
-        (states.Crashed(), False, JobStatus.FAILED, "failed", "failed"),
+        (states.Crashed(), False, JobStatus.RUNNING, "running", "running"),
     ],
 )
 def test_the_designs_table(state, has_free_slot, status, train_word, sft_word):

@@ -1,0 +1,51 @@
+"""The processes of a job on this machine, known by the variable that Prefect's worker gives them."""
+
+import contextlib
+import time
+from uuid import UUID
+
+import psutil
+
+VARIABLE = "PREFECT__FLOW_RUN_ID"
+KILL_SECONDS = 10.0
+
+
+def find_processes(job_id: UUID | str) -> list[psutil.Process]:
+    """Every process of the job, children included; dead ones that nobody has reaped yet are none."""
+    return [process for process in psutil.process_iter() if _belongs_to(process, job_id)]
+
+
+def is_process_of(job_id: UUID | str, pid: int | str | None) -> bool:
+    """Whether the process of this id lives and is the job's; of `host:pid` the last part counts."""
+    number = str(pid or "").rsplit(":", 1)[-1]
+    try:
+        return number.isdigit() and _belongs_to(psutil.Process(int(number)), job_id)
+    except psutil.Error:
+        return False
+
+
+def is_job_process(process: psutil.Process) -> bool:
+    """Whether the process is one of any job."""
+    try:
+        return VARIABLE in process.environ() and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
+
+
+def kill_processes_of(job_id: UUID | str) -> bool:
+    """End what is left of the job for certain; whether there was anything. Returns once it is gone, or after 10 s."""
+    found = find_processes(job_id)
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    deadline = time.monotonic() + KILL_SECONDS
+    while any(_belongs_to(process, job_id) for process in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(found)
+
+
+def _belongs_to(process: psutil.Process, job_id: UUID | str) -> bool:
+    try:
+        return bool(process.environ().get(VARIABLE) == str(job_id) and process.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, OSError):  # gone, or another user's
+        return False

@@ -1,0 +1,179 @@
+"""Recovery as a duty of the watchdog: a job whose process is gone or silent is begun again, or has failed at last.
+
+It is the only one to decide that. Prefect's own word for a lost process, Crashed, is a question put to it, and is shown
+as running until it is answered.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, text, update
+
+from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
+from jobs.job_processes import find_processes, is_process_of, kill_processes_of
+from jobs.outbox import add_delivery
+from jobs.pool_runs import PoolRuns, StateRefused
+from jobs.progress import read_reports, set_report
+from jobs.stopwatch import Clock, Stopwatch
+from jobs.store import JobAttempt
+from jobs.webhook import build_payload
+
+logger = logging.getLogger(__name__)
+
+FLOW_NAME = "finetune"
+ACTIVE = ["PENDING", "RUNNING", "CRASHED"]
+SILENCE_SECONDS = 30.0  # without a heartbeat
+GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
+PENDING_SECONDS = 30.0  # until a run that a worker has taken must have a process
+START_SECONDS = 300.0  # until a process must have begun, or have gone once it has let go of its job
+SAME_LOSS = timedelta(seconds=20)  # Prefect may tell twice of one crash
+
+REASONS = {
+    "killed": "the job's process was killed, perhaps for want of memory; see the logs of the worker and the system",
+    "lost_worker": "the worker was lost, and the job's process with it",
+    "timeout": f"the job's process gave no sign of life for {SILENCE_SECONDS:.0f} s and was ended",
+    "crashed": "the job's process ended without saying why; see the worker's log",
+}
+
+
+class Recovery:
+    """Sees to all jobs that have a process or should have one.
+
+    Args:
+        is_local: the workers are on this machine, so that processes can be seen and ended; else only heartbeats tell.
+        max_attempts: how many attempts at a job may be lost before it has failed.
+    """
+
+    def __init__(
+        self, engine: Engine, runs: PoolRuns, max_attempts: int, is_local: bool, clock: Clock = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._runs = runs
+        self._max_attempts = max_attempts
+        self._is_local = is_local
+        self._stopwatch = Stopwatch(clock)
+
+    def look(self) -> None:
+        """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
+        try:
+            runs = self._runs.read(ACTIVE, FLOW_NAME)
+            attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
+        except BaseException:
+            self._stopwatch.keep(set())  # nobody could be heard meanwhile
+            raise
+        self._stopwatch.keep({run["id"] for run in runs})
+        for run in runs:
+            cause = self._find_cause(run, attempts.get(UUID(run["id"])))
+            if cause is not None:
+                self._settle(run, cause)
+
+    def _find_cause(self, run: dict[str, Any], attempt: JobAttempt | None) -> str | None:
+        """What a job's attempt was lost to; None while it is not lost, or not known to be."""
+        has_begun = attempt is not None and attempt.number > attempt.settled
+        beats = attempt is not None and has_begun and attempt.token is not None
+        is_here = self._is_local and (attempt is None or not has_begun or attempt.host == HOST)
+        is_crashed = run["state_type"] == "CRASHED"
+        sign = (attempt.number, attempt.token, attempt.heartbeat_at) if attempt else None
+        silence = self._stopwatch.seconds(run["id"], "silence", sign)
+        if is_here:
+            has_process = _has_process(run, attempt)
+            seconds = self._stopwatch.seconds(run["id"], "process", has_process)
+            if not has_process:
+                limit = PENDING_SECONDS if run["state_type"] == "PENDING" else GONE_SECONDS
+                return None if seconds < limit else "killed" if beats else "crashed"
+        elif run["state_type"] == "PENDING":
+            return None  # a pool may take its time to make a place for it
+        if is_crashed:
+            self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
+        limit = SILENCE_SECONDS if beats else START_SECONDS
+        if is_crashed and not is_here:
+            limit = 2 * HEARTBEAT_SECONDS
+        return None if silence < limit else "timeout" if is_here else "lost_worker"
+
+    def _take_back(self, run: dict[str, Any], is_alive: bool) -> None:
+        """A job that is heard of has not crashed: the word was late and meant an attempt before."""
+        seconds = self._stopwatch.seconds(run["id"], "is alive", is_alive)
+        if is_alive and seconds >= GONE_SECONDS:
+            self._runs.set_state(run["id"], {"type": "RUNNING", "name": "Running"}, force=True)
+            logger.info("Job %s goes on: it is heard of", run["id"])
+
+    # -- what follows from it
+
+    def _settle(self, run: dict[str, Any], cause: str) -> None:
+        """End what is left of the attempt and decide: again, failed, or cancelled where somebody has asked for it."""
+        if self._is_local:
+            kill_processes_of(run["id"])
+        try:
+            status = self._decide(run, cause)
+        except StateRefused as error:
+            logger.info("Job %s has moved on: %s", run["id"], error)
+            return
+        self._stopwatch.forget(run["id"])
+        if status is not None:
+            self._tell(run, status)
+
+    def _decide(self, run: dict[str, Any], cause: str) -> str | None:
+        """The status a job ends with, None when it begins again. The job is held, against a cancellation meanwhile."""
+        job_id = UUID(run["id"])
+        with self._engine.begin() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            attempt = lock_attempt(connection, job_id)
+            changes = _count_loss(attempt)
+            connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(token=None, **changes))
+            cause = attempt.cause or cause
+            if attempt.cancelled_at is not None or "CANCELLING" in self._runs.read_history(run["id"]):
+                self._runs.set_state(run["id"], _state("CANCELLED", "Cancelled", "Cancelled; its process was gone."))
+                return "cancelled"
+            reason = attempt.message or REASONS.get(cause, cause)
+            if changes["lost"] < self._max_attempts:
+                self._runs.forget_process(run["id"])
+                self._runs.set_state(run["id"], _again(run, attempt, reason))
+                why = "told to stop" if attempt.is_interrupted else cause
+                logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
+                return None
+            error = f"{reason}; it was the last of {self._max_attempts} attempts"
+            set_report(connection, job_id, error=error, error_code=cause)
+            self._runs.set_state(run["id"], _state("FAILED", "Failed", error))
+            logger.info("Job %s has failed (%s)", run["id"], cause)
+            return "failed"
+
+    def _tell(self, run: dict[str, Any], status: str) -> None:
+        url = (run["parameters"] or {}).get("webhook_url")
+        if url:
+            job_id = UUID(run["id"])
+            report = read_reports(self._engine, [job_id]).get(job_id)
+            add_delivery(self._engine, job_id, url, build_payload(job_id, status, report))
+
+
+def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
+    pids = (run["infrastructure_pid"], attempt.pid if attempt else None)
+    return any(is_process_of(run["id"], pid) for pid in pids) or bool(find_processes(run["id"]))
+
+
+def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
+    """The row's new `settled, settled_at, lost`: each attempt is counted once, one that was told to stop not at all.
+
+    One that never began counts too, but not when it may be the one that was settled a moment ago, told of again.
+    """
+    now = datetime.now(UTC)
+    if attempt.number > attempt.settled:
+        lost = attempt.lost + (not attempt.is_interrupted)
+        return {"settled": attempt.number, "settled_at": now, "lost": lost}
+    if attempt.settled_at is not None and now - attempt.settled_at < SAME_LOSS:
+        return {"settled": attempt.settled, "settled_at": attempt.settled_at, "lost": attempt.lost}
+    return {"settled": attempt.settled, "settled_at": now, "lost": attempt.lost + 1}
+
+
+def _state(kind: str, name: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "name": name, "message": message}
+
+
+def _again(run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
+    """Scheduled for when it first was: at its old place in the line."""
+    said = "it was told to stop" if attempt.is_interrupted else reason
+    state = _state("SCHEDULED", "AwaitingRetry", f"Attempt {attempt.number} ended: {said}. The job goes on by itself.")
+    return {**state, "state_details": {"scheduled_time": run["expected_start_time"]}}

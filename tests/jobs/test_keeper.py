@@ -1,0 +1,75 @@
+"""The keeper passes signals on, outlives its child, and never says how that ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.settings import PROJECT_ROOT
+from tests.conftest import wait_until
+
+CHILD = """
+import os, pathlib, signal, sys, time
+from jobs.keeper import end_with_parent
+told = pathlib.Path("told")
+def note(number, frame):
+    with told.open("a") as file:
+        file.write(f"{number} ")
+signal.signal(signal.SIGTERM, note)
+end_with_parent()
+pathlib.Path("pid").write_text(str(os.getpid()))
+code = os.environ["CODE"]
+if code == "wait":
+    while not told.exists():
+        time.sleep(0.02)
+    code = "0"
+if code == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(code))
+"""
+
+
+def start(folder: Path, code: str) -> "subprocess.Popen[str]":
+    (folder / "flows").mkdir()
+    (folder / "flows" / "__init__.py").touch()
+    (folder / "flows" / "__main__.py").write_text(CHILD)
+    environment = os.environ | {"CODE": code, "PYTHONPATH": f"{folder}{os.pathsep}{PROJECT_ROOT}"}
+    command = [sys.executable, "-m", "jobs.keeper"]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def read_pid(folder: Path) -> int:
+    wait_until(lambda: (folder / "pid").exists() and bool((folder / "pid").read_text()), 20)
+    return int((folder / "pid").read_text())
+
+
+@pytest.mark.parametrize(("code", "words"), [("0", ""), ("3", ""), ("kill", "was ended by SIGKILL")])
+def test_however_its_child_ends_the_worker_is_told_of_no_crash(tmp_path: Path, code: str, words: str) -> None:
+    with start(tmp_path, code) as keeper:
+        _, said = keeper.communicate(timeout=30)
+    assert keeper.returncode == 0
+    assert words in said
+
+
+def test_a_stop_is_passed_on_once_and_waited_for(tmp_path: Path) -> None:
+    with start(tmp_path, "wait") as keeper:
+        child = psutil.Process(read_pid(tmp_path))
+        assert os.getsid(child.pid) != os.getsid(keeper.pid)
+        keeper.send_signal(signal.SIGTERM)
+        keeper.communicate(timeout=30)
+    assert (keeper.returncode, (tmp_path / "told").read_text()) == (0, "15 ")
+    assert not child.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_killed_keeper_is_a_stop_for_its_child(tmp_path: Path) -> None:
+    with start(tmp_path, "wait") as keeper:
+        child = psutil.Process(read_pid(tmp_path))
+        keeper.kill()
+        keeper.communicate(timeout=30)
+    wait_until(lambda: (tmp_path / "told").exists(), 20)
+    child.wait(20)

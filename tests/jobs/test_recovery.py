@@ -1,0 +1,284 @@
+"""Recovery over a real Prefect server and database, on a work pool that no worker and no other watchdog looks at."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from sqlalchemy import Engine, update
+
+from jobs.attempts import HEARTBEAT_SECONDS, Attempt, mark_cancelled, read_attempts
+from jobs.job_processes import VARIABLE, find_processes
+from jobs.outbox import list_deliveries
+from jobs.pool_runs import PoolRuns
+from jobs.progress import read_reports
+from jobs.recovery import GONE_SECONDS, PENDING_SECONDS, SAME_LOSS, SILENCE_SECONDS, Recovery
+from jobs.settings import Settings
+from jobs.store import JobAttempt, engine_for
+
+pytestmark = pytest.mark.stack
+
+POOL = "looked-after"
+WEBHOOK = "http://127.0.0.1:9/hook"  # nobody listens there
+
+
+class Bench:
+    """Runs of the pool, and a watchdog's duty whose time the test tells."""
+
+    def __init__(self, stack: Settings) -> None:
+        assert stack.database_url
+        self.database_url: str = stack.database_url
+        self.engine: Engine = engine_for(stack.database_url)
+        self.client = httpx.Client(base_url=str(stack.prefect_api_url), timeout=30)
+        self.runs = PoolRuns(self.client, POOL)
+        self.now = 0.0
+        self.client.post("/work_pools/", json={"name": POOL, "type": "process"})
+        flow = self.client.post("/flows/", json={"name": "finetune"}).raise_for_status().json()["id"]
+        wanted = {"name": "looked-after", "flow_id": flow, "work_pool_name": POOL}
+        self._deployment = self.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+
+    def recovery(self, **settings: Any) -> Recovery:
+        settings = {"max_attempts": 3, "is_local": True} | settings
+        return Recovery(self.engine, self.runs, clock=lambda: self.now, **settings)
+
+    def make(self, state: str = "RUNNING") -> str:
+        body = {"parameters": {"webhook_url": WEBHOOK}, "enforce_parameter_schema": False}
+        path = f"/deployments/{self._deployment}/create_flow_run"
+        run: str = self.client.post(path, json=body).raise_for_status().json()["id"]
+        self.put(run, state)
+        return run
+
+    def put(self, run: str, state: str) -> None:
+        self.runs.set_state(run, {"type": state, "name": state.title()}, force=True)
+
+    def read(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get(f"/flow_runs/{run}").raise_for_status().json()
+        return found
+
+    def state(self, run: str) -> str:
+        return str(self.read(run)["state_name"])
+
+    def begin(self, run: str) -> Attempt:
+        return Attempt.begin(self.database_url, UUID(run))
+
+    def attempt(self, run: str) -> JobAttempt:
+        return read_attempts(self.engine, [UUID(run)])[UUID(run)]
+
+    def change(self, run: str, **values: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(update(JobAttempt).where(JobAttempt.job_id == UUID(run)).values(**values))
+
+    def look_after(self, recovery: Recovery, *seconds: float) -> None:
+        """Look now, and again after each of these times."""
+        recovery.look()
+        for pause in seconds:
+            self.now += pause
+            recovery.look()
+
+
+@pytest.fixture(scope="module")
+def bench_of_module(stack: Settings) -> Iterator[Bench]:
+    bench = Bench(stack)
+    yield bench
+    bench.client.close()
+
+
+@pytest.fixture
+def bench(bench_of_module: Bench) -> Iterator[Bench]:
+    """No run of another test is active."""
+    yield bench_of_module
+    for run in bench_of_module.runs.read(["PENDING", "RUNNING", "CRASHED", "CANCELLING", "SCHEDULED"]):
+        bench_of_module.put(run["id"], "CANCELLED")
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Starts a process that bears a run's id as the worker's child does, and does nothing."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(run: str) -> "subprocess.Popen[bytes]":
+        started.append(subprocess.Popen(["sleep", "600"], env=os.environ | {VARIABLE: run}))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_job_whose_process_is_gone_begins_again_at_its_old_place_in_the_line(bench: Bench) -> None:
+    run = bench.make()
+    bench.begin(run)
+    before = bench.read(run)
+    recovery = bench.recovery()
+    bench.look_after(recovery, GONE_SECONDS - 1)
+    assert bench.state(run) == "Running"  # it may have ended, and Prefect be about to say so
+
+    bench.look_after(recovery, 1)
+    after = bench.read(run)
+    assert (after["state_name"], after["infrastructure_pid"]) == ("AwaitingRetry", None)
+    assert after["next_scheduled_start_time"] == before["expected_start_time"] == after["expected_start_time"]
+    assert (bench.attempt(run).lost, bench.attempt(run).token) == (1, None)
+
+
+def test_a_job_that_lost_all_its_attempts_has_failed_and_says_why(bench: Bench) -> None:
+    run = bench.make()
+    recovery = bench.recovery()
+    for _ in range(3):
+        bench.put(run, "RUNNING")
+        bench.begin(run)
+        bench.look_after(recovery, GONE_SECONDS)
+
+    assert bench.state(run) == "Failed"
+    report = read_reports(bench.engine, [UUID(run)])[UUID(run)]
+    assert report.error_code == "killed"
+    assert str(report.error).endswith("it was the last of 3 attempts")
+    (delivery,) = list_deliveries(bench.engine, UUID(run))
+    assert (delivery.status, delivery.payload["error"]) == ("failed", report.error)
+
+
+def test_an_attempt_that_was_told_to_stop_is_not_lost(bench: Bench) -> None:
+    run = bench.make()
+    recovery = bench.recovery(max_attempts=1)
+    for _ in range(4):
+        bench.put(run, "RUNNING")
+        bench.begin(run).release(is_interrupted=True)
+        bench.look_after(recovery, GONE_SECONDS)
+        assert bench.state(run) == "AwaitingRetry"
+    assert (bench.attempt(run).number, bench.attempt(run).lost) == (4, 0)
+
+
+def test_what_an_attempt_said_it_was_lost_to_is_what_the_job_fails_with(bench: Bench) -> None:
+    run = bench.make()
+    bench.begin(run).release(cause="registry_unavailable", message="MLflow has not been there for 120 s")
+    bench.look_after(bench.recovery(max_attempts=1), GONE_SECONDS)
+
+    report = read_reports(bench.engine, [UUID(run)])[UUID(run)]
+    assert report.error_code == "registry_unavailable"
+    assert str(report.error).startswith("MLflow has not been there for 120 s; ")
+
+
+def test_a_silent_process_is_ended_and_its_job_begins_again(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    run = bench.make()
+    process, attempt = start_process(run), bench.begin(run)
+    recovery = bench.recovery()
+    bench.look_after(recovery, SILENCE_SECONDS - 1)
+    attempt.beat()
+    bench.look_after(recovery, SILENCE_SECONDS - 1)
+    assert (bench.state(run), process.poll()) == ("Running", None)
+
+    bench.look_after(recovery, 1)
+    assert bench.state(run) == "AwaitingRetry"
+    assert process.wait(5) == -9
+    assert find_processes(run) == []
+    assert "no sign of life" in bench.read(run)["state"]["message"]
+
+
+def test_a_watchdog_that_could_not_look_gives_nobody_up_for_that(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench.make()
+    start_process(run)
+    bench.begin(run)
+    recovery = bench.recovery()
+    bench.look_after(recovery, 1)
+    bench.now += 10 * SILENCE_SECONDS
+    with httpx.Client(base_url="http://127.0.0.1:9") as nobody, monkeypatch.context() as away:
+        away.setattr(recovery, "_runs", PoolRuns(nobody, POOL))
+        with pytest.raises(httpx.ConnectError):
+            recovery.look()
+    recovery.look()
+    assert bench.state(run) == "Running"
+
+
+def test_a_late_word_of_a_crash_does_not_hit_the_attempt_that_runs(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    run = bench.make()
+    start_process(run)
+    attempt = bench.begin(run)
+    bench.put(run, "CRASHED")
+    recovery = bench.recovery()
+    for _ in range(4):
+        attempt.beat()
+        bench.look_after(recovery, 1.5)
+    assert bench.state(run) == "Running"
+    assert bench.attempt(run).lost == 0
+
+
+def test_one_crash_that_is_told_of_twice_is_one_lost_attempt(bench: Bench) -> None:
+    run = bench.make("CRASHED")
+    bench.begin(run)
+    recovery = bench.recovery()
+    bench.look_after(recovery, GONE_SECONDS)
+    bench.put(run, "CRASHED")
+    bench.look_after(recovery, GONE_SECONDS)
+    assert (bench.state(run), bench.attempt(run).lost) == ("AwaitingRetry", 1)
+
+
+def test_processes_that_never_begin_are_counted_too(bench: Bench) -> None:
+    run = bench.make("PENDING")
+    recovery = bench.recovery(max_attempts=2)
+    bench.look_after(recovery, PENDING_SECONDS - 1)
+    assert bench.state(run) == "Pending"
+    bench.look_after(recovery, 1)
+    assert (bench.state(run), bench.attempt(run).lost) == ("AwaitingRetry", 1)
+
+    bench.change(run, settled_at=datetime.now(UTC) - SAME_LOSS - timedelta(seconds=1))
+    bench.put(run, "PENDING")
+    bench.look_after(recovery, PENDING_SECONDS)
+    assert bench.state(run) == "Failed"
+    assert read_reports(bench.engine, [UUID(run)])[UUID(run)].error_code == "crashed"
+
+
+@pytest.mark.parametrize("by", ["us", "Prefect's UI"])
+def test_a_job_that_was_cancelled_is_never_begun_again(bench: Bench, by: str) -> None:
+    run = bench.make()
+    bench.begin(run)
+    if by == "us":
+        mark_cancelled(bench.engine, UUID(run))
+    else:
+        bench.put(run, "CANCELLING")
+    bench.put(run, "CRASHED")
+    bench.look_after(bench.recovery(), GONE_SECONDS)
+    assert bench.state(run) == "Cancelled"
+    (delivery,) = list_deliveries(bench.engine, UUID(run))
+    assert delivery.status == "cancelled"
+
+
+def test_a_run_that_moves_on_while_it_is_looked_at_is_left_alone(bench: Bench) -> None:
+    run = bench.make()
+    bench.begin(run)
+    recovery = bench.recovery()
+    recovery.look()
+    seen = bench.read(run)
+    bench.put(run, "CANCELLING")
+    recovery._settle(seen, "killed")  # as it was read a moment before
+    assert bench.state(run) in ("Cancelling", "Cancelled")
+
+
+def test_elsewhere_only_heartbeats_tell(bench: Bench) -> None:
+    waiting, run = bench.make("PENDING"), bench.make()
+    attempt = bench.begin(run)
+    recovery = bench.recovery(is_local=False)
+    for _ in range(4):
+        attempt.beat()
+        bench.look_after(recovery, SILENCE_SECONDS - 1)
+    assert (bench.state(waiting), bench.state(run)) == ("Pending", "Running")
+
+    bench.look_after(recovery, SILENCE_SECONDS)
+    assert (bench.state(waiting), bench.state(run)) == ("Pending", "AwaitingRetry")
+    assert "the worker was lost" in bench.read(run)["state"]["message"]
+
+
+def test_a_crash_elsewhere_is_believed_when_nothing_is_heard(bench: Bench) -> None:
+    run = bench.make("CRASHED")
+    bench.begin(run)
+    bench.look_after(bench.recovery(is_local=False), 2 * HEARTBEAT_SECONDS)
+    assert bench.state(run) == "AwaitingRetry"

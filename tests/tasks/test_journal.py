@@ -1,0 +1,103 @@
+"""How an attempt's end is recorded: as the job's, or as one that another attempt gets over."""
+
+import os
+import signal
+import time
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.exceptions import Abort, TerminationSignal
+
+from jobs.attempts import read_attempts
+from jobs.events import read_events
+from jobs.progress import read_reports
+from jobs.spec import JobSpec
+from jobs.store import JobAttempt, JobReport, engine_for
+from sft.config import SFTConfig
+from sft.errors import InvalidDataset, StackError
+from tasks.journal import open_journal
+
+pytestmark = pytest.mark.stack
+
+SPEC = JobSpec(config=SFTConfig(base_model="tiny/llama", dataset_name="handbook@v1.0", dataset_format="alpaca"))
+
+
+class Record:
+    """What is known of a job whose journal a test opens."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.job_id: UUID = uuid4()
+        self._engine = engine_for(stack.database_url)
+
+    def open(self):
+        return open_journal(self.stack, self.job_id, SPEC)
+
+    @property
+    def report(self) -> JobReport:
+        return read_reports(self._engine, [self.job_id])[self.job_id]
+
+    @property
+    def attempt(self) -> JobAttempt:
+        return read_attempts(self._engine, [self.job_id])[self.job_id]
+
+    @property
+    def outcomes(self):
+        return [event.data["outcome"] for event in read_events(self._engine, self.job_id) if event.event == "end"]
+
+
+@pytest.fixture
+def record(stack):
+    return Record(stack)
+
+
+def test_an_error_of_the_job_is_its_end(record):
+    def fail():
+        with record.open() as journal:
+            journal.enter("tokenizing")
+            raise InvalidDataset("no rows")
+
+    with pytest.raises(InvalidDataset):
+        fail()
+    assert (record.report.error, record.report.error_code, record.report.phase) == (
+        "no rows", "invalid_dataset", "tokenizing"
+    )  # fmt: skip
+    assert (record.attempt.token, record.attempt.cause, record.outcomes) == (None, None, ["failed"])
+
+
+def test_what_another_attempt_may_get_over_ends_only_this_one(record):
+    with pytest.raises(Abort), record.open():
+        raise StackError("nobody there")
+    assert record.report.error is None
+    assert (record.attempt.cause, record.attempt.message) == ("stack_unavailable", "nobody there")
+    assert (record.attempt.is_interrupted, record.outcomes) == (False, ["interrupted"])
+
+    with record.open() as journal:
+        assert journal.attempt.number == 2
+    assert (record.attempt.cause, record.outcomes) == (None, ["interrupted", "completed"])
+
+
+def test_the_first_of_several_stops_counts_and_lets_the_work_be_saved(record):
+    def stop(number, _frame):
+        raise TerminationSignal(signal=number)
+
+    saved = []
+
+    def work():
+        with record.open():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # the kernel's, as the process between is killed
+                time.sleep(0.05)
+                saved.append("the last step")
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Abort):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert saved
+    assert (record.attempt.is_interrupted, record.attempt.token, record.outcomes) == (True, None, ["interrupted"])
