@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from jobs.settings import PROJECT_ROOT
 from sft.errors import StackError
 
 PAGE = 200  # the most Prefect lists at once
-POOL_IN_FILE = "gpu"
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
 
 
@@ -33,7 +33,7 @@ def ensure_work_pool(api_url: str, name: str, concurrency_limit: int) -> None:
 def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
     """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
 
-    A work pool other than the file's is written into a copy of the file beside the stamp.
+    What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it.
 
     Raises:
         StackError: Prefect refuses the file or a flow can't be loaded.
@@ -43,13 +43,13 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
     names = {entry["name"] for entry in yaml.safe_load(source)["deployments"]}
     if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(api_url):
         return False
-    file = PROJECT_ROOT / "prefect.yaml"
-    if work_pool != POOL_IN_FILE:
-        config = yaml.safe_load(source)
-        for entry in config["deployments"]:
-            entry["work_pool"]["name"] = work_pool
-        file = state_folder / "prefect.yaml"
-        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    config = yaml.safe_load(source)
+    for entry in config["deployments"]:
+        variables = entry["work_pool"]["job_variables"]
+        command = variables["command"].replace("python", shlex.quote(sys.executable), 1)
+        entry["work_pool"] = {"name": work_pool, "job_variables": {**variables, "command": command}}
+    file = state_folder / "prefect.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
         cwd=PROJECT_ROOT,
@@ -68,8 +68,8 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
 
 
 def fingerprint(prefect_file: str, work_pool: str) -> str:
-    """Digest of all that a deployment is made of: the file, the pool, the place, the flows and their parameters."""
-    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT)]).encode())
+    """Digest of all a deployment is made of: the file, the pool, places, the flows and their parameters."""
+    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT), sys.executable]).encode())
     for path in sorted([*(PROJECT_ROOT / "flows").glob("*.py"), *(PROJECT_ROOT / "sft").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
