@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+USUAL_THRESHOLDS = (700, 10, 10)  # Python's own
+
 
 @task(name="Find base model", task_run_name="Find base model {config.base_model}", cache_policy=NO_CACHE)
 def find_base_model(config: SFTConfig, settings: Settings) -> Path:
@@ -80,9 +82,14 @@ def load_session(
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """For imports: of the seven seconds that torch and its friends take, one goes into looking for garbage."""
+    """For imports: of the seven seconds that torch and its friends take, one goes into looking for garbage.
+
+    What has been loaded by then stays, and is not looked at again.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.set_threshold(*USUAL_THRESHOLDS)  # `python -m flows` has raised them for the time until now
         gc.enable()

@@ -136,6 +136,8 @@ def test_the_deployments_of_prefect_yaml_are_there_with_a_form_and_a_schedule(ow
     assert {"config", "adapter_name", "webhook_url"} <= by_name["sft"]["parameter_openapi_schema"]["properties"].keys()
     assert by_name["retrain"]["parameters"] == {"adapter_name": "handbook", "dataset_version": "main"}
     assert [entry["schedule"]["cron"] for entry in by_name["retrain"]["schedules"]] == ["0 2 * * *"]
+    for name in ("sft", "retrain"):  # with the interpreter of this stack, whatever `python` is in a worker's PATH
+        assert by_name[name]["job_variables"]["command"].startswith(f"{sys.executable} -m ")
 
     def has_scheduled_run() -> bool:
         wanted = {"deployments": {"name": {"any_": ["retrain"]}}}

@@ -22,6 +22,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.layout import choose_layout
@@ -134,6 +135,25 @@ def test_a_model_that_would_learn_from_a_wrong_loss_gets_another_layout(kind: st
     assert choose_layout(model) == layout
     assert model.training
     assert (model.config._attn_implementation == attention) == (layout != "documents")
+
+
+class MixingLayer(Qwen3DecoderLayer):
+    """Adds the mean of the row to each of its tokens, whichever document they are of."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mixed: Tensor = super().forward(hidden_states, *args, **kwargs)
+        return mixed + mixed.mean(dim=1, keepdim=True)
+
+
+def test_a_layer_of_another_kind_is_found_far_down_and_all_layers_stay() -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "num_hidden_layers": 6}))
+    assert choose_layout(model) == "documents"
+    layers = [*model.model.layers]
+    assert len(layers) == 6
+    model.model.layers[4] = MixingLayer(model.config, 4)
+    assert choose_layout(model) == "padded"
+    assert [*model.model.layers][:4] == layers[:4]
+    assert len(model.model.layers) == 6
 
 
 def test_every_weight_learns_when_the_head_is_not_frozen(model_path: Path, rows: list[dict[str, list[int]]]) -> None:
