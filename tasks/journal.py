@@ -13,7 +13,8 @@ from jobs.progress import ProgressWriter, write_report
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import engine_for
-from sft.errors import StackError, TuneyardError
+from sft.errors import StackError
+from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 
@@ -113,13 +114,10 @@ def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Jo
     try:
         yield journal
         outcome = "completed"
-    except TuneyardError as error:
-        outcome = "failed"
-        journal.write(error=str(error), error_code=error.code)
-        raise
     except Exception as error:
         outcome = "failed"
-        journal.write(error=f"{type(error).__name__}: {error}", error_code="internal_error")
+        cause = explain(error)
+        journal.write(error=cause.message, error_code=cause.code)
         raise
     finally:
         for tracker in journal.trackers:
