@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sft.errors import DiskFull
+from sft.errors import DiskFull, walk_causes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROBE_BYTES = 1 << 20
@@ -26,7 +26,7 @@ def telling_full_disk(folder: Path, what: str, needed_bytes: int) -> Iterator[No
     try:
         yield
     except Exception as error:
-        if _is_about_space(error) or _is_full(folder) or measure_free(folder) < needed_bytes:
+        if any(map(is_about_space, walk_causes(error))) or _is_full(folder) or measure_free(folder) < needed_bytes:
             raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes)) from error
         raise
 
@@ -50,14 +50,11 @@ def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int) -
     )
 
 
-def _is_about_space(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if any(f"os error {number})" in str(error) for number in FULL):  # safetensors' way to say it
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def is_about_space(error: BaseException) -> bool:
+    """Whether this error, whatever it came from, says that no more could be written."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(f"os error {number})" in str(error) for number in FULL)  # safetensors' way to say it
 
 
 def _is_full(folder: Path) -> bool:

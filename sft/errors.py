@@ -4,12 +4,18 @@ A message names the field, the value and the remedy. Each class is also a standa
 message as its only argument and so survives pickling (Prefect pickles what a flow raises).
 """
 
+from collections.abc import Iterator
+
 
 class TuneyardError(Exception):
-    """Base of the tree. `status` is the HTTP status an API answers with, `code` a stable machine-readable name."""
+    """Base of the tree. `status` is the HTTP status an API answers with, `code` a stable machine-readable name.
+
+    `is_worth_retrying`: it may well pass by itself, so that a job that raised it is begun again.
+    """
 
     status: int = 500
     code: str = "internal_error"
+    is_worth_retrying: bool = False
 
 
 class InvalidConfig(TuneyardError, ValueError):
@@ -144,6 +150,15 @@ class StackError(TuneyardError, RuntimeError):
 
     status = 503
     code = "stack_unavailable"
+    is_worth_retrying = True
+
+
+class RegistryUnavailable(TuneyardError, ConnectionError):
+    """MLflow, which keeps metrics and adapters, could not be reached for as long as a job waits for it."""
+
+    status = 503
+    code = "registry_unavailable"
+    is_worth_retrying = True
 
 
 class PlanningFailed(TuneyardError, RuntimeError):
@@ -162,3 +177,17 @@ def find_error(code: str) -> type[TuneyardError]:
             return kind
         left += kind.__subclasses__()
     return TuneyardError
+
+
+def walk_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what a group holds, and what each was raised from or while handling, outermost first."""
+    left, seen = [error], set[int]()
+    while left:
+        current = left.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            left += current.exceptions
+        left += [current.__cause__, None if current.__suppress_context__ else current.__context__]

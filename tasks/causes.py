@@ -1,12 +1,45 @@
-"""What a job's error means: its code, its words, and whether another attempt may get over it."""
+"""Why a job failed: what it raised, told as a stable code and a sentence, and whether another attempt is worth it.
 
+Other libraries' errors are known by their names: comparing with the classes would load torch, MLflow and the others in
+processes that never met them.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sft.errors import StackError, TuneyardError
+from sft.disk import is_about_space
+from sft.errors import DiskFull, RegistryUnavailable, StackError, TuneyardError, walk_causes
+
+DETAIL_CHARACTERS = 500
+SERVER_ERROR = 500  # HTTP statuses from here on say that the server failed, not the request
+
+_OUT_OF_MEMORY_NAMES = {"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "builtins.MemoryError"}
+_OUT_OF_MEMORY_WORDS = (
+    "defaultcpuallocator: ",  # torch on a CPU: "can't allocate memory" or "not enough memory: you tried to allocate"
+    "you tried to allocate",
+    "out of memory",  # "CUDA error: out of memory", "CUDA out of memory", NCCL's, HIP's
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusparse_status_alloc_failed",
+    "cannot allocate memory",  # the system's own, of a thread or a mapping
+)
+_MLFLOW_AWAY_NAMES = {
+    f"requests.exceptions.{name}" for name in ("ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError")
+}
+_DATABASE_NAMES = {
+    f"{module}.{name}" for module in ("sqlalchemy.exc", "psycopg2") for name in ("OperationalError", "InterfaceError")
+}
+# A server that goes, comes up or has no connection left answers these; where none answers there is no class of its own.
+_DATABASE_ANSWERS = "psycopg2.errors"
+_CONNECTION_LOST = {
+    *("AdminShutdown", "CrashShutdown", "CannotConnectNow", "TooManyConnections"),
+    *("ConnectionException", "ConnectionDoesNotExist", "ConnectionFailure", "ProtocolViolation"),
+}
+_DATABASE_DISK_FULL = f"{_DATABASE_ANSWERS}.DiskFull"
 
 
 class Cause(NamedTuple):
-    """Why an attempt ended."""
+    """What a job failed of. `code` is stable and machine-readable, `message` a sentence with the remedy."""
 
     code: str
     message: str
@@ -14,7 +47,101 @@ class Cause(NamedTuple):
 
 
 def explain(error: BaseException) -> Cause:
-    """The cause of what a job raised."""
-    if isinstance(error, TuneyardError):
-        return Cause(error.code, str(error), isinstance(error, StackError))
-    return Cause("internal_error", f"{type(error).__name__}: {error}", is_worth_retrying=False)
+    """The cause of a job that raised this.
+
+    A full disk counts wherever in the chain of causes it is; else the outermost error that is known decides.
+    """
+    chain = [*walk_causes(error)]
+    for one in chain:
+        if _is_full_disk(one):
+            told = next((str(outer) for outer in chain if isinstance(outer, DiskFull)), None)
+            return Cause(DiskFull.code, told or _say_disk_full(one), DiskFull.is_worth_retrying)
+    for one in chain:
+        if isinstance(one, TuneyardError) and one.code != TuneyardError.code:
+            return Cause(one.code, str(one), one.is_worth_retrying)
+        for is_it, code, say, is_worth_retrying in _KINDS:
+            if is_it(one):
+                return Cause(code, say(one), is_worth_retrying)
+    message = str(error) if isinstance(error, TuneyardError) else f"{type(error).__name__}: {error}"
+    return Cause(TuneyardError.code, message, TuneyardError.is_worth_retrying)
+
+
+def is_mlflow_away(error: BaseException) -> bool:
+    """Whether MLflow could not be reached or failed by itself, as opposed to having refused what it was asked."""
+    return any(map(_is_mlflow_away, walk_causes(error)))
+
+
+def _names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return is_about_space(error) or _DATABASE_DISK_FULL in _names(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if _names(error) & _OUT_OF_MEMORY_NAMES:
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
+
+
+def _is_mlflow_away(error: BaseException) -> bool:
+    names = _names(error)
+    if names & _MLFLOW_AWAY_NAMES:
+        return True
+    if "requests.exceptions.HTTPError" in names:
+        return getattr(getattr(error, "response", None), "status_code", 0) >= SERVER_ERROR
+    if "mlflow.exceptions.MlflowException" not in names:
+        return False
+    # What MLflow's client raises of itself has status 500 too, so it must have come from an answer.
+    came_from_server = "mlflow.exceptions.RestException" in names or str(error).startswith("API request to")
+    return came_from_server and error.get_http_status_code() >= SERVER_ERROR  # type: ignore[attr-defined]
+
+
+def _is_database_away(error: BaseException) -> bool:
+    if not _names(error) & _DATABASE_NAMES:
+        return False
+    answer = type(getattr(error, "orig", error))
+    return answer.__module__ != _DATABASE_ANSWERS or answer.__name__ in _CONNECTION_LOST
+
+
+def _is_prefect_away(error: BaseException) -> bool:
+    names = _names(error)
+    if "prefect.exceptions.PrefectHTTPStatusError" in names:
+        return bool(error.response.status_code >= SERVER_ERROR)  # type: ignore[attr-defined]
+    return "httpx.TransportError" in names
+
+
+def _show(error: BaseException) -> str:
+    """What it is, in one line."""
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first_line}".removesuffix(": ")[:DETAIL_CHARACTERS]
+
+
+def _say_disk_full(error: BaseException) -> str:
+    return f"no space left on a disk ({_show(error)}); free some, or set output_dir to a folder on another disk"
+
+
+def _say_out_of_memory(error: BaseException) -> str:
+    return (
+        f"out of memory ({_show(error)}); lower batch_size or cutoff_len (max_seq_length), or set "
+        "gradient_checkpointing to true; a plan says what a job needs"
+    )
+
+
+def _say_mlflow_away(error: BaseException) -> str:
+    return f"MLflow can't be reached ({_show(error)}); see `tuneyard status`"
+
+
+def _say_stack_away(error: BaseException) -> str:
+    return f"Prefect or the database can't be reached ({_show(error)}); see `tuneyard status`"
+
+
+_Kind = tuple[Callable[[BaseException], bool], str, Callable[[BaseException], str], bool]
+_KINDS: tuple[_Kind, ...] = (
+    (_is_out_of_memory, "out_of_memory", _say_out_of_memory, False),
+    (_is_mlflow_away, RegistryUnavailable.code, _say_mlflow_away, RegistryUnavailable.is_worth_retrying),
+    (_is_database_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
+    (_is_prefect_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
+)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -84,3 +85,17 @@ def stack() -> Iterator[Settings]:
         finally:
             down(settings)
         assert stack_processes(settings.home) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 2 MB."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a filesystem is root's privilege")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
