@@ -57,7 +57,7 @@ class SFTTrainer:
         settings, config = Settings(), self.config
         folder = job_folder(settings, config, self.job_id)
         checkpoints = checkpoint_folder(settings, config, self.job_id)
-        model = Path(find_model(config.base_model, settings.model_root))
+        model = Path(find_model(config.base_model, settings.model_root, settings.allowed_model_roots))
         dataset = resolve(config.dataset_name, settings, config.dataset_split)
         if config.adapter_path is not None:
             start = locate_adapter(config.adapter_path, settings, folder)

@@ -16,6 +16,7 @@ from jobs.job import Job
 from jobs.settings import Settings
 from jobs.status import JobStatus
 from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
+from sft.places import follow
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
@@ -136,8 +137,8 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
         own = job_folder(settings, job.spec.config, job.id).resolve()
     except InvalidConfig:  # allowed where the job ran, not here
         return []
-    folder = Path(job.output_path)
-    if not folder.resolve().is_relative_to(own) or not folder.is_dir():
+    folder = follow(job.output_path, own)
+    if folder is None or not folder.is_dir():
         return []
     members = []
     for path in folder.rglob("*"):

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.signing import read_secret
 from sft.errors import InvalidConfig
+from sft.places import follow
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
     model_root: Path = Field(Path("models"), description="Base models as <org>/<name>; relative to home.")
     output_root: Path = Field(Path("outputs"), description="Adapters and checkpoints; relative to home.")
     data_root: Path = Field(Path("data"), description="Files a dataset_name may name; relative to home.")
+    allowed_model_roots: tuple[Path, ...] = Field(
+        (), description="Folders outside the model root that links in it may lead to, as a JSON list; none if unset."
+    )
     allowed_output_roots: tuple[Path, ...] = Field(
         (), description="Further roots an absolute output_dir may lie under, beside output_root and the temp folder."
     )
@@ -115,6 +119,8 @@ class Settings(BaseSettings):
         object.__setattr__(self, "home", home)
         for name in ("model_root", "output_root", "data_root"):
             object.__setattr__(self, name, (home / Path(getattr(self, name)).expanduser()).resolve())
+        for name in ("allowed_model_roots", "allowed_output_roots"):
+            object.__setattr__(self, name, tuple(root.expanduser().resolve() for root in getattr(self, name)))
 
     @property
     def is_external(self) -> bool:
@@ -127,12 +133,11 @@ class Settings(BaseSettings):
         Raises:
             InvalidConfig: when it would lie outside every allowed root, links followed.
         """
-        folder = (self.output_root / (output_dir or "")).resolve()
-        temp = Path(tempfile.gettempdir()).resolve()
-        further = [root.expanduser().resolve() for root in self.allowed_output_roots]
+        further = [Path(tempfile.gettempdir()).resolve(), *self.allowed_output_roots]
         is_absolute = output_dir is not None and Path(output_dir).is_absolute()
-        allowed = [self.output_root, temp, *further] if is_absolute else [self.output_root]
-        if not any(folder.is_relative_to(root) for root in allowed):
+        allowed = [self.output_root, *further] if is_absolute else [self.output_root]
+        folder = follow(output_dir or "", self.output_root, allowed)
+        if folder is None:
             roots = ", ".join(str(root) for root in allowed)
             raise InvalidConfig(f"output_dir must lie under one of {roots}, got {output_dir!r}")
         return folder

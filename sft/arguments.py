@@ -1,5 +1,6 @@
 """SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
 
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
                 raise ModelNotFound(f"adapter_path {folder} has no {name}; name the folder of a saved adapter")
+        _check_kind(folder)
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
@@ -165,6 +167,18 @@ def _check_optimizer(config: SFTConfig) -> None:
             f"loraplus_lr_ratio does not work with optimizer_type {config.optimizer_type!r}; leave it unset or take "
             f"one of {', '.join(LORAPLUS_OPTIMIZERS)}"
         )
+
+
+def _check_kind(folder: Path) -> None:
+    """Only LoRA: other kinds of adapters name models, tokenizers and modules that PEFT would load with them."""
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
+    except (ValueError, AttributeError) as error:
+        raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
+    if kind != "LORA" or needs_module:
+        what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
+        raise InvalidConfig(f"adapter_path {folder} is no plain LoRA adapter: {what}; name another one")
 
 
 def _check_start(config: SFTConfig, adapter: LoraConfig) -> None:

@@ -1,15 +1,17 @@
 """Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
 
+import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
+from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
 
 if TYPE_CHECKING:
@@ -30,8 +32,11 @@ class Machine(NamedTuple):
     measure_gemm: Callable[[], tuple[float, float]]
 
 
-def find_model(name: str, model_root: Path) -> Path:
+def find_model(name: str, model_root: Path, allowed_roots: Sequence[Path] = ()) -> Path:
     """The folder of a base model: below the model root, in the local Hugging Face cache, or fetched from the Hub.
+
+    Args:
+        allowed_roots: where links in the model root may lead, beside the model root itself.
 
     Raises:
         ModelNotFound: it is in none of these; the message names every place looked at. Without a reachable Hub this
@@ -39,8 +44,9 @@ def find_model(name: str, model_root: Path) -> Path:
     """
     root = Path(os.path.normpath(model_root.absolute()))
     folder = Path(os.path.normpath(root / name))
-    if not folder.is_relative_to(root) or folder == root:
+    if not folder.is_relative_to(root) or folder == root or "\0" in name:
         raise ModelNotFound(f"base_model {name!r} must be a model id or a path below the model root {root}")
+    _check_links(name, folder, root, allowed_roots)
     if (folder / "config.json").is_file():
         return folder
     state = "has no config.json" if folder.is_dir() else "does not exist"
@@ -92,6 +98,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     import torch
     from transformers import AutoModelForCausalLM
 
+    _check_shards(path)
     dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
     if config.use_qlora:
@@ -103,7 +110,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
             model, loading = AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: it asks for kernels from the Hub
         raise ModelNotFound(f"{path} has no model that can be read: {error}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
@@ -186,6 +193,32 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if had_bars:
             logging.enable_progress_bar()
+
+
+def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Path]) -> None:
+    """Neither the folder nor a file in it may be a link to somewhere else. Raises ModelNotFound."""
+    if follow(str(folder), root, allowed_roots) is None:
+        way_out: Path | None = folder
+    else:
+        way_out = find_way_out(folder, (root, *allowed_roots))
+    if way_out is not None:
+        raise ModelNotFound(
+            f"base_model {name!r}: {way_out} is no path a file can have, or leads out of the model root {root}; put "
+            "the files there, or name the folder they are in with TUNEYARD_ALLOWED_MODEL_ROOTS"
+        )
+
+
+def _check_shards(path: Path) -> None:
+    """The index of a model in parts must name files beside it. Raises ModelNotFound."""
+    index = path / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFound(f"{index} can't be read ({type(error).__name__})") from error
+    if strange := sorted(str(name) for name in names if Path(str(name)).name != name):
+        raise ModelNotFound(f"{index} names {strange[0]!r}, which is no file beside it")
 
 
 def _find_in_cache(name: str) -> Path:

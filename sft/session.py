@@ -264,7 +264,9 @@ class TrainingSession:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        stored = AutoConfig.from_pretrained(self.model_path).dtype or torch.float32
-        base = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32, use_safetensors=True)
+        stored = AutoConfig.from_pretrained(self.model_path, trust_remote_code=False).dtype or torch.float32
+        base = AutoModelForCausalLM.from_pretrained(
+            self.model_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
         return merged.to(stored)

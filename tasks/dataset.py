@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from sft.places import follow
 from tasks.dataset_store import (
     SUFFIXES,
     StoredDataset,
@@ -63,7 +64,7 @@ def resolve(reference: str, settings: Settings, split: str = "train") -> Dataset
     """
     name, at, revision = reference.partition("@")
     if at:
-        if not name or not revision:
+        if not name or not revision or "\0" in reference:
             raise DatasetNotFound(f"dataset {reference!r} is not of the form name@revision")
         return resolve_registered(name, revision, settings, split)
     if local := find_local(reference, settings.data_root):
@@ -86,9 +87,11 @@ def resolve(reference: str, settings: Settings, split: str = "train") -> Dataset
 
 def find_local(reference: str, data_root: Path) -> Path | None:
     """The file or folder below the data root that `reference` names, links followed; None if there is none."""
-    path = (data_root / reference).resolve()
-    if not path.is_relative_to(data_root.resolve()):
-        raise InvalidConfig(f"dataset_name {reference} leads outside the data root {data_root}; put the file below it")
+    path = follow(reference, data_root)
+    if path is None:
+        raise InvalidConfig(
+            f"dataset_name {reference!r} leads outside the data root {data_root}; put the file below it"
+        )
     return path if path.exists() and path != data_root.resolve() else None
 
 
@@ -115,14 +118,24 @@ def resolve_registered(name: str, revision: str | None, settings: Settings, spli
     wanted = revision or find_main_branch(registry)
     commit = find_commit(registry, wanted)
     label = f"{name}@{wanted}"
-    with open_revision(registry, commit) as tree:
+    with reading_registry(registry, label), open_revision(registry, commit) as tree:
         path, info = find_dataset(tree, name, label, registry)
-        try:
-            stored = fetch(tree, path, info, settings.home / "datasets", split)
-        except FileNotFoundError as error:
-            raise DatasetNotFound(f"dataset {label}: {error}; run `dvc push --all-tags` in the registry") from error
+        stored = fetch(tree, path, info, settings.home / "datasets", split)
     url = settings.dataset_registry or str(registry)
     return DatasetVersion.of(stored, name=name, revision=wanted, commit=commit, source="dvc", url=url)
+
+
+@contextmanager
+def reading_registry(registry: Path, label: str) -> Iterator[None]:
+    """What DVC raises within the block, as what is wrong with the registry: DatasetNotFound or InvalidDataset."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetNotFound(f"dataset {label}: {error}; run `dvc push --all-tags` in the registry") from error
+    except DvcException as error:
+        raise InvalidDataset(f"dataset {label}: DVC can't read the registry {registry}: {error}") from error
 
 
 def find_main_branch(registry: Path) -> str:
@@ -166,7 +179,8 @@ def open_revision(registry: Path, commit: str) -> Iterator[Any]:
 def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str, dict[str, Any]]:
     """Path and DVC's info of the folder or file called `name`, its suffix optional."""
     parts = PurePosixPath(name).parts
-    if not PurePosixPath(name).is_absolute() and ".." not in parts and parts:
+    # Of what begins with a dot only git and DVC know: their settings may hold passwords.
+    if not PurePosixPath(name).is_absolute() and parts and not any(part.startswith(".") for part in parts):
         for path in ("/" + "/".join(parts) + suffix for suffix in ("", *SUFFIXES)):
             try:
                 info = tree.info(path)

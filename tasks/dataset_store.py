@@ -42,6 +42,8 @@ def store_dataset(
         recorded = next(iter(listing.values()))
     elif (recorded := combine_md5(listing)) != md5:
         raise InvalidDataset(f"the list of files has md5 {recorded}, the registry recorded {md5}; push it again")
+    if outside := [name for name in listing if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise InvalidDataset(f"the list of files names {outside[0]!r}, which is outside the dataset's folder")
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f".{md5}.lock"):
         if not (store / md5).exists():

@@ -19,6 +19,8 @@ def fetch_from_hub(name: str, store: Path, split: str) -> tuple[str | None, Stor
     from datasets.load import load_dataset
     from huggingface_hub import HfApi, constants
 
+    if Path(name).exists():  # `load_dataset` would take it instead
+        raise DatasetNotFound(f"{name} is a path in {Path.cwd()}, where no datasets are read from")
     commit = None
     try:
         if not constants.HF_HUB_OFFLINE:  # asked first: load_dataset retries for 23 s when there is no network

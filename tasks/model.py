@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelNotFound, StackError
 from sft.models import find_model
+from sft.places import find_way_out, follow
 from sft.tokenization import PreparedData
 from tasks.journal import Journal
 from tasks.register import fetch_adapter
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 USUAL_THRESHOLDS = (700, 10, 10)  # Python's own
+REGISTERED = re.compile(r"models:/[A-Za-z0-9][A-Za-z0-9._-]*[/@][A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @task(name="Find base model", task_run_name="Find base model {config.base_model}", cache_policy=NO_CACHE)
 def find_base_model(config: SFTConfig, settings: Settings) -> Path:
     """Where the base model's files are. Raises ModelNotFound, saying what was looked up where."""
-    path = Path(find_model(config.base_model, settings.model_root))
+    path = Path(find_model(config.base_model, settings.model_root, settings.allowed_model_roots))
     logger.info("Base model %s: %s", config.base_model, path)
     return path
 
@@ -47,17 +50,24 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
     """The folder of an adapter; one of the registry is fetched to `start` in `folder`.
 
     Raises:
-        ModelNotFound: when it is neither in the registry nor a folder with an adapter below the output root.
+        ModelNotFound: when it is neither in the registry nor a folder with an adapter below the output or model root.
         StackError: when it is to be fetched and no registry is known.
     """
-    if reference.startswith("models:/"):
+    if reference.startswith("models:"):
+        if not REGISTERED.fullmatch(reference):
+            raise ModelNotFound(f"adapter_path {reference!r} is not of the form models:/NAME/VERSION, or /latest")
         if settings.mlflow_tracking_uri is None:
             raise StackError(f"adapter_path {reference!r} is in MLflow's registry; set MLFLOW_TRACKING_URI")
         return fetch_adapter(settings.mlflow_tracking_uri, reference, folder / "start")
     roots = (settings.output_root, settings.model_root)
     for root in roots:
-        found = (root / reference).resolve()
-        if found.is_relative_to(root) and (found / "adapter_config.json").is_file():
+        further = settings.allowed_model_roots if root == settings.model_root else ()
+        found = follow(reference, root, further)
+        if found and (found / "adapter_config.json").is_file():
+            if way_out := find_way_out(found, (root, *further)):
+                raise ModelNotFound(
+                    f"adapter_path {reference!r}: {way_out} leads out of {root}; put the file itself there"
+                )
             return found
     looked = " and ".join(str(root) for root in roots)
     raise ModelNotFound(f"adapter_path {reference!r} is no folder with an adapter_config.json under {looked}")

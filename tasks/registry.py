@@ -188,7 +188,7 @@ def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_T
         raise DatasetNotFound(
             f"the dataset registry did not answer git {arguments[0]} in {timeout_seconds:g} s; check dataset_registry"
         ) from error
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a NUL character
         output = (getattr(error, "stderr", None) or str(error)).strip()
         raise DatasetNotFound(f"git {arguments[0]} failed on the dataset registry: {output}") from error
     return done.stdout.strip()

@@ -18,10 +18,24 @@ def machine(has_cuda: bool = False, has_bf16: bool = False, seconds: tuple[float
 
 
 def test_a_model_below_the_root_is_found(model_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "org").mkdir()
-    (tmp_path / "org" / "tiny").symlink_to(model_path)
+    shutil.copytree(model_path, tmp_path / "org" / "tiny")
+    (tmp_path / "org" / "other").symlink_to("tiny")
     assert find_model("org/tiny", tmp_path) == tmp_path / "org" / "tiny"
+    assert find_model("org/other", tmp_path) == tmp_path / "org" / "other"
     assert find_model(str(tmp_path / "org" / "tiny"), tmp_path) == tmp_path / "org" / "tiny"
+
+
+def test_a_link_leads_out_of_the_root_only_to_an_allowed_one(model_path: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "whole").symlink_to(model_path)
+    shutil.copytree(model_path, root / "part")
+    (root / "part" / "model.safetensors").unlink()
+    (root / "part" / "model.safetensors").symlink_to(model_path / "model.safetensors")
+    for name, place in (("whole", "whole"), ("part", "part/model.safetensors")):
+        with pytest.raises(ModelNotFound, match=f"{root / place} is no path .* leads out of .*ALLOWED_MODEL_ROOTS"):
+            find_model(name, root)
+        assert find_model(name, root, [model_path.parent]) == root / name
 
 
 def test_a_miss_names_every_place_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

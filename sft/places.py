@@ -1,0 +1,33 @@
+"""Names that somebody gave, followed no further than they may lead."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def follow(name: str, root: Path, further: Iterable[Path] = ()) -> Path | None:
+    """Where `name` leads from `root`, links followed, whether there is something or not.
+
+    None when that is neither in `root` nor in one of the `further` folders, or is no name a file can have.
+    """
+    try:
+        found = (root / name).resolve()
+        found.exists()  # a name that is too long is refused here, not by whoever opens it
+    except (OSError, ValueError, RuntimeError):  # a NUL character is a ValueError, a circle of links a RuntimeError
+        return None
+    return found if _is_in(found, (root, *further)) else None
+
+
+def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
+    """A link below `folder`, at any depth, that leads neither into it nor into one of the `further` folders."""
+    roots = (folder, *further)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not _is_in(path.resolve(), roots):
+                return path
+    return None
+
+
+def _is_in(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(root.resolve()) for root in roots)

@@ -1,0 +1,173 @@
+"""No name that a job gives opens anything outside the folders it may use, whatever field it stands in."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from huggingface_hub.constants import HF_HOME
+from pydantic import ValidationError
+from sqlalchemy import create_engine
+
+from api.training_request import TrainingRequest
+from jobs.archive import list_own_files
+from jobs.folders import checkpoint_folder, job_folder
+from jobs.job import Job
+from jobs.records import list_checkpoints
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.status import JobStatus
+from sft.config import SFTConfig
+from sft.errors import TuneyardError
+from sft.models import find_model
+from tasks.dataset import resolve
+from tasks.dataset_store import read_stored
+from tasks.model import locate_adapter
+from tasks.registry import ensure_registry
+from tests.hostile.paths import SECRET_FILES, hostile_paths, plant
+from tests.hostile.watch import Watcher
+
+JOB_ID = UUID("550e8400-e29b-41d4-a716-446655440000")
+NOBODY = "http://127.0.0.1:9"
+NO_DATABASE = create_engine("sqlite://")  # of jobs whose folder is here nothing is read from it
+# What is read whatever the name: DVC's settings, the Hub's cache, time zones.
+ALSO_ALLOWED = [
+    Path("/etc/xdg/dvc"), Path.home() / ".config/dvc", Path(HF_HOME), Path("/dev/null"),
+    Path("/usr/share/zoneinfo"),
+]  # fmt: skip
+WATCHER = Watcher()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A state folder with links that lead out of each root, and the default registry. The Hub is away."""
+    home = tmp_path_factory.mktemp("hostile") / "state"
+    plant(home)
+    settings = Settings(home=home, mlflow_tracking_uri=NOBODY, prefect_api_url=NOBODY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+        patch.chdir(home)
+        ensure_registry(settings)
+        resolve("handbook@v1.0", settings)  # loads what is only loaded on first use
+        with contextlib.suppress(TuneyardError):
+            find_model("no/body", settings.model_root)
+        yield settings
+
+
+def values_of(settings: Settings) -> list[str]:
+    return hostile_paths(settings.home)
+
+
+def make_config(**values: Any) -> SFTConfig:
+    plain = {"base_model": "tiny/llama", "dataset_name": "handbook@v1.0", "dataset_format": "alpaca"}
+    return SFTConfig.from_dict(plain | values)
+
+
+def make_job(config: SFTConfig, output_path: str) -> Job:
+    """A completed job whose report says that its adapter is there."""
+    made = JobSpec(config=config)
+    plain: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__)
+    return Job(**plain | {"id": JOB_ID, "status": JobStatus.COMPLETED, "spec": made, "output_path": output_path})
+
+
+def try_output_dir(settings: Settings, value: str) -> None:
+    config = make_config(output_dir=value)
+    folder = job_folder(settings, config, JOB_ID)
+    (folder / "checkpoints/checkpoint-1").mkdir(parents=True, exist_ok=True)
+    assert list_checkpoints(settings, NO_DATABASE, make_job(config, f"{value}/adapter"))
+
+
+def try_checkpoint_dir(settings: Settings, value: str) -> None:
+    config = make_config(checkpoint_dir=value)
+    folder = checkpoint_folder(settings, config, JOB_ID)
+    (folder / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+    assert list_checkpoints(settings, NO_DATABASE, make_job(config, "x"))
+
+
+def try_output_path(settings: Settings, value: str) -> None:
+    assert list_own_files(settings, make_job(make_config(), value)) == []
+    assert (
+        list_own_files(settings, make_job(make_config(output_dir=value), str(settings.home.parent / "outside"))) == []
+    )
+
+
+def try_base_model(settings: Settings, value: str) -> None:
+    find_model(make_config(base_model=value).base_model, settings.model_root, settings.allowed_model_roots)
+
+
+def try_dataset_name(settings: Settings, value: str) -> None:
+    resolve(make_config(dataset_name=value).dataset_name, settings)
+
+
+def try_revision(settings: Settings, value: str) -> None:
+    resolve(make_config(dataset_name=f"handbook@{value}").dataset_name, settings)
+
+
+def try_split(settings: Settings, value: str) -> None:
+    read_stored(next((settings.home / "datasets").glob("*.dir")), make_config(dataset_split=value).dataset_split)
+
+
+def try_local_split(settings: Settings, value: str) -> None:
+    folder = settings.data_root / "plain"
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    resolve("plain", settings, make_config(dataset_split=value).dataset_split)
+
+
+def try_adapter_path(settings: Settings, value: str) -> None:
+    adapter = make_config(adapter_path=value).adapter_path
+    locate_adapter(str(adapter), settings, settings.output_root / str(JOB_ID))
+
+
+def try_lora_version(settings: Settings, value: str) -> None:
+    config = TrainingRequest(lora_name="support", lora_version=value).to_spec("handbook").config
+    locate_adapter(str(config.adapter_path), settings, settings.output_root / str(JOB_ID))
+
+
+def test_what_is_opened_outside_is_seen(settings: Settings) -> None:
+    outside = settings.home.parent / "outside"
+    with WATCHER.watching(settings.home) as found:
+        (settings.home / "link" / "secret.json").exists()
+        (settings.data_root / "linked.jsonl").read_text()
+        list((settings.model_root / "link").iterdir())
+        (outside / "new").mkdir()
+        (outside / "new").rename(outside / "newer")
+        shutil.rmtree(outside / "newer")
+    seen = {event.split()[0] for event in found}
+    assert seen >= {"open", "os.listdir", "os.mkdir", "os.rename", "shutil.rmtree", "os.rmdir"}
+
+
+FIELDS: list[Callable[[Settings, str], None]] = [
+    try_output_dir, try_checkpoint_dir, try_output_path, try_base_model, try_dataset_name, try_revision,
+    try_split, try_local_split, try_adapter_path, try_lora_version,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("use", FIELDS, ids=lambda use: use.__name__.removeprefix("try_"))
+def test_nothing_outside_is_opened(
+    settings: Settings, use: Callable[[Settings, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    values = values_of(settings)
+    strange, reached = [], []
+    for value in values:
+        with WATCHER.watching(settings.home, scratch, *ALSO_ALLOWED) as found:
+            try:
+                use(settings, value)
+            except TuneyardError as error:
+                reached += [value for name in SECRET_FILES if f'"{name}' in str(error)]
+            except ValidationError:
+                pass  # what the REST API answers with 422
+            except OSError as error:
+                strange.append(f"{value[:80]!r}: {error!r}")
+        strange += [f"{value[:80]!r}: {what}" for what in found]
+    assert len(values) >= 100
+    assert strange == []
+    assert reached == []
