@@ -12,9 +12,11 @@ from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
+from tasks.outage import keep_trying
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
     from sft.group import GroupSession
@@ -88,19 +90,10 @@ def register_adapter(
 
     Args:
         tags: What else to tag the version with, such as `base_model` and `eval_loss`.
-    """
-    from mlflow.exceptions import MlflowException  # seconds to import, so only where it is used
 
-    client = tracker.client
-    found = client.search_model_versions(f"name = '{name}' and tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
-    if found:
-        return _registered(found[0])
-    client.log_artifacts(tracker.run_id, str(adapter_dir), ARTIFACT_PATH)
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    Raises:
+        RegistryUnavailable: MLflow stayed away.
+    """
     lineage = {
         "dataset": dataset.name,
         "dataset_revision": dataset.revision or "",
@@ -108,8 +101,38 @@ def register_adapter(
         "dataset_md5": dataset.md5,
     }
     tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
+    return keep_trying(lambda: _register_once(tracker, name, adapter_dir, tags), "the adapter is registered")
+
+
+def _register_once(tracker: MlflowTracker, name: str, adapter_dir: Path, tags: dict[str, str]) -> RegisteredAdapter:
+    """A try at it. What an earlier one has made, though its answer was lost, is found."""
+    from mlflow.exceptions import MlflowException  # seconds to import, so only where it is used
+
+    client = tracker.client
+    if found := _find_versions(client, name, tags[JOB_TAG]):
+        return _registered(found[0])
+    client.log_artifacts(tracker.run_id, str(adapter_dir), ARTIFACT_PATH)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     source = f"{tracker.run.info.artifact_uri}/{ARTIFACT_PATH}"
-    return _registered(client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags))
+    client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags)
+    # A server that stood still may carry out a try that was given up, while or after this one looked.
+    first, *others = _find_versions(client, name, tags[JOB_TAG])
+    for version in others:
+        client.delete_model_version(name, version.version)
+    return _registered(first)
+
+
+def _find_versions(client: "MlflowClient", name: str, job_id: str) -> "list[ModelVersion]":
+    """The versions that a job has made, oldest first."""
+    return [
+        *client.search_model_versions(
+            f"name = '{name}' and tags.`{JOB_TAG}` = '{job_id}'", order_by=["version_number ASC"]
+        )
+    ]
 
 
 def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
@@ -127,15 +150,18 @@ def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
 
     Raises:
         ModelNotFound: when the registry has no such version.
+        RegistryUnavailable: MLflow stayed away.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    try:
-        found = download_artifacts(
-            reference, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri
+    def download() -> Path:
+        return Path(
+            download_artifacts(reference, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri)
         )
-        return Path(found)
+
+    try:
+        return keep_trying(download, "the adapter to start from is fetched")
     except MlflowException as error:
         raise ModelNotFound(f"adapter_path {reference!r} is not in the registry at {tracking_uri}: {error}") from error
 

@@ -5,19 +5,18 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sft.config import SFTConfig
 from tasks.dataset import DatasetVersion
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
+from tasks.outage import MetricSender, keep_trying
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
-FLUSH_SECONDS = 1.0
+# How long the end of a job waits for MLflow. One that failed or was stopped must make way for the next.
+LAST_SECONDS, LAST_SECONDS_OF_FAILED = 30.0, 3.0
 
 
 class Tracker(Protocol):
@@ -36,22 +35,35 @@ class Tracker(Protocol):
 
 
 class MlflowTracker:
-    """A run on an MLflow server. A job that starts again goes on in the run it had."""
+    """A run on an MLflow server. A job that starts again goes on in the run it had.
+
+    Raises RegistryUnavailable when MLflow stays away as the run begins; from then on training waits for nothing here.
+    """
 
     def __init__(self, tracking_uri: str, job_id: str, run_name: str, config: SFTConfig) -> None:
         from mlflow import MlflowClient  # seconds to import, so only where a run is tracked
 
         self.client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+        self.run = keep_trying(lambda: self._open_run(job_id, run_name, config), "a run is opened for the metrics")
+        self.run_id = self.run.info.run_id
+        self.url = f"{tracking_uri.rstrip('/')}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
+        self._sender = MetricSender(lambda points: self.client.log_batch(self.run_id, metrics=points))
+
+    def _open_run(self, job_id: str, run_name: str, config: SFTConfig) -> Any:
+        """The job's run, made if need be, and whole however much of it an earlier try has made."""
+        from mlflow.entities import Param
+
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         earlier = self.client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
-        self.run = earlier[0] if earlier else self._create_run(experiment_id, job_id, run_name, config)
-        self.run_id = self.run.info.run_id
+        tags = {JOB_TAG: job_id}
+        run = earlier[0] if earlier else self.client.create_run(experiment_id, run_name=run_name, tags=tags)
         if earlier:
-            self.client.update_run(self.run_id, status="RUNNING")
-        self.url = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
-        self._pending: list[Metric] = []
-        self._flushed_at = time.monotonic()
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        if not run.data.params:
+            params = [Param(key, str(value)) for key, value in config.to_dict().items() if value is not None]
+            self.client.log_batch(run.info.run_id, params=params)
+        return run
 
     def _create_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -63,14 +75,6 @@ class MlflowTracker:
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
-
-    def _create_run(self, experiment_id: str, job_id: str, run_name: str, config: SFTConfig) -> Any:
-        from mlflow.entities import Param
-
-        run = self.client.create_run(experiment_id, run_name=run_name, tags={JOB_TAG: job_id})
-        params = [Param(key, str(value)) for key, value in config.to_dict().items() if value is not None]
-        self.client.log_batch(run.info.run_id, params=params)
-        return run
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
         """Lineage as an MLflow dataset input: name, commit and md5."""
@@ -86,25 +90,20 @@ class MlflowTracker:
         )
         tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
         inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
-        self.client.log_inputs(self.run_id, inputs)
+        keep_trying(lambda: self.client.log_inputs(self.run_id, inputs), "the dataset is put down")
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Kept back and sent together, at most once a second."""
+        """Sent from a thread, together, once a second."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._pending += [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
-        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
-            self._flush()
-
-    def _flush(self) -> None:
-        self.client.log_batch(self.run_id, metrics=self._pending)
-        self._pending, self._flushed_at = [], time.monotonic()
+        self._sender.put([Metric(key, float(value), now_ms, step) for key, value in metrics.items()])
 
     def finish(self, succeeded: bool) -> None:
-        """Send what is left and close the run."""
-        self._flush()
-        self.client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
+        """Send what is left and close the run, for as long as the end of a job may wait."""
+        status = "FINISHED" if succeeded else "FAILED"
+        seconds = LAST_SECONDS if succeeded else LAST_SECONDS_OF_FAILED
+        self._sender.close(lambda: self.client.set_terminated(self.run_id, status), seconds)
 
 
 class WandbTracker:

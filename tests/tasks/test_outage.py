@@ -1,0 +1,180 @@
+"""Jobs and an MLflow server that goes away: metrics are kept, registration waits, nothing is registered twice."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from sft.config import SFTConfig
+from sft.errors import RegistryUnavailable
+from tasks.dataset import DatasetVersion
+from tasks.outage import MetricSender, keep_trying
+from tasks.register import register_adapter
+from tasks.tracking import MlflowTracker
+from tests.conftest import free_port, wait_until
+from tests.mlflow_server import MlflowServer, Proxy
+
+CONFIG = SFTConfig(base_model="tiny", dataset_name="handbook", dataset_format="alpaca")
+DATASET = DatasetVersion("handbook", "v1.0", "c0ffee", "0" * 32, Path("/data"), None, 48, "dvc", "/registry")
+
+
+@pytest.fixture(autouse=True)
+def short_timeouts(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    server.wait()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(shared_server):
+    yield shared_server
+    shared_server.thaw()
+
+
+@pytest.fixture
+def adapter_dir(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(bytes(1000))
+    return folder
+
+
+def open_tracker(uri, job_id=None):
+    return MlflowTracker(uri, job_id or str(uuid4()), "a run", CONFIG)
+
+
+def losses(server, tracker):
+    return MlflowClient(server.uri).get_metric_history(tracker.run_id, "loss")
+
+
+def test_metrics_of_a_frozen_server_are_kept_and_hold_nothing_up(server, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    caplog.set_level(logging.INFO, "tasks")
+    tracker = open_tracker(server.uri)
+    server.freeze()
+    began = time.monotonic()
+    for step in range(1, 2501):
+        tracker.log_metrics({"loss": 1 / step}, step)
+    assert time.monotonic() - began < 1
+    wait_until(lambda: "MLflow is away" in caplog.text, 60)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    server.thaw()
+    wait_until(lambda: "MLflow is back" in caplog.text, 120)
+    tracker.finish(succeeded=True)
+    assert [point.step for point in losses(server, tracker)] == [*range(1, 2501)]
+    assert caplog.text.count("MLflow is away") == 1
+    assert caplog.text.count("MLflow is back") == 1
+    assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_the_end_of_a_job_waits_for_a_frozen_server_only_so_long(server, caplog):
+    tracker = open_tracker(server.uri)
+    server.freeze()
+    tracker.log_metrics({"loss": 1.0}, 1)
+    began = time.monotonic()
+    tracker.finish(succeeded=False)
+    assert time.monotonic() - began < 8
+    assert "did not take the last of the metrics" in caplog.text
+
+
+def test_what_does_not_fit_is_counted_not_dropped_in_silence(caplog):
+    client = MlflowClient(f"http://127.0.0.1:{free_port()}")
+    sender = MetricSender(lambda points: client.log_batch("0" * 32, metrics=points), kept_points=10)
+    for step in range(25):
+        sender.put([Metric("loss", 1.0, 0, step)])
+    assert not sender.close(lambda: None, 0.5)
+    assert "the oldest 15 were too many to keep" in caplog.text
+
+
+def test_a_refusal_is_told_and_does_not_stop_what_follows(server, caplog):
+    tracker = open_tracker(server.uri)
+    client = MlflowClient(server.uri)
+    client.delete_run(tracker.run_id)  # as somebody may in MLflow's pages
+    tracker.log_metrics({"loss": 1.0}, 1)
+    wait_until(lambda: "MLflow refused metrics" in caplog.text, 60)
+    client.restore_run(tracker.run_id)
+    tracker.log_metrics({"loss": 0.5}, 2)
+    tracker.finish(succeeded=True)
+    assert [point.step for point in losses(server, tracker)] == [2]
+
+
+def test_a_job_that_starts_again_goes_on_in_its_run(server):
+    first = open_tracker(server.uri, job_id := str(uuid4()))
+    first.finish(succeeded=False)
+    second = open_tracker(server.uri, job_id)
+    assert second.run_id == first.run_id
+    second.finish(succeeded=True)
+    run = MlflowClient(server.uri).get_run(first.run_id)
+    assert (run.info.status, run.data.params["base_model"]) == ("FINISHED", "tiny")
+
+
+def test_a_server_that_stays_away_is_an_unavailable_registry():
+    client = MlflowClient(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(RegistryUnavailable, match=r"did not answer for \d s while asking; see `tuneyard status`"):
+        keep_trying(lambda: client.get_experiment_by_name("tuneyard"), "asking", patience_seconds=2)
+
+
+def test_a_registration_waits_for_a_server_that_is_started_again(tmp_path, adapter_dir, caplog):
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    server, job_id = MlflowServer(folder), str(uuid4())
+    server.start()
+    try:
+        server.wait()
+        tracker = open_tracker(server.uri, job_id)
+        server.kill()
+        done = []
+        thread = threading.Thread(
+            target=lambda: done.append(register_adapter(tracker, job_id, "late", adapter_dir, DATASET, {}))
+        )
+        thread.start()
+        wait_until(lambda: "MLflow is away while the adapter is registered" in caplog.text, 60)
+        server.start()
+        thread.join(120)
+        assert [adapter.version for adapter in done] == ["1"]
+        assert register_adapter(tracker, job_id, "late", adapter_dir, DATASET, {}) == done[0]
+        tracker.finish(succeeded=True)
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_version_whose_answer_was_lost_is_not_made_twice(server, adapter_dir, is_late):
+    """Late: the server, which stood still, carries the first try out when it gets the second."""
+    lost, name, job_id = [], f"adapter-{is_late}".lower(), str(uuid4())
+
+    def meddle(path, forward):
+        if not path.endswith("model-versions/create"):
+            return forward()
+        if not lost:
+            lost.append(forward)
+            if not is_late:
+                forward()
+            return None
+        if is_late:
+            lost[0]()
+        return forward()
+
+    proxy = Proxy(server.uri, meddle)
+    try:
+        tracker = open_tracker(proxy.uri, job_id)
+        adapter = register_adapter(tracker, job_id, name, adapter_dir, DATASET, {})
+        tracker.finish(succeeded=True)
+    finally:
+        proxy.close()
+    assert lost
+    assert adapter.version == "1"
+    assert [found.version for found in MlflowClient(server.uri).search_model_versions(f"name = '{name}'")] == ["1"]
