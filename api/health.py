@@ -45,7 +45,7 @@ async def get_health(request: Request) -> Health:
 
 @router.get("/ready", responses={503: {"model": Readiness, "description": "A part does not answer"}})
 async def get_readiness(request: Request) -> Readiness:
-    """Whether the database, Prefect, MLflow and a worker answer; 503 while one does not."""
+    """Whether the database, Prefect, MLflow, a worker and the watchdog answer; 503 while one does not."""
     snapshot: Snapshot[dict[str, Any]] = request.app.state.readiness
     checks = await _off_the_pool(snapshot)
     parts = {name: PartReadiness(ok=check.ok, detail=check.detail) for name, check in checks.items()}

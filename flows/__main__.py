@@ -1,12 +1,14 @@
 """`python -m flows`: the process of a job, Prefect's engine on the run that PREFECT__FLOW_RUN_ID names.
 
-`python -m prefect.engine` does the same; this one starts sooner. Given as a deployment's `command` it also does without
-the supervisor that Prefect otherwise starts before the engine, which imports Prefect a first time.
+`python -m prefect.engine` does the same; this one starts sooner, and waits for a Prefect server that is away just then.
+Given as a deployment's `command` (behind `jobs.keeper`) it also does without the supervisor that Prefect otherwise
+starts before the engine, which imports Prefect a first time.
 """
 
 import gc
 import runpy
 
+from flows.waiting import wait_for_prefect
 from jobs.keeper import end_with_parent
 
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
@@ -16,6 +18,7 @@ def main() -> None:
     """Run the job to its end."""
     end_with_parent()
     gc.set_threshold(YOUNG_OBJECTS)
+    wait_for_prefect()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 

@@ -84,6 +84,22 @@ def is_ready(database_url: str) -> bool:
     return True
 
 
+def is_locked(database_url: str, key: int) -> bool:
+    """Whether somebody holds this advisory lock. Raises psycopg2.OperationalError when the server does not answer."""
+    connection = _connect(make_url(database_url))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON database = pg_database.oid "
+                "WHERE locktype = 'advisory' AND granted AND objid = %s AND datname = current_database())",
+                [key],
+            )
+            (found,) = cursor.fetchone()
+            return bool(found)
+    finally:
+        connection.close()
+
+
 def ensure_databases(database_url: str, names: Sequence[str]) -> None:
     """Create these databases on the server of `database_url` unless they exist.
 

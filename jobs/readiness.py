@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
+import psycopg2
 
 from jobs import parts, postgres
 from jobs.endpoints import Endpoints
 from jobs.settings import Settings
+from jobs.store import WATCHDOG_LOCK
 
 TIMEOUT_SECONDS = 3.0
 JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and not started is `queued` here
@@ -44,6 +46,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
         "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
         "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
         "worker": functools.partial(_check_worker, str(resolved.prefect_api_url), resolved.work_pool),
+        "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
     }
     with ThreadPoolExecutor(len(checks)) as pool:
         running = {name: pool.submit(check) for name, check in checks.items()}
@@ -64,6 +67,14 @@ def _count(client: httpx.Client, types: list[str]) -> int:
 def _check_database(url: str) -> PartCheck:
     ok = postgres.is_ready(url)
     return PartCheck(ok, "takes connections" if ok else "takes no connections")
+
+
+def _check_watchdog(url: str) -> PartCheck:
+    try:
+        ok = postgres.is_locked(url, WATCHDOG_LOCK)
+    except psycopg2.OperationalError as error:
+        return PartCheck(False, f"not known, the database does not answer ({type(error).__name__})")
+    return PartCheck(ok, "at work" if ok else "none at work: no lost job is begun again and no webhook called")
 
 
 def _check_prefect(api_url: str) -> PartCheck:

@@ -24,7 +24,7 @@ from jobs import deployments, parts, postgres
 from jobs.endpoints import VARIABLES, Endpoints
 from jobs.job_processes import is_job_process
 from jobs.settings import Settings
-from jobs.store import migrate
+from jobs.store import WATCHDOG_LOCK, migrate
 from jobs.supervision import (
     ALIVE_STATES,
     Part,
@@ -201,10 +201,12 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
         supervisor.start(name)
     if "prefect" in names:
         wait_for("prefect", lambda: _is_healthy(f"{resolved.prefect_api_url}/health"))
+    supervisor.start("watchdog")
+    if "prefect" in names:
         _bring_up_workers(settings, resolved.prefect_api_url, supervisor, gpus, began, wait_for)
     if "mlflow" in names:
         wait_for("mlflow", lambda: _is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
-    supervisor.start("watchdog")
+    wait_for("watchdog", lambda: postgres.is_locked(str(resolved.database_url), WATCHDOG_LOCK))
 
 
 def _bring_up_workers(

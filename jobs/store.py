@@ -24,7 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_LOCK = 7_415_001  # PostgreSQL advisory lock: one process migrates at a time
+# PostgreSQL advisory locks
+SCHEMA_LOCK = 7_415_001  # one process migrates at a time
+WATCHDOG_LOCK = 7_415_003  # one watchdog is at work
 
 
 class Base(DeclarativeBase):

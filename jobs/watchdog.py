@@ -26,13 +26,12 @@ from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
 from jobs.recovery import Recovery
 from jobs.settings import Settings
-from jobs.store import engine_for
+from jobs.store import WATCHDOG_LOCK, engine_for
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be looked after
-LOCK = 7_415_003  # PostgreSQL advisory lock
 STANDBY_SECONDS = 3.0  # between two tries to take over, or to reach the database again
 
 
@@ -83,7 +82,7 @@ def _turn(engine: Engine) -> Iterator[Connection]:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text(f"LISTEN {CHANNEL}"))
         try:
-            while not connection.execute(sql_select(func.pg_try_advisory_lock(LOCK))).scalar():
+            while not connection.execute(sql_select(func.pg_try_advisory_lock(WATCHDOG_LOCK))).scalar():
                 time.sleep(STANDBY_SECONDS)
             yield connection
         finally:

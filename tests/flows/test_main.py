@@ -23,6 +23,6 @@ def test_without_a_run_it_says_so_and_fails(run_id: str | None, tmp_path: Path) 
     assert "Invalid flow run id" in done.stderr
 
 
-def test_every_deployment_starts_it() -> None:
+def test_every_deployment_starts_it_through_the_keeper() -> None:
     deployments = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {entry["work_pool"]["job_variables"]["command"] for entry in deployments} == {"python -m flows"}
+    assert {entry["work_pool"]["job_variables"]["command"] for entry in deployments} == {"python -m jobs.keeper"}

@@ -1,0 +1,104 @@
+"""Jobs whose processes or workers die, as their clients see them."""
+
+import os
+import signal
+from uuid import UUID
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from sqlalchemy import update
+
+from jobs import stack as local_stack
+from jobs.store import JobAttempt, engine_for
+from tests.conftest import wait_until
+from tests.e2e.line import NOBODY
+from tests.processes import find_processes
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+SMALL = {"template": "chatml", "batch_size": 4, "gradient_accumulation_steps": 1, "mixed_precision": "none"}
+
+
+@pytest.fixture
+def start(api, model, wait_for):
+    """Starts a job of many small steps and returns its id once it trains."""
+
+    def start(**fields):
+        wait_until(lambda: api.get("/queue").json() == NOBODY, 120)
+        body = SMALL | {"model_name": model, "dataset_version": "v1.1", "max_samples": 100, "save_steps": 20}
+        job_id = api.post("/train", json=body | fields).json()["job_id"]
+        wait_for(job_id, lambda job: (job["progress"] or {}).get("step", 0) > 20)
+        return job_id
+
+    return start
+
+
+def find_trainer(job_id):
+    """The process that trains: the keeper's child."""
+    (pid,) = (pid for pid in find_processes(job_id) if "jobs.keeper" not in psutil.Process(pid).cmdline())
+    return pid
+
+
+def checkpoints(api, job_id):
+    return [kept["step"] for kept in api.get(f"/train/{job_id}/checkpoints").json()["checkpoints"]]
+
+
+def test_a_job_goes_on_whatever_becomes_of_its_process_and_its_worker(api, start, wait_for, stack, receiver):
+    job_id = start(max_steps=600, lora_name="survivor", webhook_url=receiver.url)
+    statuses = set()
+
+    def trains_again(after):
+        def look(job):
+            statuses.add(job["status"])
+            return job["status"] != "running" or job["progress"]["step"] > after
+
+        return look
+
+    trainer = find_trainer(job_id)
+    os.kill(trainer, signal.SIGTERM)
+    psutil.wait_procs([psutil.Process(trainer)], 30) if psutil.pid_exists(trainer) else None
+    wait_until(lambda: trainer not in find_processes(job_id), 30)
+    kept = checkpoints(api, job_id)[-1]
+    wait_for(job_id, trains_again(kept))
+    assert kept in checkpoints(api, job_id) or kept % 20  # it went on from its last step
+
+    before = api.get(f"/train/{job_id}").json()["progress"]["step"]
+    (worker,) = (part.pid for part in local_stack.status(stack) if part.name == "worker-0")
+    os.kill(worker, signal.SIGKILL)
+    wait_for(job_id, trains_again(before))
+    before = api.get(f"/train/{job_id}").json()["progress"]["step"]
+    os.kill(find_trainer(job_id), signal.SIGKILL)
+    wait_for(job_id, trains_again(before))
+
+    job = wait_for(job_id, seconds=240)
+    assert (job["status"], job["progress"]["step"], job["attempt"]) == ("completed", 600, 4)
+    assert statuses <= {"running", "completed"}
+    versions = MlflowClient(stack.mlflow_tracking_uri).search_model_versions("name = 'survivor'")
+    assert [version.tags["tuneyard.job_id"] for version in versions] == [job_id]
+    assert receiver.wait(job_id)["status"] == "completed"
+    assert [body["status"] for body in receiver.received if body["job_id"] == job_id] == ["completed"]
+
+
+def test_a_job_that_loses_its_last_attempt_has_failed_and_is_told_of(api, start, wait_for, stack, receiver):
+    job_id = start(num_epochs=1000, webhook_url=receiver.url)
+    with engine_for(stack.database_url).begin() as connection:
+        connection.execute(update(JobAttempt).where(JobAttempt.job_id == UUID(job_id)).values(lost=2))
+    for pid in find_processes(job_id):
+        os.kill(pid, signal.SIGKILL)
+
+    job = wait_for(job_id)
+    assert (job["status"], job["error_code"], job["attempt"]) == ("failed", "killed", 1)
+    assert "it was the last of 3 attempts" in job["error"]
+    told = receiver.wait(job_id, 60)
+    assert (told["status"], told["error_code"], told["error"]) == ("failed", "killed", job["error"])
+    assert api.get(f"/api/sft/jobs/{job_id}").json()["error_code"] == "killed"
+
+
+def test_a_job_whose_process_does_not_react_is_cancelled_all_the_same(api, start):
+    job_id = start(num_epochs=1000)
+    os.kill(find_trainer(job_id), signal.SIGSTOP)
+    assert api.delete(f"/train/{job_id}").json()["status"] == "cancelled"
+    wait_until(lambda: find_processes(job_id) == [], 60)
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
+    assert api.get(f"/train/{job_id}").json()["status"] == "cancelled"
