@@ -33,6 +33,7 @@ class Job:
     result: dict[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
+    attempt: int | None = None  # how many attempts at it have begun
     tracking_url: str | None = None
     output_path: str | None = None
 

@@ -14,6 +14,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import engine_for
 from sft.errors import StackError
+from tasks.announcements import announce
 from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
@@ -95,6 +96,7 @@ class Journal:
             return
         if event in ("begin", "epoch", "evaluate", "checkpoint"):
             self.record(event, details)
+            announce(self.engine, self.job_id, self.spec, event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
             self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
         if event == "end":
@@ -110,6 +112,7 @@ def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Jo
     journal = Journal(settings, job_id, spec)
     journal.write(error=None, error_code=None)
     journal.enter("starting")
+    announce(journal.engine, job_id, spec, "started")
     outcome = "interrupted"
     try:
         yield journal
