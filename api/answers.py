@@ -135,6 +135,8 @@ class TrainJob(Origin):
     end_time: float | None
     tracking_url: str | None
     error: str | None
+    error_code: str | None
+    attempt: int | None
     output_path: str | None
     queue_position: int | None
     phase: str | None
@@ -153,6 +155,8 @@ class SftJob(Origin):
     started_at: Time | None
     completed_at: Time | None
     error: str | None
+    error_code: str | None
+    attempt: int | None
     result: Annotated[dict[str, Any], DocumentedAs(Result)] | None
     phase: str | None
     progress: Annotated[dict[str, Any], DocumentedAs(Progress)] | None
@@ -264,7 +268,7 @@ class DeliveryAttempt(TypedDict):
 
 
 class Delivery(TypedDict):
-    """One end of a job that its webhook is told of. `gone`: the receiver answered 410; `failed`: given up after 3 days.
+    """An event of a job that its webhook is told of. `gone`: it answered 410; `failed`: given up after 3 days.
 
     `webhook_id` is what the receiver gets in the header of this name, the same at each attempt.
     """
@@ -272,7 +276,8 @@ class Delivery(TypedDict):
     delivery_id: Id
     webhook_id: str
     job_id: Id
-    status: Literal["completed", "failed", "cancelled"]
+    event: Literal["started", "checkpoint", "ended"]
+    status: Literal["running", "completed", "failed", "cancelled"]
     url: str
     state: Literal["pending", "delivered", "failed", "gone"]
     attempts: list[DeliveryAttempt]

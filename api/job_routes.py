@@ -151,6 +151,7 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
             "delivery_id": str(delivery.id),
             "webhook_id": message_id(delivery),
             "job_id": str(delivery.job_id),
+            "event": delivery.event,
             "status": delivery.status,
             "url": delivery.url,
             "state": delivery.state,

@@ -79,6 +79,8 @@ LORA_RULE: list[Alternative] = [
 ]
 PATIENCE_RULE: list[Alternative] = [{"early_stopping_patience": NULL}, {"eval_steps": GIVEN}]
 
+EVENTS_RULE: list[Alternative] = [{"webhook_events": NULL}, {"webhook_events": GIVEN, "webhook_url": GIVEN}]
+
 
 class RequestFields(BaseModel):
     """Base of requests whose numbers must be numbers; 4.0 is a whole one too."""

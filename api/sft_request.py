@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from api.answers import DocumentedAs
 from api.request_fields import (
+    EVENTS_RULE,
     LORA_RULE,
     PATIENCE_RULE,
     AdapterName,
@@ -16,7 +17,7 @@ from api.request_fields import (
     show_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import JobSpec, SavedConfigRef, TrackingBackend
+from jobs.spec import JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
 from jobs.store import SavedConfig
 from sft.config import SFTConfig, explain_validation_error
 from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
@@ -36,7 +37,11 @@ def _show_config_rule(schema: dict[str, Any]) -> None:
     rules = show_rules(ConfigFields.model_json_schema(), LORA_RULE, PATIENCE_RULE)
     required = [name for name, field in SFTConfig.model_fields.items() if field.is_required()]
     whole = {"properties": {"config": {"allOf": [fields, {"required": required}, *rules]}}, "required": ["config"]}
+    schema["allOf"] = show_rules(schema, EVENTS_RULE)
     schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
+
+
+AROUND_CONFIG = {"adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata"}
 
 
 class TrainBody(BaseModel):
@@ -51,6 +56,9 @@ class TrainBody(BaseModel):
     adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = "mlflow"
     webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
+    webhook_events: WebhookEvents | None = Field(
+        None, description="What it is called for beside the end: `started`, and `checkpoint` for each that is saved."
+    )
     metadata: MetadataPairs | None = Field(
         None, description="Up to 16 pairs of text, kept with the job and filtered by."
     )
@@ -68,7 +76,7 @@ class TrainBody(BaseModel):
         origin = (
             SavedConfigRef(config_id=str(saved.config_id), version=saved.version, name=saved.name) if saved else None
         )
-        around = self.model_dump(include={"adapter_name", "tracking_backend", "webhook_url", "metadata"})
+        around = self.model_dump(include=AROUND_CONFIG)
         return JobSpec.build(config=config, saved_config=origin, **around)
 
 

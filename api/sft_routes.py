@@ -128,6 +128,8 @@ def job_view(job: Job) -> SftJob:
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "completed_at": job.ended_at.isoformat() if job.ended_at else None,
         "error": job.error,
+        "error_code": job.error_code,
+        "attempt": job.attempt,
         "result": job.result,
         "phase": job.phase,
         "progress": job.progress,

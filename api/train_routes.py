@@ -105,6 +105,8 @@ def job_view(job: Job, service: JobService) -> TrainJob:
         "end_time": job.ended_at.timestamp() if job.ended_at else None,
         "tracking_url": job.tracking_url,
         "error": job.error,
+        "error_code": job.error_code,
+        "attempt": job.attempt,
         "output_path": job.output_path,
         "queue_position": job.queue_position,
         "phase": job.phase,

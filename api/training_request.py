@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from api.request_fields import (
+    EVENTS_RULE,
     GIVEN,
     LORA_RULE,
     NULL,
@@ -21,7 +22,7 @@ from api.request_fields import (
     with_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import JobSpec, TrackingBackend
+from jobs.spec import JobSpec, TrackingBackend, WebhookEvents
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.templates import check_template_name
@@ -48,7 +49,7 @@ START_RULE: list[Alternative] = [
 class TrainingFields(RequestFields):
     """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
 
-    model_config = with_rules(LORA_RULE, PATIENCE_RULE, START_RULE)
+    model_config = with_rules(LORA_RULE, PATIENCE_RULE, START_RULE, EVENTS_RULE)
 
     model_name: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
     dataset_version: str = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
@@ -66,6 +67,9 @@ class TrainingFields(RequestFields):
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     logging_backend: TrackingBackend | None = Field(None, description="Another name of tracking_backend, which wins.")
     webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
+    webhook_events: WebhookEvents | None = Field(
+        None, description="What it is called for beside the end: `started`, and `checkpoint` for each that is saved."
+    )
     metadata: MetadataPairs | None = Field(
         None, description="Up to 16 pairs of text, kept with the job and filtered by."
     )
@@ -99,6 +103,7 @@ class TrainingFields(RequestFields):
             adapter_name=self.save_name or self.lora_name,
             tracking_backend=self._read_backend(),
             webhook_url=self.webhook_url,
+            webhook_events=self.webhook_events,
             metadata=self.metadata,
         )
 
@@ -131,4 +136,5 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     if start and start.startswith(_MODELS_SCHEME):
         name, _, version = start.removeprefix(_MODELS_SCHEME).rpartition("/")
         view |= {"lora_name": name, "lora_version": version, "save_name": spec.adapter_name, "adapter_path": None}
-    return view | config | {"tracking_backend": spec.tracking_backend, "webhook_url": spec.webhook_url}
+    view |= config | {"tracking_backend": spec.tracking_backend, "webhook_url": spec.webhook_url}
+    return view | {"webhook_events": [*spec.webhook_events] if spec.webhook_events else None}

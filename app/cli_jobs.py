@@ -19,7 +19,7 @@ from app.cli_service import (
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
-    from tuneyard_client.models import Job
+    from tuneyard_client.models import Delivery, Job
 
 PANEL = "Jobs"
 WIDE = 180  # columns of a table that goes into a file or a pipe
@@ -28,6 +28,8 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 FileOption = typer.Option("--file", "-f", exists=True, dir_okay=False, help="YAML or JSON with fields of either API.")
 SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Any other field; may be repeated.")
 PairOption = typer.Option("--metadata", metavar="KEY=VALUE", help="A label; may be repeated.")
+
+EventOption = typer.Option(metavar="started|checkpoint", help="Call the webhook for this too; may be repeated.")
 
 commands = typer.Typer()
 
@@ -47,6 +49,7 @@ def submit(
     lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
     tracking: Annotated[Literal["mlflow", "wandb"] | None, typer.Option(help="Where metrics are shown.")] = None,
     webhook: Annotated[str | None, typer.Option(help="URL to call once the job has ended.")] = None,
+    webhook_event: Annotated[list[str] | None, EventOption] = None,
     priority: Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Place in the queue.")] = None,
     metadata: Annotated[list[str] | None, PairOption] = None,
     file: Annotated[Path | None, FileOption] = None,
@@ -78,6 +81,7 @@ def submit(
         "lora_r": lora_r,
         "tracking_backend": tracking,
         "webhook_url": webhook,
+        "webhook_events": webhook_event or None,
         "priority": priority,
         "metadata": read_pairs("--metadata", metadata or []) or None,
     }
@@ -200,10 +204,14 @@ def deliveries(
         return
     for delivery in found:
         then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
-        typer.echo(f"{delivery.delivery_id}  {delivery.status:<9}  {delivery.state}{then}  {delivery.url}")
+        typer.echo(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")
         for attempt in delivery.attempts:
             said = attempt.error or f"HTTP {attempt.status_code}"
             typer.echo(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {said}")
+
+
+def _name_event(delivery: "Delivery") -> str:
+    return delivery.status if delivery.event == "ended" else delivery.event
 
 
 def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> int:

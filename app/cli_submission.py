@@ -16,7 +16,15 @@ SFT_NAMES = {
     "cutoff_len": "max_seq_length",
     "lora_name": "adapter_name",
 }
-AROUND_CONFIG = ("adapter_name", "tracking_backend", "webhook_url", "metadata", "priority", "config_id")
+AROUND_CONFIG = (
+    "adapter_name",
+    "tracking_backend",
+    "webhook_url",
+    "webhook_events",
+    "metadata",
+    "priority",
+    "config_id",
+)
 _SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
 
 

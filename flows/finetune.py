@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from jobs.settings import Settings
-from jobs.spec import JobSpec, Metadata, SavedConfigRef
+from jobs.spec import JobSpec, Metadata, SavedConfigRef, WebhookEvents
 from sft.config import SFTConfig
 from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
@@ -33,6 +33,7 @@ def finetune(
     adapter_name: str | None = None,
     tracking_backend: Literal["mlflow", "wandb"] = "mlflow",
     webhook_url: str | None = None,
+    webhook_events: WebhookEvents | None = None,
     metadata: Metadata | None = None,
     saved_config: SavedConfigRef | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def finetune(
         adapter_name: The adapter's name in the registry; made up from model and dataset if empty.
         tracking_backend: Where per-step metrics are shown.
         webhook_url: Called once the job has ended.
+        webhook_events: What it is called for beside the end.
         metadata: Up to 16 pairs of text that are kept with the job.
         saved_config: The saved configuration that config was made from.
     """
@@ -51,6 +53,7 @@ def finetune(
         adapter_name=adapter_name,
         tracking_backend=tracking_backend,
         webhook_url=webhook_url,
+        webhook_events=webhook_events,
         metadata=metadata,
         saved_config=saved_config,
     )

@@ -139,6 +139,15 @@ def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAtte
         return {attempt.job_id: attempt for attempt in found}
 
 
+def count_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, int]:
+    """How many attempts at these jobs have begun, by id; a job that never began is absent."""
+    wanted = select(JobAttempt.job_id, JobAttempt.number).where(
+        JobAttempt.job_id.in_([*job_ids]), JobAttempt.number > 0
+    )
+    with engine.connect() as connection:
+        return {job_id: number for job_id, number in connection.execute(wanted)}
+
+
 def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:
     """The job's row, made if need be, as nobody else can change it until the transaction ends."""
     connection.execute(insert(JobAttempt).values(job_id=job_id).on_conflict_do_nothing())

@@ -38,39 +38,55 @@ class Deliveries:
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
         self._free = threading.Semaphore(SENDERS)
+        self._seen: dict[str, datetime] = {}  # ended jobs within the overlap, by when they ended
 
     def send_due(self) -> None:
         """Begin to send as many as can be sent at once of those that are due."""
         reserved = sum(self._free.acquire(blocking=False) for _ in range(SENDERS))
-        taken = claim_due(self._engine, reserved) if reserved else []
-        for delivery in taken:
-            self._senders.submit(self._send, delivery)
-        if reserved > len(taken):
-            self._free.release(reserved - len(taken))
+        try:
+            for delivery in claim_due(self._engine, reserved) if reserved else []:
+                self._senders.submit(self._send, delivery)
+                reserved -= 1  # given back when it is sent
+        finally:
+            if reserved:
+                self._free.release(reserved)
 
     def add_missing(self) -> None:
         """Put down every end of a job with a webhook that was not: its process was killed, or the database away."""
         began_at = datetime.now(UTC)
         with self._engine.connect() as connection:
             reached_at = connection.execute(select(Mark.reached_at).where(Mark.name == MARK)).scalar()
-        for run in self._ended_runs((reached_at or began_at) - OVERLAP):
-            url = (run["parameters"] or {}).get("webhook_url")
-            if not url:
-                continue
-            job_id, state = UUID(run["id"]), run["state"]
-            status = status_of(state["type"], state["name"] or "", has_free_slot=False).value
-            report = read_reports(self._engine, [job_id]).get(job_id)
-            if add_delivery(self._engine, job_id, url, build_payload(job_id, status, report, state["message"])):
-                logger.info("Webhook of job %s (%s): put down by the watchdog", job_id, status)
+        since = (reached_at or began_at) - OVERLAP
+        self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at > since}
+        for run in self._ended_runs(since):
+            self._add(run)
+            self._seen[run["id"]] = datetime.fromisoformat(run["end_time"])
         row = insert(Mark).values(name=MARK, reached_at=began_at)
         with self._engine.begin() as connection:
             connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
 
+    def _add(self, run: dict[str, Any]) -> None:
+        url = (run["parameters"] or {}).get("webhook_url")
+        if not url:
+            return
+        job_id, state = UUID(run["id"]), run["state"]
+        status = status_of(state["type"], state["name"] or "", has_free_slot=False).value
+        report = read_reports(self._engine, [job_id]).get(job_id)
+        if add_delivery(self._engine, job_id, url, build_payload(job_id, status, report, state["message"])):
+            logger.info("Webhook of job %s (%s): put down by the watchdog", job_id, status)
+
     def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
-        """Jobs that have ended since then, newest first; one that ends meanwhile may come twice."""
+        """Jobs that have ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
+
+        Prefect leaves out those that were seen: to read thousands of them each time would slow it down for everybody.
+        """
         wanted = {
             "flows": {"name": {"any_": ["finetune"]}},
-            "flow_runs": {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}},
+            "flow_runs": {
+                "id": {"not_any_": [*self._seen]},
+                "state": {"type": {"any_": ENDED}},
+                "end_time": {"after_": since.isoformat()},
+            },
             "sort": "END_TIME_DESC",
             "limit": PAGE,
         }
@@ -92,8 +108,11 @@ class Deliveries:
             came = outcome.error or f"the receiver answered {outcome.status_code}"
             logger.log(
                 logging.INFO if outcome.is_delivered else logging.WARNING,
-                "Webhook of job %s (%s): %s", delivery.job_id, delivery.status, came.encode("unicode_escape").decode(),
-            )  # fmt: skip
+                "Webhook of job %s (%s): %s",
+                delivery.job_id,
+                delivery.event_key,
+                came.encode("unicode_escape").decode(),
+            )
         except Exception:
             logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
         finally:

@@ -33,11 +33,14 @@ class Job:
     result: dict[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
+    attempt: int | None = None  # how many attempts at it have begun
     tracking_url: str | None = None
     output_path: str | None = None
 
 
-def job_from_run(run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None) -> Job:
+def job_from_run(
+    run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None, attempt: int | None = None
+) -> Job:
     """Join a Prefect run and its report. The run's state decides; the report only adds to it."""
     spec, problem = _read_spec(run.parameters)
     failed = status is JobStatus.FAILED
@@ -57,7 +60,8 @@ def job_from_run(run: FlowRun, status: JobStatus, queue_position: int | None, re
         progress=report.progress if report else None,
         result=report.result if report and status is JobStatus.COMPLETED else None,
         error=(problem or error) if failed else None,
-        error_code=(report.error_code if report and report.error_code else "crashed") if failed else None,
+        error_code=_find_code(problem, report) if failed else None,
+        attempt=attempt,
         tracking_url=report.tracking_url if report else None,
         output_path=report.output_path if report else None,
     )
@@ -69,6 +73,12 @@ def _read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
         return JobSpec.build(**known), None
     except InvalidConfig as error:
         return None, str(error)
+
+
+def _find_code(problem: str | None, report: JobReport | None) -> str:
+    if problem is not None:
+        return InvalidConfig.code
+    return (report.error_code if report else None) or "crashed"
 
 
 def _explain_state(run: FlowRun) -> str:

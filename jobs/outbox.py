@@ -1,26 +1,28 @@
-"""What clients are still to be told, and what they have been: rows of `webhook_deliveries`, one a job and end of it.
+"""What clients are still to be told, and what they have been: rows of `webhook_deliveries`, one an event of a job.
 
 A row is taken by moving its next attempt into the future: a sender that dies leaves it to be taken again.
 """
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, func, literal, select, text, update
+from sqlalchemy import Connection, Engine, delete, exists, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from jobs.store import WebhookDelivery
+from jobs.store import JobEvent, WebhookDelivery
 from jobs.webhook import Outcome
 from sft.errors import TuneyardError
 
+ENDED = "ended"  # the event of a payload that names none
 CHANNEL = "tuneyard_watchdog"  # a NOTIFY here wakes the watchdog
 KEPT_TRYING = timedelta(days=3)
 CLAIM = timedelta(seconds=90)  # longer than any attempt takes
 FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 2.0, 3.0, 4 * 3600.0
 JITTER = 0.25
+BATCH_ROWS = 500
 
 
 class DeliveryNotFound(TuneyardError, LookupError):
@@ -31,15 +33,28 @@ class DeliveryNotFound(TuneyardError, LookupError):
 
 
 def add_delivery(engine: Engine, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:
-    """Put down that this end of a job is to be told, and wake the watchdog; False when it was put down before."""
-    row = {"job_id": job_id, "status": payload["status"], "url": url, "payload": payload}
+    """Put down that this event of a job is to be told, and wake the watchdog; False when it was put down before."""
+    with engine.begin() as connection:
+        return put_delivery(connection, job_id, url, payload)
+
+
+def put_delivery(connection: Connection, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:
+    """`add_delivery` as part of a transaction."""
+    event = {"event": payload.get("event", ENDED), "event_key": _event_key(payload)}
+    row = {"job_id": job_id, "status": payload["status"], "url": url, "payload": payload, **event}
     times = {"next_attempt_at": func.now(), "expires_at": func.now() + KEPT_TRYING}
     statement = insert(WebhookDelivery).values(**row, **times).on_conflict_do_nothing()
-    with engine.begin() as connection:
-        is_new = connection.execute(statement.returning(WebhookDelivery.id)).first() is not None
-        if is_new:
-            connection.execute(text(f"NOTIFY {CHANNEL}"))
-        return is_new
+    is_new = connection.execute(statement.returning(WebhookDelivery.id)).first() is not None
+    if is_new:
+        connection.execute(text(f"NOTIFY {CHANNEL}"))
+    return is_new
+
+
+def _event_key(payload: dict[str, Any]) -> str:
+    """The end of each status is told once, the start once, a checkpoint once a step."""
+    if "event" not in payload:
+        return str(payload["status"])
+    return ":".join(str(payload[name]) for name in ("event", "step") if name in payload)
 
 
 def message_id(delivery: WebhookDelivery) -> str:
@@ -95,6 +110,17 @@ def list_deliveries(engine: Engine, job_id: UUID) -> list[WebhookDelivery]:
     wanted = select(WebhookDelivery).where(WebhookDelivery.job_id == job_id).order_by(WebhookDelivery.created_at)
     with Session(engine, expire_on_commit=False) as session:
         return [*session.scalars(wanted)]
+
+
+def forget_old_deliveries(engine: Engine, days: int) -> int:
+    """Remove what was told, or given up, so many days ago of jobs that are still since; how many, 500 at most."""
+    before = datetime.now(UTC) - timedelta(days=days)
+    is_heard_of = exists().where(JobEvent.job_id == WebhookDelivery.job_id, JobEvent.created_at >= before)
+    is_old = (WebhookDelivery.state != "pending") & (WebhookDelivery.created_at < before) & ~is_heard_of
+    old = select(WebhookDelivery.id).where(is_old).limit(BATCH_ROWS)
+    with engine.begin() as connection:
+        forgotten = delete(WebhookDelivery).where(WebhookDelivery.id.in_(old.scalar_subquery()))
+        return len(connection.execute(forgotten.returning(WebhookDelivery.id)).all())
 
 
 def resend(engine: Engine, job_id: UUID, delivery_id: str) -> WebhookDelivery:

@@ -16,7 +16,7 @@ from prefect.types._datetime import now
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.attempts import mark_cancelled
+from jobs.attempts import count_attempts, mark_cancelled
 from jobs.configs import ConfigStore
 from jobs.database import translate_errors
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
@@ -29,7 +29,7 @@ from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
-from jobs.store import JobReport, engine_for
+from jobs.store import engine_for
 from jobs.targets import check_target
 from jobs.webhook import build_payload
 from sft.errors import JobConflict, StackError, TrainingBusy
@@ -253,12 +253,13 @@ class JobService:
 
     def _describe_all(self, runs: list[FlowRun]) -> list[Job]:
         places = self._line.places(runs)
-        reports = self._read_reports([run.id for run in runs])
-        return [job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id)) for run in runs]
-
-    def _read_reports(self, job_ids: list[UUID]) -> dict[UUID, JobReport]:
+        ids = [run.id for run in runs]
         with translate_errors():
-            return read_reports(self.engine, job_ids)
+            reports, attempts = read_reports(self.engine, ids), count_attempts(self.engine, ids)
+        return [
+            job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
+            for run in runs
+        ]
 
     @contextmanager
     def _submit_lock(self) -> Iterator[Connection]:

@@ -11,6 +11,8 @@ from sft.config import SFTConfig, explain_validation_error
 from sft.errors import InvalidConfig
 
 TrackingBackend = Literal["mlflow", "wandb"]
+WebhookEvent = Literal["started", "checkpoint"]
+WebhookEvents = Annotated[tuple[WebhookEvent, ...], Field(min_length=1)]
 MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(max_length=256)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
@@ -38,6 +40,7 @@ class JobSpec(BaseModel):
     adapter_name: str | None = Field(None, max_length=200, description="Name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     webhook_url: str | None = Field(None, description="Called once the job has ended.")
+    webhook_events: WebhookEvents | None = Field(None, description="What it is called for beside the end.")
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
     saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
 
@@ -72,6 +75,12 @@ class JobSpec(BaseModel):
         if metadata and RESERVED_KEY in metadata:
             raise ValueError(f"the key {RESERVED_KEY} is reserved; name it otherwise")
         return metadata
+
+    @model_validator(mode="after")
+    def _check_events(self) -> "JobSpec":
+        if self.webhook_events is not None and self.webhook_url is None:
+            raise ValueError("webhook_events needs webhook_url; name what to call")
+        return self
 
     @model_validator(mode="after")
     def _check_text(self) -> "JobSpec":

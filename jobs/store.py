@@ -137,17 +137,19 @@ class ApiKey(Base):
 
 
 class WebhookDelivery(Base):
-    """One end of a job that its webhook is told of, once for each status a job can end in."""
+    """An event of a job that its webhook is told of: its start, a checkpoint, an end in one of its last statuses."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
-        UniqueConstraint("job_id", "status"),
+        UniqueConstraint("job_id", "event_key"),
         Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     job_id: Mapped[UUID]
-    status: Mapped[str] = mapped_column(Text)  # completed, failed or cancelled
+    event: Mapped[str] = mapped_column(Text, default="ended")  # or started, checkpoint
+    event_key: Mapped[str] = mapped_column(Text)  # what there is one of in a job
+    status: Mapped[str] = mapped_column(Text)  # completed, failed or cancelled; running before the end
     url: Mapped[str] = mapped_column(Text)
     payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
     state: Mapped[str] = mapped_column(Text, default="pending")  # then delivered, failed or gone

@@ -1,4 +1,4 @@
-"""The call that tells a client its job has ended: what it says and how it is made."""
+"""The call that tells a client of its job: what it says and how it is made."""
 
 import json
 import time
@@ -49,6 +49,12 @@ def build_payload(job_id: UUID, status: str, report: JobReport | None, message: 
     for key in ("model_name", "model_version", "metrics"):
         payload[key] = result.get(key)
     return payload
+
+
+def build_event_payload(job_id: UUID, event: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of what is told before the end: `job_id, status, event`, and `step` and `path` of a checkpoint."""
+    told = {name: details[name] for name in ("step", "path") if name in details}
+    return {"job_id": str(job_id), "status": "running", "event": event, **told}
 
 
 def send(

@@ -20,6 +20,7 @@ from jobs.progress import ProgressWriter, set_report
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import StackError
+from tasks.announcements import announce
 from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
@@ -103,7 +104,9 @@ class Journal:
             )
             return
         if event in ("begin", "epoch", "evaluate", "checkpoint"):
-            self.record(event, details)
+            with self.attempt.writing() as connection:
+                write_event(connection, self.job_id, event, details)
+                announce(connection, self.job_id, self.spec, event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
             self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
         if event == "end":
@@ -125,6 +128,8 @@ def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Jo
         with Heartbeat(journal.attempt), _stopped_once(), _ending(journal):
             journal.write(error=None, error_code=None)
             journal.enter("starting")
+            with journal.attempt.writing() as connection:
+                announce(connection, job_id, spec, "started", {})
             yield journal
     except Superseded as error:
         leave(error)

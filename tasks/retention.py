@@ -6,6 +6,7 @@ from typing import Any
 from prefect.client.schemas.objects import FlowRun, State
 
 from jobs.events import forget_old_events
+from jobs.outbox import forget_old_deliveries
 from jobs.settings import Settings
 from jobs.store import engine_for
 
@@ -13,9 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 def forget_old_jobs(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Remove the events of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; their reports stay."""
+    """Remove events and deliveries of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; their reports stay."""
     settings = Settings()
     if settings.database_url is None:
         return
-    if forgotten := forget_old_events(engine_for(settings.database_url), settings.keep_events_days):
+    engine = engine_for(settings.database_url)
+    forget_old_deliveries(engine, settings.keep_events_days)
+    if forgotten := forget_old_events(engine, settings.keep_events_days):
         logger.info("Removed the events of %s jobs that ended over %s days ago", forgotten, settings.keep_events_days)

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -27,6 +27,7 @@ from tuneyard_client.models import (
     SavedConfig,
     Strategy,
     Submitted,
+    WebhookEvent,
 )
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ def sft(
     adapter_name: str | None,
     tracking_backend: str | None,
     webhook_url: str | None,
+    webhook_events: Sequence[WebhookEvent] | None,
     metadata: Mapping[str, str] | None,
     priority: Priority | None,
     idempotency_key: str | None,
@@ -103,6 +105,7 @@ def sft(
         "adapter_name": adapter_name,
         "tracking_backend": tracking_backend,
         "webhook_url": webhook_url,
+        "webhook_events": None if webhook_events is None else [*webhook_events],
         "metadata": None if metadata is None else dict(metadata),
         "priority": priority,
     }

@@ -2,7 +2,7 @@
 
 import builtins
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -28,6 +28,7 @@ from tuneyard_client.models import (
     Strategy,
     Submitted,
     TrainingFields,
+    WebhookEvent,
 )
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
@@ -94,6 +95,7 @@ class Tuneyard:
         adapter_name: str | None = None,
         tracking_backend: str | None = None,
         webhook_url: str | None = None,
+        webhook_events: Sequence[WebhookEvent] | None = None,
         metadata: Mapping[str, str] | None = None,
         priority: Priority | None = None,
         idempotency_key: str | None = None,
@@ -101,7 +103,15 @@ class Tuneyard:
         """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
         return self._run(
             calls.sft(
-                config, config_id, adapter_name, tracking_backend, webhook_url, metadata, priority, idempotency_key
+                config,
+                config_id,
+                adapter_name,
+                tracking_backend,
+                webhook_url,
+                webhook_events,
+                metadata,
+                priority,
+                idempotency_key,
             )
         )
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 Priority = Literal["high", "normal", "low"]
+WebhookEvent = Literal["started", "checkpoint"]
 Strategy = Literal["queue", "reject"]
 ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
 
@@ -39,6 +40,8 @@ class Job(Answer):
     end_time: float | None = None
     tracking_url: str | None = None
     error: str | None = None
+    error_code: str | None = None
+    attempt: int | None = None
     output_path: str | None = None
     queue_position: int | None = None
     phase: str | None = None
@@ -99,11 +102,15 @@ class DeliveryAttempt(Answer):
 
 
 class Delivery(Answer):
-    """One end of a job that its webhook is told of; `state` is pending, delivered, failed or gone."""
+    """One event of a job that its webhook is told of; `state` is pending, delivered, failed or gone.
+
+    `event` is started, checkpoint or ended; `status` that of the job, as the webhook is told it.
+    """
 
     delivery_id: str
     webhook_id: str
     job_id: str
+    event: str = "ended"
     status: str
     url: str
     state: str
@@ -229,6 +236,7 @@ class TrainingFields(TypedDict, total=False):
     tracking_backend: Literal["mlflow", "wandb"]
     logging_backend: Literal["mlflow", "wandb"] | None
     webhook_url: str | None
+    webhook_events: list[WebhookEvent] | None
     metadata: dict[str, str]
     priority: Priority
     dataset_split: str

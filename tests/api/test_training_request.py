@@ -31,6 +31,7 @@ def test_the_documented_body_with_all_parameters_comes_back_in_the_status():
         "num_epochs": 3.0,
         "logging_backend": "wandb",
         "webhook_url": "https://example.com/webhook",
+        "webhook_events": ["started", "checkpoint"],
     }
 
     view = config_view(TrainingRequest(**body).to_spec("handbook"), "handbook")
@@ -118,6 +119,7 @@ def test_metadata_goes_with_the_job_and_priority_does_not():
         ({"webhook_url": "ftp://example.com"}, ["webhook_url", "http"]),
         ({"webhook_url": "https://exa mple.com"}, ["webhook_url", "%XX"]),
         ({"webhook_url": "https://example.com/%zz"}, ["webhook_url", "%XX"]),
+        ({"webhook_events": ["started"]}, ["webhook_events needs webhook_url"]),
         ({"epochs": 3}, ["epochs"]),
         ({"metadata": {"__prefect_kind": "json"}}, ["metadata", "__prefect_kind", "reserved"]),
         ({"priority": "urgent"}, ["priority", "high", "low"]),

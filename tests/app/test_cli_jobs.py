@@ -93,8 +93,9 @@ def test_either_dialect_is_told_by_its_fields():
     assert build_submission({"template": "t"}, flags, {"seed": 1}) == Submission(
         "training", {"template": "t", "model_name": "m", "lora_name": "a", "seed": 1}
     )
-    assert build_submission({"dataset_name": "d", "webhook_url": "u"}, flags, {"lora_r": 2}) == Submission(
-        "sft", {"dataset_name": "d", "base_model": "m", "lora_r": 2}, {"adapter_name": "a", "webhook_url": "u"}
+    webhook = {"webhook_url": "u", "webhook_events": ["started"]}
+    assert build_submission({"dataset_name": "d", **webhook}, flags, {"lora_r": 2}) == Submission(
+        "sft", {"dataset_name": "d", "base_model": "m", "lora_r": 2}, {"adapter_name": "a", **webhook}
     )
     body = {"config": {"base_model": "x", "lora_r": 1}, "priority": "low"}
     assert build_submission(body, {"model_name": "m"}, {}) == Submission(

@@ -136,8 +136,8 @@ def waiting(engine):
     """A delivery whose next attempt is so far away that the watchdog leaves it alone."""
     now = datetime.now(UTC)
     row = WebhookDelivery(
-        job_id=uuid4(), status="failed", url="http://127.0.0.1:1/", payload={}, next_attempt_at=now + KEPT_TRYING,
-        expires_at=now + KEPT_TRYING,
+        job_id=uuid4(), event_key="failed", status="failed", url="http://127.0.0.1:1/", payload={},
+        next_attempt_at=now + KEPT_TRYING, expires_at=now + KEPT_TRYING,
     )  # fmt: skip
     with Session(engine, expire_on_commit=False) as session, session.begin():
         session.add(row)

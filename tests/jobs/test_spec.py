@@ -25,8 +25,10 @@ def test_an_adapter_without_a_name_is_called_after_model_and_dataset(base_model,
 
 
 def test_parameters_survive_the_way_to_the_flow():
-    spec = JobSpec.build(config=make_config(lora_target_modules=["q_proj"]), adapter_name="support", webhook_url=None)
+    around = {"adapter_name": "support", "webhook_url": "https://example.com", "webhook_events": ["checkpoint"]}
+    spec = JobSpec.build(config=make_config(lora_target_modules=["q_proj"]), **around)
 
+    assert spec.to_parameters()["webhook_events"] == ["checkpoint"]
     assert JobSpec.build(**spec.to_parameters()) == spec
 
 
@@ -34,6 +36,19 @@ def test_parameters_survive_the_way_to_the_flow():
 def test_a_webhook_url_must_be_http(url):
     with pytest.raises(InvalidConfig, match="webhook_url: must be an http or https URL"):
         JobSpec.build(config=make_config(), webhook_url=url)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"webhook_events": ["started"]}, "webhook_events needs webhook_url"),
+        ({"webhook_events": [], "webhook_url": "https://example.com"}, "webhook_events: .*at least 1"),
+        ({"webhook_events": ["ended"], "webhook_url": "https://example.com"}, "webhook_events.*'started' or 'check"),
+    ],
+)
+def test_events_of_a_webhook_are_known_ones_of_a_webhook(given, problem):
+    with pytest.raises(InvalidConfig, match=problem):
+        JobSpec.build(config=make_config(), **given)
 
 
 def test_a_job_is_found_by_model_adapter_dataset_and_metadata():

@@ -11,7 +11,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from jobs.settings import Settings
 from jobs.signing import sign
 from jobs.store import JobReport
-from jobs.webhook import build_payload, read_retry_after, send
+from jobs.webhook import build_event_payload, build_payload, read_retry_after, send
 from tests.conftest import WEBHOOK_SECRETS
 from tests.receiver import Receiver
 
@@ -39,6 +39,18 @@ def test_a_failed_job_says_why_also_when_it_could_not_report():
 
     assert (reported["error"], reported["error_code"]) == ("dataset x is not there", "dataset_not_found")
     assert (killed["error"], killed["error_code"]) == ("exited with 137", "crashed")
+
+
+def test_what_is_told_before_the_end_names_its_event():
+    job_id = uuid4()
+    details = {"step": 10, "path": "/out/checkpoint-10", "other": 1}
+
+    assert build_event_payload(job_id, "started", {}) == {
+        "job_id": str(job_id), "status": "running", "event": "started",
+    }  # fmt: skip
+    assert build_event_payload(job_id, "checkpoint", details) == {
+        "job_id": str(job_id), "status": "running", "event": "checkpoint", "step": 10, "path": "/out/checkpoint-10",
+    }  # fmt: skip
 
 
 def test_every_secret_of_a_rotation_verifies_a_call_and_no_other_does():

@@ -1,0 +1,157 @@
+"""The watchdog's duties with webhooks, run in this process on a database of their own, which may go away."""
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import httpx
+import psycopg2
+import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.states import Cancelled
+from sqlalchemy import NullPool, create_engine, make_url, update
+from sqlalchemy.exc import OperationalError
+
+from jobs.deliveries import SENDERS, Deliveries
+from jobs.events import write_event
+from jobs.outbox import add_delivery, forget_old_deliveries, list_deliveries
+from jobs.postgres import ensure_databases, sibling_url
+from jobs.service import JobService
+from jobs.spec import JobSpec
+from jobs.store import WebhookDelivery, engine_for, migrate
+from jobs.webhook import build_event_payload
+from tests.conftest import wait_until
+from tests.receiver import Receiver
+
+pytestmark = pytest.mark.stack
+
+CONFIG = {"base_model": "nobody/deliveries", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
+
+
+@pytest.fixture(scope="module")
+def database_url(stack):
+    """A database that no other watchdog looks into."""
+    ensure_databases(stack.database_url, ["deliveries"])
+    url = sibling_url(stack.database_url, "deliveries")
+    migrate(url)
+    return url
+
+
+@pytest.fixture
+def engine(database_url):
+    return engine_for(database_url)
+
+
+@pytest.fixture
+def receiver():
+    with closing(Receiver(200)) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def prefect(stack):
+    """A client of Prefect that notes how many runs each answer held."""
+
+    def note(answer):
+        client.runs_read.append(len(json.loads(answer.read())))
+
+    with httpx.Client(base_url=stack.prefect_api_url, timeout=30, event_hooks={"response": [note]}) as client:
+        client.runs_read = []
+        yield client
+
+
+def test_a_database_that_was_away_does_not_end_the_sending(stack, database_url, engine, receiver):
+    is_away = [True]
+
+    def connect():
+        if is_away:
+            raise psycopg2.OperationalError("the database system is shutting down")
+        return psycopg2.connect(make_url(database_url).set(drivername="postgresql").render_as_string(False))
+
+    faulty = create_engine("postgresql+psycopg2://", creator=connect, poolclass=NullPool)
+    duty = Deliveries(faulty, stack, httpx.Client())
+    for _ in range(SENDERS + 1):
+        with pytest.raises(OperationalError):
+            duty.send_due()
+    is_away.clear()
+    for _ in range(2):  # each sender is free again, after the failures and after its first delivery
+        job_ids = [str(uuid4()) for _ in range(SENDERS)]
+        for job_id in job_ids:
+            add_delivery(engine, job_id, receiver.url, {"job_id": job_id, "status": "completed"})
+
+        def are_told(wanted=frozenset(job_ids)):
+            duty.send_due()
+            return wanted <= {body["job_id"] for body in receiver.received}
+
+        wait_until(are_told, 20)
+
+
+def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefect, receiver):
+    duty = Deliveries(engine, stack, prefect)
+    with closing(JobService(stack)) as service:
+        service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
+        try:
+
+            def end_job():
+                """As it ends when nobody is left to put it down."""
+                job = service.create(JobSpec.build(config=CONFIG, webhook_url=receiver.url))
+                service.client.set_flow_run_state(job.id, Cancelled(), force=True)
+                return job.id
+
+            first = [end_job() for _ in range(3)]
+            duty.add_missing()
+            assert prefect.runs_read[-1] >= 3
+            duty.add_missing()
+            assert prefect.runs_read[-1] == 0
+            last = end_job()
+            duty.add_missing()
+            assert prefect.runs_read[-1] == 1
+        finally:
+            service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=False))
+    for job_id in (*first, last):
+        (delivery,) = list_deliveries(engine, job_id)
+        assert (delivery.event, delivery.status) == ("ended", "cancelled")
+    Deliveries(engine, stack, prefect).add_missing()  # another process, which has seen none of them
+    assert len(list_deliveries(engine, last)) == 1
+
+
+def test_a_start_is_told_once_and_a_checkpoint_once_a_step(engine):
+    job_id = uuid4()
+
+    def tell(event, **details):
+        payload = build_event_payload(job_id, event, details)
+        return add_delivery(engine, job_id, "http://127.0.0.1:1/", payload)
+
+    assert tell("started")
+    assert not tell("started")
+    assert tell("checkpoint", step=10, path="/out/checkpoint-10")
+    assert not tell("checkpoint", step=10, path="/out/checkpoint-10")
+    assert tell("checkpoint", step=20, path="/out/checkpoint-20")
+    assert add_delivery(engine, job_id, "http://127.0.0.1:1/", {"job_id": str(job_id), "status": "completed"})
+    told = [
+        (delivery.event, delivery.status, delivery.payload.get("step")) for delivery in list_deliveries(engine, job_id)
+    ]
+    assert told == [("started", "running", None), ("checkpoint", "running", 10), ("checkpoint", "running", 20),
+                    ("ended", "completed", None)]  # fmt: skip
+
+
+def make_delivery(engine, age_days, state):
+    job_id = uuid4()
+    add_delivery(engine, job_id, "http://127.0.0.1:1/", {"job_id": str(job_id), "status": "failed"})
+    then = datetime.now(UTC) - timedelta(days=age_days)
+    with engine.begin() as connection:
+        wanted = update(WebhookDelivery).where(WebhookDelivery.job_id == job_id)
+        connection.execute(wanted.values(state=state, created_at=then))
+    return job_id
+
+
+def test_what_was_told_long_ago_is_forgotten_and_what_waits_or_goes_on_is_not(engine):
+    old = [make_delivery(engine, 31, state) for state in ("delivered", "failed", "gone")]
+    newer, waiting = make_delivery(engine, 29, "delivered"), make_delivery(engine, 31, "pending")
+    running = make_delivery(engine, 31, "delivered")
+    with engine.begin() as connection:
+        write_event(connection, running, "step", {"step": 1})
+    assert forget_old_deliveries(engine, 30) == 3
+    assert [len(list_deliveries(engine, job_id)) for job_id in old] == [0, 0, 0]
+    assert [len(list_deliveries(engine, job_id)) for job_id in (newer, waiting, running)] == [1, 1, 1]
