@@ -89,9 +89,9 @@ def test_the_command_line_lists_and_resends(api, cancelled, environment):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     first = run().splitlines()
-    assert first[0].startswith(f"{delivery_id}  cancelled  delivered")
+    assert first[0].split()[:3] == [delivery_id, "cancelled", "delivered"]
     assert first[1].endswith("HTTP 200")
-    assert f"{delivery_id}  cancelled  pending, next attempt" in run("--resend", delivery_id)
+    assert run("--resend", delivery_id).split()[:3] == [delivery_id, "cancelled", "pending,"]
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "localhost.localdomain@10.1", "169.254.169.254", "[::1]", "2852039166"])
