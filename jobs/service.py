@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
@@ -22,7 +21,7 @@ from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
 from jobs.outbox import add_delivery
-from jobs.prefect_runs import PrefectRuns
+from jobs.prefect_runs import PrefectRuns, open_prefect_client
 from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
@@ -69,7 +68,7 @@ class JobService:
         self.settings = settings
         self.engine = engine_for(settings.database_url)
         self._opened = ExitStack()
-        self.client = self._opened.enter_context(SyncPrefectClient(settings.prefect_api_url))
+        self.client = self._opened.enter_context(open_prefect_client(settings))
         self.configs = ConfigStore(self.engine)
         self._runs = PrefectRuns(self.client, settings.work_pool)
         self._line = Line(self._runs)

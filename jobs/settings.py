@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(
         None, validation_alias=AliasChoices("PREFECT_API_URL"), description="Prefect API; started locally if unset."
     )
+    prefect_auth_string: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("PREFECT_API_AUTH_STRING"),
+        description="`user:password` that PREFECT_API_URL asks for; the local one has its own.",
+    )
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI"), description="MLflow; started locally if unset."
     )

@@ -9,7 +9,9 @@ from uuid import UUID
 
 from jobs.events import write_event
 from jobs.folders import job_folder
+from jobs.log_lines import keep_lines_whole
 from jobs.progress import ProgressWriter, write_report
+from jobs.redaction import hide_passwords
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import engine_for
@@ -25,6 +27,7 @@ STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoc
 
 def let_log_lines_through() -> None:
     """Our loggers inherit the root's level, which hides what a person wants to read in Prefect's UI."""
+    keep_lines_whole()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -119,7 +122,7 @@ def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Jo
         raise
     except Exception as error:
         outcome = "failed"
-        journal.write(error=f"{type(error).__name__}: {error}", error_code="internal_error")
+        journal.write(error=hide_passwords(f"{type(error).__name__}: {error}"), error_code="internal_error")
         raise
     finally:
         for tracker in journal.trackers:
