@@ -20,6 +20,7 @@ from jobs.database import translate_errors
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
+from jobs.log_lines import escape
 from jobs.outbox import add_delivery
 from jobs.prefect_runs import PrefectRuns, open_prefect_client
 from jobs.progress import read_reports
@@ -176,7 +177,7 @@ class JobService:
             parameters=spec.to_parameters(),
             state=state,
             tags=spec.tags(),
-            name=spec.config.run_name,
+            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it into their logs
             work_queue_name=self._line.queue_name(priority),
             idempotency_key=run_key,
         )
