@@ -38,7 +38,10 @@ def test_it_is_shown_to_the_server_it_is_of_alone(tmp_path: Path, monkeypatch: p
     elsewhere = Settings(home=tmp_path, prefect_api_url="https://prefect.example/api")
     assert find_credentials(elsewhere) == {"Authorization": f"Basic {b64encode(b'me:hidden1').decode()}"}
     assert find_password(local) not in (None, "me:hidden1")
-    assert "hidden1" not in repr(elsewhere)
+    shown = repr(
+        elsewhere.model_copy(update={"database_url": "x://u:hidden1@h", "dataset_registry": "x://u:hidden1@h"})
+    )
+    assert "hidden1" not in shown
 
 
 def test_whoever_finds_the_stack_finds_its_password(tmp_path: Path) -> None:
