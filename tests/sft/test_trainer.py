@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -25,8 +27,10 @@ from transformers import (
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sft.fused_lora import fuse_adapters
 from sft.layout import choose_layout
 from sft.loss import sum_nll
+from sft.models import quiet_transformers
 from sft.packing import DOCUMENT_ATTENTION
 
 SIZES = {
@@ -154,6 +158,42 @@ def test_a_layer_of_another_kind_is_found_far_down_and_all_layers_stay() -> None
     assert choose_layout(model) == "padded"
     assert [*model.model.layers][:4] == layers[:4]
     assert len(model.model.layers) == 6
+
+
+def test_the_head_scores_learned_positions_alone(model_path: Path, rows: list[dict[str, list[int]]]) -> None:
+    """Counted in operations: a token that is read but not learned costs none of the head's products."""
+    model = AutoModelForCausalLM.from_pretrained(model_path).requires_grad_(False)
+    choose_layout(model)
+    model.get_input_embeddings().weight.requires_grad_(True)  # so that gradients go all the way down
+    batch, few = collate(rows, padding_free=True), collate(rows, padding_free=True)
+    few["labels"][:, 9:26] = -100  # leaves 5 and 2 of 5 + 16 + 2
+
+    def count_flops(inputs: dict[str, Any]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            sum_nll(model, inputs)[0].backward()
+        return counter.get_total_flops()
+
+    head = model.get_output_embeddings().weight
+    tied = head is model.get_input_embeddings().weight
+    assert count_flops(batch) - count_flops(few) == 16 * (3 if tied else 2) * 2 * head.numel()
+
+
+def test_frozen_weights_cost_no_gradient_of_their_own(model_path: Path, rows: list[dict[str, list[int]]]) -> None:
+    """A LoRA step is two passes over the frozen weights, forward and to the inputs; a third would fill gradients."""
+    base = AutoModelForCausalLM.from_pretrained(model_path)
+    choose_layout(base)
+    weights = sum(module.weight.numel() for module in base.model.layers.modules() if isinstance(module, nn.Linear))
+    with quiet_transformers():
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules="all-linear"))
+    fuse_adapters(model)
+    batch = collate(rows, padding_free=True)
+    batch["labels"][:, 1:] = -100
+    batch["labels"][0, -1] = 5  # one position for the head
+    with FlopCounterMode(display=False) as counter:
+        sum_nll(model, batch)[0].backward()
+    tokens = batch["input_ids"].numel()
+    assert counter.get_total_flops() < 5 * weights * tokens
+    assert all(parameter.grad is None for name, parameter in model.named_parameters() if "lora_" not in name)
 
 
 def test_every_weight_learns_when_the_head_is_not_frozen(model_path: Path, rows: list[dict[str, list[int]]]) -> None:
