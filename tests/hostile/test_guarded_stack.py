@@ -7,6 +7,7 @@ import tempfile
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -148,17 +149,19 @@ def guarded(database: Path, registry: str, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        asked = Settings()
+        asked, opened = Settings(), ExitStack()
         try:
             settings = stack.ensure_up(asked)
             save_tiny_llama(settings.model_root / "tiny")
             _, key = create_key(engine_for(str(settings.database_url)), "tests", KeyScope.SUBMIT)
-            process = ApiProcess(dict(os.environ), folder / "api.log").start()
+            process = ApiProcess(dict(os.environ), folder / "api.log")
+            opened.callback(process.close)
+            process.start()
             process.client.headers["Authorization"] = f"Bearer {key}"
             job = run_job(process.client, receiver)
             yield Guarded(settings, secrets, key, process.client, job, receiver, folder)
-            process.close()
         finally:
+            opened.close()
             stack.down(asked)
             receiver.close()
     engine_for(url).dispose()
