@@ -1,6 +1,7 @@
 """No name that a job gives opens anything outside the folders it may use, whatever field it stands in."""
 
 import contextlib
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from sft.models import find_model
 from tasks.dataset import resolve
 from tasks.dataset_store import read_stored
 from tasks.model import locate_adapter
+from tasks.outage import keep_trying
 from tasks.registry import ensure_registry
 from tests.hostile.paths import SECRET_FILES, hostile_paths, plant
 from tests.hostile.watch import Watcher
@@ -53,6 +55,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         patch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+        patch.setattr("tasks.register.keep_trying", functools.partial(keep_trying, patience_seconds=0))
         patch.chdir(home)
         ensure_registry(settings)
         resolve("handbook@v1.0", settings)  # loads what is only loaded on first use
