@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-peers chaos fuzz serve stop status clean
+.PHONY: setup demo test bench bench-peers chaos fuzz audit serve stop status clean
 
 setup: $(READY)
 
@@ -33,6 +33,19 @@ chaos: $(READY)  ## jobs while parts of the service are killed, stopped and rest
 
 fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
 	@$(BIN)/python -m tests.fuzz.run
+
+# Where weaknesses are looked up: pypi, osv or esms.
+AUDIT_SERVICE ?= pypi
+
+audit: .venv-audit/.ready  ## known weaknesses of every package, but for those explained in docs/audit-exceptions.txt
+	@.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
+		--vulnerability-service $(AUDIT_SERVICE) \
+		$$(sed -En 's/^((CVE|GHSA|PYSEC)-[^ ]+) .*/--ignore-vuln \1/p' docs/audit-exceptions.txt)
+
+.venv-audit/.ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
+	touch $@
 
 demo: $(READY)  ## one real job from POST to adapter, shown step by step
 	@$(BIN)/python -m demo

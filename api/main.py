@@ -21,6 +21,7 @@ from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unles
 from api.values import check_values
 from jobs.door import Door
 from jobs.keys import KeyRing
+from jobs.log_lines import keep_lines_whole
 from jobs.planner import Planner
 from jobs.readiness import check_parts, count_jobs
 from jobs.settings import Settings
@@ -85,6 +86,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 @asynccontextmanager
 async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
+    keep_lines_whole()
     log_to_stderr_unless_configured()
     threading.Thread(target=_open, args=(app,), name="open-stack", daemon=True).start()
     try:

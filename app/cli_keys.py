@@ -32,7 +32,11 @@ def create(
     typer.echo(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
     typer.echo(key)  # alone on standard output, for KEY=$(tuneyard keys create ci)
     if is_first:
-        typer.echo("This is the first key: from now on the API answers nobody without one.", err=True)
+        typer.echo(
+            "This is the first key: from now on the API answers nobody without one. Prefect's UI and API on this "
+            "machine ask for a password from the stack's next start on: `tuneyard down`, then `tuneyard up`.",
+            err=True,
+        )
 
 
 @keys_app.command("list")

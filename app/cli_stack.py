@@ -100,9 +100,12 @@ def doctor() -> None:
 
 def show_addresses(settings: "Settings", api: str | None = None) -> None:
     """Print where a person finds what runs."""
+    from jobs.prefect_access import profile_path
+
     if api:
         typer.echo(f"API         {api}  (documentation at {api}/docs)")
-    typer.echo(f"Prefect UI  {str(settings.prefect_api_url).removesuffix('/api')}")
+    password = f"  (password in {profile_path(settings.home)})" if settings.prefect_auth_string else ""
+    typer.echo(f"Prefect UI  {str(settings.prefect_api_url).removesuffix('/api')}{password}")
     typer.echo(f"MLflow UI   {settings.mlflow_tracking_uri}")
 
 

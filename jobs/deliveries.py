@@ -108,11 +108,8 @@ class Deliveries:
             came = outcome.error or f"the receiver answered {outcome.status_code}"
             logger.log(
                 logging.INFO if outcome.is_delivered else logging.WARNING,
-                "Webhook of job %s (%s): %s",
-                delivery.job_id,
-                delivery.event_key,
-                came.encode("unicode_escape").decode(),
-            )
+                "Webhook of job %s (%s): %s", delivery.job_id, delivery.event_key, came,
+            )  # fmt: skip
         except Exception:
             logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
         finally:

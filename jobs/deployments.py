@@ -13,7 +13,8 @@ import yaml
 
 from jobs.job_processes import is_process_of
 from jobs.pool_runs import PAGE, PoolRuns
-from jobs.settings import PROJECT_ROOT
+from jobs.prefect_access import open_client
+from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import StackError
 
 FLOW_NAME = "finetune"
@@ -21,9 +22,9 @@ CUT_OFF = ["RUNNING", "PENDING", "CANCELLING"]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
 
 
-def ensure_work_pool(api_url: str, name: str, concurrency_limit: int) -> None:
+def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int) -> None:
     """Make the process work pool, or bring its limit up to date."""
-    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+    with open_client(settings) as client:
         pool = {"name": name, "type": "process", "concurrency_limit": concurrency_limit}
         if client.post("/work_pools/", json=pool).status_code == httpx.codes.CONFLICT:
             changed = client.patch(f"/work_pools/{name}", json={"concurrency_limit": concurrency_limit})
@@ -31,7 +32,7 @@ def ensure_work_pool(api_url: str, name: str, concurrency_limit: int) -> None:
         client.get(f"/work_pools/{name}").raise_for_status()
 
 
-def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
+def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
     """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
 
     What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it.
@@ -42,7 +43,7 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
     source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
     stamp, stamp_path = fingerprint(source, work_pool), state_folder / "deployed"
     names = {entry["name"] for entry in yaml.safe_load(source)["deployments"]}
-    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(api_url):
+    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(settings):
         return False
     config = yaml.safe_load(source)
     for entry in config["deployments"]:
@@ -61,7 +62,7 @@ def deploy(api_url: str, work_pool: str, state_folder: Path, environment: Mappin
         check=False,
         timeout=120,
     )
-    missing = names - deployed_names(api_url)
+    missing = names - deployed_names(settings)
     if done.returncode or missing:
         raise StackError(f"deployments of {file} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
     stamp_path.write_text(stamp)
@@ -76,28 +77,28 @@ def fingerprint(prefect_file: str, work_pool: str) -> str:
     return digest.hexdigest()
 
 
-def deployed_names(api_url: str) -> set[str]:
+def deployed_names(settings: Settings) -> set[str]:
     """Names of the deployments the server has."""
-    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+    with open_client(settings) as client:
         answer = client.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
         return {entry["name"] for entry in answer.json()}
 
 
-def online_workers(api_url: str, work_pool: str, since_iso: str) -> set[str]:
+def online_workers(settings: Settings, work_pool: str, since_iso: str) -> set[str]:
     """Names of the pool's workers that were heard of after `since_iso` (ISO 8601, UTC)."""
-    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+    with open_client(settings) as client:
         answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE}).raise_for_status()
         return {worker["name"] for worker in answer.json() if (worker["last_heartbeat_time"] or "") > since_iso}
 
 
-def restart_cut_off_runs(api_url: str, work_pool: str) -> list[str]:
+def restart_cut_off_runs(settings: Settings, work_pool: str) -> list[str]:
     """Put runs that lost their process back into the queue, each as the same run; the ids.
 
     To be called while no worker of the stack runs. Jobs are left to `jobs.recovery`. A run that was being cancelled
     becomes Cancelled. A run whose process lives (somebody else's worker on this pool) is left alone.
     """
     changed = []
-    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+    with open_client(settings) as client:
         runs = PoolRuns(client, work_pool)
         jobs = {run["id"] for run in runs.read(CUT_OFF, FLOW_NAME)}
         for run in runs.read(CUT_OFF):

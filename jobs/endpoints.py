@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import TypeAdapter
+from pydantic import SecretStr, TypeAdapter
 
+from jobs.prefect_access import find_password
 from jobs.settings import Settings
 from sft.errors import StackError
 
@@ -46,7 +47,7 @@ class Endpoints:
         path.rename(home / "endpoints.json")
 
     def fill(self, settings: Settings) -> Settings:
-        """A copy of `settings` with this stack's addresses where none is set from outside.
+        """A copy of `settings` with this stack's addresses, and Prefect's password, where none is set from outside.
 
         Raises:
             StackError: one is missing that this stack took from outside.
@@ -58,4 +59,6 @@ class Endpoints:
                     f"the stack in {settings.home} was started with {VARIABLES[name]} set and has no such server "
                     f"itself; set {VARIABLES[name]} here too, or run `tuneyard down` first"
                 )
-        return settings.model_copy(update={name: self.addresses[name] for name in missing})
+        filled = settings.model_copy(update={name: self.addresses[name] for name in missing})
+        password = find_password(filled) if "prefect_api_url" in missing else None
+        return filled.model_copy(update={"prefect_auth_string": SecretStr(password)}) if password else filled

@@ -19,7 +19,7 @@ class Job:
     """A job. Times carry their zone; `queue_position` counts from 1 and is set only while others are ahead."""
 
     id: UUID
-    name: str  # Prefect's name of the run: config.run_name, or one it made up
+    name: str  # Prefect's name of the run: config.run_name on one line, or one it made up
     status: JobStatus
     priority: Priority
     spec: JobSpec | None  # None when the run's parameters, typed into the Prefect UI, are not valid

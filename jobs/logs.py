@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import re
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from prefect.client.schemas.objects import Log
 from prefect.client.schemas.sorting import LogSort
 
 from jobs.job import Job
+from jobs.log_lines import escape
 from sft.errors import StackError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ PAGE_SIZE = 200  # Prefect's cap
 POLL_SECONDS = 1.0
 STATE_SECONDS = 2.0
 LATE_SECONDS = 5.0  # processes send their lines in batches two seconds apart, so lines come late and out of order
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class LogLine(NamedTuple):
@@ -38,7 +37,7 @@ class LogLine(NamedTuple):
     def to_text(self) -> str:
         r"""One line, whatever the message holds: line breaks and other control characters are escaped (`\n`)."""
         stamp = self.timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return _CONTROL.sub(_escape, f"{stamp} {self.level:<7} {self.logger}: {self.message}") + "\n"
+        return escape(f"{stamp} {self.level:<7} {self.logger}: {self.message}") + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -48,10 +47,6 @@ class LogLine(NamedTuple):
             "logger": self.logger,
             "message": self.message,
         }
-
-
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
 
 
 def read_log(service: "JobService", job_id: UUID, tail: int | None = None) -> list[LogLine]:

@@ -119,15 +119,18 @@ def nvidia_smi() -> str:
 
 
 def stack_environment(settings: Settings) -> dict[str, str]:
-    """The environment of every part: ours without Prefect's and MLflow's, plus what this stack sets.
+    """The environment of every part: ours, and what this stack sets in place of what is ours.
 
-    Credentials for an external MLflow server are kept. The stack has its own temporary folder, gone when it stops:
+    Prefect's and MLflow's variables are kept where that server is somebody else's, with its credentials.
+
+    The stack has its own temporary folder, gone when it stops:
     Prefect's would be shared by all users of the machine and be writable by the first. Jobs may still be told to
     write to the usual one.
     """
     roots = (*settings.allowed_output_roots, Path(tempfile.gettempdir()).resolve())
     resolved = fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
-    foreign = ("TUNEYARD_", "PREFECT_", *(() if settings.mlflow_tracking_uri else ("MLFLOW_",)))
+    ours = {"PREFECT_": settings.prefect_api_url is None, "MLFLOW_": settings.mlflow_tracking_uri is None}
+    foreign = ("TUNEYARD_", *(prefix for prefix, is_ours in ours.items() if is_ours))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     for name, value in resolved.model_dump(mode="json", exclude_none=True).items():
         if Settings.model_fields[name].validation_alias is None:

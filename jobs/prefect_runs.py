@@ -1,5 +1,6 @@
 """`PrefectRuns`: the runs of the `finetune` flow and the work pool they wait in, over Prefect's API."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import to_state_create
 
+from jobs.prefect_access import find_password
+from jobs.settings import Settings
 from sft.errors import JobNotFound, StackError
 
 if TYPE_CHECKING:
@@ -39,6 +42,12 @@ class Pool:
 
     slots: int
     ranks: dict[str, int]
+
+
+def open_prefect_client(settings: Settings) -> SyncPrefectClient:
+    """Prefect's own client of the API that the settings name, with what that asks for; to be entered."""
+    key = os.environ.get("PREFECT_API_KEY")
+    return SyncPrefectClient(str(settings.prefect_api_url), auth_string=find_password(settings), api_key=key)
 
 
 def call(request: Callable[[], T]) -> T:

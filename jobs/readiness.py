@@ -10,6 +10,7 @@ import psycopg2
 
 from jobs import parts, postgres
 from jobs.endpoints import Endpoints
+from jobs.prefect_access import open_client
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK
 
@@ -45,7 +46,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
         "database": functools.partial(_check_database, str(resolved.database_url)),
         "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
         "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
-        "worker": functools.partial(_check_worker, str(resolved.prefect_api_url), resolved.work_pool),
+        "worker": functools.partial(_check_worker, resolved),
         "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
     }
     with ThreadPoolExecutor(len(checks)) as pool:
@@ -55,7 +56,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
 
 def count_jobs(settings: Settings) -> dict[str, int]:
     """How many jobs there are in each group of states. Raises httpx.HTTPError when Prefect can't tell."""
-    with _client(str(known_addresses(settings).prefect_api_url)) as client:
+    with open_client(known_addresses(settings), TIMEOUT_SECONDS) as client:
         return {status: _count(client, types) for status, types in JOB_STATES.items()}
 
 
@@ -87,14 +88,14 @@ def _check_mlflow(uri: str) -> PartCheck:
     return _ask(uri, lambda client: client.get("/health"))
 
 
-def _check_worker(api_url: str, work_pool: str) -> PartCheck:
+def _check_worker(settings: Settings) -> PartCheck:
     try:
-        with _client(api_url) as client:
-            answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={}).raise_for_status()
+        with open_client(settings, TIMEOUT_SECONDS) as client:
+            answer = client.post(f"/work_pools/{settings.work_pool}/workers/filter", json={}).raise_for_status()
     except httpx.HTTPError as error:
         return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
     online = sum(worker["status"] == "ONLINE" for worker in answer.json())
-    return PartCheck(online > 0, f"{online} online in work pool {work_pool}")
+    return PartCheck(online > 0, f"{online} online in work pool {settings.work_pool}")
 
 
 def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> PartCheck:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
@@ -22,8 +21,9 @@ from jobs.database import translate_errors
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
+from jobs.log_lines import escape
 from jobs.outbox import add_delivery
-from jobs.prefect_runs import PrefectRuns
+from jobs.prefect_runs import PrefectRuns, open_prefect_client
 from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
@@ -70,7 +70,7 @@ class JobService:
         self.settings = settings
         self.engine = engine_for(settings.database_url)
         self._opened = ExitStack()
-        self.client = self._opened.enter_context(SyncPrefectClient(settings.prefect_api_url))
+        self.client = self._opened.enter_context(open_prefect_client(settings))
         self.configs = ConfigStore(self.engine)
         self._runs = PrefectRuns(self.client, settings.work_pool)
         self._line = Line(self._runs)
@@ -179,7 +179,7 @@ class JobService:
             parameters=spec.to_parameters(),
             state=state,
             tags=spec.tags(),
-            name=spec.config.run_name,
+            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it into their logs
             work_queue_name=self._line.queue_name(priority),
             idempotency_key=run_key,
         )

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     allowed_output_roots: tuple[Path, ...] = Field(
         (), description="Further roots an absolute output_dir may lie under, beside output_root and the temp folder."
     )
-    dataset_registry: str | None = Field(None, description="git + DVC repository; built from datasets/ if unset.")
+    dataset_registry: str | None = Field(
+        None, repr=False, description="git + DVC repository; built from datasets/ if unset."
+    )
     default_dataset: str = Field("handbook", description="Dataset a bare revision such as v1.0 refers to.")
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
@@ -105,9 +107,14 @@ class Settings(BaseSettings):
         (), description="Networks a webhook may lead to beside public addresses, such as `10.0.0.0/8,127.0.0.1`."
     )
 
-    database_url: str | None = Field(None, description="PostgreSQL URL of Tuneyard's own database.")
+    database_url: str | None = Field(None, repr=False, description="PostgreSQL URL of Tuneyard's own database.")
     prefect_api_url: str | None = Field(
         None, validation_alias=AliasChoices("PREFECT_API_URL"), description="Prefect API; started locally if unset."
+    )
+    prefect_auth_string: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("PREFECT_API_AUTH_STRING"),
+        description="`user:password` that PREFECT_API_URL asks for; the local one has its own.",
     )
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI"), description="MLflow; started locally if unset."

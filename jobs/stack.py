@@ -23,8 +23,10 @@ from sqlalchemy import make_url
 from jobs import deployments, parts, postgres
 from jobs.endpoints import VARIABLES, Endpoints
 from jobs.job_processes import is_job_process
+from jobs.keys import list_keys
+from jobs.prefect_access import guard_server
 from jobs.settings import Settings
-from jobs.store import WATCHDOG_LOCK, migrate
+from jobs.store import WATCHDOG_LOCK, engine_for, migrate
 from jobs.supervision import (
     ALIVE_STATES,
     Part,
@@ -159,8 +161,9 @@ def _start(settings: Settings) -> Settings:
         except BaseException:
             _stop(settings.home)
             raise
-    dataclasses.replace(endpoints, ready=True).write(settings.home)
-    return resolved
+    endpoints = dataclasses.replace(endpoints, ready=True)
+    endpoints.write(settings.home)
+    return endpoints.fill(settings)
 
 
 def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> None:
@@ -197,13 +200,16 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
     else:
         postgres.ensure_databases(resolved.database_url, local)
     migrate(resolved.database_url)
+    if is_fresh and "prefect" in names:
+        is_key_needed = settings.require_api_key or bool(list_keys(engine_for(resolved.database_url)))
+        guard_server(resolved, is_key_needed)
     for name in local:
         supervisor.start(name)
     if "prefect" in names:
         wait_for("prefect", lambda: _is_healthy(f"{resolved.prefect_api_url}/health"))
     supervisor.start("watchdog")
     if "prefect" in names:
-        _bring_up_workers(settings, resolved.prefect_api_url, supervisor, gpus, began, wait_for)
+        _bring_up_workers(settings, resolved, supervisor, gpus, began, wait_for)
     if "mlflow" in names:
         wait_for("mlflow", lambda: _is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
     wait_for("watchdog", lambda: postgres.is_locked(str(resolved.database_url), WATCHDOG_LOCK))
@@ -211,25 +217,25 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
 
 def _bring_up_workers(
     settings: Settings,
-    api_url: str,
+    resolved: Settings,
     supervisor: Supervisor,
     gpus: list[str],
     began: str,
     wait_for: Callable[[str, Callable[[], bool]], None],
 ) -> None:
     """Pool, cut-off runs, workers and deployments; the workers boot while the deployments are made."""
-    deployments.ensure_work_pool(api_url, settings.work_pool, parts.count_workers(settings, gpus))
+    deployments.ensure_work_pool(resolved, settings.work_pool, parts.count_workers(settings, gpus))
     processes = supervisor.processes()
     workers = [name for name in processes if name.startswith("worker-")]
     idle = [name for name in workers if processes[name].state not in ALIVE_STATES]
     if idle == workers:
-        deployments.restart_cut_off_runs(api_url, settings.work_pool)
+        deployments.restart_cut_off_runs(resolved, settings.work_pool)
     for name in idle:
         supervisor.start(name)
-    deployments.deploy(api_url, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))
+    deployments.deploy(resolved, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))
 
     def is_online(name: str) -> bool:
-        return name in deployments.online_workers(api_url, settings.work_pool, began)
+        return name in deployments.online_workers(resolved, settings.work_pool, began)
 
     for name in idle:
         wait_for(name, functools.partial(is_online, name))

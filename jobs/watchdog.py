@@ -6,11 +6,9 @@ any moment: each duty takes up what another left.
 """
 
 import logging
-import os
 import select
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.cancellations import Cancellations
 from jobs.deliveries import Deliveries
+from jobs.log_lines import keep_lines_whole
 from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
+from jobs.prefect_access import open_client
 from jobs.recovery import Recovery
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK, engine_for
@@ -105,15 +105,14 @@ def _wait(connection: Connection, duties: list[Duty]) -> None:
 
 def main() -> None:
     """Run until killed. Raises StackError when addresses are missing from the environment."""
+    keep_lines_whole()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = Settings()
     if settings.database_url is None or settings.prefect_api_url is None:
         raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")
     engine = engine_for(settings.database_url)
-    prefect = httpx.Client(
-        base_url=settings.prefect_api_url, timeout=10, trust_env=False, headers=prefect_credentials()
-    )
+    prefect = open_client(settings, timeout_seconds=10)
     is_local = LOCAL_FLAG in sys.argv[1:]
     runs = PoolRuns(prefect, settings.work_pool)
     deliveries = Deliveries(engine, settings, prefect)
@@ -125,15 +124,6 @@ def main() -> None:
     if is_local:
         duties.append(Duty("cancellations", 3.0, Cancellations(runs).finish))
     watch(engine, duties)
-
-
-def prefect_credentials() -> dict[str, str]:
-    """What a Prefect server elsewhere may ask for, from Prefect's own variables."""
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if words := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
-    return {}
 
 
 if __name__ == "__main__":

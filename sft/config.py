@@ -95,7 +95,7 @@ class SFTConfig(BaseModel):
     checkpoint_dir: str | None = Field(None, description="Where checkpoints go; `checkpoints` in output_dir if unset.")
     save_merged_model: bool = Field(False, description="Also save base and adapter merged.")
 
-    run_name: str | None = Field(None, description="Name of the tracking run.")
+    run_name: str | None = Field(None, max_length=250, description="Name of the tracking run.")
     wandb_project: str | None = Field(None, description="Weights & Biases project.")
     wandb_entity: str | None = Field(None, description="Weights & Biases entity.")
     wandb_run_name: str | None = Field(None, description="Weights & Biases run name; run_name if unset.")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from jobs.redaction import hide_passwords
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from sft.places import follow
@@ -121,7 +122,7 @@ def resolve_registered(name: str, revision: str | None, settings: Settings, spli
     with reading_registry(registry, label), open_revision(registry, commit) as tree:
         path, info = find_dataset(tree, name, label, registry)
         stored = fetch(tree, path, info, settings.home / "datasets", split)
-    url = settings.dataset_registry or str(registry)
+    url = hide_passwords(settings.dataset_registry or str(registry))
     return DatasetVersion.of(stored, name=name, revision=wanted, commit=commit, source="dvc", url=url)
 
 
@@ -135,7 +136,9 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DatasetNotFound(f"dataset {label}: {error}; run `dvc push --all-tags` in the registry") from error
     except DvcException as error:
-        raise InvalidDataset(f"dataset {label}: DVC can't read the registry {registry}: {error}") from error
+        raise InvalidDataset(
+            f"dataset {label}: DVC can't read the registry {registry}: {hide_passwords(str(error))}"
+        ) from error
 
 
 def find_main_branch(registry: Path) -> str:

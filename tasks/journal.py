@@ -16,7 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.attempts import Attempt, Heartbeat, Superseded, leave
 from jobs.events import write_event
 from jobs.folders import job_folder
+from jobs.log_lines import keep_lines_whole
 from jobs.progress import ProgressWriter, set_report
+from jobs.redaction import hide_passwords
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import StackError
@@ -33,6 +35,7 @@ STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoc
 
 def let_log_lines_through() -> None:
     """Our loggers inherit the root's level, which hides what a person wants to read in Prefect's UI."""
+    keep_lines_whole()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -169,11 +172,12 @@ def _ending(journal: Journal) -> Iterator[None]:
         raise
     except Exception as error:
         cause = explain(error)
+        message = hide_passwords(cause.message)
         if cause.is_worth_retrying:
-            logger.warning("This attempt is lost: %s", cause.message, exc_info=error)
-            _let_go(journal, cause=cause.code, message=cause.message)
-            raise Abort(cause.message) from error
-        journal.write(error=cause.message, error_code=cause.code)
+            logger.warning("This attempt is lost: %s", message, exc_info=error)
+            _let_go(journal, cause=cause.code, message=message)
+            raise Abort(message) from error
+        journal.write(error=message, error_code=cause.code)
         journal.close("failed")
         journal.attempt.release()
         raise

@@ -1,5 +1,6 @@
 """What a job does while MLflow is away: it waits for what it must have, and keeps its metrics until they can go."""
 
+import contextvars
 import logging
 import os
 import threading
@@ -83,7 +84,8 @@ class MetricSender:
         self._given_up = threading.Event()
         self._last: Callable[[], None] = lambda: None
         self._away_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        run_as_here = contextvars.copy_context().run  # else Prefect would not know whose log lines these are
+        self._thread = threading.Thread(target=run_as_here, args=(self._run,), name="metrics", daemon=True)
         self._thread.start()
 
     def put(self, points: "Sequence[Metric]") -> None:

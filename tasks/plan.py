@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.history import read_past_runs
+from jobs.log_lines import keep_lines_whole
 from jobs.settings import Settings
 from jobs.store import engine_for
 from sft.config import SFTConfig
@@ -130,6 +131,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="answer requests on this socket")
     options = arguments.parse_args()
+    keep_lines_whole()
     if options.serve:
         serve(str(options.serve))
     else:

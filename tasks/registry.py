@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from filelock import FileLock
 
+from jobs.redaction import hide_passwords
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import DatasetNotFound, StackError
 
@@ -156,7 +157,7 @@ def read_stamp(registry: Path) -> str | None:
 def mirror_registry(url: str, home: Path) -> Path:
     """A bare copy of the git repository at `url`, brought up to date. Its data stays in the DVC remote."""
     mirror = home / "registries" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    mirror.parent.mkdir(parents=True, exist_ok=True)
+    mirror.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # git keeps the URL, which may hold a password
     git(None, "ls-remote", "--quiet", "--end-of-options", url, "HEAD")  # says within seconds that nobody answers
     with FileLock(f"{mirror}.lock"):
         if mirror.exists():
@@ -190,5 +191,5 @@ def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_T
         ) from error
     except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a NUL character
         output = (getattr(error, "stderr", None) or str(error)).strip()
-        raise DatasetNotFound(f"git {arguments[0]} failed on the dataset registry: {output}") from error
+        raise DatasetNotFound(f"git {arguments[0]} failed on the dataset registry: {hide_passwords(output)}") from error
     return done.stdout.strip()

@@ -1,7 +1,5 @@
-"""Webhooks as clients see them: for a crashed and a cancelled job, refused where they may not lead, listed, resent."""
+"""Webhooks as clients see them: for a cancelled job, refused where they may not lead, listed, resent."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,28 +9,43 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.conftest import WEBHOOK_SECRETS, wait_until
-from tests.processes import find_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 SMALL = {"template": "chatml", "max_samples": 24, "batch_size": 4, "gradient_accumulation_steps": 1}
 
 
-def test_a_job_whose_process_was_killed_is_told_of(api, model, receiver, wait_for):
-    body = SMALL | {"model_name": model, "max_samples": 200, "num_epochs": 1000, "webhook_url": receiver.url}
+def test_a_webhook_that_asks_for_it_is_told_of_the_start_and_of_each_checkpoint(api, model, receiver, wait_for):
+    around = {"webhook_url": receiver.url, "webhook_events": ["started", "checkpoint"]}
+    body = SMALL | {"model_name": model, "save_steps": 2, "max_steps": 4, **around}
     job_id = api.post("/train", json=body).json()["job_id"]
-    wait_for(job_id, lambda job: job["progress"] is not None)
-    for pid in find_processes(job_id):
-        os.kill(pid, signal.SIGKILL)
-    told = receiver.wait(job_id, 60)
-
     job = wait_for(job_id)
-    assert (told["status"], told["error_code"], told["error"]) == ("failed", "crashed", job["error"])
+    assert (job["status"], job["config"]["webhook_events"]) == ("completed", ["started", "checkpoint"])
+
+    def told():
+        return [body for body in receiver.received if body["job_id"] == job_id]
+
+    wait_until(lambda: {"completed"} <= {body["status"] for body in told()} and len(told()) >= 4, 30)
+    events = [body for body in told() if "event" in body]
+    assert {"job_id": job_id, "status": "running", "event": "started"} in events
+    saved = {body["step"]: body["path"] for body in events if body["event"] == "checkpoint"}
+    assert sorted(saved) == [2, 4]
+    assert saved[4].endswith("/checkpoint-4")
+    assert sorted(one["event"] for one in deliveries(api, job_id)) == ["checkpoint", "checkpoint", "ended", "started"]
+
+
+def test_a_failed_job_has_its_code_in_both_dialects_and_in_the_webhook(api, receiver, wait_for):
+    body = SMALL | {"model_name": "nobody/nothing", "webhook_url": receiver.url}
+    job_id = api.post("/train", json=body).json()["job_id"]
+    job = wait_for(job_id)
+    assert (job["status"], job["error_code"]) == ("failed", "model_not_found")
+    assert api.get(f"/api/sft/jobs/{job_id}").json()["error_code"] == "model_not_found"
+    assert receiver.wait(job_id)["error_code"] == "model_not_found"
 
 
 @pytest.fixture(scope="module")
 def cancelled(paused, api, model, receiver):
-    """A job that was cancelled while it waited, and how long its client waited for the call."""
+    """A job that was cancelled while it waited, and how long its client waited for the call. No job starts after it."""
     body = SMALL | {"model_name": model, "webhook_url": receiver.url}
     job_id = api.post("/train", json=body).json()["job_id"]
     assert api.delete(f"/train/{job_id}").status_code == 200
@@ -89,9 +102,9 @@ def test_the_command_line_lists_and_resends(api, cancelled, environment):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     first = run().splitlines()
-    assert first[0].startswith(f"{delivery_id}  cancelled  delivered")
+    assert first[0].split()[:3] == [delivery_id, "cancelled", "delivered"]
     assert first[1].endswith("HTTP 200")
-    assert f"{delivery_id}  cancelled  pending, next attempt" in run("--resend", delivery_id)
+    assert run("--resend", delivery_id).split()[:3] == [delivery_id, "cancelled", "pending,"]
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "localhost.localdomain@10.1", "169.254.169.254", "[::1]", "2852039166"])
@@ -115,31 +128,3 @@ def test_secrets_are_in_no_log_no_parameters_and_no_configuration(stack, cancell
     for content in [run, *(file.read_bytes() for file in files)]:
         assert not any(secret in content for secret in secrets)
     assert len(files) > 5
-
-
-def test_a_webhook_that_asks_for_it_is_told_of_the_start_and_of_each_checkpoint(api, model, receiver, wait_for):
-    around = {"webhook_url": receiver.url, "webhook_events": ["started", "checkpoint"]}
-    body = SMALL | {"model_name": model, "save_steps": 2, "max_steps": 4, **around}
-    job_id = api.post("/train", json=body).json()["job_id"]
-    job = wait_for(job_id)
-    assert (job["status"], job["config"]["webhook_events"]) == ("completed", ["started", "checkpoint"])
-
-    def told():
-        return [body for body in receiver.received if body["job_id"] == job_id]
-
-    wait_until(lambda: {"completed"} <= {body["status"] for body in told()} and len(told()) >= 4, 30)
-    events = [body for body in told() if "event" in body]
-    assert {"job_id": job_id, "status": "running", "event": "started"} in events
-    saved = {body["step"]: body["path"] for body in events if body["event"] == "checkpoint"}
-    assert sorted(saved) == [2, 4]
-    assert saved[4].endswith("/checkpoint-4")
-    assert sorted(one["event"] for one in deliveries(api, job_id)) == ["checkpoint", "checkpoint", "ended", "started"]
-
-
-def test_a_failed_job_has_its_code_in_both_dialects_and_in_the_webhook(api, receiver, wait_for):
-    body = SMALL | {"model_name": "nobody/nothing", "webhook_url": receiver.url}
-    job_id = api.post("/train", json=body).json()["job_id"]
-    job = wait_for(job_id)
-    assert (job["status"], job["error_code"]) == ("failed", "model_not_found")
-    assert api.get(f"/api/sft/jobs/{job_id}").json()["error_code"] == "model_not_found"
-    assert receiver.wait(job_id)["error_code"] == "model_not_found"

@@ -225,25 +225,20 @@ def test_a_configuration_file_runs_nothing(tmp_path: Path, canary: Path, model: 
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("parameters", ["params.py", "params.yaml"])
+@pytest.mark.parametrize("parameters", ["others.yaml", "params.yaml"])
 def test_a_registry_runs_nothing(tmp_path: Path, canary: Path, parameters: str) -> None:
     """Its stages, parameters and hooks are somebody's code: data is only read from it."""
     registry = tmp_path / "registry"
     registry.mkdir()
     stage = {"cmd": f"touch {canary}", "outs": ["made"]}
-    (registry / "dvc.yaml").write_text(
-        yaml.safe_dump({"stages": {"evil": stage}, "vars": ["params.yaml", "params.py"]})
-    )
-    if parameters == "params.yaml":
-        (registry / parameters).write_text(f"x: !!python/object/apply:os.system ['touch {canary}']\n")
+    (registry / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evil": stage}}))
     (registry / "params.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    if parameters == "params.yaml":
-        (registry / parameters).write_text(f"x: !!python/object/apply:os.system ['touch {canary}']\n")
+    (registry / parameters).write_text(f"x: !!python/object/apply:os.system ['touch {canary}']\n")
     (registry / "rows").mkdir()
     (registry / "rows/train.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     (registry / "rows/rows.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    (registry / "secret").mkdir()
-    (registry / "secret/train.jsonl").symlink_to("/etc/passwd")
+    (registry / "linked").mkdir()
+    (registry / "linked/train.jsonl").symlink_to("/etc/passwd")
     commit(registry)
     hooks = registry / ".git/hooks"
     hooks.mkdir(exist_ok=True)
@@ -256,8 +251,8 @@ def test_a_registry_runs_nothing(tmp_path: Path, canary: Path, parameters: str) 
             resolve("rows@main", settings)
     else:
         assert resolve("rows@main", settings).rows == 1
-    with pytest.raises(TuneyardError):
-        resolve("secret@main", settings)
+    if parameters != "params.yaml":
+        assert resolve("linked@main", settings).train_file.read_text() == "/etc/passwd"  # the link itself, not followed
     with pytest.raises(TuneyardError):
         resolve("made@main", settings)
     assert not canary.exists()

@@ -1,6 +1,7 @@
 """No name that a job gives opens anything outside the folders it may use, whatever field it stands in."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub.constants import HF_HOME
 from pydantic import ValidationError
 from sqlalchemy import create_engine
 
+from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.archive import list_own_files
 from jobs.folders import checkpoint_folder, job_folder
@@ -171,3 +173,37 @@ def test_nothing_outside_is_opened(
     assert len(values) >= 100
     assert strange == []
     assert reached == []
+
+
+NAMES = ("lora_name", "save_name")  # of the registry: letters, digits, dots, hyphens and underscores
+PLACES = ("model_name", "dataset_version", "adapter_path", "output_dir", "checkpoint_dir", "run_name", "dataset_split")
+LABELS = ("wandb_project", "wandb_entity", "wandb_run_name", "template")
+
+
+@pytest.mark.parametrize("field", [*NAMES, *PLACES, *LABELS])
+def test_both_dialects_open_nothing_and_change_no_name(settings: Settings, field: str) -> None:
+    """A name is refused, or stands in the job as it came; in the registry only a plain one can stand."""
+    plain = {"base_model": "tiny/llama", "dataset_name": "handbook@v1.0", "dataset_format": "alpaca"}
+    ours = {"model_name": "base_model", "dataset_version": "dataset_name", "template": "template_name"}.get(
+        field, field
+    )
+    refused = []
+    for value in values_of(settings):
+        with WATCHER.watching() as found:
+            try:
+                training = TrainingRequest(**{field: value}).to_spec("handbook")
+                if field in NAMES:
+                    sft = TrainBody(config=plain, adapter_name=value).to_spec(None)
+                else:
+                    sft = TrainBody(config=plain | {ours: value}).to_spec(None)
+            except (ValidationError, TuneyardError):
+                refused.append(value)
+                continue
+        assert found == []
+        for spec in (training, sft):
+            assert re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]*", spec.registered_name)
+            if field not in NAMES:
+                assert value.strip() in str(getattr(spec.config, ours)).removeprefix("handbook@")
+    assert "x\0y" in refused
+    if field in NAMES:
+        assert len(refused) > 150

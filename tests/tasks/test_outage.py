@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from uuid import uuid4
 
@@ -97,6 +98,16 @@ def test_what_does_not_fit_is_counted_not_dropped_in_silence(caplog):
         sender.put([Metric("loss", 1.0, 0, step)])
     assert not sender.close(lambda: None, 0.5)
     assert "the oldest 15 were too many to keep" in caplog.text
+
+
+def test_the_thread_is_part_of_the_job_that_made_it():
+    """By its context Prefect knows whose log a line belongs to."""
+    job, seen = ContextVar("job"), []
+    job.set("this one")
+    sender = MetricSender(lambda points: seen.append(job.get(None)))
+    sender.put([Metric("loss", 1.0, 0, 1)])
+    assert sender.close(lambda: None, 30)
+    assert seen == ["this one"]
 
 
 def test_a_refusal_is_told_and_does_not_stop_what_follows(server, caplog):

@@ -1,0 +1,82 @@
+"""A log record is one line, and shows no password, whatever somebody has put into a name."""
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.log_lines import LOGGERS, keep_lines_whole
+from jobs.redaction import hide_passwords
+from sft.config import SFTConfig
+from sft.errors import DatasetNotFound, InvalidConfig
+from tasks.registry import git
+
+BREAKS = [
+    "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\x1b[2J\x1b[1;1H",
+    "\x9b2J",
+    "\x08" * 9, "\x00", "\x7f", "\u202e", "\u2066", "\u200b", "\ufeff", "\x1b]0;title\x07",
+]  # fmt: skip
+FORGED = "2026-01-01 00:00:00 INFO jobs: all is well"
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """What the root logger's handler writes, in a format like ours."""
+    stream, factory, root = io.StringIO(), logging.getLogRecordFactory(), logging.getLogger()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    keep_lines_whole()
+    yield stream
+    logging.setLogRecordFactory(factory)
+    root.removeHandler(handler)
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_no_name_makes_a_second_line(written: io.StringIO, name: str) -> None:
+    for number, line_break in enumerate(BREAKS):
+        logging.getLogger(f"{name}.part").warning("%s: dataset %s", number, f"a{line_break}{FORGED}")
+    lines = written.getvalue().splitlines()
+    assert len(lines) == len(BREAKS)
+    assert all(line.startswith(f"WARNING {name}.part: {number}: ") for number, line in enumerate(lines))
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_traceback_is_indented(written: io.StringIO) -> None:
+    try:
+        raise ValueError(f"x\n{FORGED} at https://u:secret@host/x")
+    except ValueError:
+        logging.getLogger("jobs.x").exception("failed")
+    first, *others = written.getvalue().splitlines()
+    assert first == "ERROR jobs.x: failed"
+    assert all(line.startswith("  ") for line in others)
+    assert "secret" not in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg2://me:p@ss:word@db:5432/x", "postgresql+psycopg2://me:***@db:5432/x"),
+        ("https://me:secret@git.example/x.git failed", "https://me:***@git.example/x.git failed"),
+        ("to https://ghp_secret@git.example/x and http://a:b@c", "to https://***@git.example/x and http://a:***@c"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("git@host:x.git", "git@host:x.git"),
+        ("models:/a@b", "models:/a@b"),
+    ],
+)
+def test_passwords_in_urls_are_hidden(text: str, shown: str) -> None:
+    assert hide_passwords(text) == shown
+
+
+def test_a_registry_that_is_away_does_not_tell_its_password() -> None:
+    with pytest.raises(DatasetNotFound, match="git ls-remote failed on the dataset registry") as refusal:
+        git(None, "ls-remote", "--quiet", "--end-of-options", "http://me:secret@127.0.0.1:9/x", "HEAD")
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_name_of_a_run_is_not_too_long_for_the_servers() -> None:
+    plain = {"base_model": "m", "dataset_name": "d", "dataset_format": "auto"}
+    assert SFTConfig.from_dict(plain | {"run_name": "x" * 250}).run_name == "x" * 250
+    with pytest.raises(InvalidConfig, match="run_name"):
+        SFTConfig.from_dict(plain | {"run_name": "x" * 251})
