@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-peers fuzz audit serve stop status clean
+.PHONY: setup demo test bench bench-peers chaos fuzz audit serve stop status clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Fact
 	.venv-peers/bin/pip uninstall -qy torchvision
 	rm -f .venv-peers/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
+
+chaos: $(READY)  ## jobs while parts of the service are killed, stopped and restarted: is every promise kept?
+	@$(BIN)/python -m tests.chaos.run
 
 fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
 	@$(BIN)/python -m tests.fuzz.run

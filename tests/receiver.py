@@ -11,7 +11,7 @@ from typing import Any
 class Receiver:
     """Records every body it is sent and answers with the given statuses in turn, the last one for ever.
 
-    `requests` holds headers and body as they came.
+    `requests` holds headers and body as they came, `taken` the bodies that were answered with 2xx.
     """
 
     def __init__(
@@ -19,14 +19,18 @@ class Receiver:
     ) -> None:
         self.received: list[dict[str, Any]] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
+        self.taken: list[dict[str, Any]] = []
+        receiver, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.requests.append((dict(self.headers), body))
-                receiver.received.append(json.loads(body))
-                status = statuses[min(len(receiver.received), len(statuses)) - 1]
+                with lock:
+                    receiver.requests.append((dict(self.headers), body))
+                    receiver.received.append(json.loads(body))
+                    status = statuses[min(len(receiver.received), len(statuses)) - 1]
+                    if 200 <= status < 300:
+                        receiver.taken.append(receiver.received[-1])
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", receiver.url + "/elsewhere")

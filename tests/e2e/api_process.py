@@ -1,5 +1,6 @@
 """An API server in a process of its own, started as documented, that tests may kill and start again."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -45,10 +46,10 @@ class ApiProcess:
                 return self
         raise AssertionError(self._log_path.read_text())
 
-    def kill(self) -> None:
-        """SIGKILL: it has no chance to put anything in order."""
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """SIGKILL, so that it has no chance to put anything in order, or another signal that ends it."""
         assert self._process is not None
-        self._process.kill()
+        self._process.send_signal(number)
         self._process.wait()
 
     def close(self) -> None:

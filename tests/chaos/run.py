@@ -1,0 +1,130 @@
+"""`make chaos`: many small jobs while parts of the service are killed, stopped and restarted at random.
+
+Whether every promise was kept is judged from outside. The last line is one JSON object; the exit status is 1 when an
+invariant is broken, and then the offending jobs' histories are printed and the state folder with its logs is kept.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.chaos.clients import Clients, draw_wishes
+from tests.chaos.faults import Faults, NoTarget, draw_kinds
+from tests.chaos.invariants import Evidence, Verdict, describe, judge
+from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
+from tests.chaos.watcher import Watcher
+
+SEED, JOBS, FAULTS, MINUTES = 1, 60, 40, 20.0
+AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
+LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
+SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
+TOLD_SECONDS = 240.0  # for receivers that answer 500 to take every end
+READY_SECONDS = 90.0  # for what the last faults hit to come back
+GONE_SECONDS = 30.0  # for the processes of jobs that have ended
+
+
+def main() -> None:
+    """Run it, print what became of it and exit."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seed", type=int, default=SEED, help="of the jobs, the faults and their moments")
+    arguments.add_argument("--jobs", type=int, default=JOBS)
+    arguments.add_argument("--faults", type=int, default=FAULTS)
+    arguments.add_argument("--minutes", type=float, default=MINUTES, help="until when all jobs must have ended")
+    arguments.add_argument("--workers", type=int, default=1, help="jobs at the same time")
+    options = arguments.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside tears down like Ctrl-C
+    verdict = run(options.seed, options.jobs, options.faults, options.minutes, options.workers)
+    print(json.dumps(verdict.counts))
+    sys.exit(not verdict.is_clean or verdict.counts["faults"] < options.faults)
+
+
+def run(seed: int, jobs: int, faults: int, minutes: float, workers: int) -> Verdict:
+    """One run in a folder of its own, which is kept if an invariant is broken."""
+    folder = Path(tempfile.mkdtemp(prefix="tuneyard-chaos-"))
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    with running_service(folder, workers, rng) as service:
+        began = time.monotonic()
+        evidence = disturb(service, rng, jobs, draw_kinds(faults, rng), began, began + 60 * minutes)
+    evidence.left_over.extend(find_left_over(service.settings.home))
+    verdict = judge(evidence)
+    if verdict.is_clean and len(evidence.faults) == faults:
+        shutil.rmtree(folder)
+    else:
+        for job_id, reasons in verdict.offenders.items():
+            print(describe(job_id, evidence, began), *reasons, sep="\n  BROKEN ")
+        print(*(f"left over: {process}" for process in evidence.left_over), f"logs are kept in {folder}", sep="\n")
+    return verdict
+
+
+def disturb(
+    service: Service, rng: random.Random, jobs: int, kinds: list[str], began: float, deadline: float
+) -> Evidence:
+    """Have jobs posted and do faults of these kinds meanwhile; what came of it."""
+    watcher = Watcher(service.url)
+    clients = Clients(service, watcher, draw_wishes(jobs, service, rng), deadline)
+    faults = Faults(service, watcher, rng, deadline)
+    watcher.start()
+    clients.start()
+    try:
+        for number, kind in enumerate(kinds):
+            due = number * (jobs - LAST_JOBS) / len(kinds) - AHEAD
+            wait_until(lambda due=due: clients.count_ended() >= due, deadline)
+            time.sleep(min(rng.uniform(*SPREAD_SECONDS), max(0.0, deadline - time.monotonic())))
+            try:
+                fault = faults.do(kind)
+                say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")
+            except NoTarget as error:
+                say(began, clients, f"{kind}: {error}")
+        wait_until(clients.have_all_ended, deadline)
+        say(began, clients, "no more jobs")
+        left_over = wait_for_processes(list(clients.accepted))
+        wait_until(lambda: service.api.client.get("/ready").is_success, time.monotonic() + READY_SECONDS)
+        listed = [job["job_id"] for job in service.api.client.get("/train", timeout=60).raise_for_status().json()]
+
+        def collect() -> Evidence:
+            told = [*service.friendly.taken, *service.moody.taken]
+            versions = service.read_versions()
+            return Evidence(
+                jobs, list(clients.accepted), set(clients.cancelled), listed, watcher, told, versions, left_over,
+                faults.done,
+            )  # fmt: skip
+
+        wait_until(lambda: judge(collect()).counts["undelivered"] == 0, time.monotonic() + TOLD_SECONDS)
+        return collect()
+    finally:
+        clients.close()
+        watcher.close()
+
+
+def wait_until(condition: Callable[[], bool], deadline: float) -> None:
+    """Return once the condition holds, or at the deadline."""
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def wait_for_processes(job_ids: list[str]) -> list[str]:
+    """Those of jobs that have ended that are there still, after they had time to go."""
+
+    def find() -> list[str]:
+        return [f"{process.pid}, of job {job_id}" for job_id, process in find_job_processes() if job_id in job_ids]
+
+    wait_until(lambda: not find(), time.monotonic() + GONE_SECONDS)
+    return find()
+
+
+def say(began: float, clients: Clients, what: str) -> None:
+    """One line of the run's story."""
+    print(
+        f"{time.monotonic() - began:7.1f} s  {clients.count_ended():3} of {len(clients.accepted):3}  {what}", flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The service that faults are done to: a stack, an API process and receivers of webhooks, all of their own."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from jobs import stack
+from jobs.job_processes import VARIABLE, is_job_process
+from jobs.settings import Settings
+from jobs.supervision import MARK, Supervisor
+from tests.conftest import free_port
+from tests.e2e.api_process import ApiProcess
+from tests.receiver import Receiver
+from tests.tiny_models import save_tiny_llama
+
+MODEL = "tiny/llama"
+FOREIGN = ("TUNEYARD_", "PREFECT_", "MLFLOW_")  # of the user's environment
+MOODS = 2000  # answers of a moody receiver that are drawn before it is only friendly
+
+
+@dataclass(frozen=True)
+class Service:
+    """All of it, as long as it runs. `moody` answers 500 to every third request or so."""
+
+    settings: Settings
+    api: ApiProcess
+    friendly: Receiver
+    moody: Receiver
+
+    @property
+    def url(self) -> str:
+        """Where the API is."""
+        return str(self.api.client.base_url)
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Of the stack's parts."""
+        return Supervisor(self.settings.home)
+
+    def find_trainers(self) -> dict[str, psutil.Process]:
+        """The process that trains, by job, of those jobs that have one."""
+        ours = [(job_id, process) for job_id, process in find_job_processes() if self._owns(process)]
+        return {job_id: process for job_id, process in ours if "flows" in read_command(process)}
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(MARK) == str(self.settings.home))
+        except psutil.Error:
+            return False
+
+    def read_versions(self) -> list[dict[str, str]]:
+        """Tags of every version of every adapter in MLflow's registry. Raises httpx.HTTPError."""
+        address = f"{self.settings.mlflow_tracking_uri}/api/2.0/mlflow/model-versions/search"
+        versions: list[dict[str, str]] = []
+        token = ""
+        while True:
+            answer = httpx.get(address, params={"max_results": 100, "page_token": token}, timeout=60)
+            page = answer.raise_for_status().json()
+            for version in page.get("model_versions", []):
+                versions.append({tag["key"]: tag["value"] for tag in version.get("tags", [])})
+            token = page.get("next_page_token", "")
+            if not token:
+                return versions
+
+
+@contextmanager
+def running_service(folder: Path, workers: int, rng: random.Random) -> Iterator[Service]:
+    """The service with its state in `folder`; all of it is stopped at the end."""
+    settings = Settings(
+        home=folder / "state", prefect_port=free_port(), mlflow_port=free_port(), workers=workers,
+        database_url=None, prefect_api_url=None, mlflow_tracking_uri=None,
+        keep_planner=False, webhook_allow="127.0.0.0/8",
+    )  # fmt: skip
+    save_tiny_llama(settings.model_root / MODEL)
+    friendly, moody = Receiver(200), Receiver(*rng.choices([200, 500], [2, 1], k=MOODS), 200)
+    api = ApiProcess(_api_environment(settings), folder / "api.log")
+    try:
+        up = stack.ensure_up(settings)
+        yield Service(up, api.start(), friendly, moody)
+    finally:
+        api.close()
+        stack.down(settings)
+        friendly.close()
+        moody.close()
+
+
+def _api_environment(settings: Settings) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return ours | {
+        "TUNEYARD_HOME": str(settings.home),
+        "TUNEYARD_WORKERS": str(settings.workers),
+        "TUNEYARD_WEBHOOK_ALLOW": "127.0.0.0/8",
+        "TUNEYARD_KEEP_PLANNER": "false",
+    }
+
+
+def find_job_processes() -> list[tuple[str, psutil.Process]]:
+    """Job and process of every process of any job on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        if is_job_process(process):
+            try:
+                found.append((process.environ()[VARIABLE], process))
+            except psutil.Error:  # gone
+                continue
+    return found
+
+
+def read_command(process: psutil.Process) -> list[str]:
+    """The words a process was started with; none when it has gone."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def find_left_over(home: Path) -> list[str]:
+    """Processes on this machine that have to do with this state folder, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_dead = process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE
+            if not is_dead and _has_to_do_with(process, str(home)):
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+        except (psutil.Error, OSError):  # gone, or another user's
+            continue
+    return found
+
+
+def _has_to_do_with(process: psutil.Process, home: str) -> bool:
+    environment = process.environ()
+    if home in (environment.get(MARK), environment.get("TUNEYARD_HOME")):
+        return True
+    # PostgreSQL's children write over their environment, but stay in the data folder.
+    return process.cwd().startswith(home) or any(home in word for word in process.cmdline())
