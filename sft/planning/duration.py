@@ -15,7 +15,10 @@ EFFICIENCY = 0.35  # of the device's own matrix product; what training reached o
 # and its first step goes into memory that the system has yet to give: so many steps' time more.
 WHOLE_MODEL = 1.15
 FIRST_STEPS = 1.0
-STARTUP_SECONDS = 14.0  # from the job's start to its first batch: process, libraries, model
+# DoRA passes over whole weights in every layer, so that its probe has no caches to gain by, and its steps are longer.
+DORA_WHOLE_MODEL = 1.0
+DORA_FIRST_STEPS = 0.5
+STARTUP_SECONDS = 8.0  # from the job's start to its first batch: process, libraries, model
 FINISH_SECONDS = 4.0  # from the end of training: adapter, registry
 LIKE_TOKENS = 1.5  # a past job's steps may have so many times this one's tokens, or so many times fewer
 RUNS_USED = 5
@@ -80,7 +83,7 @@ def plan_time(
         per_token = train / tokens / recompute
     elif probe is not None:
         basis = "probe"
-        whole, first_steps = (WHOLE_MODEL, FIRST_STEPS) if device.kind == "cpu" else (1.0, 0.0)
+        whole, first_steps = _correct_probe(config, device)
         per_token = whole * probe.predict(shape.layers, 1.0, supervised_share)
         step = tokens * per_token * recompute / batches.steps + shape.trainable * probe.optimizer_seconds
         train = (batches.steps + first_steps) * step
@@ -105,6 +108,13 @@ def plan_time(
         "tokens_per_second": round(tokens * config.num_devices / train, 1),
         "seconds_per_step": round(train / batches.steps, 3),
     }
+
+
+def _correct_probe(config: SFTConfig, device: Device) -> tuple[float, float]:
+    """What a whole model takes over its probe, as a factor, and the first step's extra time, in steps."""
+    if device.kind != "cpu":
+        return 1.0, 0.0
+    return (DORA_WHOLE_MODEL, DORA_FIRST_STEPS) if config.use_dora else (WHOLE_MODEL, FIRST_STEPS)
 
 
 def _typical(seconds: list[float | None], default: float) -> float:

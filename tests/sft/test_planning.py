@@ -7,11 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import pack_dataset
 
 from sft.errors import InvalidConfig
-from sft.planning.duration import PastRun
+from sft.planning.duration import PastRun, plan_time
+from sft.planning.machine import Device
 from sft.planning.plan import make_plan
-from sft.planning.probe import choose_rows, run_probe
+from sft.planning.probe import Probe, choose_rows, run_probe
 from sft.planning.shape import build_empty, measure_shape
-from sft.planning.steps import pack_lengths
+from sft.planning.steps import pack_lengths, plan_batches
 from sft.planning.tokens import read_tokens
 from sft.session import TrainingSession
 from sft.tokenization import prepare
@@ -315,6 +316,23 @@ def test_the_probe_measures_layers_and_head_of_the_real_trainer(make_config, dee
     assert probe.tokens == sum(rows.load_train()["length"][:4])
     assert 10 * 4 * 64 < kept < 60 * 4 * 64  # some tens of hidden vectors a token and layer
     assert probe.predict(12, 100, 0) > probe.predict(6, 100, 0) or probe.layer_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "seconds"),
+    [({}, "cpu", (10 + 1) * 1.15), ({"use_dora": True}, "cpu", (10 + 0.5) * 1.0), ({"use_dora": True}, "cuda", 10.0)],
+)
+def test_a_probe_is_corrected_for_what_a_whole_model_takes_more(
+    make_config, model_path, alpaca_file, prepared, fields, kind, seconds
+):
+    config = make_config(batch_size=1, max_steps=10, **fields)
+    batches = plan_batches(config, read_tokens(prepared(alpaca_file)[1].load_train()), is_padded=False)
+    shape = measure_shape(build_empty(model_path), config, model_path)
+    a_second = Probe(100, "documents", 100 / batches.mean_tokens, 0.0, 0.0, 0.0, 1.0)  # a batch
+    device = Device("", kind, "float32", 4, 1, 1, 1e9)
+    time = plan_time(config, shape, device, batches, 0.5, 0, False, [], [], a_second)
+
+    assert (time["basis"], time["train_seconds"]) == ("probe", pytest.approx(seconds, abs=0.06))
 
 
 def test_a_probe_takes_as_many_rows_as_its_time_allows(make_config, model_path):
