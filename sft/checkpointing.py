@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with checkpoints that are published whole, and that a run goes on from exactly."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from trl import SFTTrainer
 
 from sft.best import find_best
 from sft.checkpoints import (
+    PRECISION,
     STATE,
     clear_leftovers,
     find_damage,
@@ -30,6 +32,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         super().__init__(*args, **kwargs)
         self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
         self.publishing: Publishing = nullcontext
+        self.precision = "none"
 
     def load_weights(self, step: int) -> None:
         """Take over the weights of the checkpoint of this step. Raises CheckpointUnusable."""
@@ -80,6 +83,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nothing reads
             self.state.save_to_json(str(folder / STATE))
+            (folder / PRECISION).write_text(json.dumps({"mixed_precision": self.precision}), encoding="utf-8")
 
     def _measure_checkpoint(self) -> int:
         """About the bytes of a checkpoint: of what is trained and of what the optimizer keeps."""

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "complete.json"
 STAGE = ".saving"  # in the checkpoints' folder: what is being made, and what is being deleted
 STATE = "trainer_state.json"
+PRECISION = "precision.json"  # what `mixed_precision` came to: a resumed run must not choose anew
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -118,6 +119,14 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Every `checkpoint-N`, whole or not, the highest N first."""
     found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+
+
+def read_precision(directory: Path) -> str | None:
+    """The `mixed_precision` that the newest checkpoint was trained in; None when there is none that says so."""
+    for path in list_checkpoints(directory):
+        if is_complete(path) and (path / PRECISION).is_file():
+            return str(json.loads((path / PRECISION).read_text(encoding="utf-8"))["mixed_precision"])
+    return None
 
 
 def find_best_damage(folder: Path) -> str | None:

@@ -19,8 +19,9 @@ import torch
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
-from sft.models import choose_dtype, inspect_machine, name_precision
+from sft.models import name_precision
 from sft.planning.room import check_room
+from sft.precision import settle_dtype
 from sft.publication import Publishing
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
@@ -93,7 +94,8 @@ class GroupSession:
         check_devices(config.num_devices, torch.cuda.device_count(), os.cpu_count() or 1)
         self.on_event: OnEvent = on_event or (lambda name, values: None)
         if config.mixed_precision == "auto":  # measured once: each process might come to an answer of its own
-            precision = name_precision(choose_dtype("auto", inspect_machine()))
+            checkpoints = checkpoint_dir or output_dir / "checkpoints"
+            precision = name_precision(settle_dtype(config, checkpoints))
             config = config.model_copy(update={"mixed_precision": precision})
         secret = secrets.token_bytes(32)
         with Listener(("127.0.0.1", 0), backlog=config.num_devices, authkey=secret) as listener:

@@ -29,8 +29,9 @@ from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import choose_layout
-from sft.models import choose_dtype, inspect_machine, load_model, load_tokenizer, quiet_transformers
+from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.packing import pack_rows
+from sft.precision import settle_dtype
 from sft.publication import Publishing, publish_folder
 from sft.stopping import EarlyStopping
 from sft.templates import apply_template
@@ -71,7 +72,7 @@ class TrainingSession:
         self.checkpoint_dir = checkpoint_dir or output_dir / "checkpoints"
         self.tokenizer = load_tokenizer(model_path)
         apply_template(self.tokenizer, config.template_name, required=False)
-        dtype = choose_dtype(config.mixed_precision, inspect_machine())
+        dtype = settle_dtype(config, self.checkpoint_dir)
         base = load_model(model_path, config, dtype)
         layout = choose_layout(base)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
@@ -101,6 +102,7 @@ class TrainingSession:
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self.trainer
         self.trainer.publishing = publishing
+        self.trainer.precision = name_precision(dtype)
         parameters = list(self.trainer.model.parameters())
         self._sender.begin = {
             "rows": len(train_rows),

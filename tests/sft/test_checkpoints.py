@@ -378,3 +378,17 @@ def test_publishing_replaces_a_torn_checkpoint(tmp_path: Path) -> None:
     assert publish_checkpoint(staged) == torn
     assert sorted(path.name for path in torn.iterdir()) == [MANIFEST, "new"]
     assert list(tmp_path.iterdir()) == [torn]
+
+
+def test_a_resumed_run_keeps_the_dtype_it_began_with(open_session, monkeypatch):
+    dtypes = []
+
+    def note(name, values):
+        if name == "begin":
+            dtypes.append(values["dtype"])
+
+    for steps, bf16_seconds in ((2, 0.1), (4, 10.0)):  # the machine changes its mind
+        monkeypatch.setattr("sft.models.measure_gemm", lambda seconds=bf16_seconds: (1.0, seconds))
+        open_session(save_steps=2, max_steps=steps, mixed_precision="auto", on_event=note).train()
+    open_session("afresh", max_steps=1, mixed_precision="auto", on_event=note).train()
+    assert dtypes == ["bfloat16", "bfloat16", "float32"]
