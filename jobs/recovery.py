@@ -7,6 +7,7 @@ as running until it is answered.
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -60,12 +61,17 @@ class Recovery:
     def look(self) -> None:
         """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
         try:
+            others = self._runs.read(["PENDING", "RUNNING"])
             runs = self._runs.read(ACTIVE, FLOW_NAME)
             attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
         except BaseException:
             self._stopwatch.keep(set())  # nobody could be heard meanwhile
             raise
-        self._stopwatch.keep({run["id"] for run in runs})
+        jobs = {run["id"] for run in runs}
+        others = [run for run in others if run["id"] not in jobs]
+        self._stopwatch.keep(jobs | {run["id"] for run in others})
+        if self._is_local:
+            self._end_others(others)
         for run in runs:
             cause = self._find_cause(run, attempts.get(UUID(run["id"])))
             if cause is not None:
@@ -83,8 +89,7 @@ class Recovery:
             has_process = _has_process(run, attempt)
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if not has_process:
-                limit = PENDING_SECONDS if run["state_type"] == "PENDING" else GONE_SECONDS
-                return None if seconds < limit else "killed" if beats else "crashed"
+                return None if seconds < _gone_limit(run) else "killed" if beats else "crashed"
         elif run["state_type"] == "PENDING":
             return None  # a pool may take its time to make a place for it
         if is_crashed:
@@ -93,6 +98,16 @@ class Recovery:
         if is_crashed and not is_here:
             limit = 2 * HEARTBEAT_SECONDS
         return None if silence < limit else "timeout" if is_here else "lost_worker"
+
+    def _end_others(self, runs: list[dict[str, Any]]) -> None:
+        """A run of another flow without a process has crashed: as `Running` it would hold a job's slot for ever."""
+        for run in runs:
+            has_process = _has_process(run, None)
+            seconds = self._stopwatch.seconds(run["id"], "process", has_process)
+            if not has_process and seconds >= _gone_limit(run):
+                with suppress(StateRefused):  # it has moved on
+                    self._runs.set_state(run["id"], _state("CRASHED", "Crashed", "Its process was gone."))
+                    logger.info("Run %s, no job, has crashed: its process was gone", run["id"])
 
     def _take_back(self, run: dict[str, Any], is_alive: bool) -> None:
         """A job that is heard of has not crashed: the word was late and meant an attempt before."""
@@ -152,6 +167,10 @@ class Recovery:
 def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
     pids = (run["infrastructure_pid"], attempt.pid if attempt else None)
     return any(is_process_of(run["id"], pid) for pid in pids) or bool(find_processes(run["id"]))
+
+
+def _gone_limit(run: Mapping[str, Any]) -> float:
+    return PENDING_SECONDS if run["state_type"] == "PENDING" else GONE_SECONDS
 
 
 def _count_loss(attempt: JobAttempt) -> dict[str, Any]:

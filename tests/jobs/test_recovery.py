@@ -38,16 +38,21 @@ class Bench:
         self.now = 0.0
         self.client.post("/work_pools/", json={"name": POOL, "type": "process"})
         flow = self.client.post("/flows/", json={"name": "finetune"}).raise_for_status().json()["id"]
+        other = self.client.post("/flows/", json={"name": "another"}).raise_for_status().json()["id"]
+        self._deployment, self.another = self._deploy(flow), self._deploy(other)
+
+    def _deploy(self, flow: str) -> str:
         wanted = {"name": "looked-after", "flow_id": flow, "work_pool_name": POOL}
-        self._deployment = self.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+        made: str = self.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+        return made
 
     def recovery(self, **settings: Any) -> Recovery:
         settings = {"max_attempts": 3, "is_local": True} | settings
         return Recovery(self.engine, self.runs, clock=lambda: self.now, **settings)
 
-    def make(self, state: str = "RUNNING") -> str:
+    def make(self, state: str = "RUNNING", deployment: str | None = None) -> str:
         body = {"parameters": {"webhook_url": WEBHOOK}, "enforce_parameter_schema": False}
-        path = f"/deployments/{self._deployment}/create_flow_run"
+        path = f"/deployments/{deployment or self._deployment}/create_flow_run"
         run: str = self.client.post(path, json=body).raise_for_status().json()["id"]
         self.put(run, state)
         return run
@@ -282,3 +287,15 @@ def test_a_crash_elsewhere_is_believed_when_nothing_is_heard(bench: Bench) -> No
     bench.begin(run)
     bench.look_after(bench.recovery(is_local=False), 2 * HEARTBEAT_SECONDS)
     assert bench.state(run) == "AwaitingRetry"
+
+
+def test_a_run_of_another_flow_whose_process_is_gone_holds_no_slot(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    gone, alive = bench.make(deployment=bench.another), bench.make(deployment=bench.another)
+    start_process(alive)
+    recovery = bench.recovery()
+    bench.look_after(recovery, GONE_SECONDS - 1)
+    assert bench.state(gone) == "Running"
+    bench.look_after(recovery, 1)
+    assert (bench.state(gone), bench.state(alive)) == ("Crashed", "Running")
