@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +393,28 @@ def test_a_resumed_run_keeps_the_dtype_it_began_with(open_session, monkeypatch):
         open_session(save_steps=2, max_steps=steps, mixed_precision="auto", on_event=note).train()
     open_session("afresh", max_steps=1, mixed_precision="auto", on_event=note).train()
     assert dtypes == ["bfloat16", "bfloat16", "float32"]
+
+
+class GivenUp(BaseException):
+    """What the guard of a process raises that may not write any more."""
+
+
+def test_a_process_that_was_given_up_publishes_nothing(open_session, tmp_path):
+    session = open_session(save_steps=2, max_steps=4)
+    entered = []
+
+    @contextmanager
+    def publishing():
+        entered.append(session.trainer.state.global_step)
+        if session.trainer.state.global_step == 4:
+            raise GivenUp
+        yield
+
+    session.trainer.publishing = publishing
+    with pytest.raises(GivenUp):
+        session.train()
+    assert entered[:3] == [0, 2, 4]
+    assert [path.name for path in session.checkpoint_dir.iterdir()] == ["checkpoint-2"]
+    with pytest.raises(GivenUp):
+        session.save(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
