@@ -22,7 +22,7 @@ SMALL = {
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
     "mixed_precision": "none",  # no probe
-    "save_steps": 25,
+    "save_steps": 4,
 }
 
 
@@ -43,7 +43,7 @@ def draw_wishes(count: int, service: Service, rng: random.Random) -> list[Wish]:
         receiver = service.moody if number % 4 == 1 else service.friendly
         body = SMALL | {
             "lora_name": f"chaos-{number % 7}",
-            "max_steps": rng.randrange(50, 250),
+            "max_steps": rng.randrange(10, 40),
             "seed": number,
             "webhook_url": receiver.url,
             "priority": rng.choice(["normal", "normal", "normal", "high", "low"]),

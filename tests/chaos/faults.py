@@ -16,7 +16,7 @@ from tests.chaos.watcher import Sight, Watcher
 
 T = TypeVar("T")
 
-TARGET_SECONDS = 60.0  # how long to wait for something to hit
+TARGET_SECONDS = 120.0  # how long to wait for something to hit
 STOPPED_SECONDS = 35.0  # longer than a job may be silent
 API_PAUSE_SECONDS = 2.0  # until whoever looks after the API starts it again
 POLL_SECONDS = 0.1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
+from transformers.utils import logging
 
 from jobs import stack
 from jobs.job_processes import VARIABLE, is_job_process
@@ -77,11 +79,14 @@ def running_service(folder: Path, workers: int, rng: random.Random) -> Iterator[
         database_url=None, prefect_api_url=None, mlflow_tracking_uri=None,
         keep_planner=False, webhook_allow="127.0.0.0/8",
     )  # fmt: skip
+    logging.disable_progress_bar()
     save_tiny_llama(settings.model_root / MODEL)
     friendly, moody = Receiver(200), Receiver(*rng.choices([200, 500], [2, 1], k=MOODS), 200)
     api = ApiProcess(_api_environment(settings), folder / "api.log")
     try:
-        up = stack.ensure_up(settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
+            up = stack.ensure_up(settings)
         yield Service(up, api.start(), friendly, moody)
     finally:
         api.close()
