@@ -15,6 +15,15 @@ def find_processes(job_id: UUID | str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if _belongs_to(process, job_id)]
 
 
+def has_stopped_process(job_id: UUID | str) -> bool:
+    """Whether a process of the job is stopped (SIGSTOP), so that it can't do anything."""
+    for process in find_processes(job_id):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+    return False
+
+
 def is_process_of(job_id: UUID | str, pid: int | str | None) -> bool:
     """Whether the process of this id lives and is the job's; of `host:pid` the last part counts."""
     number = str(pid or "").rsplit(":", 1)[-1]

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import Engine, text, update
 
 from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
-from jobs.job_processes import find_processes, is_process_of, kill_processes_of
+from jobs.job_processes import find_processes, has_stopped_process, is_process_of, kill_processes_of
 from jobs.outbox import add_delivery
 from jobs.pool_runs import PoolRuns, StateRefused
 from jobs.progress import read_reports, set_report
@@ -90,6 +90,9 @@ class Recovery:
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if not has_process:
                 return None if seconds < _gone_limit(run) else "killed" if beats else "crashed"
+            is_stopped = not beats and has_stopped_process(run["id"])
+            if self._stopwatch.seconds(run["id"], "stopped", is_stopped) >= SILENCE_SECONDS and is_stopped:
+                return "timeout"
         elif run["state_type"] == "PENDING":
             return None  # a pool may take its time to make a place for it
         if is_crashed:
@@ -170,7 +173,9 @@ def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
 
 
 def _gone_limit(run: Mapping[str, Any]) -> float:
-    return PENDING_SECONDS if run["state_type"] == "PENDING" else GONE_SECONDS
+    """How long a run may be without a process: longer while its worker is about to start one."""
+    is_starting = run["state_type"] == "PENDING" and not run["infrastructure_pid"]
+    return PENDING_SECONDS if is_starting else GONE_SECONDS
 
 
 def _count_loss(attempt: JobAttempt) -> dict[str, Any]:

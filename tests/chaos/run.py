@@ -22,6 +22,7 @@ from tests.chaos.service import Service, find_job_processes, find_left_over, run
 from tests.chaos.watcher import Watcher
 
 SEED, JOBS, FAULTS, MINUTES = 1, 60, 40, 20.0
+WORKERS = 2  # a job begins on one core, for the most part
 AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
@@ -37,7 +38,7 @@ def main() -> None:
     arguments.add_argument("--jobs", type=int, default=JOBS)
     arguments.add_argument("--faults", type=int, default=FAULTS)
     arguments.add_argument("--minutes", type=float, default=MINUTES, help="until when all jobs must have ended")
-    arguments.add_argument("--workers", type=int, default=1, help="jobs at the same time")
+    arguments.add_argument("--workers", type=int, default=WORKERS, help="jobs at the same time")
     options = arguments.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside tears down like Ctrl-C
     verdict = run(options.seed, options.jobs, options.faults, options.minutes, options.workers)

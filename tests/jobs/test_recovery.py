@@ -1,6 +1,7 @@
 """Recovery over a real Prefect server and database, on a work pool that no worker and no other watchdog looks at."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from jobs.store import JobAttempt, engine_for
 pytestmark = pytest.mark.stack
 
 POOL = "looked-after"
+GONE_PID = 2**22 - 1  # that no process has
 WEBHOOK = "http://127.0.0.1:9/hook"  # nobody listens there
 
 
@@ -183,6 +185,28 @@ def test_a_silent_process_is_ended_and_its_job_begins_again(
     assert process.wait(5) == -9
     assert find_processes(run) == []
     assert "no sign of life" in bench.read(run)["state"]["message"]
+
+
+def test_a_process_that_is_stopped_before_it_has_begun_is_ended_as_soon(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    stopped, slow = bench.make("PENDING"), bench.make("PENDING")
+    process, other = start_process(stopped), start_process(slow)
+    process.send_signal(signal.SIGSTOP)
+    recovery = bench.recovery()
+    bench.look_after(recovery, SILENCE_SECONDS - 1)
+    assert bench.state(stopped) == "Pending"
+
+    bench.look_after(recovery, 1)
+    assert (bench.state(stopped), bench.state(slow)) == ("AwaitingRetry", "Pending")
+    assert (process.wait(5), other.poll()) == (-9, None)
+
+
+def test_a_job_whose_process_goes_before_it_has_begun_is_not_waited_for(bench: Bench) -> None:
+    run = bench.make("PENDING")
+    bench.client.patch(f"/flow_runs/{run}", json={"infrastructure_pid": f"here:{GONE_PID}"}).raise_for_status()
+    bench.look_after(bench.recovery(), GONE_SECONDS)
+    assert bench.state(run) == "AwaitingRetry"
 
 
 def test_a_watchdog_that_could_not_look_gives_nobody_up_for_that(
