@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.chaos.faults import LETHAL, Fault
 from tests.chaos.watcher import Sight, Watcher
@@ -72,11 +72,11 @@ def judge(evidence: Evidence) -> Verdict:
         _judge_versions(job_id, evidence, verdict)
         _judge_webhooks(job_id, evidence, verdict)
     verdict.counts["orphans"] = len(evidence.left_over)
-    seconds = [taken for _, _, taken in find_recoveries(evidence.faults, evidence.watcher)]
-    verdict.counts["max_recovery_seconds"] = round(max(seconds, default=0.0), 1)
-    for fault, job_id, taken in find_recoveries(evidence.faults, evidence.watcher):
-        if taken > BOUND_SECONDS:
-            verdict.offenders.setdefault(job_id, []).append(f"{taken:.1f} s to get over: {fault.kind}")
+    recoveries = find_recoveries(evidence.faults, evidence.watcher)
+    verdict.counts["max_recovery_seconds"] = round(max((one.seconds for one in recoveries), default=0.0), 1)
+    for one in recoveries:
+        if one.seconds > BOUND_SECONDS:
+            verdict.offenders.setdefault(one.job_id, []).append(f"{one.seconds:.1f} s to get over: {one.fault.kind}")
     return verdict
 
 
@@ -128,18 +128,24 @@ def _judge_webhooks(job_id: str, evidence: Evidence, verdict: Verdict) -> None:
         verdict.blame("regressed", job_id, f"its webhook said {status}, but it {sight.status}")
 
 
-def find_recoveries(faults: Sequence[Fault], watcher: Watcher) -> list[tuple[Fault, str, float]]:
-    """How many seconds each job took to get over each fault that hit it.
+class Recovery(NamedTuple):
+    """How a job got over a fault, in seconds since the last fault that hit it meanwhile, and since this one."""
 
-    A fault that was followed by another one before the job had got over it is left out: the later one counts.
-    """
+    fault: Fault
+    job_id: str
+    seconds: float
+    all_seconds: float
+
+
+def find_recoveries(faults: Sequence[Fault], watcher: Watcher) -> list[Recovery]:
+    """One for each fault and each job that it hit, as far as they were seen."""
     found = []
-    for index, fault in enumerate(faults):
+    for fault in faults:
         for job_id, attempt in fault.hit.items():
             well_at = _find_sign_of_life(job_id, fault, attempt, watcher)
-            later = next((other.at for other in faults[index + 1 :] if job_id in other.hit), float("inf"))
-            if well_at is not None and well_at <= later:
-                found.append((fault, job_id, well_at - fault.at))
+            if well_at is not None:
+                last = max(other.at for other in faults if job_id in other.hit and other.at <= well_at)
+                found.append(Recovery(fault, job_id, well_at - last, well_at - fault.at))
     return found
 
 

@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.clients import Clients, draw_wishes
 from tests.chaos.faults import Faults, NoTarget, draw_kinds
-from tests.chaos.invariants import Evidence, Verdict, describe, judge
+from tests.chaos.invariants import Evidence, Verdict, describe, find_recoveries, judge
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
 
@@ -28,6 +29,7 @@ LAST_JOBS = 4  # are left in peace, so that the last fault still has something t
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
 TOLD_SECONDS = 240.0  # for receivers that answer 500 to take every end
 READY_SECONDS = 90.0  # for what the last faults hit to come back
+SHOWN = 5  # recoveries that took longest
 GONE_SECONDS = 30.0  # for the processes of jobs that have ended
 
 
@@ -55,6 +57,9 @@ def run(seed: int, jobs: int, faults: int, minutes: float, workers: int) -> Verd
         evidence = disturb(service, rng, jobs, draw_kinds(faults, rng), began, began + 60 * minutes)
     evidence.left_over.extend(find_left_over(service.settings.home))
     verdict = judge(evidence)
+    for one in sorted(find_recoveries(evidence.faults, evidence.watcher), key=lambda one: -one.all_seconds)[:SHOWN]:
+        others = f", {one.seconds:.1f} s since the last fault meanwhile" if one.seconds < one.all_seconds else ""
+        print(f"{one.all_seconds:.1f} s to get over: {one.fault.kind}{others}")
     if verdict.is_clean and len(evidence.faults) == faults:
         shutil.rmtree(folder)
     else:
@@ -84,7 +89,8 @@ def disturb(
             except NoTarget as error:
                 say(began, clients, f"{kind}: {error}")
         wait_until(clients.have_all_ended, deadline)
-        say(began, clients, "no more jobs")
+        ends = Counter(sight.status for sight in map(watcher.last, list(clients.accepted)) if sight)
+        say(began, clients, ", ".join(f"{count} {status}" for status, count in sorted(ends.items())))
         left_over = wait_for_processes(list(clients.accepted))
         wait_until(lambda: service.api.client.get("/ready").is_success, time.monotonic() + READY_SECONDS)
         listed = [job["job_id"] for job in service.api.client.get("/train", timeout=60).raise_for_status().json()]

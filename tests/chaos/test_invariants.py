@@ -76,7 +76,7 @@ def test_a_job_is_well_again_once_its_next_attempt_has_begun():
     watcher = watch(Sight(2, "running", 1, step=3), Sight(11, "running", 1, step=4), Sight(40, "running", 2, step=4))
     killed = Fault("trainer killed", 10.0, "", {"a": 1})
 
-    assert [seconds for *_, seconds in find_recoveries([killed], watcher)] == [30.0]
+    assert [one.seconds for one in find_recoveries([killed], watcher)] == [30.0]
     assert judge(replace(completed(), watcher=watcher, faults=[killed])).counts["max_recovery_seconds"] == 30.0
 
 
@@ -84,14 +84,14 @@ def test_a_job_whose_process_was_not_hit_is_well_once_it_has_moved_on():
     watcher = watch(Sight(2, "running", 1, step=3), Sight(11.5, "running", 1, step=4), Sight(14, "running", 1, step=5))
     away = Fault("prefect killed", 10.5, "", {"a": 1})
 
-    assert [seconds for *_, seconds in find_recoveries([away], watcher)] == [3.5]  # 4 may have been there before
+    assert [one.seconds for one in find_recoveries([away], watcher)] == [3.5]  # 4 may have been there before
 
 
 def test_of_two_faults_before_a_job_is_well_the_later_one_counts():
-    watcher = watch(Sight(2, "running", 1), Sight(150, "completed", 2))
-    faults = [Fault("trainer killed", at, "", {"a": 1}) for at in (10.0, 50.0)]
+    watcher = watch(Sight(2, "running", 1), Sight(70, "running", 1, "training"), Sight(150, "completed", 2))
+    faults = [Fault("trainer killed", 10.0, "", {"a": 1}), Fault("prefect killed", 50.0, "", {"a": 1})]
 
-    assert [(fault.at, seconds) for fault, _, seconds in find_recoveries(faults, watcher)] == [(50.0, 100.0)]
+    assert [(one.seconds, one.all_seconds) for one in find_recoveries(faults, watcher)] == [(100, 140), (20, 20)]
     verdict = judge(replace(completed(), watcher=watcher, faults=faults))
     assert not verdict.is_clean
     assert verdict.offenders == {"a": ["100.0 s to get over: trainer killed"]}
