@@ -13,7 +13,14 @@ from tuneyard_client.errors import ClientError
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
-BODY = {"template": "chatml", "max_samples": 24, "batch_size": 4, "gradient_accumulation_steps": 1, "num_epochs": 1}
+BODY = {
+    "mixed_precision": "none",
+    "template": "chatml",
+    "max_samples": 24,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "num_epochs": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,7 @@ def sft_config(model):
         "gradient_accumulation_steps": 1,
         "num_epochs": 1,
         "learning_rate": 2e-5,
+        "mixed_precision": "none",
     }
 
 
