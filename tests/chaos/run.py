@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.clients import Clients, draw_wishes
@@ -22,8 +23,6 @@ from tests.chaos.invariants import Evidence, Verdict, describe, find_recoveries,
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
 
-SEED, JOBS, FAULTS, MINUTES = 1, 60, 40, 20.0
-WORKERS = 2  # a job begins on one core, for the most part
 AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
@@ -33,54 +32,68 @@ SHOWN = 5  # recoveries that took longest
 GONE_SECONDS = 30.0  # for the processes of jobs that have ended
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is run."""
+
+    seed: int = 1  # of the jobs, the faults and their moments
+    jobs: int = 60
+    faults: int = 40
+    minutes: float = 20.0  # until when all jobs must have ended
+    workers: int = 2  # jobs at the same time: each begins on one core, for the most part
+    keep: bool = False  # the state folder and its logs in any case
+
+
 def main() -> None:
     """Run it, print what became of it and exit."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seed", type=int, default=SEED, help="of the jobs, the faults and their moments")
-    arguments.add_argument("--jobs", type=int, default=JOBS)
-    arguments.add_argument("--faults", type=int, default=FAULTS)
-    arguments.add_argument("--minutes", type=float, default=MINUTES, help="until when all jobs must have ended")
-    arguments.add_argument("--workers", type=int, default=WORKERS, help="jobs at the same time")
-    options = arguments.parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seed", type=int, default=Options.seed, help="of the jobs, the faults and their moments")
+    arguments.add_argument("--jobs", type=int, default=Options.jobs)
+    arguments.add_argument("--faults", type=int, default=Options.faults)
+    arguments.add_argument("--minutes", type=float, default=Options.minutes, help="until when all jobs must have ended")
+    arguments.add_argument("--workers", type=int, default=Options.workers, help="jobs at the same time")
+    arguments.add_argument("--keep", action="store_true", help="keep the state folder and its logs in any case")
+    options = Options(**vars(arguments.parse_args()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside tears down like Ctrl-C
-    verdict = run(options.seed, options.jobs, options.faults, options.minutes, options.workers)
+    verdict = run(options)
     print(json.dumps(verdict.counts))
     sys.exit(not verdict.is_clean or verdict.counts["faults"] < options.faults)
 
 
-def run(seed: int, jobs: int, faults: int, minutes: float, workers: int) -> Verdict:
+def run(options: Options) -> Verdict:
     """One run in a folder of its own, which is kept if an invariant is broken."""
     folder = Path(tempfile.mkdtemp(prefix="tuneyard-chaos-"))
-    rng = random.Random(seed)  # noqa: S311 - no secret
-    with running_service(folder, workers, rng) as service:
+    print(f"state and logs: {folder}", flush=True)
+    rng = random.Random(options.seed)  # noqa: S311 - no secret
+    with running_service(folder, options.workers, rng) as service:
         began = time.monotonic()
-        evidence = disturb(service, rng, jobs, draw_kinds(faults, rng), began, began + 60 * minutes)
+        evidence = disturb(service, rng, options, began)
     evidence.left_over.extend(find_left_over(service.settings.home))
     verdict = judge(evidence)
     for one in sorted(find_recoveries(evidence.faults, evidence.watcher), key=lambda one: -one.all_seconds)[:SHOWN]:
         others = f", {one.seconds:.1f} s since the last fault meanwhile" if one.seconds < one.all_seconds else ""
         print(f"{one.all_seconds:.1f} s to get over: {one.fault.kind}{others}")
-    if verdict.is_clean and len(evidence.faults) == faults:
+    for job_id, reasons in verdict.offenders.items():
+        print(describe(job_id, evidence, began), *reasons, sep="\n  BROKEN ")
+    for process in evidence.left_over:
+        print(f"left over: {process}")
+    if verdict.is_clean and not options.keep:
         shutil.rmtree(folder)
-    else:
-        for job_id, reasons in verdict.offenders.items():
-            print(describe(job_id, evidence, began), *reasons, sep="\n  BROKEN ")
-        print(*(f"left over: {process}" for process in evidence.left_over), f"logs are kept in {folder}", sep="\n")
     return verdict
 
 
-def disturb(
-    service: Service, rng: random.Random, jobs: int, kinds: list[str], began: float, deadline: float
-) -> Evidence:
-    """Have jobs posted and do faults of these kinds meanwhile; what came of it."""
+def disturb(service: Service, rng: random.Random, options: Options, began: float) -> Evidence:
+    """Have jobs posted and do faults meanwhile; what came of it."""
+    deadline = began + 60 * options.minutes
+    kinds = draw_kinds(options.faults, rng)
     watcher = Watcher(service.url)
-    clients = Clients(service, watcher, draw_wishes(jobs, service, rng), deadline)
+    clients = Clients(service, watcher, draw_wishes(options.jobs, service, rng), deadline)
     faults = Faults(service, watcher, rng, deadline)
     watcher.start()
     clients.start()
     try:
         for number, kind in enumerate(kinds):
-            due = number * (jobs - LAST_JOBS) / len(kinds) - AHEAD
+            due = number * (options.jobs - LAST_JOBS) / len(kinds) - AHEAD
             wait_until(lambda due=due: clients.count_ended() >= due, deadline)
             time.sleep(min(rng.uniform(*SPREAD_SECONDS), max(0.0, deadline - time.monotonic())))
             try:
@@ -91,23 +104,34 @@ def disturb(
         wait_until(clients.have_all_ended, deadline)
         ends = Counter(sight.status for sight in map(watcher.last, list(clients.accepted)) if sight)
         say(began, clients, ", ".join(f"{count} {status}" for status, count in sorted(ends.items())))
-        left_over = wait_for_processes(list(clients.accepted))
-        wait_until(lambda: service.api.client.get("/ready").is_success, time.monotonic() + READY_SECONDS)
-        listed = [job["job_id"] for job in service.api.client.get("/train", timeout=60).raise_for_status().json()]
-
-        def collect() -> Evidence:
-            told = [*service.friendly.taken, *service.moody.taken]
-            versions = service.read_versions()
-            return Evidence(
-                jobs, list(clients.accepted), set(clients.cancelled), listed, watcher, told, versions, left_over,
-                faults.done,
-            )  # fmt: skip
-
-        wait_until(lambda: judge(collect()).counts["undelivered"] == 0, time.monotonic() + TOLD_SECONDS)
-        return collect()
+        return gather(service, clients, faults)
     finally:
         clients.close()
         watcher.close()
+
+
+def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
+    """What is seen in the end, once receivers and processes had their time."""
+    left_over = wait_for_processes(list(clients.accepted))
+    api = service.api.client
+    wait_until(lambda: api.get("/ready").is_success, time.monotonic() + READY_SECONDS)
+    listed = [job["job_id"] for job in api.get("/train").raise_for_status().json()]
+
+    def look() -> Evidence:
+        return Evidence(
+            wanted=len(clients.wishes),
+            accepted=list(clients.accepted),
+            cancelled=set(clients.cancelled),
+            listed=listed,
+            watcher=clients.watcher,
+            told=[*service.friendly.taken, *service.moody.taken],
+            versions=service.read_versions(),
+            left_over=left_over,
+            faults=faults.done,
+        )
+
+    wait_until(lambda: judge(look()).counts["undelivered"] == 0, time.monotonic() + TOLD_SECONDS)
+    return look()
 
 
 def wait_until(condition: Callable[[], bool], deadline: float) -> None:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.chaos.run import run
+from tests.chaos.run import Options, run
 
 MINUTES = 9.0  # a quiet machine takes less than three
 
 
 @pytest.mark.timeout(900)
 def test_every_promise_is_kept_whatever_dies(capsys):
-    verdict = run(seed=1, jobs=10, faults=8, minutes=MINUTES, workers=2)
+    verdict = run(Options(jobs=10, faults=8, minutes=MINUTES))
 
     story = capsys.readouterr().out
     assert verdict.is_clean, story
