@@ -57,8 +57,8 @@ class Deliveries:
         with self._engine.connect() as connection:
             reached_at = connection.execute(select(Mark.reached_at).where(Mark.name == MARK)).scalar()
         since = (reached_at or began_at) - OVERLAP
-        self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at > since}
-        for run in self._ended_runs(since):
+        self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
+        for run in self._ended_runs(since) if self._count_ended(since) != len(self._seen) else ():
             self._add(run)
             self._seen[run["id"]] = datetime.fromisoformat(run["end_time"])
         row = insert(Mark).values(name=MARK, reached_at=began_at)
@@ -75,21 +75,18 @@ class Deliveries:
         if add_delivery(self._engine, job_id, url, build_payload(job_id, status, report, state["message"])):
             logger.info("Webhook of job %s (%s): put down by the watchdog", job_id, status)
 
+    def _count_ended(self, since: datetime) -> int:
+        answer = self._prefect.post("/flow_runs/count", json=_ended_since(since))
+        return int(answer.raise_for_status().json())
+
     def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
         """Jobs that have ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
 
-        Prefect leaves out those that were seen: to read thousands of them each time would slow it down for everybody.
+        Prefect leaves out those that were seen, and is not asked at all while it counts no others: to read thousands of
+        them each time would slow it down for everybody.
         """
-        wanted = {
-            "flows": {"name": {"any_": ["finetune"]}},
-            "flow_runs": {
-                "id": {"not_any_": [*self._seen]},
-                "state": {"type": {"any_": ENDED}},
-                "end_time": {"after_": since.isoformat()},
-            },
-            "sort": "END_TIME_DESC",
-            "limit": PAGE,
-        }
+        wanted = {**_ended_since(since), "sort": "END_TIME_DESC", "limit": PAGE}
+        wanted["flow_runs"] = {**wanted["flow_runs"], "id": {"not_any_": [*self._seen]}}
         offset = 0
         while True:
             answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
@@ -114,3 +111,8 @@ class Deliveries:
             logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
         finally:
             self._free.release()
+
+
+def _ended_since(since: datetime) -> dict[str, Any]:
+    ended = {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}}
+    return {"flows": {"name": {"any_": ["finetune"]}}, "flow_runs": ended}

@@ -61,14 +61,14 @@ class Recovery:
     def look(self) -> None:
         """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
         try:
-            others = self._runs.read(["PENDING", "RUNNING"])
-            runs = self._runs.read(ACTIVE, FLOW_NAME)
+            found = self._runs.read(ACTIVE)
+            runs = self._runs.read(ACTIVE, FLOW_NAME) if found else []
             attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
         except BaseException:
             self._stopwatch.keep(set())  # nobody could be heard meanwhile
             raise
         jobs = {run["id"] for run in runs}
-        others = [run for run in others if run["id"] not in jobs]
+        others = [run for run in found if run["id"] not in jobs and run["state_type"] != "CRASHED"]
         self._stopwatch.keep(jobs | {run["id"] for run in others})
         if self._is_local:
             self._end_others(others)

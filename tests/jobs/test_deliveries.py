@@ -54,7 +54,8 @@ def prefect(stack):
     """A client of Prefect that notes how many runs each answer held."""
 
     def note(answer):
-        client.runs_read.append(len(json.loads(answer.read())))
+        if answer.request.url.path.endswith("/filter"):
+            client.runs_read.append(len(json.loads(answer.read())))
 
     with httpx.Client(base_url=stack.prefect_api_url, timeout=30, event_hooks={"response": [note]}) as client:
         client.runs_read = []
@@ -102,8 +103,9 @@ def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefec
             first = [end_job() for _ in range(3)]
             duty.add_missing()
             assert prefect.runs_read[-1] >= 3
+            answers = len(prefect.runs_read)
             duty.add_missing()
-            assert prefect.runs_read[-1] == 0
+            assert len(prefect.runs_read) == answers  # counting told enough
             last = end_job()
             duty.add_missing()
             assert prefect.runs_read[-1] == 1
