@@ -141,7 +141,9 @@ class Recovery:
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             attempt = lock_attempt(connection, job_id)
             changes = _count_loss(attempt)
-            connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(token=None, **changes))
+            # What the attempt said is said of none after it, which may never begin.
+            changes |= {"token": None, "is_interrupted": False, "cause": None, "message": None}
+            connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(**changes))
             cause = attempt.cause or cause
             if attempt.cancelled_at is not None or "CANCELLING" in self._runs.read_history(run["id"]):
                 self._runs.set_state(run["id"], _state("CANCELLED", "Cancelled", "Cancelled; its process was gone."))

@@ -159,6 +159,19 @@ def test_an_attempt_that_was_told_to_stop_is_not_lost(bench: Bench) -> None:
     assert (bench.attempt(run).number, bench.attempt(run).lost) == (4, 0)
 
 
+def test_what_an_attempt_said_is_not_said_of_one_after_it_that_never_began(bench: Bench) -> None:
+    run = bench.make()
+    bench.begin(run).release(cause="registry_unavailable", message="MLflow has not been there for 120 s")
+    recovery = bench.recovery(max_attempts=2)
+    bench.look_after(recovery, GONE_SECONDS)
+    bench.change(run, settled_at=datetime.now(UTC) - SAME_LOSS - timedelta(seconds=1))
+    bench.put(run, "PENDING")
+    bench.look_after(recovery, PENDING_SECONDS)
+
+    assert bench.state(run) == "Failed"
+    assert read_reports(bench.engine, [UUID(run)])[UUID(run)].error_code == "crashed"
+
+
 def test_what_an_attempt_said_it_was_lost_to_is_what_the_job_fails_with(bench: Bench) -> None:
     run = bench.make()
     bench.begin(run).release(cause="registry_unavailable", message="MLflow has not been there for 120 s")
