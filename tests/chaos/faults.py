@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -52,8 +53,13 @@ class Faults:
 
     def do(self, kind: str) -> Fault:
         """Do one and return once it is over, its consequences apart. Raises NoTarget."""
-        KINDS[kind](self, kind)
-        return self.done[-1]
+        while True:
+            try:
+                KINDS[kind](self, kind)
+            except psutil.NoSuchProcess:  # it ended by itself a moment before: there will be another one
+                self.done.pop()
+            else:
+                return self.done[-1]
 
     # -- the kinds
 
@@ -86,7 +92,8 @@ class Faults:
         try:
             time.sleep(STOPPED_SECONDS)
         finally:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def restart_database(self, kind: str) -> None:
         """PostgreSQL is shut down as for an update, and started."""
