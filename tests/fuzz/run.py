@@ -31,6 +31,7 @@ def main() -> None:
     arguments.add_argument("--max-examples", type=int, default=MAX_EXAMPLES)
     arguments.add_argument("--cases", type=int, default=CASES, help="at least so many must be tried")
     options = arguments.parse_args()
+    os.environ["TUNEYARD_WEBHOOK_ALLOW"] = "127.0.0.0/8"  # where the requests' webhooks lead, and nobody is
     with tempfile.TemporaryDirectory(prefix="tuneyard-fuzz-") as folder, running_service(Path(folder)) as (up, url):
         pause_jobs(up)
         reports = [fuzz(url, seed, options.max_examples, Path(folder)) for seed in options.seeds]
