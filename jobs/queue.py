@@ -17,6 +17,7 @@ Priority = Literal["high", "normal", "low"]
 # A priority is a work queue of the pool. Normal jobs are in the deployment's own, as are those of the Prefect UI.
 HIGH, LOW = "high", "low"
 _FIRST_RANK = 1
+_TAKEN = -1_000_000  # the place of a run that a worker has
 _UNKNOWN_RANK = 1_000_000  # a queue made a moment ago, which Prefect puts last
 
 _ONGOING = [*ONGOING_STATE_NAMES]
@@ -90,6 +91,8 @@ class Line:
     def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:
         """Places from 1 within one work queue, of runs sorted by time: counted, and read only where there are gaps."""
         last = self._count_waiting([queue], before=_time(runs[-1]))
+        if last == 0 and len(runs) == 1 and not is_in_line(self._runs.get(runs[0].id)):
+            return {runs[0].id: _TAKEN}  # while it was looked at; it must not be counted against itself
         if len(runs) == 1:
             return {runs[0].id: max(last, 1)}
         first = self._count_waiting([queue], before=_time(runs[0]))

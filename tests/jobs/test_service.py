@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.states import Cancelled, Pending
 from sqlalchemy import select, update
 
 from jobs.idempotency import RequestKey
@@ -158,3 +159,13 @@ def test_servers_that_are_away_are_named(open_service, stack, spec):
         no_database.submit(spec)
     with pytest.raises(StackError, match="Tuneyard's database can't be reached"):
         no_database.configs.read_all()
+
+
+def test_a_job_that_a_worker_takes_while_it_is_looked_at_is_not_counted_against_itself(service, spec):
+    waiting = service.submit(spec)
+    seen = service._runs.get(waiting.id)
+    service.client.set_flow_run_state(waiting.id, Pending(), force=True)
+    try:
+        assert service._line.places([seen])[waiting.id] <= 0
+    finally:
+        service.client.set_flow_run_state(waiting.id, Cancelled(), force=True)
