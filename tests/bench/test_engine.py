@@ -29,6 +29,6 @@ def test_the_line_has_the_agreed_names() -> None:
 
 
 def test_the_step_comes_last() -> None:
-    command = ["make", "--dry-run", "--assume-old=.venv/.ready", "bench", "DATA=rows.json"]
+    command = ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/.ready", "bench", "DATA=rows.json"]
     lines = subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     assert lines[-1].endswith("-m tests.bench.engine --data rows.json")
