@@ -53,13 +53,14 @@ def attend_by_document(
         return whole, None
     in_blocks = suits_blocks(module, query, key, value, {**kwargs, "sliding_window": sliding_window})
     outputs = []
-    for start, end in zip(cu_seq_lens_q.tolist(), cu_seq_lens_q.tolist()[1:], strict=False):
-        parts = [tensor[:, :, start:end] for tensor in (query, key, value)]
+    # Split at once: the gradient of a slice would be a row of zeros for each document, and their sum.
+    lengths = cu_seq_lens_q.diff().tolist()
+    for parts in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
         if in_blocks:
             found = attend_in_blocks(parts[0][0], parts[1][0], parts[2][0], kwargs.get("scaling"))
             outputs.append(found.transpose(0, 1)[None])
             continue
-        mask = None if sliding_window is None else _build_window_mask(end - start, sliding_window, query.device)
+        mask = None if sliding_window is None else _build_window_mask(parts[0].shape[2], sliding_window, query.device)
         outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
