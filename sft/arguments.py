@@ -1,7 +1,9 @@
 """SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
 
+import heapq
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random"}
 LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor", "sgd", "rmsprop")
 MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
+# Hidden and intermediate vectors that a token keeps in a layer until the backward pass, and what is held at most over
+# them. Measured with adapters on all linear layers: PEFT's own layers, and ours (`sft.fused_lora`).
+KEPT_VECTORS = {"libraries": (18, 16), "fused": (16, 6)}
 
 
 class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is untyped here
@@ -125,23 +130,27 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
     )
 
 
-def count_batch_tokens(config: SFTConfig, longest: int) -> int:
-    """Tokens a batch holds at most, where the longest row has so many."""
+def needs_checkpointing(
+    config: SFTConfig, model: PreTrainedModel, layout: Layout, lengths: Sequence[int], free_bytes: int
+) -> bool:
+    """Whether the activations of the heaviest batch these rows can make are too much for the memory that is free."""
+    settings = model.config.get_text_config()
+    is_fused = layout != "trl" and config.use_lora and not config.use_dora
+    of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
+    hidden = settings.hidden_size
+    vectors = of_hidden * hidden + of_intermediate * (getattr(settings, "intermediate_size", None) or 4 * hidden)
+    token_bytes = int(settings.num_hidden_layers * vectors * model.dtype.itemsize)
+    return count_heaviest_batch(config, layout, lengths) * token_bytes > MEMORY_SHARE * free_bytes
+
+
+def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> int:
+    """Tokens of the heaviest batch that rows of these lengths can make, padding included where the layout pads."""
     if config.packing:
         return config.batch_size * config.max_seq_length
-    return max(config.max_batch_tokens, longest) if config.max_batch_tokens else config.batch_size * longest
-
-
-def needs_checkpointing(model: PreTrainedModel, tokens: int, free_bytes: int) -> bool:
-    """Whether the activations of a batch of this many tokens are too much for the memory that is free.
-
-    Counts 18 hidden and 16 intermediate vectors a token and layer, as measured with LoRA on all linear layers.
-    """
-    settings = model.config.get_text_config()
-    hidden = settings.hidden_size
-    vectors = 18 * hidden + 16 * (getattr(settings, "intermediate_size", None) or 4 * hidden)
-    activation_bytes = tokens * int(settings.num_hidden_layers * vectors * model.dtype.itemsize)
-    return activation_bytes > MEMORY_SHARE * free_bytes
+    if config.max_batch_tokens:
+        return max(config.max_batch_tokens, *lengths)
+    longest = heapq.nlargest(config.batch_size, lengths)
+    return sum(longest) if layout == "documents" else longest[0] * len(longest)
 
 
 def measure_free_memory() -> int:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from sft.arguments import (
     add_adapter,
     build_arguments,
-    count_batch_tokens,
     measure_free_memory,
     measure_peak_memory,
     needs_checkpointing,
@@ -78,8 +77,8 @@ class TrainingSession:
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
         if checkpointing == "auto":
-            tokens = count_batch_tokens(config, max(train_rows["length"]))
-            checkpointing = needs_checkpointing(base, tokens, measure_free_memory())
+            lengths = list(train_rows["length"])
+            checkpointing = needs_checkpointing(config, base, layout, lengths, measure_free_memory())
         if config.packing:
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)

@@ -12,18 +12,15 @@ from sft.planning.steps import Batches
 
 EFFICIENCY = 0.35  # of the device's own matrix product; what training reached on CPUs where nothing was measured
 # On a CPU, measured with SmolLM2-135M in bf16 and fp32. A whole model passes by the caches that hold a probe's layers,
-# and its first step goes into memory that the system has yet to give: so many steps' time more.
-WHOLE_MODEL = 1.15
-FIRST_STEPS = 1.0
-# DoRA passes over whole weights in every layer, so that its probe has no caches to gain by, and its steps are longer.
-DORA_WHOLE_MODEL = 1.0
-DORA_FIRST_STEPS = 0.5
+# and its first step goes into memory that the system has yet to give: so many steps' time more. Machines differ: a
+# busy one with fast bf16 took 1.15 and a whole step, a quiet one in fp32 neither.
+WHOLE_MODEL = 1.05
+FIRST_STEPS = 0.5
 STARTUP_SECONDS = 8.0  # from the job's start to its first batch: process, libraries, model
 FINISH_SECONDS = 4.0  # from the end of training: adapter, registry
 LIKE_TOKENS = 1.5  # a past job's steps may have so many times this one's tokens, or so many times fewer
 RUNS_USED = 5
-RECOMPUTE = 1.5  # gradient checkpointing runs the forward pass, half of a LoRA step, a second time
-FORWARD_SHARE = 0.5  # of a LoRA step
+FORWARD_SHARE = 0.45  # of a LoRA step
 FULL_FORWARD_SHARE = 1 / 3  # where every weight has a gradient
 
 
@@ -76,23 +73,25 @@ def plan_time(
     """
     tokens = batches.trained * batches.mean_tokens  # a device's
     forward_share = FORWARD_SHARE if config.use_lora else FULL_FORWARD_SHARE
-    recompute = RECOMPUTE if checkpointing else 1.0
+    recompute = 1.0 + forward_share if checkpointing else 1.0  # the layers' forward pass a second time
     if like:
         basis = "past_runs"
         train = tokens / median(run.tokens_per_second for run in like)
         per_token = train / tokens / recompute
     elif probe is not None:
         basis = "probe"
-        whole, first_steps = _correct_probe(config, device)
-        per_token = whole * probe.predict(shape.layers, 1.0, supervised_share)
-        step = tokens * per_token * recompute / batches.steps + shape.trainable * probe.optimizer_seconds
+        whole, first_steps = (WHOLE_MODEL, FIRST_STEPS) if device.kind == "cpu" else (1.0, 0.0)
+        layers, head = whole * probe.predict_layers(shape.layers), whole * supervised_share * probe.head_seconds
+        per_token = layers + head
+        step = tokens * (layers * recompute + head) / batches.steps + shape.trainable * probe.optimizer_seconds
         train = (batches.steps + first_steps) * step
     else:
         basis = "matrix_product"
         passes = 4 if config.use_lora else 6  # FLOPs a weight: forward 2, input gradients 2, weight gradients 2
-        head = supervised_share * shape.hidden * shape.vocabulary
-        per_token = passes * (shape.matrix_parameters + head) / (EFFICIENCY * device.flops_per_second)
-        train = tokens * per_token * recompute
+        speed = EFFICIENCY * device.flops_per_second / passes
+        layers, head = shape.matrix_parameters / speed, supervised_share * shape.hidden * shape.vocabulary / speed
+        per_token = layers + head
+        train = tokens * (layers * recompute + head)
     evaluations = 2 + (batches.steps // config.eval_steps if config.eval_steps else 0)  # before and after, too
     evaluate = evaluations * eval_tokens * per_token * forward_share / config.num_devices
     startup = _typical([run.startup_seconds for run in runs], STARTUP_SECONDS)
@@ -108,13 +107,6 @@ def plan_time(
         "tokens_per_second": round(tokens * config.num_devices / train, 1),
         "seconds_per_step": round(train / batches.steps, 3),
     }
-
-
-def _correct_probe(config: SFTConfig, device: Device) -> tuple[float, float]:
-    """What a whole model takes over its probe, as a factor, and the first step's extra time, in steps."""
-    if device.kind != "cpu":
-        return 1.0, 0.0
-    return (DORA_WHOLE_MODEL, DORA_FIRST_STEPS) if config.use_dora else (WHOLE_MODEL, FIRST_STEPS)
 
 
 def _typical(seconds: list[float | None], default: float) -> float:

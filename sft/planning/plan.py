@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
 from sft.planning.advice import advise, advise_resources
@@ -15,6 +15,9 @@ from sft.planning.shape import ModelShape, build_empty, measure_companions, meas
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 from sft.tokenization import PreparedData
+
+if TYPE_CHECKING:
+    from sft.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ def make_plan(
         InvalidConfig: a value this machine or model can't do.
         ModelNotFound: the model can't be read.
     """
-    from sft.arguments import count_batch_tokens, needs_checkpointing
+    from sft.arguments import needs_checkpointing
     from sft.loss import CHUNK_POSITIONS
 
     rows = read_tokens(prepared.load_train())
@@ -42,14 +45,16 @@ def make_plan(
     empty = build_empty(model_path)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)
     batches = plan_batches(config, rows, is_padded=device.kind == "cuda")
+    probe = _probe(config, prepared, model_path, shape, device, rows, batches)
+    layout: Layout = probe.layout if probe else "documents" if device.kind == "cpu" else "trl"
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
-        tokens = count_batch_tokens(config, int(rows.lengths.max()))
-        checkpointing = needs_checkpointing(empty.to(dtype=_dtype(device)), tokens, device.free_bytes)
+        checkpointing = needs_checkpointing(
+            config, empty.to(dtype=_dtype(device)), layout, rows.lengths.tolist(), device.free_bytes
+        )
     share = float(rows.supervised.sum() / rows.lengths.sum())
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
     like = find_like(past_runs, shape, device, checkpointing, tokens_per_step)
-    probe = _probe(config, prepared, model_path, shape, device, rows, batches)
     activations = measure_activations(shape, probe, device, checkpointing, CHUNK_POSITIONS)
     longest_first = sorted(rows.lengths.tolist(), reverse=True)
     memory = plan_memory(config, shape, device, activations, batches.max_tokens, longest_first)

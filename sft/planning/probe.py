@@ -20,6 +20,8 @@ from sft.tokenization import PreparedData
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sft.layout import Layout
+
 FEW, MORE = 1, 3  # layers; what one layer takes is the difference
 REPEATS = 2  # timed, of which the fastest counts: what disturbs only ever slows down
 ENOUGH_SECONDS = 0.5  # after which nothing is timed again
@@ -33,17 +35,16 @@ class Probe(NamedTuple):
     """What was measured. Seconds are of forward and backward; the head's are per learned token."""
 
     tokens: int
-    layout: str
+    layout: "Layout"
     few_seconds: float  # of these tokens through FEW layers
     layer_seconds: float  # of these tokens through one layer more
     head_seconds: float
     optimizer_seconds: float  # of one optimizer step, a trained weight
     layer_activation_bytes: float  # kept for the backward pass, a token and layer
 
-    def predict(self, layers: int, tokens: float, supervised: float) -> float:
-        """Seconds of so many tokens through all layers."""
-        body = (self.few_seconds + (layers - FEW) * self.layer_seconds) / self.tokens
-        return tokens * body + supervised * self.head_seconds
+    def predict_layers(self, layers: int) -> float:
+        """Seconds of a token through all layers."""
+        return (self.few_seconds + (layers - FEW) * self.layer_seconds) / self.tokens
 
 
 class ProbeRows(PreparedData):

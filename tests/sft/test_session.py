@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig as TrainerArguments
 from trl import SFTTrainer
 
-from sft.arguments import needs_checkpointing
+from sft.arguments import count_heaviest_batch, needs_checkpointing
+from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, TrainingDiverged
+from sft.layout import Layout
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 from tests.tiny_models import measure_loss
@@ -273,11 +275,39 @@ def test_recomputed_activations_change_nothing(open_session: Train) -> None:
     assert recomputed.evaluate()["eval_loss"] == pytest.approx(kept.evaluate()["eval_loss"], rel=1e-4)
 
 
-def test_activations_are_recomputed_when_memory_asks(model_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "fields", "vectors"),
+    [
+        ("documents", {}, 16 * 64 + 6 * 128),
+        ("documents", {"use_dora": True}, 18 * 64 + 16 * 128),
+        ("documents", {"use_lora": False}, 18 * 64 + 16 * 128),
+        ("trl", {}, 18 * 64 + 16 * 128),
+    ],
+)
+def test_activations_are_recomputed_when_memory_asks(
+    model_path: Path, layout: Layout, fields: dict[str, Any], vectors: int
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path)
-    needed = 1000 * 2 * (18 * 64 + 16 * 128) * 4  # tokens, layers, vectors, bytes
-    assert needs_checkpointing(model, 1000, int(needed / 0.7) - 100)
-    assert not needs_checkpointing(model, 1000, int(needed / 0.7) + 100)
+    config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca", batch_size=1, **fields)
+    needed = 1000 * 2 * vectors * 4  # tokens, layers, vectors, bytes
+    assert needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) - 100)
+    assert not needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) + 100)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "tokens"),
+    [
+        ("documents", {}, 30 + 20),
+        ("padded", {}, 2 * 30),
+        ("trl", {"batch_size": 8}, 3 * 30),
+        ("documents", {"max_batch_tokens": 40}, 40),
+        ("padded", {"max_batch_tokens": 8}, 30),
+        ("trl", {"packing": True}, 2 * 64),
+    ],
+)
+def test_the_heaviest_batch_is_that_of_the_longest_rows(layout: Layout, fields: dict[str, Any], tokens: int) -> None:
+    values = {"dataset_name": "x", "dataset_format": "alpaca", "batch_size": 2, "max_seq_length": 64} | fields
+    assert count_heaviest_batch(SFTConfig(base_model="tiny", **values), layout, [10, 30, 20]) == tokens
 
 
 def test_bf16_learns_the_same(open_session: Train) -> None:
