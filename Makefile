@@ -18,7 +18,7 @@ bench: $(READY)  ## the API under load, then the training step beside stock TRL;
 	@$(BIN)/python -m tests.bench.engine $(if $(DATA),--data $(DATA))
 
 bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Factory's
-	@$(BIN)/python -m tests.bench.peers
+	@$(BIN)/python -m tests.bench.peers $(if $(DATA),--data $(DATA))
 
 .venv-peers/.ready:
 	$(PYTHON) -m venv .venv-peers

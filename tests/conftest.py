@@ -81,7 +81,10 @@ def stack() -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="tuneyard-stack-") as folder:
         settings = stack_settings(Path(folder))
         try:
-            yield ensure_up(settings)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
+                up = ensure_up(settings)
+            yield up
         finally:
             down(settings)
         assert stack_processes(settings.home) == []
