@@ -25,6 +25,7 @@ GEMM_SIZE = 1536
 VARIANTS = {
     "ours": "Tuneyard, auto dtype",
     "ours_fp32": "Tuneyard, fp32",
+    "ours_checkpointing": "Tuneyard, auto dtype, checkpointing",
     "trl": "TRL, defaults (bf16, checkpointing)",
     "trl_tuned": "TRL, fp32, no checkpointing",
 }
@@ -104,6 +105,7 @@ def run(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         num_epochs=1,
         save_steps=10**6,
         mixed_precision="none" if options.variant == "ours_fp32" else "auto",
+        gradient_checkpointing=True if options.variant == "ours_checkpointing" else "auto",
     )
     with tempfile.TemporaryDirectory() as folder:
         rows = prepare(config, model, options.data, Path(folder) / "rows")
@@ -140,7 +142,7 @@ def measure_flops(variant: str) -> float:
     """FLOPs a second of the machine's own matrix product, in the dtype the variant computes in."""
     fp32_seconds, bf16_seconds = measure_gemm(GEMM_SIZE)
     computes_in_fp32 = variant in ("ours_fp32", "trl_tuned") or (
-        variant == "ours" and choose_dtype("auto", inspect_machine()) == torch.float32
+        variant != "trl" and choose_dtype("auto", inspect_machine()) == torch.float32
     )
     return 2.0 * GEMM_SIZE**3 / (fp32_seconds if computes_in_fp32 else bf16_seconds)
 

@@ -1,6 +1,7 @@
 """`make bench-peers`: LLaMA-Factory on the rows and settings of `make bench`, from a virtual environment of its own.
 
-The last line is one JSON object. Tokens are counted as by Tuneyard's tokenization of the same rows.
+LLaMA-Factory recomputes activations, so ours is run as it comes and with checkpointing. The last line is one JSON
+object. Tokens are counted as by Tuneyard's tokenization of the same rows.
 """
 
 import argparse
@@ -31,14 +32,16 @@ def main() -> None:
     """Run ours, then LLaMA-Factory, and print both."""
     options = engine.parse_options(__doc__)
     model = ensure_demo_model(Settings().model_root)
-    ours = engine.run_alone(options, "ours")
+    ours, ours_checkpointing = (engine.run_alone(options, name) for name in ("ours", "ours_checkpointing"))
     tokens = ours["tokens"]
     seconds, peak_bytes = run_llama_factory(options, model)
     summary = {
         "tokens_per_second": ours["tokens_per_second"],
         "llama_factory_tokens_per_second": round(tokens / seconds, 1),
         "ratio": round(ours["tokens_per_second"] * seconds / tokens, 2),
+        "ratio_checkpointing": round(ours_checkpointing["tokens_per_second"] * seconds / tokens, 2),
         "peak_gb": ours["peak_gb"],
+        "peak_gb_checkpointing": ours_checkpointing["peak_gb"],
         "llama_factory_peak_gb": round(peak_bytes / 1e9, 2),
     }
     print(json.dumps(summary))
