@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.training_args import OptimizerNames
+from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
 from sft.config import SFTConfig
@@ -76,6 +77,7 @@ def build_arguments(
         eval_strategy="steps" if config.eval_steps and has_eval else "no",
         eval_steps=config.eval_steps,
         seed=config.seed,
+        use_liger_kernel=can_use_liger(layout),
         packing=config.packing,
         max_length=config.max_seq_length if config.packing else None,
         padding_free=layout == "documents",
@@ -88,6 +90,11 @@ def build_arguments(
         disable_tqdm=True,
         **options,
     )
+
+
+def can_use_liger(layout: Layout) -> bool:
+    """Whether Liger's kernels for the layers are there and wanted: on CUDA, where training goes TRL's own way."""
+    return layout == "trl" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
 def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, LoraConfig | None]:

@@ -178,7 +178,7 @@ def name_precision(dtype: "torch.dtype | str") -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without the warnings PEFT and TRL cause by names transformers has renamed.
+    """Without progress bars, and without warnings of names that libraries are about to give up.
 
     A person's own settings come back afterwards.
     """
@@ -188,7 +188,8 @@ def quiet_transformers() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing", category=FutureWarning)
+            for name in (r"`(is_)?gradient_checkpointing", r"`use_liger_kernel=True`"):
+                warnings.filterwarnings("ignore", message=name, category=FutureWarning)
             yield
     finally:
         if had_bars:

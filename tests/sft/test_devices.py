@@ -1,6 +1,7 @@
-"""A process trains on one device, however many GPUs it sees; the number is injected, no GPU is needed."""
+"""What a machine's GPUs decide: one device a process, and whose kernels. The facts are injected, no GPU is needed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from transformers.training_args import ParallelMode
 from trl import SFTConfig as TrainerArguments
 
-from sft.arguments import build_arguments
+from sft.arguments import build_arguments, can_use_liger
+from sft.config import SFTConfig
+from sft.layout import Layout
 from sft.session import TrainingSession
 
 
@@ -42,3 +45,29 @@ def test_trl_would_refuse_the_four(
     monkeypatch.setattr("sft.arguments.OneDeviceArguments.n_gpu", TrainerArguments.n_gpu)
     with pytest.raises(ValueError, match="does not support `nn"):
         open_session(max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "has_gpu", "is_installed", "wanted"),
+    [
+        ("trl", True, True, True),
+        ("trl", True, False, False),
+        ("trl", False, True, False),  # a model on a CPU that only TRL's own way computes right
+        ("documents", True, True, False),
+    ],
+)
+def test_ligers_kernels_are_used_on_cuda_where_installed(
+    monkeypatch: pytest.MonkeyPatch, layout: Layout, has_gpu: bool, is_installed: bool, wanted: bool
+) -> None:
+    monkeypatch.setattr("sft.arguments.torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("sft.arguments.is_liger_kernel_available", lambda: is_installed)
+    assert can_use_liger(layout) is wanted
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_trainer_is_told_of_ligers_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_wanted: bool
+) -> None:
+    monkeypatch.setattr("sft.arguments.can_use_liger", lambda layout: is_wanted)
+    config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca")
+    assert build_arguments(config, "trl", torch.float32, tmp_path, False, False).use_liger_kernel is is_wanted
