@@ -9,6 +9,7 @@ import gc
 import runpy
 
 from flows.waiting import wait_for_prefect
+from jobs.early_stop import heed_early_stop
 from jobs.keeper import end_with_parent
 
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
@@ -17,6 +18,7 @@ YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 70
 def main() -> None:
     """Run the job to its end."""
     end_with_parent()
+    heed_early_stop()
     gc.set_threshold(YOUNG_OBJECTS)
     wait_for_prefect()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

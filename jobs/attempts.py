@@ -160,3 +160,12 @@ def mark_cancelled(engine: Engine, job_id: UUID) -> None:
     row = insert(JobAttempt).values(job_id=job_id, **now)
     with engine.begin() as connection:
         connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now))
+
+
+def mark_interrupted(engine: Engine, job_id: UUID) -> None:
+    """Put down that a process was told to stop before its attempt at the job had begun."""
+    now = {"is_interrupted": True}
+    row = insert(JobAttempt).values(job_id=job_id, **now)
+    has_not_begun = JobAttempt.number == JobAttempt.settled
+    with engine.begin() as connection:
+        connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now, where=has_not_begun))

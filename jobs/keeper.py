@@ -34,8 +34,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     end_with_parent()
+    # Held back from the child until it can heed it (`jobs.early_stop`).
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # In a session of its own: a signal to the worker's group would reach it twice.
     child = subprocess.Popen([sys.executable, "-m", "flows"], start_new_session=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for late in held:
         child.send_signal(late)
     code = child.wait()

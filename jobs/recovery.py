@@ -186,7 +186,7 @@ def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
     One that never began counts too, but not when it may be the one that was settled a moment ago, told of again.
     """
     now = datetime.now(UTC)
-    if attempt.number > attempt.settled:
+    if attempt.number > attempt.settled or attempt.is_interrupted:
         lost = attempt.lost + (not attempt.is_interrupted)
         return {"settled": attempt.number, "settled_at": now, "lost": lost}
     if attempt.settled_at is not None and now - attempt.settled_at < SAME_LOSS:

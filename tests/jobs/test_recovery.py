@@ -3,12 +3,15 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+import psutil
 import pytest
 from sqlalchemy import Engine, update
 
@@ -18,8 +21,9 @@ from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports
 from jobs.recovery import GONE_SECONDS, PENDING_SECONDS, SAME_LOSS, SILENCE_SECONDS, Recovery
-from jobs.settings import Settings
+from jobs.settings import PROJECT_ROOT, Settings
 from jobs.store import JobAttempt, engine_for
+from tests.conftest import free_port, wait_until
 
 pytestmark = pytest.mark.stack
 
@@ -157,6 +161,38 @@ def test_an_attempt_that_was_told_to_stop_is_not_lost(bench: Bench) -> None:
         bench.look_after(recovery, GONE_SECONDS)
         assert bench.state(run) == "AwaitingRetry"
     assert (bench.attempt(run).number, bench.attempt(run).lost) == (4, 0)
+
+
+@pytest.mark.parametrize(("attempts", "is_at_once"), [(0, True), (0, False), (1, False)])
+def test_a_process_that_was_told_to_stop_before_it_had_begun_is_not_lost(
+    bench: Bench, tmp_path: Path, attempts: int, is_at_once: bool
+) -> None:
+    """As the keeper of a worker that is stopped does it: to a process that was just made, or waits for Prefect."""
+    run, recovery = bench.make(), bench.recovery(max_attempts=1)
+    for _ in range(attempts):
+        bench.begin(run).release(is_interrupted=True)
+        bench.look_after(recovery, GONE_SECONDS)
+        bench.put(run, "RUNNING")
+    nobody = f"http://127.0.0.1:{free_port()}/api"
+    environment = os.environ | {"PREFECT_API_URL": nobody, "TUNEYARD_DATABASE_URL": bench.database_url, VARIABLE: run}
+    with (tmp_path / "said").open("w") as said:
+        keeper = subprocess.Popen([sys.executable, "-m", "jobs.keeper"], cwd=PROJECT_ROOT, env=environment, stderr=said)
+        if is_at_once:
+            wait_until(lambda: bool(psutil.Process(keeper.pid).children()), 20)
+        else:
+            wait_until(lambda: "waiting for it" in (tmp_path / "said").read_text(), 20)
+        keeper.send_signal(signal.SIGTERM)
+        assert keeper.wait(20) == 0
+    bench.look_after(recovery, GONE_SECONDS)
+    assert bench.state(run) == "AwaitingRetry"
+    assert (bench.attempt(run).number, bench.attempt(run).lost) == (attempts, 0)
+    bench.put(run, "RUNNING")
+    bench.look_after(recovery, GONE_SECONDS)
+    assert bench.state(run) == "AwaitingRetry", "the same loss, told of twice"
+    bench.change(run, settled_at=datetime.now(UTC) - SAME_LOSS)
+    bench.put(run, "RUNNING")
+    bench.look_after(recovery, GONE_SECONDS)
+    assert bench.state(run) == "Failed", "the stop was said of the process before alone"
 
 
 def test_what_an_attempt_said_is_not_said_of_one_after_it_that_never_began(bench: Bench) -> None:
