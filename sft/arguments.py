@@ -133,7 +133,7 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         target_modules=list(config.lora_target_modules) if config.lora_target_modules else "all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie that way
+        fan_in_fan_out=_has_transposed_layers(model),
     )
 
 
@@ -142,7 +142,7 @@ def needs_checkpointing(
 ) -> bool:
     """Whether the activations of the heaviest batch these rows can make are too much for the memory that is free."""
     settings = model.config.get_text_config()
-    is_fused = layout != "trl" and config.use_lora and not config.use_dora
+    is_fused = layout != "trl" and config.use_lora and not config.use_dora and not _has_transposed_layers(model)
     of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
     hidden = settings.hidden_size
     vectors = of_hidden * hidden + of_intermediate * (getattr(settings, "intermediate_size", None) or 4 * hidden)
@@ -155,7 +155,7 @@ def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[in
     if config.packing:
         return config.batch_size * config.max_seq_length
     if config.max_batch_tokens:
-        return max(config.max_batch_tokens, *lengths)
+        return max(config.max_batch_tokens, max(lengths))
     longest = heapq.nlargest(config.batch_size, lengths)
     return sum(longest) if layout == "documents" else longest[0] * len(longest)
 
@@ -172,6 +172,11 @@ def measure_peak_memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _has_transposed_layers(model: PreTrainedModel) -> bool:
+    """GPT-2's weights lie that way."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def _check_optimizer(config: SFTConfig) -> None:

@@ -21,7 +21,7 @@ from sft.errors import InvalidConfig, ModelNotFound, TrainingDiverged
 from sft.layout import Layout
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
-from tests.tiny_models import measure_loss
+from tests.tiny_models import measure_loss, save_tiny_model
 
 Train = Callable[..., TrainingSession]
 
@@ -292,6 +292,14 @@ def test_activations_are_recomputed_when_memory_asks(
     needed = 1000 * 2 * vectors * 4  # tokens, layers, vectors, bytes
     assert needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) - 100)
     assert not needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) + 100)
+
+
+def test_layers_that_are_not_fused_keep_what_the_libraries_keep(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model("gpt2", tmp_path / "gpt2"))
+    config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca", batch_size=1)
+    needed = 1000 * 2 * (18 * 64 + 16 * 4 * 64) * 4
+    assert needs_checkpointing(config, model, "documents", [1000], int(needed / 0.7) - 100)
+    assert not needs_checkpointing(config, model, "documents", [1000], int(needed / 0.7) + 100)
 
 
 @pytest.mark.parametrize(
