@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.layout import choose_layout
+from sft.models import quiet_transformers
 from sft.session import TrainingSession
-from tests.tiny_models import save_tiny_model
+from sft.tokenization import prepare
+from tests.tiny_models import measure_loss, save_tiny_model
 
 Open = Callable[..., TrainingSession]
 
@@ -54,6 +57,42 @@ def test_it_learns_and_the_fast_path_is_the_padded_one(
     assert padded.trainer.layout == "padded"
     assert losses == pytest.approx(expected, rel=1e-4)
     assert evaluated == pytest.approx(expected_evaluated, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gpt2"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"use_rslora": True, "lora_dropout": 0.1},
+        {"loraplus_lr_ratio": 4.0},
+        {"neftune_noise_alpha": 5.0},
+        {"use_lora": False, "learning_rate": 2e-3},
+        {"packing": True, "batch_size": 1},
+        {"max_batch_tokens": 120},
+        {"gradient_checkpointing": True},
+        {"train_on_prompt": True, "gradient_accumulation_steps": 2},
+        {"eval_steps": 2, "early_stopping_patience": 2},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_method_learns_and_what_is_saved_is_what_was_trained(
+    open_session: Open, model_of: Callable[[str], Path], alpaca_file: Path, tmp_path: Path, kind: str, fields: Any
+) -> None:
+    model = model_of(kind)
+    settings = {"num_epochs": 4.0, "learning_rate": 5e-3, "batch_size": 3, "save_merged_model": True} | fields
+    session, _, (before, after) = train(open_session, "out", model=model, **settings)
+    assert after < 0.95 * before
+
+    folder = session.save(tmp_path / "saved")
+    held_out = prepare(session.config, model, alpaca_file, tmp_path / "cache").load_eval()
+    assert held_out is not None
+    if session.config.use_lora:
+        with quiet_transformers():
+            adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(folder)).eval()
+        assert measure_loss(adapted, held_out) == pytest.approx(after, rel=1e-4)
+        folder = tmp_path / "merged"
+    assert measure_loss(AutoModelForCausalLM.from_pretrained(folder).eval(), held_out) == pytest.approx(after, rel=1e-3)
 
 
 def test_gemma2s_capped_logits_are_learned_from_as_they_are(

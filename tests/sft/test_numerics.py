@@ -16,9 +16,9 @@ from sft.config import SFTConfig
 from sft.models import quiet_transformers
 from sft.session import TrainingSession
 from sft.tokenization import prepare
+from tests.tiny_models import save_tiny_model
 
 Open = Callable[..., TrainingSession]
-STEPS = 50
 
 
 class GradientRecorder(TrainerCallback):  # type: ignore[misc]
@@ -32,26 +32,33 @@ class GradientRecorder(TrainerCallback):  # type: ignore[misc]
         self.gradients.append(torch.cat(grads))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_fifty_steps_are_those_of_stock_trl(
+@pytest.mark.parametrize(
+    ("kind", "seed", "steps"),
+    [("llama", 0, 50), ("llama", 1, 50), ("llama", 2, 50), ("qwen2", 0, 10), ("gemma", 0, 10), ("gpt2", 0, 10)],
+)
+def test_every_step_is_that_of_stock_trl(
     open_session: Open,
-    model_path: Path,
     alpaca_file: Path,
     make_config: Callable[..., SFTConfig],
     tmp_path: Path,
+    kind: str,
     seed: int,
+    steps: int,
 ) -> None:
     """In fp32 each step's loss is within 1e-4 of TRL's, and the adapter's gradient points the same way."""
+    model_path = save_tiny_model(kind, tmp_path / kind)
     fields: dict[str, Any] = {
         "seed": seed,
-        "max_steps": STEPS,
+        "max_steps": steps,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3,
     }
     losses: list[float] = []
     mine, stock_gradients = GradientRecorder(), GradientRecorder()
     session = open_session(
-        on_event=lambda name, values: losses.append(values["loss"]) if name == "step" else None, **fields
+        model=model_path,
+        on_event=lambda name, values: losses.append(values["loss"]) if name == "step" else None,
+        **fields,
     )
     assert session.trainer.layout == "documents"
     config = make_config(**fields)
@@ -61,7 +68,7 @@ def test_fifty_steps_are_those_of_stock_trl(
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         learning_rate=1e-3,
-        max_steps=STEPS,
+        max_steps=steps,
         warmup_steps=0.03,
         weight_decay=0.001,
         max_grad_norm=0.3,
@@ -92,14 +99,14 @@ def test_fifty_steps_are_those_of_stock_trl(
         stock.train()
 
     expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
-    assert len(losses) == len(expected) == STEPS
+    assert len(losses) == len(expected) == steps
     assert losses == pytest.approx(expected, rel=1e-4)
-    assert expected[-1] < 0.9 * expected[0]
+    assert expected[-1] < 0.98 * expected[0]
     cosines = [
         cosine_similarity(found, wanted, dim=0).item()
         for found, wanted in zip(mine.gradients, stock_gradients.gradients, strict=True)
     ]
-    assert len(cosines) == STEPS
+    assert len(cosines) == steps
     assert min(cosines) >= 0.9999
 
 
