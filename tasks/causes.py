@@ -71,23 +71,24 @@ def is_mlflow_away(error: BaseException) -> bool:
     return any(map(_is_mlflow_away, walk_causes(error)))
 
 
-def _names(error: BaseException) -> set[str]:
+def name_kinds(error: BaseException) -> set[str]:
+    """The full names of its class and of all it derives from."""
     return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    return is_about_space(error) or _DATABASE_DISK_FULL in _names(error)
+    return is_about_space(error) or _DATABASE_DISK_FULL in name_kinds(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if _names(error) & _OUT_OF_MEMORY_NAMES:
+    if name_kinds(error) & _OUT_OF_MEMORY_NAMES:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _is_mlflow_away(error: BaseException) -> bool:
-    names = _names(error)
+    names = name_kinds(error)
     if names & _MLFLOW_AWAY_NAMES:
         return True
     if "requests.exceptions.HTTPError" in names:
@@ -100,14 +101,14 @@ def _is_mlflow_away(error: BaseException) -> bool:
 
 
 def _is_database_away(error: BaseException) -> bool:
-    if not _names(error) & _DATABASE_NAMES:
+    if not name_kinds(error) & _DATABASE_NAMES:
         return False
     answer = type(getattr(error, "orig", error))
     return answer.__module__ != _DATABASE_ANSWERS or answer.__name__ in _CONNECTION_LOST
 
 
 def _is_prefect_away(error: BaseException) -> bool:
-    names = _names(error)
+    names = name_kinds(error)
     if "prefect.exceptions.PrefectHTTPStatusError" in names:
         return bool(error.response.status_code >= SERVER_ERROR)  # type: ignore[attr-defined]
     return "httpx.TransportError" in names

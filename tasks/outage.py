@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from sft.errors import RegistryUnavailable
-from tasks.causes import is_mlflow_away
+from tasks.causes import is_mlflow_away, name_kinds
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -19,9 +19,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SECOND_WORDS = ("uniqueviolation", "unique constraint")  # PostgreSQL's, SQLite's
+
 PATIENCE_SECONDS = 120.0  # and one request's timeout at most, before another attempt at the job is better
 REQUEST_TIMEOUT_SECONDS = 60  # without a byte from the server
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+MOST_RACES = 5  # in a row, that a thing of another job came first
 SEND_SECONDS = 1.0
 KEPT_POINTS = 100_000  # some 30 MB
 BATCH_POINTS = 1000  # the most that MLflow takes at once
@@ -37,11 +40,14 @@ def keep_trying(act: Callable[[], T], what: str, patience_seconds: float = PATIE
         RegistryUnavailable: MLflow stayed away.
     """
     fail_fast()
-    began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    began, pause, races = time.monotonic(), FIRST_PAUSE_SECONDS, 0
     while True:
         try:
             result = act()
         except Exception as error:
+            if _has_lost_race(error) and races < MOST_RACES:
+                races += 1
+                continue
             if not is_mlflow_away(error):
                 raise
             waited = time.monotonic() - began
@@ -57,6 +63,15 @@ def keep_trying(act: Callable[[], T], what: str, patience_seconds: float = PATIE
             if pause > FIRST_PAUSE_SECONDS:
                 logger.info("MLflow is back after %.0f s", time.monotonic() - began)
             return result
+
+
+def _has_lost_race(error: Exception) -> bool:
+    """Whether another job made the same thing in the same moment, a dataset both learn from, say.
+
+    MLflow looks for it and makes it if it is not there, without a lock; its database refuses the second one.
+    """
+    text = str(error).lower()
+    return "mlflow.exceptions.RestException" in name_kinds(error) and any(words in text for words in _SECOND_WORDS)
 
 
 def fail_fast() -> None:

@@ -3,18 +3,21 @@
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import RestException
 
 from sft.config import SFTConfig
 from sft.errors import RegistryUnavailable
 from tasks.dataset import DatasetVersion
-from tasks.outage import MetricSender, keep_trying
+from tasks.outage import MOST_RACES, MetricSender, keep_trying
 from tasks.register import register_adapter
 from tasks.tracking import MlflowTracker
 from tests.conftest import free_port, wait_until
@@ -130,6 +133,39 @@ def test_a_job_that_starts_again_goes_on_in_its_run(server):
     second.finish(succeeded=True)
     run = MlflowClient(server.uri).get_run(first.run_id)
     assert (run.info.status, run.data.params["base_model"]) == ("FINISHED", "tiny")
+
+
+@pytest.mark.stack
+def test_jobs_that_put_the_same_new_dataset_down_at_once_all_do(stack):
+    """MLflow's server answers some of them with 400 and PostgreSQL's UniqueViolation."""
+    trackers = [open_tracker(str(stack.mlflow_tracking_uri)) for _ in range(8)]
+    for number in range(10):
+        dataset = replace(DATASET, md5=uuid4().hex)
+        together = threading.Barrier(len(trackers))
+
+        def put_down(tracker, dataset=dataset, together=together):
+            together.wait()
+            tracker.log_dataset(dataset)
+
+        with ThreadPoolExecutor(len(trackers)) as threads:
+            list(threads.map(put_down, trackers))
+        inputs = [tracker.client.get_run(tracker.run_id).inputs.dataset_inputs for tracker in trackers]
+        assert [sum(one.dataset.digest == dataset.md5 for one in each) for each in inputs] == [1] * len(trackers)
+        assert [len(each) for each in inputs] == [number + 1] * len(trackers)
+    for tracker in trackers:
+        tracker.finish(succeeded=True)
+
+
+def test_what_is_there_already_and_stays_in_the_way_is_an_error():
+    calls = []
+
+    def make():
+        calls.append(1)
+        raise RestException({"error_code": "BAD_REQUEST", "message": "(psycopg2.errors.UniqueViolation) duplicate key"})
+
+    with pytest.raises(RestException, match="UniqueViolation"):
+        keep_trying(make, "it is made")
+    assert len(calls) == MOST_RACES + 1
 
 
 def test_a_server_that_stays_away_is_an_unavailable_registry():
