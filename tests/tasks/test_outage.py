@@ -156,6 +156,22 @@ def test_jobs_that_put_the_same_new_dataset_down_at_once_all_do(stack):
         tracker.finish(succeeded=True)
 
 
+@pytest.mark.stack
+def test_jobs_that_register_the_same_new_name_at_once_get_a_version_each(stack, adapter_dir):
+    trackers = [open_tracker(str(stack.mlflow_tracking_uri)) for _ in range(8)]
+    name, together = f"adapter-{uuid4()}", threading.Barrier(len(trackers))
+
+    def register(tracker):
+        together.wait()
+        return register_adapter(tracker, str(uuid4()), name, adapter_dir, DATASET, {})
+
+    with ThreadPoolExecutor(len(trackers)) as threads:
+        versions = sorted(int(made.version) for made in threads.map(register, trackers))
+    assert versions == list(range(1, len(trackers) + 1))
+    for tracker in trackers:
+        tracker.finish(succeeded=True)
+
+
 def test_what_is_there_already_and_stays_in_the_way_is_an_error():
     calls = []
 
