@@ -1,5 +1,6 @@
 """Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
 
+import importlib.util
 import json
 import os
 import time
@@ -254,6 +255,11 @@ def _build_quantization(dtype: "torch.dtype") -> Any:
 
     if not torch.cuda.is_available():
         raise InvalidConfig("use_qlora needs a CUDA device and there is none; set use_qlora to false for plain LoRA")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InvalidConfig(
+            "use_qlora needs the package bitsandbytes; install it with `pip install -c constraints.txt -e '.[cuda]'`, "
+            "or set use_qlora to false for plain LoRA"
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

@@ -2,13 +2,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
 from sft.models import Machine, choose_dtype, find_model, load_model, load_tokenizer, measure_gemm
+from sft.session import TrainingSession
 
 MakeConfig = Callable[..., SFTConfig]
 
@@ -121,6 +124,38 @@ def test_a_tokenizer_without_pad_token_pads_with_its_end_and_grows_by_none(model
 def test_qlora_without_cuda_is_refused(model_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(InvalidConfig, match="use_qlora needs a CUDA device"):
         load_model(model_path, make_config(use_qlora=True))
+
+
+def test_qlora_without_its_package_is_refused(
+    model_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InvalidConfig, match=r"use_qlora needs the package bitsandbytes; install it with .*\[cuda\]"):
+        load_model(model_path, make_config(use_qlora=True), torch.bfloat16)
+
+
+@pytest.mark.parametrize("layout", ["documents", "trl"])
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"gradient_checkpointing": True}], ids=str)
+def test_qlora_learns_over_four_bits(
+    open_session: Callable[..., TrainingSession], monkeypatch: pytest.MonkeyPatch, layout: str, fields: dict[str, Any]
+) -> None:
+    """As on CUDA, by bitsandbytes' own operations on a CPU, where Tuneyard lets nobody do it."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason="part of the extra `cuda`")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)  # a kernel that has no backward pass
+    monkeypatch.setattr("sft.models._build_quantization", lambda dtype: quantization)
+    monkeypatch.setattr("sft.session.choose_layout", lambda model: layout)
+    session = open_session(use_qlora=True, num_epochs=4.0, learning_rate=5e-3, batch_size=3, **fields)
+    assert sum(isinstance(module, modules.Linear4bit) for module in session.trainer.model.modules()) == 2 * 7
+    before = session.evaluate()["eval_loss"]
+    session.train()
+    assert session.evaluate()["eval_loss"] < 0.9 * before
 
 
 def test_only_whole_safetensors_are_read(model_path: Path, tmp_path: Path, make_config: MakeConfig) -> None:

@@ -33,8 +33,11 @@ class GradientRecorder(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("kind", "seed", "steps"),
-    [("llama", 0, 50), ("llama", 1, 50), ("llama", 2, 50), ("qwen2", 0, 10), ("gemma", 0, 10), ("gpt2", 0, 10)],
+    ("kind", "seed", "steps", "rest"),
+    [
+        *(("llama", seed, 50, 0.9) for seed in range(3)),
+        *((kind, 0, 10, 0.98) for kind in ("qwen2", "gemma", "gpt2")),
+    ],
 )
 def test_every_step_is_that_of_stock_trl(
     open_session: Open,
@@ -44,6 +47,7 @@ def test_every_step_is_that_of_stock_trl(
     kind: str,
     seed: int,
     steps: int,
+    rest: float,
 ) -> None:
     """In fp32 each step's loss is within 1e-4 of TRL's, and the adapter's gradient points the same way."""
     model_path = save_tiny_model(kind, tmp_path / kind)
@@ -101,7 +105,7 @@ def test_every_step_is_that_of_stock_trl(
     expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
     assert len(losses) == len(expected) == steps
     assert losses == pytest.approx(expected, rel=1e-4)
-    assert expected[-1] < 0.98 * expected[0]
+    assert expected[-1] < rest * expected[0]
     cosines = [
         cosine_similarity(found, wanted, dim=0).item()
         for found, wanted in zip(mine.gradients, stock_gradients.gradients, strict=True)
