@@ -161,6 +161,13 @@ class RegistryUnavailable(TuneyardError, ConnectionError):
     is_worth_retrying = True
 
 
+class RegistryRefused(TuneyardError, RuntimeError):
+    """MLflow refuses what a job must have, though what was deleted there is restored where that is possible."""
+
+    status = 502
+    code = "registry_refused"
+
+
 class PlanningFailed(TuneyardError, RuntimeError):
     """A plan could not be made where it was asked for, for no fault of the request's."""
 

@@ -9,10 +9,10 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from sft.errors import ModelNotFound
+from sft.errors import ModelNotFound, RegistryRefused
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
-from tasks.outage import keep_trying
+from tasks.outage import MOST_RACES, keep_trying
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def register_adapter(
 
     Raises:
         RegistryUnavailable: MLflow stayed away.
+        RegistryRefused: it will not have the version.
     """
     lineage = {
         "dataset": dataset.name,
@@ -101,15 +102,22 @@ def register_adapter(
         "dataset_md5": dataset.md5,
     }
     tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
-    return keep_trying(lambda: _register_once(tracker, name, adapter_dir, tags), "the adapter is registered")
+    what = "the adapter is registered"
+    for _ in range(MOST_RACES):
+        if adapter := tracker.on_run(lambda: _register_once(tracker, name, adapter_dir, tags), what):
+            return adapter
+        logger.warning("Somebody deletes %s in MLflow's registry as it is made; it is made again", name)
+    raise RegistryRefused(f"the registered model {name!r} was deleted {MOST_RACES} times while {what}; submit it again")
 
 
-def _register_once(tracker: MlflowTracker, name: str, adapter_dir: Path, tags: dict[str, str]) -> RegisteredAdapter:
-    """A try at it. What an earlier one has made, though its answer was lost, is found."""
+def _register_once(
+    tracker: MlflowTracker, name: str, adapter_dir: Path, tags: dict[str, str]
+) -> RegisteredAdapter | None:
+    """A try at it; None when what it made was deleted meanwhile. What an earlier one has made is found."""
     from mlflow.exceptions import MlflowException  # seconds to import, so only where it is used
 
     client = tracker.client
-    if found := _find_versions(client, name, tags[JOB_TAG]):
+    if found := _find_versions(client, tags[JOB_TAG]):
         return _registered(found[0])
     client.log_artifacts(tracker.run_id, str(adapter_dir), ARTIFACT_PATH)
     try:
@@ -118,21 +126,26 @@ def _register_once(tracker: MlflowTracker, name: str, adapter_dir: Path, tags: d
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{tracker.run.info.artifact_uri}/{ARTIFACT_PATH}"
-    client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags)
+    try:
+        client.create_model_version(name, source=source, run_id=tracker.run_id, tags=tags, await_creation_for=0)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" and _is_gone(client, name):
+            return None
+        raise
     # A server that stood still may carry out a try that was given up, while or after this one looked.
-    first, *others = _find_versions(client, name, tags[JOB_TAG])
-    for version in others:
-        client.delete_model_version(name, version.version)
-    return _registered(first)
+    made = _find_versions(client, tags[JOB_TAG])
+    for version in made[1:]:
+        client.delete_model_version(version.name, version.version)
+    return _registered(made[0]) if made else None
 
 
-def _find_versions(client: "MlflowClient", name: str, job_id: str) -> "list[ModelVersion]":
-    """The versions that a job has made, oldest first."""
-    return [
-        *client.search_model_versions(
-            f"name = '{name}' and tags.`{JOB_TAG}` = '{job_id}'", order_by=["version_number ASC"]
-        )
-    ]
+def _is_gone(client: "MlflowClient", name: str) -> bool:
+    return not client.search_registered_models(f"name = '{name}'", max_results=1)
+
+
+def _find_versions(client: "MlflowClient", job_id: str) -> "list[ModelVersion]":
+    """The versions that a job has made, oldest first, whatever the registered model is called by now."""
+    return [*client.search_model_versions(f"tags.`{JOB_TAG}` = '{job_id}'", order_by=["version_number ASC"])]
 
 
 def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:

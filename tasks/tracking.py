@@ -4,17 +4,25 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft.config import SFTConfig
+from sft.errors import RegistryRefused
+from tasks.causes import is_mlflow_away
 from tasks.dataset import DatasetVersion
 from tasks.outage import MetricSender, keep_trying
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
+DELETED = "deleted"  # MLflow's lifecycle stage of what its pages have deleted and can restore
+T = TypeVar("T")
 # How long the end of a job waits for MLflow. One that failed or was stopped must make way for the next.
 LAST_SECONDS, LAST_SECONDS_OF_FAILED = 30.0, 3.0
 
@@ -22,7 +30,9 @@ LAST_SECONDS, LAST_SECONDS_OF_FAILED = 30.0, 3.0
 class Tracker(Protocol):
     """One place that shows a run."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """The run's page."""
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
         """Record which data the run learns from."""
@@ -37,44 +47,98 @@ class Tracker(Protocol):
 class MlflowTracker:
     """A run on an MLflow server. A job that starts again goes on in the run it had.
 
-    Raises RegistryUnavailable when MLflow stays away as the run begins; from then on training waits for nothing here.
+    The experiment and the run are restored when somebody has deleted them, and made anew when they are gone for good,
+    as the run begins and whenever MLflow refuses something.
+
+    Raises RegistryUnavailable when MLflow stays away as the run begins, RegistryRefused when it will not have the run;
+    from then on training waits for nothing here.
     """
 
     def __init__(self, tracking_uri: str, job_id: str, run_name: str, config: SFTConfig) -> None:
         from mlflow import MlflowClient  # seconds to import, so only where a run is tracked
 
         self.client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
-        self.run = keep_trying(lambda: self._open_run(job_id, run_name, config), "a run is opened for the metrics")
-        self.run_id = self.run.info.run_id
-        self.url = f"{tracking_uri.rstrip('/')}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
-        self._sender = MetricSender(lambda points: self.client.log_batch(self.run_id, metrics=points))
+        self._tracking_uri = tracking_uri.rstrip("/")
+        self._job_id = job_id
+        self._run_name = run_name
+        self._config = config
+        self.run: Run = self._insist(self._open_run, "a run is opened for the metrics")
+        self._sender = MetricSender(lambda points: self._revived(lambda: self._log(points)))
 
-    def _open_run(self, job_id: str, run_name: str, config: SFTConfig) -> Any:
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; another one after the run was purged and made anew."""
+        return str(self.run.info.run_id)
+
+    @property
+    def url(self) -> str:
+        """The run's page."""
+        return f"{self._tracking_uri}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
+
+    def _open_run(self) -> "Run":
         """The job's run, made if need be, and whole however much of it an earlier try has made."""
-        from mlflow.entities import Param
+        from mlflow.entities import Param, ViewType
 
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else self._create_experiment()
-        earlier = self.client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
-        tags = {JOB_TAG: job_id}
-        run = earlier[0] if earlier else self.client.create_run(experiment_id, run_name=run_name, tags=tags)
+        experiment_id = self._open_experiment()
+        is_mine = f"tags.`{JOB_TAG}` = '{self._job_id}'"
+        earlier = self.client.search_runs([experiment_id], is_mine, ViewType.ALL, max_results=1)
+        tags = {JOB_TAG: self._job_id}
+        run = earlier[0] if earlier else self.client.create_run(experiment_id, run_name=self._run_name, tags=tags)
+        if run.info.lifecycle_stage == DELETED:
+            self.client.restore_run(run.info.run_id)
+            logger.warning("This job's MLflow run %s was deleted; it is restored", run.info.run_id)
         if earlier:
             self.client.update_run(run.info.run_id, status="RUNNING")
         if not run.data.params:
-            params = [Param(key, str(value)) for key, value in config.to_dict().items() if value is not None]
+            params = [Param(key, str(value)) for key, value in self._config.to_dict().items() if value is not None]
             self.client.log_batch(run.info.run_id, params=params)
         return run
 
-    def _create_experiment(self) -> str:
+    def _open_experiment(self) -> str:
+        """The experiment's id: made if it is not there, restored if it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        experiment: Experiment | None = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            try:
+                return str(self.client.create_experiment(EXPERIMENT))
+            except MlflowException:  # another job made it in the meantime
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == DELETED:
+            try:
+                self.client.restore_experiment(experiment.experiment_id)
+            except MlflowException:  # another job did in the meantime
+                if self.client.get_experiment(experiment.experiment_id).lifecycle_stage == DELETED:
+                    raise
+            logger.warning("MLflow's experiment %s was deleted; it is restored", EXPERIMENT)
+        return str(experiment.experiment_id)
+
+    def _revived(self, act: Callable[[], T]) -> T:
+        """What `act` returns; where MLflow refuses it, once more after the run was looked after."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.client.create_experiment(EXPERIMENT))
-        except MlflowException:  # another job made it in the meantime
-            experiment = self.client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
+            return act()
+        except MlflowException as error:
+            if is_mlflow_away(error):
                 raise
-            return str(experiment.experiment_id)
+            self.run = self._open_run()
+            return act()
+
+    def _insist(self, act: Callable[[], T], what: str) -> T:
+        """`keep_trying`. Raises RegistryRefused for what MLflow will not do, with its own words."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return keep_trying(act, what)
+        except MlflowException as error:
+            raise refusal(error, what) from error
+
+    def on_run(self, act: Callable[[], T], what: str) -> T:
+        """Do something that needs the run, restored if need be. Raises RegistryUnavailable, RegistryRefused."""
+        return self._insist(lambda: self._revived(act), what)
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
         """Lineage as an MLflow dataset input: name, commit and md5."""
@@ -90,7 +154,7 @@ class MlflowTracker:
         )
         tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
         inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
-        keep_trying(lambda: self.client.log_inputs(self.run_id, inputs), "the dataset is put down")
+        self.on_run(lambda: self.client.log_inputs(self.run_id, inputs), "the dataset is put down")
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Sent from a thread, together, once a second."""
@@ -99,11 +163,22 @@ class MlflowTracker:
         now_ms = int(time.time() * 1000)
         self._sender.put([Metric(key, float(value), now_ms, step) for key, value in metrics.items()])
 
+    def _log(self, points: Any) -> None:
+        self.client.log_batch(self.run_id, metrics=points)
+
     def finish(self, succeeded: bool) -> None:
         """Send what is left and close the run, for as long as the end of a job may wait."""
         status = "FINISHED" if succeeded else "FAILED"
         seconds = LAST_SECONDS if succeeded else LAST_SECONDS_OF_FAILED
-        self._sender.close(lambda: self.client.set_terminated(self.run_id, status), seconds)
+        self._sender.close(lambda: self._revived(lambda: self.client.set_terminated(self.run_id, status)), seconds)
+
+
+def refusal(error: Exception, what: str) -> RegistryRefused:
+    """MLflow's refusal as an error of ours."""
+    return RegistryRefused(
+        f"MLflow refused as {what}: {str(error).splitlines()[0]}; restore what was deleted or renamed there (the "
+        f"experiment {EXPERIMENT!r}, the job's run, the registered model), or its permissions, and submit the job again"
+    )
 
 
 class WandbTracker:
