@@ -91,6 +91,11 @@ class Result(BaseModel):
     output_dir: str
     model_name: str = Field(description="The adapter's name in the registry.")
     model_version: str
+    adapted: dict[str, Any] | None = Field(
+        None,
+        description="What was trained: `trainable_parameters` of `parameters` and their `share`, `modules` (layers by "
+        "name) and what of the model was `left_out`, with the reason.",
+    )
     stopped_early: bool = Field(False, description="Ended by early_stopping_patience, before the planned steps.")
     metrics: dict[str, float | None]
 

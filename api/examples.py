@@ -37,6 +37,13 @@ RESULT = {
     "output_dir": f"/srv/tuneyard/outputs/{JOB_ID}",
     "model_name": "handbook",
     "model_version": "3",
+    "adapted": {
+        "trainable_parameters": 9232384,
+        "parameters": 1552946688,
+        "share": 0.0059,
+        "modules": {"down_proj": 28, "gate_proj": 28, "q_proj": 28},
+        "left_out": [],
+    },
     "stopped_early": False,
 }
 TRAIN_CONFIG = {

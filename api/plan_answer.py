@@ -107,11 +107,22 @@ class PlannedBatches(PlanPart):
     packed_sequences: int | None
 
 
+class LeftOutPart(PlanPart):
+    """A part of the model that stays as it is."""
+
+    what: str
+    parameters: int
+    reason: str
+
+
 class PlannedModel(PlanPart):
     """What is trained of the model."""
 
     parameters: int
     trainable_parameters: int
+    share: float = Field(description="Of the weights of the model with its adapter that are trained.")
+    adapted: dict[str, int] = Field(description="Layers that get an adapter, by name; empty without LoRA.")
+    left_out: list[LeftOutPart] = Field(description="What gets no adapter, and why.")
     layout: str | None
     gradient_checkpointing: bool
 

@@ -60,6 +60,9 @@ PLAN = {
     "model": {
         "parameters": 1543714304,
         "trainable_parameters": 9232384,
+        "share": 0.0059,
+        "adapted": {"down_proj": 28, "gate_proj": 28, "q_proj": 28},
+        "left_out": [],
         "layout": "trl",
         "gradient_checkpointing": False,
     },

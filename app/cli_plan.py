@@ -132,7 +132,8 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
 def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
     memory, disk, time, device = plan["memory"], plan["disk"], plan["time"], plan["device"]
     trainable = plan["model"]["trainable_parameters"]
-    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trainable:,} weights trained")
+    trained = f"{trainable:,} weights trained ({plan['model']['share']:.2%})"
+    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trained}")
     console.print(
         f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device['name']} "
         f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",

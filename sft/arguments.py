@@ -1,7 +1,6 @@
 """SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
 
 import heapq
-import json
 import resource
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import psutil
 import torch
-from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.training_args import OptimizerNames
@@ -17,7 +15,7 @@ from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, ModelNotFound
+from sft.errors import InvalidConfig
 from sft.layout import Layout
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -97,46 +95,6 @@ def can_use_liger(layout: Layout) -> bool:
     return layout == "trl" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
-def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, LoraConfig | None]:
-    """What the trainer starts from: the model as it is, with an earlier adapter to go on from, or with the
-    configuration of a new one.
-
-    Raises:
-        InvalidConfig: target modules the model does not have, or an adapter of another model.
-        ModelNotFound: the folder of `adapter_path` holds no adapter.
-    """
-    if not config.use_lora:
-        return model, None
-    if config.adapter_path:
-        folder = Path(config.adapter_path)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (folder / name).is_file():
-                raise ModelNotFound(f"adapter_path {folder} has no {name}; name the folder of a saved adapter")
-        _check_kind(folder)
-        try:
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InvalidConfig(
-                f"adapter_path {folder} does not fit base_model {config.base_model}: {reason}"
-            ) from error
-        for adapter in adapted.peft_config.values():
-            _check_start(config, adapter)
-            adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
-        return adapted, None
-    _check_target_modules(model, config.lora_target_modules or ())
-    return model, LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-        target_modules=list(config.lora_target_modules) if config.lora_target_modules else "all-linear",
-        fan_in_fan_out=_has_transposed_layers(model),
-    )
-
-
 def needs_checkpointing(
     config: SFTConfig, model: PreTrainedModel, layout: Layout, lengths: Sequence[int], free_bytes: int
 ) -> bool:
@@ -188,34 +146,3 @@ def _check_optimizer(config: SFTConfig) -> None:
             f"loraplus_lr_ratio does not work with optimizer_type {config.optimizer_type!r}; leave it unset or take "
             f"one of {', '.join(LORAPLUS_OPTIMIZERS)}"
         )
-
-
-def _check_kind(folder: Path) -> None:
-    """Only LoRA: other kinds of adapters name models, tokenizers and modules that PEFT would load with them."""
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
-    except (ValueError, AttributeError) as error:
-        raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
-    if kind != "LORA" or needs_module:
-        what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
-        raise InvalidConfig(f"adapter_path {folder} is no plain LoRA adapter: {what}; name another one")
-
-
-def _check_start(config: SFTConfig, adapter: LoraConfig) -> None:
-    """An adapter to start from keeps its own shape; what asks for another kind can't be had."""
-    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")):
-        if getattr(config, name) and not getattr(adapter, name, False):
-            raise InvalidConfig(
-                f"{name} is true, but the adapter in adapter_path was made without {what} and keeps its kind; "
-                f"set {name} to false or start a new adapter"
-            )
-
-
-def _check_target_modules(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
-    names = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
-    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
-    known = sorted({name.rpartition(".")[2] for name in names if name != head})
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names if name != head):
-            raise InvalidConfig(f"lora_target_modules has no layer {target!r} to adapt; there are {', '.join(known)}")

@@ -44,6 +44,13 @@ class ModelNotFound(TuneyardError, LookupError):
     code = "model_not_found"
 
 
+class ModelNotSupported(TuneyardError, ValueError):
+    """A base model that can be read, but not trained as a causal language model on rows of text."""
+
+    status = 400
+    code = "model_not_supported"
+
+
 class DatasetNotFound(TuneyardError, LookupError):
     """A dataset or one of its revisions that is in none of the places looked at."""
 

@@ -104,7 +104,9 @@ class GroupSession:
             self._end = weakref.finalize(self, _end_group, self._launcher, self._members)
             try:
                 self._accept(listener, config.num_devices)
-                self._call("open", config, prepared, model_path, output_dir, checkpoint_dir, publishing)
+                self.adaptation, self.warnings = self._call(
+                    "open", config, prepared, model_path, output_dir, checkpoint_dir, publishing
+                )
             except BaseException:
                 self.close()
                 raise

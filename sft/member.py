@@ -33,7 +33,8 @@ def main() -> None:
         method, arguments = commands.get()
         try:
             if method == "open":
-                session, result = _open(connection, rank, *arguments), None
+                session = _open(connection, rank, *arguments)
+                result: Any = (session.adaptation, session.warnings)
                 session.trainer.is_stopping = stopping.is_set
             else:
                 result = _do(session, rank, method, arguments)

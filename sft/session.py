@@ -1,6 +1,7 @@
 """One training run, from a prepared dataset to a saved adapter."""
 
 import copy
+import logging
 import pickle
 import time
 from contextlib import nullcontext
@@ -11,8 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
+from sft.adaptation import describe_adaptation
+from sft.adapters import add_adapter
 from sft.arguments import (
-    add_adapter,
     build_arguments,
     measure_free_memory,
     measure_peak_memory,
@@ -37,9 +39,16 @@ from sft.templates import apply_template
 from sft.tokenization import PreparedData
 from sft.trainer import SupervisedTrainer
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingSession:
     """Loads the model, evaluates, trains and saves. Everything happens on the calling thread.
+
+    Attributes:
+        adaptation: what is trained (`trainable_parameters`, `parameters`, `share`, `modules`) and what of the model
+            is `left_out` of it, with reasons.
+        warnings: sentences on what a user would not expect of this model and run; they are logged too.
 
     Args:
         prepared: what `sft.tokenization.prepare` made with the same config and model.
@@ -65,6 +74,7 @@ class TrainingSession:
         publishing: Publishing = nullcontext,
     ) -> None:
         set_seed(config.seed)
+        self.warnings: list[str] = []
         self.config = config
         self.model_path = model_path
         self.on_event: OnEvent = on_event or (lambda name, values: None)
@@ -84,7 +94,7 @@ class TrainingSession:
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         with quiet_transformers():
-            model, peft_config = add_adapter(base, config)
+            model, adaptation = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
                 model,
                 layout=layout,
@@ -92,7 +102,7 @@ class TrainingSession:
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
-                peft_config=peft_config,
+                peft_config=adaptation.settings,
                 callbacks=[self._sender, self._guard, catch_up, *self._choose_stopping(eval_rows is not None)],
                 max_batch_tokens=config.max_batch_tokens,
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
@@ -102,16 +112,27 @@ class TrainingSession:
         self._sender.trainer = catch_up.trainer = self.trainer
         self.trainer.publishing = publishing
         self.trainer.precision = name_precision(dtype)
-        parameters = list(self.trainer.model.parameters())
+        self.warnings += adaptation.warnings
+        self.adaptation = describe_adaptation(self.trainer.model, adaptation.left_out)
+        self._log_adaptation()
         self._sender.begin = {
             "rows": len(train_rows),
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "parameters": self.adaptation["parameters"],
+            "trainable_parameters": self.adaptation["trainable_parameters"],
+            "adapted": self.adaptation,
             "device": str(self.trainer.args.device),
             "dtype": str(dtype).removeprefix("torch."),
             "layout": layout,
             "gradient_checkpointing": checkpointing,
         }
+
+    def _log_adaptation(self) -> None:
+        facts = self.adaptation
+        layers = ", ".join(f"{name} ({count})" for name, count in facts["modules"].items()) or "the whole model"
+        counts = (facts["trainable_parameters"], facts["parameters"], facts["share"])
+        logger.info("Training %s: %s of %s weights (%.2f%%)", layers, *counts[:2], 100 * counts[2])
+        for sentence in self.warnings:
+            logger.warning("%s", sentence)
 
     def evaluate(self) -> dict[str, Any]:
         """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any)."""
@@ -206,8 +227,7 @@ class TrainingSession:
             quiet_transformers(),
         ):
             # Left to choose, PEFT asks the Hub whether the vocabulary has grown; ours never does.
-            adapts_embeddings = any("embed" in name for name in self.config.lora_target_modules or ())
-            options = {"save_embedding_layers": adapts_embeddings} if isinstance(model, PeftModel) else {}
+            options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
             model.save_pretrained(folder, **options)
             self._save_companions(folder)
         if self.config.save_merged_model and isinstance(model, PeftModel):

@@ -77,6 +77,7 @@ def register(
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
         "stopped_early": metrics.pop("stopped_early", False),
+        "adapted": session.adaptation,
         "metrics": metrics,
     }
     journal.write(phase="done", result=result, output_path=str(adapter_dir))

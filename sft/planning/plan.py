@@ -1,6 +1,7 @@
 """The whole plan of a job, from its configuration and its prepared rows."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,9 @@ def make_plan(
         "model": {
             "parameters": shape.parameters,
             "trainable_parameters": shape.trainable,
+            "share": shape.share,
+            "adapted": shape.adaptation.modules,
+            "left_out": [asdict(part) for part in shape.adaptation.left_out],
             "layout": probe.layout if probe else None,
             "gradient_checkpointing": checkpointing,
         },
@@ -83,6 +87,7 @@ def make_plan(
         "samples": show_samples(prepared.load_train(), rows, model_path),
         "warnings": [
             *notes,
+            *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
             *advise_resources(memory, disk, config),
             *({"code": "template", "message": message} for message in prepared.warnings),
         ],

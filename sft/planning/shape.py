@@ -1,7 +1,7 @@
 """The model as far as a plan needs it: how many weights, of which layers, trained how."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import ModelNotFound
@@ -9,6 +9,8 @@ from sft.tokenization import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sft.adaptation import Adaptation
 
 
 class ModelShape(NamedTuple):
@@ -22,6 +24,13 @@ class ModelShape(NamedTuple):
     vocabulary: int
     context: int | None  # the longest text it was made for
     stored_bytes: int  # of its weight files
+    adaptation: "Adaptation"
+
+    @property
+    def share(self) -> float:
+        """Of the weights of the model with its adapter that are trained."""
+        added = self.trainable if self.adaptation.modules else 0
+        return self.trainable / (self.parameters + added)
 
 
 def build_empty(path: Path) -> "PreTrainedModel":
@@ -43,24 +52,26 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
 
     Raises:
         InvalidConfig: target modules the model does not have.
+        ModelNotSupported: no layer of the model can be adapted.
     """
-    from sft.arguments import add_adapter
+    from sft.adapters import plan_adapter
+    from sft.experts import find_expert_parameters
+    from sft.layers import find_layers
 
-    add_adapter(model, config.model_copy(update={"adapter_path": None}))
+    adaptation = plan_adapter(model, config)
     text = model.config.get_text_config()
-    matrices = dict(_find_matrices(model))
-    targets = [shape for name, shape in matrices.items() if _is_target(name, config.lora_target_modules)]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(config.lora_r * (rows + columns) + rows * config.use_dora for rows, columns in targets)
+    layers = find_layers(model).values()
+    matrices = [layer.weight for layer in layers] + list(find_expert_parameters(model).values())
     return ModelShape(
-        parameters=parameters,
-        trainable=trainable if config.use_lora else parameters,
-        matrix_parameters=sum(rows * columns for rows, columns in matrices.values()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable=adaptation.trainable,
+        matrix_parameters=sum(matrix.numel() for matrix in matrices),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         context=getattr(text, "max_position_embeddings", None),
         stored_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        adaptation=adaptation,
     )
 
 
@@ -73,20 +84,3 @@ def measure_companions(path: Path) -> int:
     """Bytes of the tokenizer's files in a model's folder."""
     files = {file for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()}
     return sum(file.stat().st_size for file in files)
-
-
-def _find_matrices(model: "PreTrainedModel") -> Any:
-    """Name and (out, in) of every linear layer but the head."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            yield name, (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            yield name, (module.weight.shape[1], module.weight.shape[0])
-
-
-def _is_target(name: str, targets: tuple[str, ...] | None) -> bool:
-    return targets is None or any(name == target or name.endswith(f".{target}") for target in targets)

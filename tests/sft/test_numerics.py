@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig as TrainerArguments
 from trl import SFTTrainer
 
-from sft.arguments import add_adapter
+from sft.adapters import add_adapter
 from sft.config import SFTConfig
 from sft.models import quiet_transformers
 from sft.session import TrainingSession
@@ -66,7 +66,7 @@ def test_every_step_is_that_of_stock_trl(
     )
     assert session.trainer.layout == "documents"
     config = make_config(**fields)
-    model, peft_config = add_adapter(AutoModelForCausalLM.from_pretrained(model_path), config)
+    model, adaptation = add_adapter(AutoModelForCausalLM.from_pretrained(model_path), config)
     arguments = TrainerArguments(
         output_dir=str(tmp_path / "stock"),
         per_device_train_batch_size=2,
@@ -94,7 +94,7 @@ def test_every_step_is_that_of_stock_trl(
             args=arguments,
             train_dataset=prepare(config, model_path, alpaca_file, tmp_path / "cache").load_train(),
             processing_class=AutoTokenizer.from_pretrained(model_path),
-            peft_config=peft_config,
+            peft_config=adaptation.settings,
         )
         stock.model.load_state_dict(session.trainer.model.state_dict())  # the same first adapter
         session.trainer.add_callback(mine)

@@ -1,0 +1,204 @@
+"""What of a model is adapted, what is left as it is, and why: found by trying, said before anything is trained."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sft.config import SFTConfig
+from sft.errors import InvalidConfig, ModelNotSupported
+from sft.experts import find_expert_parameters, find_routers
+from sft.injection import AdaptedLayers, read_layers, try_settings
+from sft.layers import LeftOut, describe_experts, describe_layers, find_layers, name_end, name_shortly
+from sft.named_targets import find_named
+from sft.quantized import count_weights
+from sft.reach import find_reached
+
+NOT_REACHED = "rows of text do not pass through them"
+ROUTES = "they route tokens to experts, as the base model has learned to"
+STACKED = "they are stacked parameters, not linear layers"
+TOGETHER = "PEFT adapts them only together with the stacked experts"
+MANY = 3  # parts that a sentence names
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapter before it is made.
+
+    Attributes:
+        settings: PEFT's, with targets that a trial has shown to work; None where no new adapter is made.
+        trainable: weights that will be trained.
+        modules: how many layers of each name get an adapter.
+    """
+
+    settings: LoraConfig | None
+    trainable: int
+    modules: dict[str, int]
+    left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Targets:
+    modules: set[str]
+    parameters: set[str]
+    left_out: list[LeftOut]
+
+
+def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
+    """Choose what gets an adapter. The model is left as it was; it may be empty (on the meta device).
+
+    By default these are all linear layers that a row of text passes through, but for the head and the routers that
+    choose experts.
+
+    Raises:
+        InvalidConfig: `lora_target_modules` names what this model does not have or can't have adapted.
+        ModelNotSupported: no layer of the model can be adapted.
+    """
+    targets = _choose_targets(model, config)
+    settings = _build_settings(model, config, targets)
+    found, error = try_settings(model, settings)
+    if found is None or not _is_what_was_wanted(found, targets):
+        _narrow(model, config, targets)
+        settings = _build_settings(model, config, targets)
+        found, error = try_settings(model, settings)
+    if found is None or not (found.modules or found.parameters):
+        reason = f" ({_first_line(error)})" if error else ""
+        raise ModelNotSupported(f"base_model {config.base_model} has no layer that LoRA can adapt{reason}")
+    left_out = tuple(targets.left_out)
+    return Adaptation(settings, found.trainable, _count_names(found), left_out, tuple(_warn(model, left_out)))
+
+
+def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adaptation:
+    """What an adapter to start from adapts: one that the model has, or that these settings would make.
+
+    Raises:
+        InvalidConfig: the settings do not fit the model.
+    """
+    found: AdaptedLayers | None = read_layers(model)
+    if settings is not None:
+        found, error = try_settings(model, settings)
+        if found is None:
+            raise InvalidConfig(f"adapter_path does not fit base_model: {_first_line(error)}") from error
+    assert found is not None  # noqa: S101 - for the type checker
+    experts = {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): weights
+        for name, weights in find_expert_parameters(model).items()
+    }
+    rest = {name: weights for name, weights in experts.items() if name not in found.parameters}
+    left_out = tuple(describe_experts(rest, STACKED))
+    return Adaptation(None, found.trainable, _count_names(found), left_out, tuple(_warn(model, left_out)))
+
+
+def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:
+    """What is trained of a model with its adapter, counted on the model itself."""
+    total = sum(count_weights(parameter) for parameter in model.parameters())
+    found = read_layers(model)
+    return {
+        "trainable_parameters": found.trainable,
+        "parameters": total,
+        "share": found.trainable / max(total, 1),
+        "modules": _count_names(found),
+        "left_out": [asdict(part) for part in left_out],
+    }
+
+
+def _choose_targets(model: PreTrainedModel, config: SFTConfig) -> _Targets:
+    layers, experts = find_layers(model), find_expert_parameters(model)
+    reached, routers = find_reached(model, set(layers)), find_routers(model) & set(layers)
+    if config.lora_target_modules is None:
+        left_out = [
+            *describe_layers(layers, set(layers) - reached - routers, NOT_REACHED),
+            *describe_layers(layers, routers, ROUTES),
+            *describe_experts(experts, STACKED),
+        ]
+        return _Targets(reached - routers, set(), left_out)
+    named = find_named(config.lora_target_modules, layers, experts, reached, reached - routers)
+    for value, name, plain in ((config.lora_dropout, "lora_dropout", 0), (config.use_dora, "use_dora", "false")):
+        if named.parameters and value:
+            raise InvalidConfig(
+                f"{name} can't be used with stacked expert parameters, of which lora_target_modules names "
+                f"{name_end(min(named.parameters))}, got {value}; set {name} to {plain} or name linear layers only"
+            )
+    rest = {name: weights for name, weights in experts.items() if name not in named.parameters}
+    left_out = [*describe_layers(layers, named.aside, NOT_REACHED), *describe_experts(rest, STACKED)]
+    return _Targets(named.modules, named.parameters, left_out)
+
+
+def _build_settings(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> LoraConfig:
+    modules = name_shortly(targets.modules, [name for name, _ in model.named_modules()])
+    parameters = name_shortly(targets.parameters, [name for name, _ in model.named_parameters()], parts=2)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        target_modules=modules,
+        target_parameters=parameters or None,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.modules),
+    )
+
+
+def _is_what_was_wanted(found: AdaptedLayers, targets: _Targets) -> bool:
+    return found.modules == targets.modules and found.parameters == targets.parameters
+
+
+def _narrow(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> None:
+    """Leave out the kinds of layers that PEFT refuses or makes something else of.
+
+    Raises InvalidConfig where such a kind was asked for by name.
+    """
+    kinds: dict[str, set[str]] = {}
+    for name in targets.modules:
+        kinds.setdefault(name.rpartition(".")[2], set()).add(name)
+    groups = [_Targets(names, set(), []) for _, names in sorted(kinds.items())]
+    for group in [*groups, _Targets(set(), targets.parameters, [])]:
+        found, refusal = try_settings(model, _build_settings(model, config, group))
+        names = group.modules | group.parameters
+        if not names or (found is not None and _is_what_was_wanted(found, group)):
+            continue
+        reason = f"PEFT refuses them: {_first_line(refusal)}" if refusal else TOGETHER
+        asked = [item for item in config.lora_target_modules or () if any(name.endswith(item) for name in names)]
+        if asked or group.parameters:
+            shown = asked[0] if asked else name_end(min(names))
+            raise InvalidConfig(
+                f"lora_target_modules {shown!r} can't be adapted in this model ({reason}); leave it out"
+            ) from refusal
+        targets.modules -= names
+        targets.left_out += describe_layers({name: model.get_submodule(name) for name in names}, names, reason)
+
+
+def _first_line(error: Exception | None) -> str:
+    """The first sentence of a library's message, without its tag."""
+    lines = re.sub(r"^\[[^\]]*\]\s*", "", str(error or "").strip()).splitlines()
+    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
+
+
+def _count_names(found: AdaptedLayers) -> dict[str, int]:
+    names = [name.rpartition(".")[2] for name in found.modules] + [name_end(name) for name in found.parameters]
+    return dict(sorted(Counter(names).items()))
+
+
+def _warn(model: nn.Module, left_out: Iterable[LeftOut]) -> Iterator[str]:
+    """Sentences on what a user would not expect: routers are left out as a matter of course."""
+    total = sum(count_weights(parameter) for parameter in model.parameters())
+    by_reason: dict[str, list[LeftOut]] = {}
+    for part in left_out:
+        by_reason.setdefault(part.reason, []).append(part)
+    for reason, parts in by_reason.items():
+        if reason == ROUTES:
+            continue
+        shown = ", ".join(part.what for part in parts[:MANY]) + (" and others" if len(parts) > MANY else "")
+        share = sum(part.parameters for part in parts) / max(total, 1)
+        more = ""
+        if reason == STACKED:
+            more = "; to adapt them too, name them in lora_target_modules beside all-linear, with lora_dropout 0"
+        yield f"no adapter for {shown}, {share:.0%} of the model's weights, which stay as they are: {reason}{more}"

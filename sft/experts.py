@@ -1,0 +1,62 @@
+"""Mixtures of experts as transformers keeps them: experts in stacked parameters, and the routers beside them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+FUSED_DIMENSIONS = 3  # (experts, in, out) or (experts, out, in)
+
+
+def find_expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, the parameters that hold the weights of several experts in one tensor."""
+    counts = set(_list_expert_counts(getattr(model, "config", None)))
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
+            continue
+        for short, parameter in module.named_parameters(recurse=False):
+            is_stack = parameter.dim() == FUSED_DIMENSIONS and parameter.shape[0] in counts
+            is_flat = parameter.dim() == FUSED_DIMENSIONS - 1 and "expert" in name.rpartition(".")[2].lower()
+            if is_stack or is_flat or (parameter.dim() == FUSED_DIMENSIONS and "expert" in name.lower()):
+                found[f"{name}.{short}"] = parameter
+    # A matrix with a row for each expert is their biases, or a router's scores.
+    return {name: parameter for name, parameter in found.items() if parameter.dim() == FUSED_DIMENSIONS} or {
+        name: parameter for name, parameter in found.items() if min(parameter.shape) not in counts
+    }
+
+
+def find_routers(model: nn.Module) -> set[str]:
+    """Names of the linear layers that decide which expert sees a token: they have an output for each expert."""
+    modules = dict(model.named_modules())
+    blocks: dict[str, set[int]] = {}
+    for name, parameter in find_expert_parameters(model).items():
+        holder = name.rpartition(".")[0]
+        for place in (holder.rpartition(".")[0], holder):
+            blocks.setdefault(place, set()).add(parameter.shape[0])
+    for count in set(_list_expert_counts(getattr(model, "config", None))):
+        for name, module in modules.items():
+            if isinstance(module, nn.ModuleList) and len(module) == count and "expert" in name.lower():
+                blocks.setdefault(name.rpartition(".")[0], set()).add(count)
+    return {
+        f"{place}.{short}"
+        for place, counts in blocks.items()
+        for short, module in modules[place].named_modules()
+        if isinstance(module, nn.Linear) and module.out_features in counts and short.count(".") <= 1
+    }
+
+
+def _list_expert_counts(config: Any) -> Iterator[int]:
+    """Every number of experts that a configuration or one nested in it names."""
+    if config is None:
+        return
+    for name, value in vars(config).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and _names_a_count(name):
+            yield value
+        elif hasattr(value, "model_type"):
+            yield from _list_expert_counts(value)
+
+
+def _names_a_count(field: str) -> bool:
+    return "expert" in field and not any(part in field for part in ("per_tok", "size", "dim", "top", "group", "freq"))
