@@ -10,17 +10,14 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.training_args import OptimizerNames
 from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
-from sft.config import SFTConfig
-from sft.errors import InvalidConfig
+from sft.config import SFTConfig, count_warmup_steps
 from sft.layout import Layout
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random"}
-LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor", "sgd", "rmsprop")
 MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
 # Hidden and intermediate vectors that a token keeps in a layer until the backward pass, and what is held at most over
 # them. Measured with adapters on all linear layers: PEFT's own layers, and ours (`sft.fused_lora`).
@@ -38,16 +35,18 @@ class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is unty
         """How many GPUs this process trains on: one, or none."""
         return min(int(super().n_gpu), 1)
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps that warm up, of so many; `warmup_steps` holds a share of them."""
+        return count_warmup_steps(num_training_steps, self.warmup_steps)
+
 
 def build_arguments(
     config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
 ) -> TrainerArguments:
     """TRL's arguments for this config.
 
-    Raises:
-        InvalidConfig: an optimizer transformers does not know or can't use here.
+    The optimizer is one that `sft.optimizers.check_optimizer` has tried.
     """
-    _check_optimizer(config)
     # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
     packs_on_gpu = config.packing and layout == "trl"
     rows = 1 if packs_on_gpu else config.batch_size
@@ -135,14 +134,3 @@ def measure_peak_memory() -> int:
 def _has_transposed_layers(model: PreTrainedModel) -> bool:
     """GPT-2's weights lie that way."""
     return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def _check_optimizer(config: SFTConfig) -> None:
-    known = [name.value for name in OptimizerNames]
-    if config.optimizer_type is not None and config.optimizer_type not in known:
-        raise InvalidConfig(f"optimizer_type {config.optimizer_type!r} is not known; known are {', '.join(known)}")
-    if config.loraplus_lr_ratio and config.optimizer_type not in (None, *LORAPLUS_OPTIMIZERS):
-        raise InvalidConfig(
-            f"loraplus_lr_ratio does not work with optimizer_type {config.optimizer_type!r}; leave it unset or take "
-            f"one of {', '.join(LORAPLUS_OPTIMIZERS)}"
-        )

@@ -165,6 +165,15 @@ class SFTConfig(BaseModel):
         return self.batch_size * self.gradient_accumulation_steps * self.num_devices
 
 
+def count_warmup_steps(steps: int, warmup_ratio: float) -> int:
+    """How many of a run's optimizer steps warm up: rounded down, and never all of them.
+
+    The first warmup step has a learning rate of 0. Rounded up, as transformers does it, a run of a single step would
+    learn nothing.
+    """
+    return min(int(steps * warmup_ratio + 1e-6), steps - 1)
+
+
 def _number_fields(schema: dict[str, Any]) -> None:
     """Prefect's form shows fields by `position`; PostgreSQL's JSON forgets the order they are declared in."""
     for position, field in enumerate(schema["properties"].values()):

@@ -51,6 +51,13 @@ class ModelNotSupported(TuneyardError, ValueError):
     code = "model_not_supported"
 
 
+class ModelUnusable(ModelNotFound):
+    """A base model or a start adapter that is there, but whose files can't be read, trained or saved here."""
+
+    status = 400
+    code = "model_unusable"
+
+
 class DatasetNotFound(TuneyardError, LookupError):
     """A dataset or one of its revisions that is in none of the places looked at."""
 
@@ -88,6 +95,12 @@ class LossExploded(TrainingDiverged):
     """The loss stayed far above where it began."""
 
     code = "loss_exploded"
+
+
+class NothingLearned(TuneyardError, ArithmeticError):
+    """Training ended with the weights it began with, so there is no result to keep."""
+
+    code = "nothing_learned"
 
 
 class DiskFull(TuneyardError, OSError):

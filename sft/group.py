@@ -133,6 +133,7 @@ class GroupSession:
         STOP_SECONDS; what takes longer, an evaluation in the midst of training for one, is cut off without.
         """
         result: dict[str, Any] = self._call("train")
+        self.warnings = self._call("list_warnings")
         return result
 
     def save(self, adapter_dir: Path) -> Path:

@@ -97,11 +97,12 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         ModelNotFound: the folder lacks (some of) the weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     _check_shards(path)
     dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
+    options["generation_config"] = GenerationConfig()  # not the published one, which need not be valid
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():

@@ -1,6 +1,5 @@
 """One training run, from a prepared dataset to a saved adapter."""
 
-import copy
 import logging
 import pickle
 import time
@@ -24,13 +23,16 @@ from sft.best import find_best
 from sft.callbacks import OnEvent
 from sft.catching_up import CatchUp
 from sft.checkpoints import clear_leftovers, find_newest_checkpoint
+from sft.companions import make_folder, save_companions, settle_generation, try_saving
 from sft.config import SFTConfig
 from sft.disk import telling_full_disk
 from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import choose_layout
+from sft.learning import LearningCheck
 from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers
+from sft.optimizers import check_optimizer
 from sft.packing import pack_rows
 from sft.precision import settle_dtype
 from sft.publication import Publishing, publish_folder
@@ -73,16 +75,21 @@ class TrainingSession:
         checkpoint_dir: Path | None = None,
         publishing: Publishing = nullcontext,
     ) -> None:
+        check_optimizer(config)
         set_seed(config.seed)
         self.warnings: list[str] = []
         self.config = config
         self.model_path = model_path
         self.on_event: OnEvent = on_event or (lambda name, values: None)
+        self.output_dir = output_dir
         self.checkpoint_dir = checkpoint_dir or output_dir / "checkpoints"
+        make_folder(output_dir, "output_dir")
+        make_folder(self.checkpoint_dir, "checkpoint_dir")
         self.tokenizer = load_tokenizer(model_path)
         apply_template(self.tokenizer, config.template_name, required=False)
         dtype = settle_dtype(config, self.checkpoint_dir)
         base = load_model(model_path, config, dtype)
+        self.warnings += settle_generation(base, self.tokenizer, model_path)
         layout = choose_layout(base)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
@@ -93,6 +100,7 @@ class TrainingSession:
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
+        self._learning = LearningCheck()
         with quiet_transformers():
             model, adaptation = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
@@ -103,13 +111,19 @@ class TrainingSession:
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
                 peft_config=adaptation.settings,
-                callbacks=[self._sender, self._guard, catch_up, *self._choose_stopping(eval_rows is not None)],
+                callbacks=[
+                    self._learning,
+                    self._sender,
+                    self._guard,
+                    catch_up,
+                    *self._choose_stopping(eval_rows is not None),
+                ],
                 max_batch_tokens=config.max_batch_tokens,
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
         self.trainer.remove_callback(PrinterCallback)
-        self._sender.trainer = catch_up.trainer = self.trainer
+        self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing
         self.trainer.precision = name_precision(dtype)
         self.warnings += adaptation.warnings
@@ -125,6 +139,15 @@ class TrainingSession:
             "layout": layout,
             "gradient_checkpointing": checkpointing,
         }
+
+    def list_warnings(self) -> list[str]:
+        """`warnings`, for a process that can't reach them otherwise."""
+        return self.warnings
+
+    def _warn(self, sentences: list[str]) -> None:
+        self.warnings += sentences
+        for sentence in sentences:
+            logger.warning("%s", sentence)
 
     def _log_adaptation(self) -> None:
         facts = self.adaptation
@@ -167,11 +190,16 @@ class TrainingSession:
         Raises:
             LossNotFinite: the loss or its gradient became NaN or infinite.
             LossExploded: the loss stayed far above where it began.
+            NothingLearned: the weights are those that training began with.
+            InvalidConfig: no step would have a learning rate above 0, or output_dir can't be written to.
+            ModelUnusable: something of the model that goes into the result can't be saved.
             DiskFull: a checkpoint could not be written.
             CheckpointUnusable: a checkpoint holds more than numbers, or the best one is damaged.
         """
+        self._learning.remember(self.trainer.model)
         if self.trainer.args.should_save:
-            with self.trainer.publishing():
+            with self.trainer.publishing(), quiet_transformers():
+                self._try_saving()
                 clear_leftovers(self.checkpoint_dir)
         checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
         started_at = time.monotonic()
@@ -188,6 +216,7 @@ class TrainingSession:
         }
         if self.config.early_stopping_patience:
             result |= self._restore_best()
+        self._warn(self._learning.check(self.trainer.model))
         self.on_event("end", result)
         return result
 
@@ -258,15 +287,18 @@ class TrainingSession:
             "stopped_early": state.global_step < state.max_steps,
         }
 
+    def _try_saving(self) -> None:
+        """Whatever of the result can be made before training is made and thrown away, so that it can't fail later."""
+        adapters = [*self.trainer.model.peft_config.values()] if isinstance(self.trainer.model, PeftModel) else []
+        folder = self.output_dir
+        try_saving(folder, self.config.base_model, self._get_base(), self.tokenizer, adapters)
+
+    def _get_base(self) -> PreTrainedModel:
+        model = self.trainer.model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
     def _save_companions(self, folder: Path) -> None:
-        """The tokenizer with its chat template, and a generation config that stops where an answer ends."""
-        self.tokenizer.save_pretrained(folder)
-        generation = copy.deepcopy(self.trainer.model.generation_config)
-        known, stop = generation.eos_token_id, self.tokenizer.eos_token_id
-        others = [known] if isinstance(known, int) else list(known or [])
-        generation.eos_token_id = [stop, *(token for token in others if token != stop)]
-        generation.pad_token_id = self.tokenizer.pad_token_id
-        generation.save_pretrained(folder)
+        save_companions(folder, self.tokenizer, self._get_base().generation_config)
 
     def _save_merged(self, adapter_dir: Path) -> None:
         target = adapter_dir.with_name("merged")
@@ -278,16 +310,21 @@ class TrainingSession:
             publish_folder(target) as folder,
             quiet_transformers(),
         ):
+            merged.generation_config = self._get_base().generation_config
             merged.save_pretrained(folder)
             self._save_companions(folder)
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         stored = AutoConfig.from_pretrained(self.model_path, trust_remote_code=False).dtype or torch.float32
         base = AutoModelForCausalLM.from_pretrained(
-            self.model_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            self.model_path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            generation_config=GenerationConfig(),
         )
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
         return merged.to(stored)

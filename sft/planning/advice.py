@@ -1,10 +1,9 @@
 """What a user should know before the job is paid for."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-from sft.config import SFTConfig
+from sft.config import SFTConfig, count_warmup_steps
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import MAX_LISTED, TokenRows, find_duplicates, find_overlap
 
@@ -111,7 +110,7 @@ def _check_content(train: TokenRows, held_out: TokenRows | None) -> Iterator[Adv
 
 
 def _check_steps(config: SFTConfig, steps: int, has_eval: bool) -> Iterator[Advice]:
-    warmup = math.ceil(steps * config.warmup_ratio)
+    warmup = count_warmup_steps(steps, config.warmup_ratio)
     if steps < FEW_STEPS:
         yield _warn(
             "few_steps",

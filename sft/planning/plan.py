@@ -39,7 +39,9 @@ def make_plan(
     """
     from sft.arguments import needs_checkpointing
     from sft.loss import CHUNK_POSITIONS
+    from sft.optimizers import check_optimizer
 
+    check_optimizer(config)
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)

@@ -5,6 +5,7 @@ from pathlib import Path
 from sft.config import SFTConfig
 from sft.disk import describe_lack, find_existing, measure_free
 from sft.errors import DiskFull
+from sft.optimizers import check_optimizer
 from sft.planning.memory import plan_disk
 from sft.planning.shape import build_empty, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import plan_batches
@@ -20,6 +21,7 @@ def check_room(
     What is there of the job already, checkpoints that it goes on from, needs no room any more. Raises InvalidConfig
     and ModelNotFound as `sft.planning.plan.make_plan` does.
     """
+    check_optimizer(config)
     shape = measure_shape(build_empty(model_path), config, model_path)
     steps = plan_batches(config, read_tokens(prepared.load_train()), is_padded=False).steps
     parts = plan_disk(config, shape, measure_weight(shape), measure_companions(model_path), steps, 0)["parts"]

@@ -109,7 +109,7 @@ def test_every_step_is_stock_trls_step(
         gradient_accumulation_steps=2,
         learning_rate=1e-2,
         num_train_epochs=2,
-        warmup_steps=0.03,
+        warmup_steps=0,  # 0.03 of four steps, rounded down
         weight_decay=0.001,
         max_grad_norm=0.5,
         lr_scheduler_type="cosine",

@@ -1,0 +1,47 @@
+"""Each name of an optimizer trains here, or is refused before a model is loaded."""
+
+import pytest
+from transformers.training_args import OptimizerNames
+
+from sft.errors import InvalidConfig
+from sft.optimizers import check_optimizer
+
+ALWAYS_THERE = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
+
+
+def refusal_of(config):
+    """What it is refused with, None when it works."""
+    try:
+        check_optimizer(config)
+    except InvalidConfig as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", [name.value for name in OptimizerNames])
+def test_each_optimizer_steps_or_is_refused_with_its_need(make_config, name):
+    told = refusal_of(make_config(optimizer_type=name))
+    assert (told is None) >= (name in ALWAYS_THERE)
+    if told is not None:
+        assert told.startswith(f"optimizer_type {name!r} does not work on this machine: ")
+        assert told.endswith("or name another one, such as adamw_torch")
+        assert "\n" not in told
+
+
+def test_a_package_that_is_missing_is_named(make_config, monkeypatch):
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(InvalidConfig, match=r"'adamw_8bit' does not work .*install `bitsandbytes`"):
+        check_optimizer(make_config(optimizer_type="adamw_8bit"))
+
+
+def test_one_that_fails_at_its_first_step_is_refused(make_config, monkeypatch):
+    """As bitsandbytes' do on a CPU that its build has no code for."""
+    monkeypatch.setattr("torch.optim.SGD.step", lambda self: 1 / 0)
+    with pytest.raises(InvalidConfig, match="optimizer_type 'sgd' does not work on this machine: division by zero"):
+        check_optimizer(make_config(optimizer_type="sgd"))
+
+
+def test_it_is_refused_before_the_model_is_loaded(open_session, monkeypatch):
+    monkeypatch.setattr("sft.session.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    with pytest.raises(InvalidConfig, match="optimizer_type 'galore_adamw' does not work"):
+        open_session(optimizer_type="galore_adamw")
