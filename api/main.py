@@ -20,7 +20,7 @@ from api.metrics import Metrics, Snapshot
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.values import check_values
 from jobs.door import Door
-from jobs.keys import KeyRing
+from jobs.keys import KeyRing, keys_marker
 from jobs.log_lines import keep_lines_whole
 from jobs.planner import Planner
 from jobs.readiness import check_parts, count_jobs
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.door = Door(settings)
     app.state.planner = Planner()
-    app.state.keys = KeyRing(functools.partial(read_keys, settings))
+    app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)

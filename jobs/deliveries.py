@@ -18,7 +18,7 @@ from jobs.progress import read_reports
 from jobs.settings import Settings
 from jobs.status import status_of
 from jobs.store import Mark, WebhookDelivery
-from jobs.webhook import build_payload, send
+from jobs.webhook import Outcome, build_payload, send
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,19 @@ class Deliveries:
             if len(page) < PAGE:
                 return
 
+    def _call(self, delivery: WebhookDelivery) -> Outcome:
+        """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error."""
+        try:
+            allowed = self._settings.webhook_allow
+            return send(delivery.url, message_id(delivery), delivery.payload, self._secrets, allowed)
+        except Exception as error:
+            logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
+            return Outcome(error=f"the answer could not be read ({type(error).__name__})")
+
     def _send(self, delivery: WebhookDelivery) -> None:
         try:
             at = datetime.now(UTC)
-            allowed = self._settings.webhook_allow
-            outcome = send(delivery.url, message_id(delivery), delivery.payload, self._secrets, allowed)
+            outcome = self._call(delivery)
             keep_attempt(self._engine, delivery, at, outcome)
             came = outcome.error or f"the receiver answered {outcome.status_code}"
             logger.log(

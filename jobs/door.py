@@ -2,12 +2,14 @@
 
 import threading
 import time
+from pathlib import Path
 from typing import Self
 
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.stack import ensure_up
 from jobs.store import migrate
+from sft.errors import StackError
 
 CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by the first use after this
 
@@ -19,6 +21,7 @@ class Door:
         self._settings = settings
         self._service: JobService | None = None
         self._checked_at = 0.0
+        self._home: tuple[Path | None, tuple[int, int] | None] = (None, None)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -31,7 +34,10 @@ class Door:
         """The service, with the stack it needs. Raises StackError when that can't be started."""
         with self._lock:
             if self._service is None or time.monotonic() - self._checked_at > CHECK_SECONDS:
-                settings = ensure_up(self._settings or Settings())
+                wanted = self._settings or Settings()
+                self._check_home(wanted)
+                settings = ensure_up(wanted)
+                self._home = (settings.home, _identify(settings.home))
                 if self._service is None or self._service.settings != settings:
                     self._service = self._build(settings)
                 self._checked_at = time.monotonic()
@@ -45,8 +51,30 @@ class Door:
             service.close()
             service.engine.dispose()
 
+    def _check_home(self, settings: Settings) -> None:
+        """A state folder that was there and was moved away is not made anew: its jobs and keys are elsewhere.
+
+        Raises:
+            StackError: naming the folder.
+        """
+        path, identity = self._home
+        if path == settings.home and identity is not None and _identify(path) != identity:
+            raise StackError(
+                f"the state folder {path} was moved or replaced while this process uses it; put it back, or restart "
+                "this process to begin with a new one"
+            )
+
     @staticmethod
     def _build(settings: Settings) -> JobService:
         if settings.is_external and settings.database_url:  # the local stack looks after its own schema
             migrate(settings.database_url)
         return JobService(settings)
+
+
+def _identify(folder: Path) -> tuple[int, int] | None:
+    """What a folder is known by whatever its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

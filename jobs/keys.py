@@ -1,6 +1,7 @@
 """API keys: who may read, submit and administer. A key is shown once and kept only as a hash."""
 
 import hashlib
+import logging
 import secrets
 import threading
 import time
@@ -8,13 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from jobs.store import ApiKey
-from sft.errors import InvalidConfig, TuneyardError
+from sft.errors import InvalidConfig, StackError, TuneyardError
+
+logger = logging.getLogger(__name__)
 
 KEY_MARK = "ty_"  # makes a leaked key easy to search for
 SHOWN_CHARACTERS = 11  # of a key, in lists
@@ -111,10 +115,14 @@ def read_book(engine: Engine) -> KeyBook:
 
 
 class KeyRing:
-    """The key book, read again every few seconds, so that a request costs no query. Thread-safe."""
+    """The key book, read again every few seconds, so that a request costs no query. Thread-safe.
 
-    def __init__(self, read: Callable[[], KeyBook]) -> None:
+    Once keys were in use it never opens again, whatever becomes of the database: see `marker`.
+    """
+
+    def __init__(self, read: Callable[[], KeyBook], marker: Path) -> None:
         self._read = read
+        self._marker = marker  # a file that outlives this process, and the database
         self.last_book: KeyBook | None = None
         self._read_at = 0.0
         self._lock = threading.Lock()
@@ -133,5 +141,32 @@ class KeyRing:
             book = self.fresh_book(key)
             if book is None:
                 book = self._read()
+                self._keep_closed(book)
                 self.last_book, self._read_at = book, time.monotonic()
             return book
+
+    def _keep_closed(self, book: KeyBook) -> None:
+        """Refuse a database without keys where there were some. Raises StackError."""
+        was_closed = self.last_book is not None and not self.last_book.is_open
+        if not book.is_open:
+            if not was_closed:
+                remember_keys(self._marker)
+        elif was_closed or self._marker.exists():
+            raise StackError(
+                "API keys were in use here, and the database holds none: it is another one, or was emptied. Restore "
+                "it, or make a key with `tuneyard keys create NAME`"
+            )
+
+
+def keys_marker(home: Path) -> Path:
+    """The file in the state folder that says that API keys are in use."""
+    return home / "api-keys-in-use"
+
+
+def remember_keys(marker: Path) -> None:
+    """Leave the marker. A folder that can't be written is logged: this process remembers all the same."""
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch(mode=0o600)
+    except OSError as error:
+        logger.warning("%s could not be made (%s): a restarted API will not know that keys are in use", marker, error)

@@ -1,11 +1,10 @@
 """Lists of jobs, newest first: what they can be filtered by, and page after page."""
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -56,12 +55,13 @@ class Cursor(NamedTuple):
         """Read what `encode` wrote. Raises InvalidCursor."""
         try:
             time, shown = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            parsed = cls(datetime.fromisoformat(time), [UUID(run_id) for run_id in shown])
-        except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError) as error:
+            moment = datetime.fromisoformat(time)
+            if moment.tzinfo is None:
+                raise ValueError("names no zone")
+            # In UTC: a time near the first or last year may have none that the database can hold.
+            return cls(moment.astimezone(UTC), [UUID(run_id) for run_id in shown])
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidCursor("cursor is not one of this service; leave it out to start at the first page") from error
-        if parsed.time.tzinfo is None:
-            raise InvalidCursor("cursor is not one of this service; leave it out to start at the first page")
-        return parsed
 
 
 class RunPage(NamedTuple):

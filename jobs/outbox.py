@@ -85,7 +85,8 @@ def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcom
     changes: dict[str, Any] = {"state": _state_after(outcome, at >= delivery.expires_at), "next_attempt_at": None}
     if changes["state"] == "pending":
         pause = max(pause_seconds(tried), outcome.retry_after_seconds)
-        changes["next_attempt_at"] = min(at + timedelta(seconds=pause), delivery.expires_at)
+        left = (delivery.expires_at - at).total_seconds()
+        changes["next_attempt_at"] = at + timedelta(seconds=min(pause, left))
     changes["attempts"] = WebhookDelivery.attempts + literal([attempt], JSONB)
     with engine.begin() as connection:
         connection.execute(update(WebhookDelivery).where(WebhookDelivery.id == delivery.id).values(**changes))

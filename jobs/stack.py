@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 from jobs import deployments, parts, postgres
 from jobs.endpoints import VARIABLES, Endpoints
 from jobs.job_processes import is_job_process
-from jobs.keys import list_keys
+from jobs.keys import keys_marker, list_keys
 from jobs.prefect_access import guard_server
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK, engine_for, migrate
@@ -201,7 +201,11 @@ def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gp
         postgres.ensure_databases(resolved.database_url, local)
     migrate(resolved.database_url)
     if is_fresh and "prefect" in names:
-        is_key_needed = settings.require_api_key or bool(list_keys(engine_for(resolved.database_url)))
+        is_key_needed = (
+            settings.require_api_key
+            or keys_marker(settings.home).exists()
+            or bool(list_keys(engine_for(resolved.database_url)))
+        )
         guard_server(resolved, is_key_needed)
     for name in local:
         supervisor.start(name)

@@ -6,13 +6,13 @@ from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import delete, select, text
 from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 from api.auth import warn_if_open_to_others
 from api.main import create_app
-from jobs.keys import KeyBook, KeyScope, create_key, hash_key, list_keys, revoke_key
+from jobs.keys import TTL_SECONDS, KeyBook, KeyScope, create_key, hash_key, list_keys, revoke_key
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.store import ApiKey, engine_for, migrate
 
@@ -23,12 +23,12 @@ PRIVATE = ["/train", "/queue", "/metrics", "/api/sft/jobs", "/nowhere", "/docsx"
 
 
 @pytest.fixture
-def settings(stack):
-    """The stack with a database of its own for keys, so that no other test needs one."""
+def settings(stack, tmp_path):
+    """The stack with a database and a state folder of its own for keys, so that no other test needs one."""
     url = sibling_url(stack.database_url, f"keys_{uuid4().hex}")
     ensure_databases(stack.database_url, [url.split("?")[0].rsplit("/", 1)[-1]])
     migrate(url)
-    yield stack.model_copy(update={"database_url": url})
+    yield stack.model_copy(update={"database_url": url, "home": tmp_path / "home"})
     engine_for(url).dispose()
 
 
@@ -102,6 +102,43 @@ def test_a_revoked_key_stops_working_soon_and_the_service_stays_closed(api, engi
         assert time.monotonic() < deadline, "a revoked key works on"
         time.sleep(0.1)
     assert api.get("/queue").status_code == 401
+
+
+def empty(engine):
+    with Session(engine) as session, session.begin():
+        session.execute(delete(ApiKey))
+
+
+def drop(engine):
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE api_keys"))
+
+
+@pytest.mark.parametrize("loss", [empty, drop])
+def test_a_database_that_lost_its_keys_opens_nothing(api, settings, engine, loss):
+    _, key = create_key(engine, "ci", KeyScope.READ)
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
+
+    loss(engine)
+    time.sleep(TTL_SECONDS + 0.1)
+    restarted = TestClient(create_app(settings))
+    for client in (api, restarted):
+        for headers in ({}, bearer(key), bearer("ty_x")):
+            answer = client.get("/queue", headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (503, "stack_unavailable")
+        assert client.get("/metrics").status_code in (401, 503)
+
+
+def test_a_new_key_ends_the_wait_for_lost_ones(api, engine):
+    _, key = create_key(engine, "ci", KeyScope.READ)
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
+    empty(engine)
+    time.sleep(TTL_SECONDS + 0.1)
+    assert api.get("/queue").status_code == 503
+
+    _, key = create_key(engine, "again", KeyScope.READ)
+    assert api.get("/queue").status_code == 401
+    assert api.get("/queue", headers=bearer(key)).status_code == 200
 
 
 def test_a_new_key_works_within_two_seconds_of_an_open_ring(api, engine):

@@ -1,5 +1,6 @@
 """Bad input: one shape of answer, never a 500, one log record a request."""
 
+import base64
 import json
 import logging
 
@@ -210,6 +211,23 @@ def test_changes_to_a_saved_configuration_are_judged_by_themselves(api):
 def test_a_cursor_of_nobody_is_refused(api, path, status):
     answer = api.get(path, params={"cursor": "x"})
     assert (answer.status_code, answer.json()["code"]) == (status, "invalid_cursor")
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "x", "", None, 5]
+)
+@pytest.mark.parametrize(("path", "status"), [("/train", 422), ("/api/sft/jobs", 400)])
+def test_a_cursor_whose_time_the_database_cannot_hold_is_refused(api, path, status, time):
+    cursor = base64.urlsafe_b64encode(json.dumps([time, []]).encode()).decode()
+    answer = api.get(path, params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["code"]) == (status, "invalid_cursor")
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_first_and_the_last_time_can_be_asked_for(api, time):
+    cursor = base64.urlsafe_b64encode(json.dumps([time.replace("Z", "+00:00"), []]).encode()).decode()
+    for query in ({"cursor": cursor}, {"created_after": time}, {"created_before": time}):
+        assert api.get("/train", params=query | {"limit": 1}).status_code == 200
 
 
 @pytest.mark.parametrize("seconds", ["253402300799.1", "-62135596801", "1e999", "-1e300"])

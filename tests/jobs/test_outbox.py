@@ -144,9 +144,17 @@ def waiting(engine):
     return row
 
 
-def test_after_three_days_it_has_failed_and_no_wait_is_longer(engine, waiting):
+@pytest.mark.parametrize("date", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359", "\x80"])
+def test_whatever_an_answer_holds_the_delivery_ends(engine, receive, date):
+    job_id = tell(engine, receive(200, headers={"Retry-After": date}).url)
+    wait_until(lambda: only(engine, job_id).state == "delivered", 5)
+    assert answers(engine, job_id) == [200]
+
+
+@pytest.mark.parametrize("seconds", [7 * 86400.0, 1e12, 1e300])
+def test_after_three_days_it_has_failed_and_no_wait_is_longer(engine, waiting, seconds):
     before, after = waiting.expires_at - timedelta(seconds=1), waiting.expires_at + timedelta(seconds=1)
-    keep_attempt(engine, waiting, before, Outcome(503, None, 7 * 86400.0))
+    keep_attempt(engine, waiting, before, Outcome(503, None, seconds))
     kept = only(engine, waiting.job_id)
     assert (kept.state, kept.next_attempt_at) == ("pending", waiting.expires_at)
 

@@ -1,6 +1,7 @@
 """What a client is told of its job's end, and that it can check by whom."""
 
 import json
+import math
 import time
 from uuid import uuid4
 
@@ -103,3 +104,21 @@ def test_retry_after_as_a_date():
     moment = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 97 < read_retry_after(moment) <= 100
     assert read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Fri, 31 Dec 9999 23:59:59 -2359",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "99999999999999999999999999",
+        "-5",
+        "1e400",
+        "\u0663",
+        "Mon, 99 Jan 2026 99:99:99 GMT",
+        "x" * 9000,
+    ],
+)
+def test_a_retry_after_that_no_date_holds_ends_no_delivery(value):
+    assert 0 <= read_retry_after(value) < math.inf
