@@ -129,14 +129,18 @@ class Origin(TypedDict):
 
 
 class TrainJob(Origin):
-    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null."""
+    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null.
+
+    `start_time` is when the job was accepted and, once it has begun, when it began: it moves once, forward. `status`
+    is `created` for a job made from Python that nobody has started yet.
+    """
 
     job_id: Id
     name: str
     status: TrainWord
     priority: Priority
     config: Annotated[dict[str, Any], DocumentedAs(TrainConfig, UnreadConfig)]
-    start_time: float | None
+    start_time: float
     end_time: float | None
     tracking_url: str | None
     error: str | None

@@ -11,16 +11,16 @@ from api.errors import SFT_PREFIX
 from api.examples import EXAMPLES, Example
 
 Document = dict[str, Any]
-METHODS = ("get", "post", "put", "patch", "delete")
+METHODS = ("get", "head", "post", "put", "patch", "delete")
 
 DESCRIPTIONS = {
-    400: ("invalid_config", "lora_r: input should be greater than 0, got 0", "The request is not valid"),
+    400: ("invalid_config", "lora_r: must be greater than 0, got 0", "The request is not valid"),
     401: ("unauthorized", "An API key is required: send it as Authorization: Bearer KEY", "No valid API key"),
     403: ("forbidden", "This API key has scope read; POST needs submit", "The API key does not allow this"),
     404: ("job_not_found", "Job 550e8400-e29b-41d4-a716-446655440000 not found", "Nothing has this id"),
     409: ("training_busy", "A training job is already running. Please try again later.", "Busy"),
     413: ("body_too_large", "The body may have at most 1048576 bytes (TUNEYARD_MAX_BODY_BYTES)", "Too large"),
-    422: ("invalid_request", "batch_size: input should be greater than 0, got 0", "The request is not valid"),
+    422: ("invalid_request", "batch_size: must be greater than 0, got 0", "The request is not valid"),
     429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Asked too often; see Retry-After"),
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
 }

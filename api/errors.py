@@ -9,11 +9,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
-from sft.config import explain_problems
+from api.parameters import body_fields
 from sft.errors import InvalidConfig, TemplateNotFound, TuneyardError
+from sft.explanations import explain_problems
 
 SFT_PREFIX = "/api/sft"
 DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a megabyte of it
@@ -47,16 +48,19 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        detail = explain_request(error.errors(), request.headers.get("content-type"))
+        detail = explain_request(error.errors(), request.headers.get("content-type"), body_fields(request.scope))
         return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request")
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """What the path takes, over all routes that have it, or those that name it as it is: they come before `{id}`."""
-    routers = [getattr(route, "original_router", None) for route in request.app.routes]  # FastAPI keeps them whole
-    routes = [*request.app.routes, *(route for router in routers if router for route in router.routes)]
-    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    matching = [route for route in matching if getattr(route, "path", None) == request.scope["path"]] or matching
+    """What the path takes by the OpenAPI document, where one that is named as it is comes before `{id}`."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    paths = request.app.openapi()["paths"]
+    fitting = (item for template, item in paths.items() if compile_path(template)[0].match(path))
+    item = paths.get(path) or next(fitting, None)
+    if item is not None:
+        return sorted(method.upper() for method in item)
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
@@ -81,18 +85,19 @@ def invalid_status(scope: Scope) -> int:
     return 400 if scope["path"].removeprefix(scope.get("root_path", "")).startswith(SFT_PREFIX) else 422
 
 
-def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None) -> str:
-    """Every problem of a request, one a line."""
-    lines = []
+def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None, fields: Sequence[str]) -> str:
+    """Every problem of a request, one a line. `fields`: those the body may have."""
+    lines, others = [], []
     for problem in problems:
         place, *within = problem["loc"]
         if problem["type"] == "json_invalid":
-            lines.append(f"the body is not valid JSON: {problem['ctx']['error']} at character {within[0]}")
+            why = str(problem["ctx"]["error"]).removesuffix(" at")
+            lines.append(f"the body is not valid JSON: {why} at character {within[0]}")
         elif place == "body" and not within and isinstance(problem["input"], bytes):
             lines.append(f"the body must be sent with Content-Type: application/json, got {content_type!r}")
         else:
-            lines.append(explain_problems([{**problem, "loc": within}], []))
-    return "\n".join(lines)
+            others.append({**problem, "loc": within})
+    return "\n".join([*lines, *([explain_problems(others, fields)] if others else [])])
 
 
 def error_response(

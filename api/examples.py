@@ -216,6 +216,10 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         )
         for prefix in ("/train", "/api/sft/jobs")
     },
+    **{
+        ("HEAD", f"{prefix}/{{job_id}}/adapter"): Example("Get the length and checksum of a job's adapter")
+        for prefix in ("/train", "/api/sft/jobs")
+    },
     ("GET", "/health"): Example("Is this process up?", response={"status": "ok", "version": "0.1.0"}),
     ("GET", "/ready"): Example(
         "Could a job run now?",

@@ -16,7 +16,6 @@ CURSOR_HEADER = "X-Next-Cursor"
 MAX_LIMIT = 200
 EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999
 METADATA_PREFIX = "metadata."
-KNOWN = ("status", "model", "adapter", "dataset", "created_after", "created_before", "metadata", "limit", "cursor")
 
 _TIME = WithJsonSchema(
     {
@@ -80,16 +79,21 @@ def announce_next_page(request: Request, response: Response, cursor: str | None)
 
 
 def _read_metadata(request: Request, pairs: list[str]) -> dict[str, str]:
-    wanted = {}
+    wanted: dict[str, str] = {}
     for pair in pairs:
         key, colon, value = pair.partition(":")
         if not colon:
             raise _invalid("metadata", "must be key:value", pair)
-        wanted[key] = value
+        _add_pair(wanted, key, value)
     for name, value in request.query_params.multi_items():
         if name.startswith(METADATA_PREFIX):
-            wanted[name.removeprefix(METADATA_PREFIX)] = value
+            _add_pair(wanted, name.removeprefix(METADATA_PREFIX), value)
     return wanted
+
+
+def _add_pair(wanted: dict[str, str], key: str, value: str) -> None:
+    if wanted.setdefault(key, value) != value:
+        raise _invalid("metadata", f"no job has two values of {key!r}; ask for one", [wanted[key], value])
 
 
 def _read_time(name: str, text: str | None) -> datetime | None:

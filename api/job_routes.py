@@ -1,6 +1,7 @@
 """What can be had of one job beside its status: events, log, metrics, checkpoints, adapter; the same in both APIs."""
 
 import base64
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, cast
@@ -13,7 +14,7 @@ from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, Streame
 from api.errors import SFT_PREFIX
 from api.service import get_service
 from api.streaming import STREAM_HEADERS, follow, send_events
-from jobs.archive import checksum, find_adapter
+from jobs.archive import Download, prepare_download
 from jobs.database import translate_errors
 from jobs.feed import END_ID, EventFeed
 from jobs.job import Job
@@ -23,9 +24,11 @@ from jobs.records import list_checkpoints, read_series, series_to_csv
 from jobs.service import JobService
 from jobs.status import SFT_WORDS, TRAIN_WORDS
 from jobs.store import WebhookDelivery
+from sft.explanations import Matching
 
 MAX_TAIL = 100_000
 NDJSON = "application/x-ndjson"
+TAR = "application/x-tar"
 
 Service = Annotated[JobService, Depends(get_service)]
 
@@ -36,10 +39,8 @@ def find_job(job_id: str, service: Service) -> Job:
 
 
 FoundJob = Annotated[Job, Depends(find_job)]
-LastEventId = Annotated[
-    str | None,
-    Header(pattern="^([0-9]{1,18}|end)?$", description="The id of the last event that was received."),
-]
+EventId = Annotated[str, Matching("^([0-9]{1,18}|end)?$", "must be the id of an event of this job, or end")]
+LastEventId = Annotated[EventId | None, Header(description="The id of the last event that was received.")]
 Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Only so many of the last lines.")]
 
 resources = APIRouter()
@@ -167,7 +168,7 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
     response_class=StreamingResponse,
     responses={
         200: {
-            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {TAR: {"schema": {"type": "string", "format": "binary"}}},
             "description": "A tar archive; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
         },
         409: {"description": "The job has not completed."},
@@ -175,16 +176,34 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
 )
 def get_adapter(job: FoundJob, service: Service) -> Response:
     """The trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
-    archive = find_adapter(service.settings, job)
-    sha256 = checksum(archive)
-    headers = {
-        "Content-Length": str(archive.size),
-        "Content-Disposition": f'attachment; filename="{archive.name}.tar"',
-        "X-Checksum-SHA256": sha256,
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",  # RFC 9530
-        "ETag": f'"{sha256}"',
+    download = prepare_download(service.settings, job)
+    chunks = download.archive.read()
+    first = next(chunks)  # opens the files: one that is gone is an answer still, not a connection that breaks
+    return StreamingResponse(itertools.chain([first], chunks), media_type=TAR, headers=_describe_download(download))
+
+
+@resources.head(
+    "/{job_id}/adapter",
+    response_class=Response,
+    responses={
+        200: {"description": "The headers of the archive: its length and its SHA-256."},
+        409: {"description": "The job has not completed."},
+    },
+)
+def describe_adapter(job: FoundJob, service: Service) -> Response:
+    """Length and checksum of the archive without its bytes."""
+    headers = _describe_download(prepare_download(service.settings, job))
+    return Response(media_type=TAR, headers=headers)
+
+
+def _describe_download(download: Download) -> dict[str, str]:
+    return {
+        "Content-Length": str(download.archive.size),
+        "Content-Disposition": f'attachment; filename="{download.archive.name}.tar"',
+        "X-Checksum-SHA256": download.sha256,
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(download.sha256)).decode()}:",  # RFC 9530
+        "ETag": f'"{download.sha256}"',
     }
-    return StreamingResponse(archive.read(), media_type="application/x-tar", headers=headers)
 
 
 def _wants(request: Request, chosen: str | None, name: str, media_types: tuple[str, ...]) -> bool:

@@ -17,6 +17,7 @@ from api.docs import install_openapi
 from api.errors import install_error_handlers
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.metrics import Metrics, Snapshot
+from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.values import check_values
 from jobs.door import Door
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=importlib.metadata.version("tuneyard"),
         description="Self-hosted LoRA fine-tuning: post a job, get a registered adapter.",
         lifespan=_warm_up,
-        dependencies=[Depends(check_values)],
+        dependencies=[Depends(check_values), Depends(check_parameters)],
         static_url="/docs/assets",
         redoc_url=None,  # its page fetches a logo from its makers
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",

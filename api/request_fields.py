@@ -12,7 +12,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     GetJsonSchemaHandler,
     Strict,
     WithJsonSchema,
@@ -23,6 +22,7 @@ from pydantic_core import CoreSchema
 
 from jobs.spec import Metadata
 from sft.config import Amount, SFTConfig
+from sft.explanations import Matching
 from sft.templates import list_templates
 
 Schema = dict[str, Any]
@@ -46,8 +46,7 @@ _NUMBER_OR_TEXT = {
     ]
 }
 LearningRate = Annotated[Amount, BeforeValidator(_read_number), WithJsonSchema(_NUMBER_OR_TEXT)]
-AdapterName = Annotated[str, Field(max_length=200, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-ModelId = Annotated[str, Field(pattern=r"\S")]
+ModelId = Annotated[str, Matching(r"\S", "must not be blank")]
 WebhookUrl = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]  # checked by `jobs.spec`
 TemplateName = Annotated[str, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
 

@@ -1,15 +1,24 @@
 """The bodies of the SFT API, and the job that `POST /api/sft/train` asks for."""
 
+import json
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from api.answers import DocumentedAs
 from api.request_fields import (
     EVENTS_RULE,
     LORA_RULE,
     PATIENCE_RULE,
-    AdapterName,
     MetadataPairs,
     RequestFields,
     WebhookUrl,
@@ -17,10 +26,11 @@ from api.request_fields import (
     show_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
+from jobs.spec import AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
 from jobs.store import SavedConfig
-from sft.config import SFTConfig, explain_validation_error
+from sft.config import SFTConfig
 from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
+from sft.explanations import SAME, explain_validation_error, shorten
 from sft.templates import check_template_name
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
@@ -42,9 +52,26 @@ def _show_config_rule(schema: dict[str, Any]) -> None:
 
 
 AROUND_CONFIG = {"adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata"}
+BESIDE_CONFIG = {*AROUND_CONFIG, "config_id", "priority"}
 
 
-class TrainBody(BaseModel):
+class _WithConfig(BaseModel, extra="forbid"):
+    """Base of bodies whose fields of SFTConfig are inside `config`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_places(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            strangers = [name for name in values if name not in cls.model_fields]
+            outside = [name for name in strangers if find_config_field(name) is not None]
+            if outside:
+                example = {find_config_field(name): values[name] for name in outside}
+                shown = shorten(json.dumps({"config": example}, default=repr))
+                raise ValueError(f"{', '.join(outside)}: put the fields of the configuration into config: {shown}")
+        return values
+
+
+class TrainBody(_WithConfig):
     """A job: its configuration, and what to do around it."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_show_config_rule)
@@ -80,21 +107,41 @@ class TrainBody(BaseModel):
         return JobSpec.build(config=config, saved_config=origin, **around)
 
 
-class ConfigBody(BaseModel, extra="forbid"):
-    """A configuration to keep; it may be partial, only starting a job validates it."""
+class _OfConfigFields:
+    """Annotation of a mapping, for its schema: its keys are fields of SFTConfig, its values whatever they are."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "propertyNames": {"enum": [*SFTConfig.model_fields]}}
+
+
+PartialConfig = Annotated[dict[str, Any], _OfConfigFields()]  # `jobs.configs` refuses other names
+
+
+class ConfigBody(_WithConfig):
+    """A configuration to keep; it may be partial, only starting a job validates its values."""
 
     name: str = Field(min_length=1)
-    config: dict[str, Any]
+    config: PartialConfig
 
 
-class ConfigChange(BaseModel, extra="forbid"):
+class ConfigChange(_WithConfig):
     """What to change about a saved configuration; the fields of `config` are laid over the present ones."""
 
     name: str | None = Field(None, min_length=1)
-    config: dict[str, Any] | None = None
+    config: PartialConfig | None = None
+
+
+def find_config_field(name: str) -> str | None:
+    """The field of SFTConfig that has this name, or this other word for it."""
+    if name in SFTConfig.model_fields:
+        return name
+    same = next((words for words in SAME if name in words), frozenset())
+    return next((field for field in SFTConfig.model_fields if field in same), None)
 
 
 def _build_config(given: dict[str, Any], saved: SavedConfig | None) -> SFTConfig:
+    if beside := [name for name in given if name in BESIDE_CONFIG]:
+        raise InvalidConfig(f"{', '.join(beside)}: goes beside config, not into it")
     try:
         ConfigFields.model_validate(given)
     except ValidationError as error:

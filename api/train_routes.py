@@ -94,14 +94,17 @@ def get_queue(service: Service) -> AsIs[WaitingJobs]:
 
 
 def job_view(job: Job, service: JobService) -> TrainJob:
-    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null."""
+    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null.
+
+    `start_time` is always a number: when the job was accepted, and from its start on when it started.
+    """
     return {
         "job_id": str(job.id),
         "name": job.name,
         "status": TRAIN_WORDS[job.status],
         "priority": job.priority,
         "config": config_view(job.spec, service.settings.default_dataset) if job.spec else job.raw_config,
-        "start_time": job.started_at.timestamp() if job.started_at else None,
+        "start_time": job.start_time.timestamp() if job.start_time else 0.0,
         "end_time": job.ended_at.timestamp() if job.ended_at else None,
         "tracking_url": job.tracking_url,
         "error": job.error,

@@ -10,7 +10,6 @@ from api.request_fields import (
     LORA_RULE,
     NULL,
     PATIENCE_RULE,
-    AdapterName,
     Alternative,
     LearningRate,
     MetadataPairs,
@@ -22,7 +21,7 @@ from api.request_fields import (
     with_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import JobSpec, TrackingBackend, WebhookEvents
+from jobs.spec import AdapterName, JobSpec, TrackingBackend, WebhookEvents
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.templates import check_template_name
@@ -74,6 +73,18 @@ class TrainingFields(RequestFields):
         None, description="Up to 16 pairs of text, kept with the job and filtered by."
     )
     priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_flat(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("config"), dict):
+            names = [*RENAMED.items(), ("dataset_version", "dataset_name")]
+            renamed = [f"{ours} is {theirs} here" for theirs, ours in names if ours in values["config"]]
+            raise ValueError(
+                "config: the Training API takes the fields themselves, without config around them"
+                f"{''.join(f'; {hint}' for hint in renamed)}. The SFT API at /api/sft/train takes a config"
+            )
+        return values
 
     @model_validator(mode="after")
     def _check_as_job(self) -> Self:

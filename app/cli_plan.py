@@ -82,8 +82,9 @@ def _plan_here(submission: "Submission") -> dict[str, Any]:
     from jobs.planner import plan_once
     from jobs.settings import Settings
     from jobs.stack import is_up
-    from sft.config import SFTConfig, explain_validation_error
+    from sft.config import SFTConfig
     from sft.errors import InvalidConfig
+    from sft.explanations import explain_validation_error
 
     settings = Settings()
     endpoints = Endpoints.read(settings.home)

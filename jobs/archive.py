@@ -2,11 +2,15 @@
 
 import functools
 import hashlib
+import os
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -20,6 +24,9 @@ from sft.places import follow
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
+REPLACING_SECONDS = 0.05
+TRIES = 10  # at an adapter that is replaced while it is looked at
+_LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests for one adapter do not both read all of it
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,33 @@ class Member:
     changed_ns: int = 0
     url: str = ""
 
-    def read(self) -> Iterator[bytes]:
-        """The content. Raises AdapterNotReady when it is not as long as it was."""
+    def open(self) -> BinaryIO | None:
+        """The file, None for one at a URL. Raises AdapterNotReady when it is not the one that was listed."""
+        if self.path is None:
+            return None
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError as error:
+            raise self._changed() from error
+        found = os.fstat(file.fileno())
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns):
+            file.close()
+            raise self._changed()
+        return file
+
+    def read(self, file: BinaryIO | None) -> Iterator[bytes]:
+        """The content, of the opened file if there is one. Raises AdapterNotReady when it is not as long as it was."""
         left = self.size
-        for chunk in self._read_file() if self.path else self._download():
+        for chunk in iter(lambda: file.read(CHUNK_BYTES), b"") if file else self._download():
             left -= len(chunk)
             if left < 0:
                 break
             yield chunk
         if left != 0:
-            raise AdapterNotReady(f"{self.name} changed while it was read; ask again")
+            raise self._changed()
 
-    def _read_file(self) -> Iterator[bytes]:
-        assert self.path is not None  # noqa: S101 - narrows
-        with self.path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
+    def _changed(self) -> AdapterNotReady:
+        return AdapterNotReady(f"{self.name} changed while it was read; ask again")
 
     def _download(self) -> Iterator[bytes]:
         with httpx.stream("GET", self.url, timeout=TIMEOUT_SECONDS, trust_env=False) as answer:
@@ -69,16 +87,21 @@ class Archive:
         return _padded(content + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
     def read(self) -> Iterator[bytes]:
-        """Its bytes, a chunk at a time; nothing is held in memory."""
-        sent = 0
-        for member in self.members:
-            header = self._header(member)
-            yield header
-            yield from member.read()
-            padding = _padded(member.size, tarfile.BLOCKSIZE) - member.size
-            yield bytes(padding)
-            sent += len(header) + member.size + padding
-        yield bytes(self.size - sent)
+        """Its bytes, a chunk at a time; nothing is held in memory.
+
+        All files are opened before the first chunk, so that what is replaced later is still sent as it was.
+        """
+        with ExitStack() as opened:
+            files = [file and opened.enter_context(file) for file in (member.open() for member in self.members)]
+            sent = 0
+            for member, file in zip(self.members, files, strict=True):
+                header = self._header(member)
+                yield header
+                yield from member.read(file)
+                padding = _padded(member.size, tarfile.BLOCKSIZE) - member.size
+                yield bytes(padding)
+                sent += len(header) + member.size + padding
+            yield bytes(self.size - sent)
 
     @staticmethod
     def _header(member: Member) -> bytes:
@@ -87,7 +110,25 @@ class Archive:
         return info.tobuf(tarfile.PAX_FORMAT)
 
 
-@functools.lru_cache(maxsize=64)
+class Download(NamedTuple):
+    """An archive that can be sent, and the SHA-256 of its bytes in hex."""
+
+    archive: Archive
+    sha256: str
+
+
+def prepare_download(settings: Settings, job: Job) -> Download:
+    """A completed job's adapter as an archive whose files were all read once. Raises as `find_adapter`, `checksum`."""
+    for _ in range(TRIES - 1):
+        archive = find_adapter(settings, job)
+        try:
+            return Download(archive, checksum(archive))
+        except AdapterNotReady:  # replaced since it was listed
+            continue
+    archive = find_adapter(settings, job)
+    return Download(archive, checksum(archive))
+
+
 def checksum(archive: Archive) -> str:
     """SHA-256 in hex, from reading every file once; remembered until a file changes.
 
@@ -95,6 +136,12 @@ def checksum(archive: Archive) -> str:
         AdapterNotReady: a file changed meanwhile.
         StackError: a file can't be fetched.
     """
+    with _LOCKS[hash(archive) % len(_LOCKS)]:
+        return _checksum(archive)
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum(archive: Archive) -> str:
     digest = hashlib.sha256()
     try:
         for chunk in archive.read():
@@ -113,8 +160,10 @@ def find_adapter(settings: Settings, job: Job) -> Archive:
         StackError: the registry can't be reached.
     """
     if job.status is not JobStatus.COMPLETED:
-        remedy = "it has none" if job.status.is_terminal else "ask again once it has completed"
-        raise AdapterNotReady(f"Job {job.id} is {job.status}, the adapter of a completed job can be fetched; {remedy}")
+        if not job.status.is_terminal:
+            raise AdapterNotReady(f"Job {job.id} is {job.status}; ask for its adapter again once it has completed")
+        how = "failed" if job.status is JobStatus.FAILED else "was cancelled"
+        raise AdapterNotReady(f"Job {job.id} {how}, so it has no adapter. Only completed jobs have one")
     result = job.result or {}
     if not result.get("model_name") or not result.get("model_version"):
         raise AdapterNotFound(f"Job {job.id} has not reported which adapter it registered")
@@ -130,6 +179,7 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
 
     Raises:
         AdapterNotFound: a link among them leads out of the job's folder.
+        AdapterNotReady: the folder is being replaced.
     """
     if job.spec is None or job.output_path is None:
         return []
@@ -138,8 +188,27 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
     except InvalidConfig:  # allowed where the job ran, not here
         return []
     folder = follow(job.output_path, own)
-    if folder is None or not folder.is_dir():
+    if folder is None:
         return []
+    for _ in range(TRIES):
+        if not folder.is_dir():
+            if not any(folder.parent.glob(f".{folder.name}-*")) and not folder.is_dir():
+                return []
+            time.sleep(REPLACING_SECONDS)  # between taking the former one away and putting the new one in its place
+            continue
+        try:
+            looked_at = folder.stat().st_ino
+            members = _list_files(folder, own)
+            if folder.stat().st_ino == looked_at:
+                return members
+        except FileNotFoundError:  # replaced meanwhile: made anew beside it and renamed
+            continue
+    if not folder.is_dir():  # only a replacement that was cut off is left
+        return []
+    raise AdapterNotReady(f"the adapter of job {job.id} is being replaced; ask again")
+
+
+def _list_files(folder: Path, own: Path) -> list[Member]:
     members = []
     for path in folder.rglob("*"):
         target = path.resolve()

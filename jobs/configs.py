@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 from jobs.database import translate_errors
 from jobs.store import SavedConfig, SavedConfigVersion
 from jobs.text import find_unstorable_text
+from sft.config import SFTConfig
 from sft.errors import ConfigNotFound, InvalidConfig
+from sft.explanations import explain_problems
 
 
 class ConfigStore:
@@ -22,8 +24,12 @@ class ConfigStore:
         self._engine = engine
 
     def save(self, name: str, config: dict[str, Any]) -> SavedConfig:
-        """Keep a configuration under a new id, as its version 1. Raises InvalidConfig for what can't be stored."""
-        _check(name, config)
+        """Keep a configuration under a new id, as its version 1.
+
+        Raises:
+            InvalidConfig: a field of this name is not known, or it holds what can't be stored.
+        """
+        _check(name, config, config)
         saved = SavedConfig(name=name, config=config, version=1)
         with self._session() as session:
             session.add(saved)
@@ -53,7 +59,7 @@ class ConfigStore:
             if config is not None:
                 saved.config = {**saved.config, **config} if merge else config
             saved.name = saved.name if name is None else name
-            _check(saved.name, saved.config)
+            _check(saved.name, saved.config, config or {})
             saved.version += 1
             saved.updated_at = datetime.now(UTC)
             session.add(_version_of(saved))
@@ -94,6 +100,10 @@ def _version_of(saved: SavedConfig) -> SavedConfigVersion:
     return SavedConfigVersion(config_id=saved.config_id, version=saved.version, name=saved.name, config=saved.config)
 
 
-def _check(name: str, config: dict[str, Any]) -> None:
+def _check(name: str, config: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse what can't be stored, and `given` names that no configuration has; their values only a job judges."""
+    strangers = [{"type": "extra_forbidden", "loc": (key,)} for key in given if key not in SFTConfig.model_fields]
+    if strangers:
+        raise InvalidConfig(explain_problems(strangers, [*SFTConfig.model_fields]))
     if found := find_unstorable_text({"name": name, "config": config}):
         raise InvalidConfig(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")

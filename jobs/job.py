@@ -37,6 +37,14 @@ class Job:
     tracking_url: str | None = None
     output_path: str | None = None
 
+    @property
+    def start_time(self) -> datetime | None:
+        """When the job began; until then, when it was accepted. It moves once, forward, and never back.
+
+        None only where Prefect gives a run without a time.
+        """
+        return self.started_at or self.created_at
+
 
 def job_from_run(
     run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None, attempt: int | None = None
@@ -53,7 +61,7 @@ def job_from_run(
         spec=spec,
         raw_config=dict(run.parameters.get("config") or {}),
         created_at=run.created,
-        started_at=run.start_time,
+        started_at=_read_start(run),
         ended_at=run.end_time if status.is_terminal else None,
         queue_position=queue_position,
         phase=report.phase if report else None,
@@ -65,6 +73,16 @@ def job_from_run(
         tracking_url=report.tracking_url if report else None,
         output_path=report.output_path if report else None,
     )
+
+
+def _read_start(run: FlowRun) -> datetime | None:
+    """When the run began: by a worker's clock, which may lag behind the server's, but never before it was made.
+
+    Of a run that ended without having begun Prefect says that it began then.
+    """
+    if run.start_time is None or not run.run_count:
+        return None
+    return max(run.created, run.start_time) if run.created else run.start_time
 
 
 def _read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:

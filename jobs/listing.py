@@ -14,10 +14,12 @@ from prefect.client.schemas.objects import FlowRun
 from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
 from jobs.queue import Line
 from jobs.spec import metadata_tag
-from jobs.status import ONGOING_STATE_NAMES, JobStatus
+from jobs.status import CREATED_STATE_NAME, ONGOING_STATE_NAMES, JobStatus
 from sft.errors import InvalidCursor
 
-_WAITING = frozenset({JobStatus.CREATED, JobStatus.QUEUED})
+_CREATED = frozenset({JobStatus.CREATED})
+_QUEUED = frozenset({JobStatus.QUEUED})
+_WAITING = _CREATED | _QUEUED
 _ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 _STATE_TYPES = {
     JobStatus.CANCELLED: ["CANCELLING", "CANCELLED"],
@@ -80,7 +82,7 @@ class Listing:
 
     def page(self, wanted: JobFilters, cursor: Cursor | None, limit: int | None) -> RunPage:
         """The next `limit` runs (all if None) behind the cursor."""
-        starting = [run.id for run in self._line.starting()] if wanted.statuses in (_WAITING, _ACTIVE) else []
+        starting = [run.id for run in self._line.starting()] if wanted.statuses in (_QUEUED, _WAITING, _ACTIVE) else []
         if wanted.statuses == _ACTIVE:
             return self._active_page(wanted, starting, cursor, limit)
         found: list[FlowRun] = []
@@ -127,6 +129,10 @@ def _to_run_filter(
 def _to_state_filter(statuses: frozenset[JobStatus]) -> filters.FlowRunFilterState:
     if statuses == _WAITING:
         return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES])
+    if statuses == _QUEUED:
+        return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES, CREATED_STATE_NAME])
+    if statuses == _CREATED:  # only a paused run has this name
+        return state_filter(names=[CREATED_STATE_NAME])
     if statuses == _ACTIVE:
         return state_filter(["PENDING", "RUNNING", "CRASHED"], names=[*ONGOING_STATE_NAMES])
     return state_filter([name for status in statuses for name in _STATE_TYPES[status]])

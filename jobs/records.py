@@ -1,5 +1,6 @@
 """What a job leaves behind beside its result: the series of its metrics, its checkpoints."""
 
+import contextlib
 import csv
 import io
 import re
@@ -61,13 +62,15 @@ def series_to_csv(series: Series) -> str:
 def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[str, Any]]:
     """The job's checkpoints in order of steps: `step, path, time, bytes, complete`.
 
-    Looked up in the job's folder; where this machine does not have it, taken from the job's events, which know no
-    `bytes` (null).
+    Looked up in the job's folder; where this machine does not have it, or may not read it, taken from the job's
+    events, which know no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
     """
     folder = _visible_folder(settings, job)
     if folder is not None:
-        numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
-        return [_describe_checkpoint(step, path) for step, path in sorted(numbered)]
+        with contextlib.suppress(OSError):  # gone since, or another user's
+            numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            described = (_describe_checkpoint(step, path) for step, path in sorted(numbered))
+            return [checkpoint for checkpoint in described if checkpoint is not None]
     kept = _reported_checkpoints(engine, job.id)
     if job.spec is not None:
         kept = kept[-job.spec.config.save_total_limit :]
@@ -85,7 +88,7 @@ def _reported_checkpoints(engine: Engine, job_id: UUID) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-_CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 def _visible_folder(settings: Settings, job: Job) -> Path | None:
@@ -98,13 +101,21 @@ def _visible_folder(settings: Settings, job: Job) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _describe_checkpoint(step: int, folder: Path) -> dict[str, Any]:
-    complete = is_complete(folder)
-    written_at = (folder / MANIFEST if complete else folder).stat().st_mtime
+def _describe_checkpoint(step: int, folder: Path) -> dict[str, Any] | None:
+    """What is known of a checkpoint; None for one that training took away or replaced while it was looked at."""
+    try:
+        looked_at = folder.stat().st_ino
+        complete = is_complete(folder)
+        written_at = (folder / MANIFEST if complete else folder).stat().st_mtime
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if folder.stat().st_ino != looked_at:  # of a folder that is gone `rglob` lists nothing, without an error
+            return None
+    except FileNotFoundError:
+        return None
     return {
         "step": step,
         "path": str(folder),
         "time": datetime.fromtimestamp(written_at, UTC).isoformat(),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "bytes": size,
         "complete": complete,
     }

@@ -217,7 +217,8 @@ class JobService:
     def _check_not_ended(self, run: FlowRun) -> None:
         job = self._describe(run)
         if job.status.is_terminal and run.state and run.state.is_final():
-            raise JobConflict(f"Job {run.id} has already {job.status}; only a queued or running job can be cancelled")
+            how = f"is already {job.status}" if job.status is JobStatus.CANCELLED else f"has already {job.status}"
+            raise JobConflict(f"Job {run.id} {how}; only a job that has not ended can be cancelled")
 
     def _cancel_started(self, run: FlowRun) -> Job:
         """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.

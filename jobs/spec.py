@@ -7,13 +7,22 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from jobs.text import find_unstorable_text
-from sft.config import SFTConfig, explain_validation_error
+from sft.config import SFTConfig
 from sft.errors import InvalidConfig
+from sft.explanations import Matching, explain_validation_error
 
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
 WebhookEvents = Annotated[tuple[WebhookEvent, ...], Field(min_length=1)]
-MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+MetadataKey = Annotated[str, Matching(r"^[A-Za-z0-9_.\-]{1,64}$", "must be 1 to 64 letters, digits, '.', '_' and '-'")]
+AdapterName = Annotated[
+    str,
+    Field(max_length=200),
+    Matching(
+        "^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        "may contain letters, digits, '.', '_' and '-', and must start with a letter or digit",
+    ),
+]
 MetadataValue = Annotated[str, StringConstraints(max_length=256)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
@@ -37,19 +46,12 @@ class JobSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: SFTConfig
-    adapter_name: str | None = Field(None, max_length=200, description="Name in the registry; made up if unset.")
+    adapter_name: AdapterName | None = Field(None, description="Name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     webhook_url: str | None = Field(None, description="Called once the job has ended.")
     webhook_events: WebhookEvents | None = Field(None, description="What it is called for beside the end.")
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
     saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
-
-    @field_validator("adapter_name")
-    @classmethod
-    def _check_name(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("must be letters, digits, '.', '_' and '-', a letter or digit first")
-        return name
 
     @field_validator("webhook_url")
     @classmethod

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-TrainWord = Literal["queued", "running", "completed", "failed", "cancelled"]
+TrainWord = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 SftWord = Literal["pending", "running", "completed", "failed", "stopped"]
 
 
@@ -48,7 +48,7 @@ _BY_STATE_TYPE = {
 ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
 
 TRAIN_WORDS: dict[JobStatus, TrainWord] = {
-    JobStatus.CREATED: "queued",
+    JobStatus.CREATED: "created",
     JobStatus.QUEUED: "queued",
     JobStatus.STARTING: "running",
     JobStatus.RUNNING: "running",

@@ -1,7 +1,5 @@
 """`SFTConfig`: everything that decides what is trained. Frozen, serializable, the only home of its defaults."""
 
-import difflib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sft.errors import InvalidConfig
+from sft.explanations import explain_validation_error
 
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
 # Larger ones make no sense, and some parts below can't hold them: Prefect answers no list that has a number beyond
@@ -178,29 +177,3 @@ def _number_fields(schema: dict[str, Any]) -> None:
     """Prefect's form shows fields by `position`; PostgreSQL's JSON forgets the order they are declared in."""
     for position, field in enumerate(schema["properties"].values()):
         field["position"] = position
-
-
-def explain_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Every problem of a pydantic error, one a line; an unknown field names the nearest one of the model."""
-    fields = [field.alias or name for name, field in model.model_fields.items()]
-    return explain_problems(error.errors(include_url=False), fields)
-
-
-def explain_problems(problems: Sequence[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
-    """Pydantic's problems as lines `field: problem, got value`."""
-    lines = []
-    for problem in problems:
-        name = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(name, known_fields, n=1, cutoff=0.6)
-            lines.append(f"{name} is not a known field" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-        elif problem["type"] == "missing":
-            lines.append(f"{name or 'body'} is required")
-        elif not name:
-            lines.append(message)
-        else:
-            shown = repr(problem["input"])
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            lines.append(f"{name}: {message[:1].lower()}{message[1:]}, got {shown}")
-    return "\n".join(lines)

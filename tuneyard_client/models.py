@@ -5,7 +5,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+JobStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 Priority = Literal["high", "normal", "low"]
 WebhookEvent = Literal["started", "checkpoint"]
 Strategy = Literal["queue", "reject"]
@@ -31,7 +31,10 @@ class Progress(Answer):
 
 
 class Job(Answer):
-    """A job in the Training API's words. Times are epoch seconds; what is not known yet is None."""
+    """A job in the Training API's words. Times are epoch seconds; what is not known yet is None.
+
+    `start_time` is when the job was accepted and, once it has begun, when it began.
+    """
 
     job_id: str
     status: JobStatus

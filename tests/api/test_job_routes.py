@@ -351,6 +351,23 @@ def test_the_adapter_is_an_archive_with_its_checksum(api, job, adapter, dialect)
     }
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_head_tells_length_and_checksum_and_reads_the_files_once(api, job, adapter, dialect):
+    head = api.head(f"{dialect}/{job.id}/adapter")
+    answer = api.get(f"{dialect}/{job.id}/adapter")
+
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type", "content-disposition", "x-checksum-sha256", "repr-digest", "etag"):
+        assert head.headers[name] == answer.headers[name]
+    assert int(head.headers["content-length"]) == len(answer.content)
+    assert "GET, HEAD" in api.put(f"{dialect}/{job.id}/adapter").headers["allow"]
+
+
+def test_head_of_a_job_without_an_adapter(api, job):
+    assert api.head(f"/train/{job.id}/adapter").status_code == 409
+    assert api.head("/train/nobody/adapter").status_code == 404
+
+
 def test_a_changed_file_has_another_checksum(api, job, adapter):
     first = api.get(f"/train/{job.id}/adapter").headers["x-checksum-sha256"]
     (adapter / "adapter_config.json").write_text('{"r": 9}')
@@ -383,10 +400,8 @@ def test_a_job_that_has_not_completed_has_no_adapter_yet(api, service, job):
     cancelled = api.get(f"/train/{job.id}/adapter")
 
     assert (waiting.status_code, waiting.json()["code"]) == (409, "adapter_not_ready")
-    assert waiting.json()["detail"] == (
-        f"Job {job.id} is created, the adapter of a completed job can be fetched; ask again once it has completed"
-    )
+    assert waiting.json()["detail"] == (f"Job {job.id} is created; ask for its adapter again once it has completed")
     assert cancelled.status_code == 409
-    assert cancelled.json()["detail"].endswith(
-        "is cancelled, the adapter of a completed job can be fetched; it has none"
+    assert cancelled.json()["detail"] == (
+        f"Job {job.id} was cancelled, so it has no adapter. Only completed jobs have one"
     )

@@ -3,8 +3,10 @@
 import json
 import re
 import subprocess
+import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -109,6 +111,7 @@ def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, 
     try:
         with Tuneyard(base_url) as tuneyard:
             job_id = tuneyard.train(model_name="nobody/nothing").job_id
+            accepted_at = tuneyard.job(job_id).start_time
             tuneyard.wait(job_id, timeout_seconds=60)
     finally:
         paused_queue.pause()
@@ -117,7 +120,26 @@ def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, 
 
     assert job["status"] == "failed"
     assert type(job["start_time"]) is type(documented)
-    assert documented < job["start_time"] < job["end_time"]
+    assert documented < accepted_at <= job["start_time"] < job["end_time"]
+
+
+def test_every_job_has_a_start_time_from_its_acceptance_on(curl, client):
+    before = time.time()
+    jobs = [curl("basic")[1] for _ in range(3)]
+    after = time.time()
+    assert [job["status"] for job in jobs] == ["started", "queued", "queued"]
+
+    ids = [job["job_id"] for job in jobs]
+    times = [curl("status", job_id)[1]["start_time"] for job_id in ids]
+    assert before - 1 < times[0] < times[1] < times[2] < after + 1
+    listed = {job["job_id"]: job["start_time"] for job in curl("list")[1]}
+    assert [listed[job_id] for job_id in ids] == times
+    curl("cancel", ids[1])
+    cancelled = curl("status", ids[1])[1]
+    assert times[1] == cancelled["start_time"] <= cancelled["end_time"]
+    waiting = client.get(f"/api/sft/jobs/{ids[2]}").json()
+    assert (waiting["status"], waiting["started_at"]) == ("pending", None)
+    assert datetime.fromisoformat(waiting["created_at"]).timestamp() == times[2]
 
 
 def test_reject_takes_a_job_on_an_idle_service_and_no_other(curl):

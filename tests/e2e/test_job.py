@@ -207,7 +207,7 @@ def test_a_running_job_is_stopped_and_the_next_one_runs(api, model, wait_for, re
     stopped_at = time.monotonic()
     assert api.post(f"/api/sft/jobs/{first}/stop").json() == {"message": f"Job {first} stopped"}
     assert api.get(f"/api/sft/jobs/{first}").json()["status"] == "stopped"
-    wait_for(third["job_id"], lambda job: job["start_time"] is not None, seconds=60)
+    wait_for(third["job_id"], lambda job: job["attempt"] is not None, seconds=60)
     seconds = time.monotonic() - stopped_at
     assert api.delete(f"/train/{third['job_id']}").status_code == 200
     assert seconds < 40  # some ten seconds where nothing else runs

@@ -137,7 +137,7 @@ def test_prefects_workers_take_them_in_that_order(api, prefect, stack):
     ids = [_post(api, priority=priority)["job_id"] for priority in ("low", "normal", "high")]
     prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=False))
     try:
-        wait_until(lambda: all(api.get(f"/train/{job_id}").json()["start_time"] for job_id in ids), 240)
+        wait_until(lambda: all(api.get(f"/api/sft/jobs/{job_id}").json()["started_at"] for job_id in ids), 240)
     finally:
         prefect.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
     jobs = [api.get(f"/train/{job_id}").json() for job_id in ids]

@@ -77,12 +77,27 @@ def test_a_created_job_stands_in_line_from_its_start_on(service, spec):
     service.cancel(created.id)
 
 
+def test_created_and_queued_jobs_are_told_apart_in_lists(service, spec):
+    created, queued = service.create(spec), service.submit(spec)
+    wanted = {created.id, queued.id}
+
+    def listed(*statuses):
+        found = service.list_jobs(JobFilters(model=CONFIG["base_model"], statuses=frozenset(statuses))).jobs
+        return wanted & {job.id for job in found}
+
+    assert listed(JobStatus.CREATED) == {created.id}
+    assert listed(JobStatus.QUEUED) == {queued.id}
+    assert listed(JobStatus.CREATED, JobStatus.QUEUED) == wanted
+    for job_id in wanted:
+        service.cancel(job_id)
+
+
 def test_a_created_job_can_be_cancelled_and_then_never_starts(service, spec):
     created = service.create(spec)
 
     assert service.cancel(created.id).status is JobStatus.CANCELLED
     assert service.start(created.id).status is JobStatus.CANCELLED
-    with pytest.raises(JobConflict, match="has already cancelled"):
+    with pytest.raises(JobConflict, match="is already cancelled"):
         service.cancel(created.id)
     assert service.stop(created.id).status is JobStatus.CANCELLED
 

@@ -12,14 +12,14 @@ from jobs.status import CREATED_STATE_NAME, SFT_WORDS, TRAIN_WORDS, JobStatus, s
 def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_slot):
     status = status_of(state_type.value, state_type.value.title(), has_free_slot)
 
-    assert TRAIN_WORDS[status] in {"queued", "running", "cancelled", "completed", "failed"}
+    assert TRAIN_WORDS[status] in {"created", "queued", "running", "cancelled", "completed", "failed"}
     assert SFT_WORDS[status] in {"pending", "running", "stopped", "completed", "failed"}
 
 
 @pytest.mark.parametrize(
     ("state", "has_free_slot", "status", "train_word", "sft_word"),
     [
-        (states.Paused(name=CREATED_STATE_NAME), False, JobStatus.CREATED, "queued", "pending"),
+        (states.Paused(name=CREATED_STATE_NAME), False, JobStatus.CREATED, "created", "pending"),
         (states.Paused(), True, JobStatus.QUEUED, "queued", "pending"),
         (states.Suspended(), True, JobStatus.QUEUED, "queued", "pending"),
         (states.Scheduled(), False, JobStatus.QUEUED, "queued", "pending"),

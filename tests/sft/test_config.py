@@ -38,12 +38,12 @@ def test_defaults_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lora_r": 0}, "lora_r: input should be greater than 0, got 0"),
-        ({"validation_split": 1}, "validation_split: input should be less than 1, got 1"),
-        ({"learning_rate": float("nan")}, "learning_rate: input should be a finite number, got nan"),
+        ({"lora_r": 0}, "lora_r: must be greater than 0, got 0"),
+        ({"validation_split": 1}, "validation_split: must be less than 1, got 1"),
+        ({"learning_rate": float("nan")}, "learning_rate: must be a finite number, got nan"),
         (
             {"dataset_format": "xml"},
-            "dataset_format: input should be 'alpaca', 'chat', 'completion' or 'auto', got 'xml'",
+            "dataset_format: must be 'alpaca', 'chat', 'completion' or 'auto', got 'xml'",
         ),
         ({"lora_rank": 8}, "lora_rank is not a known field; did you mean lora_r?"),
         ({"base_model": " "}, "base_model: must not be blank, got ' '"),

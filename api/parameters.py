@@ -1,0 +1,80 @@
+"""Query parameters that a route does not take, or that are given more often than they count, are refused by name."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, get_args, get_origin
+
+from fastapi import Request
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Query
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from api.job_query import METADATA_PREFIX
+from sft.explanations import find_nearest
+
+
+def check_parameters(request: Request) -> None:
+    """Refuse what the route would not look at. For every route. Raises RequestValidationError."""
+    if not request.query_params:
+        return
+    route: APIRoute = request.scope["route"]
+    known = _query_parameters(_Once(route))
+    problems = []
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if "metadata" in known and name.startswith(METADATA_PREFIX):
+            takes_several = False
+        elif name not in known:
+            problems.append(_explain_unknown(name, request, route, known))
+            continue
+        else:
+            takes_several = known[name]
+        if count > 1 and not takes_several:
+            problems.append(f"{name} must be given once, got it {count} times")
+    if problems:
+        raise RequestValidationError(
+            [{"type": "value_error", "loc": ("query",), "msg": text, "input": None} for text in problems]
+        )
+
+
+def body_fields(scope: Mapping[str, Any]) -> list[str]:
+    """The names of the fields that the body of the request's route may have; empty where it takes none."""
+    route = scope.get("route")
+    field = getattr(route, "body_field", None)
+    model = field.field_info.annotation if field is not None else None
+    return [*model.model_fields] if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _explain_unknown(name: str, request: Request, route: APIRoute, known: Mapping[str, bool]) -> str:
+    problem = f"{name} is not a query parameter of {request.method} {request.url.path}"
+    if nearest := find_nearest(name, known):
+        return f"{problem}; did you mean {nearest}?"
+    if name in body_fields({"route": route}):
+        return f"{problem}; it is a field of the body"
+    return f"{problem}; it takes {', '.join(known) or 'none'}"
+
+
+class _Once:
+    """A route as the key of a cache; routes themselves compare by their paths and have no hash."""
+
+    def __init__(self, route: APIRoute) -> None:
+        self.route = route
+
+    def __hash__(self) -> int:
+        return hash(self.route.endpoint)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Once) and other.route.endpoint is self.route.endpoint
+
+
+@lru_cache(maxsize=256)
+def _query_parameters(once: _Once) -> dict[str, bool]:
+    """The query parameters of a route, its dependencies' included, and whether each may be given several times."""
+    parameters = [field for field in get_flat_params(once.route.dependant) if isinstance(field.field_info, Query)]
+    return {field.alias: _is_list(field.field_info.annotation) for field in parameters}
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(map(_is_list, get_args(annotation)))

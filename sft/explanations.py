@@ -1,0 +1,182 @@
+"""What is wrong with given values, told to whoever gave them: the field, the value and what it must be.
+
+Pydantic's own messages show regular expressions, names of Python types and its jargon; none of them reaches a client.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+SHOWN_CHARACTERS = 80
+TOLD_AT_ONCE = 50  # looking for what was meant takes a millisecond each
+
+# By pydantic's type of an error. The values in braces are of its context.
+_WORDS = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "finite_number": "must be a finite number",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "none_required": "must be null",
+    "string_pattern_mismatch": "must be of another form",  # without words of its own: declare the field by `Matching`
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("string_type", "string_sub_type", "string_unicode"), "must be text"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "iterable_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "must be an object"),
+}
+_OTHERWISE = "is not valid here"
+
+# Words for one thing: of the two interfaces, and of the programs that their users come from.
+SAME = [
+    frozenset(words.split())
+    for words in (
+        "base_model model_name model model_id model_name_or_path pretrained_model_name_or_path",
+        "dataset_name dataset_version dataset dataset_path training_file train_file",
+        "template_name template chat_template prompt_template",
+        "max_seq_length cutoff_len max_length max_seq_len sequence_len model_max_length",
+        "num_epochs epochs n_epochs num_train_epochs",
+        "batch_size per_device_train_batch_size micro_batch_size train_batch_size",
+        "learning_rate lr",
+        "scheduler_type lr_scheduler_type lr_scheduler",
+        "optimizer_type optim optimizer",
+        "lora_r lora_rank rank r",
+        "lora_target_modules lora_target target_modules lora_modules",
+        "validation_split val_size val_set_size eval_size test_size",
+        "adapter_name lora_name suffix",
+        "status state",
+    )
+]
+_OWN_PREFIX = "Value error, "  # what pydantic puts before a message of ours
+# What pydantic writes into a place for the alternatives of a field: nobody has given a field or key of this name.
+_ALTERNATIVE = re.compile(
+    r"bool|int|float|str|none|literal\[.*|(list|tuple|dict|set|nullable|union|function|constrained|lax-or-strict)\b.*"
+)
+_KEY = "[key]"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Annotation of text: it must match the expression, which only schemas show; people are told the words.
+
+    An expression that begins with `^` is matched from end to end. The words follow the field's name: `must be ...`.
+    """
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": self.pattern}
+
+    def check(self, text: str) -> str:
+        """The text. Raises ValueError with the words."""
+        match = re.fullmatch if self.pattern.startswith("^") else re.search
+        if not match(self.pattern, text):
+            raise ValueError(self.words)
+        return text
+
+
+def find_nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was most likely meant: another word for it, one spelled alike, or one that is part of it."""
+    names = list(known)
+    same = next((words for words in SAME if name in words), frozenset())
+    if found := next((known_name for known_name in names if known_name in same), None):
+        return found
+    if alike := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
+        return alike[0]
+    words = set(name.lower().replace("-", "_").split("_"))
+    within = [known_name for known_name in names if words.issuperset(known_name.split("_"))]
+    return max(within, key=len, default=None)
+
+
+def explain_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every problem of a pydantic error, one a line; an unknown field names the nearest one of the model."""
+    fields = [field.alias or name for name, field in model.model_fields.items()]
+    return explain_problems(error.errors(include_url=False), fields)
+
+
+def explain_problems(problems: Sequence[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
+    """Pydantic's problems as lines `field: what it must be, got value`; one line for the alternatives of a field."""
+    by_place: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
+    for problem in problems[:TOLD_AT_ONCE]:
+        by_place.setdefault(_place(problem["loc"]), []).append(problem)
+    whole = by_place.pop((), [])
+    lines = [_explain((), [problem], known_fields) for problem in whole]
+    lines += [
+        _explain(place, found, known_fields)
+        for place, found in by_place.items()
+        if not _is_told_deeper(place, found, by_place)
+    ]
+    if len(problems) > TOLD_AT_ONCE:
+        lines.append(f"and {len(problems) - TOLD_AT_ONCE} problems more")
+    return "\n".join(lines)
+
+
+def _place(loc: Sequence[str | int]) -> tuple[str | int, ...]:
+    rest = (part for part in loc[1:] if not (isinstance(part, str) and _ALTERNATIVE.fullmatch(part)))
+    return (*loc[:1], *rest)
+
+
+def _is_told_deeper(
+    place: tuple[str | int, ...], problems: list[Mapping[str, Any]], places: Iterable[tuple[str | int, ...]]
+) -> bool:
+    """Whether what is wrong lies within the value: an alternative fits but for it, or a list is empty without it."""
+    is_vague = any(len(problem["loc"]) > len(place) or problem["type"] == "too_short" for problem in problems)
+    return is_vague and any(len(other) > len(place) and other[: len(place)] == place for other in places)
+
+
+def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
+    kind, name = problems[0]["type"], ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        nearest = find_nearest(str(place[-1]), known_fields)
+        return f"{name} is not a known field" + (f"; did you mean {nearest}?" if nearest else "")
+    if kind == "missing":
+        return f"{name or 'body'} is required"
+    phrases = [*dict.fromkeys(map(_phrase, problems))]
+    if len(phrases) > 1 and all(phrase.startswith("must be ") for phrase in phrases):
+        phrases = ["must be " + " or ".join(phrase.removeprefix("must be ") for phrase in phrases)]
+    phrase = ", or ".join(phrases)
+    if place and place[-1] == _KEY:
+        *owner, key = place[:-1]
+        return f"{'.'.join(map(str, owner))}: the key {shorten(repr(key))} {phrase}"
+    if not name:
+        return phrase if kind == "value_error" else f"the body {phrase}, got {shorten(repr(problems[0]['input']))}"
+    return f"{name}: {phrase}, got {shorten(repr(problems[0]['input']))}"
+
+
+def _phrase(problem: Mapping[str, Any]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        message = str(problem["msg"]).removeprefix(_OWN_PREFIX)
+        return f"{message[:1].lower()}{message[1:]}" if problem["loc"] else message
+    if kind in ("string_too_short", "too_short"):
+        count, what = context["min_length"], "entries" if kind == "too_short" else "characters"
+        return "must not be empty" if count == 1 else f"must have at least {count} {what}"
+    values = {name: _plain(value) for name, value in context.items()}
+    try:
+        return _WORDS.get(kind, _OTHERWISE).format(**values)
+    except KeyError:
+        return _OTHERWISE
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def shorten(text: str) -> str:
+    """The text, or the beginning of a longer one."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

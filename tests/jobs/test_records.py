@@ -1,0 +1,156 @@
+"""A job's checkpoints and adapter are listed while training replaces them."""
+
+import hashlib
+import itertools
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import create_engine
+
+from jobs import archive
+from jobs.archive import checksum, prepare_download
+from jobs.folders import checkpoint_folder, job_folder
+from jobs.job import Job
+from jobs.records import list_checkpoints
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.status import JobStatus
+from sft.checkpoints import publish_checkpoint, stage_checkpoint, thin_out
+from sft.config import SFTConfig
+from sft.errors import AdapterNotReady
+from sft.publication import publish_folder
+
+JOB_ID = UUID("550e8400-e29b-41d4-a716-446655440000")
+CONFIG = SFTConfig(base_model="m", dataset_name="d", dataset_format="auto")
+NO_DATABASE = create_engine("sqlite://")  # of jobs whose folder is here nothing is read from it
+LOOKS = 300
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def job(settings):
+    adapter = job_folder(settings, CONFIG, JOB_ID) / "adapter"
+    return Job(
+        JOB_ID, "n", JobStatus.COMPLETED, "normal", JobSpec(config=CONFIG), {}, None, None, None,
+        result={"model_name": "support", "model_version": "7"}, output_path=str(adapter),
+    )  # fmt: skip
+
+
+@contextmanager
+def going_on(step) -> Iterator[None]:
+    """Call `step(number)` again and again on a thread of its own."""
+    over, problems = threading.Event(), []
+
+    def run() -> None:
+        for number in itertools.count(1):
+            if over.is_set():
+                return
+            try:
+                step(number)
+            except Exception as error:
+                problems.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert problems == []
+
+
+def test_checkpoints_are_listed_while_they_rotate(settings, job):
+    directory = checkpoint_folder(settings, CONFIG, JOB_ID)
+
+    def save(number: int) -> None:
+        staged = stage_checkpoint(directory, number)
+        (staged / "nested").mkdir()
+        for name in ("adapter.bin", "nested/optimizer.bin"):
+            (staged / name).write_bytes(bytes(1000))
+        newest = publish_checkpoint(staged)
+        thin_out(newest, 2, None, [*directory.glob("checkpoint-*")])
+
+    save(0)
+    with going_on(save):
+        shown = [checkpoint for _ in range(LOOKS) for checkpoint in list_checkpoints(settings, NO_DATABASE, job)]
+
+    assert len(shown) > LOOKS / 2
+    assert len({checkpoint["step"] for checkpoint in shown}) > 3
+    assert {checkpoint["complete"] for checkpoint in shown} == {True}
+    assert all(checkpoint["bytes"] > 2000 for checkpoint in shown)
+
+
+def test_checkpoints_of_a_folder_that_goes_away(settings, job):
+    directory = checkpoint_folder(settings, CONFIG, JOB_ID)
+
+    def step(_number: int) -> None:
+        (directory / "checkpoint-1").mkdir(parents=True)
+        (directory / "checkpoint-1" / "a.bin").write_bytes(b"x")
+        directory.rename(directory.with_name("away"))
+        shutil.rmtree(directory.with_name("away"))
+
+    with going_on(step):
+        for _ in range(LOOKS):
+            try:
+                list_checkpoints(settings, NO_DATABASE, job)
+            except Exception as error:  # the database has no table to fall back on: any other error is a fault
+                assert "no such table" in str(error)  # noqa: PT017
+
+
+def write_adapter(folder: Path, number: int) -> None:
+    with publish_folder(folder) as fresh:
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+            (fresh / name).write_bytes(f"{number} ".encode() * 20_000)
+
+
+def test_an_adapter_is_sent_whole_while_it_is_replaced(settings, job):
+    folder = Path(job.output_path)
+    write_adapter(folder, 0)
+    refused = 0
+    with going_on(lambda number: write_adapter(folder, number)):
+        for _ in range(40):
+            try:
+                sent = prepare_download(settings, job)
+                content = b"".join(sent.archive.read())
+            except AdapterNotReady as error:
+                assert "ask again" in str(error)  # noqa: PT017
+                refused += 1
+            else:
+                assert (len(content), hashlib.sha256(content).hexdigest()) == (sent.archive.size, sent.sha256)
+    assert refused < 40
+
+
+def test_what_is_replaced_once_it_is_being_sent_is_sent_as_it_was(settings, job):
+    folder = Path(job.output_path)
+    write_adapter(folder, 1)
+    sent = prepare_download(settings, job)
+    chunks = sent.archive.read()
+    first = next(chunks)
+    write_adapter(folder, 2)
+
+    assert hashlib.sha256(first + b"".join(chunks)).hexdigest() == sent.sha256
+    with pytest.raises(AdapterNotReady, match="changed while it was read; ask again"):
+        next(sent.archive.read())
+
+
+def test_an_adapter_that_is_asked_for_by_many_is_read_once(settings, job):
+    write_adapter(Path(job.output_path), 1)
+    before = archive._checksum.cache_info().misses
+    with ThreadPoolExecutor(8) as pool:
+        asked = [*pool.map(lambda _: prepare_download(settings, job), range(8))]
+
+    assert len(set(asked)) == 1
+    assert archive._checksum.cache_info().misses == before + 1
+    assert checksum(asked[0].archive) == asked[0].sha256
