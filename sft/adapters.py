@@ -1,15 +1,22 @@
 """The adapter that training starts from: a new one, or an earlier one to go on from."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from sft.adaptation import Adaptation, describe_start, plan_adaptation
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, ModelNotFound
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
+from sft.exhaustion import is_out_of_memory
 from sft.quantized import count_weights
+from sft.weights import find_pointer, find_weight_damage, read_shapes
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 
 
 def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, Adaptation]:
@@ -33,26 +40,71 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
 def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
     """As `add_adapter`, of a model that may be empty; an earlier adapter that is not here counts as a new one."""
     folder = Path(config.adapter_path) if config.adapter_path else None
-    if folder is not None and (folder / "adapter_config.json").is_file():
+    if folder is not None and (folder / SETTINGS).is_file():
+        _check_files(folder)
         _check_kind(folder)
         return describe_start(model, LoraConfig.from_pretrained(str(folder)))
     return add_adapter(model, config.model_copy(update={"adapter_path": None}))[1]
 
 
 def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> PeftModel:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelNotFound(f"adapter_path {folder} has no {name}; name the folder of a saved adapter")
+    _check_files(folder)
     _check_kind(folder)
+    subject = f"adapter_path {folder} does not fit base_model {config.base_model}"
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InvalidConfig(f"adapter_path {folder} does not fit base_model {config.base_model}: {reason}") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, see below
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except Exception as error:
+        if any(map(is_out_of_memory, walk_causes(error))):
+            raise
+        raise InvalidConfig(f"{subject}: {_explain_misfit(model, error)}") from error
+    if misfit := _find_misfit(adapted, folder):
+        raise InvalidConfig(f"{subject}: {misfit}")
     for adapter in adapted.peft_config.values():
         _check_start(config, adapter)
         adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
     return adapted
+
+
+def _check_files(folder: Path) -> None:
+    for name in (SETTINGS, WEIGHTS):
+        if not (folder / name).is_file():
+            has_pickle = name == WEIGHTS and (folder / "adapter_model.bin").is_file()
+            remedy = "save it again with `save_pretrained`" if has_pickle else "name the folder of a saved adapter"
+            found = ", only pickled weights (adapter_model.bin), which are not read" if has_pickle else ""
+            raise ModelNotFound(f"adapter_path {folder} has no {name}{found}; {remedy}")
+    if damage := find_weight_damage(folder / WEIGHTS):
+        raise ModelUnusable(f"adapter_path {folder} can't be read: {WEIGHTS} {damage}")
+    if pointer := find_pointer(folder):
+        raise ModelUnusable(f"adapter_path {folder} {pointer}")
+
+
+def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    found = SIZE_MISMATCH.search(text)
+    if found is None:
+        return text[:300] or type(error).__name__
+    name, saved, here = found.groups()
+    rows = str(getattr(model.get_input_embeddings(), "num_embeddings", None))
+    grown = saved.split(", ")[0]
+    if here.split(", ")[0] == rows != grown:
+        return (
+            f"the adapter was trained with a vocabulary of {grown} tokens and the model has {rows}; name the base "
+            "model whose embeddings were resized for it"
+        )
+    return f"{name} is of shape ({saved}) in the adapter and of shape ({here}) for this model"
+
+
+def _find_misfit(adapted: PeftModel, folder: Path) -> str | None:
+    """Layers of the adapter that the model lacks, or the other way round: PEFT passes over them."""
+    expected = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if ".lora_" in name}
+    found = {name for name in read_shapes(folder / WEIGHTS) if ".lora_" in name}
+    if strange := sorted(found - expected):
+        return f"the model has no place for {len(strange)} of its {len(found)} weights, {strange[0]} for one"
+    if missing := sorted(expected - found):
+        return f"its file lacks {len(missing)} of the {len(expected)} weights, {missing[0]} for one"
+    return None
 
 
 def _check_kind(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
 
 import importlib.util
-import json
 import os
 import time
 import warnings
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, ModelNotFound
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
+from sft.weights import check_weights, telling_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """The model's fast tokenizer; one without a pad token pads with its end-of-sequence or unknown token.
 
     Raises:
-        ModelNotFound: the folder has no tokenizer that can be read.
+        ModelUnusable: the folder has no tokenizer that can be read.
         InvalidConfig: the tokenizer has no fast version, which tells where each token stands in the text.
     """
     tokenizer_class: Any = find_tokenizer_class(path)
@@ -76,10 +76,8 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer
 
         tokenizer_class = AutoTokenizer
-    try:
+    with telling_unusable(f"the tokenizer of base_model {path.name}", path):
         tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(f"{path} has no tokenizer that can be read: {error}") from error
     if not tokenizer.is_fast:
         raise InvalidConfig(f"base_model {path.name} has no fast tokenizer (tokenizer.json), which training needs")
     if tokenizer.pad_token is None:
@@ -94,12 +92,13 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
 
     Raises:
         InvalidConfig: QLoRA or a dtype this machine can't do.
-        ModelNotFound: the folder lacks (some of) the weights.
+        ModelUnusable: files of the model are missing or damaged, or of no kind that can be read here.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    _check_shards(path)
+    subject = f"base_model {config.base_model}"
+    check_weights(path, subject)
     dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
     options["generation_config"] = GenerationConfig()  # not the published one, which need not be valid
@@ -107,16 +106,13 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():
         options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
-    try:
-        with quiet_transformers():
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, ImportError) as error:  # ImportError: it asks for kernels from the Hub
-        raise ModelNotFound(f"{path} has no model that can be read: {error}") from error
+    with telling_unusable(subject, path), quiet_transformers():
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise ModelNotFound(f"{path} lacks {len(missing)} of the model's weights, {missing[0]} for one")
+        raise ModelUnusable(f"{subject} lacks {len(missing)} of the model's weights, {missing[0]} for one")
     loaded: PreTrainedModel = model
     return loaded
 
@@ -209,19 +205,6 @@ def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Pa
             f"base_model {name!r}: {way_out} is no path a file can have, or leads out of the model root {root}; put "
             "the files there, or name the folder they are in with TUNEYARD_ALLOWED_MODEL_ROOTS"
         )
-
-
-def _check_shards(path: Path) -> None:
-    """The index of a model in parts must name files beside it. Raises ModelNotFound."""
-    index = path / "model.safetensors.index.json"
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelNotFound(f"{index} can't be read ({type(error).__name__})") from error
-    if strange := sorted(str(name) for name in names if Path(str(name)).name != name):
-        raise ModelNotFound(f"{index} names {strange[0]!r}, which is no file beside it")
 
 
 def _find_in_cache(name: str) -> Path:

@@ -9,20 +9,11 @@ from typing import NamedTuple
 
 from sft.disk import is_about_space
 from sft.errors import DiskFull, RegistryUnavailable, StackError, TuneyardError, walk_causes
+from sft.exhaustion import is_out_of_memory
 
 DETAIL_CHARACTERS = 500
 SERVER_ERROR = 500  # HTTP statuses from here on say that the server failed, not the request
 
-_OUT_OF_MEMORY_NAMES = {"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "builtins.MemoryError"}
-_OUT_OF_MEMORY_WORDS = (
-    "defaultcpuallocator: ",  # torch on a CPU: "can't allocate memory" or "not enough memory: you tried to allocate"
-    "you tried to allocate",
-    "out of memory",  # "CUDA error: out of memory", "CUDA out of memory", NCCL's, HIP's
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cusparse_status_alloc_failed",
-    "cannot allocate memory",  # the system's own, of a thread or a mapping
-)
 _MLFLOW_AWAY_NAMES = {
     f"requests.exceptions.{name}" for name in ("ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError")
 }
@@ -80,13 +71,6 @@ def _is_full_disk(error: BaseException) -> bool:
     return is_about_space(error) or _DATABASE_DISK_FULL in name_kinds(error)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if name_kinds(error) & _OUT_OF_MEMORY_NAMES:
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
-
-
 def _is_mlflow_away(error: BaseException) -> bool:
     names = name_kinds(error)
     if names & _MLFLOW_AWAY_NAMES:
@@ -141,7 +125,7 @@ def _say_stack_away(error: BaseException) -> str:
 
 _Kind = tuple[Callable[[BaseException], bool], str, Callable[[BaseException], str], bool]
 _KINDS: tuple[_Kind, ...] = (
-    (_is_out_of_memory, "out_of_memory", _say_out_of_memory, False),
+    (is_out_of_memory, "out_of_memory", _say_out_of_memory, False),
     (_is_mlflow_away, RegistryUnavailable.code, _say_mlflow_away, RegistryUnavailable.is_worth_retrying),
     (_is_database_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
     (_is_prefect_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),

@@ -16,6 +16,7 @@ from sft.planning.shape import ModelShape, build_empty, measure_companions, meas
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 from sft.tokenization import PreparedData
+from sft.weights import check_weights
 
 if TYPE_CHECKING:
     from sft.layout import Layout
@@ -42,6 +43,7 @@ def make_plan(
     from sft.optimizers import check_optimizer
 
     check_optimizer(config)
+    check_weights(model_path, f"base_model {config.base_model}")
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)

@@ -11,6 +11,7 @@ from sft.planning.shape import build_empty, measure_companions, measure_shape, m
 from sft.planning.steps import plan_batches
 from sft.planning.tokens import read_tokens
 from sft.tokenization import PreparedData
+from sft.weights import check_weights
 
 
 def check_room(
@@ -22,6 +23,7 @@ def check_room(
     and ModelNotFound as `sft.planning.plan.make_plan` does.
     """
     check_optimizer(config)
+    check_weights(model_path, f"base_model {config.base_model}")
     shape = measure_shape(build_empty(model_path), config, model_path)
     steps = plan_batches(config, read_tokens(prepared.load_train()), is_padded=False).steps
     parts = plan_disk(config, shape, measure_weight(shape), measure_companions(model_path), steps, 0)["parts"]

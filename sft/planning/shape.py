@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
-from sft.errors import ModelNotFound
 from sft.tokenization import TOKENIZER_FILES
+from sft.weights import telling_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,16 +34,14 @@ class ModelShape(NamedTuple):
 
 
 def build_empty(path: Path) -> "PreTrainedModel":
-    """The model without its weights, on the meta device. Raises ModelNotFound."""
+    """The model without its weights, on the meta device. Raises ModelUnusable."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    with telling_unusable(f"base_model {path.name}", path):
         settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: it asks for kernels from the Hub
-        raise ModelNotFound(f"{path} has no model that can be read: {error}") from error
     return model
 
 

@@ -1,0 +1,168 @@
+"""The files of a model or an adapter, looked at before anything is loaded: pointers, torn files, missing parts."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sft.disk import is_about_space
+from sft.errors import ModelUnusable, TuneyardError, walk_causes
+from sft.exhaustion import is_out_of_memory
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+SMALL_BYTES = 1024  # a pointer is smaller
+LARGEST_HEADER = 100_000_000  # as safetensors has it
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+OTHER_WEIGHTS = {
+    "*.bin": "pickled weights",
+    "*.pt": "pickled weights",
+    "*.pth": "pickled weights",
+    "*.gguf": "GGUF files",
+}
+# Bits of a number by safetensors' names; names that are not here are not judged.
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32} | {
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+}
+
+
+@contextmanager
+def telling_unusable(subject: str, folder: Path | None = None) -> Iterator[None]:
+    """What a library raises within the block because of a model's files is raised as ModelUnusable.
+
+    It may be of any type. Ours, and what the machine lacks (memory, disk), go on as they are.
+
+    Args:
+        subject: `base_model NAME`, say: what the message begins with.
+        folder: whose files are looked at for a better reason, such as a Git LFS pointer.
+    """
+    try:
+        yield
+    except TuneyardError:
+        raise
+    except Exception as error:
+        if any(is_out_of_memory(one) or is_about_space(one) for one in walk_causes(error)):
+            raise
+        reason = (folder and find_pointer(folder)) or _explain(error)
+        raise ModelUnusable(f"{subject} {reason}") from error
+
+
+def check_weights(folder: Path, subject: str) -> None:
+    """Whether every weight file that will be read is there in full, going by names, headers and sizes.
+
+    Raises:
+        ModelUnusable: naming the file, what is wrong with it, and the remedy.
+    """
+    for path in _list_files(folder, subject):
+        if damage := find_weight_damage(path):
+            raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
+    if pointer := find_pointer(folder):
+        raise ModelUnusable(f"{subject} {pointer}")
+
+
+def find_weight_damage(path: Path) -> str | None:
+    """What is wrong with a safetensors file; None when nothing is. Reads its header alone."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            beginning = start + file.read(len(POINTER))
+            if is_pointer(beginning):
+                return "is a Git LFS pointer, not the weights: run `git lfs pull` in that folder"
+            length = int.from_bytes(start, "little")
+            if size < 8 or not 2 <= length <= LARGEST_HEADER:
+                return f"is no safetensors file ({size} bytes): copy or download it again"
+            if length > size - 8:
+                return f"is cut off after {size} bytes: copy or download it again"
+            file.seek(8)
+            header = json.loads(file.read(length))
+        tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
+        end = max((facts["data_offsets"][1] for facts in tensors.values()), default=0)
+        if end + length + 8 != size:
+            what = "is cut off" if end + length + 8 > size else "is longer than it says"
+            return f"{what}: it has {size} bytes and should have {end + length + 8}; copy or download it again"
+        for name, facts in tensors.items():
+            start_at, end_at = facts["data_offsets"]
+            bits = BITS.get(facts["dtype"])
+            if bits and math.prod(facts["shape"]) * bits != 8 * (end_at - start_at):
+                return f"contradicts itself about {name}: copy or download it again"
+    except OSError as error:
+        return f"can't be opened ({error.strerror or error})"
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "has no header that can be read: copy or download it again"
+    return None
+
+
+def read_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """dtype and shape of each tensor of a whole safetensors file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: (facts["dtype"], facts["shape"]) for name, facts in header.items() if name != "__metadata__"}
+
+
+def find_pointer(folder: Path) -> str | None:
+    """A sentence on a file of this folder that is a Git LFS pointer, None when there is none."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            if path.is_file() and path.stat().st_size < SMALL_BYTES and is_pointer(path.read_bytes()):
+                return (
+                    f"can't be read: {path.name} is a Git LFS pointer, not the file itself: run `git lfs pull` in "
+                    "that folder"
+                )
+        except OSError:
+            continue
+    return None
+
+
+def is_pointer(beginning: bytes) -> bool:
+    """Whether a file that begins like this stands for another one that Git LFS has."""
+    return beginning.startswith(POINTER[: max(len(beginning), 8)]) and len(beginning) >= 8
+
+
+def _list_files(folder: Path, subject: str) -> list[Path]:
+    """The files that weights are read from."""
+    index = folder / INDEX
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if not index.is_file():
+        raise ModelUnusable(f"{subject} {_describe_others(folder)}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = find_pointer(folder) or f"can't be read: {INDEX} holds no list of files ({type(error).__name__})"
+        raise ModelUnusable(f"{subject} {reason}") from error
+    if strange := [str(name) for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise ModelUnusable(f"{subject} can't be read: {INDEX} names {strange[0]!r}, which is no file beside it")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelUnusable(
+            f"{subject} is not all there: {missing[0]} is missing ({len(missing)} of the {len(names)} files that "
+            f"{INDEX} names); copy or download the rest"
+        )
+    return [folder / name for name in names]
+
+
+def _describe_others(folder: Path) -> str:
+    found = [
+        f"{what} ({path.name})" for pattern, what in OTHER_WEIGHTS.items() for path in sorted(folder.glob(pattern))
+    ]
+    stray = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    if stray:
+        return f"has no {WHOLE} and no {INDEX}, only {stray[0]}; download the repository in transformers' format"
+    if found:
+        return (
+            f"has {found[0]} and no safetensors, the only weights that are read: save it again with "
+            "`save_pretrained`, or take a repository that has them"
+        )
+    return f"has no weights: neither {WHOLE} nor {INDEX} is there; download them too (a gated model asks for a login)"
+
+
+def _explain(error: Exception) -> str:
+    text: Any = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "needs code of its own, which is never run: take a model that transformers knows by itself"
+    return f"can't be read: {type(error).__name__}: {text[:300]}"

@@ -1,0 +1,243 @@
+"""Files of a model or an adapter that are not what they should be: a code and a sentence, before anything is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
+from sft.models import load_model, load_tokenizer, quiet_transformers
+from sft.planning.shape import build_empty
+from sft.weights import find_weight_damage
+from tests.tiny_models import save_tiny_model
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 269060552\n"
+
+
+@pytest.fixture
+def folder(model_path, tmp_path):
+    return Path(shutil.copytree(model_path, tmp_path / "model"))
+
+
+def pointer(folder):
+    (folder / "model.safetensors").write_bytes(POINTER)
+
+
+def torn(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def torn_in_its_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def web_page(folder):
+    (folder / "model.safetensors").write_bytes(b"<!DOCTYPE html><html><body>Access to this model is restricted")
+
+
+def too_long(folder):
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+
+
+def lie_about_a_shape(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"dtype":"F32"', b'"dtype":"F16"', 1)
+    path.write_bytes(content[:8] + header + content[8 + length :])
+
+
+def lose_a_shard(folder):
+    (folder / "model.safetensors").unlink()
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    save_file({"a": torch.zeros(1)}, folder / names["a"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def break_the_index(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("[1, 2]")
+
+
+def pickle_only(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def gguf_only(folder):
+    (folder / "model.safetensors").rename(folder / "model-Q4_K_M.gguf")
+
+
+def nothing(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def other_names(folder):
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+
+
+def other_shapes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (pointer, "model.safetensors is a Git LFS pointer, not the weights: run `git lfs pull`"),
+        (torn, "model.safetensors is cut off: it has [0-9]+ bytes and should have [0-9]+"),
+        (torn_in_its_header, "model.safetensors is cut off after 100 bytes"),
+        (empty, r"model.safetensors is no safetensors file \(0 bytes\)"),
+        (web_page, "model.safetensors is no safetensors file"),
+        (too_long, "model.safetensors is longer than it says"),
+        (lie_about_a_shape, "model.safetensors contradicts itself about"),
+        (lose_a_shard, r"model-00002-of-00002.safetensors is missing \(1 of the 2 files"),
+        (break_the_index, "model.safetensors.index.json holds no list of files"),
+        (pickle_only, r"has pickled weights \(pytorch_model.bin\) and no safetensors"),
+        (gguf_only, r"has GGUF files \(model-Q4_K_M.gguf\) and no safetensors"),
+        (nothing, "has no weights: neither model.safetensors nor"),
+        (other_names, "has no model.safetensors and no .*, only consolidated.safetensors"),
+        (other_shapes, "can't be read: .*mismatch"),
+    ],
+)
+def test_a_models_damaged_files_are_refused(folder, make_config, damage, told):
+    damage(folder)
+    with pytest.raises(ModelUnusable, match=told) as error:
+        load_model(folder, make_config())
+    assert str(error.value).startswith("base_model tiny ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"{torn", "can't be read: "),
+        (b"[]", "can't be read: "),
+        (POINTER, "config.json is a Git LFS pointer"),
+        (b'{"model_type": "never_heard_of"}', "can't be read: "),
+        (b'{"model_type": "mine", "auto_map": {"AutoConfig": "a.B"}}', "needs code of its own, which is never run"),
+        (b'{"model_type": "llama", "hidden_size": "wide"}', "can't be read: "),
+        (b'{"model_type": "llama", "num_attention_heads": 0}', "can't be read: "),
+        (b'{"model_type": "clip"}', "can't be read: "),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cant_be_read_is_refused(folder, make_config, content, told):
+    (folder / "config.json").write_bytes(content)
+    for load in (build_empty, lambda path: load_model(path, make_config())):
+        with pytest.raises(ModelUnusable, match=told) as error:
+            load(folder)
+        assert "\n" not in str(error.value)
+        assert "trust_remote_code" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "never_heard_of"])
+def test_quantization_that_the_machine_lacks_is_refused(folder, make_config, method):
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": method, "bits": 4, "load_in_4bit": True, "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(ModelUnusable, match="base_model tiny "):
+        load_model(folder, make_config())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"model": 3}', POINTER], ids=str)
+def test_a_tokenizer_that_cant_be_read_is_refused(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelUnusable, match="the tokenizer of base_model model can't be read: "):
+        load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter of the tiny Llama, as PEFT writes it."""
+    place = tmp_path_factory.mktemp("adapter")
+    model = load_llama(save_tiny_model("llama", place / "base"))
+    return save_adapter(model, place / "adapter", target_modules="all-linear")
+
+
+def load_llama(path):
+    return AutoModelForCausalLM.from_pretrained(path)
+
+
+def save_adapter(model, folder, **settings):
+    with quiet_transformers():
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **settings)).save_pretrained(
+            folder, save_embedding_layers=False
+        )
+    return folder
+
+
+def rewrite(folder, change):
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file(change(weights), folder / "adapter_model.safetensors")
+
+
+def set_field(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "told"),
+    [
+        (lambda a: (a / "adapter_model.safetensors").write_bytes(POINTER), ModelUnusable, "is a Git LFS pointer"),
+        (lambda a: (a / "adapter_model.safetensors").write_bytes(b""), ModelUnusable, "is no safetensors file"),
+        (lambda a: (a / "adapter_config.json").write_bytes(POINTER), ModelUnusable, "is a Git LFS pointer"),
+        (
+            lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"),
+            ModelNotFound,
+            r"only pickled weights \(adapter_model.bin\), which are not read",
+        ),
+        (lambda a: (a / "adapter_config.json").write_text("{"), InvalidConfig, "no adapter_config.json that can be"),
+        (lambda a: set_field(a, peft_type="IA3"), InvalidConfig, "its peft_type is 'IA3'"),
+        (lambda a: set_field(a, r=8), InvalidConfig, r"lora_[AB].* is of shape \(4, 64\) in the adapter"),
+        (lambda a: set_field(a, rank_pattern={"q_proj": 2}), InvalidConfig, "is of shape"),
+        (lambda a: set_field(a, target_modules=["c_attn"]), InvalidConfig, "c_attn"),
+        (lambda a: set_field(a, target_modules=["q_proj"]), InvalidConfig, "the model has no place for 24 of its 28"),
+        (lambda a: set_field(a, r="four"), InvalidConfig, "does not fit"),
+        (
+            lambda a: rewrite(a, lambda weights: dict(list(weights.items())[:-2])),
+            InvalidConfig,
+            "its file lacks 2 of the 28 weights",
+        ),
+    ],
+)
+def test_an_adapter_that_cant_be_gone_on_from_is_refused(adapter, tmp_path, open_session, damage, kind, told):
+    start = Path(shutil.copytree(adapter, tmp_path / "start"))
+    damage(start)
+    with pytest.raises(kind, match=told) as error:
+        open_session(adapter_path=str(start))
+    assert str(error.value).startswith("adapter_path ")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_another_architecture_is_refused(tmp_path, open_session):
+    model = load_llama(save_tiny_model("gpt2", tmp_path / "gpt2"))
+    save_adapter(model, tmp_path / "a", fan_in_fan_out=True)
+    with pytest.raises(InvalidConfig, match=r"adapter_path .* does not fit base_model tiny: .*c_attn"):
+        open_session(adapter_path=str(tmp_path / "a"))
+
+
+def test_an_adapter_whose_base_has_more_tokens_names_both_numbers(model_path, tmp_path, open_session):
+    model = load_llama(model_path)
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 7)
+    save_adapter(model, tmp_path / "grown", modules_to_save=["embed_tokens", "lm_head"])
+    with pytest.raises(InvalidConfig, match=f"a vocabulary of {rows + 7} tokens and the model has {rows}"):
+        open_session(adapter_path=str(tmp_path / "grown"))
+
+
+def test_whole_files_have_no_damage(model_path):
+    assert find_weight_damage(model_path / "model.safetensors") is None
