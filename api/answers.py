@@ -96,6 +96,12 @@ class Result(BaseModel):
         description="What was trained: `trainable_parameters` of `parameters` and their `share`, `modules` (layers by "
         "name) and what of the model was `left_out`, with the reason.",
     )
+    previous_version: str | None = Field(None, description="The version before it in the registry.")
+    previous_eval_loss: float | None = Field(None, description="That one's held-out loss.")
+    is_worse: bool | None = Field(
+        None, description="Whether its held-out loss is higher than the previous one's; null if they can't be compared."
+    )
+    comparison: str | None = Field(None, description="How it stands to the previous version, in a sentence.")
     stopped_early: bool = Field(False, description="Ended by early_stopping_patience, before the planned steps.")
     metrics: dict[str, float | None]
 
@@ -119,6 +125,15 @@ TrainConfig = create_model(  # type: ignore[call-overload]  # which knows no fie
 )
 
 
+class Maker(TypedDict):
+    """What made a job that no person submitted: a run of a flow, why, and the adapter's version it started from."""
+
+    flow: Literal["retrain"]
+    run_id: Id
+    adapter_version: str
+    reason: str
+
+
 class Origin(TypedDict):
     """What a job was given beside its configuration."""
 
@@ -126,6 +141,7 @@ class Origin(TypedDict):
     config_id: Id | None
     config_version: int | None
     config_name: str | None
+    made_by: Maker | None
 
 
 class TrainJob(Origin):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.answers import AsIs, Cancelled, Description, Origin, TrainJob, TrainStarted, WaitingJobs
+from api.answers import AsIs, Cancelled, Description, Maker, Origin, TrainJob, TrainStarted, WaitingJobs
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
@@ -127,4 +127,17 @@ def origin_view(job: Job) -> Origin:
         "config_id": saved.config_id if saved else None,
         "config_version": saved.version if saved else None,
         "config_name": saved.name if saved else None,
+        "made_by": _maker_view(job),
+    }
+
+
+def _maker_view(job: Job) -> Maker | None:
+    made_by = job.spec.made_by if job.spec else None
+    if made_by is None:
+        return None
+    return {
+        "flow": made_by.flow,
+        "run_id": made_by.run_id,
+        "adapter_version": made_by.adapter_version,
+        "reason": made_by.reason,
     }

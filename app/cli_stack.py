@@ -1,11 +1,12 @@
 """`tuneyard up`, `down`, `status`, `serve`: the local stack, and the REST API in the foreground."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,17 +20,21 @@ SHUTDOWN_SECONDS = 5  # how long open streams may hold up a stop
 
 PANEL = "The service on this machine"
 
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Write tracebacks into the logs of jobs; needs a stack that is down.")
+]
+
 commands = typer.Typer()
 
 
 @commands.command(rich_help_panel=PANEL)
-def up() -> None:
+def up(debug: DebugOption = False) -> None:
     """Start the local stack, or what of it does not run, and leave it running."""
     from jobs import stack
-    from jobs.settings import Settings
 
     with clear_errors():
-        show_addresses(stack.ensure_up(Settings()))
+        settings = read_settings(debug)
+        show_addresses(stack.ensure_up(settings))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -56,7 +61,7 @@ def status() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
-def serve() -> None:
+def serve(debug: DebugOption = False) -> None:
     """Serve the REST API in the foreground until Ctrl-C, with the local stack beside it.
 
     A stack that this command started is stopped with it; one that was up stays up.
@@ -64,9 +69,8 @@ def serve() -> None:
     import uvicorn
 
     from jobs import parts, stack
-    from jobs.settings import Settings
 
-    settings = Settings()
+    settings = read_settings(debug)
     with clear_errors(), _stopped_by_signals() as stop_requested:
         was_up = stack.is_up(settings)
         parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
@@ -118,6 +122,20 @@ def describe_process(part: "PartStatus") -> str:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def read_settings(debug: bool) -> "Settings":
+    """The settings; with `debug` those of a stack whose jobs write tracebacks, which one that is up can't become."""
+    from jobs import stack
+    from jobs.settings import Settings
+
+    if not debug:
+        return Settings()
+    os.environ["TUNEYARD_DEBUG"] = "true"
+    settings = Settings()
+    if stack.is_up(settings):
+        typer.echo("The stack is up and stays as it was started; for --debug run `tuneyard down` first.", err=True)
+    return settings
 
 
 @contextmanager

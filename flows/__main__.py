@@ -21,6 +21,11 @@ def main() -> None:
     heed_early_stop()
     gc.set_threshold(YOUNG_OBJECTS)
     wait_for_prefect()
+    from jobs.log_lines import keep_lines_whole
+    from tasks.failure_log import write_failures_once  # imports Prefect, which takes a second or two
+
+    keep_lines_whole()
+    write_failures_once()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 

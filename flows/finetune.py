@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from jobs.settings import Settings
-from jobs.spec import JobSpec, Metadata, SavedConfigRef, WebhookEvents
+from jobs.spec import JobSpec, MadeBy, Metadata, SavedConfigRef, WebhookEvents
 from sft.config import SFTConfig
 from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
@@ -23,6 +23,7 @@ from tasks.train import train
 
 @flow(
     name="finetune",
+    validate_parameters=False,  # `JobSpec.build` does, in words of ours
     on_running=[tag_job],
     on_completion=[notify, forget_old_jobs],
     on_failure=[notify, forget_old_jobs],
@@ -36,6 +37,7 @@ def finetune(
     webhook_events: WebhookEvents | None = None,
     metadata: Metadata | None = None,
     saved_config: SavedConfigRef | None = None,
+    made_by: MadeBy | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a LoRA adapter and register it.
 
@@ -47,6 +49,7 @@ def finetune(
         webhook_events: What it is called for beside the end.
         metadata: Up to 16 pairs of text that are kept with the job.
         saved_config: The saved configuration that config was made from.
+        made_by: What made the job, if no person did.
     """
     spec = JobSpec.build(
         config=config,
@@ -56,8 +59,9 @@ def finetune(
         webhook_events=webhook_events,
         metadata=metadata,
         saved_config=saved_config,
+        made_by=made_by,
     )
-    settings = Settings()
+    config, settings = spec.config, Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
         model = find_base_model(config, settings)
         dataset = resolve_dataset(config.dataset_name, settings, config.dataset_split)
@@ -70,4 +74,4 @@ def finetune(
         training = train(session, journal)
         after = evaluate(session, journal, "adapter", step=training["steps"])
         before = early or evaluate(session, journal, "base model", step=0)
-        return register(session, journal, dataset, before, training, after)
+        return register(session, journal, dataset, rows, before, training, after)

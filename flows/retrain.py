@@ -1,42 +1,52 @@
 """Has the data changed since an adapter was trained? Then a job with the same settings on the new data."""
 
 import logging
-from typing import Any, cast
+from contextlib import closing
+from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
+from jobs.retrain_spec import RetrainSpec
+from jobs.retraining import submit_retraining
+from jobs.service import JobService
 from jobs.settings import Settings
-from tasks.dataset import resolve_dataset
 from tasks.journal import let_log_lines_through
-from tasks.register import find_latest
+from tasks.retraining import build_job, find_adapter, look_at_data
 
 logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
 
 
-@flow(name="retrain")
-def retrain(adapter_name: str, dataset_version: str = "main") -> dict[str, Any]:
+@flow(name="retrain", validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
+def retrain(adapter_name: str, dataset_version: str | None = None, force: bool = False) -> dict[str, Any] | State[Any]:
     """Compare the data an adapter was trained on with the dataset as it is now; submit a job if they differ.
+
+    A look that submits nothing ends in a state that says why: Unchanged, AlreadyRetraining, FailedBefore,
+    CancelledBefore or CompletedBefore, each of Prefect's type Cancelled.
 
     Args:
         adapter_name: An adapter in the registry.
-        dataset_version: Branch, tag or commit of the adapter's dataset to look at.
+        dataset_version: Branch, tag or commit of its dataset to look at; the main branch of the registry if unset.
+        force: Submit a job though nothing has changed, or such a job has ended before.
     """
     let_log_lines_through()
+    wanted = RetrainSpec.build(adapter_name=adapter_name, dataset_version=dataset_version, force=force)
     settings = Settings()
-    adapter = find_latest(settings, adapter_name)
-    if adapter is None:
-        logger.info("No adapter named %s is registered yet; nothing to retrain", adapter_name)
-        return {"adapter_name": adapter_name, "changed": False, "job_id": None}
-    dataset = resolve_dataset(f"{adapter.tags['dataset']}@{dataset_version}", settings)
-    if dataset.md5 == adapter.tags["dataset_md5"]:
-        logger.info("%s has not changed since version %s of %s", dataset.name, adapter.version, adapter.name)
-        return {"adapter_name": adapter_name, "changed": False, "job_id": None}
-    spec = adapter.to_spec()
-    config = spec.config.model_copy(update={"dataset_name": f"{dataset.name}@{dataset.commit}"})
-    spec = spec.model_copy(update={"config": config, "adapter_name": adapter.name})
-    run = run_deployment("finetune/sft", parameters=spec.to_parameters(), tags=spec.tags(), timeout=0, as_subflow=False)
-    job = cast(FlowRun, run)
-    logger.info("%s has changed: job %s retrains %s", dataset.name, job.id, adapter.name)
-    return {"adapter_name": adapter_name, "changed": True, "job_id": str(job.id)}
+    adapter = find_adapter(settings, wanted.adapter_name)
+    dataset = look_at_data(adapter, wanted, settings)
+    if dataset.md5 == adapter.tags.get("dataset_md5") and not wanted.force:
+        return _end("Unchanged", f"{dataset.name} has not changed since version {adapter.version} of {adapter.name}")
+    spec = build_job(adapter, dataset, str(flow_run.get_id()), settings)
+    with closing(JobService(settings)) as service:
+        made = submit_retraining(service, spec, wanted.force)
+    if not made.is_new:
+        return _end(made.state_name, made.reason)
+    logger.info("%s has changed: job %s retrains %s", dataset.name, made.job_id, adapter.name)
+    return {"adapter_name": adapter.name, "job_id": str(made.job_id)}
+
+
+def _end(name: str, message: str) -> State[Any]:
+    logger.info("%s: %s", name, message)
+    return Cancelled(name=name, message=message)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -14,10 +15,13 @@ import yaml
 from jobs.job_processes import is_process_of
 from jobs.pool_runs import PAGE, PoolRuns
 from jobs.prefect_access import open_client
+from jobs.retrain_spec import RetrainSpec
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.spec import JobSpec
 from sft.errors import StackError
 
 FLOW_NAME = "finetune"
+FLOW_PARAMETERS = (JobSpec, RetrainSpec)  # their fields are the flows' parameters
 CUT_OFF = ["RUNNING", "PENDING", "CANCELLING"]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
 
@@ -35,18 +39,23 @@ def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int) -> N
 def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
     """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
 
-    What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it.
+    What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it. Schedules are
+    made with a deployment and are the user's from then on: Prefect would put the file's in the place of theirs, turn on
+    those that were turned off, and refuse the file when one has a slug that it does not name.
 
     Raises:
         StackError: Prefect refuses the file or a flow can't be loaded.
     """
     source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
     stamp, stamp_path = fingerprint(source, work_pool), state_folder / "deployed"
-    names = {entry["name"] for entry in yaml.safe_load(source)["deployments"]}
-    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(settings):
-        return False
     config = yaml.safe_load(source)
+    names = {entry["name"] for entry in config["deployments"]}
+    known = deployed_names(settings)
+    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= known:
+        return False
     for entry in config["deployments"]:
+        if entry["name"] in known:
+            entry.pop("schedules", None)
         variables = entry["work_pool"]["job_variables"]
         command = variables["command"].replace("python", shlex.quote(sys.executable), 1)
         entry["work_pool"] = {"name": work_pool, "job_variables": {**variables, "command": command}}
@@ -70,9 +79,14 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
 
 
 def fingerprint(prefect_file: str, work_pool: str) -> str:
-    """Digest of all a deployment is made of: the file, the pool, places, the flows and their parameters."""
-    digest = hashlib.sha256(json.dumps([prefect_file, work_pool, str(PROJECT_ROOT), sys.executable]).encode())
-    for path in sorted([*(PROJECT_ROOT / "flows").glob("*.py"), *(PROJECT_ROOT / "sft").glob("*.py")]):
+    """Digest of all a deployment is made of: the file, the pool, places, the flows and what their parameters become.
+
+    The parameters' schemas count, not the modules that they are put together from.
+    """
+    schemas = [model.model_json_schema() for model in FLOW_PARAMETERS]
+    made_of = [prefect_file, work_pool, str(PROJECT_ROOT), sys.executable, version("prefect"), schemas]
+    digest = hashlib.sha256(json.dumps(made_of).encode())
+    for path in sorted((PROJECT_ROOT / "flows").glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
 from jobs.queue import Line
-from jobs.spec import metadata_tag
+from jobs.spec import made_by_tag, metadata_tag
 from jobs.status import CREATED_STATE_NAME, ONGOING_STATE_NAMES, JobStatus
 from sft.errors import InvalidCursor
 
@@ -39,6 +39,7 @@ class JobFilters:
     created_after: datetime | None = None
     created_before: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    made_by: str | None = None  # the flow that made it
 
 
 class Cursor(NamedTuple):
@@ -114,6 +115,7 @@ def _to_run_filter(
     tags += [f"adapter:{wanted.adapter}"] if wanted.adapter is not None else []
     tags += [f"dataset:{wanted.dataset}"] if wanted.dataset is not None else []
     tags += [metadata_tag(key, value) for key, value in wanted.metadata.items()]
+    tags += [made_by_tag(wanted.made_by)] if wanted.made_by is not None else []
     before = min((time for time in (cursor and cursor.time, wanted.created_before) if time), default=None)
     excluded = (cursor.shown if cursor else []) + starting
     return filters.FlowRunFilter.model_validate(

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.redaction import hide_passwords
 
 # Ours, and those through which Prefect tells how a run of ours came out.
-LOGGERS = ("api", "app", "flows", "jobs", "sft", "tasks", "prefect.flow_runs", "prefect.task_runs")
+LOGGERS = ("api", "app", "flows", "jobs", "sft", "tasks", "prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
 # All but the tab: C0 and C1, line and paragraph separators, and what turns the direction of writing or hides.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
         3, gt=0, description="Attempts at a job that may be lost (to a killed process, say) before it has failed."
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
+    debug: bool = Field(False, description="Write the traceback of every error of a job into its log.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
     keep_planner: bool = Field(

@@ -40,6 +40,18 @@ class SavedConfigRef(BaseModel):
     name: str = Field(description="Its name.")
 
 
+class MadeBy(BaseModel):
+    """What made a job that no person submitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flow: Literal["retrain"] = Field(description="The flow that looked.")
+    run_id: str = Field(description="Its run, in Prefect.")
+    adapter_version: str = Field(description="The adapter's version that is trained anew.")
+    reason: str = Field(description="Why, in a sentence.")
+    fingerprint: str = Field(description="Digest of data, configuration and base model: such a job is made once.")
+
+
 class JobSpec(BaseModel):
     """What to train and what to do around it. Its dump is exactly the parameters of the `finetune` flow."""
 
@@ -52,6 +64,7 @@ class JobSpec(BaseModel):
     webhook_events: WebhookEvents | None = Field(None, description="What it is called for beside the end.")
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
     saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
+    made_by: MadeBy | None = Field(None, description="What made the job, if no person did.")
 
     @field_validator("webhook_url")
     @classmethod
@@ -112,11 +125,17 @@ class JobSpec(BaseModel):
         dataset = self.config.dataset_name
         names = {f"dataset:{dataset}", f"dataset:{dataset.split('@', 1)[0]}"}
         pairs = [metadata_tag(key, value) for key, value in (self.metadata or {}).items()]
-        return [f"model:{self.config.base_model}", f"adapter:{self.registered_name}", *sorted(names), *pairs]
+        made_by = [made_by_tag(self.made_by.flow)] if self.made_by else []
+        return [f"model:{self.config.base_model}", f"adapter:{self.registered_name}", *sorted(names), *pairs, *made_by]
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain JSON values for the flow run."""
         return self.model_dump(mode="json")
+
+
+def made_by_tag(flow: str) -> str:
+    """The tag of the jobs that a flow has made."""
+    return f"made_by:{flow}"
 
 
 def metadata_tag(key: str, value: str) -> str:

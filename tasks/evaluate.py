@@ -22,6 +22,8 @@ def evaluate(
     """The held-out loss of the model as it was at `step` 0 or is now: `eval_loss`, mean nats a supervised token."""
     journal.enter("evaluating")
     metrics = session.evaluate_start() if step == 0 else session.evaluate()
-    journal.log_metrics({name: value for name, value in metrics.items() if value is not None}, step)  # no held-out rows
+    # Without held-out rows there is no value. The epoch is the Trainer's of now, also where `step` is the start.
+    shown = {name: value for name, value in metrics.items() if value is not None and name != "epoch"}
+    journal.log_metrics(shown, step)
     logger.info("Eval loss of the %s: %s", what, metrics.get("eval_loss"))
     return metrics

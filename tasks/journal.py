@@ -25,6 +25,7 @@ from sft.errors import StackError
 from tasks.announcements import announce
 from tasks.causes import explain
 from tasks.dataset import DatasetVersion
+from tasks.failure_log import is_debugging
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def _ending(journal: Journal) -> Iterator[None]:
         cause = explain(error)
         message = hide_passwords(cause.message)
         if cause.is_worth_retrying:
-            logger.warning("This attempt is lost: %s", message, exc_info=error)
+            logger.warning("This attempt is lost: %s: %s", cause.code, message, exc_info=is_debugging() and error)
             _let_go(journal, cause=cause.code, message=message)
             raise Abort(message) from error
         journal.write(error=message, error_code=cause.code)

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, RegistryRefused
+from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
 from tasks.outage import MOST_RACES, keep_trying
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sft.group import GroupSession
     from sft.session import TrainingSession
+    from sft.tokenization import PreparedData
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ def register(
     session: "TrainingSession | GroupSession",
     journal: Journal,
     dataset: DatasetVersion,
+    rows: "PreparedData",
     before: dict[str, Any],
     training: dict[str, Any],
     after: dict[str, Any],
@@ -62,10 +65,15 @@ def register(
         "train_loss": training["train_loss"],
     }
     name = journal.spec.registered_name
-    tags = facts | {SPEC_TAG: journal.spec.model_dump_json()}
+    held_out = digest_held_out(rows)
+    tags = facts | {SPEC_TAG: journal.spec.model_dump_json(), "held_out": held_out or ""}
     with journal.attempt.publishing():
         adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
+    previous = find_previous(journal.mlflow, adapter)
+    comparison = compare(Version(adapter.version, facts["eval_loss"], held_out), previous)
+    if comparison["comparison"]:
+        logger.log(logging.WARNING if comparison["is_worse"] else logging.INFO, "%s", comparison["comparison"])
     metrics = training | after
     result = facts | {
         "adapter_path": str(adapter_dir),
@@ -76,6 +84,8 @@ def register(
         "dataset": f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
+        **comparison,
+        "warnings": [comparison["comparison"]] if comparison["is_worse"] else [],
         "stopped_early": metrics.pop("stopped_early", False),
         "adapted": session.adaptation,
         "metrics": metrics,
@@ -101,6 +111,7 @@ def register_adapter(
         "dataset_revision": dataset.revision or "",
         "dataset_commit": dataset.commit or "",
         "dataset_md5": dataset.md5,
+        "dataset_source": dataset.source,
     }
     tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
     what = "the adapter is registered"
@@ -149,6 +160,17 @@ def _find_versions(client: "MlflowClient", job_id: str) -> "list[ModelVersion]":
     return [*client.search_model_versions(f"tags.`{JOB_TAG}` = '{job_id}'", order_by=["version_number ASC"])]
 
 
+def find_previous(tracker: MlflowTracker, adapter: RegisteredAdapter) -> Version | None:
+    """The newest version before this one. Raises RegistryUnavailable."""
+    found = keep_trying(
+        lambda: tracker.client.search_model_versions(f"name = '{adapter.name}'", order_by=["version_number DESC"]),
+        "the version before is looked up",
+    )
+    earlier = (version for version in found if int(version.version) < int(adapter.version))
+    before = next(earlier, None)
+    return read_version(str(before.version), dict(before.tags)) if before else None
+
+
 def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
     """The newest version of an adapter, or None when there is none of this name."""
     from mlflow import MlflowClient
@@ -157,6 +179,25 @@ def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
     client = MlflowClient(uri, registry_uri=uri)
     versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
     return _registered(versions[0]) if versions else None
+
+
+def list_adapters(settings: Settings) -> list[str]:
+    """The names in the registry. Raises RegistryUnavailable when MLflow stays away."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.mlflow_tracking_uri, registry_uri=settings.mlflow_tracking_uri)
+
+    def read() -> list[str]:
+        names: list[str] = []
+        token: str | None = None
+        while True:
+            page = client.search_registered_models(page_token=token)
+            names += [model.name for model in page]
+            token = page.token or None
+            if token is None:
+                return names
+
+    return keep_trying(read, "the names of its adapters are read")
 
 
 def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:

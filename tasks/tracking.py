@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
+KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"  # else its pages are about LLM traces
 DELETED = "deleted"  # MLflow's lifecycle stage of what its pages have deleted and can restore
 T = TypeVar("T")
 # How long the end of a job waits for MLflow. One that failed or was stopped must make way for the next.
@@ -95,13 +96,13 @@ class MlflowTracker:
         return run
 
     def _open_experiment(self) -> str:
-        """The experiment's id: made if it is not there, restored if it was deleted."""
+        """The experiment's id: made if it is not there, restored if it was deleted, of the kind that shows training."""
         from mlflow.exceptions import MlflowException
 
         experiment: Experiment | None = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             try:
-                return str(self.client.create_experiment(EXPERIMENT))
+                return str(self.client.create_experiment(EXPERIMENT, tags={KIND_TAG: TRAINING_KIND}))
             except MlflowException:  # another job made it in the meantime
                 experiment = self.client.get_experiment_by_name(EXPERIMENT)
                 if experiment is None:
@@ -113,6 +114,8 @@ class MlflowTracker:
                 if self.client.get_experiment(experiment.experiment_id).lifecycle_stage == DELETED:
                     raise
             logger.warning("MLflow's experiment %s was deleted; it is restored", EXPERIMENT)
+        if KIND_TAG not in experiment.tags:  # an older one; what a person has chosen in the pages stays
+            self.client.set_experiment_tag(experiment.experiment_id, KIND_TAG, TRAINING_KIND)
         return str(experiment.experiment_id)
 
     def _revived(self, act: Callable[[], T]) -> T:
@@ -160,8 +163,9 @@ class MlflowTracker:
         """Sent from a thread, together, once a second."""
         from mlflow.entities import Metric
 
-        now_ms = int(time.time() * 1000)
-        self._sender.put([Metric(key, float(value), now_ms, step) for key, value in metrics.items()])
+        # The start may be evaluated last; as of now its value would be the last of its series.
+        at_ms = int(time.time() * 1000) if step else self.run.info.start_time
+        self._sender.put([Metric(key, float(value), at_ms, step) for key, value in metrics.items()])
 
     def _log(self, points: Any) -> None:
         self.client.log_batch(self.run_id, metrics=points)

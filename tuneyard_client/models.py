@@ -51,6 +51,7 @@ class Job(Answer):
     progress: Progress | None = None
     result: dict[str, Any] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    made_by: dict[str, Any] | None = None
 
     @property
     def has_ended(self) -> bool:

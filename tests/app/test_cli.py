@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from app import cli
+from app.cli_stack import read_settings
 from jobs import stack as local_stack
+from jobs.parts import stack_environment
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.supervision import stack_processes
 from tests.conftest import free_port, stack_settings, wait_until
@@ -130,3 +132,12 @@ def test_ctrl_c_while_the_stack_starts_leaves_nothing_behind(tmp_path: Path) -> 
         local_stack.down(settings)
     assert process.returncode == 0, errors
     assert stack_processes(settings.home) == []
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_debug_reaches_the_jobs_of_a_stack_that_is_started_with_it(monkeypatch, tmp_path, capsys, debug):
+    monkeypatch.setenv("TUNEYARD_HOME", str(tmp_path))
+    monkeypatch.setenv("TUNEYARD_DEBUG", "false")
+    settings = read_settings(debug)
+    assert stack_environment(settings)["TUNEYARD_DEBUG"] == str(debug).lower()
+    assert capsys.readouterr().err == ""  # there is no stack that would have to be stopped first

@@ -92,11 +92,15 @@ def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
     assert finished["tracking_url"].endswith(version.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["lora_r"] == "8"
-    for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+    for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch"):
         assert [point.step for point in client.get_metric_history(version.run_id, metric)] == [1, 2, 3, 4, 5, 6]
     measured = {point.step: point.value for point in client.get_metric_history(version.run_id, "eval_loss")}
     assert measured == {0: finished["result"]["base_eval_loss"], 6: finished["result"]["eval_loss"]}
     assert run.data.metrics["eval_loss"] == measured[6]  # the one its table shows
+    assert run.data.metrics["epoch"] == pytest.approx(1)
+    by_time = sorted(client.get_metric_history(version.run_id, "eval_loss"), key=lambda point: point.timestamp)
+    assert [point.step for point in by_time] == [0, 6]  # though the start is evaluated last
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert data.dataset.name == "handbook"
     assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
 

@@ -1,13 +1,16 @@
 """Jobs that do not come in over REST: the Prefect UI, a plain Python script, the nightly retraining."""
 
+import logging
 import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
+from flows.retrain import retrain
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
@@ -72,6 +75,10 @@ def test_a_run_as_a_schedule_makes_it_is_listed_before_its_time_and_filtered_onc
     job = wait_for(str(run.id))
     assert job["status"] == "failed"
     assert "nobody/scheduled" in job["error"]
+    wait_until(lambda: "ERROR" in _read_levels(prefect, run.id), 20)
+    lines = [line for line in api.get(f"/train/{run.id}/logs").text.splitlines() if " ERROR " in line]
+    assert [line.split(": ", 1)[1] for line in lines] == [f"model_not_found: {job['error']}"]
+    assert "Traceback" not in _read_log(prefect, run.id)
     for wanted in ({"model": "nobody/scheduled"}, {"adapter": "scheduled-handbook"}, {"dataset": "handbook@v1.0"}):
         assert is_listed(api, str(run.id), **wanted), wanted
 
@@ -142,31 +149,50 @@ def test_the_documented_python_works_in_a_plain_script_with_no_api_running(envir
     assert wait_for(done.stdout.strip())["status"] == "completed"
 
 
-def test_retraining_starts_a_job_only_when_the_data_has_changed(prefect, api, model, wait_for):
+def test_retraining_starts_a_job_only_when_the_data_has_changed(prefect, look, api, model, wait_for):
     body = {"model_name": model, "dataset_version": "v1.0", "template": "chatml", "lora_name": "nightly"}
     body |= {"max_samples": 8, "max_steps": 1}
-    assert wait_for(api.post("/train", json=body).json()["job_id"])["status"] == "completed"
+    first = wait_for(api.post("/train", json=body).json()["job_id"])
+    assert (first["status"], first["made_by"], first["result"]["previous_version"]) == ("completed", None, None)
 
-    _retrain(prefect, "nightly", "v1.0", says="has not changed since version 1 of nightly")
-    _retrain(prefect, "nobody", "main", says="No adapter named nobody is registered yet")
+    unchanged = look(adapter_name="nightly", dataset_version="v1.0")
+    assert (unchanged.type.value, unchanged.name) == ("CANCELLED", "Unchanged")
+    assert "has not changed since version 1 of nightly" in unchanged.message
+    mistyped = look(adapter_name="nigthly")
+    assert mistyped.is_failed()
+    assert "adapter_name 'nigthly' is not in the registry; did you mean nightly?" in mistyped.message
 
-    before = {job["job_id"] for job in api.get("/train").json()}
-    _retrain(prefect, "nightly", "main", says="retrains nightly")
-    (job_id,) = {job["job_id"] for job in api.get("/train").json()} - before
-    assert is_listed(api, job_id, adapter="nightly", model=model, dataset="handbook")
-    job = wait_for(job_id)
-    assert (job["status"], job["result"]["model_version"]) == ("completed", "2")
-    assert job["config"]["max_steps"] == 1
-
-
-def _retrain(prefect, adapter_name, dataset_version, says):
-    """Run the retrain deployment to its end, and wait until its log says so."""
     deployment = prefect.read_deployment_by_name("retrain/retrain")
-    parameters = {"adapter_name": adapter_name, "dataset_version": dataset_version}
-    run = prefect.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    run = prefect.create_flow_run_from_deployment(deployment.id, parameters={"adapter_name": "nightly"})
     wait_until(lambda: prefect.read_flow_run(run.id).state.is_final(), 90)
-    assert prefect.read_flow_run(run.id).state.is_completed()
-    wait_until(lambda: says in _read_log(prefect, run.id), 20)
+    assert prefect.read_flow_run(run.id).state.name == "Completed"
+    at_once = look(adapter_name="nightly")
+    assert at_once.name in ("AlreadyRetraining", "Unchanged")  # a tiny job may have ended
+
+    (job,) = [job for job in api.get("/train", params={"adapter": "nightly"}).json() if job["made_by"]]
+    assert (job["made_by"]["flow"], job["made_by"]["run_id"]) == ("retrain", str(run.id))
+    assert job["made_by"]["adapter_version"] == "1"
+    assert job["made_by"]["reason"].startswith("handbook has changed since version 1 of nightly (md5 ")
+    job = wait_for(job["job_id"])
+    assert (job["status"], job["config"]["max_steps"]) == ("completed", 1)
+    result = job["result"]
+    assert (result["model_version"], result["previous_version"]) == ("2", "1")
+    assert result["previous_eval_loss"] == first["result"]["eval_loss"]
+
+
+@pytest.fixture
+def look(stack, prefect, monkeypatch):
+    """Runs the flow here; the state it ends in."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(stack.mlflow_tracking_uri))
+    monkeypatch.setenv("TUNEYARD_DATABASE_URL", str(stack.database_url))
+    monkeypatch.setenv("TUNEYARD_HOME", str(stack.home))
+    monkeypatch.setenv("PREFECT_API_URL", str(stack.prefect_api_url))
+    with temporary_settings({PREFECT_API_URL: str(stack.prefect_api_url)}):
+        yield lambda **parameters: retrain(**parameters, return_state=True)
+
+
+def _read_levels(prefect, run_id):
+    return [logging.getLevelName(log.level) for log in prefect.read_logs(_logs_of(run_id), limit=200)]
 
 
 def _read_log(prefect, run_id):

@@ -134,8 +134,9 @@ def test_the_deployments_of_prefect_yaml_are_there_with_a_form_and_a_schedule(ow
     listed = httpx.post(f"{own_stack.prefect_api_url}/deployments/filter", json={}, timeout=30).json()
     by_name = {entry["name"]: entry for entry in listed}
     assert {"config", "adapter_name", "webhook_url"} <= by_name["sft"]["parameter_openapi_schema"]["properties"].keys()
-    assert by_name["retrain"]["parameters"] == {"adapter_name": "handbook", "dataset_version": "main"}
-    assert [entry["schedule"]["cron"] for entry in by_name["retrain"]["schedules"]] == ["0 2 * * *"]
+    (nightly,) = by_name["retrain"]["schedules"]
+    assert (nightly["schedule"]["cron"], nightly["active"]) == ("0 2 * * *", False)
+    assert nightly["parameters"] == {"adapter_name": "handbook"}
     for name in ("sft", "retrain"):  # with the interpreter of this stack, whatever `python` is in a worker's PATH
         assert by_name[name]["job_variables"]["command"].startswith(f"{sys.executable} -m ")
 
@@ -144,6 +145,8 @@ def test_the_deployments_of_prefect_yaml_are_there_with_a_form_and_a_schedule(ow
         runs = httpx.post(f"{own_stack.prefect_api_url}/flow_runs/filter", json=wanted, timeout=30).json()
         return any(run["auto_scheduled"] and run["state_name"] == "Scheduled" for run in runs)
 
+    schedule = f"{own_stack.prefect_api_url}/deployments/{by_name['retrain']['id']}/schedules/{nightly['id']}"
+    httpx.patch(schedule, json={"active": True}, timeout=30).raise_for_status()  # as a click in its page
     wait_until(has_scheduled_run, 30)
 
 

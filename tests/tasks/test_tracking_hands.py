@@ -12,7 +12,7 @@ from sft.config import SFTConfig
 from sft.errors import RegistryRefused
 from tasks.dataset import DatasetVersion
 from tasks.register import register_adapter
-from tasks.tracking import EXPERIMENT, JOB_TAG, MlflowTracker
+from tasks.tracking import EXPERIMENT, JOB_TAG, KIND_TAG, MlflowTracker
 from tests.conftest import wait_until
 from tests.mlflow_server import MlflowServer, Proxy
 
@@ -96,6 +96,22 @@ def test_the_next_job_and_the_next_attempt_are_tracked(client, meddle):
         tracker.finish(succeeded=True)
         run = client.get_run(tracker.run_id)
         assert (run.info.status, run.info.lifecycle_stage, run.data.metrics["loss"]) == ("FINISHED", "active", 0.5)
+
+
+def test_the_experiment_opens_as_one_of_training_unless_somebody_has_chosen_another_kind(client):
+    def kind():
+        return client.get_experiment_by_name(EXPERIMENT).tags.get(KIND_TAG)
+
+    open_tracker(client).finish(succeeded=True)
+    assert kind() == "custom_model_development"
+    experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    client.set_experiment_tag(experiment_id, KIND_TAG, "finetuning")
+    open_tracker(client).finish(succeeded=True)
+    assert kind() == "finetuning"
+    client.rename_experiment(experiment_id, f"renamed {uuid4()}")
+    client.create_experiment(EXPERIMENT)  # as earlier versions made it
+    open_tracker(client).finish(succeeded=True)
+    assert kind() == "custom_model_development"
 
 
 @pytest.mark.parametrize("what", ["model before", "model after", "version after"])

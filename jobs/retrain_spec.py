@@ -1,0 +1,30 @@
+"""`RetrainSpec`: a look at whether an adapter's data has changed, before it runs."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sft.errors import InvalidConfig
+from sft.explanations import explain_validation_error
+
+
+class RetrainSpec(BaseModel):
+    """Its fields are exactly the parameters of the `retrain` flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter_name: str = Field(min_length=1, max_length=200, description="An adapter in the registry.")
+    dataset_version: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of its dataset to look at; the main branch of the registry if unset.",
+    )
+    force: bool = Field(False, description="Submit a job though nothing has changed, or such a job has ended before.")
+
+    @classmethod
+    def build(cls, **values: Any) -> "RetrainSpec":
+        """Validate plain values. Raises InvalidConfig with every problem, one a line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidConfig(explain_validation_error(error, cls)) from error

@@ -1,0 +1,129 @@
+"""Whether an adapter's data has changed since it was trained, and the job that would train it anew."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from jobs.retrain_spec import RetrainSpec
+from jobs.settings import Settings
+from jobs.spec import JobSpec, MadeBy
+from sft.config import SFTConfig
+from sft.errors import AdapterNotFound, DatasetNotFound, InvalidConfig
+from sft.explanations import explain_validation_error
+from tasks.dataset import DatasetVersion, resolve, resolve_registered
+from tasks.register import SPEC_TAG, RegisteredAdapter, find_latest, list_adapters
+
+MAIN = "main"
+NEAREST = 3
+
+
+def find_adapter(settings: Settings, name: str) -> RegisteredAdapter:
+    """The newest version of an adapter that a job here has made.
+
+    Raises:
+        AdapterNotFound: there is none of this name; names the nearest ones.
+        InvalidConfig: its settings are not known.
+    """
+    names = list_adapters(settings)
+    adapter = find_latest(settings, name) if name in names else None
+    if adapter is None:
+        nearest = difflib.get_close_matches(name, names, n=NEAREST)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else _list_names(names)
+        raise AdapterNotFound(f"adapter_name {name!r} is not in the registry; {hint}")
+    if SPEC_TAG not in adapter.tags:
+        raise InvalidConfig(
+            f"version {adapter.version} of {name} was not made by a job of this service, so its settings are not "
+            "known; train it once with a job"
+        )
+    return adapter
+
+
+def _list_names(names: list[str]) -> str:
+    return f"it has {', '.join(sorted(names))}" if names else "it has no adapter yet; train it once with a job"
+
+
+def read_spec(adapter: RegisteredAdapter) -> JobSpec:
+    """The job that made it. Raises InvalidConfig when this version of the service can't have such a job any more."""
+    try:
+        return adapter.to_spec()
+    except ValidationError as error:
+        problems = "; ".join(explain_validation_error(error, JobSpec).splitlines())
+        raise InvalidConfig(
+            f"the settings that version {adapter.version} of {adapter.name} was trained with are no longer valid "
+            f"({problems}); train it once with others"
+        ) from error
+
+
+def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
+    """Where its dataset came from: `dvc`, `file` or `hub`. Versions of earlier releases do not say so themselves."""
+    if told := adapter.tags.get("dataset_source"):
+        return told
+    revision, commit = adapter.tags.get("dataset_revision"), adapter.tags.get("dataset_commit")
+    if "@" in config.dataset_name:
+        return "dvc"
+    return "file" if not commit else "hub" if revision == commit else "dvc"
+
+
+def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Settings) -> DatasetVersion:
+    """The adapter's dataset as it is now.
+
+    Raises:
+        DatasetNotFound: it is no longer where it was.
+        InvalidConfig: a version of something that has none.
+        InvalidDataset: it can't be read.
+    """
+    config, name = read_spec(adapter).config, adapter.tags["dataset"]
+    source = find_source(adapter, config)
+    if source == "dvc":
+        return resolve_registered(name, wanted.dataset_version, settings, config.dataset_split)
+    if wanted.dataset_version not in (None, MAIN):
+        raise InvalidConfig(
+            f"dataset_version {wanted.dataset_version!r} is a version in the dataset registry, but {adapter.name} was "
+            f"trained on {_describe(source)} {name}, which is looked at as it is now; leave dataset_version out"
+        )
+    dataset = resolve(name, settings, config.dataset_split)
+    if dataset.source != source:
+        raise DatasetNotFound(
+            f"{adapter.name} was trained on {_describe(source)} {name}, which is gone: the name now means "
+            f"{_describe(dataset.source)}"
+        )
+    return dataset
+
+
+def _describe(source: str) -> str:
+    return {"dvc": "the registry's dataset", "file": "the file", "hub": "the Hub's dataset"}[source]
+
+
+def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
+    """The job that made the adapter, on the data as they are now."""
+    spec, before = read_spec(adapter), adapter.tags.get("dataset_md5", "")
+    pinned = f"{dataset.name}@{dataset.commit}" if dataset.source == "dvc" else spec.config.dataset_name
+    config = spec.config.model_copy(update={"dataset_name": pinned})
+    is_changed = dataset.md5 != before
+    made_by = MadeBy(
+        flow="retrain",
+        run_id=run_id,
+        adapter_version=adapter.version,
+        reason=f"{dataset.name} {'has' if is_changed else 'has not'} changed since version {adapter.version} of "
+        f"{adapter.name} ({f'md5 {before} is now {dataset.md5}' if is_changed else 'forced'})",
+        fingerprint=digest_job(config, dataset, settings),
+    )
+    return spec.model_copy(update={"config": config, "adapter_name": adapter.name, "made_by": made_by})
+
+
+def digest_job(config: SFTConfig, dataset: DatasetVersion, settings: Settings) -> str:
+    """What makes one training the same as another: rows, configuration, and the base model's files if they are here."""
+    plain = config.model_dump(mode="json", exclude={"dataset_name"})
+    made_of = [dataset.name, dataset.md5, plain, stamp_model(settings.model_root / config.base_model)]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def stamp_model(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a model's files below the model root; none for a model from elsewhere."""
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
