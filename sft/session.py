@@ -37,6 +37,7 @@ from sft.packing import pack_rows
 from sft.precision import settle_dtype
 from sft.publication import Publishing, publish_folder
 from sft.stopping import EarlyStopping
+from sft.tables import check_positions, check_vocabulary
 from sft.templates import apply_template
 from sft.tokenization import PreparedData
 from sft.trainer import SupervisedTrainer
@@ -89,6 +90,8 @@ class TrainingSession:
         apply_template(self.tokenizer, config.template_name, required=False)
         dtype = settle_dtype(config, self.checkpoint_dir)
         base = load_model(model_path, config, dtype)
+        self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
+        self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
         layout = choose_layout(base)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()

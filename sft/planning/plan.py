@@ -40,7 +40,9 @@ def make_plan(
     """
     from sft.arguments import needs_checkpointing
     from sft.loss import CHUNK_POSITIONS
+    from sft.models import load_tokenizer
     from sft.optimizers import check_optimizer
+    from sft.tables import check_positions, check_vocabulary
 
     check_optimizer(config)
     check_weights(model_path, f"base_model {config.base_model}")
@@ -48,6 +50,8 @@ def make_plan(
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)
     empty = build_empty(model_path)
+    table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
+    check_positions(empty, prepared, config)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)
     batches = plan_batches(config, rows, is_padded=device.kind == "cuda")
     probe = _probe(config, prepared, model_path, shape, device, rows, batches)
@@ -92,6 +96,7 @@ def make_plan(
         "warnings": [
             *notes,
             *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
+            *({"code": "vocabulary", "message": message} for message in table_notes),
             *advise_resources(memory, disk, config),
             *({"code": "template", "message": message} for message in prepared.warnings),
         ],
