@@ -4,7 +4,7 @@ Routes return them as `AsIs[...]`: what this service has made itself is not vali
 thousands of jobs would feel.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from api.training_request import TrainingRequest
+from jobs.preflight import SubmissionWarning
 from jobs.queue import Priority
 from jobs.status import SftWord, TrainWord
 from sft.config import SFTConfig
@@ -195,18 +196,23 @@ class SftJobs(TypedDict):
     jobs: list[SftJob]
 
 
-class TrainStarted(TypedDict):
-    """A job was made."""
+class Started(TypedDict):
+    """Base of the answers to a submission. `warnings` are there if any: what will fail the job, as far as is known."""
 
     job_id: Id
+    warnings: NotRequired[list[SubmissionWarning]]
+
+
+class TrainStarted(Started):
+    """A job was made. `warnings`, if there are any, say what will fail it as far as is known."""
+
     status: Literal["started", "queued"]
     message: str
 
 
-class SftStarted(TypedDict):
-    """A job was made."""
+class SftStarted(Started):
+    """A job was made. `warnings`, if there are any, say what will fail it as far as is known."""
 
-    job_id: Id
     status: SftWord
 
 

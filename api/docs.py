@@ -87,7 +87,10 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
         operation["requestBody"]["content"]["application/json"]["examples"] = named
     if example.response is not None:
         content = responses["200"].setdefault("content", {})
-        content.setdefault("application/json", {})["example"] = example.response
+        shown = {"": example.response, **example.other_responses}
+        named = {name or "usual": {"summary": name or "usual", "value": value} for name, value in shown.items()}
+        one = {"example": example.response}
+        content.setdefault("application/json", {}).update({"examples": named} if example.other_responses else one)
 
 
 def _without_null(schema: Document) -> Document:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.plan_example import PLAN
+from api.training_request import TrainingRequest, config_view
+from sft.config import SFTConfig
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 DELIVERY_ID = "6f0d8bb2-58a4-4f5c-9c46-2a1e4ce5d7a1"
@@ -18,6 +20,7 @@ class Example:
     requests: dict[str, Any] = field(default_factory=dict)
     response: Any = None
     errors: tuple[int, ...] = ()
+    other_responses: dict[str, Any] = field(default_factory=dict)  # by what is special about them
 
 
 PROGRESS = {
@@ -44,9 +47,21 @@ RESULT = {
         "modules": {"down_proj": 28, "gate_proj": 28, "q_proj": 28},
         "left_out": [],
     },
+    "previous_version": "2",
+    "previous_eval_loss": 0.487,
+    "is_worse": False,
+    "comparison": "version 3 is better than version 2: held-out loss 0.441 after 0.487 on the same rows",
     "stopped_early": False,
+    "metrics": {"train_loss": 0.398, "eval_loss": 0.441, "train_runtime": 551.9},
 }
-TRAIN_CONFIG = {
+ORIGIN: dict[str, Any] = {
+    "metadata": {"team": "search"},
+    "config_id": None,
+    "config_version": None,
+    "config_name": None,
+    "made_by": None,
+}
+TRAIN_REQUEST = {
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct",
     "dataset_version": "v1.0",
     "template": "qwen",
@@ -56,12 +71,15 @@ TRAIN_CONFIG = {
     "gradient_accumulation_steps": 2,
     "learning_rate": 2e-05,
     "num_epochs": 3.0,
-    "tracking_backend": "wandb",
+    "logging_backend": "wandb",
+    "webhook_url": "https://example.com/webhook",
 }
 TRAIN_JOB = {
     "job_id": JOB_ID,
+    "name": "graceful-otter",
     "status": "running",
-    "config": TRAIN_CONFIG,
+    "priority": "normal",
+    "config": config_view(TrainingRequest(**TRAIN_REQUEST).to_spec("handbook"), "handbook"),
     "start_time": 1712334054.539546,
     "end_time": None,
     "tracking_url": "http://127.0.0.1:5000/#/experiments/1/runs/6f0e0f1f",
@@ -73,6 +91,7 @@ TRAIN_JOB = {
     "phase": "training",
     "progress": PROGRESS,
     "result": None,
+    **ORIGIN,
 }
 PLAN_REQUEST = {"model_name": "Qwen/Qwen2.5-1.5B-Instruct", "dataset_version": "v1.0", "template": "qwen"}
 SFT_CONFIG = {
@@ -89,7 +108,9 @@ SFT_CONFIG = {
 }
 SFT_JOB = {
     "job_id": JOB_ID,
+    "name": "graceful-otter",
     "status": "completed",
+    "priority": "normal",
     "created_at": "2026-04-05T16:20:51.118000+00:00",
     "started_at": "2026-04-05T16:20:54.539546+00:00",
     "completed_at": "2026-04-05T16:31:07.004000+00:00",
@@ -97,11 +118,29 @@ SFT_JOB = {
     "error_code": None,
     "attempt": 1,
     "result": RESULT,
-    "phase": "completed",
+    "phase": "done",
     "progress": PROGRESS | {"step": 117, "percent": 100.0, "eta_seconds": 0},
-    "config": SFT_CONFIG,
+    "queue_position": None,
+    "config": SFTConfig.from_dict(SFT_CONFIG).to_dict(),
+    **ORIGIN,
 }
-SAVED_CONFIG = {"config_id": CONFIG_ID, "name": "my_config", "config": SFT_CONFIG}
+SAVED_CONFIG = {
+    "config_id": CONFIG_ID,
+    "name": "my_config",
+    "config": SFT_CONFIG,
+    "version": 1,
+    "created_at": "2026-04-05T16:20:51.118000+00:00",
+    "updated_at": "2026-04-05T16:20:51.118000+00:00",
+}
+CONFIG_VERSION = {name: value for name, value in SAVED_CONFIG.items() if name != "updated_at"}
+WARNINGS = [
+    {
+        "code": "model_not_found",
+        "message": "model_name 'Qwen/Qwen2.5-1.5B-Instuct' is neither in the model root (/srv/tuneyard/models/Qwen/"
+        "Qwen2.5-1.5B-Instuct) nor in the Hugging Face cache, and the Hub has no such model that is open to you; put "
+        "its files into /srv/tuneyard/models/Qwen/Qwen2.5-1.5B-Instuct or name another model, or set HF_TOKEN",
+    }
+]
 DELIVERY = {
     "delivery_id": DELIVERY_ID,
     "webhook_id": f"msg_{DELIVERY_ID.replace('-', '')}",
@@ -120,7 +159,15 @@ DELIVERY = {
 READY = {"ok": True, "detail": "answers"}
 
 EXAMPLES: dict[tuple[str, str], Example] = {
-    ("GET", "/"): Example("What this service is"),
+    ("GET", "/"): Example(
+        "What this service is",
+        response={
+            "name": "Tuneyard",
+            "version": "0.1.0",
+            "description": "Self-hosted LoRA fine-tuning: post a job, get a registered adapter.",
+            "endpoints": {"POST /train": "Start a training job (?strategy=queue or reject)"},
+        },
+    ),
     ("POST", "/train"): Example(
         "Start a training job",
         {
@@ -131,15 +178,19 @@ EXAMPLES: dict[tuple[str, str], Example] = {
                 "template": "qwen",
                 "logging_backend": "mlflow",
             },
-            "all documented parameters": {
-                **{name: value for name, value in TRAIN_CONFIG.items() if name != "tracking_backend"},
-                "logging_backend": "wandb",
-                "webhook_url": "https://example.com/webhook",
-            },
+            "all documented parameters": TRAIN_REQUEST,
             "from an earlier adapter": {"lora_name": "handbook", "lora_version": 2, "save_name": "handbook-next"},
         },
         {"job_id": JOB_ID, "status": "started", "message": "Training job started"},
-        (409,),
+        (400, 404, 409),
+        {
+            "queued, and known to fail": {
+                "job_id": JOB_ID,
+                "status": "queued",
+                "message": "Training job added to queue at position 2",
+                "warnings": WARNINGS,
+            }
+        },
     ),
     ("POST", "/train/plan"): Example("Plan a training job", {"basic": PLAN_REQUEST}, PLAN, (400, 404)),
     ("GET", "/train"): Example("List training jobs", response=[TRAIN_JOB]),
@@ -168,7 +219,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     ("POST", "/api/sft/configs"): Example(
         "Save a configuration",
         {"partial": {"name": "my_config", "config": {"base_model": "gpt2", "use_lora": True}}},
-        {"config_id": CONFIG_ID, "name": "my_config"},
+        SAVED_CONFIG | {"config": {"base_model": "gpt2", "use_lora": True}},
     ),
     ("GET", "/api/sft/configs"): Example("List saved configurations", response=[SAVED_CONFIG]),
     ("GET", "/api/sft/configs/{config_id}"): Example("Get a saved configuration", response=SAVED_CONFIG),
@@ -180,8 +231,12 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     ("PATCH", "/api/sft/configs/{config_id}"): Example(
         "Change a saved configuration", {"one field": {"config": {"lora_r": 32}}}, SAVED_CONFIG | {"version": 3}
     ),
-    ("DELETE", "/api/sft/configs/{config_id}"): Example("Delete a saved configuration"),
-    ("GET", "/api/sft/configs/{config_id}/versions"): Example("List the versions of a saved configuration"),
+    ("DELETE", "/api/sft/configs/{config_id}"): Example(
+        "Delete a saved configuration", response={"message": f"Config {CONFIG_ID} deleted"}
+    ),
+    ("GET", "/api/sft/configs/{config_id}/versions"): Example(
+        "List the versions of a saved configuration", response=[CONFIG_VERSION]
+    ),
     **{
         ("GET", f"{prefix}/{{job_id}}/{name}"): example
         for prefix in ("/train", "/api/sft/jobs")
@@ -223,7 +278,10 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     ("GET", "/health"): Example("Is this process up?", response={"status": "ok", "version": "0.1.0"}),
     ("GET", "/ready"): Example(
         "Could a job run now?",
-        response={"ready": True, "parts": dict.fromkeys(("database", "prefect", "mlflow", "worker"), READY)},
+        response={
+            "ready": True,
+            "parts": dict.fromkeys(("database", "prefect", "mlflow", "worker", "watchdog"), READY),
+        },
     ),
     ("GET", "/metrics"): Example("Figures for Prometheus"),
 }

@@ -78,22 +78,17 @@ def announce_next_page(request: Request, response: Response, cursor: str | None)
         response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
 
 
-def _read_metadata(request: Request, pairs: list[str]) -> dict[str, str]:
-    wanted: dict[str, str] = {}
+def _read_metadata(request: Request, pairs: list[str]) -> list[tuple[str, str]]:
+    wanted: list[tuple[str, str]] = []
     for pair in pairs:
         key, colon, value = pair.partition(":")
         if not colon:
             raise _invalid("metadata", "must be key:value", pair)
-        _add_pair(wanted, key, value)
+        wanted.append((key, value))
     for name, value in request.query_params.multi_items():
         if name.startswith(METADATA_PREFIX):
-            _add_pair(wanted, name.removeprefix(METADATA_PREFIX), value)
+            wanted.append((name.removeprefix(METADATA_PREFIX), value))
     return wanted
-
-
-def _add_pair(wanted: dict[str, str], key: str, value: str) -> None:
-    if wanted.setdefault(key, value) != value:
-        raise _invalid("metadata", f"no job has two values of {key!r}; ask for one", [wanted[key], value])
 
 
 def _read_time(name: str, text: str | None) -> datetime | None:

@@ -41,7 +41,7 @@ def find_job(job_id: str, service: Service) -> Job:
 FoundJob = Annotated[Job, Depends(find_job)]
 EventId = Annotated[str, Matching("^([0-9]{1,18}|end)?$", "must be the id of an event of this job, or end")]
 LastEventId = Annotated[EventId | None, Header(description="The id of the last event that was received.")]
-Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Only so many of the last lines.")]
+Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Number of lines from the end; all if unset.")]
 
 resources = APIRouter()
 
@@ -118,7 +118,8 @@ def get_metrics(
     format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line a step.")] = None,
 ) -> Response | Series:
     """`loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
-    series = read_series(service.engine, job.id)
+    with translate_errors():
+        series = read_series(service.engine, job.id)
     if _wants(request, format, "csv", ("text/csv",)):
         return Response(series_to_csv(series), media_type="text/csv; charset=utf-8")
     return {"series": series}
@@ -127,7 +128,8 @@ def get_metrics(
 @resources.get("/{job_id}/checkpoints")
 def get_checkpoints(job: FoundJob, service: Service) -> AsIs[Checkpoints]:
     """The checkpoints that are kept: `step, path, time, bytes, complete`."""
-    return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
+    with translate_errors():
+        return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
 
 
 @resources.get("/{job_id}/deliveries")

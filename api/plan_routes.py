@@ -14,6 +14,7 @@ from api.service import get_service
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.planner import PlanCancelled, Planner
+from jobs.preflight.surroundings import Surroundings, find_surroundings
 from jobs.service import JobService
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
@@ -70,7 +71,7 @@ async def _plan(request: Request, service: JobService, config: SFTConfig) -> Pla
     finally:
         gone.set()
     if isinstance(problem, TuneyardError):
-        raise _explain_place(problem, service.settings.is_external)
+        raise _explain_place(problem, find_surroundings(service.settings))
     planned: Plan = plan
     return planned
 
@@ -84,11 +85,7 @@ def _threads(request: Request) -> CapacityLimiter:
     return limiter
 
 
-def _explain_place(error: TuneyardError, is_external: bool) -> TuneyardError:
-    """With servers elsewhere this machine may well lack what the workers have."""
-    if not is_external or not isinstance(error, ModelNotFound | DatasetNotFound):
-        return error
-    return type(error)(
-        f"{error}. The plan is made on the API's machine; where models and data are on the workers' machines alone, "
-        "run `tuneyard plan --here` on one of them, or set TUNEYARD_MODEL_ROOT and TUNEYARD_DATA_ROOT here"
-    )
+def _explain_place(error: TuneyardError, around: Surroundings) -> TuneyardError:
+    """With workers elsewhere this machine may well lack what they have."""
+    is_elsewhere = around.hint and isinstance(error, ModelNotFound | DatasetNotFound)
+    return type(error)(f"{error}{around.hint}") if is_elsewhere else error

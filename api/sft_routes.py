@@ -18,10 +18,12 @@ from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
+from api.strictness import Strict
 from api.train_routes import origin_view
 from jobs.idempotency import RequestKey
 from jobs.job import Job
 from jobs.listing import JobFilters
+from jobs.preflight import Doubts
 from jobs.service import JobService
 from jobs.status import SFT_WORDS, SftWord
 from jobs.store import SavedConfig, SavedConfigVersion
@@ -32,12 +34,18 @@ Service = Annotated[JobService, Depends(get_service)]
 
 @router.post("/train")
 def start_training(
-    body: TrainBody, service: Service, request_key: Annotated[RequestKey | None, Depends(read_request_key)]
+    body: TrainBody,
+    service: Service,
+    request_key: Annotated[RequestKey | None, Depends(read_request_key)],
+    strict: Strict = False,
 ) -> AsIs[SftStarted]:
     """Start a job."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
-    job = service.submit(body.to_spec(saved), priority=body.priority, request=request_key)
-    return {"job_id": str(job.id), "status": SFT_WORDS[job.status]}
+    spec = body.to_spec(saved)
+    doubts = Doubts.of(service.preflight.look(spec), {}, strict)
+    job = service.submit(spec, priority=body.priority, request=request_key, doubts=doubts)
+    started: SftStarted = {"job_id": str(job.id), "status": SFT_WORDS[job.status]}
+    return {**started, "warnings": [*job.warnings]} if job.warnings else started
 
 
 @router.get("/jobs")

@@ -9,10 +9,12 @@ from api.answers import AsIs, Cancelled, Description, Maker, Origin, TrainJob, T
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
-from api.training_request import TrainingRequest, config_view
+from api.strictness import Strict
+from api.training_request import TrainingRequest, config_view, field_names
 from jobs.idempotency import RequestKey
 from jobs.job import Job
 from jobs.listing import JobFilters
+from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
 from jobs.status import TRAIN_WORDS, JobStatus, TrainWord
 
@@ -45,14 +47,17 @@ def start_training(
     service: Service,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
+    strict: Strict = False,
 ) -> AsIs[TrainStarted]:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
-    job = service.submit(spec, strategy, body.priority, request_key)
+    doubts = Doubts.of(service.preflight.look(spec), field_names(body), strict)
+    job = service.submit(spec, strategy, body.priority, request_key, doubts)
+    started: TrainStarted = {"job_id": str(job.id), "status": "started", "message": "Training job started"}
     if job.status is JobStatus.QUEUED:
         message = f"Training job added to queue at position {job.queue_position}"
-        return {"job_id": str(job.id), "status": "queued", "message": message}
-    return {"job_id": str(job.id), "status": "started", "message": "Training job started"}
+        started = {"job_id": str(job.id), "status": "queued", "message": message}
+    return {**started, "warnings": [*job.warnings]} if job.warnings else started
 
 
 @router.get("/train")

@@ -134,6 +134,12 @@ else:
     )
 
 
+def field_names(request: TrainingFields) -> dict[str, str]:
+    """What the fields of SFTConfig are called here, where they have another name."""
+    names = {ours: theirs for theirs, ours in RENAMED.items()} | {"dataset_name": "dataset_version"}
+    return names | {"adapter_path": "lora_version"} if request.lora_version is not None else names
+
+
 def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     """The effective values of a job in the Training API's words."""
     config = spec.config.to_dict()

@@ -40,13 +40,20 @@ class Member:
     url: str = ""
 
     def open(self) -> BinaryIO | None:
-        """The file, None for one at a URL. Raises AdapterNotReady when it is not the one that was listed."""
+        """The file, None for one at a URL.
+
+        Raises:
+            AdapterNotReady: it is not the one that was listed.
+            StackError: it can't be read.
+        """
         if self.path is None:
             return None
         try:
             file = self.path.open("rb")
         except FileNotFoundError as error:
             raise self._changed() from error
+        except OSError as error:
+            raise StackError(f"the adapter's {self.name} can't be read ({type(error).__name__})") from error
         found = os.fstat(file.fileno())
         if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns):
             file.close()
@@ -211,8 +218,8 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
 def _list_files(folder: Path, own: Path) -> list[Member]:
     members = []
     for path in folder.rglob("*"):
-        target = path.resolve()
-        if not target.is_relative_to(own):
+        target = follow(str(path), own)
+        if target is None:
             raise AdapterNotFound(f"{path} leads out of the job's folder {own}; remove that link")
         if target.is_file():
             found = target.stat()

@@ -2,8 +2,8 @@
 
 import base64
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -38,7 +38,7 @@ class JobFilters:
     dataset: str | None = None  # with a revision or without
     created_after: datetime | None = None
     created_before: datetime | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Sequence[tuple[str, str]] = ()  # each of these pairs
     made_by: str | None = None  # the flow that made it
 
 
@@ -114,7 +114,7 @@ def _to_run_filter(
     tags = [f"model:{wanted.model}"] if wanted.model is not None else []
     tags += [f"adapter:{wanted.adapter}"] if wanted.adapter is not None else []
     tags += [f"dataset:{wanted.dataset}"] if wanted.dataset is not None else []
-    tags += [metadata_tag(key, value) for key, value in wanted.metadata.items()]
+    tags += [metadata_tag(key, value) for key, value in wanted.metadata]
     tags += [made_by_tag(wanted.made_by)] if wanted.made_by is not None else []
     before = min((time for time in (cursor and cursor.time, wanted.created_before) if time), default=None)
     excluded = (cursor.shown if cursor else []) + starting

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,6 +24,7 @@ from jobs.listing import Cursor, JobFilters, Listing
 from jobs.log_lines import escape
 from jobs.outbox import add_delivery
 from jobs.prefect_runs import PrefectRuns, open_prefect_client
+from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
 from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
@@ -49,6 +50,7 @@ class Submission:
     id: UUID
     status: JobStatus
     queue_position: int | None
+    warnings: tuple[SubmissionWarning, ...] = ()
 
 
 class JobPage(NamedTuple):
@@ -73,6 +75,7 @@ class JobService:
         self.client = self._opened.enter_context(open_prefect_client(settings))
         self.configs = ConfigStore(self.engine)
         self._runs = PrefectRuns(self.client, settings.work_pool)
+        self.preflight = Preflight(settings)
         self._line = Line(self._runs)
         self._listing = Listing(self._runs, self._line)
         self._submitting = threading.Lock()
@@ -89,21 +92,28 @@ class JobService:
         strategy: Strategy = "queue",
         priority: Priority = "normal",
         request: RequestKey | None = None,
+        doubts: Doubts = NO_DOUBTS,
     ) -> Submission:
         """Make a job and put it in line. A `request` that came before gets its first answer again and makes no job.
 
+        Args:
+            doubts: What the preflight found; kept with the answer, or raised in its place.
+
         Raises:
+            TuneyardError: `doubts.refusal`, if there is one.
             TrainingBusy: with `strategy="reject"`, when a job is running or in line.
             IdempotencyKeyReused: the request's key came before with another body.
             InvalidConfig: the webhook leads to an address that is neither public nor allowed.
         """
         self._check_webhook(spec)
+        if request is None and doubts.refusal is not None:
+            raise doubts.refusal
         with self._submit_lock() as connection:
             if request is None:
                 run = self._create_in_line(spec, strategy, priority, None)
             else:
-                return self._submit_once(connection, request, spec, strategy, priority)
-        return self._look_at(run)  # without the lock: nobody who comes later can get ahead
+                return self._submit_once(connection, request, spec, strategy, priority, doubts)
+        return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
 
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
@@ -194,18 +204,26 @@ class JobService:
         return self._create(spec, Scheduled(), priority, run_key)
 
     def _submit_once(
-        self, connection: Connection, request: RequestKey, spec: JobSpec, strategy: Strategy, priority: Priority
+        self,
+        connection: Connection,
+        request: RequestKey,
+        spec: JobSpec,
+        strategy: Strategy,
+        priority: Priority,
+        doubts: Doubts,
     ) -> Submission:
         claim = find_claim(connection, request)
         if claim is not None and claim.answer is not None:
             return _read_answer(claim.answer)
         run = self._find_by_key(claim.run_key) if claim else None
         if run is None:
+            if doubts.refusal is not None:
+                raise doubts.refusal
             if strategy == "reject" and self._line.is_busy():
                 raise TrainingBusy(BUSY_MESSAGE)
             claim = claim or make_claim(connection, request)
             run = self._create(spec, Scheduled(), priority, claim.run_key)
-        submission = self._look_at(run)
+        submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
         keep_answer(connection, request, claim, _to_answer(submission))
         return submission
@@ -244,10 +262,10 @@ class JobService:
             except SQLAlchemyError as error:
                 logger.warning("The webhook of job %s is left to the watchdog (%s)", run.id, type(error).__name__)
 
-    def _look_at(self, run: FlowRun) -> Submission:
+    def _look_at(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
         place = self._line.places([run]).get(run.id)
         status, position = _read_state(run, place)
-        return Submission(run.id, status, position)
+        return Submission(run.id, status, position, tuple(warnings))
 
     def _describe(self, run: FlowRun) -> Job:
         return self._describe_all([run])[0]
@@ -298,8 +316,10 @@ def _to_answer(submission: Submission) -> dict[str, Any]:
         "id": str(submission.id),
         "status": submission.status.value,
         "queue_position": submission.queue_position,
+        "warnings": [*submission.warnings],
     }
 
 
 def _read_answer(answer: dict[str, Any]) -> Submission:
-    return Submission(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"])
+    warnings = tuple(answer.get("warnings", ()))
+    return Submission(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"], warnings)

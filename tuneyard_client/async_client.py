@@ -60,19 +60,29 @@ class AsyncTuneyard:
         await self._http.aclose()
 
     async def train(
-        self, *, strategy: Strategy = "queue", idempotency_key: str | None = None, **fields: Unpack[TrainingFields]
+        self,
+        *,
+        strategy: Strategy = "queue",
+        idempotency_key: str | None = None,
+        strict: bool = True,
+        **fields: Unpack[TrainingFields],
     ) -> Submitted:
-        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`."""
-        return await self.submit(fields, strategy, idempotency_key)
+        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`.
+
+        With `strict` a job that is known to fail, such as one of a model that is nowhere, is refused as a NotFound or
+        InvalidRequest; without it the job is made and `warnings` of the answer say so.
+        """
+        return await self.submit(fields, strategy, idempotency_key, strict)
 
     async def submit(
         self,
         fields: TrainingFields | Mapping[str, Any],
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
+        strict: bool = True,
     ) -> Submitted:
         """`train`, the fields in a mapping."""
-        return await self._run(calls.submit(fields, strategy, idempotency_key))
+        return await self._run(calls.submit(fields, strategy, idempotency_key, strict))
 
     async def sft(
         self,
@@ -86,6 +96,7 @@ class AsyncTuneyard:
         metadata: Mapping[str, str] | None = None,
         priority: Priority | None = None,
         idempotency_key: str | None = None,
+        strict: bool = True,
     ) -> Submitted:
         """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
         return await self._run(
@@ -99,6 +110,7 @@ class AsyncTuneyard:
                 metadata,
                 priority,
                 idempotency_key,
+                strict,
             )
         )
 
@@ -193,7 +205,7 @@ class AsyncTuneyard:
         Raises:
             Conflict: the job has not completed.
             ChecksumMismatch: the download is damaged.
-            ClientError: the folder is there already and not empty.
+            ClientError: the folder is not empty.
         """
         check_free(Path(folder))
         try:

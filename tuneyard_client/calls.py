@@ -73,14 +73,14 @@ Steps = Generator[Call[Any] | Pause, Any, T]
 
 
 def submit(
-    fields: Mapping[str, Any], strategy: Strategy = "queue", idempotency_key: str | None = None
+    fields: Mapping[str, Any], strategy: Strategy = "queue", idempotency_key: str | None = None, strict: bool = True
 ) -> Call[Submitted]:
     """POST /train."""
     return Call(
         "POST",
         "/train",
         _read(Submitted),
-        params={} if strategy == "queue" else {"strategy": strategy},
+        params=({} if strategy == "queue" else {"strategy": strategy}) | _strictness(strict),
         body=dict(fields),
         headers=_idempotency(idempotency_key),
         is_repeatable=True,
@@ -97,6 +97,7 @@ def sft(
     metadata: Mapping[str, str] | None,
     priority: Priority | None,
     idempotency_key: str | None,
+    strict: bool = True,
 ) -> Call[Submitted]:
     """POST /api/sft/train; of an SFTConfig over a saved one only the fields that were set are sent."""
     around = {
@@ -110,8 +111,15 @@ def sft(
         "priority": priority,
     }
     body = {name: value for name, value in around.items() if value is not None}
-    headers = _idempotency(idempotency_key)
-    return Call("POST", "/api/sft/train", _read(Submitted), body=body, headers=headers, is_repeatable=True)
+    return Call(
+        "POST",
+        "/api/sft/train",
+        _read(Submitted),
+        params=_strictness(strict),
+        body=body,
+        headers=_idempotency(idempotency_key),
+        is_repeatable=True,
+    )
 
 
 def plan(fields: Mapping[str, Any]) -> Call[Plan]:
@@ -275,6 +283,10 @@ def _plain(config: SFTConfig | Mapping[str, Any], exclude_unset: bool = False) -
 
 def _idempotency(key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": key or str(uuid.uuid4())}
+
+
+def _strictness(strict: bool) -> dict[str, str]:
+    return {"strict": "true"} if strict else {}
 
 
 def _read(model: type[T]) -> Callable[[httpx.Response], T]:

@@ -46,7 +46,7 @@ class Tuneyard:
     Args:
         base_url: Where the service is.
         api_key: Sent as a bearer token; needed when the service asks for one.
-        timeout_seconds: Longest silence of the service that is borne.
+        timeout_seconds: Read timeout in seconds.
 
     Raises:
         ClientError: from every method, with `status`, `code`, `detail` and `request_id`; see
@@ -73,19 +73,29 @@ class Tuneyard:
         self._http.close()
 
     def train(
-        self, *, strategy: Strategy = "queue", idempotency_key: str | None = None, **fields: Unpack[TrainingFields]
+        self,
+        *,
+        strategy: Strategy = "queue",
+        idempotency_key: str | None = None,
+        strict: bool = True,
+        **fields: Unpack[TrainingFields],
     ) -> Submitted:
-        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`."""
-        return self.submit(fields, strategy, idempotency_key)
+        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`.
+
+        With `strict` a job that is known to fail, such as one of a model that is nowhere, is refused as a NotFound or
+        InvalidRequest; without it the job is made and `warnings` of the answer say so.
+        """
+        return self.submit(fields, strategy, idempotency_key, strict)
 
     def submit(
         self,
         fields: TrainingFields | Mapping[str, Any],
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
+        strict: bool = True,
     ) -> Submitted:
         """`train`, the fields in a mapping."""
-        return self._run(calls.submit(fields, strategy, idempotency_key))
+        return self._run(calls.submit(fields, strategy, idempotency_key, strict))
 
     def sft(
         self,
@@ -99,6 +109,7 @@ class Tuneyard:
         metadata: Mapping[str, str] | None = None,
         priority: Priority | None = None,
         idempotency_key: str | None = None,
+        strict: bool = True,
     ) -> Submitted:
         """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
         return self._run(
@@ -112,6 +123,7 @@ class Tuneyard:
                 metadata,
                 priority,
                 idempotency_key,
+                strict,
             )
         )
 
@@ -201,7 +213,7 @@ class Tuneyard:
         Raises:
             Conflict: the job has not completed.
             ChecksumMismatch: the download is damaged.
-            ClientError: the folder is there already and not empty.
+            ClientError: the folder is not empty.
         """
         check_free(Path(folder))
         try:

@@ -64,12 +64,23 @@ class Job(Answer):
         return None if self.start_time is None else datetime.fromtimestamp(self.start_time, UTC)
 
 
+class SubmissionWarning(Answer):
+    """Something that will fail a job, known when it was submitted."""
+
+    code: str
+    message: str
+
+
 class Submitted(Answer):
-    """A job was made. `status` is `started` or `queued`, or the SFT API's `running` or `pending`."""
+    """A job was made. `status` is `started` or `queued`, or the SFT API's `running` or `pending`.
+
+    `warnings` say what will fail it, as far as the service knows.
+    """
 
     job_id: str
     status: str
     message: str | None = None
+    warnings: list[SubmissionWarning] = Field(default_factory=list)
 
 
 class Cancelled(Answer):

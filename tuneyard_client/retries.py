@@ -59,7 +59,7 @@ def unreachable(error: httpx.TransportError, base_url: httpx.URL) -> ClientError
     """What a connection error means to the caller."""
     place = str(base_url).rstrip("/")
     if isinstance(error, httpx.UnsupportedProtocol):
-        return ServiceUnreachable(f"{place!r} is no address; it must begin with http:// or https://")
+        return ServiceUnreachable(f"{place!r} is not a URL; it must begin with http:// or https://")
     if isinstance(error, httpx.TimeoutException):
         return ServiceUnreachable(f"no answer from {place} in time ({type(error).__name__})")
     return ServiceUnreachable(f"no answer from {place} ({error or type(error).__name__}); is the service running?")

@@ -133,4 +133,5 @@ class AdapterArchive:
 def check_free(folder: Path) -> None:
     """Raises ClientError when something is in the way."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ClientError(f"{folder} is there already; name a folder that is not, or is empty", code="folder_exists")
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise ClientError(f"{folder} {what}; choose another folder", code="folder_exists")

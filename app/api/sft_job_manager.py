@@ -1,5 +1,6 @@
 """`sft_job_manager`: the SFT API from Python, with no API server running."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any, Self
@@ -12,6 +13,8 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.callbacks import SFTCallback
 from sft.config import SFTConfig
+
+logger = logging.getLogger(__name__)
 
 
 class SFTJobManager:
@@ -47,10 +50,15 @@ class SFTJobManager:
     def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
         """Make a job that waits as `pending` until it is started; returns its id.
 
+        What is known to fail it, such as a model that is nowhere, is logged as a warning.
+
         The callbacks are called in this process, on a thread of their own, with the job's id and config as `trainer`.
         """
         service = self._door.open()
-        job = service.create(JobSpec.build(config=config))
+        spec = JobSpec.build(config=config)
+        for finding in service.preflight.look(spec):
+            logger.warning("%s", finding.message({}))
+        job = service.create(spec)
         if callbacks:
             self._followers.append(start_callbacks(service, job, config, callbacks, self._closing))
         return str(job.id)

@@ -61,7 +61,7 @@ def test_submit_prints_the_id_alone(run):
     result, (request,) = run(arguments, STARTED, TUNEYARD_API_KEY="secret")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "17\n", "Training job started\n")
-    assert (request.method, request.path) == ("POST", "/train")
+    assert (request.method, request.path) == ("POST", "/train?strict=true")
     assert request.headers["authorization"] == "Bearer secret"
     assert json.loads(request.body) == {
         "model_name": "m", "num_epochs": 2.0, "metadata": {"team": "a=b"}, "lora_r": 4
@@ -73,8 +73,8 @@ def test_submit_reads_a_file_and_flags_win_over_it(run, tmp_path):
     file.write_text("model_name: m\ntemplate: chatml\nnum_epochs: 1\n")
     result, (request,) = run(["submit", "-f", str(file), "--template", "qwen", "--reject", "--json"], STARTED)
 
-    assert json.loads(result.stdout) == STARTED
-    assert request.path == "/train?strategy=reject"
+    assert json.loads(result.stdout) == STARTED | {"warnings": []}
+    assert request.path == "/train?strategy=reject&strict=true"
     assert json.loads(request.body) == {"model_name": "m", "template": "qwen", "num_epochs": 1}
 
 
@@ -120,7 +120,7 @@ def test_submit_and_watch(run):
     result, received = run(["submit", "--model", "m", "--watch", "--json"], STARTED, ENDED_WELL)
     assert result.exit_code == 0
     assert json.loads(result.stdout)["output_path"] == "/out/adapter"
-    assert [request.path for request in received] == ["/train", "/train/17"]
+    assert [request.path for request in received] == ["/train?strict=true", "/train/17"]
 
 
 def test_list_is_a_table_of_what_was_asked_for(run):

@@ -62,12 +62,27 @@ def test_a_submission_carries_its_fields_the_api_key_and_a_new_idempotency_key(s
 
     first, second = server.received
     assert (answer.job_id, answer.status, answer.message) == ("1", "started", "Training job started")
-    assert (first.method, first.path) == ("POST", "/train?strategy=reject")
+    assert (first.method, first.path) == ("POST", "/train?strategy=reject&strict=true")
     assert json.loads(first.body) == {"model_name": "m", "learning_rate": "1e-4"}
     assert first.headers["authorization"] == "Bearer secret"
-    assert second.path == "/train"
+    assert second.path == "/train?strict=true"
     assert len(first.headers["idempotency-key"]) == 36
     assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
+def test_what_is_known_to_fail_a_job_is_an_error_or_with_strict_off_a_warning(service, call):
+    warning = {"code": "model_not_found", "message": "model_name 'm' is nowhere"}
+    server = service(Scripted(body=json.dumps({"job_id": "1", "status": "pending", "warnings": [warning]})))
+    for made in (
+        call(server.url, "train", model_name="m", strict=False),
+        call(server.url, "submit", {"model_name": "m"}, "queue", None, False),
+        call(server.url, "sft", {"base_model": "m"}, strict=False),
+    ):
+        assert [one.model_dump() for one in made.warnings] == [warning]
+    assert [request.path for request in server.received] == ["/train", "/train", "/api/sft/train"]
+    assert call(service(STARTED).url, "train").warnings == []
+    with pytest.raises(NotFound):
+        call(service(error(404)).url, "sft", {"base_model": "m"})
 
 
 def test_a_submission_is_repeated_with_the_same_key(service, call):

@@ -90,7 +90,7 @@ def sent(content):
 def test_an_adapter_is_unpacked_into_its_folder(service, call, tmp_path):
     assert call(service(sent(archive())).url, "download_adapter", "1", tmp_path / "a") == tmp_path / "a"
     assert (tmp_path / "a" / "adapter_config.json").read_text() == "{}"
-    with pytest.raises(ClientError, match="is there already"):
+    with pytest.raises(ClientError, match="is not empty; choose another folder"):
         call("http://127.0.0.1:9", "download_adapter", "1", tmp_path / "a")
 
 

@@ -84,6 +84,7 @@ def test_a_basic_job_is_started_and_answered_as_documented(curl):
     documented = find_json(DOCUMENT, "Training job creation response")
 
     assert status == 200
+    assert body.pop("warnings")[0]["code"] == "model_not_found"  # beside what is documented: it is not on this machine
     assert body | {"job_id": documented["job_id"]} == documented
     assert str(uuid.UUID(body["job_id"])) == body["job_id"]
 
@@ -110,7 +111,7 @@ def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, 
     paused_queue.resume()
     try:
         with Tuneyard(base_url) as tuneyard:
-            job_id = tuneyard.train(model_name="nobody/nothing").job_id
+            job_id = tuneyard.train(model_name="nobody/nothing", strict=False).job_id
             accepted_at = tuneyard.job(job_id).start_time
             tuneyard.wait(job_id, timeout_seconds=60)
     finally:

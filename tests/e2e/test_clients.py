@@ -57,12 +57,14 @@ def test_a_saved_configuration_and_a_job_from_it_that_is_cancelled(call):
     assert call("configs.get", saved.config_id).config["lora_r"] == 4
     assert [one.name for one in call("configs.versions", saved.config_id)] == ["live", "live 2"]
 
-    made = call("sft", {"max_steps": 1}, config_id=saved.config_id, metadata={"from": "config"}, priority="high")
+    made = call(
+        "sft", {"max_steps": 1}, config_id=saved.config_id, metadata={"from": "config"}, priority="high", strict=False
+    )
     job = call("job", made.job_id)
     assert (job.config["lora_r"], job.config["max_steps"], job.metadata) == (4, 1, {"from": "config"})
     assert call("queue").is_training_running
     with pytest.raises(errors.Conflict) as busy:
-        call("train", model_name="nobody/client", strategy="reject")
+        call("train", model_name="nobody/client", strategy="reject", strict=False)
     assert (busy.value.status, busy.value.code) == (409, "training_busy")
     assert call("cancel", made.job_id).status == "cancelled"
     assert call("wait", made.job_id, timeout_seconds=30).status == "cancelled"
@@ -79,6 +81,9 @@ def test_errors_are_told_apart(call):
     with pytest.raises(errors.InvalidRequest, match="lora_r") as refused:
         call("train", model_name="nobody/client", lora_r=0)
     assert refused.value.status == 422
+    with pytest.raises(errors.NotFound, match="model_name 'nobody/client' is neither in the model root") as refused:
+        call("train", model_name="nobody/client")
+    assert refused.value.code == "model_not_found"
     with pytest.raises(errors.InvalidRequest, match="lora_r") as refused:
         call("sft", SFT | {"lora_r": 0})
     assert refused.value.status == 400

@@ -61,12 +61,12 @@ def test_it_is_listed_its_log_printed_and_its_adapter_downloaded(run, submitted,
     assert len(run("logs", job_id, "--tail", "2").splitlines()) == 2
     assert run("download", job_id, str(tmp_path / "adapter")).split() == [str(tmp_path / "adapter")]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert "is there already" in run("download", job_id, str(tmp_path / "adapter"), code=1)
+    assert "is not empty; choose another folder" in run("download", job_id, str(tmp_path / "adapter"), code=1)
 
 
-def test_a_job_from_a_file_is_cancelled(run, tmp_path):
+def test_a_job_from_a_file_is_cancelled(run, model, tmp_path):
     file = tmp_path / "job.yaml"
-    file.write_text("model_name: nobody/file\ntemplate: chatml\nmetadata: {by: file}\n")
+    file.write_text(f"model_name: {model}\ntemplate: chatml\nmetadata: {{by: file}}\n")
     submitted = json.loads(run("submit", "--file", str(file), "--epochs", "2", "--json"))
     job_id = submitted["job_id"]
 
@@ -77,9 +77,9 @@ def test_a_job_from_a_file_is_cancelled(run, tmp_path):
     assert run("watch", job_id, code=1) == f"tuneyard: job {job_id} cancelled\n"
 
 
-def test_a_configuration_is_saved_changed_used_and_deleted(run, tmp_path):
+def test_a_configuration_is_saved_changed_used_and_deleted(run, model, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("base_model: nobody/saved\ndataset_name: handbook@v1.0\ndataset_format: auto\n")
+    file.write_text(f"base_model: {model}\ndataset_name: handbook@v1.0\ndataset_format: auto\n")
     config_id = run("configs", "save", "mine", str(file)).strip()
     file.write_text(file.read_text() + "lora_r: 4\n")
 
@@ -94,7 +94,7 @@ def test_a_configuration_is_saved_changed_used_and_deleted(run, tmp_path):
     assert run("configs", "show", config_id, code=1) == f"tuneyard: Config {config_id} not found\n"
 
 
-def test_with_the_first_key_the_service_asks_everybody_for_one(run, make_api, stack):
+def test_with_the_first_key_the_service_asks_everybody_for_one(run, model, make_api, stack):
     name = f"keys_{uuid4().hex}"
     ensure_databases(stack.database_url, [name])
     database = {"TUNEYARD_DATABASE_URL": sibling_url(stack.database_url, name)}
@@ -109,7 +109,7 @@ def test_with_the_first_key_the_service_asks_everybody_for_one(run, make_api, st
     run("list", url=url, TUNEYARD_API_KEY=reader)
     refused = run("submit", "--model", "nobody/keys", url=url, code=1, TUNEYARD_API_KEY=reader)
     assert refused == "tuneyard: This API key has scope read; POST needs submit\n"
-    job_id = run("submit", "--model", "nobody/keys", url=url, TUNEYARD_API_KEY=writer).strip()
+    job_id = run("submit", "--model", model, "--template", "chatml", url=url, TUNEYARD_API_KEY=writer).strip()
     run("cancel", job_id, url=url, TUNEYARD_API_KEY=writer)
 
     ids = {line.split()[-1]: line.split()[0] for line in run("keys", "list", **database).splitlines()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from sft.checkpoints import publish_checkpoint, stage_checkpoint, thin_out
 from sft.config import SFTConfig
-from sft.errors import AdapterNotReady
+from sft.errors import AdapterNotFound, AdapterNotReady, StackError
 from sft.publication import publish_folder
 
 JOB_ID = UUID("550e8400-e29b-41d4-a716-446655440000")
@@ -143,6 +144,30 @@ def test_what_is_replaced_once_it_is_being_sent_is_sent_as_it_was(settings, job)
     assert hashlib.sha256(first + b"".join(chunks)).hexdigest() == sent.sha256
     with pytest.raises(AdapterNotReady, match="changed while it was read; ask again"):
         next(sent.archive.read())
+
+
+def test_a_link_that_leads_to_itself_is_no_file_of_the_adapter(settings, job):
+    folder = Path(job.output_path)
+    write_adapter(folder, 1)
+    (folder / "a").symlink_to(folder / "b")
+    (folder / "b").symlink_to(folder / "a")
+    with pytest.raises(AdapterNotFound, match="leads out of the job's folder"):
+        prepare_download(settings, job)
+
+
+def test_a_file_that_can_not_be_read_any_more_is_named(settings, job, monkeypatch):
+    write_adapter(Path(job.output_path), 1)
+    sent = prepare_download(settings, job)
+    if os.geteuid() == 0:  # who may read everything
+        monkeypatch.setattr(Path, "open", deny)
+    else:
+        (Path(job.output_path) / "tokenizer.json").chmod(0)
+    with pytest.raises(StackError, match=r"the adapter's \S+ can't be read \(PermissionError\)"):
+        next(sent.archive.read())
+
+
+def deny(*_args: object) -> None:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_an_adapter_that_is_asked_for_by_many_is_read_once(settings, job):

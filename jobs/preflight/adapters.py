@@ -1,0 +1,75 @@
+"""Whether the adapter to start from is there: a folder, or a version in MLflow's registry."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from jobs.preflight.findings import Finding
+from jobs.preflight.surroundings import Surroundings
+from jobs.spec import JobSpec
+from sft.errors import ModelNotFound
+from sft.places import follow
+
+TIMEOUT_SECONDS = 5.0
+REGISTERED = re.compile(
+    r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<mark>[/@])(?P<version>[A-Za-z0-9][A-Za-z0-9._-]*)"
+)
+
+
+def check_adapter(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
+    """An adapter that is in neither place."""
+    reference = spec.config.adapter_path
+    if reference is None:
+        return
+    if reference.startswith("models:"):
+        match = REGISTERED.fullmatch(reference)
+        if match is None:
+            yield _finding(f"{reference!r} is not of the form models:/NAME/VERSION, or models:/NAME/latest")
+        elif problem := _ask_registry(around.settings.mlflow_tracking_uri, **match.groupdict()):
+            yield _finding(f"{reference!r} {problem}")
+        return
+    settings = around.settings
+    roots = [root for root in (settings.output_root, settings.model_root) if around.sees(root)]
+    if not roots:
+        return
+    for root in roots:
+        found = follow(reference, root, settings.allowed_model_roots if root == settings.model_root else ())
+        if found and (found / "adapter_config.json").is_file():
+            return
+    looked = " and ".join(map(str, roots))
+    yield _finding(f"{reference!r} is no folder with an adapter_config.json under {looked}{around.hint}")
+
+
+def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) -> str | None:
+    """What is wrong with a version; None when it is there, or that can't be asked."""
+    base = f"{tracking_uri}".rstrip("/")
+    if urlsplit(base).scheme not in ("http", "https"):
+        return None
+    has_tls = base.startswith("https")  # certificates take long to load
+    with httpx.Client(
+        base_url=f"{base}/api/2.0/mlflow/", timeout=TIMEOUT_SECONDS, trust_env=False, verify=has_tls
+    ) as client:
+        answer = client.get("registered-models/get", params={"name": name})
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return f"is not in the registry: it has no adapter {name}; train one with lora_name {name}, or name another"
+        model: dict[str, Any] = answer.raise_for_status().json()["registered_model"]
+        versions = [str(found["version"]) for found in model.get("latest_versions", [])]
+        aliases = [str(alias["alias"]) for alias in model.get("aliases", [])]
+        if mark == "@":
+            if version in aliases:
+                return None
+            return f"is not in the registry: {name} has the aliases {', '.join(aliases) or 'none'}"
+        if version.lower() == "latest":
+            return None if versions else f"is not in the registry: {name} has no versions"
+        found = client.get("model-versions/get", params={"name": name, "version": version})
+        if found.status_code == httpx.codes.NOT_FOUND or found.status_code == httpx.codes.BAD_REQUEST:
+            newest = f"its newest version is {max(versions, key=int)}" if versions else "it has no versions"
+            return f"is not in the registry: {name} has no version {version}; {newest}"
+    return None
+
+
+def _finding(text: str) -> Finding:
+    return Finding(ModelNotFound, "adapter_path", text)

@@ -1,0 +1,90 @@
+"""Whether the dataset is anywhere a job would look: the dataset registry, the data root, the Hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.preflight.findings import Finding
+from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
+from jobs.preflight.registry import find_view
+from jobs.preflight.surroundings import Surroundings
+from jobs.spec import JobSpec
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from sft.places import follow
+from sft.weights import POINTER, is_pointer
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+FIELD = "dataset_name"
+
+
+def check_dataset(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
+    """A revision, name or file that is missing, or a file that can't be rows."""
+    reference = spec.config.dataset_name
+    name, at, revision = reference.partition("@")
+    if not at:
+        yield from _check_plain(reference, around)
+        return
+    data_root = around.settings.data_root
+    if _looks_like_file(revision):
+        yield Finding(
+            DatasetNotFound,
+            FIELD,
+            f"{revision!r} looks like a file. Put it below {data_root} and give it to the SFT API as dataset_name",
+        )
+    elif not name or not revision:
+        yield Finding(DatasetNotFound, FIELD, f"{reference!r} is not of the form name@revision")
+    elif (view := find_view(around.settings, around.workers_are_here)) is not None:
+        problem = view.find_problem(name, revision)
+        if problem is not None:
+            yield Finding(DatasetNotFound, FIELD, f"{problem}{around.hint}")
+
+
+def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
+    """A file or folder below the data root, else a dataset of the registry, else one on the Hub."""
+    root = around.settings.data_root
+    if not around.sees(root):
+        return
+    path = follow(reference, root)
+    if path is None:
+        text = f"{reference!r} leads outside the data root {root}; put the file below it"
+        yield Finding(InvalidConfig, FIELD, text)
+    elif path.is_file():
+        yield from _check_file(reference, path)
+    elif not path.is_dir() and not _is_elsewhere(reference, around):
+        yield Finding(
+            DatasetNotFound,
+            FIELD,
+            f"{reference!r} is no file or folder below the data root {root}, and neither the dataset registry nor the "
+            f"Hub is known to have it; put the file there or name another dataset{around.hint}",
+        )
+
+
+def _is_elsewhere(reference: str, around: Surroundings) -> bool:
+    """Whether the registry or the Hub has it, or may have it."""
+    view = find_view(around.settings, around.workers_are_here)
+    if view is None or view.find_problem(reference, None) is None:
+        return True
+    if not HUB_ID.fullmatch(reference):
+        return False
+    if find_cached("datasets", reference) is not None:
+        return True
+    found = find_on_hub("datasets", reference)
+    return found is not Presence.ABSENT and not (found is Presence.UNREACHABLE and around.workers_are_here)
+
+
+def _check_file(reference: str, path: Path) -> Iterator[Finding]:
+    if path.suffix.lower() not in SUFFIXES:
+        yield Finding(
+            InvalidDataset, FIELD, f"{reference!r} must end in one of {', '.join(SUFFIXES)}; convert the file"
+        )
+        return
+    with path.open("rb") as file:
+        head = file.read(len(POINTER))
+    if is_pointer(head):
+        text = f"{reference!r} is a Git LFS pointer, not the rows; run `git lfs pull` where it is"
+        yield Finding(InvalidDataset, FIELD, text)
+    elif not head:
+        yield Finding(InvalidDataset, FIELD, f"{reference!r} is empty")
+
+
+def _looks_like_file(revision: str) -> bool:
+    return revision.startswith(("/", "./", "../", "~")) or revision.lower().endswith(SUFFIXES)

@@ -1,0 +1,168 @@
+"""What the dataset registry has at a revision, as git and its DVC files say, without DVC, which the API never loads."""
+
+import functools
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from jobs.settings import PROJECT_ROOT, Settings
+
+SUFFIXES = ("", ".jsonl", ".json", ".parquet", ".csv")
+TIMEOUT_SECONDS = 5.0
+KNOWN_SECONDS = 10.0  # how long what was found is not looked for again
+NOT_FOUND = 1  # git's exit code for a revision that is none; others say that it could not look
+
+_found: dict[tuple[str, str, str | None], float] = {}
+
+
+@dataclass(frozen=True)
+class RegistryView:
+    """A git repository, or the sources that the default one is built from on first use.
+
+    Attributes:
+        is_current: what it lacks nobody has; a mirror of somebody else's may be behind.
+    """
+
+    folder: Path
+    is_current: bool
+    built: frozenset[tuple[str, str]] = frozenset()  # name and revision that the sources give
+
+    def find_problem(self, name: str, revision: str | None) -> str | None:
+        """Why it has no such dataset; None when it has, or that is not known."""
+        if (name, revision) in self.built:
+            return None
+        key = (str(self.folder), name, revision)
+        if time.monotonic() - _found.get(key, float("-inf")) < KNOWN_SECONDS:
+            return None
+        problem = self._look(name, revision) if self._is_git() else self._look_at_sources(name, revision)
+        if problem is None:
+            _found[key] = time.monotonic()
+        return problem if self.is_current else None
+
+    def _is_git(self) -> bool:
+        return (self.folder / ".git").exists() or (self.folder / "HEAD").is_file()
+
+    def _look(self, name: str, revision: str | None) -> str | None:
+        wanted = revision or ("main" if self._git("branch", "--list", "main") else "HEAD")
+        code, commit = self._run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
+        if code == NOT_FOUND:
+            tags, branches = (
+                self._git("tag", "--list").split(),
+                self._git("branch", "--format=%(refname:short)").split(),
+            )
+            return (
+                f"{wanted!r} is no revision in the dataset registry {self.folder}; tags: {_list(tags)}; "
+                f"branches: {_list(branches)}"
+            )
+        if code:
+            return None
+        files = self._git("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
+        places = {*files, *self._outputs(commit, files)}
+        if any(_is_at(place, name + suffix) for place in places for suffix in SUFFIXES):
+            return None
+        names = sorted({PurePosixPath(place).parts[0] for place in self._outputs(commit, files)})
+        return f"'{name}@{wanted}' is not in the dataset registry {self.folder}; it has: {_list(names)}"
+
+    def _outputs(self, commit: str, files: list[str]) -> Iterator[str]:
+        """Paths that DVC tracks: those its files name."""
+        for file in files:
+            path = PurePosixPath(file)
+            if path.suffix != ".dvc" and path.name not in ("dvc.yaml", "dvc.lock"):
+                continue
+            try:
+                content = yaml.safe_load(self._git("show", f"{commit}:{file}"))
+            except yaml.YAMLError:
+                continue
+            for out in _read_outputs(content):
+                yield os.path.normpath(path.parent / out)
+
+    def _look_at_sources(self, name: str, revision: str | None) -> str | None:
+        if not self.built:
+            return None
+        versions = sorted({version for _, version in self.built})
+        names = sorted({known for known, _ in self.built})
+        if revision not in (*versions, "main", None):
+            return f"{revision!r} is no revision in the dataset registry; tags: {_list(versions)}; branches: main"
+        if name in names:
+            return None
+        return f"{'@'.join(filter(None, (name, revision)))!r} is not in the dataset registry; it has: {_list(names)}"
+
+    def _git(self, *arguments: str) -> str:
+        code, text = self._run(*arguments)
+        if code:
+            raise RuntimeError(f"git {arguments[0]} ended with {code}")
+        return text
+
+    def _run(self, *arguments: str) -> tuple[int, str]:
+        dropped = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+        environment = {name: value for name, value in os.environ.items() if name not in dropped}
+        environment["GIT_CEILING_DIRECTORIES"] = str(self.folder.parent)
+        command = ["git", "-C", str(self.folder), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
+        )
+        return done.returncode, done.stdout.strip("\n")
+
+
+def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None:
+    """The registry as far as this machine has it; None where only the workers' machines may."""
+    named = settings.dataset_registry
+    if named is None:
+        folder = settings.home / "registry"
+        return RegistryView(folder, True, _find_built(PROJECT_ROOT)) if workers_are_here else None
+    if named.startswith("file://"):
+        named = unquote(urlsplit(named).path)
+    path = Path(named).expanduser()
+    if path.exists():
+        return RegistryView(path.resolve(), True)
+    mirror = settings.home / "registries" / hashlib.sha256(named.encode()).hexdigest()[:16]
+    return RegistryView(mirror, False) if mirror.exists() else None
+
+
+def _find_built(project: Path) -> frozenset[tuple[str, str]]:
+    files = (project / "datasets/params.yaml", project / "dvc.yaml")
+    return _find_built_once(project, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+
+
+@functools.lru_cache(maxsize=4)
+def _find_built_once(project: Path, _changed: tuple[int, ...]) -> frozenset[tuple[str, str]]:
+    return frozenset(_read_sources(project))
+
+
+def _read_sources(project: Path) -> Iterator[tuple[str, str]]:
+    """The datasets and versions that the default registry is built of."""
+    try:
+        versions = yaml.safe_load((project / "datasets/params.yaml").read_text(encoding="utf-8"))["versions"]
+        outputs = [*_read_outputs(yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8")))]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return
+    yield from ((output, str(version)) for output in outputs for version in versions)
+
+
+def _read_outputs(content: Any) -> Iterator[str]:
+    """The outputs in the content of a `.dvc`, `dvc.yaml` or `dvc.lock` file."""
+    stages = content.get("stages", {}) if isinstance(content, dict) else {}
+    for stage in [content, *(stages.values() if isinstance(stages, dict) else [])]:
+        outputs = stage.get("outs", []) if isinstance(stage, dict) else []
+        for output in outputs if isinstance(outputs, list) else []:
+            if isinstance(output, dict):
+                output = output.get("path") or next(iter(output), "")
+            if output and "${" not in str(output):
+                yield str(output)
+
+
+def _is_at(place: str, name: str) -> bool:
+    """Whether something at this place is the dataset, part of it, or a tracked folder that may hold it."""
+    return place == name or place.startswith(f"{name}/") or name.startswith(f"{place}/")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,92 @@
+"""Whether the chat template suits the base model's tokenizer, going by the tokenizer's files."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.preflight.findings import Finding
+from jobs.preflight.models import find_model_folder
+from jobs.preflight.surroundings import Surroundings
+from jobs.spec import JobSpec
+from sft.chat_template import ChatTemplate
+from sft.errors import TemplateNotFound
+from sft.templates import AUTO, TEMPLATES
+
+VOCABULARY = "tokenizer.json"
+FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# These have no special tokens of their own: what their files do not name, they lack.
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
+    """A template with tokens that the tokenizer lacks, or `auto` with a tokenizer that has no template."""
+    name = spec.config.template_name
+    folder = find_model_folder(spec.config.base_model, around)
+    if folder is None or not (folder / VOCABULARY).is_file() or (name != AUTO and name not in TEMPLATES):
+        return
+    files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
+    tokenizer = _look_at(folder, files)
+    if name == AUTO:
+        is_plain_text = spec.config.dataset_format in ("completion", "auto")
+        if not is_plain_text and not tokenizer.has_template and not _has_template_file(folder):
+            yield _finding(f"{AUTO} needs a tokenizer with a chat template and this model's has none", tokenizer)
+    elif missing := _list_missing(tokenizer, TEMPLATES[name]):
+        yield _finding(f"{name} needs {', '.join(missing)}, which the tokenizer of this model lacks", tokenizer)
+
+
+class _Tokenizer(NamedTuple):
+    """What a tokenizer's files say of it. None: not known."""
+
+    tokens: frozenset[str]  # of those that any template needs
+    has_bos: bool | None
+    has_eos: bool | None
+    has_template: bool  # in its configuration
+
+
+@functools.lru_cache(maxsize=64)
+def _look_at(folder: Path, _changed: tuple[int, ...]) -> _Tokenizer:
+    """Read the files, once for each time they change. A token is looked for as JSON text: parsing takes ten times as
+    long, and what is found too much here is only not warned of."""
+    content = b"\n".join((folder / file).read_bytes() for file in FILES if (folder / file).is_file())
+    wanted = {token for template in TEMPLATES.values() for token in template.special_tokens}
+    tokens = frozenset(token for token in wanted if any(spelling in content for spelling in _spellings(token)))
+    declared, special = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+    is_plain = declared.get("tokenizer_class") in PLAIN_CLASSES
+
+    def has(name: str) -> bool | None:
+        return True if declared.get(name) or special.get(name) else False if is_plain else None
+
+    return _Tokenizer(tokens, has("bos_token"), has("eos_token"), bool(declared.get("chat_template")))
+
+
+def _has_template_file(folder: Path) -> bool:
+    names = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    return any((folder / name).exists() for name in names)
+
+
+def _spellings(token: str) -> set[bytes]:
+    return {json.dumps(token).encode(), json.dumps(token, ensure_ascii=False).encode()}
+
+
+def _list_missing(tokenizer: _Tokenizer, template: ChatTemplate) -> list[str]:
+    missing = [token for token in template.special_tokens if token not in tokenizer.tokens]
+    if template.writes_bos and tokenizer.has_bos is False:
+        missing.append("a beginning-of-sequence token")
+    if template.stop_token is None and tokenizer.has_eos is False:
+        missing.append("an end-of-sequence token")
+    return missing
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finding(text: str, tokenizer: _Tokenizer) -> Finding:
+    usable = [name for name, template in TEMPLATES.items() if not _list_missing(tokenizer, template)]
+    return Finding(TemplateNotFound, "template_name", f"{text}; templates it can use: {', '.join(usable) or 'none'}")

@@ -1,0 +1,530 @@
+"""What is known of a job when it is submitted: over real files, a real git repository, and scripted servers."""
+
+import json
+import os
+import stat
+import subprocess
+import threading
+import time
+
+import pytest
+
+from jobs import preflight
+from jobs.endpoints import Endpoints
+from jobs.preflight import Doubts, Preflight, hub, registry
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from sft.errors import ModelNotFound
+from sft.templates import TEMPLATES
+from tests.client.scripted_service import Scripted, ScriptedService
+
+EMPTY_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor
+PREFECT = "http://127.0.0.1:9/api"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+NAMES = {"base_model": "model_name"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """The Hub is away and its cache empty, unless a test says otherwise; nothing is remembered of other tests."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(hub, "_unreachable_until", 0.0)
+    for remembered in (hub._known, hub._asking, registry._found):
+        remembered.clear()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Of a local stack without a GPU whose model root has `acme/good`."""
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    run_stack(settings)
+    make_model(settings.model_root / "acme/good")
+    (settings.data_root).mkdir()
+    return settings
+
+
+def run_stack(settings, *gpus, local=("prefect_api_url",)):
+    Endpoints(True, {"prefect_api_url": PREFECT}, local, gpus).write(settings.home)
+
+
+def make_model(folder, tokens=("<|im_start|>", "<|im_end|>"), **config):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(EMPTY_WEIGHTS)
+    vocabulary = {"added_tokens": [{"id": n, "content": token} for n, token in enumerate(tokens)]}
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": "{{ x }}"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(declared))
+    return folder
+
+
+def spec(**config):
+    around = {name: config.pop(name) for name in ("tracking_backend",) if name in config}
+    good = {"base_model": "acme/good", "dataset_name": "handbook@v1.0", "dataset_format": "chat"}
+    return JobSpec.build(config=good | config, **around)
+
+
+def look(settings, **config):
+    """What is found, as code and message."""
+    findings = Preflight(settings, seconds=20).look(spec(**config))
+    return [(finding.kind.code, finding.message({})) for finding in findings]
+
+
+def the_only(settings, **config):
+    (found,) = look(settings, **config)
+    return found
+
+
+def test_a_good_job_has_nothing_to_be_said_of(settings):
+    assert look(settings) == []
+    assert look(settings, template_name="chatml", output_dir="mine", tracking_backend="wandb") == []
+
+
+# -- models
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("acme/nothing", "is neither in the model root ({root}/acme/nothing) nor in the Hugging Face cache, and the"),
+        ("gpt2", "is neither in the model root ({root}/gpt2) nor in the Hugging Face cache, and the Hub can't be"),
+        ("a/b/c", "and is no id of a model on the Hub; put its files into {root}/a/b/c or name another model"),
+        ("has space/x", "and is no id of a model on the Hub"),
+        ("/models/my-base", "must be a model id or a path below the model root {root}"),
+        ("../outside", "must be a model id or a path below the model root {root}"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_nowhere(settings, name, told):
+    code, message = the_only(settings, base_model=name)
+    assert code == "model_not_found"
+    assert message.startswith(f"base_model {name!r} ")
+    assert told.format(root=settings.model_root) in message
+
+
+def write(folder, name, content):
+    (folder / name).write_text(content)
+
+
+BROKEN = {
+    "weights that are a pointer": (lambda f: write(f, "model.safetensors", LFS), "safetensors is a Git LFS pointer"),
+    "weights that are cut off": (lambda f: write(f, "model.safetensors", "x"), "is no safetensors file"),
+    "a configuration that is a pointer": (lambda f: write(f, "config.json", LFS), "config.json is a Git LFS pointer"),
+    "a configuration that is no JSON": (lambda f: write(f, "config.json", "{"), "config.json is not valid JSON"),
+    "a configuration that is a list": (lambda f: write(f, "config.json", "[]"), "config.json must hold an object"),
+    "other weights": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "has pickled weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "told"), BROKEN.values(), ids=BROKEN)
+def test_a_model_that_can_not_be_loaded(settings, spoil, told):
+    spoil(make_model(settings.model_root / "acme/broken"))
+    code, message = the_only(settings, base_model="acme/broken")
+    assert (code, told in message) == ("model_unusable", True), message
+    assert message.startswith("base_model 'acme/broken' ")
+
+
+def test_an_adapter_is_no_base_model(settings):
+    folder = make_model(settings.model_root / "acme/adapter")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    code, message = the_only(settings, base_model="acme/adapter")
+    assert code == "model_not_found"
+    assert "is an adapter, not a base model; name its base model, and " in message
+
+
+def test_a_link_out_of_the_model_root(settings, tmp_path):
+    make_model(tmp_path / "elsewhere")
+    (settings.model_root / "linked").symlink_to(tmp_path / "elsewhere")
+    code, message = the_only(settings, base_model="linked")
+    assert code == "model_not_found"
+    assert "is a link that leaves the model root" in message
+    assert "Copy the files, or add its target to TUNEYARD_ALLOWED_MODEL_ROOTS and restart" in message
+    allowed = settings.model_copy(update={"allowed_model_roots": (tmp_path / "elsewhere",)})
+    assert look(allowed, base_model="linked") == []
+
+
+def test_a_model_in_the_hubs_cache(settings, tmp_path):
+    make_model(tmp_path / "hf/hub/models--acme--cached/snapshots/0123")
+    assert look(settings, base_model="acme/cached") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Scripted(body=json.dumps({"siblings": [{"rfilename": "model.safetensors"}]})), None),
+        (Scripted(body=json.dumps({"siblings": [{"rfilename": "pytorch_model.bin"}]})), "it has no safetensors"),
+        (Scripted(404, "{}"), "the Hub has no such model that is open to you; put its files"),
+        (Scripted(401, "{}"), "the Hub has no such model that is open to you; put its files"),
+        (Scripted(500, "oops"), None),
+        (Scripted(200, "oops"), None),
+        (Scripted(302, "", {"Location": "http://127.0.0.1:9/"}), "the Hub can't be reached"),
+    ],
+)
+def test_what_the_hub_says_of_a_model(settings, monkeypatch, answer, told):
+    server = ScriptedService(answer)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    try:
+        found = look(settings, base_model="acme/far")
+    finally:
+        server.close()
+    assert [message for _, message in found if told in message] if told else not found
+    assert (server.received[0].path, server.received[0].headers["authorization"]) == (
+        "/api/models/acme/far",
+        "Bearer hf_secret",
+    )
+
+
+def test_a_hub_that_is_away_is_asked_once_a_minute(settings, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://nowhere.invalid")
+    assert "the Hub can't be reached" in the_only(settings, base_model="acme/far")[1]
+    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked again"))
+    assert "the Hub can't be reached" in the_only(settings, base_model="acme/other")[1]
+
+
+# -- templates
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma", "phi3"])
+def test_a_template_whose_tokens_the_tokenizer_lacks(settings, name):
+    code, message = the_only(settings, template_name=name)
+    assert code == "template_not_found"
+    assert message.startswith(f"template_name {name} needs {TEMPLATES[name].special_tokens[0]}")
+    assert "which the tokenizer of this model lacks; templates it can use: " in message
+    assert "chatml" in message.rpartition(": ")[2].split(", ")
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES])
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_no_template_is_said_not_to_suit_a_tokenizer_that_has_its_tokens(settings, name, is_ascii):
+    folder = make_model(settings.model_root / "full", TEMPLATES[name].special_tokens, bos_token="<s>")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary, ensure_ascii=is_ascii))
+    assert look(settings, base_model="full", template_name=name) == []
+
+
+def test_auto_needs_a_template_of_the_models(settings):
+    make_model(settings.model_root / "bare", chat_template=None)
+    code, message = the_only(settings, base_model="bare")
+    assert code == "template_not_found"
+    assert "auto needs a tokenizer with a chat template and this model's has none; templates it can use:" in message
+    assert look(settings, base_model="bare", dataset_format="completion") == []
+    assert look(settings, base_model="bare", dataset_format="auto") == []
+    (settings.model_root / "bare/chat_template.jinja").write_text("{{ x }}")
+    assert look(settings, base_model="bare") == []
+
+
+def test_a_tokenizer_that_is_changed_is_looked_at_again(settings):
+    make_model(settings.model_root / "changing", ())
+    assert look(settings, base_model="changing", template_name="chatml")
+    path = settings.model_root / "changing/tokenizer.json"
+    path.write_text(json.dumps(["<|im_start|>", "<|im_end|>"]))
+    os.utime(path, ns=(1, 1))
+    assert look(settings, base_model="changing", template_name="chatml") == []
+
+
+# -- datasets
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A registry with what `dvc add` and stages leave in git: no data, but for one file of rows."""
+    folder = tmp_path_factory.mktemp("registry")
+    git(folder.parent, "init", "-q", "-b", "main", str(folder))
+    (folder / "support").mkdir()
+    outs = "outs:\n- md5: 0\n  path: {}\n"
+    write(folder, "added.dvc", outs.format("added"))
+    write(folder, "rows.jsonl.dvc", outs.format("rows.jsonl"))
+    write(folder, "support/tickets.dvc", outs.format("tickets"))
+    write(folder, "other-name.dvc", outs.format("renamed"))
+    write(folder, "plain.csv", "text\na\n")
+    write(folder, "dvc.yaml", "stages:\n  s:\n    cmd: x\n    outs:\n    - made\n    - big:\n        cache: false\n")
+    write(folder, "broken.dvc", ": [")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "1")
+    git(folder, "tag", "v1")
+    write(folder, "later.dvc", outs.format("later"))
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "2")
+    return folder
+
+
+@pytest.fixture
+def with_registry(settings, repository):
+    return settings.model_copy(update={"dataset_registry": str(repository)})
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["added@v1", "rows@v1", "rows.jsonl@main", "support/tickets@v1", "support@v1", "renamed@v1", "plain@v1", "made@v1",
+     "big@main", "added/part@v1", "later@main", "later@HEAD", "added", "later"],
+)  # fmt: skip
+def test_a_dataset_of_the_registry(with_registry, reference):
+    assert look(with_registry, dataset_name=reference) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("added@v9", "'v9' is no revision in the dataset registry {}; tags: v1; branches: main"),
+        (
+            "later@v1",
+            "'later@v1' is not in the dataset registry {}; it has: added, big, made, renamed, rows.jsonl, support",
+        ),
+        ("nope@main", "'nope@main' is not in the dataset registry {}; it has: added, "),
+        ("x@-v", "'-v' is no revision"),
+        ("@v1", "'@v1' is not of the form name@revision"),
+        ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file. Put it below "),
+        ("x@rows.csv", "'rows.csv' looks like a file. Put it below "),
+    ],
+)
+def test_a_dataset_that_the_registry_lacks(with_registry, repository, reference, told):
+    code, message = the_only(with_registry, dataset_name=reference)
+    assert code == "dataset_not_found"
+    assert message.startswith("dataset_name " + told.format(repository)), message
+
+
+def test_a_short_commit_is_a_revision(with_registry, repository):
+    commit = subprocess.run(["git", "-C", repository, "rev-parse", "v1"], capture_output=True, text=True, check=True)
+    assert look(with_registry, dataset_name=f"added@{commit.stdout[:8]}") == []
+    assert the_only(with_registry, dataset_name=f"later@{commit.stdout[:8]}")[0] == "dataset_not_found"
+
+
+def test_the_default_registry_is_known_before_it_is_built(settings):
+    assert (
+        "'v9' is no revision in the dataset registry; tags: v1.0, v1.1"
+        in the_only(settings, dataset_name="handbook@v9")[1]
+    )
+    assert (
+        "'nope@v1.0' is not in the dataset registry; it has: handbook"
+        in the_only(settings, dataset_name="nope@v1.0")[1]
+    )
+    assert look(settings, dataset_name="handbook@main") == look(settings, dataset_name="handbook") == []
+
+
+def test_a_mirror_of_somebody_elses_registry_may_be_behind(settings, repository):
+    url = "https://example.invalid/registry"
+    elsewhere = settings.model_copy(update={"dataset_registry": url})
+    assert look(elsewhere, dataset_name="nope@v9") == []
+    from tasks.registry import mirror_registry  # what a job keeps it in
+
+    mirror = settings.home / "registries"
+    with pytest.raises(Exception, match="git"):
+        mirror_registry(url, settings.home)
+    assert mirror.is_dir()
+    assert look(elsewhere, dataset_name="nope@v9") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "told"),
+    [
+        ("rows.xlsx", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv; convert the file"),
+        ("rows.jsonl", LFS, "invalid_dataset", "is a Git LFS pointer, not the rows; run `git lfs pull`"),
+        ("rows.parquet", "", "invalid_dataset", "is empty"),
+        (None, "", "dataset_not_found", "is no file or folder below the data root"),
+    ],
+)
+def test_a_file_that_is_no_dataset(settings, name, content, code, told):
+    if name:
+        write(settings.data_root, name, content)
+    found, message = the_only(settings, dataset_name=name or "missing.jsonl")
+    assert (found, told in message) == (code, True), message
+
+
+def test_a_file_or_folder_of_rows(settings):
+    write(settings.data_root, "rows.jsonl", "{}\n")
+    (settings.data_root / "folder").mkdir()
+    assert look(settings, dataset_name="rows.jsonl") == look(settings, dataset_name="folder") == []
+    assert "leads outside the data root" in the_only(settings, dataset_name="../x.jsonl")[1]
+
+
+def test_a_dataset_on_the_hub(settings, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for status, expected in ((200, []), (404, ["dataset_not_found"])):
+        server = ScriptedService(Scripted(status, "{}"))
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        found = look(settings, dataset_name=f"acme/rows-{status}")
+        server.close()
+        assert [code for code, _ in found] == expected
+        assert server.received[0].path == f"/api/datasets/acme/rows-{status}"
+
+
+# -- adapters
+
+
+def test_a_folder_without_an_adapter(settings):
+    (settings.output_root / "old").mkdir(parents=True)
+    code, message = the_only(settings, adapter_path="old")
+    assert code == "model_not_found"
+    assert message.startswith("adapter_path 'old' is no folder with an adapter_config.json under ")
+    write(settings.output_root / "old", "adapter_config.json", "{}")
+    assert look(settings, adapter_path="old") == []
+
+
+MODEL = Scripted(
+    body=json.dumps({"registered_model": {"latest_versions": [{"version": "3"}], "aliases": [{"alias": "best"}]}})
+)
+EMPTY = Scripted(body=json.dumps({"registered_model": {"name": "x"}}))
+
+
+@pytest.mark.parametrize(
+    ("reference", "answers", "told"),
+    [
+        ("models:/x/3", [MODEL, Scripted(body="{}")], None),
+        ("models:/x/latest", [MODEL], None),
+        ("models:/x@best", [MODEL], None),
+        ("models:/x/9", [MODEL, Scripted(404, "{}")], "x has no version 9; its newest version is 3"),
+        ("models:/x/nine", [MODEL, Scripted(400, "{}")], "x has no version nine; its newest version is 3"),
+        ("models:/x@worst", [MODEL], "x has the aliases best"),
+        ("models:/x/latest", [EMPTY], "x has no versions"),
+        ("models:/y/1", [Scripted(404, "{}")], "it has no adapter y; train one with lora_name y, or name another"),
+        ("models:/y", [MODEL], "is not of the form models:/NAME/VERSION"),
+        ("models:/x/3", [Scripted(500, "oops")], None),
+    ],
+)
+def test_an_adapter_of_the_registry(settings, reference, answers, told):
+    server = ScriptedService(*answers)
+    try:
+        found = look(settings.model_copy(update={"mlflow_tracking_uri": server.url}), adapter_path=reference)
+    finally:
+        server.close()
+    assert [code for code, message in found if told in message] == ["model_not_found"] if told else found == []
+
+
+# -- workers
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "config", "told"),
+    [
+        ((), None, {"use_qlora": True}, "use_qlora needs a CUDA device and no worker has one; set it to false"),
+        ((), None, {"mixed_precision": "fp16"}, "mixed_precision fp16 needs a CUDA device and no worker has one"),
+        ((), None, {"num_devices": 4096}, "num_devices is 4096, but there is no GPU and the CPU has"),
+        (
+            ("0",),
+            None,
+            {"num_devices": 2},
+            "num_devices is 2, but a worker has 1 GPU; set it to 1 at most, or TUNEYARD_W",
+        ),
+        (tuple("0123"), 2, {"num_devices": 3}, "num_devices is 3, but a worker has 2 GPUs; set it to 2 at most"),
+        (tuple("0123"), 2, {"num_devices": 2, "mixed_precision": "fp16"}, None),
+        ((), None, {"num_devices": 1, "mixed_precision": "bf16"}, None),
+    ],
+)
+def test_devices(settings, gpus, workers, config, told):
+    run_stack(settings, *gpus)
+    found = look(settings.model_copy(update={"workers": workers}), **config)
+    assert [code for code, message in found if message.startswith(told)] == ["invalid_config"] if told else found == []
+
+
+@pytest.mark.parametrize("field", ["output_dir", "checkpoint_dir"])
+def test_a_folder_that_can_not_be_written_to(settings, field, tmp_path):
+    code, message = the_only(settings, **{field: "/usr/share/x"})
+    assert (code, message[: len(field) + 23]) == ("invalid_config", f"{field} must lie under one of ")
+    settings.output_root.mkdir()
+    write(settings.output_root, "file", "")
+    assert f"{field} 'file/x' can't be made: " in the_only(settings, **{field: "file/x"})[1]
+    assert look(settings, **{field: "new/one"}) == []
+    (settings.output_root / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(settings.output_root / "closed", os.W_OK):
+        return  # root may write everywhere
+    assert "is read-only here" in the_only(settings, **{field: "closed/x"})[1]
+
+
+def test_a_tracking_backend_without_its_package(settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    assert the_only(settings, tracking_backend="wandb") == (
+        "invalid_config",
+        "tracking_backend wandb needs the package wandb; install it, or use mlflow",
+    )
+
+
+# -- only what can be seen, and in time
+
+
+def test_of_workers_elsewhere_nothing_is_known(tmp_path):
+    settings = Settings(home=tmp_path / "home", prefect_api_url="http://far/api")
+    settings.home.mkdir()
+    everything = {
+        "base_model": "a/b", "dataset_name": "x@v9", "adapter_path": "y", "use_qlora": True, "num_devices": 999,
+        "tracking_backend": "wandb",
+    }  # fmt: skip
+    assert look(settings, **everything) == []
+    run_stack(settings)  # another stack's, of the same folder
+    assert look(settings, **everything) == []
+    run_stack(settings, local=())
+    assert look(settings, **everything) == []
+
+
+def test_what_is_missing_in_a_model_root_that_is_here_may_be_on_a_worker(tmp_path):
+    settings = Settings(home=tmp_path / "home", prefect_api_url="http://far/api")
+    settings.model_root.mkdir(parents=True)
+    code, message = the_only(settings, base_model="a/b/c")
+    assert code == "model_not_found"
+    assert message.endswith(". Not found on the API host; if it is only on a worker, run `tuneyard plan --here` there")
+    assert look(settings, base_model="a/b") == []  # the Hub is away from here only
+
+
+def test_what_takes_too_long_is_not_said_and_holds_up_nobody(settings, monkeypatch):
+    release = threading.Event()
+
+    def hang(*_):
+        release.wait(30)
+        yield from ()
+
+    monkeypatch.setattr(preflight, "CHECKS", (hang, *preflight.CHECKS[1:]))
+    looking = Preflight(settings)
+    began = time.monotonic()
+    findings = [looking.look(spec(base_model="a/b/c", use_qlora=True)) for _ in range(3)]
+    assert time.monotonic() - began < 3 * 0.3
+    assert {tuple(finding.field for finding in found) for found in findings} <= {("use_qlora",), ()}
+    monkeypatch.setattr(preflight, "CHECKS", (hang,) * 40)
+    for _ in range(3):
+        looking.look(spec())
+    assert threading.active_count() < preflight.AT_WORK_AT_MOST + 20
+    release.set()
+
+
+def test_a_check_that_breaks_says_nothing(settings, monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(preflight, "CHECKS", (fail, *preflight.CHECKS))
+    assert look(settings) == []
+
+
+def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
+    findings = Preflight(settings, seconds=20).look(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
+    beside, instead = Doubts.of(findings, NAMES, is_strict=False), Doubts.of(findings, NAMES, is_strict=True)
+
+    assert beside.refusal is None
+    assert [warning["code"] for warning in beside.warnings] == [
+        "model_not_found",
+        "dataset_not_found",
+        "invalid_config",
+    ]
+    assert beside.warnings[0]["message"].startswith("model_name 'a/b/c' is neither in")
+    assert isinstance(instead.refusal, ModelNotFound)
+    lines = str(instead.refusal).splitlines()
+    assert lines[:-1] == [warning["message"] for warning in beside.warnings]
+    assert lines[-1] == "To submit the job all the same, turn strict off"
+    assert Doubts.of([], NAMES, is_strict=True) == Doubts()
+
+
+def test_looking_costs_little(settings):
+    """In milliseconds where there is nothing to say: the files are few and what git said is remembered."""
+    looking = Preflight(settings)
+    seconds = []
+    for _ in range(30):
+        began = time.perf_counter()
+        assert looking.look(spec()) == []
+        seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[len(seconds) // 2] < 0.05
