@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.errors import InvalidDataset
+from sft.file_content import COMPRESSED_SUFFIXES, RECODE, check_kind, explain_bytes, is_utf8, read_utf8
+from sft.json_text import parse_json
+
+DELIMITERS = ";\t|"  # beside the comma
 
 Row = dict[str, Any]
 
@@ -26,7 +30,8 @@ NumberedRow = tuple[int, Row | BrokenRow]  # the number counts from 1: the line 
 def read_rows(path: Path) -> list[NumberedRow]:
     """The rows of a `.json` (one list), `.jsonl`, `.parquet` or `.csv` file, in order.
 
-    A line that is no JSON object and a ragged line of a CSV file come back as a `BrokenRow`.
+    A line that is no JSON object and a ragged line of a CSV file come back as a `BrokenRow`. What Parquet fills up
+    nested values with, a null for each key that another row has, is left out, so that its rows are those of JSONL.
 
     Raises:
         InvalidDataset: the file as a whole is missing, of another kind, empty, or malformed.
@@ -40,8 +45,11 @@ def read_rows(path: Path) -> list[NumberedRow]:
 def count_rows(path: Path) -> int:
     """How many rows `read_rows` gives, those that can't be read included; 0 for an empty file. Raises as it does."""
     if path.suffix.lower() == ".jsonl" and path.is_file():
+        check_kind(path)
         with path.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
+            first = lines.readline()
+            if is_utf8(path) and not _begins_list(first.removeprefix(b"\xef\xbb\xbf")):
+                return sum(1 for line in (first, *lines) if line.strip())
     return len(_read(path))
 
 
@@ -58,40 +66,63 @@ def _read(path: Path) -> list[NumberedRow]:
         ".csv": _read_csv,
         ".parquet": _read_parquet,
     }
+    if path.suffix.lower() in COMPRESSED_SUFFIXES and path.is_file():
+        check_kind(path)
+        raise InvalidDataset(f"{path.name} is an archive by its name; unpack it first")
     if path.suffix.lower() not in readers:
         raise InvalidDataset(f"{path.name} must be one of {', '.join(readers)}, got {path.suffix or 'no suffix'}")
     if not path.is_file():
         raise InvalidDataset(f"{path} is not a file")
+    check_kind(path)
     return readers[path.suffix.lower()](path)
 
 
 def _read_json(path: Path) -> list[NumberedRow]:
+    content = read_utf8(path)
+    if not content.strip():
+        return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InvalidDataset(f"{path.name} must be UTF-8: {error}") from error
+        raise InvalidDataset(f"{path.name} is {explain_bytes(error)}") from error
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.lineno > 1:  # one object a line under the wrong suffix
-            return _read_jsonl(path)
+            return _read_lines(content)
         raise InvalidDataset(f"{path.name} line {error.lineno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise InvalidDataset(f"{path.name} can't be read as JSON: {error}") from error
+    if isinstance(rows, dict):
+        keys = shorten(list(rows))
+        raise InvalidDataset(f"{path.name} must hold a list of rows, or an object a line, got one object with {keys}")
     if not isinstance(rows, list):
         raise InvalidDataset(f"{path.name} must hold a list of rows, got {type(rows).__name__}")
     return [(number, _check_object(row, repr(row))) for number, row in enumerate(rows, 1)]
 
 
 def _read_jsonl(path: Path) -> list[NumberedRow]:
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    return [(number, _read_line(line)) for number, line in enumerate(lines, 1) if line.strip()]
+    content = read_utf8(path)
+    if _begins_list(content):  # one list of all rows under the wrong suffix, or else rows that are no objects
+        try:
+            return _read_json(path)
+        except InvalidDataset:
+            pass
+    return _read_lines(content)
+
+
+def _begins_list(content: bytes) -> bool:
+    return content.lstrip()[:1] == b"["
+
+
+def _read_lines(content: bytes) -> list[NumberedRow]:
+    return [(number, _read_line(line)) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
 
 
 def _read_line(line: bytes) -> Row | BrokenRow:
     shown = line.decode("utf-8", "replace")
     try:
-        return _check_object(json.loads(line.decode("utf-8")), shown)
+        return _check_object(parse_json(line.decode("utf-8")), shown)
     except UnicodeDecodeError as error:
-        return BrokenRow(shown, f"not UTF-8: {error.reason} at byte {error.start + 1}")
+        return BrokenRow(shown, explain_bytes(error))
     except json.JSONDecodeError as error:
         return BrokenRow(shown, f"not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
@@ -103,16 +134,23 @@ def _check_object(row: Any, text: str) -> Row | BrokenRow:
 
 
 def _read_csv(path: Path) -> list[NumberedRow]:
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # a byte that is no UTF-8 spoils its row alone
+    text = read_utf8(path).decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 spoils its row alone
     limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
     try:
-        return list(enumerate(_read_records(io.StringIO(text, newline="")), 1))
+        return list(enumerate(_read_records(io.StringIO(text, newline=""), _find_delimiter(text), path.name), 1))
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_records(lines: Iterable[str]) -> Iterator[Row | BrokenRow]:
-    reader = csv.reader(lines, strict=True)
+def _find_delimiter(text: str) -> str:
+    """The comma, unless the header has none and one other character that spreadsheets put between cells."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    found = [mark for mark in DELIMITERS if mark in header]
+    return found[0] if len(found) == 1 and "," not in header else ","
+
+
+def _read_records(lines: Iterable[str], delimiter: str, name: str) -> Iterator[Row | BrokenRow]:
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         try:
@@ -126,13 +164,15 @@ def _read_records(lines: Iterable[str]) -> Iterator[Row | BrokenRow]:
             continue
         if header is None:
             header = cells
+            if twice := [cell for cell in header if cell and header.count(cell) > 1]:
+                raise InvalidDataset(f"{name} has the column {twice[0]!r} more than once; rename one")
         elif len(cells) != len(header):
             yield BrokenRow(
                 repr(cells),
                 f"line {reader.line_num}: must have {len(header)} cells as the header has, got {len(cells)}",
             )
         elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-            yield BrokenRow(repr(cells), f"line {reader.line_num}: not UTF-8")
+            yield BrokenRow(repr(cells), f"line {reader.line_num}: not UTF-8; {RECODE}")
         else:
             yield dict(zip(header, cells, strict=True))
 
@@ -142,7 +182,20 @@ def _read_parquet(path: Path) -> list[NumberedRow]:
     import pyarrow.parquet
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
+        rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidDataset(f"{path.name} is not a Parquet file: {error}") from error
+    if len(set(table.column_names)) < len(table.column_names):
+        raise InvalidDataset(f"{path.name} has two columns of one name: {', '.join(table.column_names)}")
+    for name in (field.name for field in table.schema if pyarrow.types.is_nested(field.type)):
+        for row in rows:
+            row[name] = _drop_nulls(row[name])
     return list(enumerate(rows, 1))
+
+
+def _drop_nulls(value: Any) -> Any:
+    """The value without the keys that are null, at any depth; a null in a list stays."""
+    if isinstance(value, dict):
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
+    return [_drop_nulls(item) for item in value] if isinstance(value, list) else value

@@ -8,6 +8,7 @@ from sft.config import SFTConfig
 from sft.data_files import BrokenRow, NumberedRow
 from sft.errors import InvalidDataset
 from sft.formats import Conversation, read_row
+from sft.row_report import SplitReport, clean_reason
 from sft.supervision import Renderer, SupervisedText
 from sft.templates import apply_template
 
@@ -16,46 +17,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label of a token that is read but not learned
 BATCH_ROWS = 512
-NOTES_KEPT = 100  # of each kind; the counts are exact
-REASON_LENGTH = 500  # characters
-
-Note = int | list[int | str]  # a row's number, or [number, reason]
-Notes = dict[str, list[Note]]
-
-
-class SplitReport:
-    """What became of the rows of one split.
-
-    Attributes:
-        counts: `rows` = `used` + `dropped` (no supervised token left) + `invalid` + `too_long` (left out for its
-            length); `truncated` of the used and dropped; `tokens` and `supervised_tokens` of the used.
-        notes: by the same names, the first rows of each kind that is not simply used.
-        rewritten: answers that are not learned since the chat template rewrites them.
-    """
-
-    def __init__(self, rows: int) -> None:
-        names = ("used", "dropped", "invalid", "too_long", "truncated", "tokens", "supervised_tokens")
-        self.counts = {"rows": rows, **dict.fromkeys(names, 0)}
-        self.notes: Notes = {name: [] for name in ("invalid", "dropped", "too_long", "truncated")}
-        self.rewritten = 0
-
-    def note(self, kind: str, number: int, reason: str | None = None) -> None:
-        """Count a row and, of the first ones, keep its number."""
-        self.counts[kind] += 1
-        if len(self.notes[kind]) < NOTES_KEPT:
-            self.notes[kind].append(number if reason is None else [number, _clean(reason)])
-
-    def explain_emptiness(self, config: SFTConfig) -> str:
-        """Why no row was used."""
-        counts, parts = self.counts, []
-        if counts["invalid"]:
-            number, reason = self.notes["invalid"][0]  # type: ignore[misc]  # invalid rows have a reason
-            parts.append(f"{counts['invalid']} can't be read (row {number}: {reason})")
-        if counts["too_long"]:
-            parts.append(f"{counts['too_long']} are longer than max_seq_length {config.max_seq_length}")
-        if counts["dropped"]:
-            parts.append(f"{counts['dropped']} have no answer within max_seq_length {config.max_seq_length}")
-        return f"of {counts['rows']} rows {', '.join(parts)}"
 
 
 def write_split(
@@ -110,11 +71,6 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[SupervisedText]) ->
         yield ids, labels
 
 
-def _clean(reason: str) -> str:
-    """Fit to be logged and sent, whatever a broken row had in it."""
-    return reason[:REASON_LENGTH].encode("utf-8", "backslashreplace").decode()
-
-
 def _encode_rows(
     config: SFTConfig,
     tokenizer: "PreTrainedTokenizerBase",
@@ -126,7 +82,7 @@ def _encode_rows(
         return
     limit = config.max_seq_length
     for (number, text), (ids, labels) in zip(texts, encode(tokenizer, [text for _, text in texts]), strict=True):
-        report.rewritten += text.rewritten
+        report.note_text(text)
         if len(ids) > limit and config.excess_length_strategy != "truncate":
             report.note("too_long", number)
             continue
@@ -163,5 +119,5 @@ def _render_rows(
             yield number, renderers[needs_template].render(row)
         except InvalidDataset as error:
             if config.invalid_rows == "error":
-                raise InvalidDataset(f"row {number}: {_clean(str(error))}") from error
+                raise InvalidDataset(f"row {number}: {clean_reason(str(error))}") from error
             report.note("invalid", number, str(error))

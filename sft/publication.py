@@ -1,5 +1,6 @@
 """Folders that are there whole or not at all: made beside their place, synced to disk, then renamed."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -26,21 +27,37 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
         for path in temporary.rglob("*"):  # some writers, safetensors' among them, make files only their owner reads
             path.chmod(0o755 if path.is_dir() else 0o644)
         sync_tree(temporary)
-        if folder.exists() and not replace:
-            return
-        if folder.exists():
-            discard_folder(folder)
-        temporary.rename(folder)
+        _put_in_place(temporary, folder, replace)
         sync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:
+    """Rename; whoever else does so at the same moment is either replaced or left, as `replace` says."""
+    while True:
+        if folder.exists():
+            if not replace:
+                return
+            discard_folder(folder)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+
+
 def discard_folder(folder: Path) -> None:
-    """Remove a folder so that nobody sees it half gone: renamed first, then emptied."""
+    """Remove a folder so that nobody sees it half gone: renamed first, then emptied. No error if it is gone already."""
     former = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    folder.rename(former / folder.name)
-    shutil.rmtree(former)
+    try:
+        folder.rename(former / folder.name)
+    except FileNotFoundError:
+        pass  # another process has
+    finally:
+        shutil.rmtree(former)
 
 
 def sync_tree(folder: Path) -> None:

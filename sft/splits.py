@@ -30,7 +30,14 @@ def split_rows(
 
 
 def hash_row(row: Row | BrokenRow, salt: str = "") -> float:
-    """A number in [0, 1) that depends on the row's content (and `salt`) alone."""
-    text = salt + json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    """A number in [0, 1) that depends on the row's content (and `salt`) alone.
+
+    Columns that are null do not count: Parquet has one for each that another row has.
+    """
+    values = row if isinstance(row, BrokenRow) else {name: value for name, value in row.items() if value is not None}
+    try:
+        text = salt + json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    except RecursionError:  # nested as deep as could just be read
+        text = salt + str(sorted(row))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,31 +1,32 @@
 """Which characters of a training text are learned: the assistant's turns, each with the token that ends it."""
 
-import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
 from sft.errors import InvalidDataset
 from sft.formats import Conversation, PlainText
-from sft.messages import Message, Tool
+from sft.messages import REASONING, Message, Tool
+from sft.rendering_checks import check_calls, check_nothing_is_lost, find_unwritten
 from sft.templates import begins_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CALLING_TEMPLATES = "qwen, qwen3, llama3, mistral or deepseek3"
 
 
 class SupervisedText(NamedTuple):
     """A text and the character ranges `[start, end)` of it that are learned, in order.
 
     `rewritten` counts earlier answers that are read only, since the chat template writes them in another way than the
-    model would be asked to (Qwen3's own takes out their reasoning).
+    model would be asked to (Qwen3's own takes out their reasoning). `empty` counts learned answers without any text;
+    `ignored` names the row's fields that are not followed, by the reader or by the template.
     """
 
     text: str
     spans: list[tuple[int, int]]
     rewritten: int = 0
+    empty: int = 0
+    ignored: frozenset[str] = frozenset()
 
 
 class Renderer(NamedTuple):
@@ -56,30 +57,60 @@ class Renderer(NamedTuple):
             raise InvalidDataset(
                 f"has half of a surrogate pair, {rendered.text[error.start]!r}, which is no text"
             ) from error
-        spans = rendered.spans[-1:] if self.mask_history else rendered.spans
-        return rendered._replace(spans=[(0, spans[-1][1])] if spans and self.train_on_prompt else spans)
+        return rendered
 
     def _render_conversation(self, row: Conversation) -> SupervisedText:
+        row = row._replace(messages=[_name_reasoning(message) for message in row.messages])
         text = self._write(row.messages, row.tools)
-        _check_nothing_is_lost(text, row)
-        found = [
-            self._find_turn(row, index, text)
+        check_nothing_is_lost(text, row)
+        answers = [
+            index
             for index, message in enumerate(row.messages)
             if message["role"] == "assistant" and index >= row.supervised_from
         ]
-        spans = [span for span in found if span]
+        learned = [index for index in answers if index not in row.read_only]
+        found = {index: self._find_turn(row, index, text) for index in learned}
+        spans = {index: span for index, span in found.items() if span}
         if found and not spans:
             raise InvalidDataset(
                 "the chat template writes the messages before an answer differently once it is there, so a prompt "
                 "would not look as in training; choose another template_name"
             )
-        return SupervisedText(text, spans, len(found) - len(spans))
+        if self.mask_history:
+            spans = {} if answers[-1:] != learned[-1:] else dict(list(spans.items())[-1:])
+        empty = sum(_is_empty(row.messages[index]) for index in spans)
+        return SupervisedText(
+            text,
+            self._add_prompt(row, text, list(spans.values())),
+            len(found) - sum(span is not None for span in found.values()),
+            empty,
+            row.ignored | find_unwritten(text, row, lambda messages: self._write(messages, row.tools)),
+        )
+
+    def _add_prompt(self, row: Conversation, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """With `train_on_prompt` all up to the last learned answer's end, but for turns that are read only."""
+        if not spans or not self.train_on_prompt:
+            return spans
+        end, start, learned = spans[-1][1], 0, []
+        for index in sorted(row.read_only):
+            span = self._find_turn(row, index, text)
+            if span is None:
+                raise InvalidDataset(
+                    f"messages[{index}] has weight 0, but the chat template does not show where it begins and ends; "
+                    "set train_on_prompt to false"
+                )
+            if span[0] < end:
+                learned.append((start, span[0]))
+                start = span[1]
+        return [*learned, (start, end)]
 
     def _find_turn(self, row: Conversation, index: int, text: str) -> tuple[int, int] | None:
         """Where the answer `messages[index]` stands in the whole text; None if it is written otherwise there.
 
         It begins where the prompt of inference ends: after what the template writes for the messages before it with
-        `add_generation_prompt`. It ends with the first stop token after its content.
+        `add_generation_prompt`. There are none before a first one: it begins after what opens an answer elsewhere,
+        so that a system prompt which the template writes by itself is not learned. It ends with the first stop token
+        after its content.
         """
         messages, answer = row.messages, row.messages[index]
         is_last = index == len(messages) - 1
@@ -91,7 +122,12 @@ class Renderer(NamedTuple):
                 return None
             start = len(prompt)
         else:
-            start = max(until.find(content), 0)
+            opening = self._find_opening(row.tools)
+            start = until.find(opening) + len(opening)
+            if not opening or start < len(opening):
+                return None
+            if not answer["content"][:1].isspace():
+                start = len(until) - len(until[start:].lstrip())
         at = until.find(content, start)
         end = until.find(self.stop_token, at + len(content)) if at >= 0 else until.rfind(self.stop_token, start)
         if end < 0:
@@ -102,8 +138,14 @@ class Renderer(NamedTuple):
         end += len(self.stop_token)
         if not text.startswith(until[:end]):
             return None
-        _check_calls(answer, index, text[start:end])
+        check_calls(answer, index, text[start:end])
         return start, end
+
+    def _find_opening(self, tools: list[Tool] | None) -> str:
+        """What the template writes before an answer: the end of a prompt. Empty if it writes none."""
+        question: list[Message] = [{"role": "user", "content": "?"}]
+        without, with_opening = (self._write(question, tools, add_generation_prompt=asks) for asks in (False, True))
+        return with_opening[len(without) :] if with_opening.startswith(without) else ""
 
     def _write(self, messages: list[Message], tools: list[Tool] | None, add_generation_prompt: bool = False) -> str:
         try:
@@ -123,32 +165,17 @@ class Renderer(NamedTuple):
         prompt = bos + row.prompt if is_due else row.prompt
         ends = row.completion.endswith(self.stop_token)
         completion = row.completion if ends else row.completion + self.stop_token
-        return SupervisedText(prompt + completion, [(len(prompt), len(prompt) + len(completion))])
+        start = 0 if self.train_on_prompt else len(prompt)
+        empty = int(not row.completion.strip())
+        return SupervisedText(prompt + completion, [(start, len(prompt + completion))], 0, empty, row.ignored)
 
 
-def _check_calls(answer: Message, index: int, written: str) -> None:
-    """Raises InvalidDataset when the template wrote an answer that calls functions, but not all of it."""
-    if "tool_calls" not in answer:
-        return
-    if not all(call["function"]["name"] in written for call in answer["tool_calls"]):
-        raise InvalidDataset(
-            f"messages[{index}]: the chat template does not write calls of functions; choose template_name "
-            f"{CALLING_TEMPLATES}"
-        )
-    if answer["content"].rpartition("</think>")[2].strip() not in written:
-        raise InvalidDataset(f"messages[{index}]: the chat template leaves out the text beside the call of a function")
+def _name_reasoning(message: Message) -> Message:
+    """The message with its reasoning under every name that templates know: each of them reads another one."""
+    if "reasoning_content" not in message:
+        return message
+    return message | dict.fromkeys(REASONING, message["reasoning_content"])
 
 
-def _check_nothing_is_lost(text: str, row: Conversation) -> None:
-    """Many templates pass over roles and tools they do not know. Raises InvalidDataset when this one did."""
-    for index, message in enumerate(row.messages):
-        content = message["content"].strip()
-        as_json = json.dumps(content, ensure_ascii=False)[1:-1]  # Llama 3.1 writes the result of a call so
-        if message["role"] != "assistant" and content not in text and as_json not in text:
-            raise InvalidDataset(
-                f"messages[{index}]: the chat template leaves out this {message['role']} message; "
-                "choose another template_name"
-            )
-    for tool in row.tools or []:
-        if tool["function"]["name"] not in text:
-            raise InvalidDataset(f"the chat template does not write tools; choose template_name {CALLING_TEMPLATES}")
+def _is_empty(answer: Message) -> bool:
+    return not (answer["content"].strip() or "tool_calls" in answer or "reasoning_content" in answer)

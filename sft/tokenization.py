@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -9,21 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
 from sft.data_files import read_rows
-from sft.encoding import Notes, SplitReport, write_split
+from sft.encoding import write_split
 from sft.errors import InvalidDataset
 from sft.publication import discard_folder, publish_folder, sync_tree
+from sft.row_report import Notes, SplitReport
 from sft.splits import split_rows
 from sft.templates import TEMPLATES, check_template_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT_VERSION = 2  # of the folder's files
+FORMAT_VERSION = 3  # of the folder's files
 CODE = (  # modules whose change makes other rows of the same data
+    "content_parts",
     "data_files",
     "encoding",
+    "fields",
+    "file_content",
     "formats",
+    "json_text",
     "messages",
+    "rendering_checks",
+    "row_report",
     "splits",
     "supervision",
     "templates",
@@ -41,7 +49,9 @@ class PreparedData:
         stats: by split (`train`, `eval`; None without held-out rows) the counts of `SplitReport`.
         notes: by split, row numbers: `invalid` as pairs with the reason, `dropped`, `too_long`, `truncated`; the
             first 100 of each.
-        warnings: what else a user should know of these rows.
+        reasons: by split, why rows can't be read: `reason`, `count` and the first `rows`.
+        ignored: fields of rows and messages that hold something and are not followed, by the number of rows.
+        advice: what a user should know of these rows: pairs of a stable code and a sentence.
         was_cached: an earlier call had made the folder.
     """
 
@@ -51,7 +61,22 @@ class PreparedData:
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.stats: dict[str, dict[str, int] | None] = self.manifest["stats"]
         self.notes: dict[str, Notes] = self.manifest["notes"]
-        self.warnings: list[str] = self.manifest["warnings"]
+        self.reasons: dict[str, list[dict[str, Any]]] = self.manifest["reasons"]
+        self.ignored: dict[str, int] = self.manifest["ignored"]
+        self.advice: list[tuple[str, str]] = [(code, message) for code, message in self.manifest["advice"]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The sentences of `advice`."""
+        return [message for _, message in self.advice]
+
+    def describe_rows(self) -> dict[str, Any]:
+        """What became of the rows, for a job's result: by split the counts and reasons, and the ignored fields."""
+        splits = {
+            name: counts and counts | {"skipped": count_skipped(counts), "reasons": self.reasons[name]}
+            for name, counts in self.stats.items()
+        }
+        return {**splits, "ignored": self.ignored}
 
     def load_train(self) -> "Dataset":
         """Rows of `input_ids`, `labels` (-100 where not learned), `length` and `row`, the number in the file from 1."""
@@ -99,7 +124,7 @@ def prepare(
 def _write_splits(
     config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None, folder: Path
 ) -> dict[str, Any]:
-    """The Arrow files, and the manifest's `stats`, `notes` and `warnings`."""
+    """The Arrow files, and what the manifest has of them."""
     from sft.models import load_tokenizer
 
     tokenizer = load_tokenizer(model_path)
@@ -119,19 +144,38 @@ def _write_splits(
     return {
         "stats": {name: report.counts if report.counts["used"] else None for name, report in reports.items()},
         "notes": {name: report.notes for name, report in reports.items()},
-        "warnings": list(_warn(reports)),
+        "reasons": {name: list(report.reasons.values()) for name, report in reports.items()},
+        "ignored": dict(sum((report.ignored for report in reports.values()), Counter[str]())),
+        "advice": list(_advise(config, reports)),
     }
 
 
-def _warn(reports: dict[str, SplitReport]) -> Iterator[str]:
+def _advise(config: SFTConfig, reports: dict[str, SplitReport]) -> Iterator[tuple[str, str]]:
+    for name, report in reports.items():
+        if report.counts["used"] and (skipped := count_skipped(report.counts)):
+            what = f"{skipped} of {report.counts['rows']} {'held-out ' if name == 'eval' else ''}rows are skipped"
+            yield "rows_skipped", f"{what}: {', '.join(report.list_skipped(config))}"
+    if ignored := sum((report.ignored for report in reports.values()), Counter[str]()):
+        fields = ", ".join(f"{field} ({rows} rows)" for field, rows in ignored.most_common())
+        yield "ignored_fields", f"fields that are not followed, nor learned: {fields}"
+    if empty := sum(report.empty for report in reports.values()):
+        yield "empty_answers", f"{empty} answers have no text: what is learned of them is to end the turn at once"
     if rewritten := sum(report.rewritten for report in reports.values()):
         yield (
+            "template",
             f"{rewritten} answers are read but not learned: the chat template writes them in another way once the "
-            "conversation goes on (it takes out their reasoning, say); a named template_name, such as qwen3, keeps them"
+            "conversation goes on (it takes out their reasoning, say), or does not show where a first one begins; "
+            "a named template_name, such as qwen3, keeps them",
         )
     unused = reports["eval"].counts
     if unused["rows"] and not unused["used"]:
-        yield f"none of the {unused['rows']} rows held out for evaluation can be used, so there is no eval_loss"
+        what = f"none of the {unused['rows']} rows held out for evaluation can be used"
+        yield "no_eval_rows", f"{what}, so there is no eval_loss"
+
+
+def count_skipped(counts: dict[str, int]) -> int:
+    """Rows of a split that are not used."""
+    return sum(counts[name] for name in ("dropped", "invalid", "too_long"))
 
 
 def _is_complete(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from sft.planning.samples import show_samples
 from sft.planning.shape import ModelShape, build_empty, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
-from sft.tokenization import PreparedData
+from sft.tokenization import PreparedData, count_skipped
 from sft.weights import check_weights
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def make_plan(
     return {
         "device": describe_device(device),
         "rows": {name: describe_rows(prepared, name) for name in ("train", "eval")},
+        "ignored": prepared.ignored,
         "tokens": describe_tokens(rows) | {"supervised_share": round(share, 4)},
         "batches": describe_batches(config, rows, batches),
         "steps": batches.steps,
@@ -98,7 +99,7 @@ def make_plan(
             *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
             *({"code": "vocabulary", "message": message} for message in table_notes),
             *advise_resources(memory, disk, config),
-            *({"code": "template", "message": message} for message in prepared.warnings),
+            *({"code": code, "message": message} for code, message in prepared.advice if code != "rows_skipped"),
         ],
         "was_tokenized_before": prepared.was_cached,
     }
@@ -111,7 +112,11 @@ def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
         return None
     notes = prepared.notes[split]
     invalid = [{"row": row, "reason": reason} for row, reason in notes["invalid"]]  # type: ignore[misc]  # pairs
-    return counts | {"notes": {**notes, "invalid": invalid}}
+    return counts | {
+        "skipped": count_skipped(counts),
+        "reasons": prepared.reasons[split],
+        "notes": {**notes, "invalid": invalid},
+    }
 
 
 def _probe(

@@ -7,6 +7,7 @@ import pytest
 
 from sft.data_files import BrokenRow, read_rows
 from sft.errors import InvalidDataset
+from sft.file_content import RECODE
 
 ROWS = [{"instruction": "Hi", "output": "Yo"}, {"instruction": "Zürich?", "output": "Ja\nja"}]
 
@@ -50,7 +51,7 @@ def test_lines_of_a_jsonl_file_stand_alone_under_their_line_number(tmp_path: Pat
     broken = {number: row for number, row in rows if isinstance(row, BrokenRow)}
     assert broken[3] == BrokenRow('{"a": ', "not JSON: Expecting value at column 7")
     assert broken[4] == BrokenRow("[1]", "must be an object, got [1]")
-    assert broken[5].reason == "not UTF-8: invalid start byte at byte 8"
+    assert broken[5].reason.startswith("not UTF-8: invalid start byte at byte 8; if the file is in Windows-1252")
     assert broken[6].reason.startswith("not JSON: maximum recursion depth exceeded")
     assert broken[7].reason.startswith("not JSON: Exceeds the limit")
     assert broken[8].reason == "must be an object, got None"
@@ -71,7 +72,7 @@ def test_lines_of_a_csv_file_stand_alone_under_their_record_number(tmp_path: Pat
         2: "line 3: must have 2 cells as the header has, got 1",
         3: "line 4: must have 2 cells as the header has, got 3",
         4: "line 5: ',' expected after '\"'",
-        7: "line 10: not UTF-8",
+        7: f"line 10: not UTF-8; {RECODE}",
         8: "line 11: unexpected end of data",
     }
 
@@ -89,9 +90,13 @@ def test_a_list_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "a.json line 2: Expecting ':' delimiter"),
-        ("a.json", b'{"rows": []}', "a.json must hold a list of rows, got dict"),
+        (
+            "a.json",
+            b'{"rows": []}',
+            "a.json must hold a list of rows, or an object a line, got one object",
+        ),
         ("a.json", b"[]", "a.json has no rows"),
-        ("a.json", b'["\xff"]', "a.json must be UTF-8"),
+        ("a.json", b'["\xff"]', "a.json is not UTF-8: invalid start byte at byte 3; if the file is in Windows"),
         ("a.json", b"[" * 100_000, "a.json can't be read as JSON: maximum recursion"),
         ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
         ("a.csv", b"a,b\n", "a.csv has no rows"),

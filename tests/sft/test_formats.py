@@ -101,3 +101,30 @@ def test_the_format_is_found_by_the_columns(row: dict[str, object], expected: st
 def test_a_row_of_another_shape_is_named(row: dict[str, object], dataset_format: str, message: str) -> None:
     with pytest.raises(InvalidDataset, match=message):
         read_row(row, dataset_format)
+
+
+def test_prompt_and_completion_may_be_cells_of_json() -> None:
+    row = {"prompt": '[{"role": "user", "content": "Hi"}]', "completion": '[{"role": "assistant", "content": "Yo"}]'}
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    assert read_row(row, "completion") == Conversation(messages, supervised_from=1)
+    code = {"prompt": "[{1}]", "completion": '[{"a": 1}]'}
+    assert read_row(code, "completion") == PlainText("[{1}]", '[{"a": 1}]')
+
+
+def test_columns_that_are_not_followed_are_named() -> None:
+    row = {"instruction": "a", "output": "b", "id": 0, "text": "a b", "lang": "", "score": None}
+    assert read_row(row, "auto").ignored == {"id", "text"}
+    assert read_row({"text": "a", "meta": {"x": 1}}, "auto").ignored == {"meta"}
+    assert read_row({"prompt": "a", "completion": "b", "text": "c", "label": True}, "auto").ignored == {"text", "label"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "completion": "b", "label": False}, "label false calls this completion a bad one"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen and rejected are preference data"),
+    ],
+)
+def test_answers_that_are_called_bad_are_refused(row: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidDataset, match=message):
+        read_row(row, "auto")

@@ -252,3 +252,123 @@ def test_words_that_carry_their_space_are_learned_whole(template: str, learned: 
     assert ids[0] == tokenizer.bos_token_id
     assert ids[1] != tokenizer.bos_token_id
     assert ids == tokenizer.apply_chat_template(talk("Hello é", "Good  day é", "Hello", "so long"))["input_ids"]
+
+
+GREETINGS: dict[str, list[Message]] = {
+    "empty": [{"role": "assistant", "content": ""}, *talk("Hello?", "Yes, here.")],
+    "in the default system prompt": [{"role": "assistant", "content": "You are a helpful"}, *talk("So?", "Quite.")],
+    "one letter": [{"role": "assistant", "content": "a"}, *talk("b?", "c")],
+}
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen", "qwen3", "smollm2", "vicuna", "alpaca", "default"])
+@pytest.mark.parametrize("row", GREETINGS.values(), ids=GREETINGS)
+def test_of_a_first_turn_only_its_own_words_are_learned(
+    tokenizer: PreTrainedTokenizerFast, template: str, row: list[Message]
+) -> None:
+    stop_token = apply_template(tokenizer, template)
+    rendered = Renderer(tokenizer, stop_token).render(Conversation(row))
+    learned = [rendered.text[start:end] for start, end in rendered.spans]
+    thought = "<think>\n\n</think>\n\n" if template == "qwen3" else ""
+    assert [words.strip() for words in learned] == [
+        (thought + turn["content"]).strip() + stop_token if turn["content"] or not thought else thought + stop_token
+        for turn in row
+        if turn["role"] == "assistant"
+    ]
+    assert rendered.empty == (not row[0]["content"])
+
+
+def test_a_first_turn_that_nothing_opens_is_only_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    stop_token = apply_template(tokenizer, "auto")
+    tokenizer.chat_template = "You are kind.{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    rendered = Renderer(tokenizer, stop_token).render(
+        Conversation([{"role": "assistant", "content": "kind"}, *talk("a", "b")])
+    )
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["b<|im_end|>"]
+    assert rendered.rewritten == 1
+
+
+@pytest.mark.parametrize(
+    ("masks", "read_only", "learned"),
+    [
+        ({}, {3}, ["Yo<|im_end|>"]),
+        ({}, {1}, ["So<|im_end|>"]),
+        ({}, {1, 3}, []),
+        ({"mask_history": True}, {1}, ["So<|im_end|>"]),
+        ({"mask_history": True}, {3}, []),
+        (
+            {"train_on_prompt": True},
+            {1},
+            [
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+                "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo<|im_end|>",
+            ],
+        ),
+        ({"train_on_prompt": True}, {3}, ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>"]),
+    ],
+)
+def test_turns_of_weight_0_are_read_only(
+    tokenizer: PreTrainedTokenizerFast, masks: dict[str, bool], read_only: set[int], learned: list[str]
+) -> None:
+    row = Conversation(talk("Hi", "Yo", "Why?", "So"), read_only=frozenset(read_only))
+    rendered = render(tokenizer, row, **masks)
+    assert [rendered.text[start:end] for start, end in rendered.spans] == learned
+
+
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLING: list[Message] = [
+    {"role": "user", "content": "Add", "name": "Ann"},
+    {"role": "assistant", "content": "", "reasoning_content": "Adding helps", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "tool_call_id": "abcdefghi", "name": "add"},
+    {"role": "assistant", "content": "It is 3"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "ignored"),
+    [
+        ("qwen", {"name", "tool_call_id", "tool_calls[].id", "reasoning_content"}),
+        ("qwen3", {"name", "tool_call_id", "tool_calls[].id"}),
+    ],
+)
+def test_what_a_template_does_not_write_is_named(
+    tokenizer: PreTrainedTokenizerFast, template: str, ignored: set[str]
+) -> None:
+    row = Conversation(CALLING, ignored=frozenset({"source"}))
+    assert render(tokenizer, row, template).ignored == {"source", *(f"messages[].{name}" for name in ignored)}
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_written_by_whichever_name_the_template_reads(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    stop_token = apply_template(tokenizer, "auto")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m." + name + " %}[{{ m." + name + " }}]{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = Conversation([*talk("Hi"), {"role": "assistant", "content": "Yo", "reasoning_content": "hm"}])
+    rendered = Renderer(tokenizer, stop_token).render(row)
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["[hm]Yo<|im_end|>"]
+    assert rendered.ignored == frozenset()
+
+
+def test_reasoning_that_a_template_cuts_out_of_an_answer_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    """DeepSeek R1's own template does, in the last answer too."""
+    stop_token = apply_template(tokenizer, "auto")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    rendered = Renderer(tokenizer, stop_token).render(Conversation(talk("Hi", "<think>hm</think>Yo")))
+    assert rendered.ignored == {"messages[].content (<think>)"}
+
+
+def test_an_answer_that_a_template_leaves_out_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    stop_token = apply_template(tokenizer, "auto")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role == 'user' }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(InvalidDataset, match=r"messages\[1\]: the chat template leaves out this assistant message"):
+        Renderer(tokenizer, stop_token).render(Conversation(talk("Hi", "Yo")))

@@ -3,6 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sft import tokenization
@@ -92,7 +94,17 @@ def test_every_row_is_accounted_for(
     assert all(told.startswith(reason) for _, told in invalid)  # type: ignore[misc, union-attr]
     assert data.notes["train"] == notes
     assert data.notes["eval"] == {"invalid": [], "dropped": [], "too_long": [], "truncated": []}
-    assert data.warnings == []
+    skipped = counts["dropped"] + counts["too_long"] + 2
+    assert [code for code, _ in data.advice] == ["rows_skipped"]
+    assert data.warnings[0].startswith(f"{skipped} of 10 rows are skipped: 2 can't be read (row 5: {reason}")
+    [told] = data.reasons["train"]
+    assert (told["count"], told["rows"]) == (2, [5, 10])
+    described = data.describe_rows()
+    assert described == {
+        "train": data.stats["train"] | {"skipped": skipped, "reasons": [told]},  # type: ignore[operator]
+        "eval": None,
+        "ignored": {},
+    }
     assert data.load_eval() is None
     again = prepare(config, model_path, uneven_file, tmp_path / "cache")
     assert again.was_cached
@@ -311,3 +323,49 @@ def test_errors_name_the_row_of_the_file(
         prepare(make_config(template_name="nope"), model_path, path, tmp_path / "cache")
     with pytest.raises(TemplateNotFound, match=r"llama3 needs <\|start_header_id\|>"):
         prepare(make_config(template_name="llama3"), model_path, path, tmp_path / "cache")
+
+
+def test_rows_of_parquet_are_tokenized_as_those_of_jsonl(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    """Whatever nulls Arrow put into calls, schemas, parts and absent columns."""
+
+    def row(name: str, schema: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        function = {"name": name, "parameters": {"type": "object", "properties": schema}}
+        messages = [*talk("Go"), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+        return {
+            "messages": [*messages, {"role": "assistant", "content": "So."}],
+            "tools": [{"type": "function", "function": function}],
+        }
+
+    rows: list[dict[str, Any]] = [
+        row("add", {"a": {"type": "integer"}}, a=1) | {"source": "web"},
+        row("now", {"zone": {"enum": ["UTC"], "default": "UTC"}}, zone="UTC"),
+        row("stop", {}),
+        {"messages": talk("Hi", "Yo", "Why?", "So"), "tools": []},
+    ]
+    for message in (message for entry in rows for message in entry["messages"] if "content" in message):
+        message["content"] = [{"type": "text", "text": message["content"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    config = make_config(dataset_format="auto", template_name="qwen", max_seq_length=1024, validation_split=0.3)
+    paths = (write_rows(rows), tmp_path / "rows.parquet")
+    lines, table = (prepare(config, model_path, path, tmp_path / "cache") for path in paths)
+    assert lines.stats == table.stats
+    assert lines.load_train()[:] == table.load_train()[:]
+    assert lines.load_eval()[:] == table.load_eval()[:]  # type: ignore[index]
+    assert lines.ignored == table.ignored == {"source": 1}
+
+
+def test_fields_that_are_not_followed_are_counted_and_said(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, write_rows: WriteRows
+) -> None:
+    rows: list[dict[str, Any]] = [{"instruction": f"Say {n}", "output": str(n), "source": "web"} for n in range(8)]
+    rows[0] |= {"label": 1, "output": ""}
+    data = prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache")
+    assert data.ignored == {"source": 8, "label": 1}
+    assert data.advice == [
+        ("ignored_fields", "fields that are not followed, nor learned: source (8 rows), label (1 rows)"),
+        ("empty_answers", "1 answers have no text: what is learned of them is to end the turn at once"),
+    ]
+    assert prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache").advice == data.advice

@@ -30,5 +30,6 @@ def test_counts_and_the_first_invalid_rows_are_logged(tmp_path: Path, caplog: py
         "train: 1 of 8 rows used, 0 dropped (nothing to learn), 7 invalid, 0 left out (beyond 2048 tokens), 0 cut; "
         f"{tokens} tokens, {data.stats['train']['supervised_tokens']} supervised",  # type: ignore[index]
         *[f"train row {n + 2} left out: instruction must be text, got {n}" for n in range(5)],
+        "7 of 8 rows are skipped: 7 can't be read (row 2: instruction must be text, got 0)",
     ]
-    assert [record.levelname for record in caplog.records] == ["INFO", *["WARNING"] * 5]
+    assert [record.levelname for record in caplog.records] == ["INFO", *["WARNING"] * 6]
