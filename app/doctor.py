@@ -22,6 +22,7 @@ from jobs import parts, stack
 from jobs.readiness import PartCheck, check_parts
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.disk import find_existing, measure_free
+from sft.dtype_record import DtypeRecord, read_record
 from sft.errors import StackError
 
 GIB = 2**30
@@ -69,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield check_disk(settings.home, measure_free(settings.home))
     yield check_memory(psutil.virtual_memory().available)
     yield from check_gpu(_run(ASK_GPU), _run([sys.executable, "-c", ASK_TORCH]))
+    yield check_dtype(settings.dtype, read_record(settings.home))
     is_up = stack.is_up(settings)
     yield from check_ports(settings, is_up)
     if is_up:
@@ -173,6 +175,21 @@ def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
     else:
         remedy = "update the driver; `nvidia-smi` shows the newest CUDA it supports. Or unset CUDA_VISIBLE_DEVICES"
         yield Finding(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and sees no GPU", remedy)
+
+
+def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:
+    """What `mixed_precision: auto` comes to on this machine's CPU."""
+    if chosen is not None:
+        return Finding(Level.OK, "dtype", f"mixed_precision auto is {chosen} here, as TUNEYARD_DTYPE says")
+    if record is None:
+        return Finding(Level.OK, "dtype", "not measured on this CPU yet; the first plan or job does, once")
+    times = f"a product takes {1e3 * record.fp32_seconds:.1f} ms in fp32, {1e3 * record.bf16_seconds:.1f} ms in bf16"
+    return Finding(
+        Level.OK,
+        "dtype",
+        f"mixed_precision auto is {record.mixed_precision} on this CPU, measured {record.measured_at} ({times}); "
+        "TUNEYARD_DTYPE sets another one",
+    )
 
 
 def check_ports(settings: Settings, is_up: bool) -> Iterator[Finding]:

@@ -49,6 +49,7 @@ class SFTTrainer:
     def _train(self) -> dict[str, Any]:
         from sft.group import open_session
         from sft.models import find_model  # torch and the like: seconds to import, so only where it is used
+        from sft.precision import fix_precision
         from sft.tokenization import prepare
         from tasks.dataset import resolve
         from tasks.model import locate_adapter
@@ -63,6 +64,7 @@ class SFTTrainer:
             start = locate_adapter(config.adapter_path, settings, folder)
             config = config.model_copy(update={"adapter_path": str(start)})
         rows = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+        config = fix_precision(config, settings.home, settings.dtype, folder, checkpoints)
         session = open_session(config, rows, model, folder, self._pass_on, checkpoints)
         training = session.train()
         evaluation = session.evaluate()

@@ -4,7 +4,7 @@ import re
 import tempfile
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainSerializer, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(
         3, gt=0, description="Attempts at a job that may be lost (to a killed process, say) before it has failed."
+    )
+    dtype: Literal["bf16", "fp16", "none"] | None = Field(
+        None, description="What `mixed_precision: auto` is on this machine; measured once and kept if unset."
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     debug: bool = Field(False, description="Write the traceback of every error of a job into its log.")

@@ -81,10 +81,15 @@ def load_session(
     journal.enter("loading model")
     with without_collecting():
         from sft.group import open_session  # loads torch: seconds that a cancelled or failing job should not cost
+        from sft.precision import fix_precision
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
+    settings = journal.settings
+    config = fix_precision(
+        config, settings.home, settings.dtype, journal.folder, checkpoint_dir or journal.folder / "checkpoints"
+    )
     return open_session(
         config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing
     )

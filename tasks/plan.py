@@ -44,7 +44,9 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     """
     from sft.planning.duration import PastRun
     from sft.planning.plan import make_plan
+    from sft.precision import fix_precision
 
+    config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
     prepared = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)

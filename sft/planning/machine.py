@@ -1,11 +1,9 @@
 """The device a plan is made for: the one of the machine that makes it."""
 
-import platform
-import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.config import SFTConfig
+from sft.dtype_record import name_cpu
 
 GEMM_SIZE = 1024
 GEMM_REPEATS = 4
@@ -39,7 +37,7 @@ def inspect_device(config: SFTConfig) -> Device:
     if torch.cuda.is_available():
         name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
     else:
-        name, total = f"{_cpu_name()}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
+        name, total = f"{name_cpu()}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Device(
         name=name,
@@ -62,11 +60,3 @@ def describe_device(device: Device) -> dict[str, Any]:
         "free_memory_bytes": device.free_bytes,
         "gflops": round(device.flops_per_second / 1e9, 1),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -9,8 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from app import doctor
-from app.doctor import GIB, Level
+from app.doctor import GIB, Level, check_dtype
 from jobs.readiness import PartCheck
+from sft.dtype_record import DtypeRecord
 from tests.conftest import free_port, stack_settings
 
 TORCH_CPU = json.dumps(["2.13.0+cpu", None, False])
@@ -42,7 +43,18 @@ def test_a_machine_without_a_stack(tmp_path):
     result = run(stack_settings(tmp_path / "home").model_copy(update={"api_port": free_port()}))
 
     assert result.exit_code == 0, result.output
-    assert topics(result.output) == ["python", "packages", "folder", "disk", "memory", "gpu", "torch", "ports", "stack"]
+    assert topics(result.output) == [
+        "python",
+        "packages",
+        "folder",
+        "disk",
+        "memory",
+        "gpu",
+        "torch",
+        "dtype",
+        "ports",
+        "stack",
+    ]
     assert "is not running; the first use starts it" in result.output
     assert result.output.endswith("Jobs can run on this machine.\n")
     assert not (tmp_path / "home").exists()
@@ -131,3 +143,12 @@ def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):
 def test_a_part_that_does_not_answer_fails():
     (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not answer (ConnectError)")})
     assert (found.level, found.detail) == (Level.FAIL, "mlflow does not answer (ConnectError)")
+
+
+def test_the_dtype_of_auto_is_shown():
+    record = DtypeRecord("bf16", 0.004, 0.001, "2026-01-02T03:04:05+00:00")
+    told = [check_dtype(*facts).detail for facts in ((None, None), (None, record), ("none", record))]
+    assert "not measured on this CPU yet" in told[0]
+    assert "auto is bf16 on this CPU" in told[1]
+    assert "4.0 ms in fp32, 1.0 ms in bf16" in told[1]
+    assert told[2] == "mixed_precision auto is none here, as TUNEYARD_DTYPE says"

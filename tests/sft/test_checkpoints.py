@@ -305,18 +305,21 @@ def test_other_errors_are_no_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_job_that_can_not_fit_is_refused_before_its_model_is_loaded(
-    small_disk: Path, rows: PreparedData, model_path: Path, tmp_path: Path, make_config: Callable[..., Any]
+    small_disk: Path,
+    rows: PreparedData,
+    model_path: Path,
+    tmp_path: Path,
+    make_config: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weights = tmp_path / "empty" / "model.safetensors"  # a model of which only the description can be read
-    shutil.copytree(model_path, weights.parent)
-    weights.write_bytes(bytes(weights.stat().st_size))
+    monkeypatch.setattr("sft.session.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     config = make_config(save_steps=1, save_total_limit=3)
     (small_disk / "filler").write_bytes(bytes(1_000_000))
     with pytest.raises(DiskFull, match=r"the job, with its checkpoints and its adapter, needs 1\.\d MB and 1\.1 MB"):
-        open_on_devices(config, rows, weights.parent, small_disk / "job")
+        open_on_devices(config, rows, model_path, small_disk / "job")
     (small_disk / "rest").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
     with pytest.raises(DiskFull, match="the job, for its adapter, needs 0"):
-        open_on_devices(config, rows, weights.parent, small_disk / "job", checkpoint_dir=tmp_path / "elsewhere")
+        open_on_devices(config, rows, model_path, small_disk / "job", checkpoint_dir=tmp_path / "elsewhere")
 
 
 # -- what must never run
