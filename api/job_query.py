@@ -9,13 +9,16 @@ from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import WithJsonSchema
 
+from jobs.id_prefixes import PATTERN, RULE
 from jobs.listing import JobFilters
 from jobs.status import JobStatus
+from sft.explanations import Matching
 
 CURSOR_HEADER = "X-Next-Cursor"
 MAX_LIMIT = 200
 EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999
 METADATA_PREFIX = "metadata."
+
 
 _TIME = WithJsonSchema(
     {
@@ -39,6 +42,10 @@ Metadata = Annotated[
     list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ":"})]] | None,
     Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`."),
 ]
+IdPrefix = Annotated[
+    Annotated[str, Matching(PATTERN, RULE)] | None,
+    Query(description="Those whose ids begin so, 4 characters at least; of jobs the 200 that come last by their ids."),
+]
 Limit = Annotated[
     int | None,
     Query(ge=1, le=MAX_LIMIT, description=f"Jobs a page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
@@ -54,6 +61,7 @@ def read_filters(
     created_after: After = None,
     created_before: Before = None,
     metadata: Metadata = None,
+    id_prefix: IdPrefix = None,
 ) -> JobFilters:
     """The filters of a list's query, but for the status, whose words differ. Raises RequestValidationError."""
     return JobFilters(
@@ -63,6 +71,7 @@ def read_filters(
         created_after=_read_time("created_after", created_after),
         created_before=_read_time("created_before", created_before),
         metadata=_read_metadata(request, metadata or []),
+        id_prefix=id_prefix,
     )
 
 

@@ -15,7 +15,7 @@ from api.answers import (
     SftStarted,
 )
 from api.idempotency import read_request_key
-from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
 from api.strictness import Strict
@@ -24,7 +24,7 @@ from jobs.idempotency import RequestKey
 from jobs.job import Job
 from jobs.listing import JobFilters
 from jobs.preflight import Doubts
-from jobs.service import JobService
+from jobs.service import JobService, Strategy
 from jobs.status import SFT_WORDS, SftWord
 from jobs.store import SavedConfig, SavedConfigVersion
 
@@ -37,13 +37,14 @@ def start_training(
     body: TrainBody,
     service: Service,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
+    strategy: Annotated[Strategy, Query(description="Wait in the queue, or fail when a job is running.")] = "queue",
     strict: Strict = False,
 ) -> AsIs[SftStarted]:
     """Start a job."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
     doubts = Doubts.of(service.preflight.look(spec), {}, strict)
-    job = service.submit(spec, priority=body.priority, request=request_key, doubts=doubts)
+    job = service.submit(spec, strategy, body.priority, request_key, doubts)
     started: SftStarted = {"job_id": str(job.id), "status": SFT_WORDS[job.status]}
     return {**started, "warnings": [*job.warnings]} if job.warnings else started
 
@@ -89,9 +90,11 @@ def list_configs(
     service: Service,
     limit: Annotated[int | None, Query(ge=1, le=200, description="Configurations a page; all if unset.")] = None,
     offset: Annotated[int, Query(ge=0, le=2**31, description="How many to leave out.")] = 0,
+    name: Annotated[str | None, Query(description="Configurations of this name.")] = None,
+    id_prefix: IdPrefix = None,
 ) -> AsIs[list[SavedConfiguration]]:
     """Every saved configuration, oldest first, or a page of them."""
-    return [config_view(saved) for saved in service.configs.read_all(limit, offset)]
+    return [config_view(saved) for saved in service.configs.read_all(limit, offset, name, id_prefix)]
 
 
 @router.get("/configs/{config_id}")

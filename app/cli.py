@@ -3,17 +3,19 @@
 What a command needs is imported when it runs, so that `--help` answers at once.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from app import cli_configs, cli_jobs, cli_plan, cli_stack
+from app.cli_exit import EPILOG, CommandGroup
 
 main = typer.Typer(
+    cls=CommandGroup,
     help="Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.",
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -36,6 +38,23 @@ def _load_keys() -> Any:
     return typer.main.get_command(keys_app)
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        import importlib.metadata
+
+        typer.echo(f"tuneyard {importlib.metadata.version('tuneyard')}")
+        raise typer.Exit
+
+
+@main.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 main.add_typer(cli_jobs.commands)
 main.add_typer(cli_plan.commands)
 main.add_typer(cli_configs.commands, name="configs", rich_help_panel=cli_jobs.PANEL)
@@ -43,7 +62,7 @@ main.add_typer(cli_stack.commands)
 main.add_typer(
     typer.Typer(
         cls=KeysGroup,
-        help="API keys: create, list, revoke. With the first one made, the API asks everybody for one.",
+        help="API keys: create, list, revoke. Creating the first key turns authentication on, permanently.",
     ),
     name="keys",
     no_args_is_help=True,

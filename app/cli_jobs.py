@@ -6,113 +6,68 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.cli_service import (
-    JobArgument,
-    JsonOption,
-    UrlOption,
-    connected,
-    load_yaml,
-    print_json,
-    read_mapping,
-    read_pairs,
-)
+from app.cli_exit import ExitCode
+from app.cli_job_options import JobOptions, takes_job_options
+from app.cli_output import open_console, print_json, print_line, print_warnings, print_yaml
+from app.cli_service import JobArgument, JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
     from tuneyard_client.models import Delivery, Job
 
 PANEL = "Jobs"
-WIDE = 180  # columns of a table that goes into a file or a pipe
 
-Status = Literal["queued", "running", "completed", "failed", "cancelled"]
-FileOption = typer.Option("--file", "-f", exists=True, dir_okay=False, help="YAML or JSON with fields of either API.")
-SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Any other field; may be repeated.")
-PairOption = typer.Option("--metadata", metavar="KEY=VALUE", help="A label; may be repeated.")
-
-EventOption = typer.Option(metavar="started|checkpoint", help="Call the webhook for this too; may be repeated.")
+Status = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
+PairOption = typer.Option("--metadata", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 
 commands = typer.Typer()
 
 
 @commands.command(rich_help_panel=PANEL)
+@takes_job_options
 def submit(
-    model: Annotated[str | None, typer.Option(help="Base model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="NAME@REVISION, or REVISION of the default dataset.")] = None,
-    name: Annotated[str | None, typer.Option(help="The adapter's name in the registry.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after this many optimizer steps.")] = None,
-    max_samples: Annotated[int | None, typer.Option(help="Train on at most this many rows.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a device sees at once.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    cutoff_len: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
-    tracking: Annotated[Literal["mlflow", "wandb"] | None, typer.Option(help="Where metrics are shown.")] = None,
-    webhook: Annotated[str | None, typer.Option(help="URL to call once the job has ended.")] = None,
-    webhook_event: Annotated[list[str] | None, EventOption] = None,
-    priority: Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Place in the queue.")] = None,
-    metadata: Annotated[list[str] | None, PairOption] = None,
-    file: Annotated[Path | None, FileOption] = None,
-    config: Annotated[str | None, typer.Option(metavar="ID", help="Start from this saved configuration.")] = None,
-    set_: Annotated[list[str] | None, SetOption] = None,
-    reject: Annotated[bool, typer.Option("--reject", help="Fail instead of waiting behind another job.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
+    job: JobOptions,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """Submit a job and print its id.
 
-    The service's defaults stand for what is not given. Flags override the file, --set overrides both.
-    With --watch the exit code is 0 when the job completes and 1 otherwise.
+    Options override the file; --set overrides both. What is not given has the service's defaults: those of the SFT
+    API with --config or a field that only it has (base_model, dataset_name), else those of the Training API.
+    With --watch the exit code is 0 if the job completes and 1 if it fails or is cancelled.
     """
-    from app.cli_submission import build_submission
-
-    flags = {
-        "model_name": model,
-        "dataset_version": dataset,
-        "lora_name": name,
-        "template": template,
-        "num_epochs": epochs,
-        "max_steps": max_steps,
-        "max_samples": max_samples,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "cutoff_len": cutoff_len,
-        "lora_r": lora_r,
-        "tracking_backend": tracking,
-        "webhook_url": webhook,
-        "webhook_events": webhook_event or None,
-        "priority": priority,
-        "metadata": read_pairs("--metadata", metadata or []) or None,
-    }
-    settings = {key: load_yaml(value) for key, value in read_pairs("--set", set_ or []).items()}
+    submission = job.build()
     with connected(url) as client:
-        submission = build_submission(read_mapping(file) if file else {}, flags, settings, config)
-        submitted = submission.send(client, "reject" if reject else "queue")
+        submitted = submission.complete(client).send(client, job.strategy, job.strict)
+        if watch or not as_json:
+            print_warnings(_messages(submitted.model_dump().get("warnings")))
         if watch:
-            typer.echo(submitted.job_id, err=as_json)
+            print_line(submitted.job_id, err=as_json)
             raise typer.Exit(_watch(client, submitted.job_id, as_json))
-        if as_json:
-            print_json(submitted.model_dump(mode="json"))
-            return
-        typer.echo(submitted.job_id)
-        typer.echo(submitted.message or f"The job is {submitted.status}", err=True)
+    if as_json:
+        print_json(submitted.model_dump(mode="json"))
+    else:
+        print_line(submitted.job_id)
+        print_line(submitted.message or f"The job is {submitted.status}", err=True)
 
 
 @commands.command("list", rich_help_panel=PANEL)
 def list_jobs(
-    status: Annotated[Status | None, typer.Option(help="Only jobs in this state.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only jobs of this base model.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Only jobs of this adapter.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs made after this ISO 8601 time.")] = None,
-    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs made before it.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs with this base model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Only jobs that train this adapter.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset: NAME or NAME@REVISION.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs after this ISO 8601 time.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs before this time.")] = None,
     metadata: Annotated[list[str] | None, PairOption] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """List jobs, newest first."""
+    from app.cli_values import read_pairs
+
     filters: dict[str, Any] = {
         "status": status,
         "model": model,
@@ -131,113 +86,141 @@ def list_jobs(
 
 
 @commands.command(rich_help_panel=PANEL)
-def show(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
-    """Show all that is known of a job."""
-    import yaml
+def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show a job: status, configuration, progress, and the result with its warnings."""
+    from app.cli_references import find_job_id
 
     with connected(url) as client:
-        job = client.job(job_id).model_dump(mode="json", exclude_none=not as_json)
+        found = client.job(find_job_id(client, job)).model_dump(mode="json", exclude_none=not as_json)
     if as_json:
-        print_json(job)
-    else:
-        typer.echo(yaml.safe_dump(job, sort_keys=False, allow_unicode=True), nl=False)
+        print_json(found)
+    else:  # the longest part first, so that what came of it stands at the end, beside the prompt
+        head = {name: found.pop(name) for name in ("job_id", "status", "config") if name in found}
+        print_yaml(head | found)
 
 
 @commands.command(rich_help_panel=PANEL)
-def watch(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
-    """Follow a job to its end. Exit code 0 when it completes, 1 otherwise."""
+def watch(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Follow a job until it ends. The exit code is 0 if it completes and 1 if it fails or is cancelled."""
+    from app.cli_references import find_job_id
+
     with connected(url) as client:
-        raise typer.Exit(_watch(client, job_id, as_json))
+        raise typer.Exit(_watch(client, find_job_id(client, job), as_json))
 
 
 @commands.command(rich_help_panel=PANEL)
 def logs(
-    job_id: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only the last so many lines.")] = None,
-    as_json: JsonOption = False,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Number of lines from the end.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line of the log.")] = False,
     url: UrlOption = None,
 ) -> None:
     """Print a job's log."""
+    from app.cli_references import find_job_id
+
     with connected(url) as client:
-        for line in client.logs(job_id, follow=follow, tail=tail):
+        for line in client.logs(find_job_id(client, job), follow=follow, tail=tail):
             if as_json:
                 typer.echo(line.model_dump_json())
             else:
-                typer.echo(f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S}  {line.level:<7}  {line.message}")
+                print_line(f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S}  {line.level:<7}  {line.message}")
 
 
 @commands.command(rich_help_panel=PANEL)
 def download(
-    job_id: JobArgument,
-    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet, or is empty.")],
+    job: JobArgument,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Download a completed job's adapter into a folder, its checksum verified."""
+    """Download a completed job's adapter into a folder and verify its checksum."""
+    from app.cli_references import find_job_id
+
     with connected(url) as client:
-        typer.echo(client.download_adapter(job_id, folder))
+        job_id = find_job_id(client, job)
+        made = client.download_adapter(job_id, folder)
+    if as_json:
+        print_json({"job_id": job_id, "folder": str(made)})
+    else:
+        print_line(str(made))
 
 
 @commands.command(rich_help_panel=PANEL)
-def cancel(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+def cancel(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Cancel a queued or running job."""
+    from app.cli_references import find_job_id
+
     with connected(url) as client:
-        answer = client.cancel(job_id)
+        response = client.cancel(find_job_id(client, job))
     if as_json:
-        print_json(answer.model_dump(mode="json"))
+        print_json(response.model_dump(mode="json"))
     else:
-        typer.echo(answer.message)
+        print_line(response.message)
 
 
 @commands.command(rich_help_panel=PANEL)
 def deliveries(
-    job_id: JobArgument,
-    resend: Annotated[str | None, typer.Option(metavar="DELIVERY", help="Call the webhook again.")] = None,
+    job: JobArgument,
+    resend: Annotated[str | None, typer.Option(metavar="DELIVERY", help="Send this delivery again.")] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """List what a job's webhook has been told, attempt by attempt, or have it told again."""
+    """List a job's webhook deliveries with every attempt, or send one again."""
+    from app.cli_references import find_delivery_id, find_job_id
+
     with connected(url) as client:
-        found = [client.resend(job_id, resend)] if resend else client.deliveries(job_id)
+        job_id = find_job_id(client, job)
+        if resend:
+            found = [client.resend(job_id, find_delivery_id(client, job_id, resend))]
+        else:
+            found = client.deliveries(job_id)
     if as_json:
         print_json([delivery.model_dump(mode="json") for delivery in found])
         return
     for delivery in found:
         then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
-        typer.echo(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")
+        print_line(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")
         for attempt in delivery.attempts:
-            said = attempt.error or f"HTTP {attempt.status_code}"
-            typer.echo(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {said}")
+            outcome = attempt.error or f"HTTP {attempt.status_code}"
+            print_line(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {outcome}")
 
 
 def _name_event(delivery: "Delivery") -> str:
     return delivery.status if delivery.event == "ended" else delivery.event
 
 
-def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> int:
+def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
     """Follow a job; the exit code."""
-    from rich.console import Console
-
     from app.cli_watch import watch_job
 
-    job = watch_job(client, job_id, Console(stderr=as_json))
+    try:
+        job = watch_job(client, job_id, open_console(stderr=as_json))
+    except KeyboardInterrupt:
+        print_line(f"The job continues: `tuneyard watch {job_id}`, `tuneyard cancel {job_id}`", err=True)
+        return ExitCode.INTERRUPTED
     if as_json:
         print_json(job.model_dump(mode="json"))
     elif job.status == "completed":
-        typer.echo(f"completed: {job.output_path}")
+        print_warnings(_messages((job.result or {}).get("warnings")))
+        print_line(f"completed: {job.output_path}")
     else:
-        typer.echo(f"tuneyard: job {job_id} {job.status}{f': {job.error}' if job.error else ''}", err=True)
-    return 0 if job.status == "completed" else 1
+        print_line(f"tuneyard: job {job_id} {job.status}{f': {job.error}' if job.error else ''}", err=True)
+    return ExitCode.OK if job.status == "completed" else ExitCode.JOB_FAILED
+
+
+def _messages(warnings: Any) -> list[str]:
+    """What a service warns of, as sentences; a job's result has them as such, a submission with a code each."""
+    found = warnings if isinstance(warnings, list) else []
+    return [str(one.get("message", one)) if isinstance(one, dict) else str(one) for one in found]
 
 
 def _print_table(jobs: "list[Job]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE
+    from jobs.log_lines import escape
+
     table = Table(box=None, pad_edge=False)
     table.add_column("ID", no_wrap=True)
     for header in ("STATUS", "MODEL", "DATASET", "ADAPTER", "PROGRESS", "STARTED"):
@@ -248,8 +231,8 @@ def _print_table(jobs: "list[Job]") -> None:
         progress = f"{job.progress.percent:.0f} %" if job.progress else ""
         names = [config.get(key) for key in ("model_name", "dataset_version", "lora_name")]
         cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(job.start_time)]
-        table.add_row(*map(Text, cells))
-    console.print(table)
+        table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in cells))
+    open_console().print(table)
 
 
 def _local_time(seconds: float | None) -> str:

@@ -1,76 +1,101 @@
-"""`tuneyard keys`: make, list and revoke the keys that clients of the REST API show."""
+"""`tuneyard keys`: create, list and revoke API keys."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy import Engine
 
+from app.cli_output import print_json, print_line
+from app.cli_references import choose_by_prefix, is_whole
+from app.cli_service import JsonOption
 from jobs import keys, stack
 from jobs.door import Door
 from jobs.keys import KeyScope
 from jobs.settings import Settings
-from sft.errors import TuneyardError
+from jobs.store import ApiKey
 
 keys_app = typer.Typer(
-    help="API keys. With the first one made, the API asks every client for one.", no_args_is_help=True
+    help="API keys: create, list, revoke. Creating the first key turns authentication on, permanently.",
+    no_args_is_help=True,
 )
 
 
 @keys_app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is, to recognise it by.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, such as that of its user.")],
     scope: Annotated[
-        KeyScope, typer.Option(help="read: look; submit: also start, stop and save; admin: everything.")
+        KeyScope, typer.Option(help="read: only GET; submit: also submit, cancel and save; admin: everything.")
     ] = KeyScope.SUBMIT,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make a key and show it, this once."""
+    """Create a key. It is displayed once."""
     with _database() as engine:
         is_first = not keys.list_keys(engine)
         record, key = keys.create_key(engine, name, scope)
-    typer.echo(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
+    if as_json:
+        print_json({**_plain(record), "key": key, "is_first": is_first})
+        return
+    print_line(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
     typer.echo(key)  # alone on standard output, for KEY=$(tuneyard keys create ci)
     if is_first:
         typer.echo(
-            "This is the first key: from now on the API answers nobody without one. Prefect's UI and API on this "
-            "machine ask for a password from the stack's next start on: `tuneyard down`, then `tuneyard up`.",
+            "This is the first key: from now on the API requires one. Prefect's UI and API on this machine require a "
+            "password after the next start of the stack: `tuneyard down`, then `tuneyard up`.",
             err=True,
         )
 
 
 @keys_app.command("list")
-def show() -> None:
-    """Show every key, but not what it is."""
+def show(as_json: JsonOption = False) -> None:
+    """List keys (secrets are not shown)."""
     with _database() as engine:
         records = keys.list_keys(engine)
+    if as_json:
+        print_json([_plain(record) for record in records])
+        return
     if not records:
-        typer.echo("No key has been made: the API asks nobody for one.")
+        typer.echo("There are no keys: the API does not require one.")
     for record in records:
         state = f"revoked {record.revoked_at:%Y-%m-%d}" if record.revoked_at else "valid"
         scopes = ",".join(record.scopes)
-        typer.echo(
+        print_line(
             f"{record.id}  {record.prefix}…  {scopes:<6}  {record.created_at:%Y-%m-%d}  {state:<18}  {record.name}"
         )
 
 
 @keys_app.command("revoke")
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `keys list` shows it.")]) -> None:
-    """End a key's validity, within a few seconds and for good. The API does not open again with the last one gone."""
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, or its first characters (4 or more).")],
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key, within a few seconds and for good. The API still requires a key when the last one is revoked."""
     with _database() as engine:
-        record = keys.revoke_key(engine, key_id)
-    typer.echo(f"Revoked {record.id} ({record.name}).")
+        known = {} if is_whole(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
+        record = keys.revoke_key(engine, choose_by_prefix(key, "keys", known) or key)
+    if as_json:
+        print_json(_plain(record))
+    else:
+        print_line(f"Revoked {record.id} ({record.name}).")
+
+
+def _plain(record: ApiKey) -> dict[str, Any]:
+    return {
+        "id": str(record.id),
+        "name": record.name,
+        "prefix": record.prefix,
+        "scopes": [*record.scopes],
+        "created_at": record.created_at.isoformat(),
+        "revoked_at": record.revoked_at.isoformat() if record.revoked_at else None,
+    }
 
 
 @contextmanager
 def _database() -> Iterator[Engine]:
-    """The database of keys, its stack started if need be; errors end the command with their message."""
+    """The database of keys; the stack is started if need be."""
     settings = Settings()
-    try:
-        if not stack.is_up(settings):
-            typer.echo("Starting the local stack ...", err=True)
-        with Door(settings) as door:
-            yield door.open().engine
-    except TuneyardError as error:
-        typer.echo(f"tuneyard: {error}", err=True)
-        raise typer.Exit(1) from error
+    if not stack.is_up(settings):
+        typer.echo("Starting the local stack ...", err=True)
+    with Door(settings) as door:
+        yield door.open().engine

@@ -1,12 +1,15 @@
 """`tuneyard plan`: what a job would take, before it is submitted."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli_jobs import PANEL, FileOption, SetOption
-from app.cli_service import JsonOption, UrlOption, clear_errors, connected, print_json, read_mapping, read_pairs
+from app.cli_exit import fail
+from app.cli_job_options import JobOptions, takes_job_options
+from app.cli_jobs import PANEL
+from app.cli_output import escape_lines, open_console, print_json
+from app.cli_service import JsonOption, UrlOption, connected
+from jobs.log_lines import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,61 +23,36 @@ GB, MINUTE = 1e9, 60
 
 
 @commands.command(rich_help_panel=PANEL)
+@takes_job_options
 def plan(
-    model: Annotated[str | None, typer.Option(help="Base model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="NAME@REVISION, or REVISION of the default dataset.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a device sees at once.")] = None,
-    cutoff_len: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
-    file: Annotated[Path | None, FileOption] = None,
-    config: Annotated[str | None, typer.Option(metavar="ID", help="Start from this saved configuration.")] = None,
-    set_: Annotated[list[str] | None, SetOption] = None,
+    job: JobOptions,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="No effect on a plan.")] = False,
     here: Annotated[bool, typer.Option("--here", help="Plan on this machine, without a running service.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Say what a job would take: rows, tokens, steps, memory, disk, time. Makes no job.
+    """Estimate a job before you submit it: rows, tokens, steps, memory, disk, time. No job is made.
 
-    Takes what `tuneyard submit` takes; fields without a flag go into the file or --set. The rows are tokenized for
-    real, which the job then finds done.
+    Takes the options of `tuneyard submit`. The rows are tokenized, and the job reuses them.
     """
-    import yaml
-
-    from app.cli_submission import build_submission
-
-    flags = {
-        "model_name": model,
-        "dataset_version": dataset,
-        "template": template,
-        "batch_size": batch_size,
-        "cutoff_len": cutoff_len,
-    }
-    settings = {key: yaml.safe_load(value) for key, value in read_pairs("--set", set_ or []).items()}
-    if here and config is not None:
-        raise typer.BadParameter("a saved configuration is known to the service alone", param_hint="--config")
-    with clear_errors():
-        submission = build_submission(read_mapping(file) if file else {}, flags, settings, config)
-        answer = _plan_here(submission) if here else _ask_service(submission, url)
+    if here and job.config is not None:
+        fail("--config needs the service, which has the saved configurations; leave out --here")
+    submission = job.build()
+    response = _plan_here(submission) if here else _ask_service(submission, url)
     if as_json:
-        print_json(answer)
+        print_json(response)
     else:
-        from rich.console import Console
-
-        _show(Console(highlight=False), answer)
+        _show(open_console(), response)
 
 
 def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
     with connected(url) as client:
-        if submission.dialect == "training":
-            found = client.plan(submission.fields)
-        else:
-            found = client.plan_sft(submission.fields, config_id=submission.around.get("config_id"))
-    answer: dict[str, Any] = found.model_dump(mode="json")
-    return answer
+        response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
+    return response
 
 
 def _plan_here(submission: "Submission") -> dict[str, Any]:
-    """By a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
+    """In a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
     from pydantic import ValidationError
 
     from api.training_request import TrainingRequest
@@ -105,13 +83,13 @@ def _show(console: "Console", plan: dict[str, Any]) -> None:
     for sample in plan["samples"]:
         _show_sample(console, sample)
     for warning in plan["warnings"]:
-        console.print(f"! {warning['message']}", style="yellow", markup=False)
+        console.print(f"! {escape(warning['message'])}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
     dataset, tokens, batches = plan["dataset"], plan["tokens"], plan["batches"]
     revision = f"@{dataset['revision']}" if dataset["revision"] else ""
-    console.print(f"{dataset['name']}{revision}  md5 {dataset['md5']}", markup=False)
+    console.print(escape(f"{dataset['name']}{revision}  md5 {dataset['md5']}"), markup=False, soft_wrap=True)
     for split, counts in plan["rows"].items():
         if counts is None:
             continue
@@ -121,7 +99,7 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
             if counts[name]
         ]
         console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
-    share = f"{tokens['supervised_share']:.0%} learned"
+    share = f"{tokens['supervised_share']:.0%} supervised"
     console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
     most = max(bin["rows"] for bin in tokens["histogram"])
     for bin in tokens["histogram"]:
@@ -151,13 +129,13 @@ def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
 def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
     from rich.text import Text
 
-    console.rule(f"row {sample['row']}: {sample['tokens']} tokens, {sample['supervised_tokens']} learned (marked)")
+    console.rule(f"row {sample['row']}: {sample['tokens']} tokens, {sample['supervised_tokens']} supervised (marked)")
     text = Text()
     for part in sample["parts"]:
         if part["supervised"]:
-            text.append("»" + part["text"] + "«", style="bold green")
+            text.append("»" + escape_lines(part["text"]) + "«", style="bold green")
         else:
-            text.append(part["text"])
+            text.append(escape_lines(part["text"]))
     console.print(text)
 
 

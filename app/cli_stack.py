@@ -5,12 +5,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_service import clear_errors
+from app.cli_output import print_json
+from app.cli_service import JsonOption
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -28,50 +30,58 @@ commands = typer.Typer()
 
 
 @commands.command(rich_help_panel=PANEL)
-def up(debug: DebugOption = False) -> None:
-    """Start the local stack, or what of it does not run, and leave it running."""
+def up(debug: DebugOption = False, as_json: JsonOption = False) -> None:
+    """Start the local stack, or the parts of it that do not run, and leave it running."""
     from jobs import stack
 
-    with clear_errors():
-        settings = read_settings(debug)
-        show_addresses(stack.ensure_up(settings))
+    settings = stack.ensure_up(read_settings(debug))
+    if as_json:
+        print_json({"prefect_ui": _prefect_ui(settings), "mlflow_ui": settings.mlflow_tracking_uri})
+    else:
+        show_addresses(settings)
 
 
 @commands.command(rich_help_panel=PANEL)
-def down() -> None:
-    """Stop the local stack. A job that runs is cut off and starts again with the next `up`."""
+def down(as_json: JsonOption = False) -> None:
+    """Stop the local stack. A running job saves its last step and resumes after the next `up`."""
     from jobs import stack
     from jobs.settings import Settings
 
-    with clear_errors():
-        typer.echo("Stopped." if stack.down(Settings()) else "Nothing was running.")
+    was_running = stack.down(Settings())
+    if as_json:
+        print_json({"stopped": was_running})
+    else:
+        typer.echo("Stopped." if was_running else "Nothing was running.")
 
 
 @commands.command(rich_help_panel=PANEL)
-def status() -> None:
-    """Show the parts of the local stack."""
+def status(as_json: JsonOption = False) -> None:
+    """Show the parts of the local stack, their addresses and log files."""
     from jobs import stack
     from jobs.settings import Settings
 
-    with clear_errors():
-        for part in stack.status(Settings()):
-            typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
-            if part.log_path is not None:
-                typer.echo(f"{'':<10} {part.log_path}")
+    found = stack.status(Settings())
+    if as_json:
+        print_json([asdict(part) for part in found])
+        return
+    for part in found:
+        typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
+        if part.log_path is not None:
+            typer.echo(f"{'':<10} {part.log_path}")
 
 
 @commands.command(rich_help_panel=PANEL)
 def serve(debug: DebugOption = False) -> None:
-    """Serve the REST API in the foreground until Ctrl-C, with the local stack beside it.
+    """Serve the REST API in the foreground until Ctrl-C, with the local stack.
 
-    A stack that this command started is stopped with it; one that was up stays up.
+    A stack that this command started is stopped with it; one that was running keeps running.
     """
     import uvicorn
 
     from jobs import parts, stack
 
     settings = read_settings(debug)
-    with clear_errors(), _stopped_by_signals() as stop_requested:
+    with _stopped_by_signals() as stop_requested:
         was_up = stack.is_up(settings)
         parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
         if not was_up:
@@ -95,22 +105,26 @@ def serve(debug: DebugOption = False) -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
-def doctor() -> None:
-    """Look for what would keep jobs from running here, and say what to do about it. Exit code 1 if there is any."""
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine for problems and suggest fixes. Exits 1 if any are found."""
     from app import doctor
 
-    doctor.doctor()
+    doctor.doctor(as_json)
 
 
 def show_addresses(settings: "Settings", api: str | None = None) -> None:
-    """Print where a person finds what runs."""
+    """Print the addresses of the API and the web pages."""
     from jobs.prefect_access import profile_path
 
     if api:
         typer.echo(f"API         {api}  (documentation at {api}/docs)")
     password = f"  (password in {profile_path(settings.home)})" if settings.prefect_auth_string else ""
-    typer.echo(f"Prefect UI  {str(settings.prefect_api_url).removesuffix('/api')}{password}")
+    typer.echo(f"Prefect UI  {_prefect_ui(settings)}{password}")
     typer.echo(f"MLflow UI   {settings.mlflow_tracking_uri}")
+
+
+def _prefect_ui(settings: "Settings") -> str:
+    return str(settings.prefect_api_url).removesuffix("/api")
 
 
 def describe_process(part: "PartStatus") -> str:

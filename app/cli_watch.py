@@ -4,9 +4,10 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from jobs.log_lines import escape
 from tuneyard_client import Tuneyard
 from tuneyard_client.models import Job
 from tuneyard_client.models import Progress as Training
@@ -57,13 +58,13 @@ class JobDisplay:
             self._print_step(job.phase)
             self._phase = job.phase
         if job.tracking_url is not None and job.tracking_url != self._tracking_url:
-            self._console.print(f"  {escape(job.tracking_url)}", soft_wrap=True)
+            self._console.print(f"  {escape_markup(escape(job.tracking_url))}", soft_wrap=True)
             self._tracking_url = job.tracking_url
         if job.progress is not None:
             self._show_training(job.progress)
 
     def _print_step(self, words: str) -> None:
-        self._console.print(f"[cyan]•[/cyan] {escape(words)}")
+        self._console.print(f"[cyan]•[/cyan] {escape_markup(escape(words))}")
 
     def _show_training(self, training: Training) -> None:
         loss, speed, left = describe_training(training)

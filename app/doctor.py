@@ -1,4 +1,4 @@
-"""`tuneyard doctor`: looks at everything a job needs on this machine and says what to do about what it finds."""
+"""`tuneyard doctor`: checks what jobs need on this machine and suggests fixes."""
 
 import importlib.metadata
 import json
@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from app.cli_exit import ExitCode
+from app.cli_output import print_json
 from jobs import parts, stack
 from jobs.readiness import PartCheck, check_parts
 from jobs.settings import PROJECT_ROOT, Settings
@@ -50,16 +52,19 @@ class Finding:
     remedy: str | None = None
 
 
-def doctor() -> None:
+def doctor(as_json: bool = False) -> None:
     """Check ports, disk, memory, GPU, versions, the state folder and the stack. Starts nothing."""
     findings = list(examine(Settings()))
+    failures = sum(finding.level is Level.FAIL for finding in findings)
+    if as_json:
+        print_json([{**asdict(finding), "level": finding.level.lower()} for finding in findings])
+        raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
     for finding in findings:
         typer.echo(f"{finding.level:<5} {finding.topic:<9} {finding.detail}")
         if finding.remedy:
             typer.echo(f"{'':<15} -> {finding.remedy}")
-    failures = sum(finding.level is Level.FAIL for finding in findings)
     typer.echo(f"{failures} problem(s) to solve." if failures else "Jobs can run on this machine.")
-    raise typer.Exit(1 if failures else 0)
+    raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

@@ -10,8 +10,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from jobs.database import translate_errors
+from jobs.id_prefixes import id_range
 from jobs.store import SavedConfig, SavedConfigVersion
-from jobs.text import find_unstorable_text
+from jobs.text import find_unstorable_text, is_storable
 from sft.config import SFTConfig
 from sft.errors import ConfigNotFound, InvalidConfig
 from sft.explanations import explain_problems
@@ -43,9 +44,17 @@ class ConfigStore:
         with self._session() as session:
             return _find(session, config_id)
 
-    def read_all(self, limit: int | None = None, offset: int = 0) -> list[SavedConfig]:
-        """Every configuration that is not deleted, oldest first."""
+    def read_all(
+        self, limit: int | None = None, offset: int = 0, name: str | None = None, id_prefix: str | None = None
+    ) -> list[SavedConfig]:
+        """The configurations that are not deleted, of this name and with ids that begin so if given, oldest first."""
         wanted = select(SavedConfig).where(SavedConfig.deleted_at.is_(None))
+        if name is not None:
+            if not is_storable(name):
+                return []
+            wanted = wanted.where(SavedConfig.name == name)
+        if id_prefix is not None:
+            wanted = wanted.where(SavedConfig.config_id.between(*id_range(id_prefix)))
         wanted = wanted.order_by(SavedConfig.created_at, SavedConfig.config_id).limit(limit).offset(offset)
         with self._session() as session:
             return [*session.scalars(wanted)]

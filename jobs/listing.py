@@ -10,7 +10,9 @@ from uuid import UUID
 
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 
+from jobs.id_prefixes import find_offset, id_range
 from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
 from jobs.queue import Line
 from jobs.spec import made_by_tag, metadata_tag
@@ -28,6 +30,10 @@ _STATE_TYPES = {
 }
 
 
+_ANY = filters.FlowRunFilter()
+SHIFT = 20  # jobs that may be deleted while an id is looked for
+
+
 @dataclass(frozen=True)
 class JobFilters:
     """What jobs a list shows; what is unset does not narrow it. Times are the job's first in line, zone included."""
@@ -40,6 +46,7 @@ class JobFilters:
     created_before: datetime | None = None
     metadata: Sequence[tuple[str, str]] = ()  # each of these pairs
     made_by: str | None = None  # the flow that made it
+    id_prefix: str | None = None  # of the jobs whose ids begin so the 200 with the greatest ids
 
 
 class Cursor(NamedTuple):
@@ -83,29 +90,48 @@ class Listing:
 
     def page(self, wanted: JobFilters, cursor: Cursor | None, limit: int | None) -> RunPage:
         """The next `limit` runs (all if None) behind the cursor."""
+        only = None if wanted.id_prefix is None else self._find_ids(wanted.id_prefix)
+        if only == []:
+            return RunPage([], None)
         starting = [run.id for run in self._line.starting()] if wanted.statuses in (_QUEUED, _WAITING, _ACTIVE) else []
         if wanted.statuses == _ACTIVE:
-            return self._active_page(wanted, starting, cursor, limit)
+            return self._active_page(wanted, starting, cursor, limit, only)
         found: list[FlowRun] = []
         start = cursor
         while True:
             size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit + 1 - len(found))  # one more: is there more?
-            page = self._runs.page(_to_run_filter(wanted, cursor, starting), limit=size)
+            page = self._runs.page(_to_run_filter(wanted, cursor, starting, only), limit=size)
             found += page
             cursor = _cursor_behind(page, cursor)
             if len(page) < size or (limit is not None and len(found) > limit):
                 return _cut(found, limit, start)
 
     def _active_page(
-        self, wanted: JobFilters, starting: list[UUID], cursor: Cursor | None, limit: int | None
+        self,
+        wanted: JobFilters,
+        starting: list[UUID],
+        cursor: Cursor | None,
+        limit: int | None,
+        only: list[UUID] | None,
     ) -> RunPage:
         """Running and starting jobs: there are no more of them than slots, so all are read."""
-        found = self._runs.page(_to_run_filter(wanted, cursor, []))
+        found = self._runs.page(_to_run_filter(wanted, cursor, [], only))
+        starting = starting if only is None else [run_id for run_id in starting if run_id in only]
         if starting:
             plain = JobFilters(**{**vars(wanted), "statuses": None})
             found += self._runs.page(_to_run_filter(plain, cursor, [], only=starting))
         newest_first = sorted({run.id: run for run in found}.values(), key=_time_of, reverse=True)
         return _cut(newest_first, limit, cursor)
+
+    def _find_ids(self, prefix: str) -> list[UUID]:
+        """The ids that begin so, by halving the list in their order; Prefect itself compares ids as wholes only."""
+        least, greatest = id_range(prefix)
+        offset = find_offset(self._runs.count(_ANY), self._id_at, greatest)
+        page = self._runs.page(_ANY, FlowRunSort.ID_DESC, offset=max(0, offset - SHIFT))  # some may be gone meanwhile
+        return [run.id for run in page if least <= run.id <= greatest]
+
+    def _id_at(self, offset: int) -> UUID | None:
+        return next((run.id for run in self._runs.page(_ANY, FlowRunSort.ID_DESC, limit=1, offset=offset)), None)
 
 
 def _to_run_filter(

@@ -122,8 +122,9 @@ class PrefectRuns:
         sort: FlowRunSort = FlowRunSort.EXPECTED_START_TIME_DESC,
         limit: int = PAGE_SIZE,
         queues: list[str] | None = None,
+        offset: int = 0,
     ) -> list[FlowRun]:
-        """The first runs, in these work queues if given, that the filter lets through; at most 200."""
+        """The runs from `offset` on, in these work queues if given, that the filter lets through; at most 200."""
         return call(
             lambda: self.client.read_flow_runs(
                 flow_filter=_FLOW,
@@ -131,6 +132,7 @@ class PrefectRuns:
                 work_queue_filter=_queue_filter(queues),
                 sort=sort,
                 limit=min(limit, PAGE_SIZE),
+                offset=offset,
             )
         )
 

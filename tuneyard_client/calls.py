@@ -2,10 +2,10 @@
 
 import json
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from sft.config import SFTConfig
 from tuneyard_client.errors import UnexpectedAnswer, error_for
 from tuneyard_client.models import (
+    AroundConfig,
     Cancelled,
     Checkpoint,
     Delivery,
@@ -22,12 +23,10 @@ from tuneyard_client.models import (
     LogLine,
     Metrics,
     Plan,
-    Priority,
     Queue,
     SavedConfig,
     Strategy,
     Submitted,
-    WebhookEvent,
 )
 
 T = TypeVar("T")
@@ -80,7 +79,7 @@ def submit(
         "POST",
         "/train",
         _read(Submitted),
-        params=({} if strategy == "queue" else {"strategy": strategy}) | _strictness(strict),
+        params=_submission_query(strategy, strict),
         body=dict(fields),
         headers=_idempotency(idempotency_key),
         is_repeatable=True,
@@ -89,34 +88,18 @@ def submit(
 
 def sft(
     config: SFTConfig | Mapping[str, Any] | None,
-    config_id: str | None,
-    adapter_name: str | None,
-    tracking_backend: str | None,
-    webhook_url: str | None,
-    webhook_events: Sequence[WebhookEvent] | None,
-    metadata: Mapping[str, str] | None,
-    priority: Priority | None,
-    idempotency_key: str | None,
+    idempotency_key: str | None = None,
+    strategy: Strategy = "queue",
     strict: bool = True,
+    **around: Unpack[AroundConfig],
 ) -> Call[Submitted]:
-    """POST /api/sft/train; of an SFTConfig over a saved one only the fields that were set are sent."""
-    around = {
-        "config": None if config is None else _plain(config, exclude_unset=config_id is not None),
-        "config_id": config_id,
-        "adapter_name": adapter_name,
-        "tracking_backend": tracking_backend,
-        "webhook_url": webhook_url,
-        "webhook_events": None if webhook_events is None else [*webhook_events],
-        "metadata": None if metadata is None else dict(metadata),
-        "priority": priority,
-    }
-    body = {name: value for name, value in around.items() if value is not None}
+    """POST /api/sft/train."""
     return Call(
         "POST",
         "/api/sft/train",
         _read(Submitted),
-        params=_strictness(strict),
-        body=body,
+        params=_submission_query(strategy, strict),
+        body=_sft_body(config, around),
         headers=_idempotency(idempotency_key),
         is_repeatable=True,
     )
@@ -127,14 +110,21 @@ def plan(fields: Mapping[str, Any]) -> Call[Plan]:
     return Call("POST", "/train/plan", _read(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
 
 
-def plan_sft(config: SFTConfig | Mapping[str, Any] | None, config_id: str | None) -> Call[Plan]:
-    """POST /api/sft/plan; of an SFTConfig over a saved one only the fields that were set are sent."""
+def plan_sft(config: SFTConfig | Mapping[str, Any] | None, **around: Unpack[AroundConfig]) -> Call[Plan]:
+    """POST /api/sft/plan."""
+    body = _sft_body(config, around)
+    return Call("POST", "/api/sft/plan", _read(Plan), body=body, is_repeatable=True, is_endless=True)
+
+
+def _sft_body(config: SFTConfig | Mapping[str, Any] | None, around: AroundConfig) -> dict[str, Any]:
+    """Of an SFTConfig over a saved one only the fields that were set are sent."""
     body: dict[str, Any] = {}
     if config is not None:
-        body["config"] = _plain(config, exclude_unset=config_id is not None)
-    if config_id is not None:
-        body["config_id"] = config_id
-    return Call("POST", "/api/sft/plan", _read(Plan), body=body, is_repeatable=True, is_endless=True)
+        body["config"] = _plain(config, exclude_unset=around.get("config_id") is not None)
+    given = {name: value for name, value in around.items() if value is not None}
+    if "webhook_events" in given:
+        given["webhook_events"] = [*(around["webhook_events"] or ())]
+    return body | given
 
 
 def job(job_id: str) -> Call[Job]:
@@ -227,9 +217,10 @@ def save_config(name: str, config: SFTConfig | Mapping[str, Any]) -> Call[SavedC
     return Call("POST", "/api/sft/configs", _read(SavedConfig), body={"name": name, "config": _plain(config)})
 
 
-def list_configs() -> Call[list[SavedConfig]]:
+def list_configs(name: str | None = None, id_prefix: str | None = None) -> Call[list[SavedConfig]]:
     """GET /api/sft/configs."""
-    return _get("/api/sft/configs", _read_list(SavedConfig))
+    params = {key: value for key, value in (("name", name), ("id_prefix", id_prefix)) if value is not None}
+    return _get("/api/sft/configs", _read_list(SavedConfig), params)
 
 
 def get_config(config_id: str) -> Call[SavedConfig]:
@@ -285,8 +276,9 @@ def _idempotency(key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": key or str(uuid.uuid4())}
 
 
-def _strictness(strict: bool) -> dict[str, str]:
-    return {"strict": "true"} if strict else {}
+def _submission_query(strategy: Strategy, strict: bool) -> dict[str, str]:
+    waiting = {} if strategy == "queue" else {"strategy": strategy}
+    return waiting | ({"strict": "true"} if strict else {})
 
 
 def _read(model: type[T]) -> Callable[[httpx.Response], T]:

@@ -2,7 +2,7 @@
 
 import builtins
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -13,6 +13,7 @@ from sft.config import SFTConfig
 from tuneyard_client import calls, operations
 from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.models import (
+    AroundConfig,
     Cancelled,
     Checkpoint,
     Delivery,
@@ -22,13 +23,11 @@ from tuneyard_client.models import (
     LogLine,
     Metrics,
     Plan,
-    Priority,
     Queue,
     SavedConfig,
     Strategy,
     Submitted,
     TrainingFields,
-    WebhookEvent,
 )
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
@@ -101,39 +100,21 @@ class Tuneyard:
         self,
         config: SFTConfig | Mapping[str, Any] | None = None,
         *,
-        config_id: str | None = None,
-        adapter_name: str | None = None,
-        tracking_backend: str | None = None,
-        webhook_url: str | None = None,
-        webhook_events: Sequence[WebhookEvent] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        priority: Priority | None = None,
+        strategy: Strategy = "queue",
         idempotency_key: str | None = None,
         strict: bool = True,
+        **around: Unpack[AroundConfig],
     ) -> Submitted:
         """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
-        return self._run(
-            calls.sft(
-                config,
-                config_id,
-                adapter_name,
-                tracking_backend,
-                webhook_url,
-                webhook_events,
-                metadata,
-                priority,
-                idempotency_key,
-                strict,
-            )
-        )
+        return self._run(calls.sft(config, idempotency_key, strategy, strict, **around))
 
     def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
         """What a job would take, in the Training API's words; no job is made."""
         return self._run(calls.plan(fields))
 
-    def plan_sft(self, config: SFTConfig | Mapping[str, Any] | None = None, *, config_id: str | None = None) -> Plan:
+    def plan_sft(self, config: SFTConfig | Mapping[str, Any] | None = None, **around: Unpack[AroundConfig]) -> Plan:
         """What a job would take, in the SFT API's words. With `config_id`, `config` overrides its fields."""
-        return self._run(calls.plan_sft(config, config_id))
+        return self._run(calls.plan_sft(config, **around))
 
     def job(self, job_id: str) -> Job:
         """One job."""
@@ -276,9 +257,9 @@ class Configs:
         """Keep a configuration, whole or partial."""
         return self._run(calls.save_config(name, config))
 
-    def list(self) -> builtins.list[SavedConfig]:
-        """Every one, oldest first."""
-        return self._run(calls.list_configs())
+    def list(self, name: str | None = None, id_prefix: str | None = None) -> builtins.list[SavedConfig]:
+        """Those of this name, or with ids that begin so, or all; oldest first."""
+        return self._run(calls.list_configs(name, id_prefix))
 
     def get(self, config_id: str) -> SavedConfig:
         """One, as it is now."""

@@ -1,5 +1,6 @@
 """The service's answers as typed models. Keys that a newer service adds are kept as attributes."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
@@ -299,6 +300,18 @@ class TrainingFields(TypedDict, total=False):
     seed: int
 
 
+class AroundConfig(TypedDict, total=False):
+    """What `POST /api/sft/train` takes beside `config`."""
+
+    config_id: str | None
+    adapter_name: str | None
+    tracking_backend: str | None
+    webhook_url: str | None
+    webhook_events: Sequence[WebhookEvent] | None
+    metadata: Mapping[str, str] | None
+    priority: Priority | None
+
+
 class JobFilters(TypedDict, total=False):
     """What `GET /train` filters by. Times are ISO 8601 or datetimes; metadata is matched pair by pair."""
 
@@ -309,3 +322,4 @@ class JobFilters(TypedDict, total=False):
     created_after: datetime | str
     created_before: datetime | str
     metadata: dict[str, str]
+    id_prefix: str

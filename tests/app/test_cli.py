@@ -75,7 +75,7 @@ def test_a_taken_api_port_is_named_before_anything_starts(tmp_path: Path) -> Non
         port = other.getsockname()[1]
         settings = stack_settings(tmp_path / "home").model_copy(update={"api_port": port})
         result = CliRunner().invoke(cli.main, ["serve"], env=environment_of(settings))
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert f"tuneyard: The API needs port {port}, which is taken by pid {os.getpid()}" in result.stderr
     assert "set TUNEYARD_API_PORT to a free port" in result.stderr
     assert not settings.home.exists()

@@ -9,7 +9,6 @@ import yaml
 from typer.testing import CliRunner
 
 from app import cli
-from app.cli_submission import Submission, build_submission
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
 
@@ -57,51 +56,39 @@ print("loaded", [name for name in ("httpx", "pydantic", "prefect", "sqlalchemy")
 
 
 def test_submit_prints_the_id_alone(run):
-    arguments = ["submit", "--model", "m", "--epochs", "2", "--metadata", "team=a=b", "--set", "lora_r=4"]
+    arguments = [
+        "submit",
+        "--model",
+        "m",
+        "--dataset",
+        "v1.1",
+        "--epochs",
+        "2",
+        "--metadata",
+        "team=a=b",
+        "--set",
+        "lora_r=4",
+    ]
     result, (request,) = run(arguments, STARTED, TUNEYARD_API_KEY="secret")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "17\n", "Training job started\n")
     assert (request.method, request.path) == ("POST", "/train?strict=true")
     assert request.headers["authorization"] == "Bearer secret"
     assert json.loads(request.body) == {
-        "model_name": "m", "num_epochs": 2.0, "metadata": {"team": "a=b"}, "lora_r": 4
+        "model_name": "m", "dataset_version": "v1.1", "num_epochs": 2.0, "metadata": {"team": "a=b"}, "lora_r": 4
     }  # fmt: skip
 
 
 def test_submit_reads_a_file_and_flags_win_over_it(run, tmp_path):
     file = tmp_path / "job.yaml"
-    file.write_text("model_name: m\ntemplate: chatml\nnum_epochs: 1\n")
+    file.write_text("model_name: m\ndataset_version: v1\ntemplate: chatml\nnum_epochs: 1\n")
     result, (request,) = run(["submit", "-f", str(file), "--template", "qwen", "--reject", "--json"], STARTED)
 
     assert json.loads(result.stdout) == STARTED | {"warnings": []}
     assert request.path == "/train?strategy=reject&strict=true"
-    assert json.loads(request.body) == {"model_name": "m", "template": "qwen", "num_epochs": 1}
-
-
-def test_a_number_with_an_exponent_alone_is_a_number(run, tmp_path):
-    file = tmp_path / "job.yaml"
-    file.write_text("learning_rate: 2e-5\nlora_name: 1e4\nrun_name: '1e4'\nmodel_name: m1e4\n")
-    _, (request,) = run(["submit", "-f", str(file), "--set", "weight_decay=1E-4"], STARTED)
-
     assert json.loads(request.body) == {
-        "learning_rate": 2e-5, "lora_name": 1e4, "run_name": "1e4", "model_name": "m1e4", "weight_decay": 1e-4
+        "model_name": "m", "dataset_version": "v1", "template": "qwen", "num_epochs": 1
     }  # fmt: skip
-
-
-def test_either_dialect_is_told_by_its_fields():
-    flags = {"model_name": "m", "cutoff_len": None, "lora_name": "a"}
-    assert build_submission({"template": "t"}, flags, {"seed": 1}) == Submission(
-        "training", {"template": "t", "model_name": "m", "lora_name": "a", "seed": 1}
-    )
-    webhook = {"webhook_url": "u", "webhook_events": ["started"]}
-    assert build_submission({"dataset_name": "d", **webhook}, flags, {"lora_r": 2}) == Submission(
-        "sft", {"dataset_name": "d", "base_model": "m", "lora_r": 2}, {"adapter_name": "a", **webhook}
-    )
-    body = {"config": {"base_model": "x", "lora_r": 1}, "priority": "low"}
-    assert build_submission(body, {"model_name": "m"}, {}) == Submission(
-        "sft", {"base_model": "m", "lora_r": 1}, {"priority": "low"}
-    )
-    assert build_submission({}, {}, {"lora_r": 2}, "7") == Submission("sft", {"lora_r": 2}, {"config_id": "7"})
 
 
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1), ("cancelled", 1)])
@@ -117,7 +104,7 @@ def test_watching_ends_with_the_job_and_says_how_it_ended(run, status, code):
 
 
 def test_submit_and_watch(run):
-    result, received = run(["submit", "--model", "m", "--watch", "--json"], STARTED, ENDED_WELL)
+    result, received = run(["submit", "--model", "m", "--dataset", "v1.1", "--watch", "--json"], STARTED, ENDED_WELL)
     assert result.exit_code == 0
     assert json.loads(result.stdout)["output_path"] == "/out/adapter"
     assert [request.path for request in received] == ["/train?strict=true", "/train/17"]
@@ -153,44 +140,18 @@ def test_cancel(run):
 def test_configurations(run, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("lora_r: 4\n")
-    saved = {"config_id": "7", "name": "mine", "config": {"lora_r": 4}, "version": 2}
+    config_id = "550e8400-e29b-41d4-a716-446655440000"
+    saved = {"config_id": config_id, "name": "mine", "config": {"lora_r": 4}, "version": 2}
 
     result, (request,) = run(["configs", "save", "mine", str(file)], saved)
-    assert (result.stdout, json.loads(request.body)) == ("7\n", {"name": "mine", "config": {"lora_r": 4}})
-    assert run(["configs", "list"], [saved])[0].stdout == "7  mine\n"
-    assert yaml.safe_load(run(["configs", "show", "7"], saved)[0].stdout) == saved
-    result, received = run(["configs", "update", "7", str(file)], saved)
-    assert (result.stdout, received[-1].method) == ("7 is now at version 2\n", "PUT")
+    assert (result.stdout, json.loads(request.body)) == (f"{config_id}\n", {"name": "mine", "config": {"lora_r": 4}})
+    assert run(["configs", "list"], [saved])[0].stdout == f"{config_id}  mine\n"
+    assert yaml.safe_load(run(["configs", "show", config_id], saved)[0].stdout) == saved
+    assert yaml.safe_load(run(["configs", "show", "mine"], [saved], saved)[0].stdout) == saved
+    result, received = run(["configs", "update", config_id, str(file)], saved)
+    assert (result.stdout, received[-1].method) == (f"{config_id} is now at version 2\n", "PUT")
     assert json.loads(received[-1].body)["name"] == "mine"
-    assert run(["configs", "delete", "7"], {})[0].stdout == "7 is deleted\n"
-
-
-def test_errors_are_one_line_and_exit_code_1(run, tmp_path):
-    refused = Scripted(422, json.dumps({"detail": "a: bad\nb: worse", "code": "invalid_request", "request_id": "r"}))
-    result, _ = run(["submit"], refused)
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "tuneyard: a: bad; b: worse\n")
-
-    broken = Scripted(500, json.dumps({"detail": "Internal server error", "code": "internal_error", "request_id": "r"}))
-    assert run(["show", "17"], broken)[0].stderr == "tuneyard: Internal server error (request r)\n"
-
-    nobody = run(["list"], {}, TUNEYARD_URL="http://127.0.0.1:9")[0]
-    assert nobody.stderr.startswith("tuneyard: no answer from http://127.0.0.1:9")
-
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    result, _ = run(["submit", "-f", str(tmp_path / "list.yaml")], STARTED)
-    assert result.stderr.endswith("list.yaml must hold a mapping of fields, got list\n")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["submit", "--set", "x"],
-        ["submit", "--priority", "urgent"],
-        ["submit", "-f", "/nowhere"],
-        ["show"],
-        ["nonsense"],
-    ],
-)
-def test_wrong_usage_is_exit_code_2_and_asks_nothing_of_the_service(run, arguments):
-    result, received = run(arguments, STARTED)
-    assert (result.exit_code, received) == (2, [])
+    result, received = run(["configs", "delete", "mine"], [saved], {})
+    assert (result.stdout, received[-1].path) == (f"{config_id} is deleted\n", f"/api/sft/configs/{config_id}")
+    result, _ = run(["configs", "delete", config_id, "--json"], {})
+    assert json.loads(result.stdout) == {"config_id": config_id, "deleted": True}

@@ -1,11 +1,12 @@
 """`tuneyard keys` as an administrator types it."""
 
+import json
 from uuid import uuid4
 
 import pytest
 from typer.testing import CliRunner
 
-from app.cli_keys import keys_app
+from app import cli
 from jobs.keys import hash_key, read_book
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.store import engine_for
@@ -27,17 +28,17 @@ def database_url(stack, monkeypatch):
 
 
 def run(*words):
-    return CliRunner().invoke(keys_app, words)
+    return CliRunner().invoke(cli.main, ["keys", *words])
 
 
 def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
-    assert run("list").output == "No key has been made: the API asks nobody for one.\n"
+    assert run("list").output == "There are no keys: the API does not require one.\n"
 
     made = run("create", "ci")
     key = made.stdout.strip()
     assert made.exit_code == 0
     assert "for ci, scope submit. It is not shown again:" in made.stderr
-    assert "This is the first key: from now on the API answers nobody without one." in made.stderr
+    assert "This is the first key: from now on the API requires one." in made.stderr
     assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["ci"]
     assert list(read_book(engine_for(database_url)).clients) == [hash_key(key)]
 
@@ -51,7 +52,8 @@ def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
     ]
 
     key_id = listed.split()[0]
-    assert run("revoke", key_id).output == f"Revoked {key_id} (ci).\n"
+    assert [one["name"] for one in json.loads(run("list", "--json").stdout)] == ["ci", "board"]
+    assert run("revoke", key_id[:-2]).output == f"Revoked {key_id} (ci).\n"
     assert run("revoke", key_id).exit_code == 0
     assert "revoked 20" in run("list").output.splitlines()[0]
     assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["board"]
@@ -61,7 +63,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
 def test_an_unknown_key_is_named(database_url, unknown):
     result = run("revoke", unknown)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert result.stderr == f"tuneyard: API key {unknown} not found; `tuneyard keys list` shows them\n"
 
 
@@ -69,7 +71,7 @@ def test_an_unknown_key_is_named(database_url, unknown):
 def test_a_name_that_lists_can_not_show_is_refused(database_url, name):
     result = run("create", name)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert f"name must be printable and not blank, got {name!r}" in result.stderr
 
 

@@ -61,16 +61,16 @@ def test_it_is_listed_its_log_printed_and_its_adapter_downloaded(run, submitted,
     assert len(run("logs", job_id, "--tail", "2").splitlines()) == 2
     assert run("download", job_id, str(tmp_path / "adapter")).split() == [str(tmp_path / "adapter")]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert "is not empty; choose another folder" in run("download", job_id, str(tmp_path / "adapter"), code=1)
+    assert "is not empty; choose another folder" in run("download", job_id, str(tmp_path / "adapter"), code=2)
 
 
 def test_a_job_from_a_file_is_cancelled(run, model, tmp_path):
     file = tmp_path / "job.yaml"
-    file.write_text(f"model_name: {model}\ntemplate: chatml\nmetadata: {{by: file}}\n")
+    file.write_text(f"model_name: {model}\ndataset_version: v1.1\ntemplate: chatml\nmetadata: {{by: file}}\n")
     submitted = json.loads(run("submit", "--file", str(file), "--epochs", "2", "--json"))
     job_id = submitted["job_id"]
 
-    assert "training job is already running" in run("submit", "--file", str(file), "--reject", code=1)
+    assert "training job is already running" in run("submit", "--file", str(file), "--reject", code=3)
     assert run("cancel", job_id) == f"Training job {job_id} cancelled\n"
     job = json.loads(run("show", job_id, "--json"))
     assert (job["status"], job["config"]["num_epochs"], job["metadata"]) == ("cancelled", 2.0, {"by": "file"})
@@ -86,12 +86,13 @@ def test_a_configuration_is_saved_changed_used_and_deleted(run, model, tmp_path)
     assert run("configs", "update", config_id, str(file)) == f"{config_id} is now at version 2\n"
     assert f"{config_id}  mine" in run("configs", "list").splitlines()
     assert [one["version"] for one in json.loads(run("configs", "show", config_id, "--versions", "--json"))] == [1, 2]
-    job_id = run("submit", "--config", config_id, "--set", "lora_alpha=9").strip()
-    config = json.loads(run("show", job_id, "--json"))["config"]
-    assert (config["lora_r"], config["lora_alpha"]) == (4, 9)
-    run("cancel", job_id)
-    assert run("configs", "delete", config_id) == f"{config_id} is deleted\n"
-    assert run("configs", "show", config_id, code=1) == f"tuneyard: Config {config_id} not found\n"
+    job_id = run("submit", "--config", "mine", "--set", "lora_alpha=9", "--dataset", "v1.1").strip()
+    config = json.loads(run("show", job_id[:20], "--json"))["config"]
+    assert (config["lora_r"], config["lora_alpha"], config["dataset_version"]) == (4, 9, "v1.1")
+    assert "training job is already running" in run("submit", "--config", config_id[:13], "--reject", code=3)
+    run("cancel", job_id[:20])
+    assert run("configs", "delete", config_id[:13]) == f"{config_id} is deleted\n"
+    assert run("configs", "show", config_id, code=3) == f"tuneyard: Config {config_id} not found\n"
 
 
 def test_with_the_first_key_the_service_asks_everybody_for_one(run, model, make_api, stack):
@@ -105,17 +106,18 @@ def test_with_the_first_key_the_service_asks_everybody_for_one(run, model, make_
     reader = run("keys", "create", "board", "--scope", "read", **database).strip()
     writer = run("keys", "create", "ci", **database).strip()
     time.sleep(3.1)  # for so long the service goes by the keys it has read
-    assert "An API key is required" in run("list", url=url, code=1)
+    assert "An API key is required" in run("list", url=url, code=3)
     run("list", url=url, TUNEYARD_API_KEY=reader)
-    refused = run("submit", "--model", "nobody/keys", url=url, code=1, TUNEYARD_API_KEY=reader)
+    job = ("submit", "--model", "nobody/keys", "--dataset", "v1.0")
+    refused = run(*job, url=url, code=3, TUNEYARD_API_KEY=reader)
     assert refused == "tuneyard: This API key has scope read; POST needs submit\n"
-    job_id = run("submit", "--model", model, "--template", "chatml", url=url, TUNEYARD_API_KEY=writer).strip()
+    job_id = run(*job, "--no-strict", url=url, TUNEYARD_API_KEY=writer).strip()
     run("cancel", job_id, url=url, TUNEYARD_API_KEY=writer)
 
     ids = {line.split()[-1]: line.split()[0] for line in run("keys", "list", **database).splitlines()}
     run("keys", "revoke", ids["ci"], **database)
     time.sleep(3.1)
-    assert "is not known or was revoked" in run("list", url=url, code=1, TUNEYARD_API_KEY=writer)
+    assert "is not known or was revoked" in run("list", url=url, code=3, TUNEYARD_API_KEY=writer)
     run("list", url=url, TUNEYARD_API_KEY=reader)
     engine_for(database["TUNEYARD_DATABASE_URL"]).dispose()
 

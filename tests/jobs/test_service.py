@@ -184,3 +184,29 @@ def test_a_job_that_a_worker_takes_while_it_is_looked_at_is_not_counted_against_
         assert service._line.places([seen])[waiting.id] <= 0
     finally:
         service.client.set_flow_run_state(waiting.id, Cancelled(), force=True)
+
+
+def test_jobs_are_found_by_what_their_ids_begin_with(service, spec):
+    ids = [str(service.create(spec).id) for _ in range(3)]
+
+    def find(prefix, limit=None, **wanted):
+        return [str(job.id) for job in service.list_jobs(JobFilters(id_prefix=prefix, **wanted), limit).jobs]
+
+    assert [find(job_id) for job_id in ids] == [[job_id] for job_id in ids]
+    assert [find(job_id[:-1]) for job_id in ids] == [[job_id] for job_id in ids]
+    assert all(job_id in find(job_id[:4]) for job_id in ids)
+    assert find(ids[0], statuses=frozenset({JobStatus.RUNNING, JobStatus.STARTING})) == []
+    assert find(ids[0], statuses=frozenset({JobStatus.CREATED, JobStatus.QUEUED})) == [ids[0]]
+    assert [*map(find, ("ffffffff-ffff", "00000000-0000"))] == [[], []]
+
+
+def test_configurations_are_found_by_name_and_by_what_their_ids_begin_with(service):
+    saved = [service.configs.save(name, {}) for name in ("alike", "alike", "other")]
+    ids = [one.config_id for one in saved]
+
+    assert [one.config_id for one in service.configs.read_all(name="alike")] == ids[:2]
+    assert service.configs.read_all(name="\0") == []
+    for one in ids:
+        assert [found.config_id for found in service.configs.read_all(id_prefix=str(one)[:13])] == [one]
+    service.configs.delete(ids[0])
+    assert service.configs.read_all(id_prefix=str(ids[0])) == []
