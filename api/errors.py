@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
+from api.head import OTHERWISE
 from api.parameters import body_fields
 from sft.errors import InvalidConfig, TemplateNotFound, TuneyardError
 from sft.explanations import explain_problems
@@ -59,9 +60,11 @@ def allowed_methods(request: Request) -> list[str]:
     fitting = (item for template, item in paths.items() if compile_path(template)[0].match(path))
     item = paths.get(path) or next(fitting, None)
     if item is not None:
-        return sorted(method.upper() for method in item)
-    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+        methods = {method.upper() for method in item}
+    else:
+        matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods and not path.endswith(OTHERWISE) else set()))
 
 
 def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:

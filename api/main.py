@@ -15,6 +15,7 @@ from api import health, job_routes, plan_routes, sft_routes, train_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
 from api.docs import install_openapi
 from api.errors import install_error_handlers
+from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the innermost to the outermost: each one added wraps those before it."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     counter = RequestCounter(parse_rate_limit(settings.rate_limit)) if settings.rate_limit else None
     if counter:

@@ -1,7 +1,10 @@
-"""Values that are valid JSON or a valid URL and still can't be kept: PostgreSQL and UTF-8 have no place for them."""
+"""What is valid JSON or a valid URL and still can't be taken: values that PostgreSQL and UTF-8 have no place for, and
+keys that are given twice, of which a parser would drop one without a word."""
 
+import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +20,7 @@ async def check_values(request: Request) -> None:
     problems = [*_check_url(request)]
     try:
         body = await request.json() if await request.body() else None
+        problems += _check_repetitions(await request.body())
     except (ValueError, RecursionError):
         body = None  # no JSON: whoever takes a body says so, and no route reads it otherwise
     problems += _check(body, ("body",))
@@ -31,6 +35,20 @@ def _check_url(request: Request) -> Iterator[Problem]:
         place = "path" if name in request.path_params else "query"
         if "\0" in name or "\0" in str(value):
             yield (place, name), "must not hold a NUL character", value
+
+
+def _check_repetitions(content: bytes) -> list[Problem]:
+    """Keys that an object has twice, at any depth."""
+    repeated: list[str] = []
+
+    def read_object(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            repeated.extend(key for key, count in Counter(keys).items() if count > 1)
+
+    if content:
+        json.loads(content, object_pairs_hook=read_object)
+    return [(("body",), f"{key} is given more than once; give it once", None) for key in dict.fromkeys(repeated)]
 
 
 def _check(body: Any, root: Place) -> Iterator[Problem]:

@@ -44,7 +44,11 @@ class Preflight:
     def look(self, spec: JobSpec) -> list[Finding]:
         """What would fail the job, in the order in which it would. Raises nothing and takes no longer than allowed."""
         deadline = time.monotonic() + self._seconds
-        surroundings = find_surroundings(self._settings)
+        try:
+            surroundings = find_surroundings(self._settings)
+        except (OSError, ValueError) as error:  # a state folder that is being made or moved
+            logger.debug("Nothing is known before a submission: %s", error)
+            return []
         answers = [self._begin(number, spec, surroundings) for number in range(len(CHECKS))]
         findings: list[Finding] = []
         for answer in answers:

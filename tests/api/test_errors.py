@@ -296,7 +296,39 @@ def test_a_time_outside_the_calendar_is_refused(api, seconds):
     assert answer.json()["detail"].startswith("created_after: must be a time, as ISO 8601 or epoch seconds, got")
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/queue", "/train?limit=1", "/api/sft/jobs", "/docs", "/openapi.json"]
+)
+def test_head_gets_the_headers_of_get(api, path):
+    head, answer = api.head(path), api.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type"):
+        assert head.headers[name] == answer.headers[name]
+    assert "HEAD" in api.put(path).headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/train/nobody", 404), ("/train?zzz=1", 422), ("/train/nobody/adapter", 404)]
+)
+def test_head_of_what_get_refuses(api, path, status):
+    assert (api.head(path).status_code, api.head(path).content) == (status, b"")
+
+
+@pytest.mark.parametrize("path", ["/train/nobody/events", "/api/sft/jobs/nobody/logs"])
+def test_head_of_a_stream_is_refused(api, path):
+    assert api.head(path).status_code == 405
+
+
+@pytest.mark.parametrize(("path", "status"), [("/train", 422), ("/api/sft/train", 400), ("/api/sft/configs", 400)])
+def test_a_key_that_is_given_twice_is_refused(api, path, status):
+    body = b'{"name": "n", "config": {"lora_r": 8, "lora_r": 16}, "lora_name": "a", "lora_name": "b"}'
+    answer = api.post(path, content=body, headers=JSON)
+    told = answer.json()["detail"].splitlines()
+    assert answer.status_code == status
+    assert {f"{key} is given more than once; give it once" for key in ("lora_r", "lora_name")} <= set(told)
+
+
 @pytest.mark.parametrize("path", ["/train/plan", "/train"])
 def test_allow_names_what_the_path_itself_takes(api, path):
-    allowed = {"/train": "GET, POST", "/train/plan": "POST"}
+    allowed = {"/train": "GET, HEAD, POST", "/train/plan": "POST"}
     assert api.request("PUT", path).headers["Allow"] == allowed[path]

@@ -501,6 +501,11 @@ def test_a_check_that_breaks_says_nothing(settings, monkeypatch):
     assert look(settings) == []
 
 
+def test_a_state_folder_that_can_not_be_read_says_nothing(settings):
+    (settings.home / "endpoints.json").write_text("{")
+    assert look(settings, base_model="a/b/c") == []
+
+
 def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     findings = Preflight(settings, seconds=20).look(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
     beside, instead = Doubts.of(findings, NAMES, is_strict=False), Doubts.of(findings, NAMES, is_strict=True)
