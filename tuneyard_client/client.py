@@ -68,7 +68,7 @@ class Tuneyard:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def train(
@@ -109,11 +109,11 @@ class Tuneyard:
         return self._run(calls.sft(config, idempotency_key, strategy, strict, **around))
 
     def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
-        """What a job would take, in the Training API's words; no job is made."""
+        """Estimate a job in the Training API's field names. No job is made."""
         return self._run(calls.plan(fields))
 
     def plan_sft(self, config: SFTConfig | Mapping[str, Any] | None = None, **around: Unpack[AroundConfig]) -> Plan:
-        """What a job would take, in the SFT API's words. With `config_id`, `config` overrides its fields."""
+        """Estimate a job in the SFT API's field names. With `config_id`, `config` overrides its fields."""
         return self._run(calls.plan_sft(config, **around))
 
     def job(self, job_id: str) -> Job:
@@ -129,7 +129,7 @@ class Tuneyard:
         return self._run(calls.cancel(job_id))
 
     def queue(self) -> Queue:
-        """What is running and what waits."""
+        """The queue of jobs."""
         return self._run(calls.queue())
 
     def wait(
@@ -147,7 +147,7 @@ class Tuneyard:
         return self._follow(operations.wait(job_id, timeout_seconds, on_progress, poll_seconds))
 
     def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[JobEvent]:
-        """What happens in a job from its beginning, or from behind an event, to its `end`; reconnects by itself."""
+        """Events of a job from the first, or after `last_event_id`, to its `end`; reconnects automatically."""
         reader = EventReader(job_id, last_event_id)
         while not reader.has_ended:
             try:
@@ -177,11 +177,11 @@ class Tuneyard:
         return self._run(calls.metrics(job_id))
 
     def deliveries(self, job_id: str) -> list[Delivery]:
-        """What the job's webhook has been told and is still to be told."""
+        """The job's webhook deliveries, sent and pending."""
         return self._run(calls.deliveries(job_id))
 
     def resend(self, job_id: str, delivery_id: str) -> Delivery:
-        """Have the webhook called again."""
+        """Send a webhook delivery again."""
         return self._run(calls.resend(job_id, delivery_id))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
@@ -254,7 +254,7 @@ class Configs:
         self._run = run
 
     def save(self, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
-        """Keep a configuration, whole or partial."""
+        """Save a configuration, complete or partial."""
         return self._run(calls.save_config(name, config))
 
     def list(self, name: str | None = None, id_prefix: str | None = None) -> builtins.list[SavedConfig]:
@@ -266,13 +266,13 @@ class Configs:
         return self._run(calls.get_config(config_id))
 
     def update(self, config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
-        """Put another one in its place, as its next version."""
+        """Save a new version of a configuration."""
         return self._run(calls.update_config(config_id, name, config))
 
     def delete(self, config_id: str) -> None:
-        """Remove it; jobs made from it stay."""
+        """Delete a configuration. Jobs that were made from it are kept."""
         self._run(calls.delete_config(config_id))
 
     def versions(self, config_id: str) -> builtins.list[SavedConfig]:
-        """What it has been, version by version."""
+        """Every version of a configuration, the first one first."""
         return self._run(calls.config_versions(config_id))

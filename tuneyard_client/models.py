@@ -92,7 +92,7 @@ class Cancelled(Answer):
 
 
 class Queue(Answer):
-    """The line of jobs: ids of those that wait, next one first."""
+    """The queue: ids of the waiting jobs, the next one first."""
 
     is_training_running: bool
     queue_length: int
