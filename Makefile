@@ -5,7 +5,7 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup demo test bench bench-peers chaos fuzz audit serve stop status clean
+.PHONY: setup demo test bench bench-peers chaos fuzz sweep audit serve stop status clean
 
 setup: $(READY)
 
@@ -35,6 +35,9 @@ chaos: $(READY)  ## jobs while parts of the service are killed, stopped and rest
 
 fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
 	@$(BIN)/python -m tests.fuzz.run
+
+sweep: $(READY)  ## every architecture transformers can build: trained, saved, loaded again by PEFT alone
+	@$(BIN)/python -m tests.sweep.run $(TYPES)
 
 # Where weaknesses are looked up: pypi, osv or esms.
 AUDIT_SERVICE ?= pypi

@@ -21,6 +21,7 @@ from sft.quantized import count_weights
 from sft.reach import find_reached
 
 NOT_REACHED = "rows of text do not pass through them"
+ODD = "they compute something else than a linear layer does"
 ROUTES = "they route tokens to experts, as the base model has learned to"
 STACKED = "they are stacked parameters, not linear layers"
 TOGETHER = "PEFT adapts them only together with the stacked experts"
@@ -111,10 +112,11 @@ def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[s
 
 def _choose_targets(model: PreTrainedModel, config: SFTConfig) -> _Targets:
     layers, experts = find_layers(model), find_expert_parameters(model)
-    reached, routers = find_reached(model, set(layers)), find_routers(model) & set(layers)
+    (reached, odd), routers = find_reached(model, set(layers)), find_routers(model) & set(layers)
     if config.lora_target_modules is None:
         left_out = [
-            *describe_layers(layers, set(layers) - reached - routers, NOT_REACHED),
+            *describe_layers(layers, set(layers) - reached - odd - routers, NOT_REACHED),
+            *describe_layers(layers, odd - routers, ODD),
             *describe_layers(layers, routers, ROUTES),
             *describe_experts(experts, STACKED),
         ]

@@ -14,10 +14,11 @@ from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
 from sft.config import SFTConfig, count_warmup_steps
+from sft.layers import count_layers
 from sft.layout import Layout
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random"}
+SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random", "logits": "group_by_length"}
 MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
 # Hidden and intermediate vectors that a token keeps in a layer until the backward pass, and what is held at most over
 # them. Measured with adapters on all linear layers: PEFT's own layers, and ours (`sft.fused_lora`).
@@ -48,7 +49,7 @@ def build_arguments(
     The optimizer is one that `sft.optimizers.check_optimizer` has tried.
     """
     # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
-    packs_on_gpu = config.packing and layout == "trl"
+    packs_on_gpu = config.packing and layout in ("trl", "logits")
     rows = 1 if packs_on_gpu else config.batch_size
     options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
     return OneDeviceArguments(
@@ -101,9 +102,10 @@ def needs_checkpointing(
     settings = model.config.get_text_config()
     is_fused = layout != "trl" and config.use_lora and not config.use_dora and not _has_transposed_layers(model)
     of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
-    hidden = settings.hidden_size
-    vectors = of_hidden * hidden + of_intermediate * (getattr(settings, "intermediate_size", None) or 4 * hidden)
-    token_bytes = int(settings.num_hidden_layers * vectors * model.dtype.itemsize)
+    hidden = model.get_input_embeddings().weight.shape[1]
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    inner = inner if isinstance(inner, int) else max(inner)  # of the widest layer, where each has its own
+    token_bytes = int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * model.dtype.itemsize)
     return count_heaviest_batch(config, layout, lengths) * token_bytes > MEMORY_SHARE * free_bytes
 
 

@@ -51,11 +51,11 @@ def _forward(module: lora.Linear, usual: Callable[..., Tensor], x: Tensor, *args
     if isinstance(dropout, QuickDropout) and dropout.training and dropout.p:
         kept, scale = draw_kept(x.shape, dropout.p), scale / (1 - dropout.p)
     out: Tensor = _LoraLinear.apply(x, kept, base.weight, base.bias, low, high, scale)
-    return out
+    return out.view(*x.shape[:-1], -1)  # here, as a view made within could not be changed in place
 
 
 class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """x W' + b + s (z A') B', z being x where it is `kept`: (..., I) to (..., O), with W (O, I), A (R, I), B (O, R)."""
+    """x W' + b + s (z A') B', z being x where it is `kept`: (..., I) to (N, O), with W (O, I), A (R, I), B (O, R)."""
 
     @staticmethod
     def forward(
@@ -76,12 +76,12 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is un
         # x rather than what is left of it: layers side by side have it in common.
         ctx.save_for_backward(x, kept, inner, weight, narrow_a, narrow_b)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, inner, weight, a, b = ctx.saved_tensors
-        grad, rows = grads[0].flatten(0, -2), x.flatten(0, -2)  # (N, O), (N, I)
+        grad, rows = grads[0], x.flatten(0, -2)  # (N, O), (N, I)
         mask = None if kept is None else spread(kept.view(rows.shape), x.dtype)
         inner_grad = grad @ b  # (N, R), the scale in it
         a_grad = (inner_grad.T @ (rows if mask is None else apply_mask(rows, mask))).to(ctx.dtypes[0])

@@ -32,6 +32,13 @@ def find_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def count_layers(model: PreTrainedModel) -> int:
+    """As the configuration says, under whichever name; else the length of the longest list of modules."""
+    told = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    longest = max((len(child) for child in model.modules() if isinstance(child, nn.ModuleList)), default=1)
+    return told if isinstance(told, int) else longest
+
+
 def describe_layers(layers: dict[str, nn.Module], names: Iterable[str], reason: str) -> list[LeftOut]:
     """One entry for each kind of layer, with a `*` for the numbers of those it stands for."""
     kinds: dict[str, list[str]] = {}

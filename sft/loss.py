@@ -24,6 +24,16 @@ def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return sum_supervised_nll(states, head.weight, head.bias, targets[positions]), torch.tensor(len(positions))
 
 
+def sum_logits_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """As `sum_nll`, from the logits of the model's own forward pass: for heads that are more than one matrix."""
+    features = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**features | {"use_cache": False}).logits[:, :-1]  # (B, T-1, V)
+    targets = inputs["labels"][:, 1:].to(logits.device)
+    learned = targets != -100
+    total = nn.functional.cross_entropy(logits[learned].float(), targets[learned], reduction="sum")
+    return total, learned.sum()
+
+
 def sum_fused_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """As `sum_nll`, through TRL's fused head."""
     outputs = model(**inputs | {"use_cache": False}, fused_lm_head=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
+from sft.model_class import find_model_class
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
 from sft.weights import check_weights, telling_unusable
@@ -93,9 +94,10 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     Raises:
         InvalidConfig: QLoRA or a dtype this machine can't do.
         ModelUnusable: files of the model are missing or damaged, or of no kind that can be read here.
+        ModelNotSupported: the model is none that writes text.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)
@@ -107,7 +109,8 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     if torch.cuda.is_available():
         options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
     with telling_unusable(subject, path), quiet_transformers():
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model_class = find_model_class(AutoConfig.from_pretrained(path, trust_remote_code=False), path)
+        model, loading = model_class.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     if loading["missing_keys"]:

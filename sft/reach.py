@@ -3,42 +3,52 @@
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sft.experts import find_expert_parameters
 
 TRIAL_TOKENS = 12
+UNMASKED = "sdpa_unmasked"
 
 
-def find_reached(model: PreTrainedModel, names: set[str]) -> set[str]:
-    """Those of the named layers that give a plain tensor for a row of text and get a gradient for it.
+class Reach(NamedTuple):
+    """Layers that a row of text passes through; those whose result is `odd` can't carry an adapter."""
 
-    A vision tower gets no row of text; a router that returns a tuple can't carry an adapter. Of the experts of a
-    layer, which are alike, all count as reached when one is: a short text comes to few of them.
+    reached: set[str]
+    odd: set[str]
+
+
+def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
+    """Those of the named layers that take part in what a row of text gives, and get a gradient for it.
+
+    A vision tower gets no row of text. `odd` are those that give something else than a linear layer does, as a router
+    that returns a tuple. Of the experts of a layer, which are alike, all count as reached when one is: a short text
+    comes to few of them.
 
     The model may be empty (on the meta device). Where nothing can be computed there, what belongs to the decoder
     counts as reached.
     """
-    reached: set[str] = set()
+    reached, odd = Reach(set(), set())
     modules = {name: model.get_submodule(name) for name in names}
     try:
         with _standing_still(model), ExitStack() as hooks:
             for name, module in modules.items():
-                hooks.callback(module.register_forward_hook(_mark(name, reached)).remove)
+                hooks.callback(module.register_forward_hook(_mark(name, reached, odd)).remove)
             ids = draw_text(model, TRIAL_TOKENS)
             output = model(input_ids=ids, use_cache=False)
             output.logits.float().logsumexp(dim=-1).sum().backward()
     except Exception:
-        if model.device.type != "meta":  # the layout's own trial explains what this model can't do
+        if not _is_empty(model):  # the layout's own trial explains what this model can't do
             raise
-        return _guess_reached(model, names)
-    siblings = {_describe_siblings(name) for name in reached}
-    return {name for name in names if name in reached or _describe_siblings(name) in siblings - {None}}
+        return Reach(_guess_reached(model, names), set())
+    siblings = {_describe_siblings(name) for name in reached} - {None}
+    return Reach({name for name in names - odd if name in reached or _describe_siblings(name) in siblings}, odd)
 
 
 def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:
@@ -51,7 +61,7 @@ def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:
     plain = next((token for token in range(min(vocabulary, 1000)) if token not in special), 0)
     for token in special:
         ids[ids == token] = plain
-    return ids.to(model.device)
+    return ids.to("meta" if _is_empty(model) else model.device)
 
 
 def _list_token_ids(config: Any) -> Iterator[tuple[str, int]]:
@@ -62,13 +72,14 @@ def _list_token_ids(config: Any) -> Iterator[tuple[str, int]]:
             yield from _list_token_ids(value)
 
 
-def _mark(name: str, reached: set[str]) -> Callable[..., Any]:
+def _mark(name: str, reached: set[str], odd: set[str]) -> Callable[..., Any]:
     def note(gradient: Tensor) -> None:
         if gradient.device.type == "meta" or bool(gradient.any()):
             reached.add(name)
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or not output.dtype.is_floating_point:
+        if not isinstance(output, Tensor) or output.shape[:-1] != inputs[0].shape[:-1]:
+            odd.add(name)
             return None
         # As an adapter would, it adds something that learns; its gradient is that of the layer's result.
         marked = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
@@ -87,13 +98,13 @@ def _standing_still(model: PreTrainedModel) -> Iterator[None]:
     model.eval()
     for weight in trained:
         weight.requires_grad_(False)
-    if model.device.type == "meta":  # which expert a token goes to depends on values there are none of
+    if is_empty := _is_empty(model):  # which expert a token goes to depends on values there are none of
         holders = {name.rpartition(".")[0] for name in find_expert_parameters(model)}
         stubs = [model.get_submodule(name) for name in holders]
     for stub in stubs:
         stub.forward = functools.partial(_pass_on)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _without_masks(model) if is_empty else nullcontext():
             yield
     finally:
         for stub in stubs:
@@ -101,6 +112,31 @@ def _standing_still(model: PreTrainedModel) -> Iterator[None]:
         for weight in trained:
             weight.requires_grad_(True)
         model.train(was_training)
+
+
+@contextmanager
+def _without_masks(model: PreTrainedModel) -> Iterator[None]:
+    """Transformers reads values to see which mask of attention it can do without, and of padding tokens."""
+    AttentionInterface.register(UNMASKED, _attend)  # that no mask is known for
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(vars(config), dict(vars(config))) for config in configs.values()]
+    for values, _ in before:  # past the configurations' own validation
+        values.update({name: None for name in ("pad_token_id",) if name in values})
+        values["_attn_implementation_internal"] = UNMASKED
+    try:
+        yield
+    finally:
+        for values, old in before:
+            values.update(old)
+
+
+def _attend(module: nn.Module, *states: Any, softcap: Any = None, **kwargs: Any) -> Any:
+    """SDPA; a cap of its scores changes nothing of what passes where."""
+    return sdpa_attention_forward(module, *states, **kwargs)
+
+
+def _is_empty(model: PreTrainedModel) -> bool:
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 def _pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,6 +153,9 @@ def _describe_siblings(name: str) -> str | None:
 
 
 def _guess_reached(model: PreTrainedModel, names: set[str]) -> set[str]:
-    decoder = model.get_decoder()
+    try:
+        decoder = model.get_decoder()
+    except Exception:  # it knows of none
+        decoder = None
     inside = {id(module) for module in (model if decoder is None else decoder).modules()}
     return {name for name in names if id(model.get_submodule(name)) in inside}

@@ -29,8 +29,9 @@ from sft.disk import telling_full_disk
 from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
-from sft.layout import choose_layout
+from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
+from sft.model_class import find_model_class
 from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.optimizers import check_optimizer
 from sft.packing import pack_rows
@@ -100,6 +101,7 @@ class TrainingSession:
             lengths = list(train_rows["length"])
             checkpointing = needs_checkpointing(config, base, layout, lengths, measure_free_memory())
         if config.packing:
+            check_packing(base, layout)
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
@@ -319,10 +321,11 @@ class TrainingSession:
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
 
-        stored = AutoConfig.from_pretrained(self.model_path, trust_remote_code=False).dtype or torch.float32
-        base = AutoModelForCausalLM.from_pretrained(
+        settings = AutoConfig.from_pretrained(self.model_path, trust_remote_code=False)
+        stored = settings.dtype or torch.float32
+        base = find_model_class(settings, self.model_path).from_pretrained(
             self.model_path,
             dtype=torch.float32,
             use_safetensors=True,

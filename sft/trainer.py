@@ -19,8 +19,7 @@ from sft.checkpointing import CheckpointingTrainer
 from sft.divergence import LossGuard, check_finite
 from sft.fused_lora import fuse_adapters
 from sft.interruption import Stopped
-from sft.layout import Layout
-from sft.loss import sum_fused_nll, sum_nll
+from sft.layout import LOSSES, Layout
 from sft.noise import EmbeddingNoise
 from sft.random_state import untouched_random_state
 
@@ -30,7 +29,8 @@ class SupervisedTrainer(CheckpointingTrainer):
 
     - `documents`: rows laid end to end, attention run per document, head and loss on supervised positions only;
     - `padded`: padded rows, head and loss on supervised positions only;
-    - `trl`: TRL's own path (its fused head scores supervised positions alone on CUDA).
+    - `trl`: TRL's own path (its fused head scores supervised positions alone on CUDA);
+    - `logits`: padded rows, the model's own logits.
 
     The loss is the same in all: the mean over the supervised tokens of all batches of an optimizer step.
     Evaluation weighs every supervised token alike too, where the Trainer's own weighs batches.
@@ -81,20 +81,29 @@ class SupervisedTrainer(CheckpointingTrainer):
         """Mean negative log-likelihood of the supervised tokens, a scalar."""
         if self.layout == "trl" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        total, count = sum_nll(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
+        sum_loss = LOSSES[self.layout]
+        total, count = sum_loss(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
         if num_items_in_batch is None:
             return total / count.clamp(min=1)
         # These are the tokens of all processes, and gradients are averaged over them.
         return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
     def _sum_wrapped_nll(self, wrapper: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """`sum_nll` as the forward pass of what DistributedDataParallel has wrapped: only so are gradients shared."""
-        self.model.forward = lambda **features: sum_nll(self.model, features)
+        """The loss as the forward pass of what DistributedDataParallel has wrapped: only so are gradients shared."""
+        sum_loss, forward, own = LOSSES[self.layout], self.model.forward, vars(self.model).get("forward")
+
+        def sum_once(**features: Any) -> tuple[Tensor, Tensor]:
+            self.model.forward = forward  # which the loss may go through itself
+            return sum_loss(self.model, features)
+
+        self.model.forward = sum_once
         try:
             total, count = wrapper(**inputs)
             return total, count
         finally:
             del self.model.forward
+            if own is not None:
+                self.model.forward = own
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -130,9 +139,7 @@ class SupervisedTrainer(CheckpointingTrainer):
                 inputs.pop("rows", None)
                 prepared = self._prepare_inputs(inputs)
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    total, count = (
-                        sum_fused_nll(self.model, prepared) if self.layout == "trl" else sum_nll(self.model, prepared)
-                    )
+                    total, count = LOSSES[self.layout](self.model, prepared)
                 sums += torch.stack([total.detach().double(), count.double()]).cpu()
         total, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}

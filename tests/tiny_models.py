@@ -84,7 +84,7 @@ def measure_loss(model: Any, rows: Iterable[Any]) -> float:
     with torch.no_grad():
         for row in rows:
             labels = torch.tensor(row["labels"])[1:]
-            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1].float()
             total += cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
             count += int((labels != -100).sum())
     return total / count

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
+from sft.errors import ModelNotSupported
+from sft.model_class import find_model_class
 from sft.tokenization import TOKENIZER_FILES
 from sft.weights import telling_unusable
 
@@ -34,14 +36,14 @@ class ModelShape(NamedTuple):
 
 
 def build_empty(path: Path) -> "PreTrainedModel":
-    """The model without its weights, on the meta device. Raises ModelUnusable."""
+    """The model without its weights, on the meta device. Raises ModelUnusable and ModelNotSupported."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with telling_unusable(f"base_model {path.name}", path):
         settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+            model: PreTrainedModel = find_model_class(settings, path).from_config(settings, trust_remote_code=False)
     return model
 
 
@@ -54,8 +56,12 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
     """
     from sft.adapters import plan_adapter
     from sft.experts import find_expert_parameters
-    from sft.layers import find_layers
+    from sft.layers import count_layers, find_layers
 
+    try:
+        embeddings = model.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelNotSupported(f"base_model {config.base_model} has no table of tokens that it reads") from error
     adaptation = plan_adapter(model, config)
     text = model.config.get_text_config()
     layers = find_layers(model).values()
@@ -64,9 +70,9 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable=adaptation.trainable,
         matrix_parameters=sum(matrix.numel() for matrix in matrices),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        vocabulary=text.vocab_size,
+        layers=count_layers(model),
+        hidden=int(embeddings.shape[1]),
+        vocabulary=int(embeddings.shape[0]),
         context=getattr(text, "max_position_embeddings", None),
         stored_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         adaptation=adaptation,

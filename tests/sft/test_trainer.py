@@ -142,11 +142,11 @@ def test_a_model_that_would_learn_from_a_wrong_loss_gets_another_layout(kind: st
 
 
 class MixingLayer(Qwen3DecoderLayer):
-    """Adds the mean of the row to each of its tokens, whichever document they are of."""
+    """Adds to each token the mean of all before it in the row, whichever document they are of."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mixed: Tensor = super().forward(hidden_states, *args, **kwargs)
-        return mixed + mixed.mean(dim=1, keepdim=True)
+        return mixed + mixed.cumsum(dim=1) / torch.arange(1, mixed.shape[1] + 1)[:, None]
 
 
 def test_a_layer_of_another_kind_is_found_far_down_and_all_layers_stay() -> None:

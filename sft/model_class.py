@@ -1,0 +1,35 @@
+"""Which of transformers' classes reads a base model so that it writes text."""
+
+from pathlib import Path
+from typing import Any
+
+from sft.errors import ModelNotSupported
+
+
+def find_model_class(settings: Any, path: Path) -> Any:
+    """The auto class for these settings: the one that makes what the model was saved as, if there are several.
+
+    Text is also written by models that can look at images; their language part is trained on rows of text.
+
+    Raises:
+        ModelNotSupported: none of them knows the model's type.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    known = [
+        candidate
+        for candidate in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+        if type(settings) in candidate._model_mapping
+    ]
+    if not known:
+        raise ModelNotSupported(
+            f"base_model {path.name} is a {settings.model_type} model, which transformers does not know as one that "
+            "writes text from left to right; take a causal language model"
+        )
+    saved_as = set(settings.architectures or ())
+    for candidate in known:
+        made = candidate._model_mapping[type(settings)]
+        names = {kind.__name__ for kind in (made if isinstance(made, list | tuple) else [made])}
+        if names & saved_as:
+            return candidate
+    return known[0]

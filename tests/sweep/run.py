@@ -1,0 +1,62 @@
+"""Every architecture that transformers can build, each trained, saved and loaded again: `make sweep`.
+
+Types named on the command line are run alone. Each runs in a process of its own, in which a crash is an outcome too.
+The last line is one JSON object.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tests.sweep.case import Outcome, run_case
+from tests.sweep.tiny import list_types
+
+
+def main() -> int:
+    """Run the types of the command line, or all; 1 when one failed."""
+    types = sys.argv[1:] or list_types()
+    workers = int(os.environ.get("SWEEP_WORKERS", "1"))
+    context = multiprocessing.get_context("fork")
+    # A fresh process for each: some libraries keep what a model has changed in them.
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=None) as pool:
+        outcomes = []
+        for outcome in pool.map(_run, types):
+            outcomes.append(outcome)
+            print(f"{outcome.end:<11} {outcome.model_type:<28} {outcome.code}: {outcome.words}", flush=True)
+    ends = Counter(outcome.end for outcome in outcomes)
+    codes = Counter(outcome.code for outcome in outcomes if outcome.end == "refused")
+    summary = {
+        "architectures": len(outcomes),
+        **{end: ends[end] for end in ("trained", "refused", "unbuildable", "failed")},
+        "internal_error": sum(outcome.code == "internal_error" for outcome in outcomes),
+        "refused_as": dict(codes),
+        "failures": [outcome.model_type for outcome in outcomes if outcome.end == "failed"],
+    }
+    print(json.dumps(summary))
+    return 1 if ends["failed"] else 0
+
+
+def _run(model_type: str) -> Outcome:
+    import logging
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    transformers_logging.set_verbosity_error()
+    folder = Path(tempfile.mkdtemp(prefix="sweep-"))
+    try:
+        return run_case(model_type, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
