@@ -49,7 +49,7 @@ class UsageProblem(TuneyardError, ValueError):
 
 
 class CommandGroup(TyperGroup):
-    """All of `tuneyard`: whatever goes wrong in a command ends here."""
+    """All of `tuneyard`: errors of its commands become a line and an exit code here."""
 
     def main(
         self,
@@ -85,13 +85,19 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise typer.Exit(_end_pipe()) from None
+        except Exception as error:
+            from app.cli_settings import explain_settings
+
+            if problem := explain_settings(error):
+                raise problem from error
+            raise
 
 
 def exit_code_of(error: TuneyardError) -> ExitCode:
     """The exit code that an error stands for."""
     from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedAnswer
 
-    if isinstance(error, UsageProblem) or error.code == "folder_exists":
+    if isinstance(error, UsageProblem) or error.code in ("folder_exists", "invalid_api_key"):
         return ExitCode.USAGE
     if isinstance(error, ServiceUnreachable | UnexpectedAnswer | ChecksumMismatch):
         return ExitCode.UNAVAILABLE

@@ -230,7 +230,8 @@ def _print_table(jobs: "list[Job]") -> None:
         state = f"{job.status} ({job.queue_position})" if job.queue_position is not None else job.status
         progress = f"{job.progress.percent:.0f} %" if job.progress else ""
         names = [config.get(key) for key in ("model_name", "dataset_version", "lora_name")]
-        cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(job.start_time)]
+        began = None if job.status in ("created", "queued") else job.start_time
+        cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(began)]
         table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in cells))
     open_console().print(table)
 

@@ -113,6 +113,9 @@ def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
     trainable = plan["model"]["trainable_parameters"]
     trained = f"{trainable:,} weights trained ({plan['model']['share']:.2%})"
     console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trained}")
+    adapted = ", ".join(f"{count} {name}" for name, count in plan["model"]["adapted"].items())
+    if adapted:
+        console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
     console.print(
         f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device['name']} "
         f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",

@@ -8,7 +8,7 @@ import httpx
 
 from tuneyard_client import calls
 from tuneyard_client.calls import Call, Pause, Steps
-from tuneyard_client.errors import WaitTimeout
+from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
 from tuneyard_client.models import Job
 
 DEFAULT_URL = "http://127.0.0.1:23478"
@@ -36,7 +36,13 @@ def wait(
 
 
 def connection_settings(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
-    """Arguments of httpx's clients."""
+    """Arguments of httpx's clients. Raises ServiceUnreachable or ClientError for what can't be sent."""
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise ClientError("the API key has characters that no key has; check TUNEYARD_API_KEY", code="invalid_api_key")
+    try:
+        httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ServiceUnreachable(f"{base_url!r} is not a URL: {error}") from error
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds}
 

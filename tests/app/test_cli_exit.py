@@ -91,12 +91,37 @@ def test_errors_are_json_on_stderr_and_nothing_is_on_stdout(run, command):
 
 
 def test_nobody_answering_is_told_with_the_address():
-    for url in ("http://127.0.0.1:9", "nonsense"):
+    for url in ("http://127.0.0.1:9", "nonsense", "http://[::1", "http://a:b"):
         result = CliRunner().invoke(cli.main, ["cancel", JOB_ID], env={"TUNEYARD_URL": url})
         assert (result.exit_code, result.stdout) == (4, "")
         assert url in result.stderr
     in_json = CliRunner().invoke(cli.main, ["cancel", JOB_ID, "--json"], env={"TUNEYARD_URL": "http://127.0.0.1:9"})
     assert json.loads(in_json.stderr)["code"] == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TUNEYARD_API_PORT", "abc", "TUNEYARD_API_PORT: must be a whole number, got 'abc'"),
+        ("TUNEYARD_API_PORT", "0", "TUNEYARD_API_PORT: must be at least 1, got '0'"),
+        ("TUNEYARD_DTYPE", "fp8", "TUNEYARD_DTYPE: must be 'bf16', 'fp16' or 'none', got 'fp8'"),
+        ("TUNEYARD_KEEP_PLANNER", "perhaps", "TUNEYARD_KEEP_PLANNER: must be true or false, got 'perhaps'"),
+        ("TUNEYARD_CORS_ORIGINS", "x", 'TUNEYARD_CORS_ORIGINS must be JSON, such as a list: ["a"]'),
+    ],
+)
+def test_a_setting_that_can_not_be_read_is_named(name, value, told):
+    for command in ("list", "status"):
+        result = CliRunner().invoke(cli.main, [command], env={name: value, "TUNEYARD_URL": None})
+        assert (result.exit_code, result.stderr) == (2, f"tuneyard: {told}\n")
+
+
+def test_a_secret_that_can_not_be_used_is_not_shown():
+    result = CliRunner().invoke(cli.main, ["status"], env={"TUNEYARD_WEBHOOK_SECRETS": "hunter2"})
+    assert result.exit_code == 2
+    assert "TUNEYARD_WEBHOOK_SECRETS" in result.stderr
+    assert "hunter2" not in result.output
+    key = CliRunner().invoke(cli.main, ["list"], env={"TUNEYARD_API_KEY": "hunter2ü"})
+    assert (key.exit_code, "TUNEYARD_API_KEY" in key.stderr, "hunter2" in key.output) == (2, True, False)
 
 
 def test_an_answer_of_another_program_is_told_as_such(run):
