@@ -9,11 +9,12 @@ from jobs.preflight.registry import find_view
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from sft.file_content import check_kind
 from sft.places import follow
-from sft.weights import POINTER, is_pointer
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FIELD = "dataset_name"
+FILES_AT_MOST = 20
 
 
 def check_dataset(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
@@ -49,7 +50,9 @@ def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
         yield Finding(InvalidConfig, FIELD, text)
     elif path.is_file():
         yield from _check_file(reference, path)
-    elif not path.is_dir() and not _is_elsewhere(reference, around):
+    elif path.is_dir():
+        yield from _check_folder(reference, path)
+    elif not _is_elsewhere(reference, around):
         yield Finding(
             DatasetNotFound,
             FIELD,
@@ -73,17 +76,28 @@ def _is_elsewhere(reference: str, around: Surroundings) -> bool:
 
 def _check_file(reference: str, path: Path) -> Iterator[Finding]:
     if path.suffix.lower() not in SUFFIXES:
-        yield Finding(
-            InvalidDataset, FIELD, f"{reference!r} must end in one of {', '.join(SUFFIXES)}; convert the file"
-        )
-        return
-    with path.open("rb") as file:
-        head = file.read(len(POINTER))
-    if is_pointer(head):
-        text = f"{reference!r} is a Git LFS pointer, not the rows; run `git lfs pull` where it is"
+        text = f"{reference!r} must end in one of {', '.join(SUFFIXES)}; convert the file"
         yield Finding(InvalidDataset, FIELD, text)
-    elif not head:
+    elif path.stat().st_size == 0:
         yield Finding(InvalidDataset, FIELD, f"{reference!r} is empty")
+    else:
+        yield from _check_content(reference, path)
+
+
+def _check_folder(reference: str, folder: Path) -> Iterator[Finding]:
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not files:
+        text = f"{reference!r} has no rows: a folder holds a file for each split, such as train.jsonl"
+        yield Finding(DatasetNotFound, FIELD, text)
+    for path in files[:FILES_AT_MOST]:
+        yield from _check_content(reference, path)
+
+
+def _check_content(reference: str, path: Path) -> Iterator[Finding]:
+    try:
+        check_kind(path)
+    except InvalidDataset as error:
+        yield Finding(InvalidDataset, FIELD, f"{reference!r}: {error}")
 
 
 def _looks_like_file(revision: str) -> bool:

@@ -327,7 +327,10 @@ def test_a_mirror_of_somebody_elses_registry_may_be_behind(settings, repository)
     ("name", "content", "code", "told"),
     [
         ("rows.xlsx", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv; convert the file"),
-        ("rows.jsonl", LFS, "invalid_dataset", "is a Git LFS pointer, not the rows; run `git lfs pull`"),
+        ("rows.jsonl", LFS, "invalid_dataset", "is a Git LFS pointer, not the data; run `git lfs pull`"),
+        ("rows.csv", "PK\x03\x04", "invalid_dataset", "is a ZIP archive or an Excel file"),
+        ("rows.json", "<!DOCTYPE html>", "invalid_dataset", "is a web page, perhaps that of a login"),
+        ("rows.jsonl.gz", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv"),
         ("rows.parquet", "", "invalid_dataset", "is empty"),
         (None, "", "dataset_not_found", "is no file or folder below the data root"),
     ],
@@ -342,7 +345,11 @@ def test_a_file_that_is_no_dataset(settings, name, content, code, told):
 def test_a_file_or_folder_of_rows(settings):
     write(settings.data_root, "rows.jsonl", "{}\n")
     (settings.data_root / "folder").mkdir()
+    assert "has no rows: a folder holds a file for each split" in the_only(settings, dataset_name="folder")[1]
+    write(settings.data_root / "folder", "train.jsonl", "{}\n")
     assert look(settings, dataset_name="rows.jsonl") == look(settings, dataset_name="folder") == []
+    write(settings.data_root / "folder", "train.jsonl", LFS)
+    assert "'folder': train.jsonl is a Git LFS pointer" in the_only(settings, dataset_name="folder")[1]
     assert "leads outside the data root" in the_only(settings, dataset_name="../x.jsonl")[1]
 
 
