@@ -90,7 +90,12 @@ def _check_folder(reference: str, folder: Path) -> Iterator[Finding]:
         text = f"{reference!r} has no rows: a folder holds a file for each split, such as train.jsonl"
         yield Finding(DatasetNotFound, FIELD, text)
     for path in files[:FILES_AT_MOST]:
-        yield from _check_content(reference, path)
+        if follow(str(path), folder) is None:
+            yield Finding(
+                InvalidConfig, FIELD, f"{reference!r}: {path} leads outside {folder}; put the file itself there"
+            )
+        else:
+            yield from _check_content(reference, path)
 
 
 def _check_content(reference: str, path: Path) -> Iterator[Finding]:

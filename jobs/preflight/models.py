@@ -10,7 +10,7 @@ from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, ModelUnusable
-from sft.places import follow
+from sft.places import find_way_out, follow
 from sft.weights import check_weights
 
 
@@ -23,9 +23,10 @@ def check_model(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     if folder is None:
         yield _finding(f"{name!r} must be a model id or a path below the model root {root}")
         return
-    if follow(str(folder), root, around.settings.allowed_model_roots) is None:
+    way_out = _find_way_out(folder, around)
+    if way_out is not None:
         yield _finding(
-            f"{name!r} is a link that leaves the model root {root}. Copy the files, or add its target to "
+            f"{name!r}: {way_out} is a link that leaves the model root {root}. Copy the files, or add its target to "
             "TUNEYARD_ALLOWED_MODEL_ROOTS and restart"
         )
     elif (folder / "config.json").is_file():
@@ -41,11 +42,19 @@ def check_model(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
 def find_model_folder(name: str, around: Surroundings) -> Path | None:
     """Where the model's files are on this machine, if they are."""
     folder = place_of(name, around)
-    if folder is not None and follow(str(folder), around.settings.model_root, around.settings.allowed_model_roots):
+    if folder is not None and _find_way_out(folder, around) is None:
         if (folder / "config.json").is_file():
             return folder
         return find_cached("models", name)
     return None
+
+
+def _find_way_out(folder: Path, around: Surroundings) -> Path | None:
+    """The folder itself, or a link in it, that leads to where no model may be read from."""
+    root, allowed = around.settings.model_root, around.settings.allowed_model_roots
+    if follow(str(folder), root, allowed) is None:
+        return folder
+    return find_way_out(folder, (root, *allowed))
 
 
 def place_of(name: str, around: Surroundings) -> Path | None:

@@ -19,12 +19,13 @@ from api.training_request import TrainingRequest
 from jobs.archive import list_own_files
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.job import Job
+from jobs.preflight import Preflight
 from jobs.records import list_checkpoints
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from sft.config import SFTConfig
-from sft.errors import TuneyardError
+from sft.errors import InvalidConfig, TuneyardError
 from sft.models import find_model
 from tasks.dataset import resolve
 from tasks.dataset_store import read_stored
@@ -176,6 +177,27 @@ def test_nothing_outside_is_opened(
     assert len(values) >= 100
     assert strange == []
     assert reached == []
+
+
+LOOKED_AT = ("base_model", "dataset_name", "revision", "adapter_path", "output_dir", "checkpoint_dir")
+
+
+@pytest.mark.parametrize("field", LOOKED_AT)
+def test_nothing_outside_is_opened_before_a_submission(
+    settings: Settings, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    looking = Preflight(settings, seconds=20)
+    looking.look(JobSpec(config=make_config(base_model="no/body")))  # loads what is only loaded on first use
+    strange = []
+    for value in values_of(settings):
+        name, given = ("dataset_name", f"handbook@{value}") if field == "revision" else (field, value)
+        with contextlib.suppress(InvalidConfig):
+            spec = JobSpec.build(config=make_config(**{name: given}))
+            with WATCHER.watching(settings.home, *ALSO_ALLOWED) as found:
+                looking.look(spec)
+            strange += [f"{value[:80]!r}: {what}" for what in found]
+    assert strange == []
 
 
 NAMES = ("lora_name", "save_name")  # of the registry: letters, digits, dots, hyphens and underscores

@@ -138,10 +138,12 @@ def test_a_link_out_of_the_model_root(settings, tmp_path):
     (settings.model_root / "linked").symlink_to(tmp_path / "elsewhere")
     code, message = the_only(settings, base_model="linked")
     assert code == "model_not_found"
-    assert "is a link that leaves the model root" in message
+    assert f"'linked': {settings.model_root}/linked is a link that leaves the model root" in message
     assert "Copy the files, or add its target to TUNEYARD_ALLOWED_MODEL_ROOTS and restart" in message
     allowed = settings.model_copy(update={"allowed_model_roots": (tmp_path / "elsewhere",)})
     assert look(allowed, base_model="linked") == []
+    (make_model(settings.model_root / "partly") / "vocab.txt").symlink_to("/etc/hostname")
+    assert "partly/vocab.txt is a link that leaves the model root" in the_only(settings, base_model="partly")[1]
 
 
 def test_a_model_in_the_hubs_cache(settings, tmp_path):
@@ -350,6 +352,9 @@ def test_a_file_or_folder_of_rows(settings):
     assert look(settings, dataset_name="rows.jsonl") == look(settings, dataset_name="folder") == []
     write(settings.data_root / "folder", "train.jsonl", LFS)
     assert "'folder': train.jsonl is a Git LFS pointer" in the_only(settings, dataset_name="folder")[1]
+    (settings.data_root / "folder/train.jsonl").unlink()
+    (settings.data_root / "folder/train.jsonl").symlink_to("/etc/hostname")
+    assert "folder/train.jsonl leads outside " in the_only(settings, dataset_name="folder")[1]
     assert "leads outside the data root" in the_only(settings, dataset_name="../x.jsonl")[1]
 
 
