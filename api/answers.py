@@ -165,6 +165,7 @@ class TrainJob(Origin):
     attempt: int | None
     output_path: str | None
     queue_position: int | None
+    waiting_for: str | None
     phase: str | None
     progress: Annotated[dict[str, Any], DocumentedAs(Progress)] | None
     result: Annotated[dict[str, Any], DocumentedAs(Result)] | None
@@ -187,6 +188,7 @@ class SftJob(Origin):
     phase: str | None
     progress: Annotated[dict[str, Any], DocumentedAs(Progress)] | None
     queue_position: int | None
+    waiting_for: str | None
     config: Annotated[dict[str, Any], DocumentedAs(SFTConfig, UnreadConfig)]
 
 

@@ -88,6 +88,7 @@ TRAIN_JOB = {
     "attempt": 1,
     "output_path": None,
     "queue_position": None,
+    "waiting_for": None,
     "phase": "training",
     "progress": PROGRESS,
     "result": None,

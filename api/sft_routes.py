@@ -145,6 +145,7 @@ def job_view(job: Job) -> SftJob:
         "phase": job.phase,
         "progress": job.progress,
         "queue_position": job.queue_position,
+        "waiting_for": job.waiting_for,
         "config": job.spec.config.to_dict() if job.spec else job.raw_config,
         **origin_view(job),
     }

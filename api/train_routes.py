@@ -91,9 +91,14 @@ def cancel_training_job(job_id: str, service: Service) -> AsIs[Cancelled]:
 
 
 @router.get("/queue")
-def get_queue(service: Service) -> AsIs[WaitingJobs]:
-    """Whether a job is being trained, and which ones wait."""
+def get_queue(service: Service, response: Response) -> AsIs[WaitingJobs]:
+    """Whether a job is being trained, and which ones wait.
+
+    The header `X-Waiting-For` says what keeps them waiting beside the jobs ahead: a work pool that is paused, say.
+    """
     queue = service.queue()
+    if queue.waiting_for:
+        response.headers["X-Waiting-For"] = queue.waiting_for.encode("ascii", "backslashreplace").decode()
     waiting = [str(job_id) for job_id in queue.waiting]
     return {"is_training_running": queue.is_training_running, "queue_length": len(waiting), "queued_jobs": waiting}
 
@@ -117,6 +122,7 @@ def job_view(job: Job, service: JobService) -> TrainJob:
         "attempt": job.attempt,
         "output_path": job.output_path,
         "queue_position": job.queue_position,
+        "waiting_for": job.waiting_for,
         "phase": job.phase,
         "progress": job.progress,
         "result": job.result,

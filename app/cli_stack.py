@@ -31,13 +31,16 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def up(debug: DebugOption = False, as_json: JsonOption = False) -> None:
-    """Start the local stack, or the parts of it that do not run, and leave it running."""
+    """Start the local stack, or the parts of it that do not run or were deleted, and leave it running."""
     from jobs import stack
 
     settings = stack.ensure_up(read_settings(debug))
+    made = stack.repair(settings)
     if as_json:
         print_json({"prefect_ui": _prefect_ui(settings), "mlflow_ui": settings.mlflow_tracking_uri})
     else:
+        if made:
+            typer.echo(f"Created again what was deleted in Prefect: {', '.join(made)}")
         show_addresses(settings)
 
 
@@ -58,9 +61,11 @@ def down(as_json: JsonOption = False) -> None:
 def status(as_json: JsonOption = False) -> None:
     """Show the parts of the local stack, their addresses and log files."""
     from jobs import stack
+    from jobs.readiness import check_parts
     from jobs.settings import Settings
 
-    found = stack.status(Settings())
+    settings = Settings()
+    found = stack.status(settings)
     if as_json:
         print_json([asdict(part) for part in found])
         return
@@ -68,6 +73,8 @@ def status(as_json: JsonOption = False) -> None:
         typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
         if part.log_path is not None:
             typer.echo(f"{'':<10} {part.log_path}")
+    if stack.is_up(settings) and not (check := check_parts(settings)["work_pool"]).ok:
+        typer.echo(f"Jobs wait: {check.detail}")
 
 
 @commands.command(rich_help_panel=PANEL)

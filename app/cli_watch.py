@@ -52,7 +52,8 @@ class JobDisplay:
     def show(self, job: Job) -> None:
         """Take the job as it is now."""
         if job.queue_position is not None and job.queue_position != self._position:
-            self._print_step(f"queued at position {job.queue_position}")
+            why = f": {job.waiting_for}" if job.waiting_for else ""
+            self._print_step(f"queued at position {job.queue_position}{why}")
         self._position = job.queue_position
         if job.phase is not None and job.phase != self._phase:
             self._print_step(job.phase)

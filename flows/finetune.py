@@ -63,6 +63,7 @@ def finetune(
     )
     config, settings = spec.config, Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
+        config = journal.spec.config  # of the first attempt
         model = find_base_model(config, settings)
         dataset = resolve_dataset(config.dataset_name, settings, config.dataset_split)
         start = find_start_adapter(config, journal)

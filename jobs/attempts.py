@@ -8,9 +8,10 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, func, select, update
@@ -19,6 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs.database import wait_for_database
+from jobs.ends import has_ended, keep_run, record_end
+from jobs.run_ids import find_job
+from jobs.status import JobStatus
 from jobs.store import JobAttempt, engine_for
 
 logger = logging.getLogger(__name__)
@@ -41,16 +45,24 @@ class Attempt:
     token: UUID
 
     @classmethod
-    def begin(cls, database_url: str, job_id: UUID) -> "Attempt":
-        """Take the job over from whoever had it. Raises StackError when the database stays away."""
-        token, mine = uuid4(), JobAttempt.job_id == job_id
+    def begin(cls, database_url: str, run_id: UUID) -> "Attempt":
+        """Take the run's job over from whoever had it.
+
+        Raises:
+            Superseded: the job has ended; somebody has its run begun again all the same.
+            StackError: the database stays away.
+        """
+        token = uuid4()
         values = {
             "number": JobAttempt.number + 1, "token": token, "host": HOST, "pid": os.getpid(),
             "heartbeat_at": func.now(), "is_interrupted": False, "cause": None, "message": None,
         }  # fmt: skip
         with wait_for_database(engine_for(database_url)) as connection:
+            job_id = find_job(connection, run_id)
             lock_attempt(connection, job_id)
-            taken = update(JobAttempt).where(mine).values(**values).returning(JobAttempt.number)
+            if status := has_ended(connection, job_id):
+                raise Superseded(f"job {job_id} has {status.value}; an end never changes, so it is not begun again")
+            taken = update(JobAttempt).where(JobAttempt.job_id == job_id).values(**values).returning(JobAttempt.number)
             number: int = connection.execute(taken).scalar_one()
         return cls(database_url, job_id, number, token)
 
@@ -93,8 +105,16 @@ class Attempt:
         if beaten.rowcount == 0:
             raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
 
+    def end(self, status: JobStatus, error: str | None = None, error_code: str | None = None) -> bool:
+        """Write the job's end and let go of it; False when it was cancelled meanwhile, which stays its end.
+
+        Raises as `writing` does.
+        """
+        with self.writing() as connection:
+            return record_end(connection, self.job_id, status, error, error_code)
+
     def release(self, is_interrupted: bool = False, cause: str | None = None, message: str | None = None) -> None:
-        """Let go of the job: it has ended, or (`is_interrupted`) was told to stop, or was lost to a `cause`."""
+        """Let go of the job, which was told to stop (`is_interrupted`) or was lost to a `cause`."""
         said = {"token": None, "is_interrupted": is_interrupted, "cause": cause, "message": message}
         with self.writing() as connection:
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == self.job_id).values(**said))
@@ -154,18 +174,26 @@ def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:
         return session.scalars(select(JobAttempt).where(JobAttempt.job_id == job_id).with_for_update()).one()
 
 
-def mark_cancelled(engine: Engine, job_id: UUID) -> None:
-    """Put down that the job is being cancelled: from here on nobody begins it again."""
+def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None = None) -> bool:
+    """Put down that the job is cancelled, which is its end, though its process may still save its last step.
+
+    From here on nobody begins it again. False when it had ended before.
+
+    Args:
+        run: as Prefect shows it, in case nobody has kept it yet.
+    """
     now = {"cancelled_at": func.now()}
     row = insert(JobAttempt).values(job_id=job_id, **now)
     with engine.begin() as connection:
         connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now))
+        keep_run(connection, job_id, run or {})
+        return record_end(connection, job_id, JobStatus.CANCELLED, is_stopped=False)
 
 
-def mark_interrupted(engine: Engine, job_id: UUID) -> None:
-    """Put down that a process was told to stop before its attempt at the job had begun."""
+def mark_interrupted(engine: Engine, run_id: UUID) -> None:
+    """Put down that a process was told to stop before its attempt at the run's job had begun."""
     now = {"is_interrupted": True}
-    row = insert(JobAttempt).values(job_id=job_id, **now)
     has_not_begun = JobAttempt.number == JobAttempt.settled
     with engine.begin() as connection:
+        row = insert(JobAttempt).values(job_id=find_job(connection, run_id), **now)
         connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now, where=has_not_begun))

@@ -28,10 +28,10 @@ class Cancellations:
         runs = self._runs.read(["CANCELLING"])
         self._stopwatch.keep({run["id"] for run in runs})
         for run in runs:
-            has_process = bool(find_processes(run["id"]))
+            has_process = bool(find_processes(run["run_id"]))
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if has_process and seconds >= KILL_SECONDS:
-                kill_processes_of(run["id"])
+                kill_processes_of(run["run_id"])
                 logger.warning("Job %s: its process did not react to being cancelled and was ended", run["id"])
             if not has_process and seconds >= GRACE_SECONDS:
                 self._end(run["id"])

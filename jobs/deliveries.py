@@ -1,4 +1,4 @@
-"""Webhooks as a duty of the watchdog: what nobody else put down to be told is put down, what is due is sent."""
+"""Webhooks as a duty of the watchdog: the ends that nobody has written yet are written, what is due is sent."""
 
 import logging
 import threading
@@ -12,18 +12,18 @@ import httpx
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 
-from jobs.outbox import add_delivery, claim_due, keep_attempt, message_id
-from jobs.pool_runs import PAGE
-from jobs.progress import read_reports
+from jobs.ends import STATES, has_ended, settle
+from jobs.outbox import claim_due, keep_attempt, message_id
+from jobs.pool_runs import PAGE, PoolRuns
 from jobs.settings import Settings
-from jobs.status import status_of
 from jobs.store import Mark, WebhookDelivery
-from jobs.webhook import Outcome, build_payload, send
+from jobs.webhook import Outcome, send
 
 logger = logging.getLogger(__name__)
 
 SENDERS = 8
-MARK = "ended_jobs"
+MARK, ALL_ENDS = "ended_jobs", "all_ends"
+LONG_AGO = datetime.fromtimestamp(0, UTC)
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
 ENDED = ["COMPLETED", "FAILED", "CANCELLED"]
 
@@ -34,6 +34,8 @@ class Deliveries:
     def __init__(self, engine: Engine, settings: Settings, prefect: httpx.Client) -> None:
         self._engine = engine
         self._prefect = prefect
+        self._runs = PoolRuns(prefect, settings.work_pool, engine)
+        self._tell_since = LONG_AGO
         self._settings = settings
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
@@ -52,28 +54,35 @@ class Deliveries:
                 self._free.release(reserved)
 
     def add_missing(self) -> None:
-        """Put down every end of a job with a webhook that was not: its process was killed, or the database away."""
+        """Write every end of a job that was not: its process was killed, or somebody has set the state by hand.
+
+        The first time ever the ends of all jobs are, and the webhooks of old ones are not told again.
+        """
         began_at = datetime.now(UTC)
         with self._engine.connect() as connection:
-            reached_at = connection.execute(select(Mark.reached_at).where(Mark.name == MARK)).scalar()
-        since = (reached_at or began_at) - OVERLAP
+            marks = {mark.name: mark.reached_at for mark in connection.execute(select(Mark.name, Mark.reached_at))}
+        reached_at = marks.get(MARK)
+        self._tell_since = (reached_at or began_at) - OVERLAP
+        since = self._tell_since if ALL_ENDS in marks else LONG_AGO
         self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
         for run in self._ended_runs(since) if self._count_ended(since) != len(self._seen) else ():
-            self._add(run)
-            self._seen[run["id"]] = datetime.fromisoformat(run["end_time"])
-        row = insert(Mark).values(name=MARK, reached_at=began_at)
-        with self._engine.begin() as connection:
-            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
+            self._settle(run)
+            self._seen[run["run_id"]] = datetime.fromisoformat(run["end_time"])
+        for name in (MARK, ALL_ENDS):
+            row = insert(Mark).values(name=name, reached_at=began_at)
+            with self._engine.begin() as connection:
+                connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
 
-    def _add(self, run: dict[str, Any]) -> None:
-        url = (run["parameters"] or {}).get("webhook_url")
-        if not url:
-            return
-        job_id, state = UUID(run["id"]), run["state"]
-        status = status_of(state["type"], state["name"] or "", has_free_slot=False).value
-        report = read_reports(self._engine, [job_id]).get(job_id)
-        if add_delivery(self._engine, job_id, url, build_payload(job_id, status, report, state["message"])):
-            logger.info("Webhook of job %s (%s): put down by the watchdog", job_id, status)
+    def _settle(self, run: dict[str, Any]) -> None:
+        """Write the end of its job, unless it was written before, and have Prefect show that one."""
+        is_told = datetime.fromisoformat(run["end_time"]) >= self._tell_since
+        job_id = UUID(run["id"])
+        with self._engine.begin() as connection:
+            if settle(connection, run, is_told):
+                logger.info("The end of job %s is written by the watchdog", job_id)
+            status = has_ended(connection, job_id)
+        if status and STATES[status]["type"] != run["state_type"]:
+            self._runs.set_state(run["id"], {**STATES[status], "message": "It is how its job has ended."}, force=True)
 
     def _count_ended(self, since: datetime) -> int:
         answer = self._prefect.post("/flow_runs/count", json=_ended_since(since))
@@ -90,7 +99,7 @@ class Deliveries:
         offset = 0
         while True:
             answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
-            page = answer.raise_for_status().json()
+            page = self._runs.name_jobs(answer.raise_for_status().json())
             yield from page
             offset += len(page)
             if len(page) < PAGE:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -51,7 +52,7 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
     config = yaml.safe_load(source)
     names = {entry["name"] for entry in config["deployments"]}
     known = deployed_names(settings)
-    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= known:
+    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(settings, work_pool):
         return False
     for entry in config["deployments"]:
         if entry["name"] in known:
@@ -71,7 +72,7 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
         check=False,
         timeout=120,
     )
-    missing = names - deployed_names(settings)
+    missing = names - deployed_names(settings, work_pool)
     if done.returncode or missing:
         raise StackError(f"deployments of {file} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
     stamp_path.write_text(stamp)
@@ -91,11 +92,28 @@ def fingerprint(prefect_file: str, work_pool: str) -> str:
     return digest.hexdigest()
 
 
-def deployed_names(settings: Settings) -> set[str]:
-    """Names of the deployments the server has."""
+def find_missing(settings: Settings, work_pool: str) -> list[str]:
+    """What jobs need of Prefect and somebody has deleted there: the work pool, deployments; in words."""
+    with open_client(settings) as client:
+        has_pool = client.get(f"/work_pools/{work_pool}").status_code != httpx.codes.NOT_FOUND
+    there = deployed_names(settings, work_pool)
+    names = [entry["name"] for entry in read_deployments()]
+    missing = [] if has_pool else [f"work pool {work_pool}"]
+    return missing + [f"deployment {name}" for name in names if name not in there]
+
+
+def read_deployments() -> list[dict[str, Any]]:
+    """The deployments of prefect.yaml."""
+    source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = yaml.safe_load(source)["deployments"]
+    return entries
+
+
+def deployed_names(settings: Settings, work_pool: str | None = None) -> set[str]:
+    """Names of the server's deployments, or of those that have their runs done in this work pool."""
     with open_client(settings) as client:
         answer = client.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
-        return {entry["name"] for entry in answer.json()}
+        return {entry["name"] for entry in answer.json() if work_pool in (None, entry["work_pool_name"])}
 
 
 def online_workers(settings: Settings, work_pool: str, since_iso: str) -> set[str]:

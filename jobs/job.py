@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 
 from jobs.queue import Priority, priority_of
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus
 from jobs.store import JobReport
 from sft.errors import InvalidConfig
@@ -28,6 +28,7 @@ class Job:
     started_at: datetime | None
     ended_at: datetime | None
     queue_position: int | None = None
+    waiting_for: str | None = None  # what keeps it waiting beside the jobs ahead: something paused in Prefect, say
     phase: str | None = None
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
@@ -49,9 +50,21 @@ class Job:
 def job_from_run(
     run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None, attempt: int | None = None
 ) -> Job:
-    """Join a Prefect run and its report. The run's state decides; the report only adds to it."""
-    spec, problem = _read_spec(run.parameters)
+    """Join a Prefect run and its report. The run's state decides until the report has the job's end, which stays.
+
+    What a job trains is settled as it begins: parameters that are edited later change nothing of it.
+    """
+    if report and report.status:
+        status, queue_position = JobStatus(report.status), None
+    if report and report.run and report.run_id:  # made again, in place of a run that was lost
+        first = {name: datetime.fromisoformat(report.run[name]) for name in ("created",) if name in report.run}
+        run = run.model_copy(update=first)
+    is_settled = report is not None and report.run is not None and (attempt or report.status)
+    parameters = (report.run or {}).get("parameters") if report and is_settled else None
+    spec, problem = read_spec(parameters or run.parameters)
     failed = status is JobStatus.FAILED
+    if report and report.status:
+        problem = None
     error = report.error if report and report.error else _explain_state(run)
     return Job(
         id=run.id,
@@ -59,10 +72,10 @@ def job_from_run(
         status=status,
         priority=priority_of(run),
         spec=spec,
-        raw_config=dict(run.parameters.get("config") or {}),
+        raw_config=_raw_config(parameters or run.parameters),
         created_at=run.created,
-        started_at=_read_start(run),
-        ended_at=run.end_time if status.is_terminal else None,
+        started_at=_read_start(run) if attempt or not (report and report.status) else None,
+        ended_at=(report and report.ended_at) or (run.end_time if status.is_terminal else None),
         queue_position=queue_position,
         phase=report.phase if report else None,
         progress=report.progress if report else None,
@@ -85,12 +98,27 @@ def _read_start(run: FlowRun) -> datetime | None:
     return max(run.created, run.start_time) if run.created else run.start_time
 
 
-def _read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
-    known = {key: value for key, value in parameters.items() if key in JobSpec.model_fields}
-    try:
-        return JobSpec.build(**known), None
-    except InvalidConfig as error:
-        return None, str(error)
+def job_from_report(job_id: UUID, report: JobReport, attempt: int | None = None) -> Job | None:
+    """A job whose run somebody has deleted, as far as it was kept; None if it was not."""
+    facts = report.run or {}
+    if "created" not in facts:
+        return None
+    run = FlowRun.model_validate(
+        {
+            "id": job_id,
+            "flow_id": job_id,
+            "name": facts["name"],
+            "parameters": facts.get("parameters") or {},
+            "run_count": attempt or 0,
+        }
+        | {key: facts[key] for key in ("created", "start_time", "work_queue_name", "tags") if key in facts}
+    )
+    return job_from_run(run, JobStatus.QUEUED, None, report, attempt)
+
+
+def _raw_config(parameters: dict[str, Any]) -> dict[str, Any]:
+    config = parameters.get("config")
+    return dict(config) if isinstance(config, dict) else {}
 
 
 def _find_code(problem: str | None, report: JobReport | None) -> str:

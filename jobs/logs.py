@@ -51,7 +51,7 @@ class LogLine(NamedTuple):
 
 def read_log(service: "JobService", job_id: UUID, tail: int | None = None) -> list[LogLine]:
     """The job's log lines in order of time, all or the last `tail`. Raises StackError when Prefect is away."""
-    return [_to_line(log) for log in _read_last(service.client, job_id, tail)]
+    return [_to_line(log) for log in _read_last(service.client, service.run_ids(job_id), tail)]
 
 
 class LogFeed:
@@ -76,11 +76,11 @@ class LogFeed:
             self._job, self._state_read_at = self._service.get(self._job.id), now
         if self._started_at is None:
             self._started_at = datetime.now(UTC)
-            found = _read_last(self._service.client, self._job.id, self._tail)
+            found = _read_last(self._service.client, self._service.run_ids(self._job.id), self._tail)
             if self._tail is not None:
                 self._since = found[0].timestamp if found else self._started_at
         else:
-            found = _read_since(self._service.client, self._job.id, self._overlap())
+            found = _read_since(self._service.client, self._service.run_ids(self._job.id), self._overlap())
         new = [log for log in found if log.id not in self._sent]
         self._sent |= {log.id: log.timestamp for log in new}
         if self._job.status.is_terminal:
@@ -105,15 +105,15 @@ class LogFeed:
         return now >= self._quiet_until
 
 
-def _read_last(client: SyncPrefectClient, job_id: UUID, tail: int | None) -> list[Log]:
+def _read_last(client: SyncPrefectClient, run_ids: list[UUID], tail: int | None) -> list[Log]:
     if tail is None:
-        return _read_since(client, job_id, None)
-    newest_first = _read_pages(client, filters.LogFilter(flow_run_id=_of(job_id)), LogSort.TIMESTAMP_DESC, tail)
+        return _read_since(client, run_ids, None)
+    newest_first = _read_pages(client, filters.LogFilter(flow_run_id=_of(run_ids)), LogSort.TIMESTAMP_DESC, tail)
     return newest_first[::-1]
 
 
-def _read_since(client: SyncPrefectClient, job_id: UUID, since: datetime | None) -> list[Log]:
-    wanted = filters.LogFilter(flow_run_id=_of(job_id), timestamp=filters.LogFilterTimestamp(after_=since))
+def _read_since(client: SyncPrefectClient, run_ids: list[UUID], since: datetime | None) -> list[Log]:
+    wanted = filters.LogFilter(flow_run_id=_of(run_ids), timestamp=filters.LogFilterTimestamp(after_=since))
     return _read_pages(client, wanted, LogSort.TIMESTAMP_ASC)
 
 
@@ -139,8 +139,8 @@ def _call(request: "functools.partial[list[Log]]") -> list[Log]:
         raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
 
 
-def _of(job_id: UUID) -> filters.LogFilterFlowRunId:
-    return filters.LogFilterFlowRunId(any_=[job_id])
+def _of(run_ids: list[UUID]) -> filters.LogFilterFlowRunId:
+    return filters.LogFilterFlowRunId(any_=run_ids)
 
 
 def _to_line(log: Log) -> LogLine:

@@ -1,9 +1,13 @@
 """`PoolRuns`: the runs of a work pool as those see them who look after them, over Prefect's HTTP API."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from uuid import UUID
 
 import httpx
+from sqlalchemy import Engine
+
+from jobs.run_ids import RunIds
 
 PAGE = 200  # the most Prefect lists at once
 
@@ -13,42 +17,70 @@ class StateRefused(Exception):
 
 
 class PoolRuns:
-    """Every method raises httpx.HTTPError when Prefect can't be reached or refuses."""
+    """Every method raises httpx.HTTPError when Prefect can't be reached or refuses, SQLAlchemyError likewise.
 
-    def __init__(self, prefect: httpx.Client, work_pool: str) -> None:
-        self._prefect = prefect
-        self._work_pool = work_pool
+    Runs are known by the ids of their jobs (`id`); `run_id` is Prefect's own, another one for a job whose first run
+    was lost.
+    """
+
+    def __init__(self, prefect: httpx.Client, work_pool: str, engine: Engine | None = None) -> None:
+        self.prefect = prefect
+        self.work_pool = work_pool
+        self._engine = engine
 
     def read(self, state_types: Sequence[str], flow_name: str | None = None) -> list[dict[str, Any]]:
         """All runs in one of these states, of one flow if named, newest first."""
-        wanted: dict[str, Any] = {
-            "work_pools": {"name": {"any_": [self._work_pool]}},
-            "flow_runs": {"state": {"type": {"any_": [*state_types]}}},
-            "limit": PAGE,
-            "sort": "ID_DESC",
-        }
+        return self.find({"state": {"type": {"any_": [*state_types]}}}, flow_name)
+
+    def find(
+        self, flow_runs: dict[str, Any], flow_name: str | None = None, is_any_pool: bool = False
+    ) -> list[dict[str, Any]]:
+        """All runs that Prefect's filter lets through, newest first, of this pool or any."""
+        wanted: dict[str, Any] = {"flow_runs": flow_runs, "limit": PAGE, "sort": "ID_DESC"}
+        if not is_any_pool:
+            wanted["work_pools"] = {"name": {"any_": [self.work_pool]}}
         if flow_name is not None:
             wanted["flows"] = {"name": {"any_": [flow_name]}}
         runs: list[dict[str, Any]] = []
         while True:
-            answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": len(runs)})
+            answer = self.prefect.post("/flow_runs/filter", json={**wanted, "offset": len(runs)})
             page = answer.raise_for_status().json()
             runs += page
             if len(page) < PAGE:
-                return runs
+                return self.name_jobs(runs)
 
-    def read_history(self, run_id: str) -> list[str]:
+    def find_by_id(self, job_ids: Iterable[UUID]) -> dict[UUID, dict[str, Any]]:
+        """Those of these jobs' runs that there are, by job, whatever their flow and pool."""
+        ids, found = RunIds(self._engine), dict[UUID, dict[str, Any]]()
+        left = [str(ids.run_of(job_id)) for job_id in job_ids]
+        while left:
+            some, left = left[:PAGE], left[PAGE:]
+            found |= {UUID(run["id"]): run for run in self.find({"id": {"any_": some}}, is_any_pool=True)}
+        return found
+
+    def name_jobs(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """These runs, by the ids of their jobs."""
+        ids = RunIds(self._engine) if runs else RunIds(None)
+        return [{**run, "id": str(ids.job_of(UUID(run["id"]))), "run_id": run["id"]} for run in runs]
+
+    def read_history(self, job_id: str) -> list[str]:
         """The types of the states the run has been in."""
-        answer = self._prefect.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status()
+        run_id = self._run_of(job_id)
+        answer = self.prefect.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status()
         return [state["type"] for state in answer.json()]
 
-    def forget_process(self, run_id: str) -> None:
+    def forget_process(self, job_id: str) -> None:
         """Clear the id of a process that is gone; else a cancellation would wait for it."""
-        self._prefect.patch(f"/flow_runs/{run_id}", json={"infrastructure_pid": None}).raise_for_status()
+        change = {"infrastructure_pid": None}
+        self.prefect.patch(f"/flow_runs/{self._run_of(job_id)}", json=change).raise_for_status()
 
-    def set_state(self, run_id: str, state: dict[str, Any], force: bool = False) -> None:
+    def set_state(self, job_id: str, state: dict[str, Any], force: bool = False) -> None:
         """Propose a state, such as `{"type": "CANCELLED", "name": "Cancelled"}`. Raises StateRefused."""
-        answer = self._prefect.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": force})
+        wanted = {"state": state, "force": force}
+        answer = self.prefect.post(f"/flow_runs/{self._run_of(job_id)}/set_state", json=wanted)
         said = answer.raise_for_status().json()
         if said["status"] != "ACCEPT":
             raise StateRefused(f"{said['status']}: {(said.get('details') or {}).get('reason')}")
+
+    def _run_of(self, job_id: str) -> str:
+        return str(RunIds(self._engine).run_of(UUID(job_id)))

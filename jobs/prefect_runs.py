@@ -18,8 +18,12 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import to_state_create
+from sqlalchemy import Engine
 
+from jobs.blockers import Blockers, describe_missing, find_blocker
+from jobs.database import translate_errors
 from jobs.prefect_access import find_password
+from jobs.run_ids import RunIds
 from jobs.settings import Settings
 from sft.errors import JobNotFound, StackError
 
@@ -42,6 +46,7 @@ class Pool:
 
     slots: int
     ranks: dict[str, int]
+    blockers: Blockers
 
 
 def open_prefect_client(settings: Settings) -> SyncPrefectClient:
@@ -64,12 +69,17 @@ def call(request: Callable[[], T]) -> T:
 
 
 class PrefectRuns:
-    """Thread-safe. Every method raises StackError when Prefect can't be reached or refuses."""
+    """Thread-safe. Every method raises StackError when Prefect or the database can't be reached or refuses.
 
-    def __init__(self, client: SyncPrefectClient, work_pool: str) -> None:
+    Runs bear the ids of their jobs here, also those that were made in place of a lost one.
+    """
+
+    def __init__(self, client: SyncPrefectClient, work_pool: str, engine: Engine) -> None:
         self.client = client
         self.work_pool = work_pool
+        self._engine = engine
         self._deployment: DeploymentResponse | None = None
+        self._flow_id: UUID | None = None
         self._pool: tuple[float, Pool] | None = None
         self._pool_lock = threading.Lock()
 
@@ -100,6 +110,16 @@ class PrefectRuns:
             self._deployment = call(lambda: self.client.read_deployment_by_name(DEPLOYMENT_NAME))
         return self._deployment
 
+    def _read_flow_id(self, again: bool = False) -> UUID | None:
+        """The flow, read once; `again` because it may have been made anew. None when somebody has deleted it."""
+        if self._flow_id is None or again:
+            try:
+                self._flow_id = call(lambda: self.client.read_flow_by_name(FLOW_NAME)).id
+            except StackError as error:
+                if not _means_missing(error):
+                    raise
+        return self._flow_id
+
     def get(self, job_id: UUID | str) -> FlowRun:
         """One run. Raises JobNotFound for an unknown id, one that is no UUID included."""
         unknown = JobNotFound(f"Job {job_id} not found")
@@ -108,10 +128,11 @@ class PrefectRuns:
         except ValueError as error:
             raise unknown from error
         try:
-            run = call(lambda: self.client.read_flow_run(parsed))
+            ids = self.read_ids()
+            run = _name_jobs([call(lambda: self.client.read_flow_run(ids.run_of(parsed)))], ids)[0]
         except StackError as error:
             raise unknown if _means_missing(error) else error from error.__cause__
-        flow_ids = (self._read_deployment(again).flow_id for again in (False, True))
+        flow_ids = (self._read_flow_id(again) for again in (False, True))
         if run.flow_id not in flow_ids:  # read again only if need be
             raise unknown
         return run
@@ -125,16 +146,23 @@ class PrefectRuns:
         offset: int = 0,
     ) -> list[FlowRun]:
         """The runs from `offset` on, in these work queues if given, that the filter lets through; at most 200."""
-        return call(
+        ids = self.read_ids()
+        found = call(
             lambda: self.client.read_flow_runs(
                 flow_filter=_FLOW,
-                flow_run_filter=run_filter,
+                flow_run_filter=_name_runs(run_filter, ids),
                 work_queue_filter=_queue_filter(queues),
                 sort=sort,
                 limit=min(limit, PAGE_SIZE),
                 offset=offset,
             )
         )
+        return _name_jobs(found, ids)
+
+    def read_ids(self) -> RunIds:
+        """Which run stands for which job now."""
+        with translate_errors():
+            return RunIds(self._engine)
 
     def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
         """How many runs, in these work queues if given, the filter lets through."""
@@ -146,12 +174,14 @@ class PrefectRuns:
 
     def propose(self, run_id: UUID, state: State[Any], force: bool = False) -> None:
         """Ask for a state; whether it came to that, only reading the run again tells."""
-        call(lambda: self.client.set_flow_run_state(run_id, state, force=force))
+        actual = self.read_ids().run_of(run_id)
+        call(lambda: self.client.set_flow_run_state(actual, state, force=force))
 
     def forget_process(self, run_id: UUID) -> None:
         """Clear the id of a process that is known to be gone."""
         change = {"infrastructure_pid": None}
-        call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params={"id": run_id}, json=change))
+        params = {"id": self.read_ids().run_of(run_id)}
+        call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params=params, json=change))
 
     def pool(self) -> Pool:
         """The work pool as it was a few seconds ago at most. A paused one has no slots."""
@@ -161,10 +191,21 @@ class PrefectRuns:
             return self._pool[1]
 
     def _read_pool(self) -> Pool:
-        pool = call(lambda: self.client.read_work_pool(self.work_pool))
-        queues = call(lambda: self.client.read_work_queues(self.work_pool))
-        slots = 0 if pool.is_paused else pool.concurrency_limit
-        return Pool(1 if slots is None else slots, {queue.name: queue.priority or 1 for queue in queues})
+        try:
+            pool = call(lambda: self.client.read_work_pool(self.work_pool))
+            queues = call(lambda: self.client.read_work_queues(self.work_pool))
+        except StackError as error:
+            if not _means_missing(error):
+                raise
+            return Pool(0, {}, Blockers(describe_missing(self.work_pool)))
+        slots = 1 if pool.concurrency_limit is None else pool.concurrency_limit
+        blocker = find_blocker(f"the work pool {pool.name}", pool.is_paused, pool.concurrency_limit)
+        found = {
+            queue.name: find_blocker(f"the work queue {queue.name}", queue.is_paused, queue.concurrency_limit)
+            for queue in queues
+        }
+        blockers = Blockers(blocker, {name: said for name, said in found.items() if said})
+        return Pool(0 if blocker else slots, {queue.name: queue.priority or 1 for queue in queues}, blockers)
 
     def ensure_queue(self, name: str, rank: int | None) -> None:
         """Make a work queue of this rank (the last one if None) unless there is one of the name, whatever its rank."""
@@ -177,6 +218,21 @@ class PrefectRuns:
                 raise
         with self._pool_lock:
             self._pool = None
+
+
+def _name_jobs(runs: list[FlowRun], ids: RunIds) -> list[FlowRun]:
+    return [run if (job_id := ids.job_of(run.id)) == run.id else run.model_copy(update={"id": job_id}) for run in runs]
+
+
+def _name_runs(run_filter: filters.FlowRunFilter, ids: RunIds) -> filters.FlowRunFilter:
+    """The filter with the ids of runs in place of those of their jobs."""
+    if run_filter.id is None:
+        return run_filter
+    named = {
+        key: None if job_ids is None else [ids.run_of(job_id) for job_id in job_ids]
+        for key, job_ids in (("any_", run_filter.id.any_), ("not_any_", run_filter.id.not_any_))
+    }
+    return run_filter.model_copy(update={"id": filters.FlowRunFilterId(**named)})
 
 
 def _means_missing(error: StackError) -> bool:

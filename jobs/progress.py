@@ -23,9 +23,10 @@ def write_report(engine: Engine, job_id: UUID, **fields: Any) -> None:
 
 
 def set_report(connection: Connection, job_id: UUID, **fields: Any) -> None:
-    """`write_report` as part of a transaction."""
+    """`write_report` as part of a transaction. The report of a job that has ended stays as it is."""
     statement = insert(JobReport).values(job_id=job_id, **fields)
-    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields))
+    is_open = JobReport.status.is_(None)
+    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields, where=is_open))
 
 
 def read_reports(engine: Engine, job_ids: list[UUID]) -> dict[UUID, JobReport]:

@@ -25,10 +25,14 @@ _OCCUPYING = filters.FlowRunFilter(state=state_filter(["PENDING", "RUNNING", "CA
 
 
 class Queue(NamedTuple):
-    """The line of jobs: whether any is being trained, and the ids of those that wait, next one first."""
+    """The line of jobs: whether any is being trained, and the ids of those that wait, next one first.
+
+    `waiting_for` says what keeps them waiting beside the jobs ahead, such as a work pool that is paused.
+    """
 
     is_training_running: bool
     waiting: list[UUID]
+    waiting_for: str | None = None
 
 
 def is_in_line(run: FlowRun) -> bool:
@@ -66,13 +70,13 @@ class Line:
         if not waiting:
             return {}
         free = self._count_free()
-        ranks = self._runs.pool().ranks
+        ranks, blockers = self._runs.pool().ranks, self._runs.pool().blockers
         places: dict[UUID, int] = {}
         for name in {run.work_queue_name or "" for run in waiting}:
             mine = [run for run in waiting if (run.work_queue_name or "") == name]
             rank = ranks.get(name, _UNKNOWN_RANK)
-            ahead = [other for other, other_rank in ranks.items() if other_rank < rank]
-            offset = (self._count_waiting(ahead) if ahead else 0) - free
+            ahead = [other for other, its_rank in ranks.items() if its_rank < rank and not blockers.of(other)]
+            offset = (self._count_waiting(ahead) if ahead else 0) - (0 if blockers.of(name) else free)
             places |= {run_id: place + offset for run_id, place in self._places_in(name, mine).items()}
         return places
 
@@ -85,8 +89,15 @@ class Line:
         """The whole line."""
         occupied = self._count_occupied()
         line = self._sorted(self._read_all())
-        starting = min(len(line), max(0, self._runs.pool().slots - occupied))
-        return Queue(occupied + starting > 0, [run.id for run in line[starting:]])
+        pool = self._runs.pool()
+        able = [run.id for run in line if not pool.blockers.of(run.work_queue_name)]
+        starting = {*able[: max(0, pool.slots - occupied)]}
+        waiting = [run.id for run in line if run.id not in starting]
+        return Queue(occupied + len(starting) > 0, waiting, pool.blockers.summary())
+
+    def blocker_of(self, run: FlowRun) -> str | None:
+        """What keeps a run that is in line waiting beside those ahead of it."""
+        return self._runs.pool().blockers.of(run.work_queue_name) if is_in_line(run) else None
 
     def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:
         """Places from 1 within one work queue, of runs sorted by time: counted, and read only where there are gaps."""
@@ -105,7 +116,8 @@ class Line:
     def _first(self, count: int) -> list[FlowRun]:
         """The first of the line: the first of every work queue, then the first of those."""
         found: list[FlowRun] = []
-        for name in self._runs.pool().ranks:
+        pool = self._runs.pool()
+        for name in (name for name in pool.ranks if not pool.blockers.of(name)):
             wanted = _waiting(None, datetime.now(UTC))
             found += self._runs.page(wanted, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, count, [name])
         return self._sorted(found)[:count]

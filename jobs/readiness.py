@@ -9,6 +9,7 @@ import httpx
 import psycopg2
 
 from jobs import parts, postgres
+from jobs.blockers import describe_missing, find_blocker
 from jobs.endpoints import Endpoints
 from jobs.prefect_access import open_client
 from jobs.settings import Settings
@@ -23,6 +24,7 @@ JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and no
     "cancelled": ["CANCELLING", "CANCELLED"],
 }
 FLOW_NAME = "finetune"
+DEPLOYMENT_NAME = "finetune/sft"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
         "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
         "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
         "worker": functools.partial(_check_worker, resolved),
+        "work_pool": functools.partial(_check_work_pool, resolved),
         "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
     }
     with ThreadPoolExecutor(len(checks)) as pool:
@@ -96,6 +99,28 @@ def _check_worker(settings: Settings) -> PartCheck:
         return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
     online = sum(worker["status"] == "ONLINE" for worker in answer.json())
     return PartCheck(online > 0, f"{online} online in work pool {settings.work_pool}")
+
+
+def _check_work_pool(settings: Settings) -> PartCheck:
+    """Whether jobs can start: pool, work queues and deployment are there, and nobody has paused them."""
+    path = f"/work_pools/{settings.work_pool}"
+    try:
+        with open_client(settings, TIMEOUT_SECONDS) as client:
+            pool = client.get(path)
+            if pool.status_code == httpx.codes.NOT_FOUND:
+                return PartCheck(False, describe_missing(settings.work_pool))
+            queues = client.post(f"{path}/queues/filter", json={}).raise_for_status().json()
+            deployment = client.get(f"/deployments/name/{DEPLOYMENT_NAME}")
+        pool.raise_for_status()
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+    if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_pool_name"] != settings.work_pool:
+        return PartCheck(False, f"the deployment {DEPLOYMENT_NAME} is gone from Prefect; run `tuneyard up`")
+    parts = [(f"the work pool {settings.work_pool}", pool.json())]
+    parts += [(f"the work queue {queue['name']}", queue) for queue in queues]
+    found = [find_blocker(name, part["is_paused"], part["concurrency_limit"]) for name, part in parts]
+    blockers = [blocker for blocker in found if blocker]
+    return PartCheck(not blockers, "; ".join(blockers) or f"{settings.work_pool} lets jobs start")
 
 
 def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> PartCheck:

@@ -15,13 +15,12 @@ from uuid import UUID
 from sqlalchemy import Engine, text, update
 
 from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
+from jobs.ends import STATES, has_ended, keep_run, record_end
 from jobs.job_processes import find_processes, has_stopped_process, is_process_of, kill_processes_of
-from jobs.outbox import add_delivery
 from jobs.pool_runs import PoolRuns, StateRefused
-from jobs.progress import read_reports, set_report
+from jobs.status import JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt
-from jobs.webhook import build_payload
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Recovery:
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if not has_process:
                 return None if seconds < _gone_limit(run) else "killed" if beats else "crashed"
-            is_stopped = not beats and has_stopped_process(run["id"])
+            is_stopped = not beats and has_stopped_process(run["run_id"])
             if self._stopwatch.seconds(run["id"], "stopped", is_stopped) >= SILENCE_SECONDS and is_stopped:
                 return "timeout"
         elif run["state_type"] == "PENDING":
@@ -124,54 +123,49 @@ class Recovery:
     def _settle(self, run: dict[str, Any], cause: str) -> None:
         """End what is left of the attempt and decide: again, failed, or cancelled where somebody has asked for it."""
         if self._is_local:
-            kill_processes_of(run["id"])
+            kill_processes_of(run["run_id"])
         try:
-            status = self._decide(run, cause)
+            self._decide(run, cause)
         except StateRefused as error:
             logger.info("Job %s has moved on: %s", run["id"], error)
             return
         self._stopwatch.forget(run["id"])
-        if status is not None:
-            self._tell(run, status)
 
-    def _decide(self, run: dict[str, Any], cause: str) -> str | None:
-        """The status a job ends with, None when it begins again. The job is held, against a cancellation meanwhile."""
+    def _decide(self, run: dict[str, Any], cause: str) -> None:
+        """End the job or have it begin again. It is held meanwhile, against a cancellation."""
         job_id = UUID(run["id"])
         with self._engine.begin() as connection:
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             attempt = lock_attempt(connection, job_id)
+            if status := has_ended(connection, job_id):
+                self._runs.set_state(run["id"], {**STATES[status], "message": "Its job has ended."}, force=True)
+                return
+            keep_run(connection, job_id, run)
             changes = _count_loss(attempt)
             # What the attempt said is said of none after it, which may never begin.
             changes |= {"token": None, "is_interrupted": False, "cause": None, "message": None}
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(**changes))
             cause = attempt.cause or cause
             if attempt.cancelled_at is not None or "CANCELLING" in self._runs.read_history(run["id"]):
+                record_end(connection, job_id, JobStatus.CANCELLED)
                 self._runs.set_state(run["id"], _state("CANCELLED", "Cancelled", "Cancelled; its process was gone."))
-                return "cancelled"
+                return
             reason = attempt.message or REASONS.get(cause, cause)
             if changes["lost"] < self._max_attempts:
                 self._runs.forget_process(run["id"])
                 self._runs.set_state(run["id"], _again(run, attempt, reason))
                 why = "told to stop" if attempt.is_interrupted else cause
                 logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
-                return None
+                return
             error = f"{reason}; it was the last of {self._max_attempts} attempts"
-            set_report(connection, job_id, error=error, error_code=cause)
+            record_end(connection, job_id, JobStatus.FAILED, error, cause)
             self._runs.set_state(run["id"], _state("FAILED", "Failed", error))
             logger.info("Job %s has failed (%s)", run["id"], cause)
-            return "failed"
-
-    def _tell(self, run: dict[str, Any], status: str) -> None:
-        url = (run["parameters"] or {}).get("webhook_url")
-        if url:
-            job_id = UUID(run["id"])
-            report = read_reports(self._engine, [job_id]).get(job_id)
-            add_delivery(self._engine, job_id, url, build_payload(job_id, status, report))
 
 
 def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
     pids = (run["infrastructure_pid"], attempt.pid if attempt else None)
-    return any(is_process_of(run["id"], pid) for pid in pids) or bool(find_processes(run["id"]))
+    return any(is_process_of(run["run_id"], pid) for pid in pids) or bool(find_processes(run["run_id"]))
 
 
 def _gone_limit(run: Mapping[str, Any]) -> float:

@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -13,16 +14,16 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
 from prefect.types._datetime import now
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs.attempts import count_attempts, mark_cancelled
 from jobs.configs import ConfigStore
 from jobs.database import translate_errors
+from jobs.ends import RUN_FACTS, keep_run, settle
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
-from jobs.job import Job, job_from_run
+from jobs.job import Job, job_from_report, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
 from jobs.log_lines import escape
-from jobs.outbox import add_delivery
 from jobs.prefect_runs import PrefectRuns, open_prefect_client
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
 from jobs.progress import read_reports
@@ -32,14 +33,15 @@ from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
 from jobs.store import engine_for
 from jobs.targets import check_target
-from jobs.webhook import build_payload
-from sft.errors import JobConflict, StackError, TrainingBusy
+from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
 
 logger = logging.getLogger(__name__)
 
 Strategy = Literal["queue", "reject"]
 
 SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
+FINAL = ("COMPLETED", "FAILED", "CANCELLED")  # types of Prefect's states
+RECENT = timedelta(minutes=5)
 BUSY_MESSAGE = "A training job is already running. Please try again later."
 
 
@@ -74,7 +76,7 @@ class JobService:
         self._opened = ExitStack()
         self.client = self._opened.enter_context(open_prefect_client(settings))
         self.configs = ConfigStore(self.engine)
-        self._runs = PrefectRuns(self.client, settings.work_pool)
+        self._runs = PrefectRuns(self.client, settings.work_pool, self.engine)
         self.preflight = Preflight(settings)
         self._line = Line(self._runs)
         self._listing = Listing(self._runs, self._line)
@@ -135,17 +137,19 @@ class JobService:
         Raises:
             JobConflict: when the job has already ended.
         """
-        run = self._runs.get(job_id)
+        try:
+            run = self._runs.get(job_id)
+        except JobNotFound:
+            return self._cancel_kept(job_id)
         self._check_not_ended(run)
         if run.state and run.state.type is StateType.PAUSED:
             with self._submit_lock():  # against a `start` at the same time
                 run = self._runs.get(job_id)
                 if run.state and run.state.type is StateType.PAUSED:
+                    self._mark_cancelled(run.id, run)
                     self._runs.propose(run.id, Cancelled())
-                    self._call_webhook(run)
                     return self._describe(self._runs.get(job_id))
-        with translate_errors():
-            mark_cancelled(self.engine, run.id)  # from here on the watchdog does not begin it again
+        self._mark_cancelled(run.id, run)  # from here on nobody begins it again
         run = self._runs.get(job_id)
         self._check_not_ended(run)
         return self._cancel_started(run)
@@ -163,8 +167,13 @@ class JobService:
     # -- looking at jobs
 
     def get(self, job_id: UUID | str) -> Job:
-        """One job. Raises JobNotFound for an unknown id, one that is no UUID included."""
-        return self._describe(self._runs.get(job_id))
+        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is no UUID included."""
+        try:
+            return self._describe(self._runs.get(job_id))
+        except JobNotFound:
+            if job := self._find_kept(job_id):
+                return job
+            raise
 
     def list_jobs(
         self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
@@ -175,17 +184,25 @@ class JobService:
             InvalidConfig: the cursor is none of ours.
         """
         start = Cursor.decode(cursor) if cursor is not None else None
-        runs, following = self._listing.page(wanted or JobFilters(), start, limit)
-        return JobPage(self._describe_all(runs), following.encode() if following else None)
+        wanted = wanted or JobFilters()
+        runs, following = self._listing.page(wanted, start, limit)
+        jobs = self._describe_all(runs)
+        if wanted.statuses is not None:  # Prefect may show another state of an ended job, until that is put right
+            jobs = [job for job in jobs if job.status in wanted.statuses or not job.status.is_terminal]
+        return JobPage(jobs, following.encode() if following else None)
 
     def queue(self) -> Queue:
         """The line as it is now."""
         return self._line.read()
 
+    def run_ids(self, job_id: UUID) -> list[UUID]:
+        """Prefect's runs of the job: a second one was made if the first was lost while it waited."""
+        return [*{job_id, self._runs.read_ids().run_of(job_id)}]
+
     # -- inside
 
     def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
-        return self._runs.create(
+        run = self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
             tags=spec.tags(),
@@ -193,6 +210,12 @@ class JobService:
             work_queue_name=self._line.queue_name(priority),
             idempotency_key=run_key,
         )
+        try:
+            with self.engine.begin() as connection:
+                keep_run(connection, run.id, _facts_of(run))
+        except SQLAlchemyError as error:
+            logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
+        return run
 
     def _check_webhook(self, spec: JobSpec) -> None:
         if spec.webhook_url:
@@ -234,9 +257,36 @@ class JobService:
 
     def _check_not_ended(self, run: FlowRun) -> None:
         job = self._describe(run)
-        if job.status.is_terminal and run.state and run.state.is_final():
-            how = f"is already {job.status}" if job.status is JobStatus.CANCELLED else f"has already {job.status}"
-            raise JobConflict(f"Job {run.id} {how}; only a job that has not ended can be cancelled")
+        is_final = run.state is not None and run.state.is_final()
+        if job.status.is_terminal and (is_final or job.status is not JobStatus.CANCELLED):
+            raise self._conflict(job)
+
+    def _conflict(self, job: Job) -> JobConflict:
+        how = f"is already {job.status}" if job.status is JobStatus.CANCELLED else f"has already {job.status}"
+        return JobConflict(f"Job {job.id} {how}; only a job that has not ended can be cancelled")
+
+    def _mark_cancelled(self, job_id: UUID, run: FlowRun | None = None) -> None:
+        with translate_errors():
+            mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
+
+    def _find_kept(self, job_id: UUID | str) -> Job | None:
+        """A job whose run is gone."""
+        try:
+            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except ValueError:
+            return None
+        with translate_errors():
+            report = read_reports(self.engine, [parsed]).get(parsed)
+            attempt = count_attempts(self.engine, [parsed]).get(parsed)
+        return job_from_report(parsed, report, attempt) if report else None
+
+    def _cancel_kept(self, job_id: UUID | str) -> Job:
+        """Cancel a job whose run is gone."""
+        job = self.get(job_id)
+        if job.status.is_terminal:
+            raise self._conflict(job)
+        self._mark_cancelled(job.id)
+        return self.get(job_id)
 
     def _cancel_started(self, run: FlowRun) -> Job:
         """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.
@@ -248,19 +298,7 @@ class JobService:
         is_crashed = run.state is not None and run.state.type is StateType.CRASHED
         if run.state and run.state.type is not StateType.CANCELLING:
             self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
-        ended = self._runs.get(run.id)
-        had_no_process = is_crashed or (run.state is not None and run.state.type is StateType.SCHEDULED)
-        if had_no_process and ended.state and ended.state.type is StateType.CANCELLED:
-            self._call_webhook(ended)
-        return self._describe(ended)
-
-    def _call_webhook(self, run: FlowRun) -> None:
-        """Have a job told of that was cancelled before it had a process which could."""
-        if url := run.parameters.get("webhook_url"):
-            try:
-                add_delivery(self.engine, run.id, url, build_payload(run.id, "cancelled", None))
-            except SQLAlchemyError as error:
-                logger.warning("The webhook of job %s is left to the watchdog (%s)", run.id, type(error).__name__)
+        return self._describe(self._runs.get(run.id))
 
     def _look_at(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
         place = self._line.places([run]).get(run.id)
@@ -274,11 +312,27 @@ class JobService:
         places = self._line.places(runs)
         ids = [run.id for run in runs]
         with translate_errors():
+            self._settle([run for run in runs if _has_just_ended(run)])
             reports, attempts = read_reports(self.engine, ids), count_attempts(self.engine, ids)
-        return [
+        jobs = [
             job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
             for run in runs
         ]
+        return [
+            replace(job, waiting_for=self._line.blocker_of(run)) if job.status is JobStatus.QUEUED else job
+            for job, run in zip(jobs, runs, strict=True)
+        ]
+
+    def _settle(self, ended: list[FlowRun]) -> None:
+        """Write the ends of those that said nothing of theirs, so that every answer is the same."""
+        reports = read_reports(self.engine, [run.id for run in ended]) if ended else {}
+        for run in ended:
+            report = reports.get(run.id)
+            if report is None or report.status is None:
+                assert run.state is not None  # noqa: S101 - it has ended
+                facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
+                with suppress(OperationalError), self.engine.begin() as connection:  # it registers; the watchdog will
+                    settle(connection, facts)
 
     @contextmanager
     def _submit_lock(self) -> Iterator[Connection]:
@@ -297,6 +351,16 @@ class JobService:
                 except SQLAlchemyError:
                     connection.invalidate()  # a lock must not go back into the pool
                     raise
+
+
+def _has_just_ended(run: FlowRun) -> bool:
+    """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
+    is_final = run.state is not None and run.state.type.value in FINAL
+    return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
+
+
+def _facts_of(run: FlowRun) -> dict[str, Any]:
+    return run.model_dump(mode="json", include={*RUN_FACTS})
 
 
 def _is_created(run: FlowRun) -> bool:

@@ -138,6 +138,15 @@ def made_by_tag(flow: str) -> str:
     return f"made_by:{flow}"
 
 
+def read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
+    """The job that a run's parameters describe, or what is wrong with them: they can be edited in Prefect's UI."""
+    known = {key: value for key, value in parameters.items() if key in JobSpec.model_fields}
+    try:
+        return JobSpec.build(**known), None
+    except InvalidConfig as error:
+        return None, str(error)
+
+
 def metadata_tag(key: str, value: str) -> str:
     """The tag of one pair of a job's metadata."""
     return f"metadata:{key}={value}"

@@ -9,7 +9,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +42,10 @@ LOG_LINES = 20
 SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack is stopped
 
 
+class StackBusy(StackError):
+    """Another process starts, repairs or stops the stack for longer than somebody would wait."""
+
+
 @dataclass(frozen=True)
 class PartStatus:
     """One line of `tuneyard status`. `state` is supervisord's, or EXTERNAL for somebody else's server."""
@@ -70,6 +74,41 @@ def ensure_up(settings: Settings) -> Settings:
         with _locked(settings):
             running = _running_stack(settings) or _start(settings)
     return running
+
+
+def repair(settings: Settings, environment: Mapping[str, str] | None = None, is_patient: bool = True) -> list[str]:
+    """Make again what somebody has deleted from the local Prefect server while the stack is up; what that was.
+
+    Nothing is done where the server is somebody else's.
+
+    Args:
+        settings: of the stack that is up, as `ensure_up` returns them.
+        environment: that of a part of the stack; by default it is made as for one.
+        is_patient: wait for another process that starts, stops or repairs the stack; else leave it to that one.
+
+    Raises:
+        StackError: it can't be made.
+        httpx.HTTPError: Prefect can't be reached.
+    """
+    endpoints = Endpoints.read(settings.home)
+    if endpoints is None or not endpoints.ready or "prefect_api_url" not in endpoints.local:
+        return []
+    missing = deployments.find_missing(settings, settings.work_pool)
+    if missing:
+        if environment is None:
+            unset = dict.fromkeys(endpoints.local)
+            environment = parts.stack_environment(settings.model_copy(update=unset))
+            environment["PREFECT_API_URL"] = str(settings.prefect_api_url)
+        try:
+            with _locked(settings, None if is_patient else 0.0):
+                workers = parts.count_workers(settings, list(endpoints.gpus))
+                deployments.ensure_work_pool(settings, settings.work_pool, workers)
+                deployments.deploy(settings, settings.work_pool, settings.home / "prefect", environment)
+        except StackBusy:
+            if is_patient:
+                raise
+            return []
+    return missing
 
 
 def is_up(settings: Settings) -> bool:
@@ -116,13 +155,13 @@ def status(settings: Settings) -> list[PartStatus]:
 
 
 @contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    """One process at a time starts or stops the stack of a state folder."""
-    seconds = settings.start_timeout_seconds + 60
+def _locked(settings: Settings, patience_seconds: float | None = None) -> Iterator[None]:
+    """One process at a time starts, repairs or stops the stack of a state folder. Raises StackBusy."""
+    seconds = settings.start_timeout_seconds + 60 if patience_seconds is None else patience_seconds
     try:
         lock = filelock.FileLock(settings.home / "stack.lock", timeout=seconds).acquire()
     except filelock.Timeout as error:
-        raise StackError(
+        raise StackBusy(
             f"another process has been starting or stopping the stack in {settings.home} for {seconds:.0f} s; "
             f"see {settings.home / 'logs'}"
         ) from error

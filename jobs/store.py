@@ -34,9 +34,16 @@ class Base(DeclarativeBase):
 
 
 class JobReport(Base):
-    """What a job says of itself while and after it runs. The job is Prefect's flow run; this is its annex."""
+    """What a job says of itself while and after it runs, and its end. The job is Prefect's flow run; this is its annex.
+
+    Once `status` is set nothing of the row changes any more but `run_id` (see `jobs.ends`).
+    """
 
     __tablename__ = "job_reports"
+    __table_args__ = (
+        Index("ix_job_reports_open", "job_id", postgresql_where=text("status IS NULL AND run IS NOT NULL")),
+        Index("ix_job_reports_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+    )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     phase: Mapped[str | None] = mapped_column(Text)
@@ -46,6 +53,10 @@ class JobReport(Base):
     error_code: Mapped[str | None] = mapped_column(Text)
     tracking_url: Mapped[str | None] = mapped_column(Text)
     output_path: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str | None] = mapped_column(Text)  # completed, failed or cancelled: its end
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    run: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # as it was first seen: `jobs.ends.RUN_FACTS`
+    run_id: Mapped[UUID | None]  # of the run that stands for the job, where that is not the one of the job's id
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), onupdate=lambda: datetime.now(UTC)
     )

@@ -5,7 +5,9 @@ one is at work, the holder of an advisory lock in the database; the others wait 
 any moment: each duty takes up what another left.
 """
 
+import functools
 import logging
+import os
 import select
 import sys
 import time
@@ -20,12 +22,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.cancellations import Cancellations
 from jobs.deliveries import Deliveries
+from jobs.hands import Hands
 from jobs.log_lines import keep_lines_whole
 from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
 from jobs.prefect_access import open_client
 from jobs.recovery import Recovery
 from jobs.settings import Settings
+from jobs.stack import repair
 from jobs.store import WATCHDOG_LOCK, engine_for
 from sft.errors import StackError
 
@@ -70,9 +74,14 @@ def _run_due(duties: list[Duty]) -> None:
         if time.monotonic() >= duty.due_at:
             try:
                 duty.run()
-            except (SQLAlchemyError, httpx.HTTPError) as error:
-                logger.warning("%s: %s", duty.name, type(error).__name__)
+            except (SQLAlchemyError, httpx.HTTPError, StackError) as error:
+                logger.warning("%s: %s", duty.name, _show(error))
             duty.due_at = time.monotonic() + duty.every_seconds
+
+
+def _show(error: Exception) -> str:
+    """What it is, without a database's or a network's own words."""
+    return str(error) if isinstance(error, StackError) else type(error).__name__
 
 
 @contextmanager
@@ -103,6 +112,11 @@ def _wait(connection: Connection, duties: list[Duty]) -> None:
                 duty.due_at = 0.0
 
 
+def _repair(settings: Settings) -> None:
+    if made := repair(settings, os.environ, is_patient=False):
+        logger.warning("Made again what was deleted in Prefect: %s", ", ".join(made))
+
+
 def main() -> None:
     """Run until killed. Raises StackError when addresses are missing from the environment."""
     keep_lines_whole()
@@ -114,15 +128,17 @@ def main() -> None:
     engine = engine_for(settings.database_url)
     prefect = open_client(settings, timeout_seconds=10)
     is_local = LOCAL_FLAG in sys.argv[1:]
-    runs = PoolRuns(prefect, settings.work_pool)
+    runs = PoolRuns(prefect, settings.work_pool, engine)
     deliveries = Deliveries(engine, settings, prefect)
     duties = [
         Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
         Duty("recovery", 3.0, Recovery(engine, runs, settings.max_attempts, is_local).look),
-        Duty("ends of jobs", 10.0, deliveries.add_missing),
+        Duty("ends of jobs", 3.0, deliveries.add_missing),
+        Duty("other people's hands", 3.0, Hands(engine, runs, settings.prefect_api_url, is_local).look),
     ]
     if is_local:
         duties.append(Duty("cancellations", 3.0, Cancellations(runs).finish))
+        duties.append(Duty("repair", 10.0, functools.partial(_repair, settings)))
     watch(engine, duties)
 
 

@@ -5,22 +5,26 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.attempts import Attempt, Heartbeat, Superseded, leave
+from jobs.ends import keep_run
 from jobs.events import write_event
 from jobs.folders import job_folder
 from jobs.log_lines import keep_lines_whole
 from jobs.progress import ProgressWriter, set_report
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, read_spec
+from jobs.status import JobStatus
 from sft.errors import StackError
 from tasks.announcements import announce
 from tasks.causes import explain
@@ -44,19 +48,36 @@ def let_log_lines_through() -> None:
 class Journal:
     """One job's records. A plain class, since Prefect copies dataclasses it is given."""
 
-    def __init__(self, settings: Settings, job_id: UUID, spec: JobSpec) -> None:
+    def __init__(self, settings: Settings, run_id: UUID, spec: JobSpec) -> None:
         if settings.database_url is None or settings.mlflow_tracking_uri is None:
             raise StackError("TUNEYARD_DATABASE_URL and MLFLOW_TRACKING_URI must be set where jobs run")
         self.settings = settings
         self.mlflow_tracking_uri = settings.mlflow_tracking_uri
-        self.job_id = job_id
-        self.spec = spec
-        self.folder: Path = job_folder(settings, spec.config, job_id)
-        self.attempt = Attempt.begin(settings.database_url, job_id)
-        self._progress = ProgressWriter(self.attempt.writing, job_id)
+        self.attempt = Attempt.begin(settings.database_url, run_id)
+        self.job_id = self.attempt.job_id
+        self.spec = self._settle_spec(spec)
+        self._progress = ProgressWriter(self.attempt.writing, self.job_id)
         self._phase = ""
         self.mlflow: MlflowTracker
         self.trackers: list[Tracker] = []
+
+    @property
+    def folder(self) -> Path:
+        """The job's own folder. Raises InvalidConfig when it would lie outside every allowed root."""
+        return job_folder(self.settings, self.spec.config, self.job_id)
+
+    def _settle_spec(self, spec: JobSpec) -> JobSpec:
+        """What the job trains: what its first attempt began with, whatever is edited in Prefect meanwhile."""
+        context = FlowRunContext.get()
+        run = context.flow_run.model_dump(mode="json") if context and context.flow_run else {}
+        run["start_time"] = run.get("start_time") or datetime.now(UTC).isoformat()
+        with self.attempt.writing() as connection:
+            kept, _ = read_spec(keep_run(connection, self.job_id, run).get("parameters") or {})
+            if self.attempt.number > 1 and kept is not None and kept != spec:
+                logger.warning("This run's parameters were edited after its job had begun; that changes nothing of it")
+                spec = kept
+            keep_run(connection, self.job_id, run, spec.to_parameters())
+        return spec
 
     def open_trackers(self, dataset: DatasetVersion) -> None:
         """Start the tracking runs and record which data the job learns from."""
@@ -88,7 +109,7 @@ class Journal:
             write_event(connection, self.job_id, event, data)
 
     def close(self, outcome: str) -> None:
-        """Say that the process ends, and how; what becomes of the job is told by its state."""
+        """Say that the process ends, and how."""
         for tracker in self.trackers:
             tracker.finish(outcome == "completed")
         self._progress.flush()
@@ -120,20 +141,20 @@ class Journal:
 
 
 @contextmanager
-def open_journal(settings: Settings, job_id: UUID, spec: JobSpec) -> Iterator[Journal]:
-    """A journal for the time of one attempt at a job.
+def open_journal(settings: Settings, run_id: UUID, spec: JobSpec) -> Iterator[Journal]:
+    """A journal for the time of one attempt at a run's job; where that has ended, the process ends at once.
 
     An error of the job is recorded and goes on. A stop, and what another attempt may get over, end the attempt without
     a word to Prefect (`Abort`): the watchdog sees that the process has gone and begins the job again.
     """
     let_log_lines_through()
     try:
-        journal = Journal(settings, job_id, spec)
+        journal = Journal(settings, run_id, spec)
         with Heartbeat(journal.attempt), _stopped_once(), _ending(journal):
             journal.write(error=None, error_code=None)
             journal.enter("starting")
             with journal.attempt.writing() as connection:
-                announce(connection, job_id, spec, "started", {})
+                announce(connection, journal.job_id, journal.spec, "started", {})
             yield journal
     except Superseded as error:
         leave(error)
@@ -168,7 +189,7 @@ def _ending(journal: Journal) -> Iterator[None]:
     try:
         yield
         journal.close("completed")
-        journal.attempt.release()
+        journal.attempt.end(JobStatus.COMPLETED)
     except Superseded:
         raise
     except Exception as error:
@@ -178,9 +199,8 @@ def _ending(journal: Journal) -> Iterator[None]:
             logger.warning("This attempt is lost: %s: %s", cause.code, message, exc_info=is_debugging() and error)
             _let_go(journal, cause=cause.code, message=message)
             raise Abort(message) from error
-        journal.write(error=message, error_code=cause.code)
         journal.close("failed")
-        journal.attempt.release()
+        journal.attempt.end(JobStatus.FAILED, message, cause.code)
         raise
     except BaseException as error:  # told to stop
         _let_go(journal, is_interrupted=True)

@@ -1,4 +1,7 @@
-"""Has the client told that its job has ended. A state hook of the flow: the run is already in its last state."""
+"""Writes the end of a job whose process could not do it itself, and with it has the webhook told; a hook of the flow.
+
+A run that fails before its first line, on parameters that were edited to nonsense, say, or that is cancelled.
+"""
 
 from typing import Any
 
@@ -6,26 +9,22 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
-from jobs.outbox import add_delivery
-from jobs.progress import read_reports
+from jobs.ends import ENDED, settle
+from jobs.run_ids import find_job
 from jobs.settings import Settings
-from jobs.status import status_of
 from jobs.store import engine_for
-from jobs.webhook import build_payload
 
 
 def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Put down that the job's webhook, if it has one, is to be called; the watchdog calls it."""
+    """Write the job's end as this state of its run says it, unless it was written before."""
     if state.is_crashed() and _was_cancelled(flow_run):
         state = Cancelled()
-    url = flow_run.parameters.get("webhook_url")
     database_url = Settings().database_url
-    if not url or database_url is None:
+    if database_url is None or state.type.value not in ENDED:
         return
-    engine = engine_for(database_url)
-    status = status_of(state.type.value, state.name or "", has_free_slot=False)
-    report = read_reports(engine, [flow_run.id]).get(flow_run.id)
-    add_delivery(engine, flow_run.id, url, build_payload(flow_run.id, status.value, report, state.message))
+    run = flow_run.model_dump(mode="json") | {"state_type": state.type.value, "state": {"message": state.message}}
+    with engine_for(database_url).begin() as connection:
+        settle(connection, run | {"id": str(find_job(connection, flow_run.id))})
 
 
 def _was_cancelled(flow_run: FlowRun) -> bool:

@@ -48,6 +48,7 @@ class Job(Answer):
     attempt: int | None = None
     output_path: str | None = None
     queue_position: int | None = None
+    waiting_for: str | None = None
     phase: str | None = None
     progress: Progress | None = None
     result: dict[str, Any] | None = None

@@ -30,6 +30,7 @@ def test_without_a_stack_the_process_answers_and_starts_none(tmp_path):
             "prefect": {"ok": False, "detail": "does not answer (ConnectError)"},
             "mlflow": {"ok": False, "detail": "does not answer (ConnectError)"},
             "worker": {"ok": False, "detail": "not known, Prefect does not answer (ConnectError)"},
+            "work_pool": {"ok": False, "detail": "not known, Prefect does not answer (ConnectError)"},
             "watchdog": {"ok": False, "detail": "not known, the database does not answer (OperationalError)"},
         },
     }
@@ -44,7 +45,7 @@ def test_with_the_stack_up_every_part_is_ready(stack):
     assert answer.status_code == 200
     assert answer.json()["ready"] is True
     assert {name: part["ok"] for name, part in answer.json()["parts"].items()} == dict.fromkeys(
-        ("database", "prefect", "mlflow", "worker", "watchdog"), True
+        ("database", "prefect", "mlflow", "worker", "work_pool", "watchdog"), True
     )
     assert answer.json()["parts"]["worker"]["detail"] == "1 online in work pool gpu"
 
@@ -78,6 +79,6 @@ def test_metrics_count_requests_by_route_template_and_jobs_by_status(stack):
         "queued", "running", "completed", "failed", "cancelled"
     }  # fmt: skip
     assert {key[1]: value for key, value in found.items() if key[0] == "tuneyard_part_ready"} == dict.fromkeys(
-        ("database", "prefect", "mlflow", "worker", "watchdog"), 1
+        ("database", "prefect", "mlflow", "worker", "work_pool", "watchdog"), 1
     )
     assert found["process_resident_memory_bytes",] > 10_000_000

@@ -107,7 +107,7 @@ async def fill_history(prefect: httpx.AsyncClient, deployment: dict[str, Any], r
         "flow_id": deployment["flow_id"],
         "deployment_id": deployment["id"],
         "parameters": {"config": config},
-        "state": {"type": "COMPLETED", "name": "Completed"},
+        "state": {"type": "CANCELLED", "name": "Cancelled"},  # a completed one has a result
     }
     gate = asyncio.Semaphore(FILL_AT_ONCE)
 

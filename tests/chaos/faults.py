@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -20,9 +20,11 @@ T = TypeVar("T")
 TARGET_SECONDS = 120.0  # how long to wait for something to hit
 STOPPED_SECONDS = 35.0  # longer than a job may be silent
 API_PAUSE_SECONDS = 2.0  # until whoever looks after the API starts it again
+PAUSED_SECONDS = 12.0
 POLL_SECONDS = 0.1
 NEARLY = 0.8  # of a job's training, so that MLflow is not back when the adapter is registered
 
+BY_HAND = ("run set by hand", "run deleted")  # a job they hit may have ended by that
 # Those that end the process of the job they hit: it is well again once its next attempt has begun.
 LETHAL = ("trainer killed", "trainer told to stop", "trainer stopped", "worker killed", "worker told to stop")
 
@@ -109,6 +111,99 @@ class Faults:
         self._note(kind, f"{part.name}, pid {part.pid}", [job_id])
         psutil.Process(part.pid).kill()
 
+    # -- other people's hands, in Prefect's and MLflow's pages
+
+    def retry_run(self, kind: str) -> None:
+        """*Retry* on a job that has ended."""
+        job_id = self._wait(lambda: self._pick(lambda sight: sight.has_ended))
+        self._note(kind, f"job {job_id}", [job_id])
+        self._set_state(job_id, "SCHEDULED", "AwaitingRetry")
+
+    def set_state(self, kind: str) -> None:
+        """A job at work is set to an end that it has not come to."""
+        job_id, _ = self._wait_for_trainer()
+        state = self._rng.choice(["COMPLETED", "FAILED", "CANCELLED"])
+        self._note(kind, f"job {job_id}, {state}", [job_id])
+        self._set_state(job_id, state, state.title())
+
+    def pause_run(self, kind: str) -> None:
+        """A job at work is paused, and resumed after a while."""
+        job_id, _ = self._wait_for_trainer()
+        self._note(kind, f"job {job_id}", [job_id])
+        self._set_state(job_id, "PAUSED", "Paused")
+        time.sleep(PAUSED_SECONDS)
+        if (sight := self._look(job_id)) is None or not sight.has_ended:
+            self._set_state(job_id, "RUNNING", "Running")
+
+    def delete_run(self, kind: str) -> None:
+        """The run of a job is deleted, at work or waiting."""
+        job_id = self._wait(lambda: self._pick(lambda sight: not sight.has_ended))
+        self._note(kind, f"job {job_id}", [job_id])
+        self._watcher.unlisted.add(job_id)
+        self._service.prefect.delete(f"/flow_runs/{job_id}")
+
+    def delete_deployment(self, kind: str) -> None:
+        """The deployment is deleted, and with it the runs of all jobs that wait."""
+        found = self._wait(self._find_deployment)
+        self._note(kind, "finetune/sft")
+        self._service.prefect.delete(f"/deployments/{found}")
+
+    def pause_pool(self, kind: str) -> None:
+        """The work pool is paused for a while, or gets a concurrency limit of 0."""
+        path = f"/work_pools/{self._service.settings.work_pool}"
+        pool = self._wait(lambda: self._ask_prefect(path))
+        self._note(kind, "the work pool")
+        change = {"is_paused": True} if kind.endswith("paused") else {"concurrency_limit": 0}
+        self._insist_on_prefect("PATCH", path, change)
+        time.sleep(PAUSED_SECONDS)
+        self._insist_on_prefect("PATCH", path, {name: pool[name] for name in change})
+
+    def delete_experiment(self, kind: str) -> None:
+        """MLflow's experiment is deleted, with all runs in it."""
+        self._wait_for_part("mlflow")
+        found = self._wait(self._find_experiment)
+        self._note(kind, "the experiment")
+        with suppress(httpx.HTTPError):
+            address = f"{self._service.settings.mlflow_tracking_uri}/api/2.0/mlflow/experiments/delete"
+            httpx.post(address, json={"experiment_id": found}, timeout=30)
+
+    def _find_experiment(self) -> str | None:
+        address = f"{self._service.settings.mlflow_tracking_uri}/api/2.0/mlflow/experiments/get-by-name"
+        try:
+            answer = httpx.get(address, params={"experiment_name": "tuneyard"}, timeout=30)
+        except httpx.HTTPError:
+            return None
+        return str(answer.json()["experiment"]["experiment_id"]) if answer.is_success else None
+
+    def _find_deployment(self) -> str | None:
+        found = self._ask_prefect("/deployments/name/finetune/sft")
+        return str(found["id"]) if found else None
+
+    def _ask_prefect(self, path: str) -> dict[str, Any] | None:
+        try:
+            answer = self._service.prefect.get(path)
+        except httpx.HTTPError:
+            return None
+        return dict(answer.json()) if answer.is_success else None
+
+    def _insist_on_prefect(self, method: str, path: str, body: dict[str, Any]) -> None:
+        def ask() -> bool | None:
+            with suppress(httpx.HTTPError):
+                return self._service.prefect.request(method, path, json=body).is_success or None
+            return None
+
+        self._wait(ask)
+
+    def _set_state(self, job_id: str, kind: str, name: str) -> None:
+        body = {"state": {"type": kind, "name": name}, "force": True}
+        with suppress(httpx.HTTPError):  # Prefect is away just then, or the run is gone
+            self._service.prefect.post(f"/flow_runs/{job_id}/set_state", json=body)
+
+    def _pick(self, suits: Callable[[Sight], bool]) -> str | None:
+        lasts = {job_id: self._watcher.last(job_id) for job_id in list(self._watcher.sights)}
+        found = [job_id for job_id, sight in lasts.items() if sight and suits(sight)]
+        return self._rng.choice(found) if found else None
+
     # -- what they need
 
     def _note(self, kind: str, target: str, jobs: list[str] | None = None) -> None:
@@ -180,6 +275,14 @@ KINDS: dict[str, Callable[[Faults, str], None]] = {
     "trainer told to stop": Faults.signal_trainer,
     "postgres restarted": Faults.restart_database,
     "mlflow killed": Faults.kill_mlflow,
+    "run retried": Faults.retry_run,
+    "deployment deleted": Faults.delete_deployment,
+    "run set by hand": Faults.set_state,
+    "experiment deleted": Faults.delete_experiment,
+    "run deleted": Faults.delete_run,
+    "run paused": Faults.pause_run,
+    "pool paused": Faults.pause_pool,
+    "pool limited": Faults.pause_pool,
     "worker told to stop": Faults.signal_part,
     "api told to stop": Faults.signal_api,
     "watchdog told to stop": Faults.signal_part,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from tests.chaos.faults import LETHAL, Fault
+from tests.chaos.faults import BY_HAND, LETHAL, Fault
 from tests.chaos.watcher import Sight, Watcher
 
 JOB_TAG = "tuneyard.job_id"
@@ -100,7 +100,9 @@ def _judge_history(job_id: str, evidence: Evidence, verdict: Verdict) -> None:
         verdict.blame("stuck", job_id, f"it is {sights[-1].status if sights else 'unseen'} at the end")
         return
     hits = sum(job_id in fault.hit for fault in evidence.faults)
-    if sights[-1].status == "failed" and hits < MAX_ATTEMPTS:
+    by_hand = any(job_id in fault.hit for fault in evidence.faults if fault.kind in BY_HAND)
+    is_by_hand = by_hand and sights[-1].error_code == "ended_by_hand"
+    if sights[-1].status == "failed" and hits < MAX_ATTEMPTS and not is_by_hand:
         verdict.blame("lost", job_id, f"it failed ({sights[-1].error_code}) though only {hits} faults hit it")
     if sights[-1].status != "cancelled" and job_id in evidence.cancelled:
         verdict.blame("regressed", job_id, f"it was cancelled and {sights[-1].status}")

@@ -1,5 +1,7 @@
 """`make chaos`: many small jobs while parts of the service are killed, stopped and restarted at random.
 
+Meanwhile people have their hands in Prefect's and MLflow's pages.
+
 Whether every promise was kept is judged from outside. The last line is one JSON object; the exit status is 1 when an
 invariant is broken, and then the offending jobs' histories are printed and the state folder with its logs is kept.
 """
@@ -116,6 +118,8 @@ def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
     api = service.api.client
     wait_until(lambda: api.get("/ready").is_success, time.monotonic() + READY_SECONDS)
     listed = [job["job_id"] for job in api.get("/train").raise_for_status().json()]
+    kept = [job_id for job_id in clients.watcher.unlisted if api.get(f"/train/{job_id}").is_success]
+    listed += [job_id for job_id in kept if job_id not in listed]
 
     def look() -> Evidence:
         return Evidence(

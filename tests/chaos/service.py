@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -39,6 +40,11 @@ class Service:
     def url(self) -> str:
         """Where the API is."""
         return str(self.api.client.base_url)
+
+    @cached_property
+    def prefect(self) -> httpx.Client:
+        """A client of Prefect's API, as its UI is one."""
+        return httpx.Client(base_url=str(self.settings.prefect_api_url), timeout=30)
 
     @property
     def supervisor(self) -> Supervisor:

@@ -48,6 +48,7 @@ class Watcher(threading.Thread):
         super().__init__(name="watcher")
         self.sights: dict[str, list[Sight]] = defaultdict(list)
         self.polls: list[float] = []
+        self.unlisted: set[str] = set()  # jobs whose runs were deleted: they are asked for one by one
         self._client = httpx.Client(base_url=url, timeout=20)
         self._stopped = threading.Event()
 
@@ -73,6 +74,9 @@ class Watcher(threading.Thread):
             cursor = answer.headers.get("X-Next-Cursor")
             if cursor is None:
                 break
+        for job_id in list(self.unlisted):
+            answer = self._client.get(f"/train/{job_id}").raise_for_status()
+            self.keep(job_id, Sight.of(time.monotonic(), answer.json()))
         self.polls.append(asked_at)
 
     def keep(self, job_id: str, sight: Sight) -> None:

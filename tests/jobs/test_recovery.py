@@ -320,7 +320,7 @@ def test_a_job_that_was_cancelled_is_never_begun_again(bench: Bench, by: str) ->
     run = bench.make()
     bench.begin(run)
     if by == "us":
-        mark_cancelled(bench.engine, UUID(run))
+        mark_cancelled(bench.engine, UUID(run), bench.read(run))
     else:
         bench.put(run, "CANCELLING")
     bench.put(run, "CRASHED")
@@ -335,7 +335,7 @@ def test_a_run_that_moves_on_while_it_is_looked_at_is_left_alone(bench: Bench) -
     bench.begin(run)
     recovery = bench.recovery()
     recovery.look()
-    seen = bench.read(run)
+    seen = bench.read(run) | {"run_id": run}
     bench.put(run, "CANCELLING")
     recovery._settle(seen, "killed")  # as it was read a moment before
     assert bench.state(run) in ("Cancelling", "Cancelled")

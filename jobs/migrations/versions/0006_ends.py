@@ -1,0 +1,27 @@
+"""A job's end, its run as it was first seen, and which run stands for it, are kept with its report."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0006"
+down_revision = "0005"
+
+TABLE = "job_reports"
+
+
+def upgrade() -> None:
+    op.add_column(TABLE, sa.Column("status", sa.Text()))
+    op.add_column(TABLE, sa.Column("ended_at", sa.DateTime(timezone=True)))
+    op.add_column(TABLE, sa.Column("run", JSONB()))
+    op.add_column(TABLE, sa.Column("run_id", sa.Uuid()))
+    is_open = sa.text("status IS NULL AND run IS NOT NULL")
+    op.create_index("ix_job_reports_open", TABLE, ["job_id"], postgresql_where=is_open)
+    op.create_index("ix_job_reports_run_id", TABLE, ["run_id"], postgresql_where=sa.text("run_id IS NOT NULL"))
+
+
+def downgrade() -> None:
+    op.drop_index("ix_job_reports_run_id", TABLE)
+    op.drop_index("ix_job_reports_open", TABLE)
+    for name in ("run_id", "run", "ended_at", "status"):
+        op.drop_column(TABLE, name)
