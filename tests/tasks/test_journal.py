@@ -101,3 +101,12 @@ def test_the_first_of_several_stops_counts_and_lets_the_work_be_saved(record):
         signal.signal(signal.SIGTERM, former)
     assert saved
     assert (record.attempt.is_interrupted, record.attempt.token, record.outcomes) == (True, None, ["interrupted"])
+
+
+def test_parameters_that_are_edited_after_the_job_has_begun_change_nothing_of_it(record, caplog):
+    with pytest.raises(Abort), record.open():
+        raise StackError("nobody there")
+    edited = SPEC.model_copy(update={"config": SPEC.config.model_copy(update={"seed": 7, "lora_r": 64})})
+    with open_journal(record.stack, record.job_id, edited) as journal:
+        assert journal.spec == SPEC
+    assert "edited after its job had begun" in caplog.text
