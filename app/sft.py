@@ -53,6 +53,7 @@ class SFTTrainer:
         from sft.tokenization import prepare
         from tasks.dataset import resolve
         from tasks.model import locate_adapter
+        from tasks.register import describe_provenance
         from tasks.tokenize import CACHE_FOLDER
 
         settings, config = Settings(), self.config
@@ -71,7 +72,7 @@ class SFTTrainer:
         return {
             "train_loss": training["train_loss"],
             "eval_loss": evaluation["eval_loss"],
-            "adapter_path": str(session.save(folder / "adapter")),
+            "adapter_path": str(session.save(folder / "adapter", describe_provenance(dataset, training | evaluation))),
             "output_dir": str(folder),
             "model_name": JobSpec.build(config=self.config).registered_name,
             "model_version": None,

@@ -12,6 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.disk import is_about_space
 from sft.errors import DiskFull, InvalidConfig, ModelUnusable, walk_causes
+from sft.portable_tokenizer import save_portable
 
 
 def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
@@ -50,9 +51,11 @@ def _read_generation(model: PreTrainedModel, path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def save_companions(folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> None:
+def save_companions(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, model_path: Path
+) -> None:
     """Write the tokenizer with its chat template, and the generation config."""
-    tokenizer.save_pretrained(folder)
+    save_portable(tokenizer, folder, model_path)
     generation.save_pretrained(folder)
 
 
@@ -65,7 +68,12 @@ def make_folder(folder: Path, field: str) -> None:
 
 
 def try_saving(
-    output_dir: Path, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, configs: list[Any]
+    output_dir: Path,
+    name: str,
+    model: PreTrainedModel,
+    model_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: list[Any],
 ) -> None:
     """Write all that a result has beside its weights into a folder that goes again.
 
@@ -81,7 +89,7 @@ def try_saving(
     make_folder(output_dir, "output_dir")
     try:
         with tempfile.TemporaryDirectory(prefix=".try-", dir=output_dir) as folder:
-            _write(Path(folder), name, model, tokenizer, configs)
+            _write(Path(folder), name, model, model_path, tokenizer, configs)
     except OSError as error:
         if any(map(is_about_space, walk_causes(error))):
             raise DiskFull(f"no space left in {output_dir}; free some, or set output_dir to another disk") from error
@@ -89,10 +97,17 @@ def try_saving(
 
 
 def _write(
-    folder: Path, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, configs: list[Any]
+    folder: Path,
+    name: str,
+    model: PreTrainedModel,
+    model_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: list[Any],
 ) -> None:
     parts: dict[str, Callable[[], Any]] = {
-        "tokenizer or generation config": lambda: save_companions(folder, tokenizer, model.generation_config),
+        "tokenizer or generation config": lambda: save_companions(
+            folder, tokenizer, model.generation_config, model_path
+        ),
         "configuration": lambda: copy.deepcopy(model.config).save_pretrained(folder),
         "adapter configuration": lambda: [config.save_pretrained(folder) for config in configs],
     }

@@ -19,6 +19,7 @@ import torch
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
+from sft.model_card import Provenance
 from sft.models import name_precision
 from sft.planning.room import check_room
 from sft.precision import settle_dtype
@@ -136,9 +137,9 @@ class GroupSession:
         self.warnings = self._call("list_warnings")
         return result
 
-    def save(self, adapter_dir: Path) -> Path:
+    def save(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
         """As `TrainingSession.save`."""
-        self._call("save", adapter_dir)
+        self._call("save", adapter_dir, provenance)
         return adapter_dir
 
     def close(self) -> None:

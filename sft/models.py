@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_TIMEOUT_SECONDS = 3.0
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
 DTYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names, by mixed_precision
 BF16_GAIN = 0.9  # bf16 must need less than this share of fp32's time to be worth its rounding
 

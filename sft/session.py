@@ -31,6 +31,7 @@ from sft.events import EventSender
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
+from sft.model_card import Provenance, name_base, write_card
 from sft.model_class import find_model_class
 from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.optimizers import check_optimizer
@@ -241,19 +242,22 @@ class TrainingSession:
         finally:
             self._guard.release()
 
-    def save(self, adapter_dir: Path) -> Path:
+    def save(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
         """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
 
         With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
+
+        Args:
+            provenance: what the model card tells of data and results.
         """
         with self.trainer.publishing():
-            return self._save(adapter_dir)
+            return self._save(adapter_dir, provenance or Provenance())
 
-    def _save(self, adapter_dir: Path) -> Path:
+    def _save(self, adapter_dir: Path, provenance: Provenance) -> Path:
         model = self.trainer.model
         if isinstance(model, PeftModel):
             for adapter in model.peft_config.values():
-                adapter.base_model_name_or_path = self.config.base_model  # an id, no folder of this machine
+                adapter.base_model_name_or_path = name_base(self.config.base_model)  # no folder of this machine
         size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         with (
             telling_full_disk(adapter_dir, "the adapter", size),
@@ -264,8 +268,9 @@ class TrainingSession:
             options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
             model.save_pretrained(folder, **options)
             self._save_companions(folder)
+            self._write_card(folder, "adapter" if isinstance(model, PeftModel) else "full", provenance)
         if self.config.save_merged_model and isinstance(model, PeftModel):
-            self._save_merged(adapter_dir)
+            self._save_merged(adapter_dir, provenance)
         return adapter_dir
 
     def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
@@ -296,16 +301,24 @@ class TrainingSession:
         """Whatever of the result can be made before training is made and thrown away, so that it can't fail later."""
         adapters = [*self.trainer.model.peft_config.values()] if isinstance(self.trainer.model, PeftModel) else []
         folder = self.output_dir
-        try_saving(folder, self.config.base_model, self._get_base(), self.tokenizer, adapters)
+        try_saving(folder, self.config.base_model, self._get_base(), self.model_path, self.tokenizer, adapters)
 
     def _get_base(self) -> PreTrainedModel:
         model = self.trainer.model
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def _save_companions(self, folder: Path) -> None:
-        save_companions(folder, self.tokenizer, self._get_base().generation_config)
+        save_companions(folder, self.tokenizer, self._get_base().generation_config, self.model_path)
 
-    def _save_merged(self, adapter_dir: Path) -> None:
+    def _write_card(self, folder: Path, kind: str, provenance: Provenance) -> None:
+        facts = {
+            "rows": self._sender.begin["rows"],
+            "dtype": self._sender.begin["dtype"],
+            "adaptation": self.adaptation,
+        }
+        write_card(folder, kind, self.config, self.model_path, facts, provenance)
+
+    def _save_merged(self, adapter_dir: Path, provenance: Provenance) -> None:
         target = adapter_dir.with_name("merged")
         with quiet_transformers():
             merged = self._merge(adapter_dir)
@@ -318,6 +331,7 @@ class TrainingSession:
             merged.generation_config = self._get_base().generation_config
             merged.save_pretrained(folder)
             self._save_companions(folder)
+            self._write_card(folder, "merged", provenance)
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, RegistryRefused
+from sft.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
@@ -56,7 +57,8 @@ def register(
     """Save the adapter, make it a version in the registry and report the job's result."""
     journal.enter("registering")
     config = journal.spec.config
-    adapter_dir = session.save(journal.folder / "adapter")
+    measured = {"base_eval_loss": before.get("eval_loss")} | training | after
+    adapter_dir = session.save(journal.folder / "adapter", describe_provenance(dataset, measured))
     merged_dir = adapter_dir.with_name("merged") if config.save_merged_model and config.use_lora else None
     facts = {
         "base_model": config.base_model,
@@ -92,6 +94,17 @@ def register(
     }
     journal.write(phase="done", result=result, output_path=str(adapter_dir))
     return result
+
+
+def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:
+    """What the model card tells of the data and of what was measured."""
+    return Provenance(
+        dataset=f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
+        dataset_commit=dataset.commit,
+        dataset_md5=dataset.md5,
+        hub_dataset=dataset.name if dataset.source == "hub" else None,
+        measures={name: measured[name] for name in MEASURES if name in measured},
+    )
 
 
 def register_adapter(
