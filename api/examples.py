@@ -211,7 +211,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
             "a saved configuration with a change": {"config_id": CONFIG_ID, "config": {"learning_rate": 1e-4}},
         },
         {"job_id": JOB_ID, "status": "running"},
-        (404, 422),
+        (404, 409, 422),
     ),
     ("POST", "/api/sft/plan"): Example("Plan a job", {"alpaca": {"config": SFT_CONFIG}}, PLAN, (404,)),
     ("GET", "/api/sft/jobs"): Example("List jobs", response={"jobs": [SFT_JOB]}),

@@ -183,13 +183,14 @@ def test_values_of_set_are_yaml_scalars_lists_and_mappings_but_text_stays_text(r
         (["--nonsense"], "No such option: --nonsense"),
     ],
 )
-def test_wrong_usage_asks_nothing_of_the_service(run, arguments, told):
+def test_wrong_usage_asks_nothing_of_the_service(arguments, told):
+    nobody = {"TUNEYARD_URL": "http://127.0.0.1:9"}  # to ask would be another exit code
     for command in ("submit", "plan"):
-        result, received = run([command, *arguments], STARTED)
-        assert (result.exit_code, result.stdout, received) == (2, "", [])
+        result = CliRunner().invoke(cli.main, [command, *arguments], env=nobody)
+        assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith("tuneyard: ")
         assert told in result.stderr
-        in_json, _ = run([command, *arguments, "--json"], STARTED)
+        in_json = CliRunner().invoke(cli.main, [command, *arguments, "--json"], env=nobody)
         error = json.loads(in_json.stderr)
         assert (in_json.exit_code, in_json.stdout, error["code"]) == (2, "", "usage")
         assert told in error["detail"]
@@ -210,9 +211,10 @@ def test_wrong_usage_asks_nothing_of_the_service(run, arguments, told):
         ("a: &a [*a]\n", "is not valid YAML"),
     ],
 )
-def test_a_file_that_can_not_be_meant_is_wrong_usage(run, file, told):
-    result, received = run(["submit"], STARTED, file=file)
-    assert (result.exit_code, received) == (2, [])
+def test_a_file_that_can_not_be_meant_is_wrong_usage(tmp_path, file, told):
+    (tmp_path / "job.yaml").write_text(file)
+    result = CliRunner().invoke(cli.main, ["submit", "-f", str(tmp_path / "job.yaml"), "--url", "http://127.0.0.1:9"])
+    assert result.exit_code == 2
     assert told in result.stderr
 
 
