@@ -122,6 +122,7 @@ SFT_JOB = {
     "phase": "done",
     "progress": PROGRESS | {"step": 117, "percent": 100.0, "eta_seconds": 0},
     "queue_position": None,
+    "waiting_for": None,
     "config": SFTConfig.from_dict(SFT_CONFIG).to_dict(),
     **ORIGIN,
 }

@@ -35,7 +35,7 @@ class JobDisplay:
             console=console,
         )
         self._bar: TaskID | None = None
-        self._position: int | None = None
+        self._place: tuple[int | None, str | None] = (None, None)
         self._phase: str | None = None
         self._tracking_url: str | None = None
         self._shown_percent = 0.0
@@ -51,10 +51,11 @@ class JobDisplay:
 
     def show(self, job: Job) -> None:
         """Take the job as it is now."""
-        if job.queue_position is not None and job.queue_position != self._position:
+        place = (job.queue_position, job.waiting_for)
+        if job.queue_position is not None and place != self._place:
             why = f": {job.waiting_for}" if job.waiting_for else ""
             self._print_step(f"queued at position {job.queue_position}{why}")
-        self._position = job.queue_position
+        self._place = place
         if job.phase is not None and job.phase != self._phase:
             self._print_step(job.phase)
             self._phase = job.phase
