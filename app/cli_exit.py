@@ -143,7 +143,7 @@ def _print_error(detail: str, code: str, request_id: str | None) -> None:
 
 
 def _end_pipe() -> ExitCode:
-    """Nobody reads on: what is still buffered goes nowhere, quietly."""
+    """Discard what is still buffered, since the reader closed the pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     return ExitCode.PIPE_CLOSED

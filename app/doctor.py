@@ -129,7 +129,7 @@ def installed_version(name: str) -> str | None:
 
 
 def check_folder(home: Path) -> Iterator[Finding]:
-    """Whether the state folder is ours to write to and nobody else's."""
+    """Whether the state folder is writable, and not by other users."""
     folder = find_existing(home)
     if not _is_writable(folder):
         yield Finding(Level.FAIL, "folder", f"{folder} can't be written to", "set TUNEYARD_HOME to a folder of yours")

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class SFTJobManager:
-    """Jobs from Python. Synchronous; the first call brings the local stack up and it stays up.
+    """Jobs from Python. Synchronous; the first call starts the local stack, which keeps running.
 
     Unknown ids raise ValueError("Job X not found") or ValueError("Config X not found"). `close`, or use in a `with`
     statement, ends its connections.
@@ -36,7 +36,7 @@ class SFTJobManager:
         self.close()
 
     def close(self) -> None:
-        """End the connections; jobs go on, callbacks are called no more. A later call connects again.
+        """Close the connections. Jobs continue, callbacks are no longer called. A later call connects again.
 
         Waits for a callback that is at work, but for one that calls this itself.
         """
@@ -48,9 +48,9 @@ class SFTJobManager:
         self._door.close()
 
     def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
-        """Make a job that waits as `pending` until it is started; returns its id.
+        """Create a job, which is `pending` until it is started; returns its id.
 
-        What is known to fail it, such as a model that is nowhere, is logged as a warning.
+        Problems that will fail it, such as a missing model, are logged as warnings.
 
         The callbacks are called in this process, on a thread of their own, with the job's id and config as `trainer`.
         """
@@ -80,7 +80,7 @@ class SFTJobManager:
         return [job_view(job) for job in self._door.open().list_jobs().jobs]
 
     def save_config(self, name: str, config: dict[str, Any]) -> str:
-        """Keep a configuration, whole or partial; returns its id."""
+        """Save a configuration, complete or partial; returns its id."""
         return str(self._door.open().configs.save(name, config).config_id)
 
     def get_config(self, config_id: str) -> SavedConfiguration:
@@ -92,7 +92,7 @@ class SFTJobManager:
         return [config_view(saved) for saved in self._door.open().configs.read_all()]
 
     def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> SavedConfiguration:
-        """Keep a new version of a configuration in place of the present one; the name stays if unset."""
+        """Save a new version of a configuration; the name stays if unset."""
         return config_view(self._door.open().configs.update(config_id, name, config))
 
     def delete_config(self, config_id: str) -> None:
