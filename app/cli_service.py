@@ -26,9 +26,15 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or 
 def connected(url: str | None) -> "Iterator[Tuneyard]":
     """A client of the service."""
     from tuneyard_client import Tuneyard
+    from tuneyard_client.errors import ServiceUnreachable
 
-    with Tuneyard(url or local_url(), os.environ.get("TUNEYARD_API_KEY")) as client:
-        yield client
+    try:
+        with Tuneyard(url or local_url(), os.environ.get("TUNEYARD_API_KEY")) as client:
+            yield client
+    except ServiceUnreachable as error:
+        if url:
+            raise
+        raise ServiceUnreachable(f"{error.detail} Start it with `tuneyard serve`, or name one with --url") from error
 
 
 def local_url() -> str:

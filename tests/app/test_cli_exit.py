@@ -99,6 +99,12 @@ def test_nobody_answering_is_told_with_the_address():
     assert json.loads(in_json.stderr)["code"] == "unreachable"
 
 
+def test_without_a_service_here_the_command_that_starts_one_is_named():
+    result = CliRunner().invoke(cli.main, ["cancel", JOB_ID], env={"TUNEYARD_URL": None, "TUNEYARD_API_PORT": "9"})
+    assert result.exit_code == 4
+    assert result.stderr.endswith("is the service running? Start it with `tuneyard serve`, or name one with --url\n")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
