@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.pytorch_utils import Conv1D
 
 from sft.experts import find_expert_parameters
 
@@ -78,9 +79,12 @@ def _mark(name: str, reached: set[str], odd: set[str]) -> Callable[..., Any]:
             reached.add(name)
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or output.shape[:-1] != inputs[0].shape[:-1]:
+        width = module.nf if isinstance(module, Conv1D) else module.out_features
+        if not isinstance(output, Tensor) or output.shape != (*inputs[0].shape[:-1], width):
             odd.add(name)
             return None
+        if inputs[0].device.type != "meta" and not bool(inputs[0].any()):
+            return None  # of which an adapter could learn nothing
         # As an adapter would, it adds something that learns; its gradient is that of the layer's result.
         marked = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         if marked.requires_grad:

@@ -23,6 +23,13 @@ def test_what_is_trained_loads_with_the_loss_that_was_measured(model_type: str, 
     assert outcome.end == "trained", outcome
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "granitemoe"])
+def test_adapted_experts_load_with_the_loss_that_was_measured(model_type: str, tmp_path: Path) -> None:
+    outcome = run_case(model_type, tmp_path, lora_target_modules=["all-linear", "experts"], lora_dropout=0.0)
+    assert outcome.end == "trained", outcome
+    assert "0 warnings" in outcome.words
+
+
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_what_is_no_causal_language_model_is_refused(model_type: str, tmp_path: Path) -> None:
     outcome = run_case(model_type, tmp_path)

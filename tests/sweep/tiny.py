@@ -119,8 +119,9 @@ def _shrink(values: dict[str, Any], vocabulary: int, ids: dict[str, int | None])
             small[name] = [value[index] for index in kept[1]]
         elif isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
             small[name] = {key: part for key, part in value.items() if int(key) < LAYERS}
-        elif isinstance(value, dict) and "mrope_section" in value:
-            small[name] = value | {"mrope_section": [2, 3, 3]}
+        elif name == "rope_parameters" and isinstance(value, dict) and _has_sections(values, value):
+            half = int(8 * value.get("partial_rotary_factor", 1.0))
+            small[name] = value | {"mrope_section": [half // 4, half // 4 + half % 2, half // 2]}
         elif value is None and name in UNSET:
             small[name] = UNSET[name]
         elif isinstance(value, int) and not isinstance(value, bool) and name.endswith(("token_id", "token_index")):
@@ -134,6 +135,12 @@ def _shrink(values: dict[str, Any], vocabulary: int, ids: dict[str, int | None])
         else:
             small[name] = value
     return small
+
+
+def _has_sections(values: dict[str, Any], rope: dict[str, Any]) -> bool:
+    """Whether positions have a part for time, height and width each, as where images are looked at."""
+    looks = any(part in values.get("model_type", "") for part in ("vl", "4v", "46v", "ocr", "omni", "glmga"))
+    return looks or "mrope_section" in rope
 
 
 def _pick_layers(values: dict[str, Any]) -> tuple[int, list[int]] | None:
