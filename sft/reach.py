@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from sft.errors import ModelNotSupported
 from sft.experts import find_expert_parameters
 
 TRIAL_TOKENS = 12
@@ -34,6 +35,8 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
 
     The model may be empty (on the meta device). Where nothing can be computed there, what belongs to the decoder
     counts as reached.
+
+    Raises ModelNotSupported where a pass forward and backward is not possible.
     """
     reached, odd = Reach(set(), set())
     modules = {name: model.get_submodule(name) for name in names}
@@ -44,9 +47,13 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
             ids = draw_text(model, TRIAL_TOKENS)
             output = model(input_ids=ids, use_cache=False)
             output.logits.float().logsumexp(dim=-1).sum().backward()
-    except Exception:
-        if not _is_empty(model):  # the layout's own trial explains what this model can't do
-            raise
+    except Exception as error:
+        if not _is_empty(model):
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            name = model.name_or_path.rstrip("/").rpartition("/")[2]
+            raise ModelNotSupported(
+                f"base_model {name} gives no gradient for a row of text: {lines[0].partition('. ')[0]}"
+            ) from error
         return Reach(_guess_reached(model, names), set())
     siblings = {_describe_siblings(name) for name in reached} - {None}
     return Reach({name for name in names - odd if name in reached or _describe_siblings(name) in siblings}, odd)
