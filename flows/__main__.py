@@ -26,7 +26,13 @@ def main() -> None:
 
     keep_lines_whole()
     write_failures_once()
-    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        from tasks.refusal import fail_if_refused
+
+        fail_if_refused(end)
+        raise
 
 
 if __name__ == "__main__":

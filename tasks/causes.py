@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sft.disk import is_about_space
-from sft.errors import DiskFull, RegistryUnavailable, StackError, TuneyardError, walk_causes
+from sft.errors import DiskFull, InvalidConfig, RegistryUnavailable, StackError, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
 
 DETAIL_CHARACTERS = 500
@@ -16,6 +16,9 @@ SERVER_ERROR = 500  # HTTP statuses from here on say that the server failed, not
 
 _MLFLOW_AWAY_NAMES = {
     f"requests.exceptions.{name}" for name in ("ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError")
+}
+_PARAMETER_NAMES = {
+    f"prefect.exceptions.{name}" for name in ("ParameterBindError", "ParameterTypeError", "SignatureMismatchError")
 }
 _DATABASE_NAMES = {
     f"{module}.{name}" for module in ("sqlalchemy.exc", "psycopg2") for name in ("OperationalError", "InterfaceError")
@@ -98,6 +101,11 @@ def _is_prefect_away(error: BaseException) -> bool:
     return "httpx.TransportError" in names
 
 
+def is_about_parameters(error: BaseException) -> bool:
+    """Whether Prefect could not call a flow with the parameters of its run."""
+    return bool(name_kinds(error) & _PARAMETER_NAMES)
+
+
 def _show(error: BaseException) -> str:
     """What it is, in one line."""
     first_line = next(iter(str(error).strip().splitlines()), "")
@@ -123,10 +131,15 @@ def _say_stack_away(error: BaseException) -> str:
     return f"Prefect or the database can't be reached ({_show(error)}); see `tuneyard status`"
 
 
+def _say_refused(error: BaseException) -> str:
+    return f"the run's parameters do not suit its flow ({_show(error)}); edit its schedule, or start it anew"
+
+
 _Kind = tuple[Callable[[BaseException], bool], str, Callable[[BaseException], str], bool]
 _KINDS: tuple[_Kind, ...] = (
     (is_out_of_memory, "out_of_memory", _say_out_of_memory, False),
     (_is_mlflow_away, RegistryUnavailable.code, _say_mlflow_away, RegistryUnavailable.is_worth_retrying),
     (_is_database_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
+    (is_about_parameters, InvalidConfig.code, _say_refused, InvalidConfig.is_worth_retrying),
     (_is_prefect_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
 )
