@@ -16,6 +16,7 @@ import pytest
 from jobs.settings import Settings
 from jobs.stack import down, ensure_up
 from jobs.supervision import stack_processes
+from tasks.registry import build_registry
 
 # Of the tests' stacks, the new and the old one of a rotation.
 WEBHOOK_SECRETS = [f"whsec_{b64encode(letter * 32).decode()}" for letter in (b"n", b"o")]
@@ -95,6 +96,12 @@ def stack() -> Iterator[Settings]:
         finally:
             down(settings)
         assert stack_processes(settings.home) == []
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The default dataset registry, built once, as a setting of those that need no home of its own."""
+    return str(build_registry(tmp_path_factory.mktemp("registry")))
 
 
 @pytest.fixture

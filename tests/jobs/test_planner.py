@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(tmp_path_factory, registry):
     """A state folder with a tiny model and a file of rows."""
-    found = Settings(home=tmp_path_factory.mktemp("home"))
+    found = Settings(home=tmp_path_factory.mktemp("home"), dataset_registry=registry)
     save_tiny_llama(found.model_root / "tiny/llama")
     found.data_root.mkdir(parents=True)
     rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(40)]

@@ -18,8 +18,8 @@ LOOK = RetrainSpec(adapter_name="support")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    settings = Settings(home=tmp_path_factory.mktemp("home"))
+def settings(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Settings:
+    settings = Settings(home=tmp_path_factory.mktemp("home"), dataset_registry=registry)
     settings.data_root.mkdir()
     return settings
 
