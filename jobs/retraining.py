@@ -53,7 +53,8 @@ def _fingerprint(job: Job) -> str | None:
 
 
 def _explain(job: Job, name: str) -> str:
-    how = f"{job.status.value} ({job.error_code}: {job.error})" if job.error else job.status.value
+    said = "; ".join((job.error or "").splitlines())
+    how = f"{job.status.value} ({job.error_code}: {said})" if said else job.status.value
     return (
         f"job {job.id} has retrained {name} on the same data, settings and base model and is {how}; to submit it "
         "again, run retrain with force"
