@@ -76,6 +76,7 @@ def register(
     comparison = compare(Version(adapter.version, facts["eval_loss"], held_out), previous)
     if comparison["comparison"]:
         logger.log(logging.WARNING if comparison["is_worse"] else logging.INFO, "%s", comparison["comparison"])
+    worse = [comparison["comparison"]] if comparison["is_worse"] else []
     metrics = training | after
     result = facts | {
         "adapter_path": str(adapter_dir),
@@ -87,7 +88,7 @@ def register(
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
         **comparison,
-        "warnings": [comparison["comparison"]] if comparison["is_worse"] else [],
+        "warnings": [*rows.warnings, *session.warnings, *worse],
         "stopped_early": metrics.pop("stopped_early", False),
         "adapted": session.adaptation,
         "metrics": metrics,
