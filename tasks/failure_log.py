@@ -13,6 +13,7 @@ from tasks.causes import explain
 TASK_LOGGER = "prefect.task_runs"
 LOGGERS = (TASK_LOGGER, "prefect.flow_runs", "prefect.engine")
 # What Prefect says around a flow's own error, as opposed to one of a hook or of loading the flow.
+_A_STATE, _COMPLETED = "Finished in state", "Finished in state Completed("
 _OF_THE_FLOW = ("Encountered exception", "Engine execution", "Execution")
 
 
@@ -34,11 +35,13 @@ class FailureFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be written, perhaps in other words."""
-        if record.levelno < logging.ERROR or is_debugging():
+        if is_debugging():
             return True
-        error = _find_error(record)
+        if record.getMessage().startswith(_A_STATE):
+            return record.getMessage().startswith(_COMPLETED)  # another is told by its error, or by the flow itself
+        error = _find_error(record) if record.levelno >= logging.ERROR else None
         if error is None:
-            return not record.getMessage().startswith("Finished in state")  # told by the error, shown as the state
+            return True
         is_known = any(error is one for one in FailureFilter.told)
         if is_known or record.name == TASK_LOGGER or isinstance(error, CancelledRun):
             return False  # a task's is also the flow's; CancelledRun is a state that the flow has returned
