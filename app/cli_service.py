@@ -40,5 +40,8 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
 def local_url() -> str:
     """Where `tuneyard serve` listens with the settings of this environment."""
     from jobs.settings import Settings
+    from sft.loopback import bracket
 
-    return f"http://127.0.0.1:{Settings().api_port}"
+    settings = Settings()
+    is_everywhere = settings.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+    return f"http://{'127.0.0.1' if is_everywhere else bracket(settings.host)}:{settings.api_port}"

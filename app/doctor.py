@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import stat
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from packaging.version import Version
 from app.cli_exit import ExitCode
 from app.cli_output import print_json
 from jobs import parts, stack
+from jobs.project import find_sources
+from jobs.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.readiness import PartCheck, check_parts
-from jobs.settings import PROJECT_ROOT, Settings
+from jobs.settings import Settings
 from sft.disk import find_existing, measure_free
 from sft.dtype_record import DtypeRecord, read_record
 from sft.errors import StackError
@@ -70,13 +74,14 @@ def doctor(as_json: bool = False) -> None:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every finding, one after the other."""
     yield check_python(platform.python_version(), importlib.metadata.metadata("tuneyard")["Requires-Python"])
-    yield from check_packages(PROJECT_ROOT / "constraints.txt", installed_version)
+    yield from check_packages(find_sources() / "constraints.txt", installed_version)
     yield from check_folder(settings.home)
     yield check_disk(settings.home, measure_free(settings.home))
     yield check_memory(psutil.virtual_memory().available)
     yield from check_gpu(_run(ASK_GPU), _run([sys.executable, "-c", ASK_TORCH]))
     yield check_dtype(settings.dtype, read_record(settings.home))
     is_up = stack.is_up(settings)
+    yield from check_proxies(os.environ)
     yield from check_ports(settings, is_up)
     if is_up:
         yield from check_stack(check_parts(settings))
@@ -134,7 +139,7 @@ def check_folder(home: Path) -> Iterator[Finding]:
     if not _is_writable(folder):
         yield Finding(Level.FAIL, "folder", f"{folder} can't be written to", "set TUNEYARD_HOME to a folder of yours")
     elif home.exists() and home.stat().st_mode & stat.S_IWOTH:
-        yield Finding(Level.FAIL, "folder", f"anybody may write to {home}", f"chmod o-w {home}")
+        yield Finding(Level.FAIL, "folder", f"anybody may write to {home}", f"chmod o-w {shlex.quote(str(home))}")
     else:
         yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, made on first use")
 
@@ -195,6 +200,18 @@ def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:
         f"mixed_precision auto is {record.mixed_precision} on this CPU, measured {record.measured_at} ({times}); "
         "TUNEYARD_DTYPE sets another one",
     )
+
+
+def check_proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether the proxies that are set can be used; without one there is nothing to tell."""
+    if not any(environment.get(name) for name in environment if name.lower() in PROXY_VARIABLES):
+        return
+    notes = bypass_proxies(dict(environment))
+    for note in notes:
+        problem, _, remedy = note.partition("; ")
+        yield Finding(Level.WARN, "proxy", problem, remedy or "set a proxy that is there, or install what it needs")
+    if not notes:
+        yield Finding(Level.OK, "proxy", "used for other hosts; this machine is reached without it")
 
 
 def check_ports(settings: Settings, is_up: bool) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """`make demo`: posts one real training job and shows a person what happens. The last line is one JSON object."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 from demo.model import MODEL_NAME, ensure_demo_model
 from demo.show import follow_job, show_answers, show_intro, show_links
 from jobs import parts, stack
+from jobs.proxies import bypass_proxies
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import StackError, TuneyardError
 from tasks.dataset import resolve
@@ -42,6 +44,7 @@ API_START_SECONDS = 60
 def main() -> int:
     """Set up what is missing, run the job, show the difference it made, stop what was started."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside cleans up like Ctrl-C
+    bypass_proxies(os.environ)
     console = Console()
     settings = Settings()
     show_intro(console)

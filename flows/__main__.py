@@ -6,11 +6,13 @@ starts before the engine, which imports Prefect a first time.
 """
 
 import gc
+import os
 import runpy
 
 from flows.waiting import wait_for_prefect
 from jobs.early_stop import heed_early_stop
 from jobs.keeper import end_with_parent
+from jobs.proxies import bypass_proxies
 
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
 
@@ -20,6 +22,7 @@ def main() -> None:
     end_with_parent()
     heed_early_stop()
     gc.set_threshold(YOUNG_OBJECTS)
+    bypass_proxies(os.environ)
     wait_for_prefect()
     from jobs.log_lines import keep_lines_whole
     from tasks.failure_log import write_failures_once  # imports Prefect, which takes a second or two

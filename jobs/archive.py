@@ -20,6 +20,7 @@ from jobs.job import Job
 from jobs.settings import Settings
 from jobs.status import JobStatus
 from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
+from sft.loopback import is_on_this_machine
 from sft.places import follow
 
 CHUNK_BYTES = 1 << 20
@@ -75,7 +76,8 @@ class Member:
         return AdapterNotReady(f"{self.name} changed while it was read; ask again")
 
     def _download(self) -> Iterator[bytes]:
-        with httpx.stream("GET", self.url, timeout=TIMEOUT_SECONDS, trust_env=False) as answer:
+        by_proxy = not is_on_this_machine(self.url)
+        with httpx.stream("GET", self.url, timeout=TIMEOUT_SECONDS, trust_env=by_proxy) as answer:
             answer.raise_for_status()
             yield from answer.iter_bytes(CHUNK_BYTES)
 
@@ -239,7 +241,8 @@ def list_registered_files(tracking_uri: str | None, name: str, version: str) -> 
     if urlsplit(base).scheme not in ("http", "https"):
         raise AdapterNotFound(f"the adapter's files are not on this machine, and MLflow at {base} has no HTTP API")
     try:
-        with httpx.Client(base_url=f"{base}/api/2.0/", timeout=TIMEOUT_SECONDS, trust_env=False) as client:
+        by_proxy = not is_on_this_machine(base)
+        with httpx.Client(base_url=f"{base}/api/2.0/", timeout=TIMEOUT_SECONDS, trust_env=by_proxy) as client:
             answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {base} any more")

@@ -16,8 +16,9 @@ import yaml
 from jobs.job_processes import is_process_of
 from jobs.pool_runs import PAGE, PoolRuns
 from jobs.prefect_access import open_client
+from jobs.project import PROJECT_ROOT, find_sources
 from jobs.retrain_spec import RetrainSpec
-from jobs.settings import PROJECT_ROOT, Settings
+from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import StackError
 
@@ -45,14 +46,22 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
     those that were turned off, and refuse the file when one has a slug that it does not name.
 
     Raises:
-        StackError: Prefect refuses the file or a flow can't be loaded.
+        StackError: Prefect refuses the file, can't read the path of the code, or a flow can't be loaded.
     """
-    source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    if any("{{" in str(path) for path in (PROJECT_ROOT, sys.executable)):
+        raise StackError(
+            f"Prefect reads '{{{{' in {PROJECT_ROOT} as a template; install Tuneyard in a folder without it"
+        )
+    source = (find_sources() / "prefect.yaml").read_text(encoding="utf-8")
     stamp, stamp_path = fingerprint(source, work_pool), state_folder / "deployed"
     config = yaml.safe_load(source)
     names = {entry["name"] for entry in config["deployments"]}
     known = deployed_names(settings)
-    if stamp_path.exists() and stamp_path.read_text() == stamp and names <= deployed_names(settings, work_pool):
+    if (
+        stamp_path.exists()
+        and stamp_path.read_text(encoding="utf-8") == stamp
+        and names <= deployed_names(settings, work_pool)
+    ):
         return False
     for entry in config["deployments"]:
         if entry["name"] in known:
@@ -75,7 +84,7 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
     missing = names - deployed_names(settings, work_pool)
     if done.returncode or missing:
         raise StackError(f"deployments of {file} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-    stamp_path.write_text(stamp)
+    stamp_path.write_text(stamp, encoding="utf-8")
     return True
 
 

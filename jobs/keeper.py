@@ -6,18 +6,27 @@ whether a job that ended without a word is to be begun again is the watchdog's t
 """
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 from types import FrameType
 
+PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts one of ours
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, where the kernel can (Linux)."""
+    """Have the kernel send this process SIGTERM when its parent dies, where the kernel can (Linux).
+
+    The kernel reports no parent that died before, so its pid is compared with the one in PARENT; where it differs, this
+    process gets the signal at once.
+    """
+    expected = os.environ.get(PARENT) or str(os.getppid())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != expected:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
@@ -37,7 +46,8 @@ def main() -> int:
     # Held back from the child until it can heed it (`jobs.early_stop`).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # In a session of its own: a signal to the worker's group would reach it twice.
-    child = subprocess.Popen([sys.executable, "-m", "flows"], start_new_session=True)
+    environment = os.environ | {PARENT: str(os.getpid())}
+    child = subprocess.Popen([sys.executable, "-m", "flows"], env=environment, start_new_session=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for late in held:
         child.send_signal(late)

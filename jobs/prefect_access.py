@@ -15,6 +15,7 @@ from uuid import uuid4
 import httpx
 
 from jobs.settings import Settings
+from sft.loopback import is_on_this_machine
 
 USER = "tuneyard"
 TIMEOUT_SECONDS = 30.0
@@ -46,10 +47,11 @@ class PrefectAuth(httpx.Auth):
 
 
 def open_client(settings: Settings, timeout_seconds: float = TIMEOUT_SECONDS) -> httpx.Client:
-    """A plain client of the Prefect API that the settings name; it goes through no proxy."""
+    """A plain client of the Prefect API that the settings name; a server on this machine is asked through no proxy."""
     api_url = str(settings.prefect_api_url)
     auth = PrefectAuth(api_url, find_credentials(settings))
-    return httpx.Client(base_url=api_url, timeout=timeout_seconds, trust_env=False, auth=auth)
+    by_proxy = not is_on_this_machine(api_url)
+    return httpx.Client(base_url=api_url, timeout=timeout_seconds, trust_env=by_proxy, auth=auth)
 
 
 def find_credentials(settings: Settings) -> dict[str, str]:

@@ -26,6 +26,7 @@ from jobs.prefect_access import find_password
 from jobs.run_ids import RunIds
 from jobs.settings import Settings
 from sft.errors import JobNotFound, StackError
+from sft.loopback import is_on_this_machine
 
 if TYPE_CHECKING:
     from prefect.client.orchestration.routes import ServerRoutes
@@ -52,7 +53,9 @@ class Pool:
 def open_prefect_client(settings: Settings) -> SyncPrefectClient:
     """Prefect's own client of the API that the settings name, with what that asks for; to be entered."""
     key = os.environ.get("PREFECT_API_KEY")
-    return SyncPrefectClient(str(settings.prefect_api_url), auth_string=find_password(settings), api_key=key)
+    url = str(settings.prefect_api_url)
+    by_proxy = {"trust_env": not is_on_this_machine(url)}
+    return SyncPrefectClient(url, auth_string=find_password(settings), api_key=key, httpx_settings=by_proxy)
 
 
 def call(request: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from jobs.endpoints import Endpoints
 from jobs.prefect_access import open_client
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK
+from sft.loopback import is_on_this_machine
 
 TIMEOUT_SECONDS = 3.0
 JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and not started is `queued` here
@@ -133,4 +134,4 @@ def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> Pa
 
 
 def _client(base_url: str) -> httpx.Client:
-    return httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=False)
+    return httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=not is_on_this_machine(base_url))

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainSerializer, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.project import PROJECT_ROOT as PROJECT_ROOT
+from jobs.project import default_home
 from jobs.signing import read_secret
-from sft.errors import InvalidConfig
+from sft.errors import InvalidConfig, StackError
 from sft.places import follow
-
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 def _split(value: Any) -> Any:
@@ -41,6 +41,14 @@ Secrets = Annotated[
 ]
 
 
+def _expand(path: Path, variable: str) -> Path:
+    """The path with `~` replaced. Raises StackError for a user whose home is not known."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise StackError(f"{variable} is {str(path)!r}, and no home folder is known for that; write it out") from error
+
+
 class Settings(BaseSettings):
     """Every setting, `TUNEYARD_` in front of its name; Prefect's and MLflow's own variables are read as they are.
 
@@ -49,10 +57,15 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="TUNEYARD_", frozen=True, populate_by_name=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="TUNEYARD_",
+        frozen=True,
+        populate_by_name=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
-    home: Path = Field(PROJECT_ROOT / ".tuneyard", description="State folder: database, logs, models, outputs.")
+    home: Path = Field(default_factory=default_home, description="State folder: database, logs, models, outputs.")
     model_root: Path = Field(Path("models"), description="Base models as <org>/<name>; relative to home.")
     output_root: Path = Field(Path("outputs"), description="Adapters and checkpoints; relative to home.")
     data_root: Path = Field(Path("data"), description="Files a dataset_name may name; relative to home.")
@@ -126,10 +139,10 @@ class Settings(BaseSettings):
 
     def model_post_init(self, _context: object) -> None:
         """Resolve every path: home against the current folder, the others against home."""
-        home = self.home.expanduser().resolve()
+        home = _expand(self.home, "TUNEYARD_HOME").resolve()
         object.__setattr__(self, "home", home)
         for name in ("model_root", "output_root", "data_root"):
-            object.__setattr__(self, name, (home / Path(getattr(self, name)).expanduser()).resolve())
+            object.__setattr__(self, name, (home / _expand(getattr(self, name), f"TUNEYARD_{name.upper()}")).resolve())
         for name in ("allowed_model_roots", "allowed_output_roots"):
             object.__setattr__(self, name, tuple(root.expanduser().resolve() for root in getattr(self, name)))
 

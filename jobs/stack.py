@@ -6,6 +6,7 @@ until `down`.
 
 import dataclasses
 import functools
+import logging
 import os
 import shutil
 import time
@@ -22,9 +23,11 @@ from sqlalchemy import make_url
 
 from jobs import deployments, parts, postgres
 from jobs.endpoints import VARIABLES, Endpoints
+from jobs.folders import make_home
 from jobs.job_processes import is_job_process
 from jobs.keys import keys_marker, list_keys
 from jobs.prefect_access import guard_server
+from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK, engine_for, migrate
 from jobs.supervision import (
@@ -33,10 +36,13 @@ from jobs.supervision import (
     Supervisor,
     kill_processes,
     log_path,
+    make_run_folder,
     run_folder,
     stack_processes,
 )
 from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
 
 LOG_LINES = 20
 SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack is stopped
@@ -70,7 +76,7 @@ def ensure_up(settings: Settings) -> Settings:
         return settings
     running = _running_stack(settings)
     if running is None:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
         with _locked(settings):
             running = _running_stack(settings) or _start(settings)
     return running
@@ -192,6 +198,8 @@ def _start(settings: Settings) -> Settings:
         gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
         resolved = parts.fill_addresses(settings)
         local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
+        for note in bypass_proxies(dict(os.environ)):
+            logger.warning(note)
         endpoints = Endpoints(False, {name: getattr(resolved, name) for name in VARIABLES}, local, tuple(gpus))
         try:
             _launch(settings, supervisor, parts.build_parts(settings, gpus))
@@ -211,10 +219,9 @@ def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> N
         parts.check_port("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT")
     if settings.mlflow_tracking_uri is None:
         parts.check_port("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT")
-    supervisor.run.mkdir(mode=0o700, exist_ok=True)
-    (supervisor.run / "tmp").mkdir(exist_ok=True)
+    make_run_folder(settings.home)
     if settings.database_url is None:
-        postgres.prepare_cluster(settings.home / "postgres", supervisor.run / "postgres")
+        postgres.prepare_cluster(settings.home / "postgres")
     (settings.home / "prefect").mkdir(exist_ok=True)
     supervisor.launch(wanted, parts.stack_environment(settings))
 
@@ -285,6 +292,7 @@ def _bring_up_workers(
 
 
 def _is_healthy(url: str) -> bool:
+    """Whether a part answers; one that starts may refuse, hang up or take its time."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:
@@ -295,9 +303,12 @@ def _is_mlflow_ready(url: str) -> bool:
     """Whether it serves its database: it makes its tables when first asked, one caller at a time must do so."""
     if not _is_healthy(f"{url}/health"):
         return False
-    search = httpx.post(
-        f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60, trust_env=False
-    )
+    try:
+        search = httpx.post(
+            f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60, trust_env=False
+        )
+    except httpx.TransportError:
+        return False
     return search.status_code == httpx.codes.OK
 
 

@@ -191,7 +191,8 @@ def migrate(database_url: str) -> None:
     import alembic.config
 
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # Doubled, since `%` begins a reference to another option in this kind of file.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     engine = create_engine(database_url)
     try:
         with engine.connect() as connection:

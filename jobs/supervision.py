@@ -4,7 +4,8 @@ import hashlib
 import http.client
 import os
 import re
-import shlex
+import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from supervisor.xmlrpc import SupervisorTransport
 from sft.errors import StackError
 
 MARK = "TUNEYARD_STACK"  # environment variable that every process of a stack inherits: the state folder
-LONGEST_SOCKET_PATH = 90  # of about 100 allowed; supervisord adds its pid while it binds
+LONGEST_SOCKET_PATH = 100  # of 104 or 108 allowed
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 LOG_BYTES = 5_000_000
 ALIVE_STATES = ("STARTING", "RUNNING")
 
@@ -32,7 +34,6 @@ class Part:
     command: Sequence[str]
     priority: int  # stopped from the highest to the lowest
     stop_signal: str = "TERM"
-    user: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,18 +48,50 @@ class Process:
 
 
 def run_folder(home: Path) -> Path:
-    """Where the sockets of a state folder's stack are: in it, or under /tmp where that path would be too long.
+    """Where the socket and the configuration of a state folder's process manager are: in it, or under /tmp.
+
+    The latter where the state folder's path is too long for a socket, or has characters that supervisord's file or a
+    URL would read as something else.
 
     Raises:
         StackError: somebody else has made that folder.
     """
-    folder = home / "run"
-    if len(str(folder / "postgres" / ".s.PGSQL.5432")) > LONGEST_SOCKET_PATH:
-        digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-        folder = Path("/tmp") / f"tuneyard-{os.getuid()}-{digest}"  # noqa: S108 - TMPDIR differs between processes
-    if folder.exists() and folder.stat().st_uid != os.getuid():
-        raise StackError(f"{folder} belongs to another user; remove it or set TUNEYARD_HOME to a shorter path")
+    if _is_plain(home):
+        return home / "run"
+    digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+    folder = Path("/tmp") / f"tuneyard-{os.getuid()}-{digest}"  # noqa: S108 - TMPDIR differs between processes
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return folder
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise StackError(f"{folder} belongs to another user; remove it or set TUNEYARD_HOME to a shorter, plain path")
     return folder
+
+
+def plain_home(home: Path) -> Path:
+    """The state folder by a path of plain characters that is short enough for sockets: its own, or a link's.
+
+    For programs that read their paths as a pattern, a URL or a list. The link is there while the stack runs.
+    """
+    return home if _is_plain(home) else run_folder(home) / "home"
+
+
+def make_run_folder(home: Path) -> Path:
+    """Make the run folder afresh, private, with the link that `plain_home` may need."""
+    folder = run_folder(home)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir()
+    if plain_home(home) != home:
+        (folder / "home").unlink(missing_ok=True)
+        (folder / "home").symlink_to(home)
+    return folder
+
+
+def _is_plain(home: Path) -> bool:
+    longest = max(len(str(home / name)) for name in ("postgres/.s.PGSQL.5432", "run/supervisor.sock.1234567"))
+    return PLAIN_PATH.fullmatch(str(home)) is not None and longest <= LONGEST_SOCKET_PATH
 
 
 def log_path(home: Path, name: str) -> Path:
@@ -107,7 +140,7 @@ class Supervisor:
         """Start the daemon with these parts, none of them running yet. Raises StackError with what it said."""
         self.socket.unlink(missing_ok=True)
         (self.home / "logs").mkdir(exist_ok=True)
-        self.config.write_text(render_config(self.home, self.run, parts))
+        self.config.write_text(render_config(self.home, self.run, parts), encoding="utf-8")
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
         done = subprocess.run(  # the daemon detaches once its socket is open
             command,
@@ -149,7 +182,12 @@ class Supervisor:
 
 
 def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
-    """supervisord's configuration file. Secrets are not in it: parts inherit the daemon's environment."""
+    """supervisord's configuration file. Secrets are not in it: parts inherit the daemon's environment.
+
+    Raises:
+        StackError: a command has a line break in it, which the file can't hold.
+    """
+    home = plain_home(home)
     sections: dict[str, dict[str, object]] = {
         "unix_http_server": {"file": run / "supervisor.sock", "chmod": "0700"},
         "rpcinterface:supervisor": {
@@ -162,12 +200,13 @@ def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
             "pidfile": run / "supervisord.pid",
             "directory": home,
             "minfds": 256,
+            "umask": f"{_current_umask() | 0o022:03o}",
             **({"user": "root"} if os.getuid() == 0 else {}),  # else it warns that it is root
         },
     }
     for part in parts:
         sections[f"program:{part.name}"] = {
-            "command": shlex.join(part.command),
+            "command": " ".join(map(quote_word, part.command)),
             "priority": part.priority,
             "autostart": "false",
             "autorestart": "true",
@@ -181,19 +220,27 @@ def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
             "stdout_logfile": log_path(home, part.name),
             "stdout_logfile_maxbytes": LOG_BYTES,
             "stdout_logfile_backups": 1,
-            **({"user": part.user} if part.user else {}),
             "environment": ",".join(f'{name}="{value}"' for name, value in part.environment.items()),
         }
     lines = []
     for section, values in sections.items():
         lines.append(f"[{section}]")
         for name, value in values.items():
-            if re.search(r"\s[;#]|[%\n]", str(value)):
-                raise StackError(
-                    f"supervisord can't read '%', ' ;' or ' #' in {value}; set TUNEYARD_HOME to another path"
-                )
+            if "\n" in str(value) or "\r" in str(value):
+                raise StackError(f"{str(value)!r} has a line break; install Tuneyard in a folder without one")
             lines.append(f"{name} = {value}")
     return "\n".join(lines) + "\n"
+
+
+def quote_word(word: str) -> str:
+    """One word of a command as supervisord reads it: its file's `%`, comments and blanks, then a shell's quoting."""
+    return re.sub(r"([^A-Za-z0-9/._=,:@+-])", r"\\\1", word).replace("%", "%%") or "''"
+
+
+def _current_umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def stack_processes(home: Path) -> list[psutil.Process]:

@@ -27,6 +27,7 @@ from jobs.log_lines import keep_lines_whole
 from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
 from jobs.prefect_access import open_client
+from jobs.proxies import bypass_proxies
 from jobs.recovery import Recovery
 from jobs.settings import Settings
 from jobs.stack import repair
@@ -122,6 +123,7 @@ def main() -> None:
     keep_lines_whole()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    bypass_proxies(os.environ)
     settings = Settings()
     if settings.database_url is None or settings.prefect_api_url is None:
         raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")

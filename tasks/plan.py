@@ -20,6 +20,7 @@ from typing import Any
 
 from jobs.history import read_past_runs
 from jobs.log_lines import keep_lines_whole
+from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
 from jobs.store import engine_for
 from sft.config import SFTConfig
@@ -134,6 +135,7 @@ def main() -> None:
     arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="answer requests on this socket")
     options = arguments.parse_args()
     keep_lines_whole()
+    bypass_proxies(os.environ)
     if options.serve:
         serve(str(options.serve))
     else:

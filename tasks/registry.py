@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from filelock import FileLock
 
+from jobs.project import find_sources as find_project
 from jobs.redaction import hide_passwords
-from jobs.settings import PROJECT_ROOT, Settings
+from jobs.settings import Settings
 from sft.errors import DatasetNotFound, StackError
 
 PARAMS = Path("datasets/params.yaml")
@@ -48,12 +49,13 @@ def ensure_registry(settings: Settings) -> Path:
     return mirror_registry(named, settings.home)
 
 
-def build_registry(home: Path, project: Path = PROJECT_ROOT) -> Path:
+def build_registry(home: Path, project: Path | None = None) -> Path:
     """Build `home/registry` from the project's `dvc.yaml` and `datasets/`: a commit and a tag for each version.
 
     Author and dates are fixed, so the same sources give the same commits on every machine.
     """
     registry = home / "registry"
+    project = project or find_project()
     sources = find_sources(project)
     stamp = f"{digest_sources(project, sources)} {home}"
     if read_stamp(registry) == stamp:
@@ -100,7 +102,8 @@ def commit_versions(registry: Path, scratch: Path) -> None:
     # the root of the file system when it reads a tag, so the registry itself also has the absolute one, uncommitted.
     remote = "['remote \"store\"']\n    url = {}\n"
     (registry / ".dvc/config").write_text(f"[core]\n    remote = store\n{remote.format('../../registry-remote')}")
-    (registry / ".dvc/config.local").write_text(remote.format(registry.parent / "registry-remote"), encoding="utf-8")
+    store = quote_value(str(registry.parent / "registry-remote"))
+    (registry / ".dvc/config.local").write_text(remote.format(store), encoding="utf-8")
     for number, version in enumerate(versions):
         params = {"version": version, "versions": versions}
         (registry / PARAMS).write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -110,6 +113,12 @@ def commit_versions(registry: Path, scratch: Path) -> None:
         run("git", "commit", "--quiet", "--message", f"Datasets {version}")
         run("git", "tag", version)
     run(*DVC, "push", "--quiet", "--all-tags")
+
+
+def quote_value(value: str) -> str:
+    """A value as DVC's configuration file takes it whole: unquoted, a comma makes a list and `#` ends it."""
+    mark = next((mark for mark in ('"', "'") if mark not in value), "'''")
+    return f"{mark}{value}{mark}"
 
 
 def make_build_environment(scratch: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from sft.loopback import is_on_this_machine
 from tuneyard_client import calls
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
@@ -36,7 +37,10 @@ def wait(
 
 
 def connection_settings(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
-    """Arguments of httpx's clients. Raises ServiceUnreachable or ClientError for what can't be sent."""
+    """Arguments of httpx's clients. A service on this machine is asked through no proxy.
+
+    Raises ServiceUnreachable or ClientError for what can't be sent.
+    """
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise ClientError("the API key has characters that no key has; check TUNEYARD_API_KEY", code="invalid_api_key")
     try:
@@ -44,7 +48,8 @@ def connection_settings(base_url: str, api_key: str | None, timeout_seconds: flo
     except httpx.InvalidURL as error:
         raise ServiceUnreachable(f"{base_url!r} is not a URL: {error}") from error
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds}
+    by_proxy = not is_on_this_machine(base_url)
+    return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": by_proxy}
 
 
 def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:

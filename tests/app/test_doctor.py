@@ -152,3 +152,12 @@ def test_the_dtype_of_auto_is_shown():
     assert "auto is bf16 on this CPU" in told[1]
     assert "4.0 ms in fp32, 1.0 ms in bf16" in told[1]
     assert told[2] == "mixed_precision auto is none here, as TUNEYARD_DTYPE says"
+
+
+def test_proxies_are_told_of_where_there_are_any():
+    assert list(doctor.check_proxies({"NO_PROXY": "localhost"})) == []
+    (ok,) = doctor.check_proxies({"HTTP_PROXY": "http://proxy:3128"})
+    assert ok.level is Level.OK
+    (finding,) = doctor.check_proxies({"ALL_PROXY": "socks5://proxy:1"})
+    assert finding.level is Level.WARN
+    assert "ALL_PROXY is left out" in finding.detail

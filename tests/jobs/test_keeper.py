@@ -74,3 +74,18 @@ def test_a_killed_keeper_is_a_stop_for_its_child(tmp_path: Path) -> None:
         keeper.communicate(timeout=30)
     wait_until(lambda: (tmp_path / "told").exists(), 20)
     child.wait(20)
+
+
+ORPHAN = """
+import os, signal, sys, time
+from jobs.keeper import end_with_parent
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+end_with_parent()
+"""
+
+
+@pytest.mark.parametrize(("parent", "says"), [("1", "stopped"), (str(os.getpid()), ""), ("", "")])
+def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_a_stop_too(parent: str, says: str) -> None:
+    environment = os.environ | {"TUNEYARD_PARENT_PID": parent, "PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == says

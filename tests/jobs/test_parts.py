@@ -1,14 +1,18 @@
 """What the stack's processes are given: devices, environment, addresses."""
 
+import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
+from supervisor.options import ServerOptions
 
-from jobs.parts import build_parts, fill_addresses, stack_environment, visible_gpus
+from jobs.parts import build_parts, database_urls, fill_addresses, stack_environment, visible_gpus
 from jobs.postgres import sibling_url
 from jobs.settings import Settings
-from jobs.supervision import Supervisor, render_config, run_folder
+from jobs.supervision import PLAIN_PATH, Part, Supervisor, make_run_folder, render_config, run_folder
 from sft.errors import StackError
 
 TWO_GPUS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1f)
@@ -91,11 +95,59 @@ def test_the_other_databases_lie_beside_an_external_one() -> None:
     assert sibling_url(url, "prefect", "asyncpg") == "postgresql+asyncpg://me:p%40ss@db:5433/prefect?ssl=require"
 
 
-@pytest.mark.parametrize("name", ["a ;b", "a #b", "100%"])
-def test_a_path_that_the_process_manager_would_misread_is_refused(tmp_path: Path, name: str) -> None:
+ODD_NAMES = [
+    "a b",
+    "60%done",
+    "%(here)s",
+    "Müller",
+    "日本",
+    "it's",
+    'q"q',
+    "a #b",
+    "a ;b",
+    "w?x&y",
+    "$HOME",
+    "b\\s",
+    "-d",
+    "[x]*",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_the_process_manager_reads_every_path_as_it_is(tmp_path: Path, name: str) -> None:
     home = tmp_path / name
-    with pytest.raises(StackError, match="set TUNEYARD_HOME to another path"):
-        render_config(home, home, [])
+    (home / "logs").mkdir(parents=True)
+    folder = make_run_folder(home)
+    try:
+        file = folder / "supervisord.conf"
+        command = [f"/opt/{name}/bin/python", "-m", name, ""]
+        file.write_text(render_config(home, folder, [Part("one", command, 10)]), encoding="utf-8")
+        options = ServerOptions()
+        options.realize(["-c", str(file)])
+        (program,) = options.process_group_configs[0].process_configs
+        assert shlex.split(program.command) == command
+        assert Path(program.stdout_logfile).parent.parent.samefile(home)
+        assert Path(options.directory).samefile(home)
+        url = make_url(database_urls(Settings(home=home))[0])
+        assert Path(str(url.query["host"])).parent.samefile(home)
+        assert PLAIN_PATH.fullmatch(str(url.query["host"]))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_line_break_in_the_installations_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="line break; install Tuneyard in a folder without one"):
+        render_config(tmp_path, tmp_path / "run", [Part("one", ["/opt/a\nb/python"], 10)])
+
+
+def test_a_link_of_somebody_elses_is_not_taken_for_the_run_folder(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a b")
+    folder.symlink_to(tmp_path)
+    try:
+        with pytest.raises(StackError, match="belongs to another user"):
+            run_folder(tmp_path / "a b")
+    finally:
+        folder.unlink()
 
 
 def test_a_long_state_folder_has_a_short_socket_folder(tmp_path: Path) -> None:

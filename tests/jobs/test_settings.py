@@ -1,11 +1,14 @@
 """Settings come from the environment, and an output_dir stays where it may lie."""
 
 import tempfile
+from pathlib import Path
 
 import pytest
 
+from jobs import project
+from jobs.project import default_home
 from jobs.settings import Settings
-from sft.errors import InvalidConfig
+from sft.errors import InvalidConfig, StackError
 
 
 def test_relative_folders_lie_in_the_state_folder(tmp_path, monkeypatch):
@@ -57,3 +60,37 @@ def test_a_link_does_not_lead_outside(tmp_path):
 
     with pytest.raises(InvalidConfig, match="output_dir must lie under one of"):
         settings.output_folder("way-out/x")
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("TUNEYARD_HOME", "")
+    monkeypatch.setenv("PREFECT_API_URL", "")
+
+    assert Settings().home == default_home()
+    assert Settings().prefect_api_url is None
+
+
+def test_a_state_folder_may_be_relative_or_below_a_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("state", "./state/", "~/state", str(tmp_path / "state")):
+        monkeypatch.setenv("TUNEYARD_HOME", given)
+        assert Settings().home == tmp_path / "state"
+
+
+def test_a_home_that_nobody_knows_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("TUNEYARD_HOME", "~nobody-at-all/state")
+
+    with pytest.raises(StackError, match="TUNEYARD_HOME is '~nobody-at-all/state', and no home folder is known"):
+        Settings()
+
+
+def test_without_a_checkout_there_is_one_state_folder_for_each_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert Settings.model_fields["home"].get_default(call_default_factory=True) == Path("~/.local/share/tuneyard")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_home() == tmp_path / "data" / "tuneyard"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # which the standard has ignored
+    assert default_home() == Path("~/.local/share/tuneyard")
