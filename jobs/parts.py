@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from jobs import postgres
+from jobs.postgres import has_account
 from jobs.project import code_environment
 from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
@@ -184,14 +185,16 @@ def stack_environment(settings: Settings) -> dict[str, str]:
 
 
 def place_caches(environment: dict[str, str], home: Path) -> None:
-    """Give the parts a home and a cache that can be written to, where the user's are not there or read-only.
+    """Give the parts a home, a name and a cache that can be written to, where the user has none, as in a container.
 
     Models in a read-only cache of the Hub's are still found.
     """
     user = Path(environment.get("HOME") or "~").expanduser()
-    if not user.is_dir():  # nor is one known of a user without an account, as in a container
+    if not user.is_dir():
         user = home
     environment["HOME"] = str(user)
+    if not environment.keys() & {"LOGNAME", "USER"} and not has_account(os.getuid()):
+        environment["USER"] = f"uid-{os.getuid()}"  # torch asks for a name, which would raise
     cache = Path(environment.get("XDG_CACHE_HOME") or user / ".cache")
     if os.access(cache if cache.exists() else find_existing(cache), os.W_OK):
         return

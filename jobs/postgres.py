@@ -200,8 +200,22 @@ def _make_user(name: str) -> None:
             ) from None
 
 
+def has_account(uid: int) -> bool:
+    """Whether the system knows a name for this user id; in a container it need not."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
 def _initialize(data: Path, user: str | None) -> None:
     """initdb beside `data`, then rename: a half-made cluster never bears the final name."""
+    if not has_account(os.geteuid()):
+        raise StackError(
+            f"PostgreSQL needs an account, and user id {os.geteuid()} has none here; add it to /etc/passwd, run as "
+            "another user or set TUNEYARD_DATABASE_URL"
+        )
     made = data.with_name(data.name + ".new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(mode=0o700)

@@ -299,13 +299,16 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _is_mlflow_ready(url: str) -> bool:
+def _is_mlflow_ready(url: str, timeout_seconds: float = 60) -> bool:
     """Whether it serves its database: it makes its tables when first asked, one caller at a time must do so."""
     if not _is_healthy(f"{url}/health"):
         return False
     try:
         search = httpx.post(
-            f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60, trust_env=False
+            f"{url}/api/2.0/mlflow/experiments/search",
+            json={"max_results": 1},
+            timeout=timeout_seconds,
+            trust_env=False,
         )
     except httpx.TransportError:
         return False

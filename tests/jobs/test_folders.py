@@ -1,14 +1,18 @@
 """A state folder that can't serve is refused in one sentence, before anything is started."""
 
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from jobs import deployments, postgres
 from jobs.folders import make_home
 from jobs.parts import place_caches
 from jobs.project import PROJECT_ROOT
+from jobs.settings import Settings
 from sft.errors import StackError
 
 
@@ -70,3 +74,26 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path, variable: str, val
     assert done.returncode != 0
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_checkout_whose_path_is_a_template_to_prefect_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "PROJECT_ROOT", tmp_path / "{{x}}")
+    with pytest.raises(StackError, match="install Tuneyard in a folder without it"):
+        deployments.deploy(Settings(home=tmp_path), "gpu", tmp_path, {})
+
+
+def test_a_user_id_without_an_account_is_given_a_name_and_told_of_postgresql(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobodys = max(entry.pw_uid for entry in pwd.getpwall()) - 1
+    while postgres.has_account(nobodys):
+        nobodys -= 1
+    monkeypatch.setattr(os, "getuid", lambda: nobodys)
+    monkeypatch.setattr(os, "geteuid", lambda: nobodys)
+    environment = {"HOME": str(tmp_path)}
+    place_caches(environment, tmp_path)
+    assert environment["USER"] == f"uid-{nobodys}"
+    with pytest.raises(StackError, match=f"user id {nobodys} has none here; add it to /etc/passwd"):
+        postgres.prepare_cluster(tmp_path / "postgres")
