@@ -18,7 +18,8 @@ import torch
 
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, StackError
+from sft.errors import StackError
+from sft.hardware import check_hardware, inspect_hardware
 from sft.model_card import Provenance
 from sft.models import name_precision
 from sft.planning.room import check_room
@@ -53,23 +54,6 @@ def open_session(
     return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir, publishing)
 
 
-def check_devices(num_devices: int, gpus: int, cores: int) -> None:
-    """Raises InvalidConfig when there are fewer devices than the job asks for.
-
-    Without CUDA the processes share the cores of the CPU: of use to rehearse a job for several GPUs, not to be faster.
-    """
-    if gpus and num_devices > gpus:
-        raise InvalidConfig(
-            f"num_devices is {num_devices}, but this job's worker has {gpus} GPU{'s' if gpus > 1 else ''}; "
-            f"set num_devices to {gpus} at most, or TUNEYARD_WORKERS to the machine's GPUs divided by {num_devices}, "
-            "so that each worker has enough of them (outside of a worker: CUDA_VISIBLE_DEVICES)"
-        )
-    if not gpus and num_devices > cores:
-        raise InvalidConfig(
-            f"num_devices is {num_devices}, but there is no GPU and the CPU has {cores} cores; set num_devices to 1"
-        )
-
-
 class GroupSession:
     """As `TrainingSession`, with a process for each of `num_devices` devices that train side by side.
 
@@ -92,7 +76,7 @@ class GroupSession:
         checkpoint_dir: Path | None = None,
         publishing: Publishing = nullcontext,
     ) -> None:
-        check_devices(config.num_devices, torch.cuda.device_count(), os.cpu_count() or 1)
+        check_hardware(config, inspect_hardware())
         self.on_event: OnEvent = on_event or (lambda name, values: None)
         if config.mixed_precision == "auto":  # measured once: each process might come to an answer of its own
             checkpoints = checkpoint_dir or output_dir / "checkpoints"

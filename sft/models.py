@@ -1,6 +1,5 @@
 """Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
 
-import importlib.util
 import os
 import time
 import warnings
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
+from sft.hardware import SPREADING, check_qlora, inspect_hardware
 from sft.model_class import find_model_class
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
@@ -107,7 +107,10 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():
-        options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
+        place = config.device_map or int(os.environ.get("LOCAL_RANK", 0))
+        options["device_map"] = {"": int(place) if isinstance(place, str) and place.isdecimal() else place}
+        if config.device_map in SPREADING:  # over one GPU, or it would have been refused
+            options["device_map"] = config.device_map
     with telling_unusable(subject, path), quiet_transformers():
         model_class = find_model_class(AutoConfig.from_pretrained(path, trust_remote_code=False), path)
         model, loading = model_class.from_pretrained(
@@ -241,16 +244,9 @@ def _list_hub_errors() -> tuple[type[Exception], ...]:
 
 def _build_quantization(dtype: "torch.dtype") -> Any:
     """4-bit NormalFloat with double quantization (QLoRA, https://arxiv.org/abs/2305.14314)."""
-    import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
-        raise InvalidConfig("use_qlora needs a CUDA device and there is none; set use_qlora to false for plain LoRA")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InvalidConfig(
-            "use_qlora needs the package bitsandbytes; install it with `pip install -c constraints.txt -e '.[cuda]'`, "
-            "or set use_qlora to false for plain LoRA"
-        )
+    check_qlora(inspect_hardware())
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

@@ -28,6 +28,7 @@ from sft.config import SFTConfig
 from sft.disk import telling_full_disk
 from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.events import EventSender
+from sft.hardware import check_hardware, inspect_hardware
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
@@ -80,7 +81,7 @@ class TrainingSession:
     ) -> None:
         check_optimizer(config)
         set_seed(config.seed)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = check_hardware(config, inspect_hardware())
         self.config = config
         self.model_path = model_path
         self.on_event: OnEvent = on_event or (lambda name, values: None)
@@ -128,6 +129,7 @@ class TrainingSession:
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
+        _keep_adapters_exact(self.trainer.model)
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing
@@ -348,3 +350,15 @@ class TrainingSession:
         )
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
         return merged.to(stored)
+
+
+def _keep_adapters_exact(model: torch.nn.Module) -> None:
+    """In fp32, as they come back from a checkpoint: TRL casts those of a quantized model to bf16.
+
+    fp16's gradient scaling can't take bf16, and a resumed run would not be the same run.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()

@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelUnusable, walk_causes
@@ -133,7 +133,7 @@ def _build_layer(model: PreTrainedModel) -> PreTrainedModel | None:
         for part in {id(part): part for part in (settings, settings.get_text_config())}.values():
             _shorten(part)
         with init_empty_weights(include_buffers=False):  # buffers may hold positions
-            layer: PreTrainedModel = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+            layer = type(model)(settings)
         for module in layer.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 module.register_parameter(name, nn.Parameter(torch.zeros(weight.shape), requires_grad=False))

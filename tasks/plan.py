@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PRELOADED = ("sft.session", "sft.planning.plan", "dvc.repo", "dvc.api", "psycopg2")
 BACKLOG = 64
+STARTS_CUDA = "bitsandbytes"
 
 
 def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
@@ -87,13 +88,39 @@ def answer(line: str) -> str:
         return json.dumps({"error": {"code": error.code, "detail": str(error)}})
 
 
+def preload() -> None:
+    """Load the libraries, but nothing that starts CUDA: a process that has can't be forked for plans that need it.
+
+    bitsandbytes starts it at import, and PEFT imports that where it is installed. A plan's own process may import it.
+    """
+    was = sys.modules.get(STARTS_CUDA)
+    sys.modules[STARTS_CUDA] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        for name in PRELOADED:
+            importlib.import_module(name)
+    finally:
+        if was is None:
+            del sys.modules[STARTS_CUDA]
+        else:
+            sys.modules[STARTS_CUDA] = was
+        _forget_what_is_installed()
+
+
+def _forget_what_is_installed() -> None:
+    """The libraries remember their answer to whether bitsandbytes is there."""
+    for module in list(sys.modules.values()):
+        for name in ("is_bnb_available", "is_bnb_4bit_available", "is_bitsandbytes_available"):
+            forget = getattr(vars(module).get(name), "cache_clear", None) if module else None
+            if forget:
+                forget()
+
+
 def serve(path: str) -> None:
     """Answer connections to a socket until stdin is closed."""
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
         door.bind(path)
         door.listen(BACKLOG)  # from here on requests wait in line, while the libraries are loaded
-        for name in PRELOADED:
-            importlib.import_module(name)
+        preload()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
         selector.register(door, selectors.EVENT_READ)
         selector.register(sys.stdin, selectors.EVENT_READ)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
+from sft.hardware import check_hardware, inspect_hardware
 from sft.planning.advice import advise, advise_resources
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
 from sft.planning.machine import Device, describe_device, inspect_device
@@ -45,6 +46,7 @@ def make_plan(
     from sft.tables import check_positions, check_vocabulary
 
     check_optimizer(config)
+    check_hardware(config, inspect_hardware())
     check_weights(model_path, f"base_model {config.base_model}")
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()

@@ -5,6 +5,7 @@ from pathlib import Path
 from sft.config import SFTConfig
 from sft.disk import describe_lack, find_existing, measure_free
 from sft.errors import DiskFull
+from sft.hardware import check_hardware, inspect_hardware
 from sft.optimizers import check_optimizer
 from sft.planning.memory import plan_disk
 from sft.planning.shape import build_empty, measure_companions, measure_shape, measure_weight
@@ -23,6 +24,7 @@ def check_room(
     and ModelNotFound as `sft.planning.plan.make_plan` does.
     """
     check_optimizer(config)
+    check_hardware(config, inspect_hardware())
     check_weights(model_path, f"base_model {config.base_model}")
     shape = measure_shape(build_empty(model_path), config, model_path)
     steps = plan_batches(config, read_tokens(prepared.load_train()), is_padded=False).steps

@@ -12,7 +12,8 @@ import pytest
 from sft.checkpoints import is_whole
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
-from sft.group import GroupSession, check_devices, open_session
+from sft.group import GroupSession, open_session
+from sft.hardware import check_devices
 from sft.session import TrainingSession
 from sft.tokenization import prepare
 

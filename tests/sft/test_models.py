@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
+from sft.hardware import Hardware
 from sft.models import Machine, choose_dtype, find_model, load_model, load_tokenizer, measure_gemm
 from sft.session import TrainingSession
 
@@ -129,8 +130,7 @@ def test_qlora_without_cuda_is_refused(model_path: Path, make_config: MakeConfig
 def test_qlora_without_its_package_is_refused(
     model_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sft.models.inspect_hardware", lambda: Hardware(1, 8, has_bitsandbytes=False))
     with pytest.raises(InvalidConfig, match=r"use_qlora needs the package bitsandbytes; install it with .*\[cuda\]"):
         load_model(model_path, make_config(use_qlora=True), torch.bfloat16)
 
