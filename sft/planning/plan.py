@@ -55,7 +55,7 @@ def make_plan(
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)
-    batches = plan_batches(config, rows, is_padded=device.kind == "cuda")
+    batches = plan_batches(config, rows.lengths, is_padded=device.kind == "cuda")
     probe = _probe(config, prepared, model_path, shape, device, rows, batches)
     layout: Layout = probe.layout if probe else "documents" if device.kind == "cpu" else "trl"
     checkpointing = config.gradient_checkpointing

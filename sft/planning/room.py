@@ -10,7 +10,7 @@ from sft.optimizers import check_optimizer
 from sft.planning.memory import plan_disk
 from sft.planning.shape import build_empty, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import plan_batches
-from sft.planning.tokens import read_tokens
+from sft.planning.tokens import read_lengths
 from sft.tokenization import PreparedData
 from sft.weights import check_weights
 
@@ -27,7 +27,7 @@ def check_room(
     check_hardware(config, inspect_hardware())
     check_weights(model_path, f"base_model {config.base_model}")
     shape = measure_shape(build_empty(model_path), config, model_path)
-    steps = plan_batches(config, read_tokens(prepared.load_train()), is_padded=False).steps
+    steps = plan_batches(config, read_lengths(prepared.load_train()), is_padded=False).steps
     parts = plan_disk(config, shape, measure_weight(shape), measure_companions(model_path), steps, 0)["parts"]
     checkpoints = max(parts["checkpoints"] - _measure_files(checkpoint_dir), 0)
     results = parts["adapter"] + parts["merged_model"]

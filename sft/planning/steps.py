@@ -30,13 +30,13 @@ class Batches(NamedTuple):
         return self.per_epoch * self.epochs
 
 
-def plan_batches(config: SFTConfig, rows: TokenRows, is_padded: bool) -> Batches:
+def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
     """Cut the shuffled rows into batches, as often as gives a steady picture.
 
     Args:
         is_padded: whether the trainer pads a batch to its longest row; matters to `max_batch_tokens` alone.
     """
-    lengths, packed = rows.lengths, None
+    packed = None
     if config.packing:
         packs = pack_lengths(lengths, config.max_seq_length)
         packed = len(packs)

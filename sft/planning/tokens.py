@@ -24,6 +24,11 @@ class TokenRows(NamedTuple):
     numbers: Ints
 
 
+def read_lengths(dataset: "Dataset") -> Ints:
+    """The lengths alone, (rows,): the tokens are not looked at."""
+    return dataset.data.column("length").to_numpy().astype(np.int64)
+
+
 def read_tokens(dataset: "Dataset") -> TokenRows:
     """The columns of `PreparedData.load_train()` or `load_eval()`, without making Python lists of them."""
     table = dataset.with_format("arrow")[:]

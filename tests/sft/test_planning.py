@@ -13,7 +13,7 @@ from sft.planning.plan import make_plan
 from sft.planning.probe import Probe, choose_rows, run_probe
 from sft.planning.shape import build_empty, measure_shape
 from sft.planning.steps import pack_lengths, plan_batches
-from sft.planning.tokens import read_tokens
+from sft.planning.tokens import read_lengths, read_tokens
 from sft.session import TrainingSession
 from sft.tokenization import prepare
 from tests.tiny_models import build_tokenizer
@@ -330,7 +330,7 @@ def test_a_probe_is_corrected_for_what_a_whole_model_takes_more(
     make_config, model_path, alpaca_file, prepared, kind, checkpointing, seconds
 ):
     config = make_config(batch_size=1, max_steps=10)
-    batches = plan_batches(config, read_tokens(prepared(alpaca_file)[1].load_train()), is_padded=False)
+    batches = plan_batches(config, read_lengths(prepared(alpaca_file)[1].load_train()), is_padded=False)
     shape = measure_shape(build_empty(model_path), config, model_path)
     token = 1 / batches.mean_tokens  # seconds of one; a batch takes a second, a fifth of it in the head
     probe = Probe(100, "documents", 100 * 0.8 * token, 0.0, 0.2 * token / 0.5, 0.0, 1.0)
