@@ -26,7 +26,7 @@ class TokenRows(NamedTuple):
 
 def read_lengths(dataset: "Dataset") -> Ints:
     """The lengths alone, (rows,): the tokens are not looked at."""
-    return dataset.data.column("length").to_numpy().astype(np.int64)
+    return np.array(dataset["length"], dtype=np.int64)
 
 
 def read_tokens(dataset: "Dataset") -> TokenRows:
