@@ -6,40 +6,50 @@ The last line is one JSON object.
 
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.sweep.case import Outcome, run_case
 from tests.sweep.tiny import list_types
 
+SECONDS = 240  # for one architecture, after which it has failed
+
 
 def main() -> int:
     """Run the types of the command line, or all; 1 when one failed."""
-    types = sys.argv[1:] or list_types()
-    workers = int(os.environ.get("SWEEP_WORKERS", "1"))
-    context = multiprocessing.get_context("fork")
-    # A fresh process for each: some libraries keep what a model has changed in them.
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=None) as pool:
-        outcomes = []
-        for outcome in pool.map(_run, types):
-            outcomes.append(outcome)
-            print(f"{outcome.end:<11} {outcome.model_type:<28} {outcome.code}: {outcome.words}", flush=True)
+    outcomes = []
+    for model_type in sys.argv[1:] or list_types():
+        outcomes.append(outcome := _run_apart(model_type))
+        print(f"{outcome.end:<11} {outcome.model_type:<28} {outcome.code}: {outcome.words}", flush=True)
     ends = Counter(outcome.end for outcome in outcomes)
-    codes = Counter(outcome.code for outcome in outcomes if outcome.end == "refused")
     summary = {
         "architectures": len(outcomes),
         **{end: ends[end] for end in ("trained", "refused", "unbuildable", "failed")},
         "internal_error": sum(outcome.code == "internal_error" for outcome in outcomes),
-        "refused_as": dict(codes),
+        "refused_as": dict(Counter(outcome.code for outcome in outcomes if outcome.end == "refused")),
         "failures": [outcome.model_type for outcome in outcomes if outcome.end == "failed"],
     }
     print(json.dumps(summary))
     return 1 if ends["failed"] else 0
+
+
+def _run_apart(model_type: str) -> Outcome:
+    """In a process of its own: one that crashes or does not end has failed."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(_run(model_type)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else Outcome(model_type, "failed", "timeout", f"{SECONDS} s")
+    except EOFError:
+        return Outcome(model_type, "failed", "crashed", "its process ended without a word")
+    finally:
+        process.kill()
+        process.join()
 
 
 def _run(model_type: str) -> Outcome:
