@@ -30,6 +30,7 @@ def advise(
         *_check_rate(config),
         *_check_rows(config, stats),
         *_check_content(train, held_out),
+        *_check_batches(config, train),
         *_check_steps(config, steps, held_out is not None),
         *_check_model(config, shape, train),
     ]
@@ -107,6 +108,26 @@ def _check_content(train: TokenRows, held_out: TokenRows | None) -> Iterator[Adv
     short = [int(number) for number in train.numbers[train.supervised <= SHORT_ANSWER]]
     if len(short) > SHORT_SHARE * len(train.lengths):
         yield _warn("short_answers", f"{len(short)} answers are near-empty: at most {SHORT_ANSWER} tokens", short)
+
+
+def _check_batches(config: SFTConfig, train: TokenRows) -> Iterator[Advice]:
+    """Batches that the rows can't fill, or that a row does not fit into."""
+    rows, longest = len(train.lengths), int(train.lengths.max())
+    wanted = config.get_effective_batch_size()
+    if config.max_batch_tokens and config.max_batch_tokens < longest:
+        beyond = [int(number) for number in train.numbers[train.lengths > config.max_batch_tokens]]
+        yield _warn(
+            "rows_beyond_batch",
+            f"{len(beyond)} rows are longer than max_batch_tokens {config.max_batch_tokens} and each is a batch alone, "
+            f"of up to {longest} tokens; raise it to {longest}, or lower max_seq_length",
+            beyond,
+        )
+    elif not config.max_batch_tokens and not config.packing and wanted > rows:
+        yield _warn(
+            "batch_beyond_rows",
+            f"an optimizer step is to take {wanted} rows and there are {rows}: each epoch is one step of all of them; "
+            "lower batch_size or gradient_accumulation_steps",
+        )
 
 
 def _check_steps(config: SFTConfig, steps: int, has_eval: bool) -> Iterator[Advice]:
