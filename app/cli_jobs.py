@@ -178,6 +178,8 @@ def deliveries(
     if as_json:
         print_json([delivery.model_dump(mode="json") for delivery in found])
         return
+    if not found:
+        print_line("The job has no deliveries: it has no webhook_url, or nothing to tell yet.", err=True)
     for delivery in found:
         then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
         print_line(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")

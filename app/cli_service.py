@@ -26,11 +26,14 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or 
 def connected(url: str | None) -> "Iterator[Tuneyard]":
     """A client of the service."""
     from tuneyard_client import Tuneyard
-    from tuneyard_client.errors import ServiceUnreachable
+    from tuneyard_client.errors import NotAuthenticated, ServiceUnreachable
 
     try:
         with Tuneyard(url or local_url(), os.environ.get("TUNEYARD_API_KEY")) as client:
             yield client
+    except NotAuthenticated as error:
+        hint = f"{error.detail}; commands read it from TUNEYARD_API_KEY"
+        raise NotAuthenticated(hint, error.status, error.code, error.request_id) from error
     except ServiceUnreachable as error:
         if url:
             raise

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 
 from sft.errors import TuneyardError
 
-WAY_OUT = "To submit the job all the same, turn strict off"
+WAY_OUT = "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
 
 
 class SubmissionWarning(TypedDict):

@@ -52,7 +52,9 @@ def test_strict_refuses_and_makes_no_job(api, path):
     seconds = time.monotonic() - began
 
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
-    assert answer.json()["detail"].endswith("To submit the job all the same, turn strict off")
+    assert answer.json()["detail"].endswith(
+        "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
+    )
     assert count_jobs(api) == before
     assert seconds < 1  # 0.3 where nothing else runs
 

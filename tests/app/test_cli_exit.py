@@ -74,7 +74,8 @@ def test_a_refusal_and_a_failure_of_the_service_differ(run, status, code):
     result = run(["cancel", JOB_ID], refusal(status))
     note = " (request r7)" if status >= 500 else ""
     assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr == f"tuneyard: a: bad; b: worse{note}\n"
+    hint = "; commands read it from TUNEYARD_API_KEY" if status == 401 else ""
+    assert result.stderr == f"tuneyard: a: bad; b: worse{hint}{note}\n"
 
 
 def test_a_service_that_asks_for_patience_is_not_ready(run):
@@ -97,6 +98,18 @@ def test_nobody_answering_is_told_with_the_address():
         assert url in result.stderr
     in_json = CliRunner().invoke(cli.main, ["cancel", JOB_ID, "--json"], env={"TUNEYARD_URL": "http://127.0.0.1:9"})
     assert json.loads(in_json.stderr)["code"] == "unreachable"
+
+
+def test_a_missing_key_is_told_with_the_variable_that_holds_it(run):
+    result = run(["list"], refusal(401, "unauthorized"))
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.endswith("; commands read it from TUNEYARD_API_KEY\n")
+
+
+def test_a_job_without_deliveries_is_told_as_such(run):
+    result = run(["deliveries", JOB_ID], {"deliveries": []})
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("The job has no deliveries")
 
 
 def test_without_a_service_here_the_command_that_starts_one_is_named():

@@ -532,7 +532,7 @@ def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     assert isinstance(instead.refusal, ModelNotFound)
     lines = str(instead.refusal).splitlines()
     assert lines[:-1] == [warning["message"] for warning in beside.warnings]
-    assert lines[-1] == "To submit the job all the same, turn strict off"
+    assert lines[-1] == "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
     assert Doubts.of([], NAMES, is_strict=True) == Doubts()
 
 
