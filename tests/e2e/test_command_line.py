@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from app import cli
+from jobs.keys import keys_marker
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.store import engine_for, migrate
 
@@ -95,6 +96,14 @@ def test_a_configuration_is_saved_changed_used_and_deleted(run, model, tmp_path)
     assert run("configs", "show", config_id, code=3) == f"tuneyard: Config {config_id} not found\n"
 
 
+@pytest.fixture
+def keys_are_forgotten(stack):
+    """That keys were in use is not held against the other tests of the shared state folder."""
+    yield
+    keys_marker(stack.home).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("keys_are_forgotten")
 def test_with_the_first_key_the_service_asks_everybody_for_one(run, model, make_api, stack):
     name = f"keys_{uuid4().hex}"
     ensure_databases(stack.database_url, [name])
