@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from jobs import stack as local_stack
 from jobs.settings import PROJECT_ROOT, Settings
 from tests.conftest import free_port
 from tests.contract.documents import find_block
@@ -26,34 +28,35 @@ def environment(stack: Settings) -> dict[str, str]:
     return os.environ | {"TUNEYARD_HOME": str(stack.home), "PATH": programs}
 
 
-class WorkQueue:
-    """The queue that jobs of normal priority wait in."""
+class Workers:
+    """The stack's workers, which can be stopped where they stand: nobody has paused anything, and nothing starts."""
 
     def __init__(self, stack: Settings) -> None:
-        self._url = f"{stack.prefect_api_url}/work_pools/{stack.work_pool}/queues/default"
+        pids = [part.pid for part in local_stack.status(stack) if part.name.startswith("worker-")]
+        self._processes = [psutil.Process(pid) for pid in pids]
 
     def pause(self) -> None:
         """No worker takes a job from now on; the service's slots stay."""
-        httpx.patch(self._url, json={"is_paused": True}, timeout=30).raise_for_status()
+        for process in self._processes:
+            process.suspend()
 
     def resume(self) -> None:
         """Workers take jobs again."""
-        httpx.patch(self._url, json={"is_paused": False}, timeout=30).raise_for_status()
+        for process in self._processes:
+            process.resume()
 
 
 @pytest.fixture(scope="module")
-def paused_queue(stack: Settings) -> Iterator[WorkQueue]:
+def workers(stack: Settings) -> Iterator[Workers]:
     """Jobs are made and wait until it is over."""
-    queue = WorkQueue(stack)
-    queue.pause()
-    yield queue
-    queue.resume()
+    workers = Workers(stack)
+    workers.pause()
+    yield workers
+    workers.resume()
 
 
 @pytest.fixture(scope="module")
-def base_url(
-    paused_queue: WorkQueue, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def base_url(workers: Workers, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the service is. Only the address of the documented command is another one."""
     port = free_port()
     command = find_block("training-api.md", "bash", "Start API service locally")

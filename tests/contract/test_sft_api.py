@@ -85,7 +85,7 @@ def test_error_codes(ask, client, config):
     assert ask("Get Config", config_id=NOBODY).status_code == 404
 
 
-def test_the_python_of_the_document_runs_as_one_plain_script(paused_queue, environment, stack, tmp_path):
+def test_the_python_of_the_document_runs_as_one_plain_script(workers, environment, stack, tmp_path):
     blocks = [block for block in read_blocks(DOCUMENT) if block.language == "python"]
     assert len(blocks) == 4
     script = tmp_path / "script.py"

@@ -107,15 +107,15 @@ def test_logging_backend_is_shown_as_tracking_backend(curl):
     assert "logging_backend" not in config
 
 
-def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, paused_queue):
-    paused_queue.resume()
+def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, workers):
+    workers.resume()
     try:
         with Tuneyard(base_url) as tuneyard:
             job_id = tuneyard.train(model_name="nobody/nothing", strict=False).job_id
             accepted_at = tuneyard.job(job_id).start_time
             tuneyard.wait(job_id, timeout_seconds=60)
     finally:
-        paused_queue.pause()
+        workers.pause()
     job = client.get(f"/train/{job_id}").json()
     documented = find_json(DOCUMENT, "Job status response")["start_time"]
 
