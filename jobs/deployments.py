@@ -113,7 +113,7 @@ def find_missing(settings: Settings, work_pool: str) -> list[str]:
 
 def read_deployments() -> list[dict[str, Any]]:
     """The deployments of prefect.yaml."""
-    source = (PROJECT_ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    source = (find_sources() / "prefect.yaml").read_text(encoding="utf-8")
     entries: list[dict[str, Any]] = yaml.safe_load(source)["deployments"]
     return entries
 

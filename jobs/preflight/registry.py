@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from jobs.settings import PROJECT_ROOT, Settings
+from jobs.project import find_sources
+from jobs.settings import Settings
 
 SUFFIXES = ("", ".jsonl", ".json", ".parquet", ".csv")
 TIMEOUT_SECONDS = 5.0
@@ -117,7 +118,7 @@ def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None
     named = settings.dataset_registry
     if named is None:
         folder = settings.home / "registry"
-        return RegistryView(folder, True, _find_built(PROJECT_ROOT)) if workers_are_here else None
+        return RegistryView(folder, True, _find_built(find_sources())) if workers_are_here else None
     if named.startswith("file://"):
         named = unquote(urlsplit(named).path)
     path = Path(named).expanduser()
