@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
+from api.rows_answer import JobRows
 from api.training_request import TrainingRequest
 from jobs.preflight import SubmissionWarning
 from jobs.queue import Priority
@@ -92,6 +93,10 @@ class Result(BaseModel):
     output_dir: str
     model_name: str = Field(description="The adapter's name in the registry.")
     model_version: str
+    rows: JobRows | None = Field(None, description="Rows that were used, skipped and cut.")
+    warnings: list[str] = Field(
+        default_factory=list, description="What nobody would expect of the rows, the model, the run or its loss."
+    )
     adapted: dict[str, Any] | None = Field(
         None,
         description="What was trained: `trainable_parameters` of `parameters` and their `share`, `modules` (layers by "

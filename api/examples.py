@@ -40,6 +40,23 @@ RESULT = {
     "output_dir": f"/srv/tuneyard/outputs/{JOB_ID}",
     "model_name": "handbook",
     "model_version": "3",
+    "rows": {
+        "train": {
+            "rows": 901,
+            "used": 899,
+            "skipped": 2,
+            "dropped": 1,
+            "invalid": 1,
+            "too_long": 0,
+            "truncated": 1,
+            "tokens": 163495,
+            "supervised_tokens": 137452,
+            "reasons": [{"reason": "output must be text, got None", "count": 1, "rows": [17]}],
+        },
+        "eval": None,
+        "ignored": {"source": 899},
+    },
+    "warnings": ["fields that are not followed, nor learned: source (899 rows)"],
     "adapted": {
         "trainable_parameters": 9232384,
         "parameters": 1552946688,

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.rows_answer import SplitRows
+
 
 class PlanPart(BaseModel):
     """Base of a plan's parts; later versions may add keys."""
@@ -19,6 +21,7 @@ class PlannedDataset(PlanPart):
     commit: str | None
     md5: str
     rows: int
+    held_out_file: str | None = Field(None, description="The file of the held-out rows, if they have one.")
     source: Literal["dvc", "file", "hub"]
 
 
@@ -49,17 +52,9 @@ class RowNotes(PlanPart):
     truncated: list[int]
 
 
-class PlannedRows(PlanPart):
+class PlannedRows(SplitRows):
     """What becomes of a split's rows."""
 
-    rows: int
-    used: int
-    dropped: int
-    invalid: int
-    too_long: int
-    truncated: int
-    tokens: int
-    supervised_tokens: int
     notes: RowNotes
 
 
@@ -195,6 +190,7 @@ class Plan(PlanPart):
     dataset: PlannedDataset
     device: PlannedDevice
     rows: PlannedSplits
+    ignored: dict[str, int] = Field(description="Fields of the rows that are not followed, by the number of rows.")
     tokens: PlannedTokens
     batches: PlannedBatches
     steps: int = Field(description="Optimizer steps.")

@@ -1,14 +1,15 @@
 """The example of a plan in the OpenAPI document."""
 
 _NOTES = {"invalid": [{"row": 17, "reason": "output must be text, got None"}], "too_long": [], "dropped": []}
-_EVAL = {"rows": 98, "used": 98, "dropped": 0, "invalid": 0, "too_long": 0, "truncated": 0}
+_EVAL = {"rows": 98, "used": 98, "skipped": 0, "reasons": [], "dropped": 0, "invalid": 0, "too_long": 0, "truncated": 0}
 PLAN = {
     "dataset": {
         "name": "handbook",
         "revision": "v1.0",
         "commit": "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
         "md5": "0e0abd9b182bab936d99f224cab7853e",
-        "rows": 999,
+        "rows": 901,
+        "held_out_file": "eval.jsonl",
         "source": "dvc",
     },
     "device": {
@@ -22,7 +23,9 @@ PLAN = {
     "rows": {
         "train": {
             "rows": 901,
-            "used": 899,
+            "used": 900,
+            "skipped": 1,
+            "reasons": [{"reason": "output must be text, got None", "count": 1, "rows": [17]}],
             "dropped": 0,
             "invalid": 1,
             "too_long": 0,
@@ -34,6 +37,7 @@ PLAN = {
         "eval": _EVAL
         | {"tokens": 16593, "supervised_tokens": 13673, "notes": _NOTES | {"invalid": [], "truncated": []}},
     },
+    "ignored": {"source": 998},
     "tokens": {
         "min": 26,
         "mean": 181.5,

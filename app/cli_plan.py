@@ -99,6 +99,9 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
             if counts[name]
         ]
         console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
+        for told in counts.get("reasons", []):
+            first = ", ".join(map(str, told["rows"])) + (" …" if told["count"] > len(told["rows"]) else "")
+            console.print(f"  {told['count']} invalid: {told['reason']} (row {first})", markup=False)
     share = f"{tokens['supervised_share']:.0%} supervised"
     console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
     most = max(bin["rows"] for bin in tokens["histogram"])

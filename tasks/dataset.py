@@ -14,21 +14,22 @@ from prefect.cache_policies import NO_CACHE
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from sft.file_content import COMPRESSED_SUFFIXES
 from sft.places import follow
 from tasks.dataset_store import (
-    SUFFIXES,
     StoredDataset,
     combine_md5,
     count_rows,
     hash_bytes,
     hash_file,
-    pick_split,
     read_stored,
     store_dataset,
 )
 from tasks.hub import fetch_from_hub
 from tasks.registry import ensure_registry, git
+from tasks.split_files import SUFFIXES, is_rows, pick_files
 
+UNUSED_SHOWN = 10
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -45,11 +46,20 @@ class DatasetVersion:
     rows: int  # in train_file
     source: Literal["dvc", "file", "hub"]
     url: str
+    unused: tuple[str, ...] = ()  # files beside them that look like rows
 
     @classmethod
     def of(cls, stored: StoredDataset, **origin: Any) -> Self:
         """What is stored, and where it came from."""
-        return cls(md5=stored.md5, train_file=stored.train_file, eval_file=stored.eval_file, rows=stored.rows, **origin)
+        return cls(**vars(stored), **origin)
+
+    def advise(self) -> list[tuple[str, str]]:
+        """What a user should know of these files: pairs of a stable code and a sentence."""
+        if not self.unused:
+            return []
+        shown = ", ".join(self.unused[:UNUSED_SHOWN]) + (" …" if len(self.unused) > UNUSED_SHOWN else "")
+        held_out = f"; held out is {self.eval_file.name}" if self.eval_file else ""
+        return [("unused_files", f"used for nothing: {shown} (learned from is {self.train_file.name}{held_out})")]
 
 
 def resolve(reference: str, settings: Settings, split: str = "train") -> DatasetVersion:
@@ -98,18 +108,20 @@ def find_local(reference: str, data_root: Path) -> Path | None:
 
 def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     """A file stays where it is; a folder holds one file a split."""
-    held_out = None
+    held_out, unused = None, list[str]()
     train = path
     if path.is_dir():
-        names = [file.name for file in path.iterdir() if file.suffix in SUFFIXES]
-        train = path / pick_split(names, split)
-        held_out = next((path / name for name in sorted(names) if Path(name).stem == "eval" != split), None)
-    if train.suffix not in SUFFIXES:
+        picked = pick_files([file.name for file in path.iterdir() if not file.is_dir()], split)
+        train, held_out, unused = path / picked.train, picked.held_out, picked.unused
+    elif path.suffix.lower() in COMPRESSED_SUFFIXES:
+        raise InvalidDataset(f"dataset file {reference} is compressed; unpack it first")
+    if not is_rows(train.name):
         raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(SUFFIXES)}")
-    for file in filter(None, (train, held_out)):
+    held_out_file = path / held_out if held_out else None
+    for file in filter(None, (train, held_out_file)):
         if not file.resolve().is_relative_to(path):
             raise InvalidConfig(f"{file} is a link that leads outside {path}; put the file itself there")
-    stored = StoredDataset(hash_file(train), train, held_out, count_rows(train))
+    stored = StoredDataset(hash_file(train), train, held_out_file, count_rows(train), tuple(unused))
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
 
@@ -201,10 +213,10 @@ def list_datasets(tree: Any) -> list[str]:
     names = []
     for info in tree.ls("/", detail=True):
         path = PurePosixPath(info["name"])
-        is_rows = path.suffix in SUFFIXES
+        holds_rows = is_rows(path.name)
         in_git = info["type"] == "directory" and any(tree.exists(f"{path}/train{suffix}") for suffix in SUFFIXES)
-        if info.get("isdvc") or info.get("dvc_info", {}).get("isdvc") or is_rows or in_git:
-            names.append(path.stem if is_rows else path.name)
+        if info.get("isdvc") or info.get("dvc_info", {}).get("isdvc") or holds_rows or in_git:
+            names.append(path.stem if holds_rows else path.name)
     return sorted(names)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from filelock import FileLock
 
 import sft.data_files
-from sft.errors import DatasetNotFound, InvalidDataset
+from sft.errors import InvalidDataset
+from sft.file_content import check_kind
+from tasks.split_files import is_rows, pick_files
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 MANIFEST = ".manifest.json"
 
 
@@ -25,6 +26,7 @@ class StoredDataset:
     train_file: Path
     eval_file: Path | None
     rows: int  # in train_file
+    unused: tuple[str, ...] = ()  # files that look like rows, but are neither of the two
 
 
 def store_dataset(
@@ -56,7 +58,7 @@ def store_dataset(
                     if (found := hash_file(target)) != expected:
                         raise InvalidDataset(f"{name} has md5 {found}, the registry recorded {expected}; push it again")
                     publish(target)
-                rows = {name: count_rows(fresh / name) for name in listing if Path(name).suffix in SUFFIXES}
+                rows = {name: _count_if_readable(fresh / name) for name in listing if is_rows(name)}
                 (fresh / MANIFEST).write_text(json.dumps({"rows": rows}), encoding="utf-8")
                 publish(fresh / MANIFEST)
                 fresh.rename(store / md5)
@@ -65,29 +67,37 @@ def store_dataset(
 
 
 def read_stored(folder: Path, split: str) -> StoredDataset:
-    """The dataset in a folder of the store. Raises DatasetNotFound when it has no such split."""
-    rows: dict[str, int] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["rows"]
+    """The dataset in a folder of the store.
+
+    Raises:
+        DatasetNotFound: it has no such split.
+        InvalidDataset: the split's file can't be read.
+    """
+    rows: dict[str, int | None] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["rows"]
     if not folder.name.endswith(".dir"):  # one file, whatever its name
-        name = next(iter(rows))
-        return StoredDataset(folder.name, folder / name, None, rows[name])
-    train = pick_split(list(rows), split)
-    held_out = None if split == "eval" else next((name for name in rows if Path(name).stem == "eval"), None)
-    return StoredDataset(folder.name, folder / train, folder / held_out if held_out else None, rows[train])
+        train, held_out, unused = next(iter(rows)), None, list[str]()
+    else:
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        train, held_out, unused = pick_files(names, split)
+    count = rows.get(train)
+    if count is None:
+        count = count_rows(folder / train)
+    return StoredDataset(folder.name, folder / train, folder / held_out if held_out else None, count, tuple(unused))
 
 
-def pick_split(names: list[str], split: str) -> str:
-    """The file of a split among the names in a dataset's folder, by the order of SUFFIXES."""
-    for suffix in SUFFIXES:
-        if f"{split}{suffix}" in names:
-            return f"{split}{suffix}"
-    looked_for = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-    raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {', '.join(sorted(names)) or 'no files'}")
+def _count_if_readable(path: Path) -> int | None:
+    """None for a file of other JSON, say: nobody may ever ask for it."""
+    try:
+        return count_rows(path)
+    except InvalidDataset:
+        return None
 
 
 def count_rows(path: Path) -> int:
     """Rows in a file, by its suffix, broken ones included. Raises InvalidDataset if it can't be read."""
+    check_kind(path)
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
             return int(pyarrow.parquet.read_metadata(path).num_rows)

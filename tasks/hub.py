@@ -6,6 +6,7 @@ from typing import Any
 
 from sft.errors import DatasetNotFound
 from tasks.dataset_store import StoredDataset, combine_md5, hash_file, store_dataset
+from tasks.split_files import list_held_out
 
 HUB_TIMEOUT_SECONDS = 5
 
@@ -32,13 +33,15 @@ def fetch_from_hub(name: str, store: Path, split: str) -> tuple[str | None, Stor
 
 
 def store_splits(splits: Any, store: Path, split: str) -> StoredDataset:
-    """The wanted split of a `datasets.DatasetDict`, and its validation split, as parquet files in the store."""
+    """The wanted split of a `datasets.DatasetDict`, and its held-out split, as parquet files in the store."""
     if split not in splits:
-        raise DatasetNotFound(f"the dataset on the Hub has no split {split}; it has: {', '.join(splits)}")
+        raise DatasetNotFound(
+            f"the dataset on the Hub has no split {split}; it has: {', '.join(splits)}; set dataset_split"
+        )
     chosen = {split: splits[split]}
-    held_out = next((other for other in ("eval", "validation") if other in splits and other != split), None)
-    if held_out:
-        chosen["eval"] = splits[held_out]
+    held_out = next((other for other in list_held_out(split) if other in splits), None)
+    if held_out:  # kept as `eval`, whatever it is called, unless that is what is learned from
+        chosen[held_out if split == "eval" else "eval"] = splits[held_out]
     with TemporaryDirectory(prefix="tuneyard-hub-") as scratch:
         files = {f"{name}.parquet": Path(scratch, f"{name}.parquet") for name in chosen}
         for name, rows in chosen.items():

@@ -27,9 +27,8 @@ from sft.config import SFTConfig
 from sft.disk import measure_free
 from sft.errors import TuneyardError
 from sft.models import find_model
-from sft.tokenization import prepare
 from tasks.dataset import DatasetVersion, resolve
-from tasks.tokenize import CACHE_FOLDER
+from tasks.tokenize import prepare_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
-    prepared = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+    prepared = prepare_dataset(config, model, dataset, settings.home)
     runs: list[PastRun] = []
     if settings.database_url:
         runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]
@@ -69,6 +68,7 @@ def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
         "commit": dataset.commit,
         "md5": dataset.md5,
         "rows": dataset.rows,
+        "held_out_file": dataset.eval_file and dataset.eval_file.name,
         "source": dataset.source,
     }
 

@@ -88,6 +88,7 @@ def register(
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
         **comparison,
+        "rows": rows.describe_rows(),
         "warnings": [*rows.warnings, *session.warnings, *worse],
         "stopped_early": metrics.pop("stopped_early", False),
         "adapted": session.adaptation,

@@ -21,9 +21,16 @@ REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
     """The rows as token ids with labels on what is supervised; says what was left out and cut."""
     journal.enter("tokenizing")
-    data = prepare(config, model, dataset.train_file, journal.settings.home / CACHE_FOLDER, dataset.eval_file)
+    data = prepare_dataset(config, model, dataset, journal.settings.home)
     logger.info("%s", "Tokenized before; taken from the cache" if data.was_cached else "Tokenized")
     report_rows(data, config.max_seq_length)
+    return data
+
+
+def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, home: Path) -> PreparedData:
+    """The dataset's rows tokenized, with what there is to say of its files among the advice."""
+    data = prepare(config, model, dataset.train_file, home / CACHE_FOLDER, dataset.eval_file)
+    data.advice += dataset.advise()
     return data
 
 

@@ -168,10 +168,12 @@ class PlanWarning(Answer):
 
 
 class PlannedRows(Answer):
-    """What becomes of the rows of a split; `notes` has the numbers of those left out or cut."""
+    """What becomes of the rows of a split; `notes` has the numbers of those left out or cut, `reasons` why."""
 
     rows: int
     used: int
+    skipped: int = 0
+    reasons: list[dict[str, Any]] = Field(default_factory=list)
     dropped: int
     invalid: int
     too_long: int
@@ -213,6 +215,7 @@ class Plan(Answer):
     dataset: dict[str, Any]
     device: dict[str, Any]
     rows: dict[Literal["train", "eval"], PlannedRows | None]
+    ignored: dict[str, int] = Field(default_factory=dict)
     tokens: dict[str, Any]
     batches: dict[str, Any]
     steps: int

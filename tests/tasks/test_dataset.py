@@ -17,6 +17,7 @@ import yaml
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from tasks.dataset import DatasetVersion, resolve
+from tasks.dataset_store import count_rows
 from tasks.hub import store_splits
 from tasks.registry import ensure_registry, git
 
@@ -260,6 +261,53 @@ def test_a_file_or_folder_below_the_data_root_is_used_where_it_is(own_home: Sett
     assert (folder.rows, folder.eval_file) == (5, own_home.data_root / "set/eval.jsonl")
 
 
+@pytest.mark.parametrize("name", ["validation.jsonl", "valid.csv", "test.jsonl"])
+def test_a_folder_holds_out_as_a_dataset_of_the_hub_does(own_home: Settings, name: str) -> None:
+    folder = own_home.data_root / "set"
+    write_rows(folder / "train.jsonl", 5)
+    write_rows(folder / name, 2)
+    write_rows(folder / "train-more.jsonl", 2)
+    found = resolve("set", own_home)
+    assert (found.eval_file, found.unused) == (folder / name, ("train-more.jsonl",))
+    assert found.advise() == [
+        (
+            "unused_files",
+            f"used for nothing: train-more.jsonl (learned from is train.jsonl; held out is {name})",
+        )
+    ]
+
+
+def test_pointers_and_archives_in_place_of_rows_are_refused(own_home: Settings, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    (registry / "sales").mkdir(parents=True)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\nsize 1234567\n"
+    (registry / "sales/train.jsonl").write_text(pointer)
+    (registry / "sales/info.json").write_text("{}")
+    run(registry, "git", "init", "--quiet", "--initial-branch=main")
+    commit(registry, "Rows")
+    settings = Settings(home=tmp_path / "own", dataset_registry=str(registry))
+    with pytest.raises(InvalidDataset, match=r"^train\.jsonl is a Git LFS pointer, not the data; run `git lfs pull`$"):
+        resolve("sales@main", settings)
+    own_home.data_root.mkdir(parents=True)
+    for name in ("rows.jsonl", "rows.parquet"):
+        (own_home.data_root / name).write_text(pointer)
+        with pytest.raises(InvalidDataset, match="is a Git LFS pointer"):
+            resolve(name, own_home)
+    (own_home.data_root / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(InvalidDataset, match=r"dataset file rows\.jsonl\.gz is compressed; unpack it first"):
+        resolve("rows.jsonl.gz", own_home)
+
+
+def test_a_file_of_other_json_beside_the_rows_does_no_harm(tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    write_rows(registry / "sales/train.jsonl", 2)
+    (registry / "sales/info.json").write_text('{"license": "mit"}')
+    run(registry, "git", "init", "--quiet", "--initial-branch=main")
+    commit(registry, "Rows")
+    found = resolve("sales@main", Settings(home=tmp_path / "own", dataset_registry=str(registry)))
+    assert (found.rows, found.unused) == (2, ("info.json",))
+
+
 @pytest.mark.parametrize("reference", ["../secret.jsonl", "/etc/hostname", "set/../../secret.jsonl", "link.jsonl"])
 def test_a_path_outside_the_data_root_is_refused(own_home: Settings, reference: str) -> None:
     write_rows(own_home.home / "secret.jsonl", 1)
@@ -304,6 +352,27 @@ def test_a_dataset_of_the_hub_becomes_files_in_the_store(tmp_path: Path) -> None
     assert store_splits(splits, tmp_path, "train") == stored
     with pytest.raises(DatasetNotFound, match="has no split test; it has: train, validation"):
         store_splits(splits, tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("splits", "split", "rows", "held_out"),
+    [
+        ({"train": 6, "eval": 3, "validation": 2}, "eval", 3, ("validation.parquet", 2)),
+        ({"train": 6, "eval": 3, "validation": 2}, "validation", 2, ("eval.parquet", 3)),
+        ({"train": 6, "test": 3}, "train", 6, ("eval.parquet", 3)),
+        ({"train": 6, "test": 3}, "test", 3, None),
+        ({"train_sft": 6, "test_sft": 3, "test_gen": 2}, "train_sft", 6, ("eval.parquet", 3)),
+    ],
+)
+def test_a_split_of_the_hub_is_never_its_own_held_out_one(
+    tmp_path: Path, splits: dict[str, int], split: str, rows: int, held_out: tuple[str, int] | None
+) -> None:
+    from datasets import Dataset, DatasetDict
+
+    made = DatasetDict({name: Dataset.from_list([ROW] * count) for name, count in splits.items()})
+    stored = store_splits(made, tmp_path, split)
+    assert (stored.rows, stored.train_file.name) == (rows, f"{split}.parquet")
+    assert (stored.eval_file and (stored.eval_file.name, count_rows(stored.eval_file))) == held_out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Which file of a dataset's folder is learned from, which is held out, and which are used for nothing."""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from sft.errors import DatasetNotFound, InvalidDataset
+from sft.file_content import COMPRESSED_SUFFIXES
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that is there
+PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # as the Hub names the parts of a split
+
+
+class SplitFiles(NamedTuple):
+    """Names within a folder. `unused` look like rows, but are neither."""
+
+    train: str
+    held_out: str | None
+    unused: list[str]
+
+
+class DataFile(NamedTuple):
+    """What a file's name says: `split` without suffixes; whether it can be read as it is, and if not, why."""
+
+    name: str
+    split: str
+    suffix: str
+    obstacle: str | None
+
+
+def list_held_out(split: str) -> list[str]:
+    """Names under which the held-out rows of a split are looked for, best first: `test_sft` belongs to `train_sft`."""
+    partners = [split.replace("train", name) for name in HELD_OUT] if "train" in split else []
+    return [name for name in dict.fromkeys([*partners, *HELD_OUT]) if name != split]
+
+
+def pick_files(names: Iterable[str], split: str) -> SplitFiles:
+    """The files of a split and of its held-out rows among the names in a dataset's folder.
+
+    Raises:
+        DatasetNotFound: no file has the split's name.
+        InvalidDataset: it has, but can't be read as it is.
+    """
+    names = sorted(name for name in names if not name.startswith("."))
+    files = [file for file in map(_read_name, names) if file]
+    train = _find(files, split)
+    if train is None:
+        looked_for = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+        raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {', '.join(names) or 'no files'}")
+    if train.obstacle:
+        raise InvalidDataset(f"the dataset's {train.name} {train.obstacle}")
+    known = list_held_out(split)
+    held_out = next((file for name in known if (file := _find(files, name)) and not file.obstacle), None)
+    if "train" not in split:  # whoever asks for another split knows of the others
+        return SplitFiles(train.name, held_out and held_out.name, [])
+    others = {name for name in known if held_out and held_out.split != name}
+    unused = [file.name for file in files if file not in (train, held_out) and file.split not in others]
+    return SplitFiles(train.name, held_out and held_out.name, unused)
+
+
+def is_rows(name: str) -> bool:
+    """Whether a file's name is that of a data file, in whatever case."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _find(files: list[DataFile], split: str) -> DataFile | None:
+    """The file of a split, one that can be read first, then by the order of SUFFIXES."""
+    found = [file for file in files if file.split == split]
+    return min(found, key=lambda file: (file.obstacle is not None, SUFFIXES.index(file.suffix)), default=None)
+
+
+def _read_name(name: str) -> DataFile | None:
+    """None for a file that is no data, by its name."""
+    path, obstacle = PurePosixPath(name), None
+    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        path, obstacle = path.with_suffix(""), "is compressed; unpack it"
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        return None
+    split = str(path.with_suffix(""))
+    if part := PART.search(split):
+        split = split[: part.start()]
+        if int(part[2]) > 1:
+            obstacle = f"is one of {int(part[2])} parts; join them into {split}{suffix}"
+    return DataFile(name, split, suffix, obstacle)

@@ -1,0 +1,75 @@
+"""Which files of a dataset's folder are learned from and held out, by their names."""
+
+import pytest
+
+from sft.errors import DatasetNotFound, InvalidDataset
+from tasks.split_files import HELD_OUT, pick_files
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".JSON", "-00000-of-00001.parquet"])
+def test_a_held_out_file_is_found_under_each_of_its_names(name: str, suffix: str) -> None:
+    names = ["train.jsonl", f"{name}{suffix}", "README.md"]
+    assert pick_files(names, "train") == ("train.jsonl", f"{name}{suffix}", [])
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "held_out"),
+    [
+        (["train.csv", "test.csv", "dev.csv", "val.csv", "validation.csv", "eval.csv"], "train", "eval.csv"),
+        (["train.csv", "test.csv", "validation.csv"], "train", "validation.csv"),
+        (["train.csv", "eval.csv", "validation.csv"], "eval", "validation.csv"),
+        (["train.csv", "eval.csv"], "eval", None),
+        (["train.csv", "test.csv"], "test", None),
+        (["train_sft.csv", "test_gen.csv", "test_sft.csv", "validation.csv"], "train_sft", "test_sft.csv"),
+    ],
+)
+def test_the_order_of_held_out_files(names: list[str], split: str, held_out: str | None) -> None:
+    picked = pick_files(names, split)
+    assert picked.train == f"{split}.csv"
+    assert picked.held_out == held_out
+
+
+def test_files_of_rows_that_are_used_for_nothing_are_named() -> None:
+    names = [
+        "train.jsonl",
+        "train.parquet",
+        "train-extra.jsonl",
+        "validation.jsonl.gz",
+        "test-00000-of-00002.parquet",
+        "test-00001-of-00002.parquet",
+        "notes.txt",
+        ".hidden.jsonl",
+    ]
+    assert pick_files(names, "train") == (
+        "train.jsonl",
+        None,
+        [
+            "test-00000-of-00002.parquet",
+            "test-00001-of-00002.parquet",
+            "train-extra.jsonl",
+            "train.parquet",
+            "validation.jsonl.gz",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "message"),
+    [
+        (["train.jsonl.gz"], InvalidDataset, r"the dataset's train\.jsonl\.gz is compressed; unpack it"),
+        (["train.csv.zst"], InvalidDataset, r"train\.csv\.zst is compressed"),
+        (
+            ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            InvalidDataset,
+            r"train-00000-of-00002\.parquet is one of 2 parts; join them into train\.parquet",
+        ),
+        (["data.jsonl"], DatasetNotFound, r"has no train\.jsonl, .*; it has: data\.jsonl"),
+        ([], DatasetNotFound, "it has: no files"),
+    ],
+)
+def test_a_split_that_is_not_there_or_not_readable_is_told(
+    names: list[str], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        pick_files(names, "train")
