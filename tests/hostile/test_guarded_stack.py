@@ -26,6 +26,7 @@ from jobs.keys import KeyScope, create_key
 from jobs.log_lines import escape
 from jobs.prefect_access import find_password, open_client, profile_path
 from jobs.prefect_runs import open_prefect_client
+from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.store import engine_for
 from jobs.supervision import run_folder, stack_processes
@@ -72,19 +73,20 @@ class Guarded(NamedTuple):
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sockets of a PostgreSQL server that is not the stack's, for an address with a password."""
+    """The cluster and socket of a PostgreSQL server that is not the stack's, for an address with a password."""
     with tempfile.TemporaryDirectory(prefix="tuneyard-pg-") as folder:
-        data, sockets = Path(folder, "data"), Path(folder, "s")
-        postgres.prepare_cluster(data, sockets)
-        user = postgres.system_user()
+        data = Path(folder, "data")
+        postgres.prepare_cluster(data)
         server = subprocess.Popen(
-            postgres.server_command(data, sockets), user=user, group=user, extra_groups=[] if user else None, cwd="/",
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            postgres.server_command(data),
+            env=code_environment(os.environ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
-            wait_until(lambda: postgres.is_ready(postgres.local_url(sockets, "postgres")), 60)
-            postgres.ensure_databases(postgres.local_url(sockets, "postgres"), ["tuneyard"])
-            yield sockets
+            wait_until(lambda: postgres.is_ready(postgres.local_url(data, "postgres")), 60)
+            postgres.ensure_databases(postgres.local_url(data, "postgres"), ["tuneyard"])
+            yield data
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()

@@ -147,7 +147,7 @@ def test_the_deployments_of_prefect_yaml_are_there_with_a_form_and_a_schedule(ow
 
     schedule = f"{own_stack.prefect_api_url}/deployments/{by_name['retrain']['id']}/schedules/{nightly['id']}"
     httpx.patch(schedule, json={"active": True}, timeout=30).raise_for_status()  # as a click in its page
-    wait_until(has_scheduled_run, 30)
+    wait_until(has_scheduled_run, 90)  # Prefect looks at changed schedules once a minute
 
 
 @pytest.mark.stack
