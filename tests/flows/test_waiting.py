@@ -42,7 +42,7 @@ def test_a_server_that_comes_up_is_waited_for(monkeypatch, capsys):
     assert "does not answer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", [None, f"http://127.0.0.1:{free_port()}/api"])
+@pytest.mark.parametrize("url", [None, f"http://127.0.0.1:{free_port()}/api"], ids=["no address", "nobody there"])
 def test_what_stays_away_is_left_to_prefect(monkeypatch, url):
     if url:
         monkeypatch.setenv("PREFECT_API_URL", url)

@@ -84,7 +84,9 @@ end_with_parent()
 """
 
 
-@pytest.mark.parametrize(("parent", "says"), [("1", "stopped"), (str(os.getpid()), ""), ("", "")])
+@pytest.mark.parametrize(
+    ("parent", "says"), [("1", "stopped"), (str(os.getpid()), ""), ("", "")], ids=["another", "this", "unknown"]
+)
 def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_a_stop_too(parent: str, says: str) -> None:
     environment = os.environ | {"TUNEYARD_PARENT_PID": parent, "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment, capture_output=True, text=True, check=False)

@@ -58,7 +58,7 @@ def test_other_encodings_are_named_with_what_to_do(tmp_path: Path, suffix: str, 
     ("content", "message"),
     [
         (POINTER, "is a Git LFS pointer, not the data; run `git lfs pull`"),
-        (gzip.compress(TEXT.encode()), "is compressed with gzip; unpack it with gunzip"),
+        (gzip.compress(TEXT.encode(), mtime=0), "is compressed with gzip; unpack it with gunzip"),
         (bz2.compress(TEXT.encode()), "is compressed with bzip2"),
         (lzma.compress(TEXT.encode()), "is compressed with xz"),
         (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with Zstandard; unpack it with `zstd -d`"),
