@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -18,13 +18,15 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import to_state_create
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 from jobs.blockers import Blockers, describe_missing, find_blocker
 from jobs.database import translate_errors
 from jobs.prefect_access import find_password
 from jobs.run_ids import RunIds
 from jobs.settings import Settings
+from jobs.status import JobStatus
+from jobs.store import JobReport
 from sft.errors import JobNotFound, StackError
 from sft.loopback import is_on_this_machine
 
@@ -36,6 +38,7 @@ T = TypeVar("T")
 FLOW_NAME = "finetune"
 DEPLOYMENT_NAME = "finetune/sft"
 PAGE_SIZE = 200  # Prefect's cap
+JUST_ENDED = timedelta(seconds=60)
 POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
 
 _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
@@ -166,6 +169,14 @@ class PrefectRuns:
         """Which run stands for which job now."""
         with translate_errors():
             return RunIds(self._engine)
+
+    def find_just_ended(self) -> list[UUID]:
+        """Runs whose jobs have come to an end of their own that Prefect may not have been told of yet."""
+        after = func.now() - JUST_ENDED
+        own = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
+        wanted = select(func.coalesce(JobReport.run_id, JobReport.job_id)).where(JobReport.ended_at > after, own)
+        with translate_errors(), self._engine.connect() as connection:
+            return [*connection.execute(wanted).scalars()]
 
     def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
         """How many runs, in these work queues if given, the filter lets through."""

@@ -148,7 +148,10 @@ class Line:
         return max(0, slots - self._count_occupied()) if slots else 0
 
     def _count_occupied(self) -> int:
-        return self._runs.count(_OCCUPYING)
+        """Slots in use. A job that has ended needs its own no more, though Prefect hears of that a moment later."""
+        just_ended = self._runs.find_just_ended()
+        others = filters.FlowRunFilterId(not_any_=just_ended) if just_ended else None
+        return self._runs.count(_OCCUPYING.model_copy(update={"id": others}))
 
     def _count_waiting(self, queues: list[str] | None = None, before: datetime | None = None) -> int:
         return self._runs.count(_waiting(None, before or datetime.now(UTC)), queues)

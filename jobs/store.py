@@ -42,6 +42,7 @@ class JobReport(Base):
     __tablename__ = "job_reports"
     __table_args__ = (
         Index("ix_job_reports_open", "job_id", postgresql_where=text("status IS NULL AND run IS NOT NULL")),
+        Index("ix_job_reports_ended_at", "ended_at"),
         Index("ix_job_reports_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
 

@@ -41,12 +41,12 @@ def test_a_retry_of_an_ended_job_changes_nothing_and_trains_nothing(api, prefect
 
 def test_deployment_and_pool_are_made_again_and_no_job_that_waits_is_lost(api, prefect, model, wait_for, stack):
     body = SMALL | {"model_name": model, "dataset_version": "v1.1", "max_samples": 8, "lora_name": "found"}
-    first = api.post("/train", json=body | {"max_steps": 300}).json()["job_id"]
+    first = api.post("/train", json=body | {"num_epochs": 400}).json()["job_id"]
+    wait_for(first, lambda job: (job["progress"] or {}).get("step", 0) > 1)
     waiting = [
         api.post("/train", json=body | {"max_steps": 1, "priority": priority}).json()["job_id"]
         for priority in ("normal", "low", "high")
     ]
-    wait_for(first, lambda job: (job["progress"] or {}).get("step", 0) > 1)
     prefect.request("DELETE", "/work_pools/{name}", path_params={"name": stack.work_pool})
     deployment = prefect.read_deployment_by_name("finetune/sft")
     prefect.delete_deployment(deployment.id)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +16,7 @@ from jobs.job_processes import VARIABLE, find_processes
 from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports, set_report
+from jobs.service import JobService
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.status import JobStatus
 from jobs.store import JobReport
@@ -249,3 +251,14 @@ def test_another_stacks_processes_are_left_alone(bench, start_process):
     bench.now += 2 * LEAVE_SECONDS
     hands.look()
     assert process.poll() is None
+
+
+def test_the_slot_of_a_job_that_has_ended_is_free_before_prefect_hears_of_the_end(bench, stack):
+    with closing(JobService(stack)) as service:
+        run = bench.make()
+        attempt = bench.begin(run)
+        assert service._line.is_busy()
+        attempt.end(JobStatus.COMPLETED)
+        assert bench.state(run) == "Running"
+        assert not service._line.is_busy()
+        assert service.get(run).status is JobStatus.COMPLETED
