@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ ODD = "they compute something else than a linear layer does"
 ROUTES = "they route tokens to experts, as the base model has learned to"
 STACKED = "they are stacked parameters, not linear layers"
 TOGETHER = "PEFT adapts them only together with the stacked experts"
+LOST = "PEFT does not load their weights back from the adapter that it saves"
+GUESS = (
+    "trained weights are counted for all linear layers of the decoder, and can be fewer: which of them a row of text "
+    "passes through can't be told of this model before its weights are loaded"
+)
 MANY = 3  # parts that a sentence names
 
 
@@ -36,6 +41,7 @@ class Adaptation:
         settings: PEFT's, with targets that a trial has shown to work; None where no new adapter is made.
         trainable: weights that will be trained.
         modules: how many layers of each name get an adapter.
+        is_guess: whether it may be fewer, as a model without its weights does not tell.
     """
 
     settings: LoraConfig | None
@@ -43,6 +49,7 @@ class Adaptation:
     modules: dict[str, int]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    is_guess: bool = False
 
 
 @dataclass
@@ -50,6 +57,7 @@ class _Targets:
     modules: set[str]
     parameters: set[str]
     left_out: list[LeftOut]
+    is_guess: bool = False
 
 
 def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
@@ -69,11 +77,16 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
         _narrow(model, config, targets)
         settings = _build_settings(model, config, targets)
         found, error = try_settings(model, settings)
+    while found is not None and found.lost:
+        _leave_out_lost(model, config, targets, found.lost)
+        settings = _build_settings(model, config, targets)
+        found, error = try_settings(model, settings)
     if found is None or not (found.modules or found.parameters):
         reason = f" ({_first_line(error)})" if error else ""
         raise ModelNotSupported(f"base_model {config.base_model} has no layer that LoRA can adapt{reason}")
     left_out = tuple(targets.left_out)
-    return Adaptation(settings, found.trainable, _count_names(found), left_out, tuple(_warn(model, left_out)))
+    warnings = (*([GUESS] if targets.is_guess else []), *_warn(model, left_out))
+    return Adaptation(settings, found.trainable, _count_names(found), left_out, warnings, targets.is_guess)
 
 
 def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adaptation:
@@ -87,6 +100,11 @@ def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adap
         found, error = try_settings(model, settings)
         if found is None:
             raise InvalidConfig(f"adapter_path does not fit base_model: {_first_line(error)}") from error
+        if found.lost:
+            raise InvalidConfig(
+                f"adapter_path does not fit base_model: PEFT loads nothing into {len(found.lost)} of its layers, "
+                f"{min(found.lost)} for one"
+            )
     assert found is not None  # noqa: S101 - for the type checker
     experts = {
         name.replace(".base_layer", "").removeprefix("base_model.model."): weights
@@ -112,7 +130,8 @@ def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[s
 
 def _choose_targets(model: PreTrainedModel, config: SFTConfig) -> _Targets:
     layers, experts = find_layers(model), find_expert_parameters(model)
-    (reached, odd), routers = find_reached(model, set(layers)), find_routers(model) & set(layers)
+    reach, routers = find_reached(model, set(layers)), find_routers(model) & set(layers)
+    reached, odd = reach.reached, reach.odd
     if config.lora_target_modules is None:
         left_out = [
             *describe_layers(layers, set(layers) - reached - odd - routers, NOT_REACHED),
@@ -120,7 +139,7 @@ def _choose_targets(model: PreTrainedModel, config: SFTConfig) -> _Targets:
             *describe_layers(layers, routers, ROUTES),
             *describe_experts(experts, STACKED),
         ]
-        return _Targets(reached - routers, set(), left_out)
+        return _Targets(reached - routers, set(), left_out, reach.is_guess)
     named = find_named(config.lora_target_modules, layers, experts, reached, reached - routers)
     for value, name, plain in ((config.lora_dropout, "lora_dropout", 0), (config.use_dora, "use_dora", "false")):
         if named.parameters and value:
@@ -168,14 +187,39 @@ def _narrow(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> Non
         if not names or (found is not None and _is_what_was_wanted(found, group)):
             continue
         reason = f"PEFT refuses them: {_first_line(refusal)}" if refusal else TOGETHER
-        asked = [item for item in config.lora_target_modules or () if any(name.endswith(item) for name in names)]
-        if asked or group.parameters:
-            shown = asked[0] if asked else name_end(min(names))
-            raise InvalidConfig(
-                f"lora_target_modules {shown!r} can't be adapted in this model ({reason}); leave it out"
-            ) from refusal
+        _check_asked(config, names, reason, refusal, every=bool(group.parameters))
         targets.modules -= names
         targets.left_out += describe_layers({name: model.get_submodule(name) for name in names}, names, reason)
+
+
+def _leave_out_lost(model: PreTrainedModel, config: SFTConfig, targets: _Targets, lost: frozenset[str]) -> None:
+    """What is trained must come back when the adapter is loaded.
+
+    Raises InvalidConfig for what was asked for by name, ModelNotSupported where nothing comes back.
+    """
+    if lost >= targets.modules | targets.parameters:
+        raise ModelNotSupported(
+            f"base_model {config.base_model} can't be trained with LoRA: {LOST}, so that the adapter would be without "
+            "effect"
+        )
+    _check_asked(config, lost, LOST)
+    modules, experts = lost & targets.modules, find_expert_parameters(model)
+    targets.modules -= lost
+    targets.parameters -= lost
+    targets.left_out += describe_layers({name: model.get_submodule(name) for name in modules}, modules, LOST)
+    targets.left_out += describe_experts({name: experts[name] for name in lost - modules}, LOST)
+
+
+def _check_asked(
+    config: SFTConfig, names: Collection[str], reason: str, refusal: Exception | None = None, every: bool = False
+) -> None:
+    """Raises InvalidConfig where one of these layers, which can't be adapted, was asked for by name."""
+    asked = [item for item in config.lora_target_modules or () if any(name.endswith(item) for name in names)]
+    if asked or every:
+        shown = asked[0] if asked else name_end(min(names))
+        raise InvalidConfig(
+            f"lora_target_modules {shown!r} can't be adapted in this model ({reason}); leave it out"
+        ) from refusal
 
 
 def _first_line(error: Exception | None) -> str:

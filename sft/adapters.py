@@ -12,6 +12,7 @@ from sft.adaptation import Adaptation, describe_start, plan_adaptation
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
+from sft.injection import find_lost
 from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
@@ -61,6 +62,8 @@ def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> Peft
         raise InvalidConfig(f"{subject}: {_explain_misfit(model, error)}") from error
     if misfit := _find_misfit(adapted, folder):
         raise InvalidConfig(f"{subject}: {misfit}")
+    if lost := find_lost(adapted):
+        raise InvalidConfig(f"{subject}: PEFT loads nothing into {len(lost)} of its layers, {min(lost)} for one")
     for adapter in adapted.peft_config.values():
         _check_start(config, adapter)
         adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint

@@ -28,7 +28,10 @@ def find_expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def find_routers(model: nn.Module) -> set[str]:
-    """Names of the linear layers that decide which expert sees a token: they have an output for each expert."""
+    """Names of the linear layers that decide which expert sees a token: they have an output for each expert.
+
+    So are those before them in a router of several layers.
+    """
     modules = dict(model.named_modules())
     blocks: dict[str, set[int]] = {}
     for name, parameter in find_expert_parameters(model).items():
@@ -39,11 +42,24 @@ def find_routers(model: nn.Module) -> set[str]:
         for name, module in modules.items():
             if isinstance(module, nn.ModuleList) and len(module) == count and "expert" in name.lower():
                 blocks.setdefault(name.rpartition(".")[0], set()).add(count)
-    return {
+    routers = {
         f"{place}.{short}"
         for place, counts in blocks.items()
         for short, module in modules[place].named_modules()
         if isinstance(module, nn.Linear) and module.out_features in counts and short.count(".") <= 1
+    }
+    # A router of several layers goes by its name: its last one may have a place for no expert at all.
+    routing = {
+        f"{place}.{short}"
+        for place in blocks
+        for short, module in modules[place].named_children()
+        if not isinstance(module, nn.Linear) and ("router" in short or short == "gate")
+    }
+    return routers | {
+        f"{place}.{short}"
+        for place in routing
+        for short, module in modules[place].named_modules()
+        if isinstance(module, nn.Linear)
     }
 
 

@@ -4,20 +4,26 @@ import copy
 import warnings
 from typing import NamedTuple
 
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 from sft.quantized import count_weights
 
+PREFIX = "base_model.model."  # of names in an adapter's file
+
 
 class AdaptedLayers(NamedTuple):
-    """Names of the layers and of the stacked parameters that have an adapter, and how many weights that trains."""
+    """Names of the layers and of the stacked parameters that have an adapter, and how many weights that trains.
+
+    `lost` are those of them that PEFT, given what it saves of them, loads nothing into.
+    """
 
     modules: set[str]
     parameters: set[str]
     trainable: int
+    lost: frozenset[str] = frozenset()
 
 
 def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers | None, Exception | None]:
@@ -27,7 +33,7 @@ def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that lie the other way, of targets that match nothing
             inject_adapter_in_model(copy.deepcopy(settings), model, low_cpu_mem_usage=True)
-        return read_layers(model), None
+        return read_layers(model)._replace(lost=find_lost(model)), None
     except Exception as error:  # whatever it is, these settings can't be had
         return None, error
     finally:
@@ -38,17 +44,35 @@ def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers 
 
 def read_layers(model: nn.Module) -> AdaptedLayers:
     """What of a model has an adapter."""
-    modules, parameters = set(), set()
+    modules: set[str] = set()
+    parameters: set[str] = set()
     for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if isinstance(module, ParamWrapper):
-            parameters.add(f"{plain}.{module.parameter_name}")
-        else:
-            modules.add(plain)
+        if isinstance(module, LoraLayer):
+            (parameters if isinstance(module, ParamWrapper) else modules).add(_name_plainly(name, module))
     trainable = sum(count_weights(parameter) for parameter in model.parameters() if parameter.requires_grad)
     return AdaptedLayers(modules, parameters, trainable)
+
+
+def find_lost(model: nn.Module) -> frozenset[str]:
+    """Which adapters PEFT does not put back when it loads what it saves of this model, whose state stays as it is.
+
+    Where transformers renames weights of a model's files, PEFT does the same with those of an adapter, whose names are
+    the model's already: some come to name nothing, and it goes on without them.
+    """
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    in_file = {PREFIX + name.removeprefix(PREFIX): value.detach().clone() for name, value in saved.items()}
+    missing = {name.removeprefix(PREFIX) for name in set_peft_model_state_dict(model, in_file).missing_keys}
+    places = {name.partition(".lora_")[0] for name in missing if ".lora_" in name}
+    return frozenset(
+        _name_plainly(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and name.removeprefix(PREFIX) in places
+    )
+
+
+def _name_plainly(name: str, module: LoraLayer) -> str:
+    plain = name.removeprefix(PREFIX).replace(".base_layer", "")
+    return f"{plain}.{module.parameter_name}" if isinstance(module, ParamWrapper) else plain
 
 
 def _take_off(model: nn.Module) -> None:

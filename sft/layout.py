@@ -14,7 +14,7 @@ from sft.errors import InvalidConfig, ModelNotSupported
 from sft.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.packing import DOCUMENT_ATTENTION, register_document_attention
 from sft.reach import draw_text
-from sft.shortened import first_layers, small_windows
+from sft.shortened import first_layers, small_selections, small_windows
 
 Layout = Literal["documents", "padded", "trl", "logits"]
 LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -40,7 +40,7 @@ def choose_layout(model: PreTrainedModel) -> Layout:
     check_causality(model)
     attention = model.config._attn_implementation
     on_cpu = model.device.type == "cpu"
-    with _trying(model, small_windows):
+    with _trying(model, small_windows, small_selections):
         texts = [draw_text(model, length, seed) for seed, length in enumerate(LENGTHS)]
         batch = _collate(texts, padding_free=False, device=model.device)
         if on_cpu and _gives_right_loss(model, "padded", batch, texts):
@@ -84,7 +84,7 @@ def check_causality(model: PreTrainedModel) -> None:
 
 def check_packing(model: PreTrainedModel, layout: Layout) -> None:
     """Rows that are laid into one sequence must not see one another. Raises InvalidConfig."""
-    with _trying(model, small_windows):
+    with _trying(model, small_windows, small_selections):
         if not isolates(model, layout):
             raise InvalidConfig(
                 f"packing would let rows of base_model {_name(model)} see those before them in a sequence; set packing "

@@ -20,10 +20,14 @@ UNMASKED = "sdpa_unmasked"
 
 
 class Reach(NamedTuple):
-    """Layers that a row of text passes through; those whose result is `odd` can't carry an adapter."""
+    """Layers that a row of text passes through; those whose result is `odd` can't carry an adapter.
+
+    Where `is_guess`, there may be fewer.
+    """
 
     reached: set[str]
     odd: set[str]
+    is_guess: bool = False
 
 
 def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
@@ -38,15 +42,8 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
 
     Raises ModelNotSupported where a pass forward and backward is not possible.
     """
-    reached, odd = Reach(set(), set())
-    modules = {name: model.get_submodule(name) for name in names}
     try:
-        with _standing_still(model), ExitStack() as hooks:
-            for name, module in modules.items():
-                hooks.callback(module.register_forward_hook(_mark(name, reached, odd)).remove)
-            ids = draw_text(model, TRIAL_TOKENS)
-            output = model(input_ids=ids, use_cache=False)
-            output.logits.float().logsumexp(dim=-1).sum().backward()
+        reached, odd = _pass_through(model, names)
     except Exception as error:
         if not _is_empty(model):
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -54,9 +51,24 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
             raise ModelNotSupported(
                 f"base_model {name} gives no gradient for a row of text: {lines[0].partition('. ')[0]}"
             ) from error
-        return Reach(_guess_reached(model, names), set())
+        try:  # some can't do without a mask
+            mask = torch.ones(1, 1, TRIAL_TOKENS, TRIAL_TOKENS, dtype=torch.bool, device="meta")
+            reached, odd = _pass_through(model, names, attention_mask=mask)
+        except Exception:  # of whatever kind: it computes with values that are not there
+            return Reach(_guess_reached(model, names), set(), is_guess=True)
     siblings = {_describe_siblings(name) for name in reached} - {None}
     return Reach({name for name in names - odd if name in reached or _describe_siblings(name) in siblings}, odd)
+
+
+def _pass_through(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> tuple[set[str], set[str]]:
+    reached: set[str] = set()
+    odd: set[str] = set()
+    with _standing_still(model), ExitStack() as hooks:
+        for name in names:
+            hooks.callback(model.get_submodule(name).register_forward_hook(_mark(name, reached, odd)).remove)
+        output = model(input_ids=draw_text(model, TRIAL_TOKENS), use_cache=False, **inputs)
+        output.logits.float().logsumexp(dim=-1).sum().backward()
+    return reached, odd
 
 
 def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:
@@ -151,7 +163,9 @@ def _is_empty(model: PreTrainedModel) -> bool:
 
 
 def _pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden
+    """What experts get, with what they are weighted by."""
+    weights = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.requires_grad]
+    return hidden + sum(value.sum() for value in weights)
 
 
 def _describe_siblings(name: str) -> str | None:

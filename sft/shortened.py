@@ -1,6 +1,6 @@
 """A model made small for a trial: its first layers, and windows that a short text is longer than."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 WINDOW = 4  # tokens
+CHUNK = "attention_chunk_size"
 PLACES = ("layer_idx", "layer_id", "layer_number", "idx", "training")  # what a layer is, not of which kind
 
 
@@ -34,13 +35,26 @@ def first_layers(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def small_windows(model: PreTrainedModel) -> Iterator[None]:
     """With every window or chunk of attention, wherever its size is kept, so small that short texts go beyond it."""
+    with _made_small(model, lambda name: name.endswith("window") or name in ("sliding_window_size", CHUNK)):
+        yield
+
+
+@contextmanager
+def small_selections(model: PreTrainedModel) -> Iterator[None]:
+    """Where an index selects the tokens that attention sees, with fewer of them than a short text has."""
+    with _made_small(model, lambda name: name.startswith("index") and "topk" in name):
+        yield
+
+
+@contextmanager
+def _made_small(model: PreTrainedModel, is_size: Callable[[str], bool]) -> Iterator[None]:
     places = [model.config.get_text_config(), *model.base_model.modules()]
-    changed = []
-    for place in places:
-        for name, value in list(vars(place).items()):
-            is_window = name.endswith("window") or name in ("sliding_window_size", "attention_chunk_size")
-            if is_window and isinstance(value, int) and not isinstance(value, bool) and value > WINDOW:
-                changed.append((place, name, value))
+    changed = [
+        (place, name, value)
+        for place in places
+        for name, value in list(vars(place).items())
+        if is_size(name) and isinstance(value, int) and not isinstance(value, bool) and value > WINDOW
+    ]
     try:
         for place, name, _ in changed:
             setattr(place, name, WINDOW)

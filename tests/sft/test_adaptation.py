@@ -12,6 +12,7 @@ from sft.adaptation import describe_adaptation, plan_adaptation
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.models import quiet_transformers
+from tests.sweep.tiny import build_model
 
 IDS = {"vocab_size": 64, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 SIZES = {
@@ -168,3 +169,18 @@ def test_what_cannot_be_adapted_is_refused_by_name(
         plan_adaptation(model_of(kind), make_config(lora_target_modules=[targets]))
     assert "lora_target_modules" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "is_guess"), [("blt", True), ("zaya", False), ("hy_v4", False)])
+def test_a_plan_counts_what_is_trained_or_says_that_it_may_be_fewer(
+    make_config: Callable[..., SFTConfig], kind: str, is_guess: bool
+) -> None:
+    with quiet_transformers():
+        model = build_model(kind, 128, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    planned, found = (plan_adaptation(each, make_config()) for each in (empty, model))
+    assert (planned.is_guess, found.is_guess) == (is_guess, False)
+    assert any("can be fewer" in sentence for sentence in planned.warnings) == is_guess
+    assert planned.trainable > found.trainable if is_guess else planned == found
+    assert not {"fc1", "fc2", "out_proj"} & set(found.modules)  # of a router of several layers

@@ -43,7 +43,7 @@ SIZES: dict[str, int] = {
             linear_value_head_dim d_kv attention_head_dim global_head_dim index_head_dim qk_head_dim q_lora_rank
             kv_lora_rank o_lora_rank sliding_window attention_chunk_size attention_window_size window_size
             chunk_size mamba_chunk_size mamba_head_dim mamba_d_head d_head attention_head_size
-            query_pre_attn_scalar
+            query_pre_attn_scalar index_topk
         """,
         8: """
             num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts state_size
@@ -92,6 +92,10 @@ def build_model(model_type: str, vocabulary: int, ids: dict[str, int | None]) ->
     factory = AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
     torch.manual_seed(0)
     model: PreTrainedModel = factory.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():  # as trained ones, none is 0, which would keep gradients from others
+            if not weight.any():
+                weight.normal_(std=0.02)
     return model
 
 
