@@ -59,6 +59,11 @@ def test_the_job_completes_and_says_what_it_did(finished):
     assert finished["progress"]["step"] == finished["progress"]["total_steps"] == 6
     assert finished["progress"]["percent"] == 100
     assert finished["output_path"] == result["adapter_path"]
+    train, held_out = result["rows"]["train"], result["rows"]["eval"]
+    assert (train["rows"], train["used"], train["skipped"], train["reasons"]) == (24, 24, 0, [])
+    assert held_out["used"] > 0
+    assert isinstance(result["rows"]["ignored"], dict)
+    assert all(isinstance(sentence, str) for sentence in result["warnings"])
     assert 0 < finished["end_time"] - finished["start_time"] < 120
 
 
