@@ -2,12 +2,14 @@
 
 import logging
 
+from jobs.ends import is_abandoned
 from jobs.job_processes import find_processes, kill_processes_of
 from jobs.pool_runs import PoolRuns, StateRefused
 from jobs.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
+MESSAGE = "Cancelled; its process was gone."
 GRACE_SECONDS = 5.0  # a worker that is at it takes its own steps first
 KILL_SECONDS = 9.0  # for a process to save its last step and go
 
@@ -34,10 +36,10 @@ class Cancellations:
                 kill_processes_of(run["run_id"])
                 logger.warning("Job %s: its process did not react to being cancelled and was ended", run["id"])
             if not has_process and seconds >= GRACE_SECONDS:
-                self._end(run["id"])
+                self._end(run["id"], run["state"]["message"] if is_abandoned(run) else MESSAGE)
 
-    def _end(self, run_id: str) -> None:
-        state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled; its process was gone."}
+    def _end(self, run_id: str, message: str) -> None:
+        state = {"type": "CANCELLED", "name": "Cancelled", "message": message}
         try:
             self._runs.set_state(run_id, state)
         except StateRefused as error:

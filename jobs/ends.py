@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.outbox import put_delivery
 from jobs.spec import read_spec
-from jobs.status import JobStatus
+from jobs.status import JobStatus, is_without_deployment
 from jobs.store import JobAttempt, JobReport
 from jobs.webhook import NO_REASON, STATE_PREFIX, build_payload
 from sft.errors import InvalidConfig
@@ -99,10 +99,11 @@ def has_ended(connection: Connection, job_id: UUID) -> JobStatus | None:
 def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True) -> bool:
     """Write the end of a run that Prefect shows as ended (`ENDED`) though its job said nothing of it; False if it did.
 
-    Somebody has set the state by hand, or it failed before it came to its own first line.
+    Somebody has set the state by hand, or it failed before it came to its own first line. One that a worker has
+    cancelled for want of its deployment has not ended: it is made again (`jobs.lost_runs`).
     """
     job_id = UUID(run["id"])
-    if has_ended(connection, job_id) is not None:
+    if has_ended(connection, job_id) is not None or is_abandoned(run):
         return False
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     held = select(JobAttempt.token).where(JobAttempt.job_id == job_id).with_for_update()
@@ -112,6 +113,12 @@ def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True)
     if not is_told and run["state_type"] == "COMPLETED":  # long ago, before ends were kept
         status, error, code = JobStatus.COMPLETED, None, None
     return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != "CANCELLING")
+
+
+def is_abandoned(run: Mapping[str, Any]) -> bool:
+    """Whether a worker has cancelled the run since its deployment was deleted."""
+    message = (run.get("state") or {}).get("message")
+    return is_without_deployment(run["state_type"], message, run.get("deployment_id"))
 
 
 def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tuple[JobStatus, str | None, str | None]:

@@ -20,7 +20,7 @@ import psutil
 from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from jobs.ends import ENDED, STATES, has_ended, keep_run, record_end, settle
+from jobs.ends import ENDED, STATES, has_ended, is_abandoned, keep_run, record_end, settle
 from jobs.job_processes import VARIABLE, find_processes, is_job_process, kill_processes_of
 from jobs.lost_runs import MADE_AGAIN, LostRuns, Outcome, is_lost
 from jobs.pool_runs import PoolRuns
@@ -169,7 +169,9 @@ class Hands:
                 if not is_planned and runs[job_id]["state_name"] != MADE_AGAIN:
                     keep_run(connection, job_id, runs[job_id])
         gone = kept - runs.keys()
-        for job_id in gone - self._runs.find_by_id(gone).keys():
+        elsewhere = self._runs.find_by_id(gone)
+        runs |= {job_id: run for job_id, run in elsewhere.items() if is_abandoned(run)}
+        for job_id in gone - elsewhere.keys():
             outcomes.append(self._lost.make_again(job_id, None, deployments))
             if outcomes[-1] is Outcome.DELETED:
                 self._cancel(job_id, "its run was deleted")

@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from jobs.queue import Priority, priority_of
 from jobs.spec import JobSpec, read_spec
-from jobs.status import JobStatus
+from jobs.status import JobStatus, is_without_deployment
 from jobs.store import JobReport
 from sft.errors import InvalidConfig
 
@@ -56,6 +56,8 @@ def job_from_run(
     """
     if report and report.status:
         status, queue_position = JobStatus(report.status), None
+    elif run.state and is_without_deployment(run.state.type.value, run.state.message, run.deployment_id):
+        status = JobStatus.RUNNING if attempt else JobStatus.QUEUED  # it is about to get another run
     if report and report.run and report.run_id:  # made again, in place of a run that was lost
         first = {name: datetime.fromisoformat(report.run[name]) for name in ("created",) if name in report.run}
         run = run.model_copy(update=first)

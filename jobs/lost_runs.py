@@ -13,6 +13,7 @@ from uuid import UUID
 import httpx
 from sqlalchemy import Engine, select, update
 
+from jobs.ends import is_abandoned
 from jobs.pool_runs import PAGE, PoolRuns
 from jobs.store import JobReport
 
@@ -39,6 +40,8 @@ def is_lost(run: Mapping[str, Any], deployments: Mapping[str, Any]) -> bool:
         deployments: `LostRuns.deployments`.
     """
     deployment_id = run["deployment_id"]
+    if is_abandoned(run):
+        return True
     if run["state_type"] not in WAITING or deployment_id is None:
         return False
     return deployment_id not in deployments or bool(deployments[deployment_id] and run["work_queue_id"] is None)
@@ -67,7 +70,7 @@ class LostRuns:
         if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_queue_id"] is None:
             logger.warning("Job %s waits for the deployment %s; run `tuneyard up`", job_id, DEPLOYMENT_NAME)
             return Outcome.WAITS
-        lost = str(report.run_id or job_id)
+        lost = run["run_id"] if run is not None else str(report.run_id or job_id)
         made = self._create(deployment.json()["id"], {**facts, **(run or {})}, lost)
         state = _state_of(facts, run)
         with self._engine.begin() as connection:

@@ -83,3 +83,9 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
             return JobStatus.RUNNING
         return JobStatus.STARTING if has_free_slot else JobStatus.QUEUED
     return _BY_STATE_TYPE[state_type]
+
+
+def is_without_deployment(state_type: str, message: str | None, deployment_id: object) -> bool:
+    """Whether Prefect's worker has cancelled a run because somebody has deleted its deployment, which is no end."""
+    said = f"Deployment {deployment_id} no longer exists"
+    return state_type in ("CANCELLED", "CANCELLING") and (message or "").startswith(said)

@@ -206,19 +206,23 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
     flow = bench.client.post("/flows/", json={"name": "finetune"}).json()["id"]
     wanted = {"name": "first", "flow_id": flow, "work_pool_name": bench.runs.work_pool}
     first = bench.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
-    waiting, paused, retried = (
-        bench.make(state, first, metadata={"n": state}) for state in ("SCHEDULED", "PAUSED", "RUNNING")
+    waiting, paused, retried, taken = (
+        bench.make(state, first, metadata={"n": state}) for state in ("SCHEDULED", "PAUSED", "RUNNING", "PENDING")
     )
     bench.runs.set_state(retried, {"type": "SCHEDULED", "name": "AwaitingRetry"}, force=True)
     hands = bench.hands()
     hands.look()
     since = bench.read(waiting)["expected_start_time"]
-    bench.client.delete(f"/deployments/{first}").raise_for_status()
     bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": True}).raise_for_status()
+    bench.client.delete(f"/deployments/{first}").raise_for_status()
+    said = f"Deployment {first} no longer exists, cancelled run."  # as Prefect's worker does
+    bench.runs.set_state(taken, {"type": "CANCELLED", "name": "Cancelled", "message": said}, force=True)
     try:
         hands.look()
-        found = bench.runs.find_by_id(map(UUID, (waiting, paused, retried)))
-        assert {run["state_name"] for run in found.values()} == {"Scheduled", "Paused", "AwaitingRetry"}
+        found = bench.runs.find_by_id(map(UUID, (waiting, paused, retried, taken)))
+        states = [found[UUID(job_id)]["state_name"] for job_id in (waiting, paused, retried, taken)]
+        assert states == ["Scheduled", "Paused", "AwaitingRetry", "Scheduled"]
+        assert bench.report(taken).status is None
         again = found[UUID(waiting)]
         assert again["run_id"] != waiting
         assert again["parameters"]["metadata"] == {"n": "SCHEDULED"}

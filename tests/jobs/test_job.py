@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Failed, Scheduled
+from prefect.states import AwaitingRetry, Cancelled, Failed, Scheduled
 
 from jobs.job import job_from_report, job_from_run
 from jobs.status import JobStatus
@@ -56,3 +56,13 @@ def test_a_job_whose_run_was_deleted_is_shown_as_it_was_kept():
     assert (job.id, job.name, job.status, job.priority) == (report.job_id, "a run", JobStatus.CANCELLED, "high")
     assert (job.created_at, job.ended_at, job.spec.config.base_model) == (THEN, THEN, "nobody/job")
     assert job_from_report(report.job_id, JobReport(job_id=report.job_id, run=None)) is None
+
+
+def test_a_run_that_a_worker_cancels_for_want_of_its_deployment_is_no_cancelled_job():
+    run = make_run({"config": CONFIG}).model_copy(update={"deployment_id": uuid4()})
+    gone = Cancelled(message=f"Deployment {run.deployment_id} no longer exists, cancelled run.")
+    run = run.model_copy(update={"state": gone})
+    assert job_from_run(run, JobStatus.CANCELLED, None, None).status is JobStatus.QUEUED
+    assert job_from_run(run, JobStatus.CANCELLED, None, None, attempt=1).status is JobStatus.RUNNING
+    ended = JobReport(job_id=run.id, status="cancelled", ended_at=THEN, run={"parameters": {"config": CONFIG}})
+    assert job_from_run(run, JobStatus.CANCELLED, None, ended).status is JobStatus.CANCELLED
