@@ -27,6 +27,13 @@ def find_expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def is_expert_list(model: nn.Module, name: str) -> bool:
+    """Whether this module of the model is a list of experts, which are alike."""
+    counts = set(_list_expert_counts(getattr(model, "config", None)))
+    module = model.get_submodule(name)
+    return isinstance(module, nn.ModuleList) and len(module) in counts and "expert" in name.rpartition(".")[2].lower()
+
+
 def find_routers(model: nn.Module) -> set[str]:
     """Names of the linear layers that decide which expert sees a token: they have an output for each expert.
 

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import ModelNotSupported
-from sft.experts import find_expert_parameters
+from sft.experts import find_expert_parameters, is_expert_list
 
 TRIAL_TOKENS = 12
 UNMASKED = "sdpa_unmasked"
@@ -56,8 +56,9 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
             reached, odd = _pass_through(model, names, attention_mask=mask)
         except Exception:  # of whatever kind: it computes with values that are not there
             return Reach(_guess_reached(model, names), set(), is_guess=True)
-    siblings = {_describe_siblings(name) for name in reached} - {None}
-    return Reach({name for name in names - odd if name in reached or _describe_siblings(name) in siblings}, odd)
+    siblings = {name: _describe_siblings(model, name) for name in names}
+    found = {siblings[name] for name in reached} - {None}
+    return Reach({name for name in names - odd if name in reached or siblings[name] in found}, odd)
 
 
 def _pass_through(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> tuple[set[str], set[str]]:
@@ -168,13 +169,12 @@ def _pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden + sum(value.sum() for value in weights)
 
 
-def _describe_siblings(name: str) -> str | None:
-    """The same for all experts of a layer: the name without its second number; None where it has no second one."""
-    numbers = list(re.finditer(r"\.\d+\.", name))
-    if len(numbers) < 2:
-        return None
-    last = numbers[-1]
-    return name[: last.start()] + ".*." + name[last.end() :]
+def _describe_siblings(model: PreTrainedModel, name: str) -> str | None:
+    """The same for all experts of a layer: the name without the expert's number; None for what is in no expert."""
+    for number in re.finditer(r"\.\d+\.", name):
+        if is_expert_list(model, name[: number.start()]):
+            return name[: number.start()] + ".*." + name[number.end() :]
+    return None
 
 
 def _guess_reached(model: PreTrainedModel, names: set[str]) -> set[str]:

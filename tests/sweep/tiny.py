@@ -71,12 +71,31 @@ SIZES: dict[str, int] = {
     for name in names.split()
 }
 VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size")
-UNSET = {"head_dim": 16, "num_key_value_heads": 2, "n_routed_experts": 8, "num_experts": 8}  # where the default is None
+UNSET = {
+    "head_dim": 16,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 8,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}  # where the default is None
 OVERRIDES: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
-    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+    "zamba": {
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "mamba_headdim": 16,
+        "kv_channels": 16,
+        "num_query_groups": 4,
+        "hybrid_layer_ids": [1, 3],
+    },
 }
 
 
