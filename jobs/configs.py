@@ -111,8 +111,8 @@ def _version_of(saved: SavedConfig) -> SavedConfigVersion:
 
 def _check(name: str, config: dict[str, Any], given: dict[str, Any]) -> None:
     """Refuse what can't be stored, and `given` names that no configuration has; their values only a job judges."""
+    if found := find_unstorable_text({"name": name, "config": config}):
+        raise InvalidConfig(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
     strangers = [{"type": "extra_forbidden", "loc": (key,)} for key in given if key not in SFTConfig.model_fields]
     if strangers:
         raise InvalidConfig(explain_problems(strangers, [*SFTConfig.model_fields]))
-    if found := find_unstorable_text({"name": name, "config": config}):
-        raise InvalidConfig(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
