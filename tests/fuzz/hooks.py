@@ -31,7 +31,7 @@ def positive_data_acceptance(ctx: Any, response: Any, case: Any) -> bool | None:
 
 @CHECKS.register
 def not_a_server_error(ctx: Any, response: Any, case: Any) -> bool | None:
-    """The check of this name, but for `/ready`, whose 503 is its answer while the work pool is paused, as it is here."""
+    """The check of this name, but for `/ready`: 503 is its answer while the work pool is paused, as it is here."""
     if case.operation.path == "/ready" and response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         return None
     return schemathesis.checks.not_a_server_error(ctx, response, case)
