@@ -8,7 +8,7 @@ from prefect.exceptions import CancelledRun
 
 from jobs.settings import Settings
 from sft.errors import TuneyardError
-from tasks.causes import explain
+from tasks.causes import Cause, explain
 
 TASK_LOGGER = "prefect.task_runs"
 LOGGERS = (TASK_LOGGER, "prefect.flow_runs", "prefect.engine")
@@ -64,12 +64,15 @@ def _find_error(record: logging.LogRecord) -> BaseException | None:
 
 
 def _rewrite(record: logging.LogRecord, error: BaseException) -> None:
-    cause = explain(error)
+    message = record.getMessage()
+    is_of_the_flow = message.startswith(_OF_THE_FLOW)
+    # A hook's error is a bug: what the flow has raised before is only its context.
+    bug = Cause(TuneyardError.code, f"{type(error).__name__}: {error}", False)
+    cause = explain(error) if is_of_the_flow else bug
     if cause.code == TuneyardError.code:
         with_traceback = copy.copy(record)
         for handler in logging.getLogger().handlers:
             handler.handle(with_traceback)
     said = f"{cause.code}: {'; '.join(cause.message.splitlines())}"
-    message = record.getMessage()
-    record.msg = said if message.startswith(_OF_THE_FLOW) else f"{message}: {said}"
+    record.msg = said if is_of_the_flow else f"{message}: {said}"
     record.args, record.exc_info, record.exc_text = (), None, None

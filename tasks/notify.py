@@ -22,7 +22,8 @@ def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     database_url = Settings().database_url
     if database_url is None or state.type.value not in ENDED:
         return
-    run = flow_run.model_dump(mode="json") | {"state_type": state.type.value, "state": {"message": state.message}}
+    facts = flow_run.model_dump(mode="json", exclude={"state"})  # which holds what the flow raised: no JSON
+    run = facts | {"state_type": state.type.value, "state": {"message": state.message}}
     with engine_for(database_url).begin() as connection:
         settle(connection, run | {"id": str(find_job(connection, flow_run.id))})
 

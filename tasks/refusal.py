@@ -5,23 +5,26 @@ import os
 from uuid import UUID
 
 from httpx import HTTPError
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectException
 from prefect.states import Failed
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.progress import write_report
+from jobs.ends import keep_run, record_end
 from jobs.retrain_spec import RetrainSpec
+from jobs.run_ids import find_job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.status import JobStatus
 from jobs.store import engine_for
 from sft.errors import InvalidConfig, walk_causes
 from tasks.causes import is_about_parameters
 
 logger = logging.getLogger(__name__)
 
-SPECS: dict[str, type[JobSpec | RetrainSpec]] = {"finetune": JobSpec, "retrain": RetrainSpec}
+JOB = "finetune"
+SPECS: dict[str, type[JobSpec | RetrainSpec]] = {JOB: JobSpec, "retrain": RetrainSpec}
 
 
 def fail_if_refused(end: BaseException) -> None:
@@ -37,15 +40,17 @@ def fail_if_refused(end: BaseException) -> None:
     try:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(run_id)
-            message = _explain(client, run) or str(error)
-            _write(run_id, message)
+            flow_name = client.read_flow(run.flow_id).name
+            message = _explain(flow_name, run) or str(error)
+            if flow_name == JOB:
+                _end_job(run, message)
             client.set_flow_run_state(run_id, Failed(message=f"{InvalidConfig.code}: {message}"))
     except (HTTPError, PrefectException, SQLAlchemyError) as problem:
         logger.warning("That its parameters are refused could not be told (%s)", type(problem).__name__)
 
 
-def _explain(client: SyncPrefectClient, run: FlowRun) -> str | None:
-    spec = SPECS.get(client.read_flow(run.flow_id).name)
+def _explain(flow_name: str, run: FlowRun) -> str | None:
+    spec = SPECS.get(flow_name)
     if spec is None:
         return None
     try:
@@ -55,6 +60,11 @@ def _explain(client: SyncPrefectClient, run: FlowRun) -> str | None:
     return None
 
 
-def _write(run_id: UUID, message: str) -> None:
-    if database_url := Settings().database_url:
-        write_report(engine_for(database_url), run_id, error=message, error_code=InvalidConfig.code)
+def _end_job(run: FlowRun, message: str) -> None:
+    database_url = Settings().database_url
+    if database_url is None:
+        return
+    with engine_for(database_url).begin() as connection:
+        job_id = find_job(connection, run.id)
+        keep_run(connection, job_id, run.model_dump(mode="json"))
+        record_end(connection, job_id, JobStatus.FAILED, message, InvalidConfig.code)

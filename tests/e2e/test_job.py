@@ -155,7 +155,9 @@ def test_what_is_not_there_fails_the_job_soon_and_says_what_was_looked_up(api, m
         return [line for line in api.get(f"/train/{job['job_id']}/logs").text.splitlines() if " ERROR " in line]
 
     wait_until(read_errors, 20)  # lines are sent in batches
-    (line,) = read_errors()
+    lines = read_errors()
+    assert len(lines) == 1, lines
+    (line,) = lines
     assert line.endswith(f"{job['error_code']}: {job['error']}".replace("\n", "; "))
     assert receiver.wait(job["job_id"])["error"] == job["error"]
 

@@ -4,13 +4,16 @@ import logging
 import os
 import subprocess
 import sys
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.states import Pending
 
+from jobs.progress import read_reports
 from jobs.settings import PROJECT_ROOT
+from jobs.store import engine_for
 from tests.flows.failing import failing
 
 pytestmark = pytest.mark.stack
@@ -85,15 +88,19 @@ def test_a_state_that_the_flow_has_chosen_is_no_error(run_in_a_process):
     ],
 )
 def test_parameters_that_do_not_suit_the_flow_fail_the_run_at_once(
-    prefect, run_in_a_process, deployment, parameters, said
+    prefect, stack, run_in_a_process, deployment, parameters, said
 ):
     deployment_id = prefect.read_deployment_by_name(deployment).id
     body = {"parameters": parameters, "state": {"type": "PENDING"}, "enforce_parameter_schema": False}
     path = f"/deployments/{deployment_id}/create_flow_run"
-    state, written, errors = run_in_a_process(run_id=prefect._client.post(path, json=body).json()["id"])
+    run_id = prefect._client.post(path, json=body).json()["id"]
+    state, written, errors = run_in_a_process(run_id=run_id)
     assert state.is_failed()
     assert said in state.message
     assert state.message.startswith("invalid_config: ")
     assert written.count("Traceback") == 0, written
     (error,) = errors
     assert error.startswith("invalid_config: the run's parameters do not suit its flow (")
+    reports = read_reports(engine_for(stack.database_url), [UUID(run_id)])
+    ends = [(report.status, report.error_code, said in report.error) for report in reports.values()]
+    assert ends == ([("failed", "invalid_config", True)] if deployment == "finetune/sft" else [])
