@@ -81,13 +81,13 @@ def test_a_job_from_a_file_is_cancelled(run, model, tmp_path):
 def test_a_configuration_is_saved_changed_used_and_deleted(run, model, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"base_model: {model}\ndataset_name: handbook@v1.0\ndataset_format: auto\n")
-    config_id = run("configs", "save", "mine", str(file)).strip()
+    config_id = run("configs", "save", "by-hand", str(file)).strip()
     file.write_text(file.read_text() + "lora_r: 4\n")
 
     assert run("configs", "update", config_id, str(file)) == f"{config_id} is now at version 2\n"
-    assert f"{config_id}  mine" in run("configs", "list").splitlines()
+    assert f"{config_id}  by-hand" in run("configs", "list").splitlines()
     assert [one["version"] for one in json.loads(run("configs", "show", config_id, "--versions", "--json"))] == [1, 2]
-    job_id = run("submit", "--config", "mine", "--set", "lora_alpha=9", "--dataset", "v1.1").strip()
+    job_id = run("submit", "--config", "by-hand", "--set", "lora_alpha=9", "--dataset", "v1.1").strip()
     config = json.loads(run("show", job_id[:20], "--json"))["config"]
     assert (config["lora_r"], config["lora_alpha"], config["dataset_version"]) == (4, 9, "v1.1")
     assert "training job is already running" in run("submit", "--config", config_id[:13], "--reject", code=3)
