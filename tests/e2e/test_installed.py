@@ -97,6 +97,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
             "XDG_DATA_HOME": str(data),
             "TUNEYARD_PREFECT_PORT": str(ports[0]),
             "TUNEYARD_MLFLOW_PORT": str(ports[1]),
+            "TUNEYARD_API_PORT": str(free_port()),
             "OMP_NUM_THREADS": "1",
         }
         installed = Installation(python, environment, folder, home, ports, proxy)
