@@ -31,7 +31,7 @@ SIZES: dict[str, int] = {
         4: """
             num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth
             num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads
-            linear_num_value_heads swa_num_attention_heads time_step_rank mamba_dt_rank
+            linear_num_value_heads linear_num_heads swa_num_attention_heads time_step_rank mamba_dt_rank
         """,
         2: """
             num_key_value_heads num_kv_heads attention_heads_kv linear_num_key_heads swa_num_key_value_heads
@@ -40,8 +40,9 @@ SIZES: dict[str, int] = {
         """,
         16: """
             head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_channels linear_key_head_dim
-            linear_value_head_dim d_kv attention_head_dim global_head_dim index_head_dim qk_head_dim q_lora_rank
-            kv_lora_rank o_lora_rank sliding_window attention_chunk_size attention_window_size window_size
+            linear_value_head_dim linear_head_dim d_kv attention_head_dim global_head_dim index_head_dim
+            qk_head_dim q_lora_rank kv_lora_rank o_lora_rank sliding_window attention_chunk_size
+            attention_window_size window_size
             chunk_size mamba_chunk_size mamba_head_dim mamba_d_head d_head attention_head_size
             query_pre_attn_scalar index_topk
         """,
@@ -51,7 +52,7 @@ SIZES: dict[str, int] = {
             hidden_size_per_layer_input laurel_rank
         """,
         1: """
-            n_group topk_group n_groups mamba_n_groups n_shared_experts
+            n_group num_expert_group topk_group n_groups mamba_n_groups n_shared_experts
         """,
         32: """
             moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size expert_ffn_size
