@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -155,8 +155,9 @@ def _without_masks(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attend(module: nn.Module, *states: Any, softcap: Any = None, **kwargs: Any) -> Any:
-    """SDPA; a cap of its scores changes nothing of what passes where."""
-    return sdpa_attention_forward(module, *states, **kwargs)
+    """SDPA, with what else a model attends with, as sinks; a cap of its scores changes nothing of what passes where."""
+    output, weights = sdpa_attention_forward(module, *states, **kwargs)
+    return output + _sum_learning(kwargs.values()), weights
 
 
 def _is_empty(model: PreTrainedModel) -> bool:
@@ -165,8 +166,12 @@ def _is_empty(model: PreTrainedModel) -> bool:
 
 def _pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """What experts get, with what they are weighted by."""
-    weights = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.requires_grad]
-    return hidden + sum(value.sum() for value in weights)
+    return hidden + _sum_learning([*args, *kwargs.values()])
+
+
+def _sum_learning(values: Iterable[Any]) -> Tensor | int:
+    """Of those tensors that a gradient goes back from."""
+    return sum(value.sum() for value in values if isinstance(value, Tensor) and value.requires_grad)
 
 
 def _describe_siblings(model: PreTrainedModel, name: str) -> str | None:

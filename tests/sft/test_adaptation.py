@@ -172,7 +172,9 @@ def test_what_cannot_be_adapted_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "is_guess"), [("blt", True), ("zaya", False), ("hy_v4", False)])
+@pytest.mark.parametrize(
+    ("kind", "is_guess"), [("blt", True), ("inkling2_text", False), ("zaya", False), ("hy_v4", False)]
+)
 def test_a_plan_counts_what_is_trained_or_says_that_it_may_be_fewer(
     make_config: Callable[..., SFTConfig], kind: str, is_guess: bool
 ) -> None:
