@@ -60,7 +60,7 @@ test: $(READY)  ## lint, types, import rules and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 serve: $(READY)  ## the service in the foreground until Ctrl-C
 	@$(BIN)/tuneyard serve

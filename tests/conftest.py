@@ -39,13 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     _patch.setenv("TUNEYARD_KEEP_PLANNER", "false")  # else every API of every test would load the training libraries
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes for `pytest -n 2 --dist loadgroup`: all tests of the shared stack in one, files as they are in both."""
-    for item in items:
-        uses_stack = "stack" in getattr(item, "fixturenames", ()) or item.get_closest_marker("stack") is not None
-        item.add_marker(pytest.mark.xdist_group("stack" if uses_stack else str(item.path)))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """No test may start a stack in the default state folder unasked: it would outlive the tests."""
