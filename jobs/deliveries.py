@@ -65,7 +65,7 @@ class Deliveries:
         self._tell_since = (reached_at or began_at) - OVERLAP
         since = self._tell_since if ALL_ENDS in marks else LONG_AGO
         self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
-        for run in self._ended_runs(since) if self._count_ended(since) != len(self._seen) else ():
+        for run in self._ended_runs(since) if self._count_unseen(since) else ():
             self._settle(run)
             self._seen[run["run_id"]] = datetime.fromisoformat(run["end_time"])
         for name in (MARK, ALL_ENDS):
@@ -84,8 +84,9 @@ class Deliveries:
         if status and STATES[status]["type"] != run["state_type"]:
             self._runs.set_state(run["id"], {**STATES[status], "message": "It is how its job has ended."}, force=True)
 
-    def _count_ended(self, since: datetime) -> int:
-        answer = self._prefect.post("/flow_runs/count", json=_ended_since(since))
+    def _count_unseen(self, since: datetime) -> int:
+        """How many ended jobs were not seen yet; counted by id, since people delete runs that were."""
+        answer = self._prefect.post("/flow_runs/count", json=_ended_since(since, [*self._seen]))
         return int(answer.raise_for_status().json())
 
     def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
@@ -94,8 +95,7 @@ class Deliveries:
         Prefect leaves out those that were seen, and is not asked at all while it counts no others: to read thousands of
         them each time would slow it down for everybody.
         """
-        wanted = {**_ended_since(since), "sort": "END_TIME_DESC", "limit": PAGE}
-        wanted["flow_runs"] = {**wanted["flow_runs"], "id": {"not_any_": [*self._seen]}}
+        wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE}
         offset = 0
         while True:
             answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
@@ -130,6 +130,6 @@ class Deliveries:
             self._free.release()
 
 
-def _ended_since(since: datetime) -> dict[str, Any]:
-    ended = {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}}
+def _ended_since(since: datetime, seen: list[str]) -> dict[str, Any]:
+    ended = {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}, "id": {"not_any_": seen}}
     return {"flows": {"name": {"any_": ["finetune"]}}, "flow_runs": ended}

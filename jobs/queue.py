@@ -75,8 +75,12 @@ class Line:
         for name in {run.work_queue_name or "" for run in waiting}:
             mine = [run for run in waiting if (run.work_queue_name or "") == name]
             rank = ranks.get(name, _UNKNOWN_RANK)
-            ahead = [other for other, its_rank in ranks.items() if its_rank < rank and not blockers.of(other)]
-            offset = (self._count_waiting(ahead) if ahead else 0) - (0 if blockers.of(name) else free)
+            is_blocked = blockers.of(name) is not None
+            # One that can't start does not hold up one that can; where neither can, the line is as it is.
+            ahead = [
+                other for other, its_rank in ranks.items() if its_rank < rank and (is_blocked or not blockers.of(other))
+            ]
+            offset = (self._count_waiting(ahead) if ahead else 0) - (0 if is_blocked else free)
             places |= {run_id: place + offset for run_id, place in self._places_in(name, mine).items()}
         return places
 

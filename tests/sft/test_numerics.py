@@ -12,7 +12,7 @@ from trl import SFTConfig as TrainerArguments
 from trl import SFTTrainer
 
 from sft.adapters import add_adapter
-from sft.config import SFTConfig
+from sft.config import SFTConfig, count_warmup_steps
 from sft.models import quiet_transformers
 from sft.session import TrainingSession
 from sft.tokenization import prepare
@@ -73,7 +73,7 @@ def test_every_step_is_that_of_stock_trl(
         gradient_accumulation_steps=2,
         learning_rate=1e-3,
         max_steps=steps,
-        warmup_steps=0.03,
+        warmup_steps=count_warmup_steps(steps, 0.03),
         weight_decay=0.001,
         max_grad_norm=0.3,
         lr_scheduler_type="cosine",
