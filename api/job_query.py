@@ -7,17 +7,19 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from jobs.id_prefixes import PATTERN, RULE
 from jobs.listing import JobFilters
 from jobs.status import JobStatus
 from sft.explanations import Matching
+from sft.lengths import Name, PathText
 
 CURSOR_HEADER = "X-Next-Cursor"
 MAX_LIMIT = 200
 EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999
 METADATA_PREFIX = "metadata."
+MAX_PAIRS = 16
 
 
 _TIME = WithJsonSchema(
@@ -29,9 +31,9 @@ _TIME = WithJsonSchema(
     }
 )
 
-Model = Annotated[str | None, Query(description="Jobs on this base model.")]
-Adapter = Annotated[str | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
-Dataset = Annotated[str | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
+Model = Annotated[PathText | None, Query(description="Jobs on this base model.")]
+Adapter = Annotated[Name | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
+Dataset = Annotated[PathText | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
 After = Annotated[
     Annotated[str, _TIME] | None, Query(description="Jobs of this time or later: ISO 8601 or epoch seconds.")
 ]
@@ -39,7 +41,8 @@ Before = Annotated[
     Annotated[str, _TIME] | None, Query(description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")
 ]
 Metadata = Annotated[
-    list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ":"})]] | None,
+    Annotated[list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ":"})]], Field(max_length=MAX_PAIRS)]
+    | None,
     Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`."),
 ]
 IdPrefix = Annotated[

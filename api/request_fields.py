@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     Strict,
     WithJsonSchema,
@@ -23,6 +24,7 @@ from pydantic_core import CoreSchema
 from jobs.spec import Metadata
 from sft.config import Amount, SFTConfig
 from sft.explanations import Matching
+from sft.lengths import LIST_ENTRIES, PATH_CHARACTERS, Name, PathText
 from sft.templates import list_templates
 
 Schema = dict[str, Any]
@@ -46,9 +48,11 @@ _NUMBER_OR_TEXT = {
     ]
 }
 LearningRate = Annotated[Amount, BeforeValidator(_read_number), WithJsonSchema(_NUMBER_OR_TEXT)]
-ModelId = Annotated[str, Matching(r"\S", "must not be blank")]
-WebhookUrl = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]  # checked by `jobs.spec`
-TemplateName = Annotated[str, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
+ModelId = Annotated[PathText, Matching(r"\S", "must not be blank")]
+WebhookUrl = Annotated[
+    PathText, WithJsonSchema({"type": "string", "format": "uri", "maxLength": PATH_CHARACTERS})
+]  # checked by `jobs.spec`
+TemplateName = Annotated[Name, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
 
 
 class _Closed:
@@ -60,13 +64,14 @@ class _Closed:
 
 MetadataPairs = Annotated[Metadata, _Closed()]
 
+ModuleList = Annotated[list[Name], Field(max_length=LIST_ENTRIES)]
 _ALSO_TEXT = {"learning_rate"}
 _TYPES: dict[str, Any] = {
     "base_model": ModelId,
     "dataset_name": ModelId,
     "template_name": TemplateName,
     "learning_rate": LearningRate,
-    "lora_target_modules": list[str] | str | None,
+    "lora_target_modules": ModuleList | str | None,
 }
 # Rules over several fields: one of the alternatives must hold, each a set of fields with what they must be. NULL and
 # a value of its own also stand for a field that is left out, GIVEN never.

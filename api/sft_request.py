@@ -31,6 +31,7 @@ from jobs.store import SavedConfig
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
+from sft.lengths import Name
 from sft.templates import check_template_name
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
@@ -79,7 +80,7 @@ class TrainBody(_WithConfig):
     config: Annotated[dict[str, Any], DocumentedAs(ConfigFields)] | None = Field(
         None, description="The fields of SFTConfig; laid over config_id's if set."
     )
-    config_id: str | None = Field(None, description="Start from this saved configuration.")
+    config_id: Name | None = Field(None, description="Start from this saved configuration.")
     adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = "mlflow"
     webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
@@ -120,14 +121,14 @@ PartialConfig = Annotated[dict[str, Any], _OfConfigFields()]  # `jobs.configs` r
 class ConfigBody(_WithConfig):
     """A configuration to keep; it may be partial, only starting a job validates its values."""
 
-    name: str = Field(min_length=1)
+    name: Name = Field(min_length=1)
     config: PartialConfig
 
 
 class ConfigChange(_WithConfig):
     """What to change about a saved configuration; the fields of `config` are laid over the present ones."""
 
-    name: str | None = Field(None, min_length=1)
+    name: Name | None = Field(None, min_length=1)
     config: PartialConfig | None = None
 
 

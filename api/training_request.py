@@ -24,6 +24,7 @@ from jobs.queue import Priority
 from jobs.spec import AdapterName, JobSpec, TrackingBackend, WebhookEvents
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
+from sft.lengths import Name, PathText
 from sft.templates import check_template_name
 
 # The Training API's name of a field, where it differs from SFTConfig's.
@@ -51,7 +52,7 @@ class TrainingFields(RequestFields):
     model_config = with_rules(LORA_RULE, PATIENCE_RULE, START_RULE, EVENTS_RULE)
 
     model_name: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
-    dataset_version: str = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
+    dataset_version: PathText = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
     template: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
     cutoff_len: Count = Field(2048, gt=0, description="Longest row in tokens.")
     batch_size: Count = Field(1, gt=0, description="Rows a device sees at once.")
@@ -60,8 +61,8 @@ class TrainingFields(RequestFields):
     num_epochs: Amount = Field(3.0, gt=0, description="Passes over the data.")
     training_type: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
     lora_name: AdapterName | None = Field(None, description="The adapter's name in the registry.")
-    lora_version: Count | str | None = Field(None, description="Start from this version of lora_name.")
-    adapter_path: str | None = Field(None, description="Start from the adapter in this folder.")
+    lora_version: Count | Name | None = Field(None, description="Start from this version of lora_name.")
+    adapter_path: PathText | None = Field(None, description="Start from the adapter in this folder.")
     save_name: AdapterName | None = Field(None, description="Register under this name instead of lora_name.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     logging_backend: TrackingBackend | None = Field(None, description="Another name of tracking_backend, which wins.")

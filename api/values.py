@@ -14,6 +14,9 @@ from fastapi.exceptions import RequestValidationError
 Place = tuple[str | int, ...]
 Problem = tuple[Place, str, Any]
 
+URL_CHARACTERS = 32 * 1024  # the longest cursor has 14,000
+NESTED = 64
+
 
 async def check_values(request: Request) -> None:
     """Refuse what no part of the service could store. For every route. Raises RequestValidationError."""
@@ -31,6 +34,9 @@ async def check_values(request: Request) -> None:
 
 
 def _check_url(request: Request) -> Iterator[Problem]:
+    if (length := len(request.scope["path"]) + len(request.scope["query_string"])) > URL_CHARACTERS:
+        yield ("query",), f"the URL must have at most {URL_CHARACTERS} characters, it has {length}", None
+        return
     for name, value in [*request.path_params.items(), *request.query_params.multi_items()]:
         place = "path" if name in request.path_params else "query"
         if "\0" in name or "\0" in str(value):
@@ -56,6 +62,9 @@ def _check(body: Any, root: Place) -> Iterator[Problem]:
     left: list[tuple[Any, Place]] = [(body, root)]
     while left:
         value, place = left.pop()
+        if len(place) > NESTED:
+            yield place[:2], f"must not be nested more than {NESTED} deep", "..."  # its text would be as deep
+            return
         if isinstance(value, dict):
             left += [(item, (*place, key)) for key, item in value.items()]
             for key in value:

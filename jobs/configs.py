@@ -1,5 +1,6 @@
 """`ConfigStore`: saved configurations and every version of them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from jobs.text import find_unstorable_text, is_storable
 from sft.config import SFTConfig
 from sft.errors import ConfigNotFound, InvalidConfig
 from sft.explanations import explain_problems
+from sft.lengths import JOB_BYTES, NAME_CHARACTERS
 
 
 class ConfigStore:
@@ -111,6 +113,14 @@ def _version_of(saved: SavedConfig) -> SavedConfigVersion:
 
 def _check(name: str, config: dict[str, Any], given: dict[str, Any]) -> None:
     """Refuse what can't be stored, and `given` names that no configuration has; their values only a job judges."""
+    if len(name) > NAME_CHARACTERS:
+        raise InvalidConfig(f"name: must have at most {NAME_CHARACTERS} characters, it has {len(name)}")
+    try:
+        size = len(json.dumps(config, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidConfig(f"config: must be plain JSON values ({type(error).__name__})") from error
+    if size > JOB_BYTES:
+        raise InvalidConfig(f"config: must have at most {JOB_BYTES} bytes as JSON, it has {size}")
     if found := find_unstorable_text({"name": name, "config": config}):
         raise InvalidConfig(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
     strangers = [{"type": "extra_forbidden", "loc": (key,)} for key in given if key not in SFTConfig.model_fields]

@@ -10,10 +10,11 @@ from jobs.text import find_unstorable_text
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.explanations import Matching, explain_validation_error
+from sft.lengths import JOB_BYTES, PATH_CHARACTERS
 
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
-WebhookEvents = Annotated[tuple[WebhookEvent, ...], Field(min_length=1)]
+WebhookEvents = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=16)]
 MetadataKey = Annotated[str, Matching(r"^[A-Za-z0-9_.\-]{1,64}$", "must be 1 to 64 letters, digits, '.', '_' and '-'")]
 AdapterName = Annotated[
     str,
@@ -60,7 +61,7 @@ class JobSpec(BaseModel):
     config: SFTConfig
     adapter_name: AdapterName | None = Field(None, description="Name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
-    webhook_url: str | None = Field(None, description="Called once the job has ended.")
+    webhook_url: str | None = Field(None, max_length=PATH_CHARACTERS, description="Called once the job has ended.")
     webhook_events: WebhookEvents | None = Field(None, description="What it is called for beside the end.")
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
     saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
@@ -101,6 +102,12 @@ class JobSpec(BaseModel):
     def _check_text(self) -> "JobSpec":
         if found := find_unstorable_text(self.model_dump()):
             raise ValueError(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
+        return self
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "JobSpec":
+        if (size := len(self.model_dump_json().encode())) > JOB_BYTES:
+            raise ValueError(f"a job may have at most {JOB_BYTES} bytes as JSON, it has {size}; shorten its lists")
         return self
 
     @classmethod

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
+from sft.lengths import ModuleNames, Name, PathText
 
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
 # Larger ones make no sense, and some parts below can't hold them: Prefect answers no list that has a number beyond
@@ -31,14 +32,14 @@ class SFTConfig(BaseModel):
         json_schema_extra=lambda schema: _number_fields(schema),
     )
 
-    base_model: str = Field(min_length=1, description="Model id or path below the model root.")
-    dataset_name: str = Field(
+    base_model: PathText = Field(min_length=1, description="Model id or path below the model root.")
+    dataset_name: PathText = Field(
         min_length=1,
         description="`name@revision` in the dataset registry, a file below the data roots, or a Hub dataset id.",
     )
     dataset_format: DatasetFormat = Field(description="How a row is read; `auto` decides by its columns.")
-    dataset_split: str = Field("train", description="Split to train on.")
-    dataset_text_field: str | None = Field(None, description="Column with the text of a completion dataset.")
+    dataset_split: Name = Field("train", description="Split to train on.")
+    dataset_text_field: Name | None = Field(None, description="Column with the text of a completion dataset.")
     max_samples: Count | None = Field(None, gt=0, description="Train on at most this many rows (seeded choice).")
     validation_split: float = Field(0.1, ge=0, lt=1, description="Share of rows held out when the data has no split.")
     max_seq_length: Count = Field(2048, gt=0, description="Longest row in tokens.")
@@ -48,7 +49,7 @@ class SFTConfig(BaseModel):
     invalid_rows: Literal["skip", "error"] = Field(
         "skip", description="A row that can't be read is left out and reported, or an error."
     )
-    template_name: str = Field("auto", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
+    template_name: Name = Field("auto", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
     train_on_prompt: bool = Field(False, description="Learn the prompt too, not the answers alone.")
     mask_history: bool = Field(False, description="Learn the last answer of a conversation alone.")
 
@@ -60,8 +61,10 @@ class SFTConfig(BaseModel):
     use_dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA).")
     use_rslora: bool = Field(False, description="Rank-stabilized scale: lora_alpha / sqrt(lora_r).")
     loraplus_lr_ratio: Amount | None = Field(None, ge=1, description="LoRA+: learning rate of B over that of A.")
-    lora_target_modules: tuple[str, ...] | None = Field(None, description="Modules to adapt; all linear if unset.")
-    adapter_path: str | None = Field(None, description="Start from this adapter: a folder or `models:/name/version`.")
+    lora_target_modules: ModuleNames | None = Field(None, description="Modules to adapt; all linear if unset.")
+    adapter_path: PathText | None = Field(
+        None, description="Start from this adapter: a folder or `models:/name/version`."
+    )
 
     batch_size: Count = Field(4, gt=0, description="Rows a device sees at once.")
     max_batch_tokens: Count | None = Field(
@@ -75,13 +78,15 @@ class SFTConfig(BaseModel):
     weight_decay: Amount = Field(0.001, ge=0, description="AdamW weight decay.")
     max_grad_norm: Amount = Field(0.3, ge=0, description="Gradient clipping; 0 turns it off.")
     neftune_noise_alpha: Amount | None = Field(None, gt=0, description="NEFTune: noise on the input embeddings.")
-    optimizer_type: str | None = Field(None, description="A transformers optimizer name; best for the device if unset.")
+    optimizer_type: Name | None = Field(
+        None, description="A transformers optimizer name; best for the device if unset."
+    )
     scheduler_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
     mixed_precision: Literal["auto", "bf16", "fp16", "none"] = Field("auto", description="Compute dtype.")
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="Recompute activations to save memory.")
     packing: bool = Field(False, description="Lay several rows into one sequence of max_seq_length.")
     num_devices: Count = Field(1, gt=0, description="GPUs for this job.")
-    device_map: str | None = Field(None, description="Where weights go; the job's own GPU if unset.")
+    device_map: Name | None = Field(None, description="Where weights go; the job's own GPU if unset.")
 
     logging_steps: Count = Field(10, gt=0, description="Steps between log lines.")
     save_steps: Count = Field(100, gt=0, description="Steps between checkpoints.")
@@ -90,14 +95,18 @@ class SFTConfig(BaseModel):
         None, gt=0, description="Stop after this many evaluations without a better eval_loss, and keep the best."
     )
     save_total_limit: Count = Field(3, gt=0, description="Checkpoints kept.")
-    output_dir: str | None = Field(None, description="Where results go, below the output root; the job's id if unset.")
-    checkpoint_dir: str | None = Field(None, description="Where checkpoints go; `checkpoints` in output_dir if unset.")
+    output_dir: PathText | None = Field(
+        None, description="Where results go, below the output root; the job's id if unset."
+    )
+    checkpoint_dir: PathText | None = Field(
+        None, description="Where checkpoints go; `checkpoints` in output_dir if unset."
+    )
     save_merged_model: bool = Field(False, description="Also save base and adapter merged.")
 
-    run_name: str | None = Field(None, max_length=250, description="Name of the tracking run.")
-    wandb_project: str | None = Field(None, description="Weights & Biases project.")
-    wandb_entity: str | None = Field(None, description="Weights & Biases entity.")
-    wandb_run_name: str | None = Field(None, description="Weights & Biases run name; run_name if unset.")
+    run_name: Name | None = Field(None, description="Name of the tracking run.")
+    wandb_project: Name | None = Field(None, description="Weights & Biases project.")
+    wandb_entity: Name | None = Field(None, description="Weights & Biases entity.")
+    wandb_run_name: Name | None = Field(None, description="Weights & Biases run name; run_name if unset.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of every random choice.")
 
     @field_validator("base_model", "dataset_name", "template_name")

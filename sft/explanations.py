@@ -5,7 +5,7 @@ Pydantic's own messages show regular expressions, names of Python types and its 
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,8 +167,10 @@ def _phrase(problem: Mapping[str, Any]) -> str:
         count, what = context["min_length"], "entries" if kind == "too_short" else "characters"
         return "must not be empty" if count == 1 else f"must have at least {count} {what}"
     values = {name: _plain(value) for name, value in context.items()}
+    has_length = kind in ("string_too_long", "too_long") and isinstance(problem["input"], Sized)
+    too_long = f", it has {len(problem['input'])}" if has_length else ""
     try:
-        return _WORDS.get(kind, _OTHERWISE).format(**values)
+        return _WORDS.get(kind, _OTHERWISE).format(**values) + too_long
     except KeyError:
         return _OTHERWISE
 
