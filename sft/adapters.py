@@ -13,6 +13,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
 from sft.injection import find_lost
+from sft.model_texts import check_texts
 from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
@@ -77,6 +78,7 @@ def _check_files(folder: Path) -> None:
             remedy = "save it again with `save_pretrained`" if has_pickle else "name the folder of a saved adapter"
             found = ", only pickled weights (adapter_model.bin), which are not read" if has_pickle else ""
             raise ModelNotFound(f"adapter_path {folder} has no {name}{found}; {remedy}")
+    check_texts(folder, f"adapter_path {folder}")
     if damage := find_weight_damage(folder / WEIGHTS):
         raise ModelUnusable(f"adapter_path {folder} can't be read: {WEIGHTS} {damage}")
     if pointer := find_pointer(folder):
@@ -115,7 +117,7 @@ def _check_kind(folder: Path) -> None:
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
     if kind != "LORA" or needs_module:
         what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"

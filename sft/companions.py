@@ -46,7 +46,7 @@ def _read_generation(model: PreTrainedModel, path: Path) -> dict[str, Any]:
             values = GenerationConfig.from_model_config(model.config).to_diff_dict()
         except Exception:  # of whatever kind: without it generation has its defaults
             return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

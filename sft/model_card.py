@@ -7,6 +7,7 @@ import yaml
 
 from sft.config import SFTConfig
 
+CARD_CHARACTERS = 100_000  # what is looked for stands at the top
 MEASURES = {  # by the name in a result: what it is called in the card
     "train_loss": "mean training loss",
     "base_eval_loss": "held-out loss of the base model",
@@ -58,9 +59,10 @@ def write_card(
 def read_license(model_path: Path) -> dict[str, str]:
     """`license`, `license_name` and `license_link` as the base model's own card states them; empty without one."""
     try:
-        text = (model_path / "README.md").read_text(encoding="utf-8")
+        with (model_path / "README.md").open(encoding="utf-8") as file:
+            text = file.read(CARD_CHARACTERS)
         found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
         return {}
     names = ("license", "license_name", "license_link")
     return {name: found[name] for name in names if isinstance(found, dict) and isinstance(found.get(name), str)}

@@ -12,6 +12,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
 from sft.hardware import SPREADING, check_qlora, inspect_hardware
 from sft.model_class import find_model_class
+from sft.model_texts import check_texts
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
 from sft.weights import check_weights, telling_unusable
@@ -41,6 +42,7 @@ def find_model(name: str, model_root: Path, allowed_roots: Sequence[Path] = ()) 
         allowed_roots: where links in the model root may lead, beside the model root itself.
 
     Raises:
+        ModelUnusable: a text file of it is too long to be one.
         ModelNotFound: it is in none of these; the message names every place looked at. Without a reachable Hub this
             takes a few seconds.
     """
@@ -50,6 +52,7 @@ def find_model(name: str, model_root: Path, allowed_roots: Sequence[Path] = ()) 
         raise ModelNotFound(f"base_model {name!r} must be a model id or a path below the model root {root}")
     _check_links(name, folder, root, allowed_roots)
     if (folder / "config.json").is_file():
+        check_texts(folder, f"base_model {name!r}")
         return folder
     state = "has no config.json" if folder.is_dir() else "does not exist"
     looked_at = [f"the model root ({folder} {state})"]

@@ -10,6 +10,8 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sft.model_texts import read_object
+
 NEW_CLASS, OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"  # two names of one thing
 CONFIG = "tokenizer_config.json"
 NOT_KEPT = ("is_local", "local_files_only")  # how it was loaded here
@@ -30,7 +32,7 @@ def save_portable(tokenizer: PreTrainedTokenizerBase, folder: Path, base: Path) 
         return
     written = path.read_text(encoding="utf-8")
     values = json.loads(written)
-    declared = _read(base / CONFIG).get("tokenizer_class")
+    declared = read_object(base / CONFIG).get("tokenizer_class")
     for name in dict.fromkeys((declared, OLD_CLASS)):
         if isinstance(name, str) and name != NEW_CLASS and hasattr(transformers, name):
             path.write_text(json.dumps(_make_portable(values, name), indent=2, ensure_ascii=False), encoding="utf-8")
@@ -57,11 +59,3 @@ def _reads_alike(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
         ) and set(saved.all_special_tokens) == set(tokenizer.all_special_tokens)
     except Exception:  # of whatever kind: then the class does not fit
         return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

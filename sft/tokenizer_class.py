@@ -1,8 +1,9 @@
 """Which class reads a model's tokenizer, without `AutoTokenizer`: importing that loads torch, which takes seconds."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sft.model_texts import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ DECLARED = {  # by model type: what tokenizer_config.json may declare so that Au
 
 def find_tokenizer_class(path: Path) -> "type[PreTrainedTokenizerBase] | None":
     """The class `AutoTokenizer` would take for the model in a folder, where that is simple to say; else None."""
-    config, declared = _read(path / "config.json"), _read(path / "tokenizer_config.json")
+    config, declared = read_object(path / "config.json"), read_object(path / "tokenizer_config.json")
     name = declared.get("tokenizer_class")
     known = DECLARED.get(str(config.get("model_type")), ())
     if "auto_map" in declared or not isinstance(name, str) or not (path / "tokenizer.json").is_file():
@@ -33,11 +34,3 @@ def find_tokenizer_class(path: Path) -> "type[PreTrainedTokenizerBase] | None":
 
     found: type[PreTrainedTokenizerBase] | None = getattr(transformers, name, None)
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -10,10 +10,13 @@ from typing import Any
 from sft.disk import is_about_space
 from sft.errors import ModelUnusable, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
+from sft.model_texts import check_texts
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 SMALL_BYTES = 1024  # a pointer is smaller
-LARGEST_HEADER = 100_000_000  # as safetensors has it
+# safetensors itself reads 100 MB, which take a gigabyte once parsed; 100 bytes a tensor are usual.
+LARGEST_HEADER = 50_000_000
+LARGEST, MOST_DIMENSIONS = 2**63 - 1, 64
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_WEIGHTS = {
     "*.bin": "pickled weights",
@@ -53,11 +56,13 @@ def telling_unusable(subject: str, folder: Path | None = None) -> Iterator[None]
 
 
 def check_weights(folder: Path, subject: str) -> None:
-    """Whether every weight file that will be read is there in full, going by names, headers and sizes.
+    """Whether every weight file that will be read is there in full, going by names, headers and sizes, and no text
+    file is out of all proportion.
 
     Raises:
         ModelUnusable: naming the file, what is wrong with it, and the remedy.
     """
+    check_texts(folder, subject)
     for path in _list_files(folder, subject):
         if damage := find_weight_damage(path):
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
@@ -82,19 +87,40 @@ def find_weight_damage(path: Path) -> str | None:
             file.seek(8)
             header = json.loads(file.read(length))
         tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-        end = max((facts["data_offsets"][1] for facts in tensors.values()), default=0)
-        if end + length + 8 != size:
-            what = "is cut off" if end + length + 8 > size else "is longer than it says"
-            return f"{what}: it has {size} bytes and should have {end + length + 8}; copy or download it again"
-        for name, facts in tensors.items():
-            start_at, end_at = facts["data_offsets"]
-            bits = BITS.get(facts["dtype"])
-            if bits and math.prod(facts["shape"]) * bits != 8 * (end_at - start_at):
-                return f"contradicts itself about {name}: copy or download it again"
+        return _find_contradiction(tensors, size - length - 8, size)
     except OSError as error:
         return f"can't be opened ({error.strerror or error})"
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return "has no header that can be read: copy or download it again"
+    return None
+
+
+def _find_contradiction(tensors: dict[str, Any], room: int, size: int) -> str | None:
+    """Whether a header's tensors are what fills the rest of the file, one behind the other.
+
+    Raises ValueError and the like for a header of another form.
+
+    Args:
+        room: bytes behind the header.
+        size: bytes of the file.
+    """
+    places = sorted((*facts["data_offsets"], name) for name, facts in tensors.items())
+    if not all(type(place) is int and 0 <= place <= LARGEST for start, end, _ in places for place in (start, end)):
+        raise ValueError("no offset of a file")
+    end = max((place[1] for place in places), default=0)
+    if end != room:
+        what = "is cut off" if end > room else "is longer than it says"
+        return f"{what}: it has {size} bytes and should have {size - room + end}; copy or download it again"
+    reached = 0
+    for start, end, name in places:
+        if start != reached or end < start:
+            return f"contradicts itself about {ascii(name)[1:-1]:.200}: copy or download it again"
+        reached = end
+        shape, bits = tensors[name]["shape"], BITS.get(tensors[name]["dtype"])
+        if len(shape) > MOST_DIMENSIONS or not all(type(length) is int and 0 <= length <= LARGEST for length in shape):
+            raise ValueError("no shape of a tensor")
+        if bits and math.prod(shape) * bits != 8 * (end - start):
+            return f"contradicts itself about {ascii(name)[1:-1]:.200}: copy or download it again"
     return None
 
 
@@ -133,11 +159,11 @@ def _list_files(folder: Path, subject: str) -> list[Path]:
         raise ModelUnusable(f"{subject} {_describe_others(folder)}")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = find_pointer(folder) or f"can't be read: {INDEX} holds no list of files ({type(error).__name__})"
         raise ModelUnusable(f"{subject} {reason}") from error
     if strange := [str(name) for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise ModelUnusable(f"{subject} can't be read: {INDEX} names {strange[0]!r}, which is no file beside it")
+        raise ModelUnusable(f"{subject} can't be read: {INDEX} names {strange[0]!r:.200}, which is no file beside it")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelUnusable(
             f"{subject} is not all there: {missing[0]} is missing ({len(missing)} of the {len(names)} files that "

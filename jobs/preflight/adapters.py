@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,10 +11,13 @@ import httpx
 from jobs.preflight.findings import Finding
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
-from sft.errors import ModelNotFound
+from sft.errors import ModelNotFound, ModelUnusable
+from sft.model_texts import check_texts
 from sft.places import follow
+from sft.weights import find_weight_damage
 
 TIMEOUT_SECONDS = 5.0
+WEIGHTS = "adapter_model.safetensors"
 REGISTERED = re.compile(
     r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<mark>[/@])(?P<version>[A-Za-z0-9][A-Za-z0-9._-]*)"
 )
@@ -38,9 +42,23 @@ def check_adapter(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     for root in roots:
         found = follow(reference, root, settings.allowed_model_roots if root == settings.model_root else ())
         if found and (found / "adapter_config.json").is_file():
+            yield from _check_files(reference, found)
             return
     looked = " and ".join(map(str, roots))
     yield _finding(f"{reference!r} is no folder with an adapter_config.json under {looked}{around.hint}")
+
+
+def _check_files(reference: str, folder: Path) -> Iterator[Finding]:
+    """Whether the adapter's weights are there in full, going by their header."""
+    try:
+        check_texts(folder, f"{reference!r}")
+    except ModelUnusable as error:
+        yield Finding(ModelUnusable, "adapter_path", str(error))
+        return
+    if not (folder / WEIGHTS).is_file():
+        yield _finding(f"{reference!r} has no {WEIGHTS}, the only weights that are read; save the adapter again")
+    elif damage := find_weight_damage(folder / WEIGHTS):
+        yield Finding(ModelUnusable, "adapter_path", f"{reference!r} can't be read: {WEIGHTS} {damage}")
 
 
 def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) -> str | None:

@@ -87,7 +87,7 @@ def _explain_absence(name: str, folder: Path, around: Surroundings) -> str | Non
 def _check_configuration(folder: Path, subject: str) -> None:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnusable(
             f"{subject} can't be read: config.json is not valid JSON; copy or download it again"
         ) from error

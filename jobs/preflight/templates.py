@@ -4,14 +4,15 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobs.preflight.findings import Finding
 from jobs.preflight.models import find_model_folder
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.chat_template import ChatTemplate
-from sft.errors import TemplateNotFound
+from sft.errors import ModelUnusable, TemplateNotFound
+from sft.model_texts import check_texts, read_object
 from sft.templates import AUTO, TEMPLATES
 
 VOCABULARY = "tokenizer.json"
@@ -25,6 +26,10 @@ def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     name = spec.config.template_name
     folder = find_model_folder(spec.config.base_model, around)
     if folder is None or not (folder / VOCABULARY).is_file() or (name != AUTO and name not in TEMPLATES):
+        return
+    try:
+        check_texts(folder, "")
+    except ModelUnusable:  # which the check of the model says
         return
     files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
     tokenizer = _look_at(folder, files)
@@ -52,7 +57,7 @@ def _look_at(folder: Path, _changed: tuple[int, ...]) -> _Tokenizer:
     content = b"\n".join((folder / file).read_bytes() for file in FILES if (folder / file).is_file())
     wanted = {token for template in TEMPLATES.values() for token in template.special_tokens}
     tokens = frozenset(token for token in wanted if any(spelling in content for spelling in _spellings(token)))
-    declared, special = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+    declared, special = read_object(folder / "tokenizer_config.json"), read_object(folder / "special_tokens_map.json")
     is_plain = declared.get("tokenizer_class") in PLAIN_CLASSES
 
     def has(name: str) -> bool | None:
@@ -77,14 +82,6 @@ def _list_missing(tokenizer: _Tokenizer, template: ChatTemplate) -> list[str]:
     if template.stop_token is None and tokenizer.has_eos is False:
         missing.append("an end-of-sequence token")
     return missing
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _finding(text: str, tokenizer: _Tokenizer) -> Finding:

@@ -378,7 +378,36 @@ def test_a_folder_without_an_adapter(settings):
     assert code == "model_not_found"
     assert message.startswith("adapter_path 'old' is no folder with an adapter_config.json under ")
     write(settings.output_root / "old", "adapter_config.json", "{}")
+    code, message = the_only(settings, adapter_path="old")
+    assert (code, message[:63]) == (
+        "model_not_found",
+        "adapter_path 'old' has no adapter_model.safetensors, the only w",
+    )
+    (settings.output_root / "old/adapter_model.safetensors").write_bytes(EMPTY_WEIGHTS)
     assert look(settings, adapter_path="old") == []
+
+
+HUGE = b'{"a": {"dtype": "F32", "shape": [1152921504606846976], "data_offsets": [0, 4611686018427387904]}}'
+
+
+def test_weights_that_claim_more_than_there_is(settings):
+    content = len(HUGE).to_bytes(8, "little") + HUGE + bytes(16)
+    (settings.output_root / "old").mkdir(parents=True)
+    write(settings.output_root / "old", "adapter_config.json", "{}")
+    (settings.output_root / "old/adapter_model.safetensors").write_bytes(content)
+    (settings.model_root / "acme/good/model.safetensors").write_bytes(content)
+    found = look(settings, adapter_path="old")
+    assert [code for code, _ in found] == ["model_unusable"] * 2
+    assert all("model.safetensors is cut off: it has 121 bytes and should have 4611686018427388" in m for _, m in found)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "special_tokens_map.json"])
+def test_a_text_file_of_a_gigabyte_is_not_read(settings, name):
+    with (settings.model_root / "acme/good" / name).open("wb") as file:
+        file.truncate(2**30)
+    code, message = the_only(settings)
+    assert code == "model_unusable"
+    assert f"{name} has 1073741824 bytes, and no more than" in message
 
 
 MODEL = Scripted(

@@ -1,6 +1,7 @@
 """Files of a model or an adapter that are not what they should be: a code and a sentence, before anything is loaded."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sft.errors import InvalidConfig, ModelNotFound, ModelNotSupported, ModelUnusable
-from sft.models import load_model, load_tokenizer, quiet_transformers
+from sft.models import find_model, load_model, load_tokenizer, quiet_transformers
 from sft.planning.shape import build_empty
 from sft.weights import find_weight_damage
 from tests.tiny_models import save_tiny_model
@@ -241,3 +242,107 @@ def test_an_adapter_whose_base_has_more_tokens_names_both_numbers(model_path, tm
 
 def test_whole_files_have_no_damage(model_path):
     assert find_weight_damage(model_path / "model.safetensors") is None
+
+
+def write_header(path, header, body=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + body)
+
+
+def tensor(start, end, shape=(4,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+HUGE = 2**62
+HEADERS = {
+    "a huge tensor": ({"a": tensor(0, HUGE, (HUGE // 4,))}, 16, "is cut off: it has"),
+    "a huge shape": ({"a": tensor(0, 16, (HUGE, HUGE))}, 16, "contradicts itself about a"),
+    "beyond any file": ({"a": tensor(0, 2**70, (2**68,))}, 16, "has no header that can be read"),
+    "negative": ({"a": tensor(-16, 0), "b": tensor(0, 16)}, 16, "has no header that can be read"),
+    "a negative shape": ({"a": tensor(0, 16, (-2, -2))}, 16, "has no header that can be read"),
+    "backwards": ({"a": tensor(0, 32, (8,)), "b": tensor(32, 16)}, 32, "contradicts itself about b"),
+    "overlapping": ({"a": tensor(0, 16), "b": tensor(8, 24)}, 24, "contradicts itself about b"),
+    "a gap": ({"a": tensor(0, 16), "b": tensor(32, 48)}, 48, "contradicts itself about b"),
+    "the same place": ({"a": tensor(0, 16), "b": tensor(0, 16)}, 16, "contradicts itself about b"),
+    "not from the start": ({"a": tensor(16, 32)}, 32, "contradicts itself about a"),
+    "fractions": ({"a": tensor(0.0, 16.0)}, 16, "has no header that can be read"),
+    "truths": ({"a": tensor(False, True, (1,), "U8")}, 1, "has no header that can be read"),
+    "texts": ({"a": tensor("0", "16")}, 16, "has no header that can be read"),
+    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 16]}}, 16, "has no header that can be read"),
+    "a thousand dimensions": ({"a": tensor(0, 4, (1,) * 1000)}, 4, "has no header that can be read"),
+    "nested": (b"[" * 200_000, 0, "has no header that can be read"),
+    "a list": ([], 0, "has no header that can be read"),
+    "no JSON": (b"{torn", 0, "has no header that can be read"),
+    "a name with line breaks": ({"a\n\x1b[31m": tensor(0, 16, (3,))}, 16, r"contradicts itself about a\\n\\x1b\[31m"),
+}
+
+
+@pytest.mark.parametrize(("header", "body", "told"), HEADERS.values(), ids=HEADERS)
+def test_a_header_that_lies_is_refused_before_anything_is_loaded(folder, make_config, header, body, told):
+    write_header(folder / "model.safetensors", header, bytes(body))
+    with pytest.raises(ModelUnusable, match=told):
+        load_model(folder, make_config())
+
+
+@pytest.mark.parametrize("length", [2**62, 2**64 - 1, 60_000_000, 1, 0])
+def test_a_headers_length_is_not_believed(folder, make_config, length):
+    write_header(folder / "model.safetensors", b"{}", bytes(16), length)
+    with pytest.raises(ModelUnusable, match="is no safetensors file"):
+        load_model(folder, make_config())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["../../secret.safetensors"],
+        ["/etc/passwd"],
+        [".."],
+        ["a\0b"],
+        [["a"]],
+        [{}],
+        [3],
+        ["missing.safetensors"],
+        [""],
+    ],
+    ids=str,
+)
+def test_an_index_that_leads_elsewhere_is_refused(folder, make_config, names):
+    (folder / "model.safetensors").unlink()
+    weight_map = {f"w{number}": name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelUnusable) as error:
+        load_model(folder, make_config())
+    assert "root:" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_text_file_out_of_all_proportion_is_refused_unread(folder, make_config, name):
+    with (folder / name).open("wb") as file:
+        file.truncate(2**30)  # a hole: it takes no room
+    with pytest.raises(ModelUnusable, match=f"{name} has 1073741824 bytes, and no more than [0-9]+ are read"):
+        load_model(folder, make_config())
+    with pytest.raises(ModelUnusable, match=f"{name} has 1073741824 bytes"):
+        find_model(folder.name, folder.parent)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
+def test_nesting_without_end_is_a_model_that_cant_be_read(folder, make_config, name):
+    (folder / name).write_bytes(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+    try:
+        load_tokenizer(folder)
+        load_model(folder, make_config())
+    except ModelUnusable:
+        return
+    assert name == "generation_config.json"  # which is left out where it can't be read
+
+
+def test_pickles_beside_safetensors_are_not_opened(folder, make_config, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "opened",))
+
+    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt", "model.pth"):
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+    load_tokenizer(folder)
+    load_model(folder, make_config())
+    assert not (tmp_path / "opened").exists()
