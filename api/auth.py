@@ -8,16 +8,17 @@ import time
 
 import psutil
 from anyio import CapacityLimiter, to_thread
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from jobs.bounded_postgres import bounded_engine_for
+from jobs.deadlines import call_deadline
 from jobs.door import Door
 from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
 from jobs.readiness import known_addresses
 from jobs.settings import Settings
-from jobs.store import engine_for
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ BIND_SECONDS = 10
 def read_keys(settings: Settings) -> KeyBook:
     """The keys of a database that is up; starts nothing. Raises StackError."""
     try:
-        return read_book(engine_for(str(known_addresses(settings).database_url)))
-    except (OperationalError, ProgrammingError) as error:  # not there yet, or its tables are not
+        with call_deadline():
+            return read_book(bounded_engine_for(str(known_addresses(settings).database_url)))
+    except SQLAlchemyError as error:  # not there yet, or its tables are not
         raise StackError("the database of API keys can't be read; see `tuneyard status`") from error
 
 

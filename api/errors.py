@@ -22,6 +22,8 @@ DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a meg
 UNREADABLE_BODY = "There was an error parsing the body"  # FastAPI's words for whatever else the parser raises
 BODY_FORM = "it must be JSON in UTF-8, nested less than 900 deep, with numbers of less than 4300 digits"
 
+RETRY_SOON = {"Retry-After": "2"}  # what was away is asked again once a second
+
 CODES = {
     400: "invalid_request",
     401: "unauthorized",
@@ -71,7 +73,8 @@ def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONRe
     """The answer to an error that carries its status."""
     if isinstance(error, TuneyardError):
         status = invalid_status(scope) if isinstance(error, InvalidConfig | TemplateNotFound) else error.status
-        return error_response(scope, status, str(error), error.code)
+        headers = RETRY_SOON if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        return error_response(scope, status, str(error), error.code, headers)
     detail, status = str(error.detail), error.status_code
     if detail == UNREADABLE_BODY:
         detail, status = f"the body can't be read: {BODY_FORM}", invalid_status(scope)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -32,6 +33,7 @@ from sft.errors import StackError
 logger = logging.getLogger(__name__)
 
 READINESS_TTL_SECONDS = 1.0
+REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
 JOB_COUNTS_TTL_SECONDS = 10.0
 EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
 
@@ -89,6 +91,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 @asynccontextmanager
 async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
     keep_lines_whole()
     log_to_stderr_unless_configured()
     threading.Thread(target=_open, args=(app,), name="open-stack", daemon=True).start()

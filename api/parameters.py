@@ -16,7 +16,7 @@ from api.job_query import METADATA_PREFIX
 from sft.explanations import find_nearest
 
 
-def check_parameters(request: Request) -> None:
+async def check_parameters(request: Request) -> None:
     """Refuse what the route would not look at. For every route. Raises RequestValidationError."""
     if not request.query_params:
         return

@@ -9,6 +9,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from jobs.database import PATIENCE_SECONDS
+from jobs.deadlines import allow
 from jobs.retrain_spec import RetrainSpec
 from jobs.retraining import submit_retraining
 from jobs.service import JobService
@@ -39,7 +41,7 @@ def retrain(adapter_name: str, dataset_version: str | None = None, force: bool =
     if dataset.md5 == adapter.tags.get("dataset_md5") and not wanted.force:
         return _end("Unchanged", f"{dataset.name} has not changed since version {adapter.version} of {adapter.name}")
     spec = build_job(adapter, dataset, str(flow_run.get_id()), settings)
-    with closing(JobService(settings)) as service:
+    with allow(PATIENCE_SECONDS), closing(JobService(settings)) as service:  # nobody waits for the answer
         made = submit_retraining(service, spec, wanted.force)
     if not made.is_new:
         return _end(made.state_name, made.reason)

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +15,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from jobs.bounded_http import bound
+from jobs.deadlines import READ_SECONDS, breaker_for, call_deadline
 from jobs.folders import job_folder
 from jobs.job import Job
 from jobs.settings import Settings
@@ -24,7 +26,7 @@ from sft.loopback import is_on_this_machine
 from sft.places import follow
 
 CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 60.0
+SLOWEST_BYTES_A_SECOND = 256 * 1024  # of MLflow, else it counts as away
 REPLACING_SECONDS = 0.05
 TRIES = 10  # at an adapter that is replaced while it is looked at
 _LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests for one adapter do not both read all of it
@@ -76,10 +78,34 @@ class Member:
         return AdapterNotReady(f"{self.name} changed while it was read; ask again")
 
     def _download(self) -> Iterator[bytes]:
-        by_proxy = not is_on_this_machine(self.url)
-        with httpx.stream("GET", self.url, timeout=TIMEOUT_SECONDS, trust_env=by_proxy) as answer:
-            answer.raise_for_status()
-            yield from answer.iter_bytes(CHUNK_BYTES)
+        with _open_client(self.url) as client:
+            with _watch(client), call_deadline():
+                answer = client.send(client.build_request("GET", self.url), stream=True).raise_for_status()
+            with closing(answer):
+                yield from _read_in_time(answer, READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND)
+
+
+def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
+    """The body; waiting for its bytes may take so long in all, what the reader takes between them does not count."""
+    chunks = answer.iter_bytes()
+    waited = 0.0
+    while True:
+        began = time.monotonic()
+        chunk = next(chunks, None)
+        waited += time.monotonic() - began
+        if chunk is None:
+            return
+        if waited > seconds:
+            raise httpx.ReadTimeout(f"MLflow has sent too little within {seconds:.0f} s")
+        yield chunk
+
+
+def _open_client(url: str) -> httpx.Client:
+    return bound(httpx.Client(base_url=url, timeout=READ_SECONDS, trust_env=not is_on_this_machine(url)))
+
+
+def _watch(client: httpx.Client) -> AbstractContextManager[None]:
+    return breaker_for("MLflow", str(client.base_url.copy_with(path="/")), httpx.TimeoutException).watch()
 
 
 @dataclass(frozen=True)
@@ -241,8 +267,7 @@ def list_registered_files(tracking_uri: str | None, name: str, version: str) -> 
     if urlsplit(base).scheme not in ("http", "https"):
         raise AdapterNotFound(f"the adapter's files are not on this machine, and MLflow at {base} has no HTTP API")
     try:
-        by_proxy = not is_on_this_machine(base)
-        with httpx.Client(base_url=f"{base}/api/2.0/", timeout=TIMEOUT_SECONDS, trust_env=by_proxy) as client:
+        with _open_client(f"{base}/api/2.0/") as client, _watch(client), call_deadline():
             answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {base} any more")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from jobs.deadlines import call_deadline
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -18,9 +19,10 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise StackError for whatever the database raises."""
+    """Raise StackError for whatever the database raises; what requests wait for has one deadline in all."""
     try:
-        yield
+        with call_deadline():
+            yield
     except SQLAlchemyError as error:
         raise StackError(
             f"Tuneyard's database can't be reached ({type(error).__name__}); see `tuneyard status`"

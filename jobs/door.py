@@ -21,6 +21,7 @@ class Door:
         self._settings = settings
         self._service: JobService | None = None
         self._checked_at = 0.0
+        self._failure: tuple[float, StackError] | None = None
         self._home: tuple[Path | None, tuple[int, int] | None] = (None, None)
         self._lock = threading.Lock()
 
@@ -31,17 +32,32 @@ class Door:
         self.close()
 
     def open(self) -> JobService:
-        """The service, with the stack it needs. Raises StackError when that can't be started."""
+        """The service, with the stack it needs.
+
+        Raises:
+            StackError: that can't be started. Those who waited meanwhile get it too, and do not try again.
+        """
+        asked_at = time.monotonic()
         with self._lock:
-            if self._service is None or time.monotonic() - self._checked_at > CHECK_SECONDS:
-                wanted = self._settings or Settings()
-                self._check_home(wanted)
-                settings = ensure_up(wanted)
-                self._home = (settings.home, _identify(settings.home))
-                if self._service is None or self._service.settings != settings:
-                    self._service = self._build(settings)
-                self._checked_at = time.monotonic()
-            return self._service
+            if self._failure and self._failure[0] > asked_at:
+                raise StackError(str(self._failure[1]))
+            try:
+                return self._open()
+            except StackError as error:
+                self._failure = (time.monotonic(), error)
+                raise
+
+    def _open(self) -> JobService:
+        """Holds the lock."""
+        if self._service is None or time.monotonic() - self._checked_at > CHECK_SECONDS:
+            wanted = self._settings or Settings()
+            self._check_home(wanted)
+            settings = ensure_up(wanted)
+            self._home = (settings.home, _identify(settings.home))
+            if self._service is None or self._service.settings != settings:
+                self._service = self._build(settings)
+            self._checked_at = time.monotonic()
+        return self._service
 
     def close(self) -> None:
         """End the connections; the stack stays up. Opening again makes new ones."""

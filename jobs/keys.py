@@ -125,6 +125,7 @@ class KeyRing:
         self._marker = marker  # a file that outlives this process, and the database
         self.last_book: KeyBook | None = None
         self._read_at = 0.0
+        self._failure: tuple[float, StackError] | None = None  # of the last reading, if it failed
         self._lock = threading.Lock()
 
     def fresh_book(self, key: str | None) -> KeyBook | None:
@@ -136,14 +137,26 @@ class KeyRing:
         return None if is_unknown and age > NEW_KEY_SECONDS else book
 
     def refresh(self, key: str | None) -> KeyBook:
-        """Read the book, or wait for another thread that does. Raises what reading raises."""
+        """Read the book, or wait for another thread that does. Raises what reading raises, to those who waited too."""
+        asked_at = time.monotonic()
         with self._lock:
             book = self.fresh_book(key)
             if book is None:
-                book = self._read()
+                if self._failure and self._failure[0] > asked_at:
+                    raise StackError(str(self._failure[1]))
+                book = self._read_or_remember()
                 self._keep_closed(book)
                 self.last_book, self._read_at = book, time.monotonic()
             return book
+
+    def _read_or_remember(self) -> KeyBook:
+        try:
+            book = self._read()
+        except StackError as error:
+            self._failure = (time.monotonic(), error)
+            raise
+        self._failure = None
+        return book
 
     def _keep_closed(self, book: KeyBook) -> None:
         """Refuse a database without keys where there were some. Raises StackError."""

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import Log
@@ -15,7 +14,7 @@ from prefect.client.schemas.sorting import LogSort
 
 from jobs.job import Job
 from jobs.log_lines import escape
-from sft.errors import StackError
+from jobs.prefect_client import call
 
 if TYPE_CHECKING:
     from jobs.service import JobService
@@ -124,19 +123,12 @@ def _read_pages(
     offset = 0
     while limit is None or len(logs) < limit:
         size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(logs))
-        page = _call(functools.partial(client.read_logs, wanted, limit=size, offset=offset, sort=sort))
+        page = call(functools.partial(client.read_logs, wanted, limit=size, offset=offset, sort=sort))
         logs |= {log.id: log for log in page}
         offset += len(page)
         if len(page) < size:
             break
     return [*logs.values()]
-
-
-def _call(request: "functools.partial[list[Log]]") -> list[Log]:
-    try:
-        return request()
-    except httpx.HTTPError as error:
-        raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
 
 
 def _of(run_ids: list[UUID]) -> filters.LogFilterFlowRunId:

@@ -21,6 +21,7 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy import URL, make_url
 
+from jobs.bounded_postgres import BoundedConnection, install
 from jobs.launch import HERE
 from jobs.project import code_environment
 from sft.errors import StackError
@@ -133,8 +134,9 @@ def ensure_databases(database_url: str, names: Sequence[str]) -> None:
 
 
 def _connect(url: URL) -> "psycopg2.extensions.connection":
+    install()
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg2.connect(plain, connect_timeout=5)
+    return psycopg2.connect(plain, connection_factory=BoundedConnection)
 
 
 def _binary(name: str, user: str | None) -> Path:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import httpx
 
+from jobs.bounded_http import bound
 from jobs.settings import Settings
 from sft.loopback import is_on_this_machine
 
@@ -51,7 +52,7 @@ def open_client(settings: Settings, timeout_seconds: float = TIMEOUT_SECONDS) ->
     api_url = str(settings.prefect_api_url)
     auth = PrefectAuth(api_url, find_credentials(settings))
     by_proxy = not is_on_this_machine(api_url)
-    return httpx.Client(base_url=api_url, timeout=timeout_seconds, trust_env=by_proxy, auth=auth)
+    return bound(httpx.Client(base_url=api_url, timeout=timeout_seconds, trust_env=by_proxy, auth=auth))
 
 
 def find_credentials(settings: Settings) -> dict[str, str]:

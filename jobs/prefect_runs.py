@@ -1,9 +1,7 @@
 """`PrefectRuns`: the runs of the `finetune` flow and the work pool they wait in, over Prefect's API."""
 
-import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,19 +14,17 @@ from prefect.client.schemas.actions import DeploymentFlowRunCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import to_state_create
 from sqlalchemy import Engine, func, select
 
 from jobs.blockers import Blockers, describe_missing, find_blocker
 from jobs.database import translate_errors
-from jobs.prefect_access import find_password
+from jobs.prefect_client import call
 from jobs.run_ids import RunIds
-from jobs.settings import Settings
 from jobs.status import JobStatus
 from jobs.store import JobReport
 from sft.errors import JobNotFound, StackError
-from sft.loopback import is_on_this_machine
 
 if TYPE_CHECKING:
     from prefect.client.orchestration.routes import ServerRoutes
@@ -51,27 +47,6 @@ class Pool:
     slots: int
     ranks: dict[str, int]
     blockers: Blockers
-
-
-def open_prefect_client(settings: Settings) -> SyncPrefectClient:
-    """Prefect's own client of the API that the settings name, with what that asks for; to be entered."""
-    key = os.environ.get("PREFECT_API_KEY")
-    url = str(settings.prefect_api_url)
-    by_proxy = {"trust_env": not is_on_this_machine(url)}
-    return SyncPrefectClient(url, auth_string=find_password(settings), api_key=key, httpx_settings=by_proxy)
-
-
-def call(request: Callable[[], T]) -> T:
-    """Run a request to Prefect, turning what a client of ours can't act on into a StackError."""
-    try:
-        return request()
-    except ObjectNotFound as error:
-        raise StackError("Prefect does not know the deployment or work pool; run `tuneyard up`") from error
-    except httpx.HTTPStatusError as error:
-        said = f"{error.response.status_code} {error.response.text[:300]}"
-        raise StackError(f"Prefect's API refused a request ({said}); see `tuneyard status`") from error
-    except (httpx.HTTPError, PrefectException) as error:
-        raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
 
 
 class PrefectRuns:

@@ -10,6 +10,8 @@ import psycopg2
 
 from jobs import parts, postgres
 from jobs.blockers import describe_missing, find_blocker
+from jobs.bounded_http import bound
+from jobs.deadlines import allow, call_deadline
 from jobs.endpoints import Endpoints
 from jobs.prefect_access import open_client
 from jobs.settings import Settings
@@ -54,13 +56,18 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
         "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
     }
     with ThreadPoolExecutor(len(checks)) as pool:
-        running = {name: pool.submit(check) for name, check in checks.items()}
+        running = {name: pool.submit(_within_time, check) for name, check in checks.items()}
         return {name: check.result() for name, check in running.items()}
+
+
+def _within_time(check: Callable[[], PartCheck]) -> PartCheck:
+    with allow(TIMEOUT_SECONDS), call_deadline():
+        return check()
 
 
 def count_jobs(settings: Settings) -> dict[str, int]:
     """How many jobs there are in each group of states. Raises httpx.HTTPError when Prefect can't tell."""
-    with open_client(known_addresses(settings), TIMEOUT_SECONDS) as client:
+    with open_client(known_addresses(settings), TIMEOUT_SECONDS) as client, call_deadline(TIMEOUT_SECONDS):
         return {status: _count(client, types) for status, types in JOB_STATES.items()}
 
 
@@ -134,4 +141,4 @@ def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> Pa
 
 
 def _client(base_url: str) -> httpx.Client:
-    return httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=not is_on_this_machine(base_url))
+    return bound(httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=not is_on_this_machine(base_url)))

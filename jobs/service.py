@@ -17,21 +17,23 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs.attempts import count_attempts, mark_cancelled
+from jobs.bounded_postgres import bounded_engine_for
 from jobs.configs import ConfigStore
 from jobs.database import translate_errors
+from jobs.deadlines import WRITE_SECONDS, allow
 from jobs.ends import RUN_FACTS, keep_run, settle
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.job import Job, job_from_report, job_from_run
 from jobs.listing import Cursor, JobFilters, Listing
 from jobs.log_lines import escape
-from jobs.prefect_runs import PrefectRuns, open_prefect_client
+from jobs.prefect_client import open_prefect_client
+from jobs.prefect_runs import PrefectRuns
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
 from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
-from jobs.store import engine_for
 from jobs.targets import check_target
 from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 Strategy = Literal["queue", "reject"]
 
+TURN_SECONDS = 60.0
 SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
 FINAL = ("COMPLETED", "FAILED", "CANCELLED")  # types of Prefect's states
 RECENT = timedelta(minutes=5)
@@ -72,7 +75,7 @@ class JobService:
         if settings.prefect_api_url is None or settings.database_url is None:
             raise StackError("prefect_api_url and database_url must be set; call jobs.stack.ensure_up first")
         self.settings = settings
-        self.engine = engine_for(settings.database_url)
+        self.engine = bounded_engine_for(settings.database_url)
         self._opened = ExitStack()
         self.client = self._opened.enter_context(open_prefect_client(settings))
         self.configs = ConfigStore(self.engine)
@@ -88,6 +91,7 @@ class JobService:
 
     # -- making and ending jobs
 
+    @allow(WRITE_SECONDS)
     def submit(
         self,
         spec: JobSpec,
@@ -117,11 +121,13 @@ class JobService:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts)
         return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
 
+    @allow(WRITE_SECONDS)
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
         return self._describe(self._create(spec, Paused(name=CREATED_STATE_NAME, timeout_seconds=None), priority))
 
+    @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
         """Put a created job in line; a job that has been started before is left as it is."""
         with self._submit_lock():
@@ -131,6 +137,7 @@ class JobService:
                 run = self._runs.get(job_id)
         return self._describe(run)
 
+    @allow(WRITE_SECONDS)
     def cancel(self, job_id: UUID | str) -> Job:
         """End a job: a waiting one at once, a running one as soon as its process is gone.
 
@@ -154,6 +161,7 @@ class JobService:
         self._check_not_ended(run)
         return self._cancel_started(run)
 
+    @allow(WRITE_SECONDS)
     def stop(self, job_id: UUID | str) -> Job:
         """`cancel`, content with a job that was cancelled before."""
         try:
@@ -340,7 +348,7 @@ class JobService:
 
         A process waits with one connection only: the others would be lacking to the one that is at work.
         """
-        with self._submitting, translate_errors(), self.engine.connect() as connection:
+        with self._take_turn(), translate_errors(), self.engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
             try:
@@ -351,6 +359,15 @@ class JobService:
                 except SQLAlchemyError:
                     connection.invalidate()  # a lock must not go back into the pool
                     raise
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if not self._submitting.acquire(timeout=TURN_SECONDS):
+            raise StackError(f"other submissions have kept this one waiting for {TURN_SECONDS:.0f} s; send it again")
+        try:
+            yield
+        finally:
+            self._submitting.release()
 
 
 def _has_just_ended(run: FlowRun) -> bool:

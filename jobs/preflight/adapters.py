@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from jobs.bounded_http import bound
+from jobs.deadlines import call_deadline
 from jobs.preflight.findings import Finding
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
@@ -67,9 +69,8 @@ def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) 
     if urlsplit(base).scheme not in ("http", "https"):
         return None
     has_tls = base.startswith("https")  # certificates take long to load
-    with httpx.Client(
-        base_url=f"{base}/api/2.0/mlflow/", timeout=TIMEOUT_SECONDS, trust_env=False, verify=has_tls
-    ) as client:
+    plain = httpx.Client(base_url=f"{base}/api/2.0/mlflow/", timeout=TIMEOUT_SECONDS, trust_env=False, verify=has_tls)
+    with bound(plain) as client, call_deadline(TIMEOUT_SECONDS):
         answer = client.get("registered-models/get", params={"name": name})
         if answer.status_code == httpx.codes.NOT_FOUND:
             return f"is not in the registry: it has no adapter {name}; train one with lora_name {name}, or name another"

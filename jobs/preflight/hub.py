@@ -13,9 +13,13 @@ from urllib.request import getproxies
 
 import httpx
 
+from jobs.bounded_http import bound
+from jobs.deadlines import call_deadline
+
 Kind = Literal["models", "datasets"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TIMEOUT_SECONDS = 5.0
+HUB_SECONDS = 20.0  # for all of it, however slowly it comes
 KNOWN_SECONDS = 300.0
 UNREACHABLE_SECONDS = 60.0
 
@@ -74,9 +78,9 @@ def _ask(kind: Kind, name: str) -> Presence:
     try:
         if not getproxies():  # without a network this fails at once, long before a client has been set up
             socket.getaddrinfo(address.hostname, address.port or 443)
-        answer = httpx.get(
-            f"{endpoint}/api/{kind}/{quote(name)}", headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
-        )
+        url = f"{endpoint}/api/{kind}/{quote(name)}"
+        with bound(httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True)) as client, call_deadline(HUB_SECONDS):
+            answer = client.get(url, headers=headers)
     except (httpx.HTTPError, OSError, UnicodeError):
         return Presence.UNREACHABLE
     if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

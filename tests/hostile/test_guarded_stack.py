@@ -25,7 +25,7 @@ from jobs import postgres, stack
 from jobs.keys import KeyScope, create_key
 from jobs.log_lines import escape
 from jobs.prefect_access import find_password, open_client, profile_path
-from jobs.prefect_runs import open_prefect_client
+from jobs.prefect_client import open_prefect_client
 from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.store import engine_for

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.parts import stack_environment
 from jobs.prefect_access import open_client
-from jobs.prefect_runs import open_prefect_client
+from jobs.prefect_client import open_prefect_client
 from jobs.proxies import bypass_proxies
 from jobs.readiness import check_parts
 from jobs.settings import Settings

@@ -1,0 +1,69 @@
+"""Connections to PostgreSQL none of whose calls outlasts its deadline, whether the server is slow, stopped or gone.
+
+PostgreSQL's own `statement_timeout` can't help against a server that is stopped, and libpq waits for ever.
+"""
+
+import functools
+import select
+import time
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+from sqlalchemy import Engine, create_engine, event
+
+from jobs.deadlines import READ_SECONDS, allowed_seconds, seconds_left
+
+CONNECT_SECONDS = 10.0
+CHECKS_CLIENT = 140000  # from this version on a server can notice that its client has gone
+
+
+class BoundedConnection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
+    """A connection each of whose statements may take `allowed_seconds`."""
+
+
+@functools.cache
+def bounded_engine_for(database_url: str) -> Engine:
+    """The process's connection pool for what requests wait for; nothing goes on in the server for one that has gone."""
+    install()
+    engine = create_engine(
+        database_url,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=15,
+        pool_timeout=READ_SECONDS,
+        connect_args={"connection_factory": BoundedConnection},
+    )
+    event.listen(engine, "connect", _watch_client)
+    return engine
+
+
+@functools.cache
+def install() -> None:
+    """Have psycopg2 wait by `_wait` in this process, for every connection."""
+    extensions.set_wait_callback(_wait)
+
+
+def _watch_client(connection: Any, _record: object) -> None:
+    if connection.server_version >= CHECKS_CLIENT:
+        with connection.cursor() as cursor:
+            cursor.execute("SET client_connection_check_interval = '1s'")
+        connection.commit()
+
+
+def _wait(connection: Any) -> None:
+    """psycopg2's callback: until the connection has what it waits for. An error closes the connection."""
+    limit = None
+    if isinstance(connection, BoundedConnection):
+        limit = min(allowed_seconds(), max(0.0, seconds_left()))
+    elif connection.status == extensions.STATUS_SETUP:  # libpq's connect_timeout does not count here
+        limit = CONNECT_SECONDS
+    deadline = None if limit is None else time.monotonic() + limit
+    while (state := connection.poll()) != extensions.POLL_OK:
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and (left <= 0 or not poller.poll(left * 1000)):
+            raise psycopg2.OperationalError(f"PostgreSQL has not answered for {limit:.0f} s")
+        if left is None:
+            poller.poll()
