@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, update
 
 from jobs.ends import is_abandoned
 from jobs.pool_runs import PAGE, PoolRuns
+from jobs.status import LOST_STATE_NAME
 from jobs.store import JobReport
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class LostRuns:
 
 def _state_of(facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the lost run was in: made and not started, paused, or in line since when it was posted."""
-    if run is not None and run["state_type"] == "PAUSED":
+    if run is not None and run["state_type"] == "PAUSED" and run["state_name"] != LOST_STATE_NAME:
         return {"type": "PAUSED", "name": run["state_name"]}
     name = "AwaitingRetry" if run is not None and run["run_count"] else "Scheduled"
     since = (run or facts).get("expected_start_time") or facts["created"]

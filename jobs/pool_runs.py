@@ -1,6 +1,6 @@
 """`PoolRuns`: the runs of a work pool as those see them who look after them, over Prefect's HTTP API."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -62,6 +62,15 @@ class PoolRuns:
         """These runs, by the ids of their jobs."""
         ids = RunIds(self._engine) if runs else RunIds(None)
         return [{**run, "id": str(ids.job_of(UUID(run["id"]))), "run_id": run["id"]} for run in runs]
+
+    def has_deployment(self, run: Mapping[str, Any]) -> bool:
+        """Whether the deployment that the run was made from is there still; true of one that was made from none."""
+        if run["deployment_id"] is None:
+            return True
+        answer = self.prefect.get(f"/deployments/{run['deployment_id']}")
+        if answer.status_code != httpx.codes.NOT_FOUND:
+            answer.raise_for_status()
+        return answer.is_success
 
     def read_history(self, job_id: str) -> list[str]:
         """The types of the states the run has been in."""

@@ -18,7 +18,7 @@ from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
 from jobs.ends import STATES, has_ended, keep_run, record_end
 from jobs.job_processes import find_processes, has_stopped_process, is_process_of, kill_processes_of
 from jobs.pool_runs import PoolRuns, StateRefused
-from jobs.status import JobStatus
+from jobs.status import LOST_STATE_NAME, JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt
 
@@ -153,7 +153,8 @@ class Recovery:
             reason = attempt.message or REASONS.get(cause, cause)
             if changes["lost"] < self._max_attempts:
                 self._runs.forget_process(run["id"])
-                self._runs.set_state(run["id"], _again(run, attempt, reason))
+                state = self._again(run, attempt, reason)
+                self._runs.set_state(run["id"], state, force=state["name"] == LOST_STATE_NAME)
                 why = "told to stop" if attempt.is_interrupted else cause
                 logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
                 return
@@ -161,6 +162,18 @@ class Recovery:
             record_end(connection, job_id, JobStatus.FAILED, error, cause)
             self._runs.set_state(run["id"], _state("FAILED", "Failed", error))
             logger.info("Job %s has failed (%s)", run["id"], cause)
+
+    def _again(self, run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
+        """Scheduled for when it first was: at its old place in the line. No worker may take one without a deployment.
+
+        It would cancel it and never take anything again (`jobs.idle_workers`): such a run waits to be made anew.
+        """
+        said = "it was told to stop" if attempt.is_interrupted else reason
+        message = f"Attempt {attempt.number} ended: {said}. The job goes on by itself."
+        if not self._runs.has_deployment(run):
+            return _state("PAUSED", LOST_STATE_NAME, message)
+        details = {"scheduled_time": run["expected_start_time"]}
+        return {**_state("SCHEDULED", "AwaitingRetry", message), "state_details": details}
 
 
 def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
@@ -190,10 +203,3 @@ def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
 
 def _state(kind: str, name: str, message: str) -> dict[str, Any]:
     return {"type": kind, "name": name, "message": message}
-
-
-def _again(run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
-    """Scheduled for when it first was: at its old place in the line."""
-    said = "it was told to stop" if attempt.is_interrupted else reason
-    state = _state("SCHEDULED", "AwaitingRetry", f"Attempt {attempt.number} ended: {said}. The job goes on by itself.")
-    return {**state, "state_details": {"scheduled_time": run["expected_start_time"]}}

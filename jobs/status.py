@@ -30,6 +30,7 @@ class JobStatus(StrEnum):
 
 
 CREATED_STATE_NAME = "Created"  # a Paused state of this name is a job made but not started
+LOST_STATE_NAME = "Lost"  # one of a job that has begun, is to go on and must wait for another deployment
 
 # Prefect's state type -> status. SCHEDULED, PENDING and PAUSED are refined in `status_of`.
 _BY_STATE_TYPE = {
@@ -78,6 +79,8 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
     """
     if state_type == "PAUSED" and state_name == CREATED_STATE_NAME:
         return JobStatus.CREATED
+    if state_type == "PAUSED" and state_name == LOST_STATE_NAME:
+        return JobStatus.RUNNING
     if state_type == "SCHEDULED":
         if state_name in ONGOING_STATE_NAMES:
             return JobStatus.RUNNING

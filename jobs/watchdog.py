@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.cancellations import Cancellations
 from jobs.deliveries import Deliveries
 from jobs.hands import Hands
+from jobs.idle_workers import IdleWorkers
 from jobs.log_lines import keep_lines_whole
 from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
@@ -32,6 +33,7 @@ from jobs.recovery import Recovery
 from jobs.settings import Settings
 from jobs.stack import repair
 from jobs.store import WATCHDOG_LOCK, engine_for
+from jobs.supervision import Supervisor
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -140,6 +142,7 @@ def main() -> None:
     ]
     if is_local:
         duties.append(Duty("cancellations", 3.0, Cancellations(runs).finish))
+        duties.append(Duty("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))
         duties.append(Duty("repair", 10.0, functools.partial(_repair, settings)))
     watch(engine, duties)
 

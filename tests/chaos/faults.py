@@ -5,23 +5,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-import httpx
 import psutil
 
-from jobs.supervision import Process
-from tests.chaos.service import Service
-from tests.chaos.watcher import Sight, Watcher
+from tests.chaos.aim import Fault
+from tests.chaos.hands import Hands
 
-T = TypeVar("T")
-
-TARGET_SECONDS = 120.0  # how long to wait for something to hit
 STOPPED_SECONDS = 35.0  # longer than a job may be silent
 API_PAUSE_SECONDS = 2.0  # until whoever looks after the API starts it again
-PAUSED_SECONDS = 12.0
-POLL_SECONDS = 0.1
 NEARLY = 0.8  # of a job's training, so that MLflow is not back when the adapter is registered
 
 BY_HAND = ("run set by hand", "run deleted")  # a job they hit may have ended by that
@@ -29,29 +20,8 @@ BY_HAND = ("run set by hand", "run deleted")  # a job they hit may have ended by
 LETHAL = ("trainer killed", "trainer told to stop", "trainer stopped", "worker killed", "worker told to stop")
 
 
-class NoTarget(Exception):
-    """There was nothing to do the fault to."""
-
-
-@dataclass
-class Fault:
-    """One fault; `hit` has the jobs it may have disturbed, with how many attempts at each had begun."""
-
-    kind: str
-    at: float
-    target: str
-    hit: dict[str, int] = field(default_factory=dict)
-
-
-class Faults:
+class Faults(Hands):
     """Does faults to a service, one after the other."""
-
-    def __init__(self, service: Service, watcher: Watcher, rng: random.Random, deadline: float) -> None:
-        self._service = service
-        self._watcher = watcher
-        self._rng = rng
-        self._deadline = deadline
-        self.done: list[Fault] = []
 
     def do(self, kind: str) -> Fault:
         """Do one and return once it is over, its consequences apart. Raises NoTarget."""
@@ -111,138 +81,6 @@ class Faults:
         self._note(kind, f"{part.name}, pid {part.pid}", [job_id])
         psutil.Process(part.pid).kill()
 
-    # -- other people's hands, in Prefect's and MLflow's pages
-
-    def retry_run(self, kind: str) -> None:
-        """*Retry* on a job that has ended."""
-        job_id = self._wait(lambda: self._pick(lambda sight: sight.has_ended))
-        self._note(kind, f"job {job_id}", [job_id])
-        self._set_state(job_id, "SCHEDULED", "AwaitingRetry")
-
-    def set_state(self, kind: str) -> None:
-        """A job at work is set to an end that it has not come to."""
-        job_id, _ = self._wait_for_trainer()
-        state = self._rng.choice(["COMPLETED", "FAILED", "CANCELLED"])
-        self._note(kind, f"job {job_id}, {state}", [job_id])
-        self._set_state(job_id, state, state.title())
-
-    def pause_run(self, kind: str) -> None:
-        """A job at work is paused, and resumed after a while."""
-        job_id, _ = self._wait_for_trainer()
-        self._note(kind, f"job {job_id}", [job_id])
-        self._set_state(job_id, "PAUSED", "Paused")
-        time.sleep(PAUSED_SECONDS)
-        if (sight := self._look(job_id)) is None or not sight.has_ended:
-            self._set_state(job_id, "RUNNING", "Running")
-
-    def delete_run(self, kind: str) -> None:
-        """The run of a job is deleted, at work or waiting."""
-        job_id = self._wait(lambda: self._pick(lambda sight: not sight.has_ended))
-        self._note(kind, f"job {job_id}", [job_id])
-        self._watcher.unlisted.add(job_id)
-        self._service.prefect.delete(f"/flow_runs/{job_id}")
-
-    def delete_deployment(self, kind: str) -> None:
-        """The deployment is deleted, and with it the runs of all jobs that wait."""
-        found = self._wait(self._find_deployment)
-        self._note(kind, "finetune/sft")
-        self._service.prefect.delete(f"/deployments/{found}")
-
-    def pause_pool(self, kind: str) -> None:
-        """The work pool is paused for a while, or gets a concurrency limit of 0."""
-        path = f"/work_pools/{self._service.settings.work_pool}"
-        pool = self._wait(lambda: self._ask_prefect(path))
-        self._note(kind, "the work pool")
-        change = {"is_paused": True} if kind.endswith("paused") else {"concurrency_limit": 0}
-        self._insist_on_prefect("PATCH", path, change)
-        time.sleep(PAUSED_SECONDS)
-        self._insist_on_prefect("PATCH", path, {name: pool[name] for name in change})
-
-    def delete_experiment(self, kind: str) -> None:
-        """MLflow's experiment is deleted, with all runs in it."""
-        self._wait_for_part("mlflow")
-        found = self._wait(self._find_experiment)
-        self._note(kind, "the experiment")
-        with suppress(httpx.HTTPError):
-            address = f"{self._service.settings.mlflow_tracking_uri}/api/2.0/mlflow/experiments/delete"
-            httpx.post(address, json={"experiment_id": found}, timeout=30)
-
-    def _find_experiment(self) -> str | None:
-        address = f"{self._service.settings.mlflow_tracking_uri}/api/2.0/mlflow/experiments/get-by-name"
-        try:
-            answer = httpx.get(address, params={"experiment_name": "tuneyard"}, timeout=30)
-        except httpx.HTTPError:
-            return None
-        return str(answer.json()["experiment"]["experiment_id"]) if answer.is_success else None
-
-    def _find_deployment(self) -> str | None:
-        found = self._ask_prefect("/deployments/name/finetune/sft")
-        return str(found["id"]) if found else None
-
-    def _ask_prefect(self, path: str) -> dict[str, Any] | None:
-        try:
-            answer = self._service.prefect.get(path)
-        except httpx.HTTPError:
-            return None
-        return dict(answer.json()) if answer.is_success else None
-
-    def _insist_on_prefect(self, method: str, path: str, body: dict[str, Any]) -> None:
-        def ask() -> bool | None:
-            with suppress(httpx.HTTPError):
-                return self._service.prefect.request(method, path, json=body).is_success or None
-            return None
-
-        self._wait(ask)
-
-    def _set_state(self, job_id: str, kind: str, name: str) -> None:
-        body = {"state": {"type": kind, "name": name}, "force": True}
-        with suppress(httpx.HTTPError):  # Prefect is away just then, or the run is gone
-            self._service.prefect.post(f"/flow_runs/{job_id}/set_state", json=body)
-
-    def _pick(self, suits: Callable[[Sight], bool]) -> str | None:
-        lasts = {job_id: self._watcher.last(job_id) for job_id in list(self._watcher.sights)}
-        found = [job_id for job_id, sight in lasts.items() if sight and suits(sight)]
-        return self._rng.choice(found) if found else None
-
-    # -- what they need
-
-    def _note(self, kind: str, target: str, jobs: list[str] | None = None) -> None:
-        """Put the fault down, the moment before it is done."""
-        hit = {job_id: self._attempt_of(job_id) for job_id in jobs or self._find_running()}
-        self.done.append(Fault(kind, time.monotonic(), target, hit))
-
-    def _find_running(self) -> list[str]:
-        """Jobs that have a process, or are shown as if they had one."""
-        with_process = self._service.find_trainers()
-        shown = [job_id for job_id, sights in list(self._watcher.sights.items()) if sights[-1].status == "running"]
-        return [*with_process, *(job_id for job_id in shown if job_id not in with_process)]
-
-    def _attempt_of(self, job_id: str) -> int:
-        sight = self._look(job_id) or self._watcher.last(job_id)
-        return (sight.attempt or 0) if sight else 0
-
-    def _look(self, job_id: str) -> Sight | None:
-        try:
-            answer = self._service.api.client.get(f"/train/{job_id}", timeout=5)
-            return Sight.of(time.monotonic(), answer.raise_for_status().json())
-        except httpx.HTTPError:  # the API is away
-            return None
-
-    def _wait_for_part(self, prefix: str) -> Process:
-        def find() -> Process | None:
-            parts = self._service.supervisor.processes().values()
-            alive = [part for part in parts if part.name.startswith(prefix) and part.pid is not None]
-            return self._rng.choice(alive) if alive else None
-
-        return self._wait(find)
-
-    def _wait_for_trainer(self) -> tuple[str, psutil.Process]:
-        def find() -> tuple[str, psutil.Process] | None:
-            trainers = sorted(self._service.find_trainers().items())
-            return self._rng.choice(trainers) if trainers else None
-
-        return self._wait(find)
-
     def _find_nearly_done(self) -> str | None:
         """A job near the end of its training, or behind it."""
         for job_id in self._service.find_trainers():
@@ -250,14 +88,6 @@ class Faults:
             if job and job.status == "running" and (job.step or 0) >= NEARLY * job.total_steps:
                 return job_id
         return None
-
-    def _wait(self, find: Callable[[], T | None]) -> T:
-        until = min(self._deadline, time.monotonic() + TARGET_SECONDS)
-        while time.monotonic() < until:
-            if (found := find()) is not None:
-                return found
-            time.sleep(POLL_SECONDS)
-        raise NoTarget(f"nothing to hit within {TARGET_SECONDS:.0f} s")
 
 
 def _signal_of(kind: str) -> signal.Signals:
@@ -281,8 +111,14 @@ KINDS: dict[str, Callable[[Faults, str], None]] = {
     "experiment deleted": Faults.delete_experiment,
     "run deleted": Faults.delete_run,
     "run paused": Faults.pause_run,
-    "pool paused": Faults.pause_pool,
-    "pool limited": Faults.pause_pool,
+    "pool paused": Faults.change_pool,
+    "pool limited": Faults.change_pool,
+    "pool deleted": Faults.delete_pool,
+    "queue paused": Faults.change_queue,
+    "queue deleted": Faults.delete_queue,
+    "deployment paused": Faults.pause_deployment,
+    "tracking run deleted": Faults.delete_tracking_run,
+    "model deleted": Faults.delete_model,
     "worker told to stop": Faults.signal_part,
     "api told to stop": Faults.signal_api,
     "watchdog told to stop": Faults.signal_part,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from tests.chaos.faults import BY_HAND, LETHAL, Fault
+from tests.chaos.aim import Fault
+from tests.chaos.faults import BY_HAND, LETHAL
 from tests.chaos.watcher import Sight, Watcher
 
 JOB_TAG = "tuneyard.job_id"

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.aim import NoTarget
 from tests.chaos.clients import Clients, draw_wishes
-from tests.chaos.faults import Faults, NoTarget, draw_kinds
+from tests.chaos.faults import Faults, draw_kinds
 from tests.chaos.invariants import Evidence, Verdict, describe, find_recoveries, judge
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
@@ -129,7 +130,7 @@ def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
             listed=listed,
             watcher=clients.watcher,
             told=[*service.friendly.taken, *service.moody.taken],
-            versions=service.read_versions(),
+            versions=[*(version.tags for version in service.read_versions()), *faults.erased],
             left_over=left_over,
             faults=faults.done,
         )

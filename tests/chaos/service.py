@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import psutil
@@ -25,6 +26,13 @@ from tests.tiny_models import save_tiny_llama
 MODEL = "tiny/llama"
 FOREIGN = ("TUNEYARD_", "PREFECT_", "MLFLOW_")  # of the user's environment
 MOODS = 2000  # answers of a moody receiver that are drawn before it is only friendly
+
+
+class Version(NamedTuple):
+    """A version of an adapter in the registry: the model's name and the version's tags."""
+
+    name: str
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,17 @@ class Service:
         except psutil.Error:
             return False
 
-    def read_versions(self) -> list[dict[str, str]]:
-        """Tags of every version of every adapter in MLflow's registry. Raises httpx.HTTPError."""
+    def read_versions(self) -> list[Version]:
+        """Every version of every adapter in MLflow's registry. Raises httpx.HTTPError."""
         address = f"{self.settings.mlflow_tracking_uri}/api/2.0/mlflow/model-versions/search"
-        versions: list[dict[str, str]] = []
+        versions: list[Version] = []
         token = ""
         while True:
             answer = httpx.get(address, params={"max_results": 100, "page_token": token}, timeout=60)
             page = answer.raise_for_status().json()
             for version in page.get("model_versions", []):
-                versions.append({tag["key"]: tag["value"] for tag in version.get("tags", [])})
+                tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+                versions.append(Version(version["name"], tags))
             token = page.get("next_page_token", "")
             if not token:
                 return versions
@@ -93,7 +102,9 @@ def running_service(folder: Path, workers: int, rng: random.Random) -> Iterator[
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
             up = stack.ensure_up(settings)
-        yield Service(up, api.start(), friendly, moody)
+        service = Service(up, api.start(), friendly, moody)
+        with service.prefect:
+            yield service
     finally:
         api.close()
         stack.down(settings)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.faults import Fault
+from tests.chaos.aim import Fault
 from tests.chaos.invariants import JOB_TAG, Evidence, describe, find_recoveries, judge
 from tests.chaos.watcher import Sight, Watcher
 

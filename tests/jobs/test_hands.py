@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from api.examples import PROGRESS, RESULT
 from jobs.attempts import Attempt, Superseded
 from jobs.ends import record_end
 from jobs.hands import LEAVE_SECONDS, Hands
@@ -16,9 +17,10 @@ from jobs.job_processes import VARIABLE, find_processes
 from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports, set_report
+from jobs.recovery import GONE_SECONDS
 from jobs.service import JobService
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.status import JobStatus
+from jobs.status import LOST_STATE_NAME, JobStatus, status_of
 from jobs.store import JobReport
 from tests.conftest import wait_until
 from tests.jobs.test_recovery import Bench
@@ -99,7 +101,7 @@ def test_an_end_never_changes_whatever_its_run_is_set_to(bench, status, state, b
     hands = bench.hands()
     hands.look()  # the run is kept
     with attempt.writing() as connection:
-        set_report(connection, UUID(run), result={"tokens": 12}, progress={"step": 3})
+        set_report(connection, UUID(run), result=RESULT, progress=PROGRESS)
     attempt.end(status, *(("no rows", "invalid_dataset") if status is JobStatus.FAILED else ()))
     bench.put(run, state.upper())
     before = bench.report(run)
@@ -232,6 +234,31 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
         assert Attempt.begin(bench.database_url, UUID(again["run_id"])).job_id == UUID(waiting)
         for job_id in found:
             bench.runs.set_state(str(job_id), {"type": "CANCELLED", "name": "Cancelled"}, force=True)
+    finally:
+        bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": False}).raise_for_status()
+
+
+def test_a_job_that_lost_its_process_after_its_deployment_goes_on_in_another_run(bench, stack):
+    flow = bench.client.post("/flows/", json={"name": "finetune"}).json()["id"]
+    wanted = {"name": "gone", "flow_id": flow, "work_pool_name": bench.runs.work_pool}
+    gone = bench.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+    run = bench.make("RUNNING", gone)
+    bench.begin(run)
+    since = bench.read(run)["expected_start_time"]
+    hands = bench.hands()
+    hands.look()
+    bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": True}).raise_for_status()
+    try:
+        bench.client.delete(f"/deployments/{gone}").raise_for_status()
+        bench.look_after(bench.recovery(), GONE_SECONDS)
+        state = bench.read(run)["state"]
+        assert state["name"] == LOST_STATE_NAME, "no worker may take it: it would never take anything again"
+        assert status_of(state["type"], state["name"], has_free_slot=False) is JobStatus.RUNNING
+        bench.hands().look()
+        found = bench.runs.find_by_id([UUID(run)])[UUID(run)]
+        assert (found["state_name"], found["next_scheduled_start_time"]) == ("AwaitingRetry", since)
+        assert (found["run_id"] != run, bench.attempt(run).lost) == (True, 1)
+        bench.runs.set_state(run, {"type": "CANCELLED", "name": "Cancelled"}, force=True)
     finally:
         bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": False}).raise_for_status()
 

@@ -1,0 +1,68 @@
+"""A worker that Prefect has let run out of slots, in a real stack."""
+
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from jobs.idle_workers import IDLE_SECONDS, IdleWorkers
+from jobs.pool_runs import PoolRuns
+from jobs.supervision import Supervisor
+from tests.conftest import wait_until
+
+pytestmark = pytest.mark.stack
+
+
+def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(stack):
+    supervisor = Supervisor(stack.home)
+    now = 0.0
+    with httpx.Client(base_url=str(stack.prefect_api_url), timeout=30) as client:
+        runs = PoolRuns(client, stack.work_pool)
+        flow = client.post("/flows/", json={"name": "of nobody"}).raise_for_status().json()["id"]
+
+        def deploy(name: str) -> str:
+            wanted = {"name": name, "flow_id": flow, "work_pool_name": stack.work_pool}
+            made: str = client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+            return made
+
+        def make(deployment: str) -> str:
+            body = {"state": {"type": "PAUSED", "name": "Paused"}}
+            path = f"/deployments/{deployment}/create_flow_run"
+            made: str = client.post(path, json=body).raise_for_status().json()["id"]
+            return made
+
+        def schedule(run: str) -> None:
+            long_ago = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+            state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": {"scheduled_time": long_ago}}
+            runs.set_state(run, state, force=True)
+
+        def state(run: str) -> str:
+            return str(client.get(f"/flow_runs/{run}").raise_for_status().json()["state_type"])
+
+        def pids() -> dict[str, int | None]:
+            parts = supervisor.processes().values()
+            return {part.name: part.pid for part in parts if part.name.startswith("worker-")}
+
+        gone, there = deploy("gone"), deploy("there")
+        taken, waiting = make(gone), make(there)
+        client.delete(f"/deployments/{gone}").raise_for_status()
+        duty = IdleWorkers(runs, supervisor, clock=lambda: now)
+        before = pids()
+        schedule(taken)
+        wait_until(lambda: state(taken) == "CANCELLED", 30)  # by the worker, which keeps the slot
+        duty.look()
+        now = IDLE_SECONDS
+        duty.look()
+        assert pids() == before, "nothing waits"
+
+        schedule(waiting)
+        duty.look()
+        now += IDLE_SECONDS - 1
+        duty.look()
+        assert pids() == before, "it may be about to take it"
+        assert state(waiting) == "SCHEDULED", "Prefect gives the slot back by itself now: jobs.idle_workers can go"
+        now += 1
+        duty.look()
+        assert not pids().items() & before.items()
+        wait_until(lambda: state(waiting) != "SCHEDULED", 60)
+        runs.set_state(waiting, {"type": "CANCELLED", "name": "Cancelled"}, force=True)
