@@ -18,8 +18,8 @@ from jobs.supervision import Process, Supervisor
 
 logger = logging.getLogger(__name__)
 
-LATE = timedelta(seconds=20)  # after it was due, a run waits for want of a worker
-IDLE_SECONDS = 60.0  # longer than a worker takes to start on a machine at its limit
+LATE = timedelta(seconds=30)  # after it was due, a run waits for want of a worker
+IDLE_SECONDS = 45.0  # longer than a worker takes to start on a machine at its limit
 
 
 class IdleWorkers:
@@ -33,15 +33,14 @@ class IdleWorkers:
     def look(self) -> None:
         """One look. Raises httpx.HTTPError and StackError."""
         idle = [worker for worker in self._find_workers() if not _has_job(worker)]
-        if not idle or not self._is_late():
-            self._stopwatch.keep(set())
-            return
         self._stopwatch.keep({worker.name for worker in idle})
-        for worker in idle:
-            if self._stopwatch.seconds(worker.name, "idle", worker.pid) >= IDLE_SECONDS:
-                logger.warning("%s takes nothing though jobs wait for it: it is started anew", worker.name)
-                self._supervisor.stop(worker.name)
-                self._supervisor.start(worker.name)
+        seconds = {worker.name: self._stopwatch.seconds(worker.name, "idle", worker.pid) for worker in idle}
+        suspects = [name for name in seconds if seconds[name] >= IDLE_SECONDS]
+        if suspects and self._is_late():
+            for name in suspects:
+                logger.warning("%s takes nothing though jobs wait for it: it is started anew", name)
+                self._supervisor.stop(name)
+                self._supervisor.start(name)
 
     def _find_workers(self) -> list[Process]:
         parts = self._supervisor.processes().values()

@@ -1,11 +1,12 @@
 """A worker that Prefect has let run out of slots, in a real stack."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 
-from jobs.idle_workers import IDLE_SECONDS, IdleWorkers
+from jobs.idle_workers import IDLE_SECONDS, LATE, IdleWorkers
 from jobs.pool_runs import PoolRuns
 from jobs.supervision import Supervisor
 from tests.conftest import wait_until
@@ -31,9 +32,9 @@ def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(sta
             made: str = client.post(path, json=body).raise_for_status().json()["id"]
             return made
 
-        def schedule(run: str) -> None:
-            long_ago = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
-            state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": {"scheduled_time": long_ago}}
+        def schedule(run: str, ago: timedelta) -> None:
+            details = {"scheduled_time": (datetime.now(UTC) - ago).isoformat()}
+            state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": details}
             runs.set_state(run, state, force=True)
 
         def state(run: str) -> str:
@@ -48,20 +49,21 @@ def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(sta
         client.delete(f"/deployments/{gone}").raise_for_status()
         duty = IdleWorkers(runs, supervisor, clock=lambda: now)
         before = pids()
-        schedule(taken)
+        schedule(taken, LATE)
         wait_until(lambda: state(taken) == "CANCELLED", 30)  # by the worker, which keeps the slot
         duty.look()
         now = IDLE_SECONDS
         duty.look()
         assert pids() == before, "nothing waits"
 
-        schedule(waiting)
-        duty.look()
-        now += IDLE_SECONDS - 1
+        schedule(waiting, timedelta())
         duty.look()
         assert pids() == before, "it may be about to take it"
+        time.sleep(6)  # two of a worker's polls
         assert state(waiting) == "SCHEDULED", "Prefect gives the slot back by itself now: jobs.idle_workers can go"
-        now += 1
+        schedule(waiting, 2 * LATE)
+        IdleWorkers(runs, supervisor).look()
+        assert pids() == before, "it may only just have started"
         duty.look()
         assert not pids().items() & before.items()
         wait_until(lambda: state(waiting) != "SCHEDULED", 60)
