@@ -5,6 +5,7 @@ Nothing asks for a key until one has been made or `TUNEYARD_REQUIRE_API_KEY` is 
 
 import logging
 import time
+from collections.abc import Collection
 
 import psutil
 from anyio import CapacityLimiter, to_thread
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs.bounded_postgres import bounded_engine_for
 from jobs.deadlines import call_deadline
 from jobs.door import Door
+from jobs.hosts import MISDIRECTED, explain, find_unknown_host
 from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
 from jobs.readiness import known_addresses
 from jobs.settings import Settings
@@ -42,21 +44,32 @@ def read_keys(settings: Settings) -> KeyBook:
 
 
 class Authentication:
-    """ASGI middleware: lets a request through, or raises HTTPException 401 or 403, or StackError."""
+    """ASGI middleware: lets a request through, or raises HTTPException 401, 403 or 421, or StackError."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, door: Door, is_key_required: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, ring: KeyRing, door: Door, is_key_required: bool, allowed_hosts: Collection[str] = ()
+    ) -> None:
         self.app = app
         self.ring = ring
         self.door = door
         self.is_key_required = is_key_required
+        self.allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Judge one request; `scope["state"]["client"]` then says whose key it bears, None when open."""
         if scope["type"] == "http":
             scope.setdefault("state", {})["client"] = None
+            self._check_host(scope)
             if not is_public(scope):
                 await self._judge(scope)
         await self.app(scope, receive, send)
+
+    def _check_host(self, scope: Scope) -> None:
+        """While nobody needs a key, a page of the web must not get in under a name of its own."""
+        if self.is_key_required or self.ring.is_known_to_be_closed:
+            return
+        if unknown := find_unknown_host(scope, self.allowed_hosts):
+            raise HTTPException(MISDIRECTED, explain(unknown))
 
     async def _judge(self, scope: Scope) -> None:
         key = presented_key(Headers(scope=scope))

@@ -31,6 +31,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
+    421: "unknown_host",
     429: "rate_limited",
 }
 

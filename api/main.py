@@ -74,7 +74,11 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     if counter:
         app.add_middleware(RateLimit, counter=counter)
     app.add_middleware(
-        Authentication, ring=app.state.keys, door=app.state.door, is_key_required=settings.require_api_key
+        Authentication,
+        ring=app.state.keys,
+        door=app.state.door,
+        is_key_required=settings.require_api_key,
+        allowed_hosts=(settings.host, *settings.allowed_hosts),
     )
     if counter:
         app.add_middleware(RefusalLimit, counter=counter)

@@ -128,6 +128,12 @@ class KeyRing:
         self._failure: tuple[float, StackError] | None = None  # of the last reading, if it failed
         self._lock = threading.Lock()
 
+    @property
+    def is_known_to_be_closed(self) -> bool:
+        """Whether keys are in use, by what is known without asking the database."""
+        is_seen = self.last_book is not None and not self.last_book.is_open
+        return is_seen or self._marker.exists()
+
     def fresh_book(self, key: str | None) -> KeyBook | None:
         """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
         book, age = self.last_book, time.monotonic() - self._read_at

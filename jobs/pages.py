@@ -1,4 +1,4 @@
-"""Serves Prefect and MLflow so that their pages reach this service only: `python -m jobs.pages NAME --port PORT`.
+"""Serves Prefect and MLflow so that their pages reach this service alone, under its names: `python -m jobs.pages NAME`.
 
 Prefect's page starts its analytics library, which asks its maker for a configuration, before it reads that they are
 off; no setting stops that. A browser does, when the page carries a Content-Security-Policy.
@@ -12,6 +12,9 @@ from typing import Any
 import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.hosts import KnownHosts
+from jobs.settings import Settings
 
 # Everything by default from the page's own origin. Connections also to this machine by either of its names, since
 # Prefect's page asks the API at 127.0.0.1 when it is opened at localhost.
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args(arguments)
-    app = Confined(APPS[options.name]())
+    app = KnownHosts(Confined(APPS[options.name]()), Settings().allowed_hosts)
     level = LOG_LEVELS[options.name]
     uvicorn.run(app, host=options.host, port=options.port, log_level=level, access_log=False)
 

@@ -32,6 +32,12 @@ Networks = Annotated[
     BeforeValidator(_split),
     PlainSerializer(lambda networks: ",".join(map(str, networks)), return_type=str, when_used="json"),
 ]
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    PlainSerializer(lambda names: ",".join(names), return_type=str, when_used="json"),
+]
 Secrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_check_secret)], ...],
     NoDecode,
@@ -110,6 +116,11 @@ class Settings(BaseSettings):
         None,
         description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "
         "API process, those refused with 401 included; no limit if unset.",
+    )
+    allowed_hosts: Names = Field(
+        (),
+        description="Host names that are answered beside localhost and the address that is listened on, such as those "
+        "of a container or a reverse proxy, `*` for every one. While API keys are in use the API answers to all.",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="Web origins whose pages may call the API, as a JSON list; none if unset, `*` for every one."

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.auth import warn_if_open_to_others
 from api.main import create_app
+from jobs.bounded_postgres import bounded_engine_for
 from jobs.keys import TTL_SECONDS, KeyBook, KeyScope, create_key, hash_key, list_keys, revoke_key
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.store import ApiKey, engine_for, migrate
@@ -30,6 +31,7 @@ def settings(stack, tmp_path):
     migrate(url)
     yield stack.model_copy(update={"database_url": url, "home": tmp_path / "home"})
     engine_for(url).dispose()
+    bounded_engine_for(url).dispose()
 
 
 @pytest.fixture
@@ -188,7 +190,8 @@ def test_requests_cost_no_query_while_the_keys_are_fresh(api, engine, monkeypatc
     monkeypatch.setattr("jobs.keys.TTL_SECONDS", 60.0)  # twenty requests may take longer than a few seconds
     _, key = create_key(engine, "ci", KeyScope.READ)
     queries = []
-    listen(engine, "before_cursor_execute", lambda _connection, _cursor, statement, *_: queries.append(statement))
+    asked = bounded_engine_for(engine.url.render_as_string(hide_password=False))
+    listen(asked, "before_cursor_execute", lambda _connection, _cursor, statement, *_: queries.append(statement))
 
     assert [api.get("/metrics", headers=bearer(key)).status_code for _ in range(20)] == [200] * 20
     assert len([query for query in queries if "api_keys" in query]) == 1

@@ -68,7 +68,7 @@ def port(stack):
 def test_the_server_does_not_go_on_reading(port, announced):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(
-            b"POST /train HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + announced + b"\r\n\r\n"
+            b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + announced + b"\r\n\r\n"
         )
         sent = 0
         try:

@@ -1,0 +1,63 @@
+"""Which names a server answers to: those of this machine, the address it was reached at, and those that are set.
+
+A page of the web that has its own name resolve to 127.0.0.1 (DNS rebinding) is of one origin with a server there, and
+may read and send what it likes, unless the server looks at the `Host` that the browser names.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sft.loopback import is_on_this_machine
+
+SETTING = "TUNEYARD_ALLOWED_HOSTS"
+ANY = "*"
+MISDIRECTED = 421
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+def find_unknown_host(scope: Scope, allowed: Collection[str]) -> str | None:
+    """The Host of a request that this server does not answer to; None when it does, or the request names none."""
+    server = scope.get("server")
+    reached_at = _plain(str(server[0])) if server else None
+    for given in Headers(scope=scope).getlist("host"):
+        if ANY not in allowed and not _is_known(given, {reached_at, *map(_plain, allowed)}):
+            return given
+    return None
+
+
+def _is_known(given: str, names: Collection[str | None]) -> bool:
+    match = _HOST.fullmatch(given)
+    return match is not None and (_plain(match[1]) in names or is_on_this_machine(f"http://{match[1]}"))
+
+
+def explain(host: str) -> str:
+    """What to say to whoever sent an unknown one."""
+    return f"this service does not answer to the host name {ascii(host)[:200]}; add it to {SETTING}, or use 127.0.0.1"
+
+
+def _plain(host: str) -> str:
+    return host.strip("[]").rstrip(".").lower()
+
+
+class KnownHosts:
+    """ASGI middleware: requests and web sockets under other names get 421, or are closed."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        unknown = find_unknown_host(scope, self._allowed) if scope["type"] in ("http", "websocket") else None
+        if unknown is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse(explain(unknown), MISDIRECTED)(scope, receive, send)
+        else:
+            closing: Any = {"type": "websocket.close", "code": 1008, "reason": "unknown host"}
+            await send(closing)
