@@ -5,7 +5,7 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup demo test bench bench-peers chaos fuzz sweep audit serve stop status clean
+.PHONY: setup demo test bench bench-peers chaos attack fuzz sweep audit serve stop status clean
 
 setup: $(READY)
 
@@ -32,6 +32,9 @@ bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Fact
 
 chaos: $(READY)  ## jobs while parts of the service are killed, stopped and restarted: is every promise kept?
 	@$(BIN)/python -m tests.chaos.run
+
+attack: $(READY)  ## clients, receivers, files and a registry that mean harm, against a service of its own
+	@$(BIN)/python -m tests.attack.run
 
 fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
 	@$(BIN)/python -m tests.fuzz.run

@@ -1,0 +1,1 @@
+"""`make attack`: clients, receivers, files and a registry that mean harm, against a service of its own."""

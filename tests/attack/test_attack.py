@@ -1,0 +1,70 @@
+"""`make attack` finds its cases and judges what they yield; the cases themselves have tests beside what they attack."""
+
+import time
+
+import pytest
+
+from tests.attack.bystander import Bystander
+from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
+from tests.attack.run import Result, find_cases, run_case
+
+
+@pytest.fixture
+def target(tmp_path):
+    """Without a service: these cases ask for none."""
+    return Target(None, {}, tmp_path, Bystander("http://127.0.0.1:9", "key"), time.monotonic() + 5)
+
+
+def judge(monkeypatch, target, attack):
+    """What comes of one attack."""
+    result = Result()
+    monkeypatch.setitem(CASES, "made up", attack)
+    run_case("made up", target, result)
+    return result
+
+
+def test_a_case_that_holds_is_clean(monkeypatch, target):
+    result = judge(monkeypatch, target, lambda target: [])
+    assert result.is_clean
+    harms = ("opened", "starved", "unsettled", "leaked", "escaped")
+    assert result.counts == {"cases": 1, **dict.fromkeys(harms, 0), "max_other_latency_ms": 0}
+
+
+@pytest.mark.parametrize("harm", list(Harm))
+def test_a_promise_that_is_broken_is_counted(monkeypatch, target, harm):
+    result = judge(monkeypatch, target, lambda target: [Finding(harm, "it happened")])
+    assert not result.is_clean
+    assert result.counts[harm.value] == 1
+
+
+def test_others_that_were_not_answered_were_starved(monkeypatch, target):
+    result = judge(monkeypatch, target, lambda target: target.others.failures.append("/health: 503") or [])
+    assert result.counts["starved"] == 1
+
+
+def test_a_case_that_can_not_run_counts_as_neither(monkeypatch, target):
+    def attack(target):
+        raise CannotRun("no browser")
+        yield
+
+    result = judge(monkeypatch, target, attack)
+    assert (result.cases, result.findings, result.broken, result.skipped) == (0, [], [], ["made up"])
+
+
+def test_a_case_that_fails_by_itself_is_no_success(monkeypatch, target):
+    result = judge(monkeypatch, target, lambda target: [1 / 0])
+    assert (result.cases, result.broken, result.is_clean) == (1, ["made up"], False)
+
+
+def test_a_case_without_end_is_left_at_its_deadline(monkeypatch, target):
+    object.__setattr__(target, "deadline", time.monotonic() + 1.05)
+    result = judge(monkeypatch, target, lambda target: time.sleep(3) or [])
+    assert result.broken == ["made up"]
+
+
+def test_every_case_says_what_it_is_and_rough_ones_come_last():
+    names = find_cases()
+    assert len(names) == len(CASES) > 5
+    assert all(CASES[name].__doc__ for name in names)
+    assert set(names[len(names) - len(ROUGH) :]) == ROUGH
+    assert find_cases(["moved_state"]) == ["reads.a_moved_state_folder_opens_nothing"]
