@@ -82,6 +82,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         self._save_rng_state(str(folder))
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nothing reads
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks; the result gets a true one
             self.state.save_to_json(str(folder / STATE))
             (folder / PRECISION).write_text(json.dumps({"mixed_precision": self.precision}), encoding="utf-8")
 

@@ -47,6 +47,8 @@ def test_an_adapters_card(open_session, licensed, tmp_path):
         assert fact in card.text
     assert 'from_pretrained("org/tiny")' in card.text
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").glob("checkpoint-*")
+    assert not list(checkpoint.rglob("*.md")), "PEFT's card of blanks"
     merged = read_card(folder.with_name("merged"))
     assert (merged.data.library_name, merged.data.to_dict()["base_model_relation"]) == ("transformers", "merge")
 
