@@ -18,6 +18,7 @@ DESCRIPTIONS = {
     401: ("unauthorized", "An API key is required: send it as Authorization: Bearer KEY", "No valid API key"),
     403: ("forbidden", "This API key has scope read; POST needs submit", "The API key does not allow this"),
     404: ("job_not_found", "Job 550e8400-e29b-41d4-a716-446655440000 not found", "Nothing has this id"),
+    408: ("request_timeout", "The body did not come within 60 s (TUNEYARD_BODY_TIMEOUT_SECONDS)", "Too slow"),
     409: ("training_busy", "A training job is already running. Please try again later.", "Busy"),
     413: ("body_too_large", "The body may have at most 1048576 bytes (TUNEYARD_MAX_BODY_BYTES)", "Too large"),
     422: ("invalid_request", "batch_size: must be greater than 0, got 0", "The request is not valid"),
@@ -125,6 +126,7 @@ def _errors(operation: Document, path: str) -> set[int]:
     return (
         {401, 403, 413, 429, 503}
         | invalid
+        | ({408} if "requestBody" in operation else set())
         | ({404} if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])) else set())
     )
 

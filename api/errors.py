@@ -30,6 +30,7 @@ CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     421: "unknown_host",
     429: "rate_limited",

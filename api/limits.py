@@ -4,6 +4,7 @@ import math
 import time
 from http import HTTPStatus
 
+import anyio
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -16,31 +17,48 @@ from sft.errors import InvalidConfig
 
 
 class BodyLimit:
-    """ASGI middleware: a body longer than `max_bytes` gets 413, counted as it comes and never read further."""
+    """ASGI middleware: a body longer than `max_bytes` gets 413, counted as it comes and never read further.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    One that has not come after `timeout_seconds` gets 408.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises HTTPException 413 into whoever reads the body, or at once if it is announced."""
+        """Serve one request. Raises HTTPException 413 or 408 into whoever reads the body, or 413 if it is announced."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("Content-Length", "")
         if announced.isdecimal() and int(announced) > self.max_bytes:
             raise self._too_large()
-        read_bytes = 0
+        read_bytes, is_whole, deadline = 0, False, None
 
         async def receive_counted() -> Message:
-            nonlocal read_bytes
-            message = await receive()
+            nonlocal read_bytes, is_whole, deadline
+            if is_whole:  # what may come now is that the client goes
+                return await receive()
+            deadline = deadline or time.monotonic() + self.timeout_seconds
+            try:
+                with anyio.fail_after(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                raise self._too_slow() from error
+            is_whole = not message.get("more_body", False)
             read_bytes += len(message.get("body", b""))
             if read_bytes > self.max_bytes:
                 raise self._too_large()
             return message
 
         await self.app(scope, receive_counted, send)
+
+    def _too_slow(self) -> HTTPException:
+        seconds = f"{self.timeout_seconds:g} s"
+        detail = f"The body did not come within {seconds} (TUNEYARD_BODY_TIMEOUT_SECONDS)"
+        return HTTPException(408, detail, {"Connection": "close"})
 
     def _too_large(self) -> HTTPException:
         detail = f"The body may have at most {self.max_bytes} bytes (TUNEYARD_MAX_BODY_BYTES)"

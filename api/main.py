@@ -22,6 +22,7 @@ from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.values import check_values
+from jobs.connections import ConnectionGuard, limits_for, raise_descriptor_limit
 from jobs.door import Door
 from jobs.keys import KeyRing, keys_marker
 from jobs.log_lines import keep_lines_whole
@@ -35,7 +36,16 @@ logger = logging.getLogger(__name__)
 READINESS_TTL_SECONDS = 1.0
 REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
 JOB_COUNTS_TTL_SECONDS = 10.0
+ANSWER_SECONDS = 5.0  # for the 408 of a request whose body is late, before its connection is cut
 EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
+
+
+def create_guarded_app(settings: Settings | None = None) -> ConnectionGuard:
+    """The app with its server's connections looked after: for this, what FastAPI lets no middleware see is needed."""
+    settings = settings or Settings()
+    body_seconds = settings.body_timeout_seconds + ANSWER_SECONDS
+    limits = limits_for(raise_descriptor_limit(), settings.max_connections, body_seconds)
+    return ConnectionGuard(create_app(settings), limits)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -69,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the innermost to the outermost: each one added wraps those before it."""
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
     counter = RequestCounter(parse_rate_limit(settings.rate_limit)) if settings.rate_limit else None
     if counter:
         app.add_middleware(RateLimit, counter=counter)

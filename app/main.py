@@ -1,5 +1,5 @@
 """`uvicorn app.main:app`"""
 
-from api.main import create_app
+from api.main import create_guarded_app
 
-app = create_app()
+app = create_guarded_app()

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.connections import ConnectionGuard, limits_for, raise_descriptor_limit
 from jobs.hosts import KnownHosts
 from jobs.settings import Settings
 
@@ -59,6 +60,7 @@ def load_mlflow() -> Any:
 
 
 APPS: dict[str, Callable[[], Any]] = {"prefect": load_prefect, "mlflow": load_mlflow}
+BODY_SECONDS = 3600.0  # artifacts may be uploaded to MLflow, whose progress is not looked at
 LOG_LEVELS = {"prefect": "warning", "mlflow": "info"}  # as each one's own command has it
 
 
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args(arguments)
-    app = KnownHosts(Confined(APPS[options.name]()), Settings().allowed_hosts)
+    known = KnownHosts(Confined(APPS[options.name]()), Settings().allowed_hosts)
+    app = ConnectionGuard(known, limits_for(raise_descriptor_limit(), None, BODY_SECONDS))
     level = LOG_LEVELS[options.name]
     uvicorn.run(app, host=options.host, port=options.port, log_level=level, access_log=False)
 

@@ -112,6 +112,12 @@ class Settings(BaseSettings):
 
     require_api_key: bool = Field(False, description="Ask for an API key even before one has been made.")
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body the API reads.")
+    body_timeout_seconds: float = Field(60, gt=0, description="How long a client may take to send a request's body.")
+    max_connections: int | None = Field(
+        None,
+        gt=0,
+        description="Connections of an API process; half of its open files (ulimit -n), at most 4096, if unset.",
+    )
     rate_limit: str | None = Field(
         None,
         description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "
