@@ -2,13 +2,16 @@
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.schema import ensure_current
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.stack import ensure_up
-from jobs.store import migrate
 from sft.errors import StackError
 
 CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by the first use after this
@@ -40,7 +43,7 @@ class Door:
         asked_at = time.monotonic()
         with self._lock:
             if self._failure and self._failure[0] > asked_at:
-                raise StackError(str(self._failure[1]))
+                raise type(self._failure[1])(str(self._failure[1]))
             try:
                 return self._open()
             except StackError as error:
@@ -55,7 +58,9 @@ class Door:
             settings = ensure_up(wanted)
             self._home = (settings.home, _identify(settings.home))
             if self._service is None or self._service.settings != settings:
-                self._service = self._build(settings)
+                self._service = JobService(settings)
+            with suppress(SQLAlchemyError):  # away: whoever needs it says so
+                ensure_current(self._service.engine)
             self._checked_at = time.monotonic()
         return self._service
 
@@ -79,12 +84,6 @@ class Door:
                 f"the state folder {path} was moved or replaced while this process uses it; put it back, or restart "
                 "this process to begin with a new one"
             )
-
-    @staticmethod
-    def _build(settings: Settings) -> JobService:
-        if settings.is_external and settings.database_url:  # the local stack looks after its own schema
-            migrate(settings.database_url)
-        return JobService(settings)
 
 
 def _identify(folder: Path) -> tuple[int, int] | None:

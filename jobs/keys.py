@@ -149,7 +149,7 @@ class KeyRing:
             book = self.fresh_book(key)
             if book is None:
                 if self._failure and self._failure[0] > asked_at:
-                    raise StackError(str(self._failure[1]))
+                    raise type(self._failure[1])(str(self._failure[1]))
                 book = self._read_or_remember()
                 self._keep_closed(book)
                 self.last_book, self._read_at = book, time.monotonic()

@@ -2,7 +2,6 @@
 
 import functools
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,8 +23,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# PostgreSQL advisory locks
-SCHEMA_LOCK = 7_415_001  # one process migrates at a time
+from jobs.schema import keep_current
+from jobs.schema import migrate as migrate
+
+# PostgreSQL advisory locks, beside `jobs.schema.SCHEMA_LOCK`
 WATCHDOG_LOCK = 7_415_003  # one watchdog is at work
 
 
@@ -183,28 +184,4 @@ class Mark(Base):
 @functools.cache
 def engine_for(database_url: str) -> Engine:
     """The process's one connection pool for this database."""
-    return create_engine(database_url, pool_pre_ping=True, pool_size=5, max_overflow=15)
-
-
-def migrate(database_url: str) -> None:
-    """Bring the schema up to date; safe to call from several processes at once."""
-    import alembic.command  # a fifth of a second, which a job need not take
-    import alembic.config
-
-    config = alembic.config.Config()
-    # Doubled, since `%` begins a reference to another option in this kind of file.
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    engine = create_engine(database_url)
-    try:
-        with engine.connect() as connection:
-            connection.execute(func.pg_advisory_lock(SCHEMA_LOCK).select())
-            connection.commit()
-            try:
-                config.attributes["connection"] = connection
-                alembic.command.upgrade(config, "head")
-                connection.commit()
-            finally:
-                connection.execute(func.pg_advisory_unlock(SCHEMA_LOCK).select())
-                connection.commit()
-    finally:
-        engine.dispose()
+    return keep_current(create_engine(database_url, pool_pre_ping=True, pool_size=5, max_overflow=15))

@@ -30,15 +30,17 @@ from jobs.pool_runs import PoolRuns
 from jobs.prefect_access import open_client
 from jobs.proxies import bypass_proxies
 from jobs.recovery import Recovery
+from jobs.schema import ensure_current
 from jobs.settings import Settings
 from jobs.stack import repair
 from jobs.store import WATCHDOG_LOCK, engine_for
 from jobs.supervision import Supervisor
-from sft.errors import StackError
+from sft.errors import SchemaMismatch, StackError
 
 logger = logging.getLogger(__name__)
 
 LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be looked after
+SCHEMA_SECONDS = 10.0
 STANDBY_SECONDS = 3.0  # between two tries to take over, or to reach the database again
 
 
@@ -62,11 +64,18 @@ def watch(engine: Engine, duties: list[Duty]) -> None:
         try:
             with _turn(engine) as connection:
                 logger.info("At work: %s", ", ".join(duty.name for duty in duties))
+                looked_at = time.monotonic()
                 for duty in duties:
                     duty.due_at = 0.0
                 while True:
                     _run_due(duties)
                     _wait(connection, duties)
+                    if time.monotonic() - looked_at > SCHEMA_SECONDS:
+                        ensure_current(engine)
+                        looked_at = time.monotonic()
+        except SchemaMismatch as error:
+            logger.error("Nothing is done until this is solved: %s", error)
+            time.sleep(STANDBY_SECONDS)
         except SQLAlchemyError as error:
             logger.warning("The database can't be reached (%s)", type(error).__name__)
             time.sleep(STANDBY_SECONDS)

@@ -173,6 +173,13 @@ class StackError(TuneyardError, RuntimeError):
     is_worth_retrying = True
 
 
+class SchemaMismatch(StackError):
+    """Tuneyard's own database has a schema that this version can't use, or could not bring up to date."""
+
+    code = "schema_mismatch"
+    is_worth_retrying = False
+
+
 class RegistryUnavailable(TuneyardError, ConnectionError):
     """MLflow, which keeps metrics and adapters, could not be reached for as long as a job waits for it."""
 

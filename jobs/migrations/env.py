@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `jobs.store.migrate` hands over."""
+"""Alembic's entry: runs on the connection that `jobs.schema.migrate` hands over."""
 
 from alembic import context
 

@@ -1,0 +1,116 @@
+"""The schema of Tuneyard's own database is that of this code, or it is not used.
+
+Whoever connects first (the API, the watchdog, a job, the command line) brings an older one up to date: one process at a
+time, and all of it or nothing. One of a newer version, which this code would misread, is refused.
+"""
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from sqlalchemy import Connection, Engine, create_engine, event, func, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from sft.errors import SchemaMismatch
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_LOCK = 7_415_001  # PostgreSQL advisory lock: one process migrates at a time
+LOCK_SECONDS = 60  # for a table that somebody else's transaction holds
+MIGRATIONS = Path(__file__).parent / "migrations"
+_QUERY = "SELECT version_num FROM alembic_version"
+
+
+@cache
+def known_revisions() -> tuple[str, ...]:
+    """Every revision this code knows, its own last: the beginnings of the names of the migrations."""
+    return tuple(sorted(path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py")))
+
+
+def keep_current(engine: Engine) -> Engine:
+    """The engine, which from here on connects to a current schema only, bringing it up to date if need be."""
+    url = engine.url.render_as_string(hide_password=False)
+
+    @event.listens_for(engine, "connect")
+    def check(connection: Any, _record: object) -> None:
+        if _read_revisions(connection) != known_revisions()[-1:]:
+            migrate(url)
+
+    return engine
+
+
+def ensure_current(engine: Engine) -> None:
+    """Look again, for a process that has connections already. Raises SchemaMismatch."""
+    with engine.connect() as connection:
+        is_current = _read_revisions(connection.connection.dbapi_connection) == known_revisions()[-1:]
+    if not is_current:
+        migrate(engine.url.render_as_string(hide_password=False))
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema up to date; safe to call from several processes at once.
+
+    Raises:
+        SchemaMismatch: it is of a newer version, or could not be brought up to date; nothing has changed then.
+    """
+    engine = create_engine(database_url)
+    try:
+        with engine.connect() as connection:
+            connection.execute(func.pg_advisory_lock(SCHEMA_LOCK).select())
+            connection.commit()
+            try:
+                _upgrade(connection)
+            finally:
+                if not connection.invalidated:  # a lock ends with its connection
+                    connection.rollback()
+                    connection.execute(func.pg_advisory_unlock(SCHEMA_LOCK).select())
+                    connection.commit()
+    finally:
+        engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    """Under the lock: all migrations in one transaction."""
+    found = _read_revisions(connection.connection.dbapi_connection)
+    wanted = known_revisions()[-1]
+    if found == (wanted,):
+        return
+    if not set(found) <= {*known_revisions()}:
+        raise SchemaMismatch(
+            f"the database's schema is {', '.join(found)}, and this version of Tuneyard knows {wanted} at most: it was "
+            "last used by a newer one. Install that again, or restore the database from before"
+        )
+    import alembic.command  # a fifth of a second, which a job need not take
+    import alembic.config
+    from alembic.util import CommandError
+
+    config = alembic.config.Config()
+    # Doubled, since `%` begins a reference to another option in this kind of file.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
+        connection.commit()
+        alembic.command.upgrade(config, "head")
+        connection.commit()
+    except (SQLAlchemyError, CommandError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise SchemaMismatch(
+            f"the database's schema could not be brought from {', '.join(found) or 'nothing'} to {wanted} ({reason}); "
+            "nothing has changed. Solve that and start again"
+        ) from error
+    logger.info("The database's schema was brought from %s to %s", ", ".join(found) or "nothing", wanted)
+
+
+def _read_revisions(connection: Any) -> tuple[str, ...]:
+    """What the database says it is, by a DBAPI connection; empty for one without a schema."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_QUERY)
+            return tuple(str(revision) for (revision,) in cursor.fetchall())
+    except psycopg2.errors.UndefinedTable:
+        return ()
+    finally:
+        connection.rollback()
