@@ -73,6 +73,8 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
     targets = _choose_targets(model, config)
     settings = _build_settings(model, config, targets)
     found, error = try_settings(model, settings)
+    if error is not None:
+        _check_rank(model, config, targets, error)
     if found is None or not _is_what_was_wanted(found, targets):
         _narrow(model, config, targets)
         settings = _build_settings(model, config, targets)
@@ -166,6 +168,17 @@ def _build_settings(model: PreTrainedModel, config: SFTConfig, targets: _Targets
         target_parameters=parameters or None,
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.modules),
     )
+
+
+def _check_rank(model: PreTrainedModel, config: SFTConfig, targets: _Targets, error: Exception) -> None:
+    """Raise InvalidConfig where the layers fail for a rank beyond all of their sides, which makes nothing better."""
+    shapes = [parameter.shape for name in targets.modules for parameter in model.get_submodule(name).parameters()]
+    widest = max((side for shape in shapes for side in shape), default=0)
+    if config.lora_r > widest > 0:
+        raise InvalidConfig(
+            f"lora_r {config.lora_r} is more than base_model {config.base_model} can hold ({_first_line(error)}); "
+            f"its widest layer has {widest}: set lora_r to less"
+        ) from error
 
 
 def _is_what_was_wanted(found: AdaptedLayers, targets: _Targets) -> bool:

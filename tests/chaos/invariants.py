@@ -153,13 +153,14 @@ def find_recoveries(faults: Sequence[Fault], watcher: Watcher) -> list[Recovery]
 
 
 def _find_sign_of_life(job_id: str, fault: Fault, attempt: int, watcher: Watcher) -> float | None:
-    """When the job was first seen at work after the fault, or at its end; None when it was not."""
+    """When the job was first seen at work after the fault, at its end or in line for a start; None when it was not."""
     moved_on_at = watcher.second_poll_after(fault.at)  # what is new then has happened after the fault
     for sight in watcher.sights.get(job_id, []):
         if sight.at <= fault.at:
             continue
         has_moved_on = fault.kind not in LETHAL and sight.at >= moved_on_at
-        if sight.has_ended or (sight.attempt or 0) > attempt or has_moved_on:
+        is_in_line = not attempt and sight.status == "queued"  # it was about to start, and others came first
+        if sight.has_ended or (sight.attempt or 0) > attempt or has_moved_on or is_in_line:
             return sight.at
     return None
 

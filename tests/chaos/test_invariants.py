@@ -87,6 +87,15 @@ def test_a_job_whose_process_was_not_hit_is_well_once_it_has_moved_on():
     assert [one.seconds for one in find_recoveries([away], watcher)] == [3.5]  # 4 may have been there before
 
 
+def test_a_job_that_was_about_to_start_is_well_once_it_is_in_line_again():
+    sights = [Sight(9.5, "running"), Sight(10.5, "queued"), Sight(200, "running", 1)]
+    paused = Fault("pool paused", 10.0, "", {"a": 0})
+
+    assert [one.seconds for one in find_recoveries([paused], watch(*sights))] == [0.5]
+    begun = replace(paused, hit={"a": 1})
+    assert [one.seconds for one in find_recoveries([begun], watch(*sights))] == [190.0]
+
+
 def test_of_two_faults_before_a_job_is_well_the_later_one_counts():
     watcher = watch(Sight(2, "running", 1), Sight(70, "running", 1, "training"), Sight(150, "completed", 2))
     faults = [Fault("trainer killed", 10.0, "", {"a": 1}), Fault("prefect killed", 50.0, "", {"a": 1})]

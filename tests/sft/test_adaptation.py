@@ -187,3 +187,10 @@ def test_a_plan_counts_what_is_trained_or_says_that_it_may_be_fewer(
     assert any("can be fewer" in sentence for sentence in planned.warnings) == is_guess
     assert planned.trainable > found.trainable if is_guess else planned == found
     assert not {"fc1", "fc2", "out_proj"} & set(found.modules)  # of a router of several layers
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_rank_beyond_all_memory_is_told_by_its_name(make_config: Callable[..., SFTConfig], device: str) -> None:
+    model = BUILD["llama"]().to(device)
+    with pytest.raises(InvalidConfig, match=r"lora_r 2147483647 .* its widest layer has 64: set lora_r to less"):
+        plan_adaptation(model, make_config(lora_r=2**31 - 1))
