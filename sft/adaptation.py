@@ -176,7 +176,7 @@ def _check_rank(model: PreTrainedModel, config: SFTConfig, targets: _Targets, er
     widest = max((side for shape in shapes for side in shape), default=0)
     if config.lora_r > widest > 0:
         raise InvalidConfig(
-            f"lora_r {config.lora_r} is more than base_model {config.base_model} can hold ({_first_line(error)}); "
+            f"lora_r {config.lora_r} is more than base_model {config.base_model} can hold; "
             f"its widest layer has {widest}: set lora_r to less"
         ) from error
 
