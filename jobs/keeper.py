@@ -2,7 +2,8 @@
 
 A worker that is stopped kills the process it has started within a tenth of a second. That is this one, of 10 MB: the
 one that trains gets SIGTERM from the kernel when this one dies, and time to save its last step. Its exit is always 0:
-whether a job that ended without a word is to be begun again is the watchdog's to decide, not the worker's.
+whether a job that ended without a word is to be begun again is the watchdog's to decide, not the worker's. Where it has
+ended by what it was given to read, another attempt would too, and its end is written from here (`jobs.overrun`).
 """
 
 import ctypes
@@ -12,6 +13,9 @@ import subprocess
 import sys
 from types import FrameType
 
+from sft.confinement import explain_end, open_note
+
+NOTE = "TUNEYARD_NOTE"  # file descriptor of a note of what the job reads (`sft.confinement`)
 PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts one of ours
 _PR_SET_PDEATHSIG = 1
 
@@ -46,14 +50,18 @@ def main() -> int:
     # Held back from the child until it can heed it (`jobs.early_stop`).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # In a session of its own: a signal to the worker's group would reach it twice.
-    environment = os.environ | {PARENT: str(os.getpid())}
-    child = subprocess.Popen([sys.executable, "-m", "flows"], env=environment, start_new_session=True)
+    note = open_note()
+    environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)}
+    command = [sys.executable, "-m", "flows"]
+    child = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[note])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for late in held:
         child.send_signal(late)
     code = child.wait()
     if code < 0:
         sys.stderr.write(f"The job's process was ended by {signal.Signals(-code).name}\n")
+        if problem := explain_end(-code, note):
+            subprocess.run([sys.executable, "-m", "jobs.overrun", str(problem)], check=False)
     return 0
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from jobs.keeper import NOTE, PARENT
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.config import SFTConfig
+from sft.confinement import explain_end, open_note
 from sft.errors import PlanningFailed, find_error
 
 TIMEOUT_SECONDS = 120.0
@@ -157,9 +159,21 @@ class Planner:
 
 def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     """A plan by a process that is started for it and ends with it. Raises as `Planner.plan`."""
-    done = subprocess.run(
-        COMMAND, cwd=PROJECT_ROOT, input=write_request(config, settings), stdout=subprocess.PIPE, check=False
-    )
+    note = open_note()
+    try:
+        done = subprocess.run(
+            COMMAND,
+            cwd=PROJECT_ROOT,
+            env=os.environ | {PARENT: str(os.getpid()), NOTE: str(note)},
+            input=write_request(config, settings),
+            stdout=subprocess.PIPE,
+            pass_fds=[note],
+            check=False,
+        )
+        if problem := explain_end(-done.returncode, note):
+            raise problem
+    finally:
+        os.close(note)
     return read_answer(done.stdout)
 
 

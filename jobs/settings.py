@@ -103,6 +103,16 @@ class Settings(BaseSettings):
     debug: bool = Field(False, description="Write the traceback of every error of a job into its log.")
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
+    input_memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Memory that reading a job's rows, tokenizer and chat template may take; half of the machine's if "
+        "unset, and never more than is free.",
+    )
+    input_step_seconds: float = Field(
+        10, gt=0, description="CPU time of one step of it: a row written by the template, a pattern; plus 5 s a MiB."
+    )
+    input_seconds: float = Field(86400, ge=1, description="CPU time of all of it, over all cores.")
     keep_planner: bool = Field(
         True, description="Keep a planner process of 500 MB ready beside the API; else the first plan starts it."
     )

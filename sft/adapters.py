@@ -10,14 +10,16 @@ from transformers import PreTrainedModel
 
 from sft.adaptation import Adaptation, describe_start, plan_adaptation
 from sft.config import SFTConfig
+from sft.confinement import step
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
 from sft.injection import find_lost
-from sft.model_texts import check_texts
+from sft.model_texts import check_texts, read_object
 from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN = re.compile(r"[\w.-]+")  # a name
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 
 
@@ -45,6 +47,7 @@ def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
     if folder is not None and (folder / SETTINGS).is_file():
         _check_files(folder)
         _check_kind(folder)
+        _try_patterns(model, folder)
         return describe_start(model, LoraConfig.from_pretrained(str(folder)))
     return add_adapter(model, config.model_copy(update={"adapter_path": None}))[1]
 
@@ -52,6 +55,7 @@ def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
 def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> PeftModel:
     _check_files(folder)
     _check_kind(folder)
+    _try_patterns(model, folder)
     subject = f"adapter_path {folder} does not fit base_model {config.base_model}"
     try:
         with warnings.catch_warnings():
@@ -122,6 +126,26 @@ def _check_kind(folder: Path) -> None:
     if kind != "LORA" or needs_module:
         what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
         raise InvalidConfig(f"adapter_path {folder} is no plain LoRA adapter: {what}; name another one")
+
+
+def _try_patterns(model: PreTrainedModel, folder: Path) -> None:
+    """Compare an adapter's patterns with the model's layers as PEFT will: one that never ends does not end here."""
+    stored = read_object(folder / SETTINGS)
+    with step(f"adapter_path {folder}: comparing the patterns in its {SETTINGS} with the model's layers"):
+        for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"):
+            values = stored.get(field) or ()
+            for pattern in (values,) if isinstance(values, str) else values:
+                if not isinstance(pattern, str) or PLAIN.fullmatch(pattern):
+                    continue
+                try:
+                    for name, _ in model.named_modules():
+                        for text in (pattern, rf"(.*\.)?({pattern})$", rf".*\.{pattern}\.(\d+)\."):
+                            re.match(text, name)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise InvalidConfig(
+                        f"adapter_path {folder}: {field} in its {SETTINGS} has no valid pattern ({error}); name "
+                        "another adapter"
+                    ) from error
 
 
 def _check_start(config: SFTConfig, adapter: LoraConfig) -> None:

@@ -5,9 +5,11 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft.confinement import step
 from sft.errors import InvalidDataset
 from sft.file_content import COMPRESSED_SUFFIXES, RECODE, check_kind, explain_bytes, is_utf8, read_utf8
 from sft.json_text import parse_json
@@ -46,7 +48,7 @@ def count_rows(path: Path) -> int:
     """How many rows `read_rows` gives, those that can't be read included; 0 for an empty file. Raises as it does."""
     if path.suffix.lower() == ".jsonl" and path.is_file():
         check_kind(path)
-        with path.open("rb") as lines:
+        with _reading(path), path.open("rb") as lines:
             first = lines.readline()
             if is_utf8(path) and not _begins_list(first.removeprefix(b"\xef\xbb\xbf")):
                 return sum(1 for line in (first, *lines) if line.strip())
@@ -57,6 +59,10 @@ def shorten(value: Any) -> str:
     """`repr`, at most 60 characters of it."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return step(f"dataset_name: to read {path.name}", path.stat().st_size)
 
 
 def _read(path: Path) -> list[NumberedRow]:
@@ -74,7 +80,8 @@ def _read(path: Path) -> list[NumberedRow]:
     if not path.is_file():
         raise InvalidDataset(f"{path} is not a file")
     check_kind(path)
-    return readers[path.suffix.lower()](path)
+    with _reading(path):
+        return readers[path.suffix.lower()](path)
 
 
 def _read_json(path: Path) -> list[NumberedRow]:
@@ -184,6 +191,8 @@ def _read_parquet(path: Path) -> list[NumberedRow]:
     try:
         table = pyarrow.parquet.read_table(path)
         rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
+    except MemoryError:  # Arrow's own is one too
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidDataset(f"{path.name} is not a Parquet file: {error}") from error
     if len(set(table.column_names)) < len(table.column_names):

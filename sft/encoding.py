@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.config import SFTConfig
+from sft.confinement import step
 from sft.data_files import BrokenRow, NumberedRow
 from sft.errors import InvalidDataset
 from sft.formats import Conversation, read_row
@@ -81,7 +82,10 @@ def _encode_rows(
     if not texts:
         return
     limit = config.max_seq_length
-    for (number, text), (ids, labels) in zip(texts, encode(tokenizer, [text for _, text in texts]), strict=True):
+    first, last, size = texts[0][0], texts[-1][0], sum(len(text.text) for _, text in texts)
+    with step(f"base_model {config.base_model}: its tokenizer on the rows {first} to {last}", size):
+        encoded = list(encode(tokenizer, [text for _, text in texts]))
+    for (number, text), (ids, labels) in zip(texts, encoded, strict=True):
         report.note_text(text)
         if len(ids) > limit and config.excess_length_strategy != "truncate":
             report.note("too_long", number)
@@ -112,11 +116,13 @@ def _render_rows(
                 raise InvalidDataset(values.reason)
             row = read_row(values, config.dataset_format, config.dataset_text_field)
             needs_template = isinstance(row, Conversation)
-            if needs_template not in renderers:
-                stop_token = apply_template(tokenizer, config.template_name, required=needs_template)
-                masks = (config.train_on_prompt, config.mask_history)
-                renderers[needs_template] = Renderer(tokenizer, stop_token, *masks)
-            yield number, renderers[needs_template].render(row)
+            with step(f"template_name {config.template_name}: to write row {number} by the chat template"):
+                if needs_template not in renderers:
+                    stop_token = apply_template(tokenizer, config.template_name, required=needs_template)
+                    masks = (config.train_on_prompt, config.mask_history)
+                    renderers[needs_template] = Renderer(tokenizer, stop_token, *masks)
+                rendered = renderers[needs_template].render(row)
+            yield number, rendered
         except InvalidDataset as error:
             if config.invalid_rows == "error":
                 raise InvalidDataset(f"row {number}: {clean_reason(str(error))}") from error

@@ -72,6 +72,13 @@ class InvalidDataset(TuneyardError, ValueError):
     code = "invalid_dataset"
 
 
+class ResourceLimit(TuneyardError, RuntimeError):
+    """A file of rows, a tokenizer or a chat template that takes more time or memory to read than is allowed."""
+
+    status = 400
+    code = "resource_limit"
+
+
 class TemplateNotFound(TuneyardError, LookupError):
     """A chat template name that is not known, or one the tokenizer lacks tokens for."""
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from sft.confinement import step
+from sft.data_files import shorten
 from sft.errors import InvalidConfig
 from sft.layers import name_end
 
@@ -42,8 +44,9 @@ def find_named(
         if item in ALL:
             found.modules.update(default)
             continue
-        named = {name for name in layers if _matches(name, item)}
-        parameters = {name for name in experts if _matches(name, item) or _matches(name.rpartition(".")[0], item)}
+        with step(f"lora_target_modules {shorten(item)}"):  # a pattern with repetitions in repetitions may never end
+            named = {name for name in layers if _matches(name, item)}
+            parameters = {name for name in experts if _matches(name, item) or _matches(name.rpartition(".")[0], item)}
         if not named and not parameters:
             raise InvalidConfig(_explain_missing(item, layers, experts))
         if named and not named & reached and not parameters:
@@ -62,7 +65,7 @@ def _matches(name: str, item: str) -> bool:
         return name == item or name.endswith(f".{item}")
     try:
         return re.fullmatch(item, name) is not None
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise InvalidConfig(
             f"lora_target_modules has no layer {item!r} to adapt, and it is no pattern either: {error}"
         ) from error

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
+from sft.confinement import step
 from sft.errors import InvalidDataset
 from sft.formats import Conversation, PlainText
 from sft.messages import REASONING, Message, Tool
@@ -149,11 +150,14 @@ class Renderer(NamedTuple):
 
     def _write(self, messages: list[Message], tools: list[Tool] | None, add_generation_prompt: bool = False) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            with step():  # a long conversation is written once for each answer
+                text = self.tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
         except TemplateError as error:
             raise InvalidDataset(f"the chat template refuses this conversation: {error}") from error
+        except MemoryError:
+            raise
         except Exception as error:  # the template is code of the model's makers and may fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise InvalidDataset(f"the chat template can't write this conversation: {reason}") from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sft.chat_template import ChatTemplate
 from sft.chatml_templates import CHATML_TEMPLATES
+from sft.confinement import step
 from sft.deepseek_templates import DEEPSEEK_TEMPLATES
 from sft.errors import TemplateNotFound
 from sft.header_templates import HEADER_TEMPLATES
@@ -78,7 +79,10 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     answer = "Quite so"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        with step():
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except MemoryError:
+        raise
     except Exception as error:  # the model's template is its makers' code
         raise TemplateNotFound(
             f"template_name auto: this model's own chat template can't write a question and its answer ({error}); "

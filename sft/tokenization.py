@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
+from sft.confinement import step
 from sft.data_files import read_rows
 from sft.encoding import write_split
 from sft.errors import InvalidDataset
@@ -127,7 +128,9 @@ def _write_splits(
     """The Arrow files, and what the manifest has of them."""
     from sft.models import load_tokenizer
 
-    tokenizer = load_tokenizer(model_path)
+    size = sum(path.stat().st_size for path in find_tokenizer_files(model_path))
+    with step(f"base_model {config.base_model}: to load its tokenizer", size):
+        tokenizer = load_tokenizer(model_path)
     share = 0.0 if eval_file else config.validation_split
     train_rows, eval_rows = split_rows(read_rows(train_file), share, config.max_samples, config.seed)
     if eval_file:
@@ -189,7 +192,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None) -> dict[str, Any]:
     """Everything the tokens and labels depend on."""
-    files = sorted({path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()})
+    files = find_tokenizer_files(model_path)
     fields = {
         "dataset_format",
         "dataset_text_field",
@@ -212,6 +215,11 @@ def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: 
         "template": [config.template_name, *TEMPLATES.get(config.template_name, ())],
         **config.model_dump(mode="json", include=fields),
     }
+
+
+def find_tokenizer_files(model_path: Path) -> list[Path]:
+    """The files that a model's tokenizer and chat template are read from, and may be."""
+    return sorted({path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()})
 
 
 def hash_file(path: Path) -> str:

@@ -26,6 +26,7 @@ from tasks.dataset_store import (
     store_dataset,
 )
 from tasks.hub import fetch_from_hub
+from tasks.limits import reading_input
 from tasks.registry import ensure_registry, git
 from tasks.split_files import SUFFIXES, is_rows, pick_files
 
@@ -63,6 +64,12 @@ class DatasetVersion:
 
 
 def resolve(reference: str, settings: Settings, split: str = "train") -> DatasetVersion:
+    """As `find_version`, within the limits for what is read. Raises ResourceLimit too."""
+    with reading_input(settings, reference):
+        return find_version(reference, settings, split)
+
+
+def find_version(reference: str, settings: Settings, split: str) -> DatasetVersion:
     """Find the dataset that `reference` names and have its files on this machine.
 
     `name@revision` is looked up in the registry (a tag, a branch or a commit). Without a revision it is a file or a

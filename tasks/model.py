@@ -18,6 +18,7 @@ from sft.models import find_model
 from sft.places import find_way_out, follow
 from sft.tokenization import PreparedData
 from tasks.journal import Journal
+from tasks.limits import building_model
 from tasks.register import fetch_adapter
 
 if TYPE_CHECKING:
@@ -90,9 +91,10 @@ def load_session(
     config = fix_precision(
         config, settings.home, settings.dtype, journal.folder, checkpoint_dir or journal.folder / "checkpoints"
     )
-    return open_session(
-        config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing
-    )
+    with building_model(settings):
+        return open_session(
+            config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing
+        )
 
 
 @contextmanager

@@ -14,11 +14,11 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from jobs.history import read_past_runs
+from jobs.keeper import end_with_parent
 from jobs.log_lines import keep_lines_whole
 from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
@@ -28,6 +28,8 @@ from sft.disk import measure_free
 from sft.errors import TuneyardError
 from sft.models import find_model
 from tasks.dataset import DatasetVersion, resolve
+from tasks.limits import building_model
+from tasks.plan_children import PlanChildren
 from tasks.tokenize import prepare_dataset
 
 logger = logging.getLogger(__name__)
@@ -50,14 +52,13 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
-    prepared = prepare_dataset(config, model, dataset, settings.home)
+    prepared = prepare_dataset(config, model, dataset, settings)
     runs: list[PastRun] = []
     if settings.database_url:
         runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]
-    return {
-        "dataset": describe_dataset(dataset),
-        **make_plan(config, prepared, model, runs, measure_free_disk(config, settings)),
-    }
+    with building_model(settings, is_plan=True):
+        made = make_plan(config, prepared, model, runs, measure_free_disk(config, settings))
+    return {"dataset": describe_dataset(dataset), **made}
 
 
 def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
@@ -116,44 +117,27 @@ def _forget_what_is_installed() -> None:
 
 
 def serve(path: str) -> None:
-    """Answer connections to a socket until stdin is closed."""
+    """Answer connections to a socket until stdin is closed or SIGTERM comes; then the plans at work end too."""
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
         door.bind(path)
         door.listen(BACKLOG)  # from here on requests wait in line, while the libraries are loaded
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         preload()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+        children = PlanChildren(selector, answer, [door])
         selector.register(door, selectors.EVENT_READ)
         selector.register(sys.stdin, selectors.EVENT_READ)
-        while True:
-            ready = {key.fileobj for key, _ in selector.select()}
-            if sys.stdin in ready:  # closed: whoever started this process is gone
-                return
-            connection, _ = door.accept()
-            if os.fork() == 0:
-                door.close()
-                _serve_one(connection)
-            connection.close()
-
-
-def _serve_one(connection: socket.socket) -> None:
-    """In the child: one answer, then the end, whatever happens."""
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # git's exit status is wanted
-        with connection, connection.makefile("r", encoding="utf-8") as lines:
-            line = lines.readline()
-            threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-            connection.sendall(answer(line).encode() + b"\n")
-    except BaseException:
-        logger.exception("A plan could not be made")
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _end_with(connection: socket.socket) -> None:
-    """End this process when whoever asked has hung up."""
-    connection.recv(1)
-    os._exit(1)
+        try:
+            while True:
+                ready = [key for key, _ in selector.select()]
+                if any(key.fileobj is sys.stdin for key in ready):  # closed: whoever started this process is gone
+                    return
+                for key in ready:
+                    if key.fileobj is door:
+                        children.start(door.accept()[0])
+                    else:
+                        children.settle(key.data)
+        finally:
+            children.end_all()
 
 
 def main() -> None:
@@ -166,6 +150,7 @@ def main() -> None:
     if options.serve:
         serve(str(options.serve))
     else:
+        end_with_parent()
         sys.stdout.write(answer(sys.stdin.readline()) + "\n")
 
 

@@ -14,6 +14,7 @@ from sft.config import SFTConfig
 from sft.errors import AdapterNotFound, DatasetNotFound, InvalidConfig
 from sft.explanations import explain_validation_error
 from tasks.dataset import DatasetVersion, resolve, resolve_registered
+from tasks.limits import reading_input
 from tasks.register import SPEC_TAG, RegisteredAdapter, find_latest, list_adapters
 
 MAIN = "main"
@@ -78,7 +79,8 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
     config, name = read_spec(adapter).config, adapter.tags["dataset"]
     source = find_source(adapter, config)
     if source == "dvc":
-        return resolve_registered(name, wanted.dataset_version, settings, config.dataset_split)
+        with reading_input(settings, name):
+            return resolve_registered(name, wanted.dataset_version, settings, config.dataset_split)
     if wanted.dataset_version not in (None, MAIN):
         raise InvalidConfig(
             f"dataset_version {wanted.dataset_version!r} is a version in the dataset registry, but {adapter.name} was "

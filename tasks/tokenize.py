@@ -6,10 +6,12 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.tokenization import PreparedData, prepare
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
+from tasks.limits import reading_input
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +23,16 @@ REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
     """The rows as token ids with labels on what is supervised; says what was left out and cut."""
     journal.enter("tokenizing")
-    data = prepare_dataset(config, model, dataset, journal.settings.home)
+    data = prepare_dataset(config, model, dataset, journal.settings)
     logger.info("%s", "Tokenized before; taken from the cache" if data.was_cached else "Tokenized")
     report_rows(data, config.max_seq_length)
     return data
 
 
-def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, home: Path) -> PreparedData:
+def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, settings: Settings) -> PreparedData:
     """The dataset's rows tokenized, with what there is to say of its files among the advice."""
-    data = prepare(config, model, dataset.train_file, home / CACHE_FOLDER, dataset.eval_file)
+    with reading_input(settings, config.dataset_name):
+        data = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
     data.advice += dataset.advise()
     return data
 

@@ -28,6 +28,11 @@ if code == "wait":
     while not told.exists():
         time.sleep(0.02)
     code = "0"
+if code == "read":
+    from sft.confinement import Limits, confined, step
+    with confined(Limits(None, 0.2, None), int(os.environ["TUNEYARD_NOTE"])):
+        with step("template_name auto: to write row 3"):
+            9 ** (9**9)  # no handler of Python's would run
 if code == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(code))
@@ -91,3 +96,11 @@ def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_a_stop_too(parent: 
     environment = os.environ | {"TUNEYARD_PARENT_PID": parent, "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment, capture_output=True, text=True, check=False)
     assert done.stderr.strip() == says
+
+
+def test_why_a_job_was_ended_by_what_it_read_is_told_by_the_keeper(tmp_path: Path) -> None:
+    with start(tmp_path, "read") as keeper:
+        _, said = keeper.communicate(timeout=60)
+    assert keeper.returncode == 0
+    assert "was ended by SIGPROF" in said
+    assert "resource_limit: template_name auto: to write row 3 takes more than 0.2 s of CPU time" in said

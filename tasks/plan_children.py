@@ -1,0 +1,144 @@
+"""The processes that make plans, one a connection: they end with it, by their limits, or with this process."""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.keeper import NOTE
+from sft.confinement import explain_end, open_note
+from sft.errors import TuneyardError
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+ENDED_BY_SIGNAL = "the plan's process was ended by {}; see the service's log"
+
+
+@dataclass(eq=False)
+class PlanChild:
+    """A process that makes a plan. `alive` can be read once it is gone."""
+
+    pid: int
+    connection: socket.socket
+    note: int
+    alive: int
+
+
+class PlanChildren:
+    """Forks for each connection. Whoever selects hands over what is ready.
+
+    Args:
+        answer: one request, a line, to the answer.
+        inherited: closed in each child.
+    """
+
+    def __init__(
+        self, selector: selectors.BaseSelector, answer: Callable[[str], str], inherited: list[socket.socket]
+    ) -> None:
+        self._selector = selector
+        self._answer = answer
+        self._inherited = inherited
+        self._children: set[PlanChild] = set()
+
+    def start(self, connection: socket.socket) -> None:
+        """Have a process answer this connection, and watch both."""
+        note = open_note()
+        alive, held = os.pipe()
+        here = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(connection, note, here)
+        os.close(held)  # the child's alone from here on
+        child = PlanChild(pid, connection, note, alive)
+        self._children.add(child)
+        self._selector.register(connection, selectors.EVENT_READ, child)
+        self._selector.register(alive, selectors.EVENT_READ, child)
+
+    def settle(self, child: PlanChild) -> None:
+        """End it where its connection has, and let go of it where it has ended."""
+        if child not in self._children:
+            return
+        has_ended = _is_at_end(child.alive)
+        if not has_ended:
+            if not _has_hung_up(child.connection):
+                return
+            _kill(child.pid)
+        _, status = os.waitpid(child.pid, 0)
+        if has_ended and os.WIFSIGNALED(status):
+            self._explain(child, os.WTERMSIG(status))
+        self._let_go(child)
+
+    def end_all(self) -> None:
+        """Kill all of them."""
+        for child in [*self._children]:
+            _kill(child.pid)
+            os.waitpid(child.pid, 0)
+            self._let_go(child)
+
+    def _explain(self, child: PlanChild, number: int) -> None:
+        problem = explain_end(number, child.note)
+        logger.warning("A plan's process was ended by %s: %s", signal.Signals(number).name, problem)
+        told = problem or TuneyardError(ENDED_BY_SIGNAL.format(signal.Signals(number).name))
+        code = told.code if problem else "planning_failed"
+        with contextlib.suppress(OSError):
+            child.connection.sendall(json.dumps({"error": {"code": code, "detail": str(told)}}).encode() + b"\n")
+
+    def _let_go(self, child: PlanChild) -> None:
+        self._children.discard(child)
+        self._selector.unregister(child.connection)
+        self._selector.unregister(child.alive)
+        child.connection.close()
+        os.close(child.alive)
+        os.close(child.note)
+
+    def _become_child(self, connection: socket.socket, note: int, parent: int) -> None:
+        """In the child: one answer, then the end, whatever happens."""
+        try:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            for one in (*self._inherited, *(other.connection for other in self._children)):
+                one.close()  # else they would stay open as long as this process is
+            os.environ[NOTE] = str(note)
+            with connection, connection.makefile("r", encoding="utf-8") as lines:
+                connection.sendall(self._answer(lines.readline()).encode() + b"\n")
+        except BaseException:
+            logger.exception("A plan could not be made")
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _is_at_end(pipe: int) -> bool:
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    """End the child and what it has started."""
+    for kill in (os.killpg, os.kill):  # it may not have a group of its own yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
