@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
-from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.file_content import COMPRESSED_SUFFIXES
 from sft.places import follow
 from tasks.dataset_store import (
@@ -28,6 +28,7 @@ from tasks.dataset_store import (
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
 from tasks.registry import ensure_registry, git
+from tasks.registry_outputs import check_md5, check_outputs
 from tasks.split_files import SUFFIXES, is_rows, pick_files
 
 UNUSED_SHOWN = 10
@@ -139,6 +140,7 @@ def resolve_registered(name: str, revision: str | None, settings: Settings, spli
     commit = find_commit(registry, wanted)
     label = f"{name}@{wanted}"
     with reading_registry(registry, label), open_revision(registry, commit) as tree:
+        check_outputs(tree.repo, name)
         path, info = find_dataset(tree, name, label, registry)
         stored = fetch(tree, path, info, settings.home / "datasets", split)
     url = hide_passwords(settings.dataset_registry or str(registry))
@@ -147,7 +149,10 @@ def resolve_registered(name: str, revision: str | None, settings: Settings, spli
 
 @contextmanager
 def reading_registry(registry: Path, label: str) -> Iterator[None]:
-    """What DVC raises within the block, as what is wrong with the registry: DatasetNotFound or InvalidDataset."""
+    """What DVC raises within the block, as what is wrong with the registry: DatasetNotFound or InvalidDataset.
+
+    DVC files that are nonsense come to errors of any kind: a list of files that names `..` to a RecursionError.
+    """
     from dvc.exceptions import DvcException
 
     try:
@@ -157,6 +162,13 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
     except DvcException as error:
         raise InvalidDataset(
             f"dataset {label}: DVC can't read the registry {registry}: {hide_passwords(str(error))}"
+        ) from error
+    except (LookupError, AttributeError, TypeError, AssertionError, RecursionError) as error:
+        if isinstance(error, TuneyardError):
+            raise
+        raise InvalidDataset(
+            f"dataset {label}: DVC can't make sense of its files in the registry {registry} ({type(error).__name__}); "
+            "add it to DVC again"
         ) from error
 
 
@@ -231,7 +243,7 @@ def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -
     """The files at `path` in the store. Raises FileNotFoundError for content that is in no cache and no remote."""
     from dvc_data.index import DataIndexDirError
 
-    md5: str | None = info.get("md5")
+    md5: str | None = check_md5(info["md5"], path) if info.get("md5") else None
     if md5 and (store / md5).exists():
         return read_stored(store / md5, split)
     if info["type"] == "directory":
@@ -241,7 +253,10 @@ def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -
             raise FileNotFoundError(f"the list of files {md5} is missing in the DVC remote") from error
         files = {str(PurePosixPath(file).relative_to(path)): entry for file, entry in found.items()}
         files = {name: entry for name, entry in files.items() if not name.split("/")[-1].startswith(".")}
-        listing = {name: entry.get("md5") or hash_bytes(tree.cat_file(entry["name"])) for name, entry in files.items()}
+        listing = {
+            name: check_md5(entry["md5"], name) if entry.get("md5") else hash_bytes(tree.cat_file(entry["name"]))
+            for name, entry in files.items()
+        }
         md5 = md5 or combine_md5(listing)
     else:
         md5 = md5 or hash_bytes(tree.cat_file(path))

@@ -23,6 +23,8 @@ FIRST_DATE = 1767225600  # 2026-01-01 UTC; a day more for each version
 STEP_TIMEOUT_SECONDS = 120
 GIT_TIMEOUT_SECONDS = 5
 CLONE_TIMEOUT_SECONDS = 300
+NO_COMMANDS = ("-c", "protocol.ext.allow=never")  # as an address
+NO_LAZY_FETCH = ("-c", "protocol.file.allow=never")  # by the program that a repository's own settings name
 
 
 def ensure_registry(settings: Settings) -> Path:
@@ -185,8 +187,10 @@ def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_T
     Raises:
         DatasetNotFound: git failed or did not answer in time.
     """
-    place = ["-C", str(repository)] if repository else []
-    env = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=4"}
+    place = [*NO_COMMANDS, *(NO_LAZY_FETCH if repository and arguments[0] != "fetch" else ())]
+    place += ["-C", str(repository)] if repository else []
+    env = os.environ | {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
+    env |= {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=4"}
     if repository:  # this repository or none: not one that it lies in, nor the one whose hook runs us
         env["GIT_CEILING_DIRECTORIES"] = str(repository.parent)
     env = {name: value for name, value in env.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
