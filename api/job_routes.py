@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, cast
 
@@ -201,11 +202,16 @@ def describe_adapter(job: FoundJob, service: Service) -> Response:
 def _describe_download(download: Download) -> dict[str, str]:
     return {
         "Content-Length": str(download.archive.size),
-        "Content-Disposition": f'attachment; filename="{download.archive.name}.tar"',
+        "Content-Disposition": f'attachment; filename="{_plain_name(download.archive.name)}.tar"',
         "X-Checksum-SHA256": download.sha256,
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(download.sha256)).decode()}:",  # RFC 9530
         "ETag": f'"{download.sha256}"',
     }
+
+
+def _plain_name(name: str) -> str:
+    """As a header may have it: the name comes from what a worker reported."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
 def _wants(request: Request, chosen: str | None, name: str, media_types: tuple[str, ...]) -> bool:

@@ -19,6 +19,7 @@ logger = logging.getLogger("api.requests")
 
 REQUEST_ID_HEADER = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+SANE_ADDRESS = re.compile(r"[A-Za-z0-9.:%_-]{1,64}")
 CLIENT_WENT_AWAY = 499  # as nginx calls it; nobody receives it
 
 
@@ -84,10 +85,15 @@ def log_request(scope: Scope, status: int, seconds: float, failure: Exception | 
         status,
         seconds * 1000,
         state["request_id"],
-        client[0] if client else None,
+        _shown_address(client[0]) if client else None,
         printable(state["client"].name) if state.get("client") else None,
         exc_info=failure,
     )
+
+
+def _shown_address(address: str) -> str:
+    """The client's, which is whatever `X-Forwarded-For` says behind a proxy that is trusted."""
+    return address if SANE_ADDRESS.fullmatch(address) else printable(address[:128])
 
 
 def log_to_stderr_unless_configured() -> None:

@@ -14,6 +14,7 @@ from api.training_request import TrainingRequest, config_view, field_names
 from jobs.idempotency import RequestKey
 from jobs.job import Job
 from jobs.listing import JobFilters
+from jobs.log_lines import escape
 from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
 from jobs.status import TRAIN_WORDS, JobStatus, TrainWord
@@ -98,7 +99,7 @@ def get_queue(service: Service, response: Response) -> AsIs[WaitingJobs]:
     """
     queue = service.queue()
     if queue.waiting_for:
-        response.headers["X-Waiting-For"] = queue.waiting_for.encode("ascii", "backslashreplace").decode()
+        response.headers["X-Waiting-For"] = escape(queue.waiting_for).encode("ascii", "backslashreplace").decode()
     waiting = [str(job_id) for job_id in queue.waiting]
     return {"is_training_running": queue.is_training_running, "queue_length": len(waiting), "queued_jobs": waiting}
 

@@ -1,5 +1,6 @@
 """`tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`, `deliveries`: jobs of a running service."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -122,7 +123,7 @@ def logs(
     with connected(url) as client:
         for line in client.logs(find_job_id(client, job), follow=follow, tail=tail):
             if as_json:
-                typer.echo(line.model_dump_json())
+                typer.echo(json.dumps(line.model_dump(mode="json")))  # in ASCII
             else:
                 print_line(f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S}  {line.level:<7}  {line.message}")
 

@@ -101,7 +101,7 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
         console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
         for told in counts.get("reasons", []):
             first = ", ".join(map(str, told["rows"])) + (" …" if told["count"] > len(told["rows"]) else "")
-            console.print(f"  {told['count']} invalid: {told['reason']} (row {first})", markup=False)
+            console.print(escape(f"  {told['count']} invalid: {told['reason']} (row {first})"), markup=False)
     share = f"{tokens['supervised_share']:.0%} supervised"
     console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
     most = max(bin["rows"] for bin in tokens["histogram"])
@@ -119,8 +119,9 @@ def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
     adapted = ", ".join(f"{count} {name}" for name, count in plan["model"]["adapted"].items())
     if adapted:
         console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
+    on = escape(device["name"])
     console.print(
-        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device['name']} "
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {on} "
         f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",
         markup=False,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_output import print_json
+from app.cli_output import print_json, print_line
 from app.cli_service import JsonOption
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def up(debug: DebugOption = False, as_json: JsonOption = False) -> None:
         print_json({"prefect_ui": _prefect_ui(settings), "mlflow_ui": settings.mlflow_tracking_uri})
     else:
         if made:
-            typer.echo(f"Created again what was deleted in Prefect: {', '.join(made)}")
+            print_line(f"Created again what was deleted in Prefect: {', '.join(made)}")
         show_addresses(settings)
 
 
@@ -70,11 +70,11 @@ def status(as_json: JsonOption = False) -> None:
         print_json([asdict(part) for part in found])
         return
     for part in found:
-        typer.echo(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
+        print_line(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
         if part.log_path is not None:
-            typer.echo(f"{'':<10} {part.log_path}")
+            print_line(f"{'':<10} {part.log_path}")
     if stack.is_up(settings) and not (check := check_parts(settings)["work_pool"]).ok:
-        typer.echo(f"Jobs wait: {check.detail}")
+        print_line(f"Jobs wait: {check.detail}")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from app.cli_exit import ExitCode
-from app.cli_output import print_json
+from app.cli_output import print_json, print_line
 from jobs import parts, stack
 from jobs.project import find_sources
 from jobs.proxies import PROXY_VARIABLES, bypass_proxies
@@ -64,9 +64,9 @@ def doctor(as_json: bool = False) -> None:
         print_json([{**asdict(finding), "level": finding.level.lower()} for finding in findings])
         raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
     for finding in findings:
-        typer.echo(f"{finding.level:<5} {finding.topic:<9} {finding.detail}")
+        print_line(f"{finding.level:<5} {finding.topic:<9} {finding.detail}")
         if finding.remedy:
-            typer.echo(f"{'':<15} -> {finding.remedy}")
+            print_line(f"{'':<15} -> {finding.remedy}")
     typer.echo(f"{failures} problem(s) to solve." if failures else "Jobs can run on this machine.")
     raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
 

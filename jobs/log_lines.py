@@ -11,8 +11,11 @@ from jobs.redaction import hide_passwords
 # Ours, and those through which Prefect tells how a run of ours came out.
 LOGGERS = ("api", "app", "flows", "jobs", "sft", "tasks", "prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
-# All but the tab: C0 and C1, line and paragraph separators, and what turns the direction of writing or hides.
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+# All but the tab: C0 and C1, line and paragraph separators, what turns the direction of writing, what is not seen.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 class OneLineRecord(logging.LogRecord):

@@ -19,7 +19,7 @@ from jobs.attempts import Attempt, Heartbeat, Superseded, leave
 from jobs.ends import keep_run
 from jobs.events import write_event
 from jobs.folders import job_folder
-from jobs.log_lines import keep_lines_whole
+from jobs.log_lines import escape, keep_lines_whole
 from jobs.progress import ProgressWriter, set_report
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
@@ -82,7 +82,7 @@ class Journal:
     def open_trackers(self, dataset: DatasetVersion) -> None:
         """Start the tracking runs and record which data the job learns from."""
         config = self.spec.config
-        run_name = config.run_name or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
+        run_name = escape(config.run_name or "") or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
         self.mlflow = MlflowTracker(self.mlflow_tracking_uri, str(self.job_id), run_name, config)
         self.trackers.append(self.mlflow)
         if self.spec.tracking_backend == "wandb":

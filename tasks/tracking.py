@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from jobs.log_lines import escape
 from sft.config import SFTConfig
 from sft.errors import RegistryRefused
 from tasks.causes import is_mlflow_away
@@ -198,7 +199,7 @@ class WandbTracker:
         self._run = wandb.init(
             project=config.wandb_project or EXPERIMENT,
             entity=config.wandb_entity,
-            name=config.wandb_run_name or run_name,
+            name=escape(config.wandb_run_name or "") or run_name,
             id=job_id,
             resume="never" if offline else "allow",
             mode="offline" if offline else "online",

@@ -16,6 +16,7 @@ BREAKS = [
     "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\x1b[2J\x1b[1;1H",
     "\x9b2J",
     "\x08" * 9, "\x00", "\x7f", "\u202e", "\u2066", "\u200b", "\ufeff", "\x1b]0;title\x07",
+    "\xad", "\u180e", "\u061c", "\ufff9", "\U000e0041", "\u2069",
 ]  # fmt: skip
 FORGED = "2026-01-01 00:00:00 INFO jobs: all is well"
 
