@@ -1,0 +1,21 @@
+"""Whatever a webhook's receiver answers is settled: in time, in little memory, without a way elsewhere."""
+
+import pytest
+
+from tests.attack import answers
+
+
+@pytest.mark.parametrize("name", list(answers.draw_answers()))
+def test_an_answer_is_settled(name, monkeypatch):
+    monkeypatch.setattr("jobs.webhook.TIMEOUT_SECONDS", 0.7)
+    outcome, seconds, growth = answers.call(answers.draw_answers()[name])
+    assert isinstance(outcome, answers.Outcome), outcome
+    assert outcome.error or outcome.status_code is not None
+    assert not (name.startswith("redirect") and outcome.is_delivered)
+    assert seconds < 4
+    assert growth < answers.GROWTH_BYTES
+    assert outcome.error is None or (outcome.error.isprintable() and len(outcome.error) <= 300)
+
+
+def test_a_name_that_changes_its_address_leads_nowhere_else():
+    assert [*answers.a_name_that_changes_its_address_leads_nowhere_else(None)] == []
