@@ -16,6 +16,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 SMALL_BYTES = 1024  # a pointer is smaller
 # safetensors itself reads 100 MB, which take a gigabyte once parsed; 100 bytes a tensor are usual.
 LARGEST_HEADER = 50_000_000
+SMALL_NUMBERS = ("F8", "F6", "F4", "I8", "U8", "I4", "U4")
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 64
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_WEIGHTS = {
@@ -68,6 +69,21 @@ def check_weights(folder: Path, subject: str) -> None:
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
     if pointer := find_pointer(folder):
         raise ModelUnusable(f"{subject} {pointer}")
+    _check_numbers(folder, subject)
+
+
+def _check_numbers(folder: Path, subject: str) -> None:
+    """Refuse numbers of 8 bits or fewer that nothing says how to scale: they would be taken for the weights."""
+    config = folder / "config.json"
+    if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
+        return
+    for path in _list_files(folder, subject):
+        for name, (dtype, shape) in read_shapes(path).items():
+            if dtype.startswith(SMALL_NUMBERS) and len(shape) > 1 and name.endswith("weight"):
+                raise ModelUnusable(
+                    f"{subject} can't be read: {name} of {path.name} is in {dtype}, and config.json has no "
+                    "quantization_config to scale it by; take the model in bf16, or the config.json that belongs to it"
+                )
 
 
 def find_weight_damage(path: Path) -> str | None:

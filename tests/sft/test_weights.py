@@ -346,3 +346,13 @@ def test_pickles_beside_safetensors_are_not_opened(folder, make_config, tmp_path
     load_tokenizer(folder)
     load_model(folder, make_config())
     assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")])
+def test_small_numbers_that_nothing_says_how_to_scale_are_refused(folder, make_config, dtype, name):
+    weights = load_file(folder / "model.safetensors")
+    layer = "model.layers.0.mlp.up_proj.weight"
+    weights[layer] = weights[layer].to(dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnusable, match=rf"{layer} of model.safetensors is in {name}, .* no quantization_config"):
+        load_model(find_model(str(folder), folder.parent), make_config(), torch.float32)
