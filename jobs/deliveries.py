@@ -1,7 +1,7 @@
 """Webhooks as a duty of the watchdog: the ends that nobody has written yet are written, what is due is sent."""
 
+import contextlib
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -11,17 +11,19 @@ from uuid import UUID
 import httpx
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ends import STATES, has_ended, settle
-from jobs.outbox import claim_due, keep_attempt, message_id
+from jobs.outbox import claim, find_due, keep_attempt, message_id, put_off, wake
 from jobs.pool_runs import PAGE, PoolRuns
 from jobs.settings import Settings
+from jobs.shares import SENDERS, AddressBusy, Shares, Ticket, name_receiver
 from jobs.store import Mark, WebhookDelivery
 from jobs.webhook import Outcome, send
 
 logger = logging.getLogger(__name__)
 
-SENDERS = 8
+LOOKED_AT = 1024
 MARK, ALL_ENDS = "ended_jobs", "all_ends"
 LONG_AGO = datetime.fromtimestamp(0, UTC)
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
@@ -39,19 +41,31 @@ class Deliveries:
         self._settings = settings
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
-        self._free = threading.Semaphore(SENDERS)
+        self._shares = Shares()
+        self._is_behind = False  # there is more that is due than is sent
         self._seen: dict[str, datetime] = {}  # ended jobs within the overlap, by when they ended
 
     def send_due(self) -> None:
-        """Begin to send as many as can be sent at once of those that are due."""
-        reserved = sum(self._free.acquire(blocking=False) for _ in range(SENDERS))
+        """Begin to send those that are due, as many to each receiver as it may have (`jobs.shares`)."""
+        if self._shares.is_full:
+            return
+        due = find_due(self._engine, LOOKED_AT)
+        tickets: dict[UUID, Ticket] = {}
+        for one in due:
+            if ticket := self._shares.take(name_receiver(one.url), one.is_repeat):
+                tickets[one.id] = ticket
+        self._is_behind = len(tickets) < len(due)
         try:
-            for delivery in claim_due(self._engine, reserved) if reserved else []:
-                self._senders.submit(self._send, delivery)
-                reserved -= 1  # given back when it is sent
+            for delivery in claim(self._engine, [*tickets]) if tickets else []:
+                ticket = tickets.pop(delivery.id)
+                try:
+                    self._senders.submit(self._send, delivery, ticket)  # which gives it back
+                except BaseException:
+                    self._shares.give_back(ticket)
+                    raise
         finally:
-            if reserved:
-                self._free.release(reserved)
+            for ticket in tickets.values():
+                self._shares.give_back(ticket)
 
     def add_missing(self) -> None:
         """Write every end of a job that was not: its process was killed, or somebody has set the state by hand.
@@ -105,29 +119,48 @@ class Deliveries:
             if len(page) < PAGE:
                 return
 
-    def _call(self, delivery: WebhookDelivery) -> Outcome:
-        """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error."""
+    def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> Outcome:
+        """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error.
+
+        Raises:
+            AddressBusy: it was not made, and is to be made later.
+        """
         try:
-            allowed = self._settings.webhook_allow
-            return send(delivery.url, message_id(delivery), delivery.payload, self._secrets, allowed)
+            return send(
+                delivery.url,
+                message_id(delivery),
+                delivery.payload,
+                self._secrets,
+                self._settings.webhook_allow,
+                lambda address: self._shares.enter(ticket, address),
+            )
+        except AddressBusy:
+            raise
         except Exception as error:
             logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
             return Outcome(error=f"the answer could not be read ({type(error).__name__})")
 
-    def _send(self, delivery: WebhookDelivery) -> None:
+    def _send(self, delivery: WebhookDelivery, ticket: Ticket) -> None:
+        has_answered = None
         try:
             at = datetime.now(UTC)
-            outcome = self._call(delivery)
+            outcome = self._call(delivery, ticket)
+            has_answered = outcome.status_code is not None
             keep_attempt(self._engine, delivery, at, outcome)
             came = outcome.error or f"the receiver answered {outcome.status_code}"
             logger.log(
                 logging.INFO if outcome.is_delivered else logging.WARNING,
                 "Webhook of job %s (%s): %s", delivery.job_id, delivery.event_key, came,
             )  # fmt: skip
+        except AddressBusy:
+            put_off(self._engine, delivery)
         except Exception:
             logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
         finally:
-            self._free.release()
+            self._shares.give_back(ticket, has_answered)
+        if self._is_behind and has_answered is not None:
+            with contextlib.suppress(SQLAlchemyError):  # the watchdog looks again by itself
+                wake(self._engine)
 
 
 def _ended_since(since: datetime, seen: list[str]) -> dict[str, Any]:

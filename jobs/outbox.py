@@ -4,11 +4,12 @@ A row is taken by moving its next attempt into the future: a sender that dies le
 """
 
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, delete, exists, func, literal, select, text, update
+from sqlalchemy import Connection, DateTime, Engine, cast, delete, exists, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,8 @@ KEPT_TRYING = timedelta(days=3)
 CLAIM = timedelta(seconds=90)  # longer than any attempt takes
 FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 2.0, 3.0, 4 * 3600.0
 JITTER = 0.25
+PUT_OFF = timedelta(seconds=2)
+PLACES = 16  # of one host's deliveries that are looked at; it has no more senders at once
 BATCH_ROWS = 500
 
 
@@ -62,10 +65,36 @@ def message_id(delivery: WebhookDelivery) -> str:
     return f"msg_{delivery.id.hex}"
 
 
-def claim_due(engine: Engine, limit: int) -> list[WebhookDelivery]:
-    """Take deliveries whose next attempt is due, at most `limit`; nobody else takes them while it is made."""
+class Due(NamedTuple):
+    """A delivery whose next attempt is due."""
+
+    id: UUID
+    url: str
+    is_repeat: bool
+
+
+def find_due(engine: Engine, limit: int) -> list[Due]:
+    """Deliveries that are due, at most `limit`: one of each host in turn, first attempts first, then the oldest."""
+    # What is sent again on demand begins anew: an attempt before that is none of these.
+    first_try = WebhookDelivery.expires_at - KEPT_TRYING
+    tried_at = cast(WebhookDelivery.attempts[-1]["time"].astext, DateTime(timezone=True))
+    is_repeat = func.coalesce(tried_at >= first_try, False)
+    order = (is_repeat, WebhookDelivery.next_attempt_at)
+    host = func.lower(func.split_part(WebhookDelivery.url, "/", 3))
+    place = func.row_number().over(partition_by=host, order_by=order)
     is_due = (WebhookDelivery.state == "pending") & (WebhookDelivery.next_attempt_at <= func.now())
-    due = select(WebhookDelivery.id).where(is_due).order_by(WebhookDelivery.next_attempt_at).limit(limit)
+    columns = (WebhookDelivery.id, WebhookDelivery.url, is_repeat.label("is_repeat"), WebhookDelivery.next_attempt_at)
+    due = select(*columns, place.label("place")).where(is_due).subquery()
+    wanted = select(due.c.id, due.c.url, due.c.is_repeat).where(due.c.place <= PLACES)
+    ordered = wanted.order_by(due.c.place, due.c.is_repeat, due.c.next_attempt_at).limit(limit)
+    with engine.connect() as connection:
+        return [Due(*row) for row in connection.execute(ordered)]
+
+
+def claim(engine: Engine, ids: Sequence[UUID]) -> list[WebhookDelivery]:
+    """Take those of these deliveries that are still due; nobody else takes them while the attempt is made."""
+    is_due = (WebhookDelivery.state == "pending") & (WebhookDelivery.next_attempt_at <= func.now())
+    due = select(WebhookDelivery.id).where(WebhookDelivery.id.in_(ids), is_due)
     taken = (
         update(WebhookDelivery)
         .where(WebhookDelivery.id.in_(due.with_for_update(skip_locked=True).scalar_subquery()))
@@ -75,6 +104,19 @@ def claim_due(engine: Engine, limit: int) -> list[WebhookDelivery]:
     )
     with Session(engine, expire_on_commit=False) as session, session.begin():
         return [*session.scalars(taken)]
+
+
+def put_off(engine: Engine, delivery: WebhookDelivery) -> None:
+    """Have it taken again in a moment: no attempt was made."""
+    changes = update(WebhookDelivery).where(WebhookDelivery.id == delivery.id, WebhookDelivery.state == "pending")
+    with engine.begin() as connection:
+        connection.execute(changes.values(next_attempt_at=func.now() + PUT_OFF))
+
+
+def wake(engine: Engine) -> None:
+    """Have the watchdog look for what is due."""
+    with engine.begin() as connection:
+        connection.execute(text(f"NOTIFY {CHANNEL}"))
 
 
 def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from urllib.parse import urlsplit
 
@@ -96,7 +96,11 @@ class GuardedNetwork(httpcore.SyncBackend):
     `connect_tcp` raises ForbiddenTarget when no address of the host may be connected to.
     """
 
-    def __init__(self, allowed: Iterable[Network], timeout_seconds: float) -> None:
+    def __init__(
+        self, allowed: Iterable[Network], timeout_seconds: float, enter: Callable[[Address], None] = lambda _: None
+    ) -> None:
+        """`enter` is told of each address before it is connected to, and may raise."""
+        self._enter = enter
         self._allowed = tuple(allowed)
         self._deadline = time.monotonic() + timeout_seconds
 
@@ -110,6 +114,7 @@ class GuardedNetwork(httpcore.SyncBackend):
     ) -> httpcore.NetworkStream:
         problem: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
         for address in self._resolve(host, port):
+            self._enter(address)
             try:
                 stream = super().connect_tcp(str(address), port, self._left(timeout), local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -14,7 +14,7 @@ import httpx
 
 from jobs.signing import sign
 from jobs.store import JobReport
-from jobs.targets import ForbiddenTarget, GuardedNetwork, Network
+from jobs.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 
 TIMEOUT_SECONDS = 15.0  # for all of one attempt but the name's resolution
 NO_REASON = "the job's process ended without saying why"
@@ -58,13 +58,21 @@ def build_event_payload(job_id: UUID, event: str, details: Mapping[str, Any]) ->
 
 
 def send(
-    url: str, message_id: str, payload: Mapping[str, Any], secrets: Sequence[str], allowed: Iterable[Network]
+    url: str,
+    message_id: str,
+    payload: Mapping[str, Any],
+    secrets: Sequence[str],
+    allowed: Iterable[Network],
+    enter: Callable[[Address], None] = lambda _: None,
 ) -> Outcome:
-    """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read."""
+    """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read.
+
+    `enter` is told of each address before it is connected to; what it raises is raised.
+    """
     body = json.dumps(payload, separators=(",", ":")).encode()
     signed = sign(secrets, message_id, int(time.time()), body)
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_SECONDS)
-    network = GuardedNetwork(allowed, TIMEOUT_SECONDS)
+    network = GuardedNetwork(allowed, TIMEOUT_SECONDS, enter)
     try:
         target = httpx.URL(url)
         headers: dict[bytes | str, bytes | str] = {

@@ -1,6 +1,8 @@
 """The watchdog's duties with webhooks, run in this process on a database of their own, which may go away."""
 
 import json
+import socket
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -13,7 +15,8 @@ from prefect.states import Cancelled
 from sqlalchemy import NullPool, create_engine, make_url, update
 from sqlalchemy.exc import OperationalError
 
-from jobs.deliveries import SENDERS, Deliveries
+from jobs import shares
+from jobs.deliveries import Deliveries
 from jobs.events import write_event
 from jobs.outbox import add_delivery, forget_old_deliveries, list_deliveries
 from jobs.postgres import ensure_databases, sibling_url
@@ -26,6 +29,7 @@ from tests.receiver import Receiver
 
 pytestmark = pytest.mark.stack
 
+AT_ONCE = 10
 CONFIG = {"base_model": "nobody/deliveries", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
 
 
@@ -47,6 +51,72 @@ def engine(database_url):
 def receiver():
     with closing(Receiver(200)) as receiver:
         yield receiver
+
+
+def list_dead(count):
+    """Servers that take connections and never say anything."""
+    return [socket.create_server(("127.0.0.1", 0), backlog=256) for _ in range(count)]
+
+
+def add_many(engine, urls):
+    rows = [
+        {"job_id": uuid4(), "event_key": "completed", "status": "completed", "url": url, "payload": {"job_id": "x"}}
+        | {"attempts": [], "next_attempt_at": datetime.now(UTC), "expires_at": datetime.now(UTC) + timedelta(days=3)}
+        for url in urls
+    ]
+    with engine.begin() as connection:
+        connection.execute(WebhookDelivery.__table__.insert(), rows)
+    return {row["job_id"] for row in rows}
+
+
+def give_up(engine, job_ids):
+    with engine.begin() as connection:
+        connection.execute(update(WebhookDelivery).where(WebhookDelivery.job_id.in_(job_ids)).values(state="failed"))
+
+
+@pytest.mark.parametrize("dead", [1, 12])
+@pytest.mark.parametrize("are_repeats", [False, True], ids=["first attempts", "repeats"])
+def test_a_receiver_is_called_beside_a_thousand_deliveries_to_dead_ones(stack, engine, receiver, dead, are_repeats):
+    servers = list_dead(dead)
+    urls = [
+        f"http://127.0.0.1:{server.getsockname()[1]}/{number}" for number in range(1000 // dead) for server in servers
+    ]
+    waiting = add_many(engine, urls)
+    if are_repeats:
+        attempt = [{"time": datetime.now(UTC).isoformat(), "status_code": None, "error": "ReadTimeout"}]
+        with engine.begin() as connection:
+            connection.execute(
+                update(WebhookDelivery).where(WebhookDelivery.job_id.in_(waiting)).values(attempts=attempt)
+            )
+    duty = Deliveries(engine, stack, httpx.Client())
+    try:
+        for _ in range(3):
+            duty.send_due()
+            time.sleep(0.3)
+        job_id = uuid4()
+        began = time.monotonic()
+        add_delivery(engine, job_id, receiver.url, {"job_id": str(job_id), "status": "completed"})
+        duty.send_due()
+        receiver.wait(str(job_id), 5)
+        assert time.monotonic() - began < 5
+    finally:
+        for server in servers:
+            server.close()
+        give_up(engine, waiting)
+
+
+def test_attempts_that_find_their_address_busy_are_made_later_and_not_counted(stack, engine, receiver, monkeypatch):
+    monkeypatch.setattr(shares, "FIRST_AT_ONE_ADDRESS", 0)
+    duty = Deliveries(engine, stack, httpx.Client())
+    job_id = uuid4()
+    add_delivery(engine, job_id, receiver.url, {"job_id": str(job_id), "status": "completed"})
+    duty.send_due()
+    wait_until(lambda: not duty._shares._taken, 10)
+    (delivery,) = list_deliveries(engine, job_id)
+    assert (delivery.state, delivery.attempts) == ("pending", [])
+    assert delivery.next_attempt_at - datetime.now(UTC) < timedelta(seconds=5)
+    monkeypatch.undo()
+    wait_until(lambda: duty.send_due() or bool(receiver.received), 10)
 
 
 @pytest.fixture
@@ -72,12 +142,12 @@ def test_a_database_that_was_away_does_not_end_the_sending(stack, database_url, 
 
     faulty = create_engine("postgresql+psycopg2://", creator=connect, poolclass=NullPool)
     duty = Deliveries(faulty, stack, httpx.Client())
-    for _ in range(SENDERS + 1):
+    for _ in range(AT_ONCE + 1):
         with pytest.raises(OperationalError):
             duty.send_due()
     is_away.clear()
     for _ in range(2):  # each sender is free again, after the failures and after its first delivery
-        job_ids = [str(uuid4()) for _ in range(SENDERS)]
+        job_ids = [str(uuid4()) for _ in range(AT_ONCE)]
         for job_id in job_ids:
             add_delivery(engine, job_id, receiver.url, {"job_id": job_id, "status": "completed"})
 
