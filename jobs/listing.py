@@ -126,12 +126,16 @@ class Listing:
     def _find_ids(self, prefix: str) -> list[UUID]:
         """The ids that begin so, by halving the list in their order; Prefect itself compares ids as wholes only."""
         least, greatest = id_range(prefix)
-        offset = find_offset(self._runs.count(_ANY), self._id_at, greatest)
-        page = self._runs.page(_ANY, FlowRunSort.ID_DESC, offset=max(0, offset - SHIFT))  # some may be gone meanwhile
-        return [run.id for run in page if least <= run.id <= greatest]
+        ids = self._runs.read_ids()
 
-    def _id_at(self, offset: int) -> UUID | None:
-        return next((run.id for run in self._runs.page(_ANY, FlowRunSort.ID_DESC, limit=1, offset=offset)), None)
+        def run_at(offset: int) -> UUID | None:
+            page = self._runs.page(_ANY, FlowRunSort.ID_DESC, limit=1, offset=offset)
+            return next((ids.run_of(run.id) for run in page), None)
+
+        offset = find_offset(self._runs.count(_ANY), run_at, greatest)
+        page = self._runs.page(_ANY, FlowRunSort.ID_DESC, offset=max(0, offset - SHIFT))  # some may be gone meanwhile
+        found = {run.id for run in page} | ids.jobs  # those made again are out of the order
+        return sorted((job_id for job_id in found if least <= job_id <= greatest), reverse=True)
 
 
 def _to_run_filter(

@@ -18,6 +18,11 @@ class RunIds:
                 self._by_job = {row.job_id: row.run_id for row in connection.execute(wanted)}
         self._by_run = {run_id: job_id for job_id, run_id in self._by_job.items()}
 
+    @property
+    def jobs(self) -> set[UUID]:
+        """The jobs whose runs have ids of their own."""
+        return set(self._by_job)
+
     def run_of(self, job_id: UUID) -> UUID:
         """The id of the job's run."""
         return self._by_job.get(job_id, job_id)

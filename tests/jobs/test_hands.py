@@ -14,6 +14,7 @@ from jobs.attempts import Attempt, Superseded
 from jobs.ends import record_end
 from jobs.hands import LEAVE_SECONDS, Hands
 from jobs.job_processes import VARIABLE, find_processes
+from jobs.listing import JobFilters
 from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports, set_report
@@ -232,6 +233,10 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
         hands.look()
         assert bench.runs.find_by_id([UUID(waiting)])[UUID(waiting)]["run_id"] == again["run_id"]
         assert Attempt.begin(bench.database_url, UUID(again["run_id"])).job_id == UUID(waiting)
+        with closing(JobService(stack)) as service:
+            for beginning, listed in ((waiting[:20], [waiting]), (again["run_id"][:20], [])):
+                jobs = service.list_jobs(JobFilters(id_prefix=beginning)).jobs
+                assert [str(job.id) for job in jobs] == listed
         for job_id in found:
             bench.runs.set_state(str(job_id), {"type": "CANCELLED", "name": "Cancelled"}, force=True)
     finally:
