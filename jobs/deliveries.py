@@ -76,7 +76,7 @@ class Deliveries:
         with self._engine.connect() as connection:
             marks = {mark.name: mark.reached_at for mark in connection.execute(select(Mark.name, Mark.reached_at))}
         reached_at = marks.get(MARK)
-        self._tell_since = (reached_at or began_at) - OVERLAP
+        self._tell_since = min(reached_at or began_at, began_at) - OVERLAP  # the clock may have been set back
         since = self._tell_since if ALL_ENDS in marks else LONG_AGO
         self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
         for run in self._ended_runs(since) if self._count_unseen(since) else ():

@@ -44,7 +44,7 @@ def read_series(engine: Engine, job_id: UUID) -> Series:
 
 def _add_points(series: dict[str, dict[int, float]], step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, int | float):  # a text would be a formula to whoever opens the CSV in a spreadsheet
             series[name][step] = value
 
 

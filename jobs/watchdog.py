@@ -21,6 +21,7 @@ from sqlalchemy import select as sql_select
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.cancellations import Cancellations
+from jobs.clock_steps import ClockSteps
 from jobs.deliveries import Deliveries
 from jobs.hands import Hands
 from jobs.idle_workers import IdleWorkers
@@ -144,6 +145,7 @@ def main() -> None:
     runs = PoolRuns(prefect, settings.work_pool, engine)
     deliveries = Deliveries(engine, settings, prefect)
     duties = [
+        Duty("clock", 2.0, ClockSteps(engine).look),
         Duty("webhooks", 2.0, deliveries.send_due, on_wake=True),
         Duty("recovery", 3.0, Recovery(engine, runs, settings.max_attempts, is_local).look),
         Duty("ends of jobs", 3.0, deliveries.add_missing),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def store_dataset(
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f".{md5}.lock"):
         if not (store / md5).exists():
+            for leftover in store.glob(f".{md5}.*/"):  # of a process that was killed; no other one makes this dataset
+                shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f".{md5}.", dir=store) as scratch:
                 fresh = Path(scratch, md5)
                 for name, expected in listing.items():

@@ -16,13 +16,14 @@ from sqlalchemy import NullPool, create_engine, make_url, update
 from sqlalchemy.exc import OperationalError
 
 from jobs import shares
+from jobs.clock_steps import ClockSteps
 from jobs.deliveries import Deliveries
 from jobs.events import write_event
 from jobs.outbox import add_delivery, forget_old_deliveries, list_deliveries
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.service import JobService
 from jobs.spec import JobSpec
-from jobs.store import WebhookDelivery, engine_for, migrate
+from jobs.store import Mark, WebhookDelivery, engine_for, migrate
 from jobs.webhook import build_event_payload
 from tests.conftest import wait_until
 from tests.receiver import Receiver
@@ -179,9 +180,13 @@ def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefec
             last = end_job()
             duty.add_missing()
             assert prefect.runs_read[-1] == 1
+            with engine.begin() as connection:  # the clock was an hour ahead until now
+                connection.execute(update(Mark).values(reached_at=datetime.now(UTC) + timedelta(hours=1)))
+            later = end_job()
+            duty.add_missing()
         finally:
             service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=False))
-    for job_id in (*first, last):
+    for job_id in (*first, last, later):
         (delivery,) = list_deliveries(engine, job_id)
         assert (delivery.event, delivery.status) == ("ended", "cancelled")
     Deliveries(engine, stack, prefect).add_missing()  # another process, which has seen none of them
@@ -227,3 +232,29 @@ def test_what_was_told_long_ago_is_forgotten_and_what_waits_or_goes_on_is_not(en
     assert forget_old_deliveries(engine, 30) == 3
     assert [len(list_deliveries(engine, job_id)) for job_id in old] == [0, 0, 0]
     assert [len(list_deliveries(engine, job_id)) for job_id in (newer, waiting, running)] == [1, 1, 1]
+
+
+def test_a_clock_that_is_set_back_holds_up_no_delivery(engine):
+    job_id = make_delivery(engine, 0, "pending")
+    steady, ahead = 1000.0, 3600.0
+    duty = ClockSteps(engine, wall=lambda: steady + ahead, steady=lambda: steady)
+    with engine.begin() as connection:
+        due = datetime.now(UTC) + timedelta(seconds=3610)  # as it was written while the clock was an hour ahead
+        expires = due + timedelta(days=1)
+        times = {"next_attempt_at": due, "expires_at": expires}
+        connection.execute(update(WebhookDelivery).where(WebhookDelivery.job_id == job_id).values(**times))
+
+    def left():
+        (delivery,) = list_deliveries(engine, job_id)
+        return (due - delivery.next_attempt_at).total_seconds(), (expires - delivery.expires_at).total_seconds()
+
+    duty.look()
+    steady += 60
+    duty.look()
+    assert left() == (0, 0)
+    steady, ahead = steady + 2, 0.0
+    duty.look()
+    assert left() == (3600, 3600)
+    steady, ahead = steady + 2, 7200.0  # set forward: what is due is due the sooner
+    duty.look()
+    assert left() == (3600, 3600)
