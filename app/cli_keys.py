@@ -34,6 +34,8 @@ def create(
     with _database() as engine:
         is_first = not keys.list_keys(engine)
         record, key = keys.create_key(engine, name, scope)
+    if is_first:
+        keys.remember_keys(keys.keys_marker(Settings().home))  # a running API here asks for keys at once
     if as_json:
         print_json({**_plain(record), "key": key, "is_first": is_first})
         return

@@ -23,7 +23,7 @@ from jobs.settings import Settings
 from jobs.status import JobStatus
 from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
 from sft.loopback import is_on_this_machine
-from sft.places import follow
+from sft.places import follow, is_opened_in
 
 CHUNK_BYTES = 1 << 20
 SLOWEST_BYTES_A_SECOND = 256 * 1024  # of MLflow, else it counts as away
@@ -41,6 +41,7 @@ class Member:
     path: Path | None = None
     changed_ns: int = 0
     url: str = ""
+    root: Path | None = None  # which the file must lie in when it is opened: a link may have been put in its place
 
     def open(self) -> BinaryIO | None:
         """The file, None for one at a URL.
@@ -58,7 +59,8 @@ class Member:
         except OSError as error:
             raise StackError(f"the adapter's {self.name} can't be read ({type(error).__name__})") from error
         found = os.fstat(file.fileno())
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns):
+        is_where_it_was = self.root is None or is_opened_in(file.fileno(), self.root)
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns) or not is_where_it_was:
             file.close()
             raise self._changed()
         return file
@@ -252,7 +254,7 @@ def _list_files(folder: Path, own: Path) -> list[Member]:
         if target.is_file():
             found = target.stat()
             name = path.relative_to(folder).as_posix()
-            members.append(Member(name, found.st_size, target, found.st_mtime_ns))
+            members.append(Member(name, found.st_size, target, found.st_mtime_ns, root=own))
     return members
 
 

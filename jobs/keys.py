@@ -137,7 +137,7 @@ class KeyRing:
     def fresh_book(self, key: str | None) -> KeyBook | None:
         """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
         book, age = self.last_book, time.monotonic() - self._read_at
-        if book is None or age > TTL_SECONDS:
+        if book is None or age > TTL_SECONDS or (book.is_open and self._marker.exists()):
             return None
         is_unknown = key is not None and not book.is_open and hash_key(key) not in book.clients
         return None if is_unknown and age > NEW_KEY_SECONDS else book

@@ -29,5 +29,17 @@ def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
     return None
 
 
+def is_opened_in(handle: int, root: Path) -> bool:
+    """Whether an open file lies in `root`, whatever links led to it when it was opened.
+
+    Taken for granted where the system (other than Linux) does not say where an open file lies.
+    """
+    try:
+        found = Path(f"/proc/self/fd/{handle}").readlink()
+    except OSError:
+        return True
+    return _is_in(found, (root,))
+
+
 def _is_in(path: Path, roots: Iterable[Path]) -> bool:
     return any(path.is_relative_to(root.resolve()) for root in roots)

@@ -15,11 +15,12 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
-def database_url(stack, monkeypatch):
+def database_url(stack, monkeypatch, tmp_path):
     """A database without a key, named by the environment as somebody else's server is."""
     name = f"keys_{uuid4().hex}"
     url = sibling_url(stack.database_url, name)
     ensure_databases(stack.database_url, [name])
+    monkeypatch.setenv("TUNEYARD_HOME", str(tmp_path))  # where it is noted that keys are in use
     monkeypatch.setenv("TUNEYARD_DATABASE_URL", url)
     monkeypatch.setenv("PREFECT_API_URL", stack.prefect_api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow_tracking_uri)

@@ -9,7 +9,7 @@ import httpx
 
 from tests.attack.case import Finding, Harm, Target, case, rough_case
 
-SOON_SECONDS = 10.0  # until every answer is there, whatever is asked
+SOON_SECONDS = 6.0  # until every answer is there, whatever is asked
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 PATHS = ("/train", "/queue", f"/train/{UNKNOWN}", "/api/sft/jobs", "/api/sft/configs", "/metrics")
 MOVED_SECONDS = 12.0  # longer than keys and the stack are taken for unchanged
@@ -24,7 +24,7 @@ def a_key_that_is_none_opens_nothing(target: Target) -> Iterator[Finding]:
     wrong += [{"Authorization": "Bearer " + "x" * 7000}, {"Cookie": f"key={key}"}, {"X-Forwarded-For": "127.0.0.1"}]
     with target.client(None) as client:
         for headers in wrong:
-            for path in (*PATHS, "/health%2f..%2ftrain", "//train", "/docs/..%2ftrain", f"/train?key={key}"):
+            for path in (*PATHS, "/health%2f..%2ftrain", "//train", "/docs/..%2ftrain", f"/queue?key={key}"):
                 answer = client.get(f"{target.url}{path}", headers=headers)
                 if answer.status_code not in (401, 404):
                     yield Finding(Harm.OPENED, f"{path} with {headers}: {answer.status_code}")

@@ -26,11 +26,13 @@ from jobs.keys import KeyScope, create_key
 from jobs.store import engine_for
 from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
+from tests.chaos.run import wait_until
 from tests.chaos.service import find_left_over, running_service
 
 MINUTES = 13.0  # for the cases; the service starts and stops in the rest of the quarter of an hour
 CASE_SECONDS = 120.0  # of one case, unless less is left
 SEED = 1
+KEYS_SECONDS = 10.0  # for a running API to notice that keys are in use
 
 
 @dataclass
@@ -97,6 +99,7 @@ def run(names: Iterable[str], minutes: float = MINUTES) -> Result:
         bystander = Bystander(service.url, keys["read"])
         target = Target(service, keys, folder / "attackers", bystander)
         target.folder.mkdir()
+        wait_until(lambda: target.client(None).get("/queue").status_code == 401, time.monotonic() + KEYS_SECONDS)
         end = time.monotonic() + 60 * minutes
         with bystander.asking():
             for name in names:

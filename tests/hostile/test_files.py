@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,3 +279,24 @@ def test_a_list_of_files_does_not_lead_out_of_the_store(tmp_path: Path, name: st
             tmp_path / "store", combine_md5(listing), listing, lambda _, path: path.write_text("{}\n"), "train"
         )
     assert [path.name for path in tmp_path.rglob("*evil*")] == []
+
+
+def test_a_download_that_was_killed_leaves_nothing_and_is_made_again(tmp_path: Path) -> None:
+    """kill -9 while a dataset is fetched into the store."""
+    store, listing = tmp_path / "store", {"train.jsonl": hash_bytes(b"{}\n"), "eval.jsonl": hash_bytes(b"{}\n")}
+    md5 = combine_md5(listing)
+    process = os.fork()
+    if process == 0:
+
+        def download(name: str, target: Path) -> None:
+            target.write_text("{}\n")
+            if name == "eval.jsonl":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        store_dataset(store, md5, listing, download, "train")
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert not (store / md5).exists()
+    assert [path for path in store.iterdir() if path.is_dir()]
+    stored = store_dataset(store, md5, listing, lambda _, target: target.write_text("{}\n"), "train")
+    assert stored.rows == 1
+    assert [path.name for path in store.iterdir() if path.is_dir()] == [md5]

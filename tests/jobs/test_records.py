@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import create_engine
 
-from jobs import archive
+from jobs import archive, records
 from jobs.archive import checksum, prepare_download
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.job import Job
@@ -179,3 +179,27 @@ def test_an_adapter_that_is_asked_for_by_many_is_read_once(settings, job):
     assert len(set(asked)) == 1
     assert archive._checksum.cache_info().misses == before + 1
     assert checksum(asked[0].archive) == asked[0].sha256
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_a_link_put_in_the_place_of_a_listed_file_is_not_followed(settings, job, tmp_path, swapped):
+    """Not even to a file as long and as old."""
+    adapter, outside = Path(job.output_path), tmp_path / "outside"
+    for folder in (adapter, outside):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(folder.name[:1].encode())
+        os.utime(folder / "weights", ns=(10**18, 10**18))
+    (member,) = archive.find_adapter(settings, job).members
+    taken = adapter if swapped == "folder" else adapter / "weights"
+    taken.rename(tmp_path / "former")
+    taken.symlink_to(outside if swapped == "folder" else outside / "weights")
+    with pytest.raises(AdapterNotReady, match="weights changed"):
+        member.open()
+
+
+def test_the_csv_of_metrics_holds_numbers_only():
+    series = {name: {} for name in records.METRICS}
+    records._add_points(series, 1, {"loss": 1.5, "learning_rate": '=HYPERLINK("http://x")'})
+    text = records.series_to_csv({name: sorted(found.items()) for name, found in series.items()})
+    assert "=" not in text
+    assert "1.5" in text
