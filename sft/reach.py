@@ -16,6 +16,7 @@ from sft.errors import ModelNotSupported
 from sft.experts import find_expert_parameters, is_expert_list
 
 TRIAL_TOKENS = 12
+MOST_TRIES = 8  # of a training pass, which may leave out layers at random (LayerDrop)
 UNMASKED = "sdpa_unmasked"
 
 
@@ -69,7 +70,28 @@ def _pass_through(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> 
             hooks.callback(model.get_submodule(name).register_forward_hook(_mark(name, reached, odd)).remove)
         output = model(input_ids=draw_text(model, TRIAL_TOKENS), use_cache=False, **inputs)
         output.logits.float().logsumexp(dim=-1).sum().backward()
-    return reached, odd
+        hooks.close()
+        return reached - _find_passed_by(model, reached, **inputs), odd
+
+
+def _find_passed_by(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> set[str]:
+    """Those that training computes without, by taking their weights past them and past any adapter of theirs."""
+    left = set(names)
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), ExitStack() as hooks:
+            for name in names:
+                note = functools.partial(lambda name, *_: left.discard(name), name)
+                hooks.callback(model.get_submodule(name).register_forward_hook(note).remove)
+            for _ in range(MOST_TRIES):
+                if not left:
+                    break
+                model(input_ids=draw_text(model, TRIAL_TOKENS), use_cache=False, **inputs)
+    except Exception:  # of whatever kind: training is tried as a whole before the first step
+        return set()
+    finally:
+        model.eval()
+    return left
 
 
 def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:

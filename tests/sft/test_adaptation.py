@@ -44,6 +44,7 @@ BUILD: dict[str, Callable[[], t.PreTrainedModel]] = {
     "mamba": lambda: t.MambaForCausalLM(t.MambaConfig(**MAMBA)),
     "mamba2": lambda: t.Mamba2ForCausalLM(t.Mamba2Config(**MAMBA, num_heads=8, head_dim=8, n_groups=1, chunk_size=16)),
     "zamba2": lambda: build_model("zamba2", 64, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
+    "gemma3n_text": lambda: build_model("gemma3n_text", 64, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
     "phimoe": lambda: t.PhimoeForCausalLM(t.PhimoeConfig(**IDS, **SIZES, num_local_experts=4)),
     "qwen2_moe": lambda: t.Qwen2MoeForCausalLM(
         t.Qwen2MoeConfig(**MOE, num_experts=8, shared_expert_intermediate_size=16, decoder_sparse_step=1)
