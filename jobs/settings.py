@@ -13,7 +13,7 @@ from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
 from jobs.signing import read_secret
 from sft.errors import InvalidConfig, StackError
-from sft.places import follow
+from sft.places import find_foreign, follow
 
 
 def _split(value: Any) -> Any:
@@ -191,4 +191,9 @@ class Settings(BaseSettings):
         if folder is None:
             roots = ", ".join(str(root) for root in allowed)
             raise InvalidConfig(f"output_dir must lie under one of {roots}, got {output_dir!r}")
+        shared = Path(tempfile.gettempdir()).resolve()
+        if follow(str(folder), shared) and (foreign := find_foreign(folder, shared)):
+            raise InvalidConfig(
+                f"output_dir: another account may write to {foreign}; name a folder of this account, got {output_dir!r}"
+            )
         return folder

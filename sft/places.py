@@ -1,6 +1,7 @@
 """Names that somebody gave, followed no further than they may lead."""
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
             path = Path(place, name)
             if path.is_symlink() and not _is_in(path.resolve(), roots):
                 return path
+    return None
+
+
+def find_foreign(path: Path, root: Path) -> Path | None:
+    """The first folder on the way from `root` down to `path` that another account may put links into; None if none.
+
+    That is one that belongs neither to this account nor to the system's, or that everybody may write to.
+    """
+    for folder in reversed([path, *path.parents]):
+        if folder == root or not folder.is_relative_to(root):
+            continue
+        try:
+            found = folder.lstat()
+        except OSError:  # not there yet, or not to be seen: it is made by this account, or refused
+            return None
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            return folder
     return None
 
 
