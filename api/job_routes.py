@@ -12,12 +12,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, StreamedEvent
+from api.channels import EventHub
 from api.errors import SFT_PREFIX
 from api.service import get_service
+from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, follow, send_events
 from jobs.archive import Download, prepare_download
 from jobs.database import translate_errors
-from jobs.feed import END_ID, EventFeed
+from jobs.feed import END_ID
 from jobs.job import Job
 from jobs.logs import LogFeed, LogLine, read_log
 from jobs.outbox import list_deliveries, message_id, resend
@@ -69,8 +71,9 @@ async def stream_events(
     if last_event_id == END_ID:
         return Response(status_code=204)  # which tells a browser's EventSource not to come again
     words = SFT_WORDS if request.url.path.startswith(SFT_PREFIX) else TRAIN_WORDS
-    feed = EventFeed(service, job, int(last_event_id or 0), words)
-    return StreamingResponse(send_events(feed), media_type="text/event-stream", headers=STREAM_HEADERS)
+    events = send_events(request.app.state.streams, service, job, int(last_event_id or 0), words)
+    limit = request.app.state.stream_limit
+    return LimitedStream(limit, events, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
 @resources.get(
@@ -96,8 +99,8 @@ async def get_logs(
     write = _write_json if as_json else LogLine.to_text
     media_type = NDJSON if as_json else "text/plain; charset=utf-8"
     if follow:
-        lines = _send_lines(LogFeed(service, job, tail), write)
-        return StreamingResponse(lines, media_type=media_type, headers=STREAM_HEADERS)
+        lines = _send_lines(request.app.state.streams, LogFeed(service, job, tail), write)
+        return LimitedStream(request.app.state.stream_limit, lines, media_type=media_type, headers=STREAM_HEADERS)
     found = await run_in_threadpool(read_log, service, job.id, tail)
     return Response("".join(map(write, found)), media_type=media_type)
 
@@ -224,10 +227,10 @@ def _write_json(line: LogLine) -> str:
     return json.dumps(line.to_dict()) + "\n"
 
 
-async def _send_lines(feed: LogFeed, write: Any) -> AsyncIterator[str]:
-    async for lines in follow(feed):
-        for line in lines:
-            yield write(line)
+async def _send_lines(hub: EventHub, feed: LogFeed, write: Any) -> AsyncIterator[str]:
+    async for lines in follow(hub, feed):
+        if lines:
+            yield "".join(map(write, lines))
 
 
 router = APIRouter()

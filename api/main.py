@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import health, job_routes, plan_routes, sft_routes, train_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
+from api.channels import EventHub
 from api.docs import install_openapi
 from api.errors import install_error_handlers
 from api.head import HeadAsGet
@@ -21,8 +22,10 @@ from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse
 from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
+from api.stream_limit import StreamLimit
+from api.streaming import encode_row
 from api.values import check_values
-from jobs.connections import ConnectionGuard, limits_for, raise_descriptor_limit
+from jobs.connections import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
 from jobs.door import Door
 from jobs.keys import KeyRing, keys_marker
 from jobs.log_lines import keep_lines_whole
@@ -43,9 +46,13 @@ EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", 
 def create_guarded_app(settings: Settings | None = None) -> ConnectionGuard:
     """The app with its server's connections looked after: for this, what FastAPI lets no middleware see is needed."""
     settings = settings or Settings()
+    return ConnectionGuard(create_app(settings), find_limits(settings))
+
+
+def find_limits(settings: Settings) -> ConnectionLimits:
+    """How many connections this process may have, and how slow they may be."""
     body_seconds = settings.body_timeout_seconds + ANSWER_SECONDS
-    limits = limits_for(raise_descriptor_limit(), settings.max_connections, body_seconds)
-    return ConnectionGuard(create_app(settings), limits)
+    return limits_for(raise_descriptor_limit(), settings.max_connections, body_seconds)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -66,6 +73,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.door = Door(settings)
     app.state.planner = Planner()
     app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
+    app.state.streams = EventHub(encode_row)
+    connections = find_limits(settings).connections
+    app.state.stream_limit = StreamLimit(min(settings.max_streams, connections // 2), connections // 2)
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)

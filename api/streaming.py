@@ -1,38 +1,114 @@
-"""Answers that go on while a job does: server-sent events and lines."""
+"""Responses that go on while a job does: server-sent events and lines."""
 
+import asyncio
 import json
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
 import anyio
 from fastapi.sse import format_sse_event
 from sqlalchemy.exc import OperationalError
-from starlette.concurrency import run_in_threadpool
 
-from jobs.feed import Event, Feed
+from api.channels import AWAY_SECONDS, Channel, EventHub, Sent
+from jobs.events import BATCH_ROWS
+from jobs.feed import END_ID, Event, Feed, describe_end, public_data
+from jobs.job import Job
+from jobs.service import JobService
+from jobs.status import JobStatus
+from jobs.store import JobEvent
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0  # proxies cut connections on which nothing is sent for a minute or so
-AWAY_SECONDS = 3.0
 HEARTBEAT = b": still here\n\n"
 # Proxies must pass on what there is at once, and keep nothing.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
+Words = Mapping[JobStatus, str]
 
 
-async def follow(feed: Feed[T]) -> AsyncIterator[list[T]]:
+def encode_event(event: Event) -> bytes:
+    """A server-sent event."""
+    return format_sse_event(data_str=json.dumps(event.data, allow_nan=False), event=event.event, id=event.id)
+
+
+def encode_row(row: JobEvent) -> bytes:
+    """A server-sent event of what was written into the database."""
+    return encode_event(Event(str(row.id), row.event, public_data(row.data, row.created_at)))
+
+
+async def send_events(
+    hub: EventHub,
+    service: JobService,
+    job: Job,
+    after: int,
+    words: Words,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> AsyncIterator[bytes]:
+    """A job's events behind the one with id `after`, then those that come, and its end.
+
+    A comment is sent whenever nothing was for a while.
+    """
+    last_id = after
+    while job.status.is_terminal:
+        rows = await hub.read(service, job.id, last_id)
+        yield b"".join(sent.chunk for sent in hub.encode(rows))
+        if len(rows) < BATCH_ROWS:
+            yield encode_event(Event(END_ID, "end", describe_end(job, words)))
+            return
+        last_id = rows[-1].id
+    with hub.listening(service, job) as (channel, news):
+        while not channel.is_lost:
+            news.clear()
+            try:
+                known = await _catch_up(hub, service, channel, last_id)
+            except StackError as error:
+                logger.warning("A stream waits: %s", error)
+                yield HEARTBEAT
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
+            if known:
+                last_id = known[-1].id
+                if chunk := b"".join(sent.chunk for sent in known):
+                    yield chunk
+            elif channel.is_over:
+                yield encode_event(Event(END_ID, "end", describe_end(channel.job, words)))
+                return
+            elif not await _heard(news, heartbeat_seconds):
+                yield HEARTBEAT
+
+
+async def _catch_up(hub: EventHub, service: JobService, channel: Channel, last_id: int) -> list[Sent]:
+    """What the channel keeps behind this event, or what the database has, if that is more."""
+    known = channel.after(last_id)
+    if known is not None:
+        return known
+    rows = await hub.read(service, channel.job.id, last_id)
+    if len(rows) < BATCH_ROWS:
+        channel.start_at(rows[-1].id if rows else last_id)
+    return hub.encode(rows)
+
+
+async def _heard(news: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def follow(hub: EventHub, feed: Feed[T]) -> AsyncIterator[list[T]]:
     """What a feed has to say, perhaps nothing, each time it is asked, until it is over.
 
-    A thread is taken for each question only. A server that is away for a while is asked again.
+    A server that is away for a while is asked again.
     """
     while not feed.is_over:
         try:
-            news = await run_in_threadpool(feed.poll)
+            news = await hub.run(feed.poll)
         except (StackError, OperationalError) as error:
             logger.warning("A stream waits: %s", error)
             yield []
@@ -41,16 +117,3 @@ async def follow(feed: Feed[T]) -> AsyncIterator[list[T]]:
         yield news
         if not feed.is_over:
             await anyio.sleep(feed.pause_seconds)
-
-
-async def send_events(feed: Feed[Event], heartbeat_seconds: float = HEARTBEAT_SECONDS) -> AsyncIterator[bytes]:
-    """A feed as server-sent events, with a comment whenever nothing was sent for a while."""
-    sent_at = time.monotonic()
-    async for events in follow(feed):
-        for event in events:
-            data = json.dumps(event.data, allow_nan=False)
-            yield format_sse_event(data_str=data, event=event.event, id=event.id)
-        if events or time.monotonic() - sent_at >= heartbeat_seconds:
-            if not events:
-                yield HEARTBEAT
-            sent_at = time.monotonic()

@@ -70,7 +70,7 @@ class EventFeed:
         if any(row.event == "end" for row in rows):
             is_ending, self._ending_until = True, now + ENDING_SECONDS
         events = [
-            Event(str(row.id), row.event, _public(row.data, row.created_at)) for row in rows if row.event != "end"
+            Event(str(row.id), row.event, public_data(row.data, row.created_at)) for row in rows if row.event != "end"
         ]
         is_behind = len(rows) == BATCH_ROWS
         if self._job.status.is_terminal and not is_behind:
@@ -93,5 +93,6 @@ def describe_end(job: Job, words: Mapping[JobStatus, str]) -> dict[str, Any]:
     }
 
 
-def _public(data: dict[str, Any], created_at: datetime) -> dict[str, Any]:
+def public_data(data: dict[str, Any], created_at: datetime) -> dict[str, Any]:
+    """What clients get of an event's data."""
     return {"time": created_at.isoformat(), **{key: value for key, value in data.items() if key != "recent"}}

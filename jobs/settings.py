@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Connections of an API process; half of its open files (ulimit -n), at most 4096, if unset.",
     )
+    max_streams: int = Field(
+        200,
+        gt=0,
+        description="Streams of events and logs that a key, or without keys an address, may have open at a process.",
+    )
     rate_limit: str | None = Field(
         None,
         description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "

@@ -10,7 +10,6 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-import anyio
 import httpx
 import pytest
 import uvicorn
@@ -18,9 +17,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
 from api.main import create_app
-from api.streaming import send_events
 from jobs.events import write_event
-from jobs.feed import Event, EventFeed
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.progress import ProgressWriter, write_report
 from jobs.service import JobService
@@ -130,49 +127,12 @@ def test_new_events_come_as_they_happen_and_the_stream_ends_with_the_job(api, se
     assert time.monotonic() - began_at < 10
 
 
-def test_a_client_that_goes_away_is_not_served_any_longer(api, service, job, monkeypatch):
-    polls = []
-    poll = EventFeed.poll
-    monkeypatch.setattr(EventFeed, "poll", lambda feed: (polls.append(1), poll(feed))[1])  # only counts
-    with api.stream("GET", f"/train/{job.id}/events"):
-        wait_until(lambda: len(polls) >= 2, 10)
-    time.sleep(1.5)
-    seen = len(polls)
-    time.sleep(2.5)
-    assert len(polls) == seen
-
-
 @pytest.mark.parametrize(("dialect", "status"), [("/train", 422), ("/api/sft/jobs", 400)])
 def test_an_id_that_was_never_sent_is_refused(api, job, dialect, status):
     answer = api.get(f"{dialect}/{job.id}/events", headers={"Last-Event-ID": "yesterday"})
 
     assert answer.status_code == status
     assert "yesterday" in answer.json()["detail"]
-
-
-class QuietFeed:
-    """Says nothing for a while, then ends."""
-
-    pause_seconds = 0.01
-    is_over = False
-
-    def __init__(self):
-        self.polls = 0
-
-    def poll(self):
-        self.polls += 1
-        self.is_over = self.polls == 20
-        return [Event("end", "end", {"status": "completed"})] if self.is_over else []
-
-
-def test_a_comment_is_sent_when_nothing_happens():
-    async def collect():
-        return [chunk async for chunk in send_events(QuietFeed(), heartbeat_seconds=0.05)]
-
-    *comments, end = anyio.run(collect)
-    assert 2 <= len(comments) <= 5
-    assert set(comments) == {b": still here\n\n"}
-    assert end == b'event: end\ndata: {"status": "completed"}\nid: end\n\n'
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

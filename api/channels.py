@@ -1,0 +1,234 @@
+"""What happens in the jobs that are listened to, asked for once and told to every listener."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import NamedTuple, TypeVar
+from uuid import UUID
+
+from anyio import CapacityLimiter, to_thread
+
+from jobs.database import translate_errors
+from jobs.events import BATCH_ROWS, read_events
+from jobs.feed import ENDING_POLL_SECONDS, ENDING_SECONDS, POLL_SECONDS, STATE_SECONDS
+from jobs.job import Job
+from jobs.news import News, read_news
+from jobs.seldom import SeldomLog
+from jobs.service import JobService
+from jobs.store import JobEvent
+from sft.errors import JobNotFound, StackError
+
+logger = logging.getLogger(__name__)
+
+THREADS = 4  # of all streams together, beside those of requests
+STATES_AT_ONCE = 4
+KEPT_EVENTS = 500  # of each job; who falls further behind reads the database
+WOKEN_AT_ONCE = 25  # requests are served between them
+AWAY_SECONDS = 3.0
+
+T = TypeVar("T")
+
+
+class Sent(NamedTuple):
+    """An event's id and the bytes that are sent for it; none for the end of a process, which is not told."""
+
+    id: int
+    chunk: bytes
+
+
+class Channel:
+    """One job: its newest events, and its end once all of them are here."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.is_over = False
+        self.is_lost = False  # nobody knows the job any more
+        self.last_id: int | None = None  # of the events read; None until a listener has caught up
+        self.ending_until = float("-inf")
+        self.state_read_at = time.monotonic()
+        self.listeners: dict[object, asyncio.Event] = {}
+        self._kept: deque[Sent] = deque(maxlen=KEPT_EVENTS)
+        self._floor = 0  # all events after this one are kept
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its process has said that it ends: Prefect will know in a moment."""
+        return time.monotonic() < self.ending_until
+
+    def start_at(self, event_id: int) -> None:
+        """All events up to this one have been read by a listener."""
+        if self.last_id is None:
+            self.last_id = self._floor = event_id
+
+    def after(self, event_id: int) -> list[Sent] | None:
+        """The events behind this one; None when they are not all kept."""
+        if self.last_id is None or event_id < self._floor:
+            return None
+        return [*takewhile(lambda sent: sent.id > event_id, reversed(self._kept))][::-1]
+
+    def take(self, rows: list[JobEvent], encoded: list[Sent], is_last: bool) -> None:
+        """Keep events that were read; with `is_last` no more will come."""
+        for sent in encoded:
+            if len(self._kept) == KEPT_EVENTS:
+                self._floor = self._kept[0].id
+            self._kept.append(sent)
+            self.last_id = sent.id
+        if any(row.event == "end" for row in rows):
+            self.ending_until = time.monotonic() + ENDING_SECONDS
+        self.is_over = is_last and len(rows) < BATCH_ROWS
+
+
+class EventHub:
+    """The channels of one process. Two tasks run while there are any: one asks for events, one for states.
+
+    Neither takes a thread of those that serve requests. For use on one event loop at a time.
+
+    Args:
+        encode: makes what is sent for an event, once for all listeners.
+    """
+
+    def __init__(self, encode: Callable[[JobEvent], bytes]) -> None:
+        self._encode = encode
+        self._channels: dict[UUID, Channel] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
+        self._limiter: CapacityLimiter | None = None
+        self._log = SeldomLog(logger)
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return sum(len(channel.listeners) for channel in self._channels.values())
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self._tasks)
+
+    @contextmanager
+    def listening(self, service: JobService, job: Job) -> Iterator[tuple[Channel, asyncio.Event]]:
+        """The channel of a job, and what is set whenever it has something new."""
+        channel = self._channels.get(job.id)
+        if channel is None:
+            channel = self._channels[job.id] = Channel(job)
+        listener, news = object(), asyncio.Event()
+        channel.listeners[listener] = news
+        if not self._tasks:
+            self._hurry = asyncio.Event()
+            self._tasks = [asyncio.create_task(self._ask_for_events(service))]
+            self._tasks.append(asyncio.create_task(self._ask_for_states(service)))
+        try:
+            yield channel, news
+        finally:
+            del channel.listeners[listener]
+            if not channel.listeners and self._channels.get(job.id) is channel:
+                del self._channels[job.id]
+            if not self._channels:
+                for task in self._tasks:
+                    task.cancel()
+                self._tasks, self._limiter = [], None
+
+    def encode(self, rows: list[JobEvent]) -> list[Sent]:
+        """What is sent for these."""
+        return [Sent(row.id, b"" if row.event == "end" else self._encode(row)) for row in rows]
+
+    async def read(self, service: JobService, job_id: UUID, after: int) -> list[JobEvent]:
+        """Events of a job from the database, for a listener that is behind. Raises StackError."""
+
+        def ask() -> list[JobEvent]:
+            with translate_errors():
+                return read_events(service.engine, job_id, after)
+
+        return await self.run(ask)
+
+    async def run(self, question: Callable[[], T]) -> T:
+        """Ask something that blocks, on a thread of the streams."""
+        self._limiter = self._limiter or CapacityLimiter(THREADS)
+        return await to_thread.run_sync(question, limiter=self._limiter)
+
+    async def _ask_for_events(self, service: JobService) -> None:
+        while True:
+            is_ending = any(channel.is_ending for channel in self._channels.values())
+            await self._sleep(ENDING_POLL_SECONDS if is_ending else POLL_SECONDS)
+            await self._shielded(lambda: self._read_news(service))
+
+    async def _read_news(self, service: JobService) -> None:
+        channels = {job_id: c for job_id, c in self._channels.items() if c.last_id is not None and not c.is_over}
+        ended = {job_id for job_id, channel in channels.items() if channel.job.status.is_terminal}
+        seen = {job_id: channel.last_id for job_id, channel in channels.items() if channel.last_id is not None}
+        if not seen:
+            return
+
+        def ask() -> News:
+            with translate_errors():
+                return read_news(service.engine, seen)
+
+        news = await self.run(ask)
+        for job_id, channel in channels.items():
+            rows = news.events.get(job_id, [])
+            channel.take(rows, self.encode(rows), is_last=job_id in ended)
+            if job_id in news.ended and not channel.job.status.is_terminal:
+                channel.ending_until = time.monotonic() + ENDING_SECONDS
+            if rows or channel.is_over:
+                await _wake(channel)
+            if len(rows) == BATCH_ROWS:
+                self._hurry.set()
+
+    async def _ask_for_states(self, service: JobService) -> None:
+        while True:
+            await asyncio.sleep(ENDING_POLL_SECONDS)
+            await self._shielded(lambda: self._read_states(service))
+
+    async def _read_states(self, service: JobService) -> None:
+        """Ask for the jobs that end and for the one of the others that was asked for longest ago, if two seconds ago.
+
+        Of most ends the news from the database tell first.
+        """
+        now = time.monotonic()
+        asked = [channel for channel in self._channels.values() if not channel.job.status.is_terminal]
+        asked.sort(key=lambda channel: channel.state_read_at)
+        ending = [channel for channel in asked if channel.is_ending][:STATES_AT_ONCE]
+        others = [channel for channel in asked[:1] if now - channel.state_read_at >= STATE_SECONDS]
+        await asyncio.gather(*(self._read_state(service, channel) for channel in {*ending, *others}))
+
+    async def _read_state(self, service: JobService, channel: Channel) -> None:
+        channel.state_read_at = time.monotonic()
+        try:
+            channel.job = await self.run(functools.partial(service.get, channel.job.id))
+        except JobNotFound:
+            channel.is_lost = True
+            await _wake(channel)
+        if channel.job.status.is_terminal:
+            self._hurry.set()
+
+    async def _shielded(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """A server that is away for a while is asked again, and no mistake ends all streams."""
+        try:
+            await ask()
+        except StackError as error:
+            self._log.warn(f"Streams wait: {error}")
+            await asyncio.sleep(AWAY_SECONDS)
+        except Exception:
+            logger.exception("Asking for news of jobs failed")
+            await asyncio.sleep(AWAY_SECONDS)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
+
+
+async def _wake(channel: Channel) -> None:
+    """Tell the listeners, some at a time."""
+    for number, news in enumerate([*channel.listeners.values()], 1):
+        news.set()
+        if number % WOKEN_AT_ONCE == 0:
+            await asyncio.sleep(0)

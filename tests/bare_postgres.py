@@ -1,0 +1,32 @@
+"""A PostgreSQL server without the rest of the stack, for tests of what needs no more."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs import postgres
+from jobs.project import PROJECT_ROOT
+from jobs.supervision import make_run_folder, plain_home, run_folder
+from tests.conftest import wait_until
+
+
+@contextmanager
+def server(home: Path) -> Iterator[str]:
+    """A server on a fresh cluster in `home`; its URL."""
+    make_run_folder(home)
+    data = plain_home(home) / "postgres"
+    postgres.prepare_cluster(data)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    process = subprocess.Popen(postgres.server_command(data), env=environment, stderr=subprocess.DEVNULL)
+    try:
+        url = postgres.local_url(data, "postgres")
+        wait_until(lambda: postgres.is_ready(url), 30)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        if run_folder(home).parent != home:
+            subprocess.run(["rm", "-rf", str(run_folder(home))], check=True)
