@@ -4,7 +4,8 @@ import re
 
 HIDDEN = "***"
 
-_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:)[^\s/?#]*@")
+# Looked for from `://` on, not from where a scheme might begin: that would be every letter of a text without end.
+_PASSWORD = re.compile(r"((?<=[A-Za-z0-9+.-])://[^\s/?#:@]*:)[^\s/?#]*@")
 _TOKEN = re.compile(r"(https?://)[^\s/?#:@]+@")  # git's way to give one: as the user's name, without a password
 
 

@@ -10,6 +10,7 @@ import httpx
 from tests.attack.case import Finding, Harm, Target, case, rough_case
 
 SOON_SECONDS = 6.0  # until every answer is there, whatever is asked
+NEXT_SECONDS = 2.0  # until what comes next is answered
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 PATHS = ("/train", "/queue", f"/train/{UNKNOWN}", "/api/sft/jobs", "/api/sft/configs", "/metrics")
 MOVED_SECONDS = 12.0  # longer than keys and the stack are taken for unchanged
@@ -72,6 +73,18 @@ def values_without_end_are_refused_by_name(target: Target) -> Iterator[Finding]:
             yield from _ask(client, "/train", {}, {"model_name": "tiny/llama", **body})
         yield from _ask(client, "/train", {"name": "n" * 60_000})
         yield from _ask(client, f"/train/{'i' * 60_000}", {})
+
+
+@case
+def paths_without_end_hold_nobody_up(target: Target) -> Iterator[Finding]:
+    """Without a key; what is asked next is answered at once."""
+    with target.client(None) as client:
+        for letters in ("i", "a://", "a:", "%0a", "%e2%80%ae", "../"):
+            client.get(f"/health/{letters * (60_000 // len(letters))}")
+            began = time.monotonic()
+            client.get("/health")
+            if (seconds := time.monotonic() - began) > NEXT_SECONDS:
+                yield Finding(Harm.STARVED, f"{seconds:.1f} s for what came after a path of {letters!r}")
 
 
 @case
