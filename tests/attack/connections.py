@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
-
-from tests.attack.case import Finding, Harm, Target, case
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -163,19 +160,3 @@ async def _answers(ask: Callable[[], Awaitable[int]]) -> bool:
         return await ask() == httpx.codes.OK
     except httpx.HTTPError:
         return False
-
-
-@case
-def half_open_connections_starve_nobody(target: Target) -> Iterator[Finding]:
-    """Connections that never finish a request, silent, trickling and coming anew, and answers that nobody reads."""
-    half = [functools.partial(hold_half_open, target.url, 1000, kind=kind) for kind in BEGINNINGS]
-    others: list[Callable[[], HeldUp]] = [
-        lambda: trickle_headers(target.url, 1000),
-        lambda: trickle_body(target.url, 1000),
-        lambda: keep_coming(target.url),
-        lambda: read_nothing(target.url),
-    ]
-    for attack in [*half, *others]:
-        found = attack()
-        if found.failed or found.max_latency_ms > 1000:
-            yield Finding(Harm.STARVED, f"/health beside connections that do not finish: {found}")

@@ -11,6 +11,7 @@ import httpx
 
 from tests.attack.case import Finding, Harm, Target, case
 from tests.attack.connections import Stream
+from tests.live_service import pause_jobs
 
 PATIENCE_SECONDS = 200e-3  # the 99th percentile of other requests
 
@@ -38,16 +39,20 @@ def open_streams(
 @case
 def streams_starve_nobody(target: Target) -> Iterator[Finding]:
     """1,000 streams of one job, of a key that may read: most are refused, and others are answered in time."""
-    with target.client() as client:
-        body = {"model_name": "nobody/nothing", "dataset_version": "v1.0"}
-        job = client.post("/train", json=body).raise_for_status().json()["job_id"]
-        for resource in (f"/train/{job}/events", f"/train/{job}/logs?follow=true"):
-            found = open_streams(target.url, resource, seconds=8, key=target.keys["read"])
-            if found.failed or found.p99_ms > 1000 * PATIENCE_SECONDS:
-                yield Finding(Harm.STARVED, f"beside streams of {resource}: {found}")
-            if found.open + found.refused < found.asked:
-                yield Finding(Harm.UNSETTLED, f"streams of {resource} without an answer: {found}")
-        client.delete(f"/train/{job}")
+    body = {"model_name": "nobody/nothing", "dataset_version": "v1.0"}
+    pause_jobs(target.service.settings)
+    try:
+        with target.client() as client:
+            job = client.post("/train", json=body).raise_for_status().json()["job_id"]
+            for resource in (f"/train/{job}/events", f"/train/{job}/logs?follow=true"):
+                found = open_streams(target.url, resource, seconds=8, key=target.keys["read"])
+                if found.failed or found.p99_ms > 1000 * PATIENCE_SECONDS:
+                    yield Finding(Harm.STARVED, f"beside streams of {resource}: {found}")
+                if found.open + found.refused < found.asked:
+                    yield Finding(Harm.UNSETTLED, f"streams of {resource} without an answer: {found}")
+            client.delete(f"/train/{job}").raise_for_status()
+    finally:
+        pause_jobs(target.service.settings, is_paused=False)
 
 
 async def _open_streams(base_url: str, path: str, streams: int, seconds: float, key: str | None, beside: str) -> Beside:
