@@ -9,13 +9,12 @@ from collections.abc import Collection
 
 import psutil
 from anyio import CapacityLimiter, to_thread
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.bounded_postgres import bounded_engine_for
-from jobs.deadlines import call_deadline
+from jobs.database import look_at_database
 from jobs.door import Door
 from jobs.hosts import MISDIRECTED, explain, find_unknown_host
 from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
@@ -36,11 +35,9 @@ BIND_SECONDS = 10
 
 def read_keys(settings: Settings) -> KeyBook:
     """The keys of a database that is up; starts nothing. Raises StackError."""
-    try:
-        with call_deadline():
-            return read_book(bounded_engine_for(str(known_addresses(settings).database_url)))
-    except SQLAlchemyError as error:  # not there yet, or its tables are not
-        raise StackError("the database of API keys can't be read; see `tuneyard status`") from error
+    url = str(known_addresses(settings).database_url)
+    with look_at_database(url):
+        return read_book(bounded_engine_for(url))
 
 
 class Authentication:

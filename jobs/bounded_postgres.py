@@ -19,6 +19,10 @@ CONNECT_SECONDS = 10.0
 CHECKS_CLIENT = 140000  # from this version on a server can notice that its client has gone
 
 
+class PostgresTimeout(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types
+    """The server has not answered in time."""
+
+
 class BoundedConnection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
     """A connection each of whose statements may take `allowed_seconds`."""
 
@@ -65,6 +69,6 @@ def _wait(connection: Any) -> None:
         poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and (left <= 0 or not poller.poll(left * 1000)):
-            raise psycopg2.OperationalError(f"PostgreSQL has not answered for {limit:.0f} s")
+            raise PostgresTimeout(f"PostgreSQL has not answered for {limit:.0f} s")
         if left is None:
             poller.poll()

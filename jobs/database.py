@@ -8,13 +8,19 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from jobs.deadlines import call_deadline
+from jobs.bounded_postgres import PostgresTimeout
+from jobs.deadlines import breaker_for, call_deadline
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
+DATABASE = "Tuneyard's database"
 PATIENCE_SECONDS = 120.0  # a restart of PostgreSQL takes seconds
 POLL_SECONDS = 0.5
+
+
+class DatabaseTimeout(StackError):
+    """Tuneyard's database has not answered in time."""
 
 
 @contextmanager
@@ -24,9 +30,17 @@ def translate_errors() -> Iterator[None]:
         with call_deadline():
             yield
     except SQLAlchemyError as error:
-        raise StackError(
-            f"Tuneyard's database can't be reached ({type(error).__name__}); see `tuneyard status`"
+        is_late = isinstance(getattr(error, "orig", None), PostgresTimeout)
+        raise (DatabaseTimeout if is_late else StackError)(
+            f"{DATABASE} can't be reached ({type(error).__name__}); see `tuneyard status`"
         ) from error
+
+
+@contextmanager
+def look_at_database(url: str) -> Iterator[None]:
+    """As `translate_errors`, and without waiting for a server that has just been found not to answer."""
+    with breaker_for(DATABASE, url, DatabaseTimeout).watch(), translate_errors():
+        yield
 
 
 @contextmanager

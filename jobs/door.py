@@ -1,18 +1,19 @@
 """The one way in: brings the stack up on first use and hands out the process's `JobService`."""
 
+import logging
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from jobs.database import look_at_database
 from jobs.schema import ensure_current
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.stack import ensure_up
-from sft.errors import StackError
+from sft.errors import SchemaMismatch, StackError
+
+logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by the first use after this
 
@@ -59,8 +60,7 @@ class Door:
             self._home = (settings.home, _identify(settings.home))
             if self._service is None or self._service.settings != settings:
                 self._service = JobService(settings)
-            with suppress(SQLAlchemyError):  # away: whoever needs it says so
-                ensure_current(self._service.engine)
+            self._check_schema(self._service)
             self._checked_at = time.monotonic()
         return self._service
 
@@ -71,6 +71,17 @@ class Door:
         if service is not None:
             service.close()
             service.engine.dispose()
+
+    @staticmethod
+    def _check_schema(service: JobService) -> None:
+        """Raises SchemaMismatch. A database that is away is left to whoever needs it to say."""
+        try:
+            with look_at_database(str(service.settings.database_url)):
+                ensure_current(service.engine)
+        except SchemaMismatch:
+            raise
+        except StackError as error:
+            logger.debug("The schema could not be looked at: %s", error)
 
     def _check_home(self, settings: Settings) -> None:
         """A state folder that was there and was moved away is not made anew: its jobs and keys are elsewhere.

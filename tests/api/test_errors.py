@@ -289,7 +289,14 @@ def test_the_first_and_the_last_time_can_be_asked_for(api, time):
         assert api.get("/train", params=query | {"limit": 1}).status_code == 200
 
 
-@pytest.mark.parametrize("seconds", ["253402300799.1", "-62135596801", "1e999", "-1e300"])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        *("253402300799.1", "-62135596801", "1e999", "-1e300", "9" * 400, "nan", "inf", "-inf", "1e"),
+        *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+00:01", "0000-01-01"),
+        *("10000-01-01", "2026-01-01T00:00:00+25:00", "2026-02-30", "2026-01-01T00:00:00-99:99", "\u0662\u0660"),
+    ],
+)
 def test_a_time_outside_the_calendar_is_refused(api, seconds):
     answer = api.get("/train", params={"created_after": seconds})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")

@@ -11,9 +11,7 @@ from tests.client.scripted_service import Scripted, ScriptedService
 from tests.hostile.test_log_lines import BREAKS
 
 FORGED = "FORGED 17  completed"
-BAD = "a" + "".join(
-    f"{line_break}{FORGED}" for line_break in BREAKS if line_break.isascii() or ord(line_break[0]) > 255
-)
+BAD = "a" + "".join(f"{line_break}{FORGED}" for line_break in BREAKS)
 BAD += "\x9b2J\x85[link=http://evil.example]x[/link]"
 ID = "550e8400-e29b-41d4-a716-446655440000"
 WHEN = "2026-01-01T00:00:00+00:00"

@@ -9,9 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
+from api.main import create_app
 from jobs import postgres
 from jobs.archive import Member, list_registered_files
 from jobs.bounded_postgres import bounded_engine_for
@@ -205,3 +207,20 @@ class TestARealDatabase:
     def _ask(connection, query):
         with translate_errors():
             connection.execute(text(query))
+
+
+def test_a_database_that_does_not_answer_is_waited_for_once(tmp_path):
+    with closing(StallingServer("silent")) as server:
+        settings = Settings(
+            home=tmp_path,
+            database_url=f"postgresql+psycopg2://postgres@127.0.0.1:{server.port}/tuneyard",
+            prefect_api_url="http://127.0.0.1:9/api",
+            mlflow_tracking_uri="http://127.0.0.1:9",
+        )
+        client = TestClient(create_app(settings))
+        with allow(ALLOWED):
+            assert measure(lambda: client.get("/train")) < NO_LONGER_THAN
+            assert measure(lambda: client.get("/queue")) < 0.4
+        answer = client.get("/queue")
+    assert (answer.status_code, answer.json()["code"]) == (503, "stack_unavailable")
+    assert "database" in answer.json()["detail"]
