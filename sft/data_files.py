@@ -48,10 +48,11 @@ def count_rows(path: Path) -> int:
     """How many rows `read_rows` gives, those that can't be read included; 0 for an empty file. Raises as it does."""
     if path.suffix.lower() == ".jsonl" and path.is_file():
         check_kind(path)
-        with _reading(path), path.open("rb") as lines:
-            first = lines.readline()
-            if is_utf8(path) and not _begins_list(first.removeprefix(b"\xef\xbb\xbf")):
-                return sum(1 for line in (first, *lines) if line.strip())
+        with _reading(path), path.open("rb") as file:
+            lines = filter(bytes.strip, file)
+            first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
+            if is_utf8(path) and first.strip() and not _begins_list(first):
+                return sum(_count_lines(line) for line in (first, *lines))
     return len(_read(path))
 
 
@@ -114,6 +115,11 @@ def _read_jsonl(path: Path) -> list[NumberedRow]:
         except InvalidDataset:
             pass
     return _read_lines(content)
+
+
+def _count_lines(line: bytes) -> int:
+    """How many `_read_lines` makes of what a file takes for one: an old Mac's lines end in a carriage return."""
+    return sum(1 for part in line.splitlines() if part.strip()) if b"\r" in line else 1
 
 
 def _begins_list(content: bytes) -> bool:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sft.data_files import BrokenRow, read_rows
+from sft.data_files import BrokenRow, count_rows, read_rows
 from sft.errors import InvalidDataset
 from sft.file_content import RECODE
 
@@ -113,3 +113,18 @@ def test_a_file_that_is_malformed_as_a_whole_is_refused(
         read_rows(tmp_path / name)
     with pytest.raises(InvalidDataset, match=r"missing\.jsonl is not a file"):
         read_rows(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "a"}\r{"text": "b"}\r\r{"text": "c"}\r',
+        b'\n\r\n{"text": "a"}\r\n{"text": "b"}\n',
+        b'\n[\n {"text": "a"},\n {"text": "b"}\n]',
+        b'\xef\xbb\xbf\n[\n {"text": "a"},\n {"text": "b"}\n]',
+    ],
+)
+def test_rows_are_counted_as_they_are_read_whatever_ends_a_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert count_rows(path) == len(read_rows(path))
