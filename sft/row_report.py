@@ -72,7 +72,7 @@ class SplitReport:
         if counts["too_long"]:
             parts.append(f"{counts['too_long']} are longer than max_seq_length {config.max_seq_length}")
         if counts["dropped"]:
-            parts.append(f"{counts['dropped']} have no answer within max_seq_length {config.max_seq_length}")
+            parts.append(f"{counts['dropped']} have no answer to learn within max_seq_length {config.max_seq_length}")
         return parts
 
 

@@ -40,7 +40,16 @@ CODE = (  # modules whose change makes other rows of the same data
     "tokenizer_class",
 )
 LIBRARIES = ("jinja2", "tokenizers", "transformers")
-TOKENIZER_FILES = ("*token*.json", "tekken.json", "vocab*", "merges.txt", "*.model", "chat_template*", "config.json")
+TOKENIZER_FILES = (
+    "*token*.json",
+    "tekken.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "config.json",
+    "additional_chat_templates/*.jinja",  # those that a tokenizer has beside its default one: for tools, say
+)
 
 
 class PreparedData:
@@ -211,7 +220,7 @@ def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: 
         "libraries": {name: version(name) for name in LIBRARIES},
         "train": [train_file.suffix.lower(), hash_file(train_file)],
         "eval": [eval_file.suffix.lower(), hash_file(eval_file)] if eval_file else None,
-        "tokenizer": {path.name: hash_file(path) for path in files},
+        "tokenizer": {path.relative_to(model_path).as_posix(): hash_file(path) for path in files},
         "template": [config.template_name, *TEMPLATES.get(config.template_name, ())],
         **config.model_dump(mode="json", include=fields),
     }

@@ -252,6 +252,21 @@ def test_changed_code_is_run_anew(
     assert len(folders) == 3
 
 
+def test_another_template_for_tools_is_tokenized_anew(
+    model_path: Path, write_rows: Callable[..., Path], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    model, tokenizer = tmp_path / "model", load_tokenizer(model_path)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" + tokenizer.chat_template}
+    tokenizer.save_pretrained(model)
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    data = write_rows([{"messages": talk("Hi", "Yo"), "tools": tools}])
+    first, again = (prepare(make_config(dataset_format="chat"), model, data, tmp_path / "cache") for _ in range(2))
+    [file] = (model / "additional_chat_templates").iterdir()
+    file.write_text("TOOLS " + file.read_text(encoding="utf-8"), encoding="utf-8")
+    changed = prepare(make_config(dataset_format="chat"), model, data, tmp_path / "cache")
+    assert [one.was_cached for one in (first, again, changed)] == [False, True, False]
+
+
 def test_a_torn_folder_is_made_anew(
     model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig
 ) -> None:
@@ -281,7 +296,7 @@ def test_nothing_to_learn_is_an_error_that_leaves_nothing_behind(
     path = write_rows([{"instruction": "Hi", "output": "Yo"}])
     with pytest.raises(
         InvalidDataset,
-        match=r"nothing to learn from in .*rows.json: of 1 rows 1 have no answer within max_seq_length 4$",
+        match=r"nothing to learn from in .*rows.json: of 1 rows 1 have no answer to learn within max_seq_length 4$",
     ):
         prepare(make_config(max_seq_length=4), model_path, path, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
