@@ -108,7 +108,7 @@ def _read_chat(row: Fields, ignored: set[str], _: str | None) -> Conversation:
 
 def _read_completion(row: Fields, ignored: set[str], text_field: str | None) -> Conversation | PlainText:
     if text_field is None and "prompt" in row.values and "completion" in row.values:
-        if row.values.get("label") is False:  # TRL's unpaired preferences
+        if str(row.values.get("label")).strip().lower() == "false":  # TRL's unpaired preferences, a CSV file's too
             raise InvalidDataset("label false calls this completion a bad one, which training would learn; take it out")
         if _holds_messages(row.values["prompt"]) and _holds_messages(row.values["completion"]):
             messages = read_messages(row.take("prompt"), "prompt", ignored)

@@ -142,8 +142,13 @@ def _read_weight(fields: Fields, where: str) -> bool:
     weight = fields.take("weight")
     if not (weight is None or (isinstance(weight, int | float) and weight in (0, 1))):
         raise InvalidDataset(f"{where} has the weight {shorten(weight)}; known are 0 (read only) and 1 (learned)")
-    flags = [fields.take(name) for name in FLAGS if isinstance(fields.values.get(name), bool)]
+    flags = [fields.take(name) for name in FLAGS if _is_flag(fields.values.get(name))]
     return weight != 0 and all(flags)
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether it says yes or no: a table of numbers has 0 and 1 for it. A measured loss does not."""
+    return isinstance(value, int | float) and value in (0, 1)
 
 
 def _read_call(call: Any, where: str, ignored: set[str]) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 
 from sft.errors import InvalidDataset
 from sft.formats import Conversation
-from sft.messages import REASONING, Message
+from sft.messages import REASONING, Message, Tool
 
 CALLING_TEMPLATES = "qwen, qwen3, llama3, mistral or deepseek3"
 THOUGHT_END = "</think>"
+SHORT = 12  # characters, of which a template's own words may have the same
 REFERENCES = ("name", "tool_call_id", "tool_calls[].id")  # fields that templates may write or not
+
+Write = Callable[[list[Message], list[Tool] | None], str]  # what the chat template makes of messages and tools
 
 
 def check_calls(answer: Message, index: int, written: str) -> None:
@@ -25,7 +28,7 @@ def check_calls(answer: Message, index: int, written: str) -> None:
         raise InvalidDataset(f"messages[{index}]: the chat template leaves out the text beside the call of a function")
 
 
-def check_nothing_is_lost(text: str, row: Conversation) -> None:
+def check_nothing_is_lost(text: str, row: Conversation, write: Write) -> None:
     """Many templates pass over roles and tools they do not know. Raises InvalidDataset when this one did."""
     for index, message in enumerate(row.messages):
         content = message["content"].strip()
@@ -40,6 +43,70 @@ def check_nothing_is_lost(text: str, row: Conversation) -> None:
     for tool in row.tools or []:
         if tool["function"]["name"] not in text:
             raise InvalidDataset(f"the chat template does not write tools; choose template_name {CALLING_TEMPLATES}")
+    if _may_hide_a_loss(text, row):
+        _check_marked(row, write)
+
+
+def _may_hide_a_loss(text: str, row: Conversation) -> bool:
+    """Whether a part that was left out could still be found in the text: in another message, or in the template."""
+    if row.tools or any("tool_calls" in message for message in row.messages):
+        return True
+    whole = [message["content"] for message in row.messages]
+    for message in row.messages:
+        content = message["content"].strip()
+        if not content:
+            continue
+        if len(content) < SHORT and message["role"] in ("system", "tool"):
+            return True
+        if text.count(content) != sum(other.count(content) for other in whole):
+            return True
+    return False
+
+
+def _check_marked(row: Conversation, write: Write) -> None:
+    """Have the template write the same conversation of words that stand nowhere else, and look for each of them."""
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        word = f"qz{len(marks)}zq"
+        marks[word] = what
+        return word
+
+    messages = [_mark_message(message, index, mark) for index, message in enumerate(row.messages)]
+    no_tools = f"the chat template does not write tools; choose template_name {CALLING_TEMPLATES}"
+    tools = [tool | {"function": tool["function"] | {"name": mark(no_tools)}} for tool in row.tools or []]
+    try:
+        text = write(messages, tools or None)
+    except InvalidDataset:  # a template may want names or forms that it knows
+        return
+    for word, loss in marks.items():
+        if word not in text:
+            raise InvalidDataset(loss)
+
+
+def _mark_message(message: Message, index: int, mark: Callable[[str], str]) -> Message:
+    left_out = f"messages[{index}]: the chat template leaves out"
+    marked = dict(message)
+    if message["content"].strip():
+        what = f"{left_out} this {message['role']} message; choose another template_name"
+        if "tool_calls" in message:
+            what = f"{left_out} the text beside the call of a function"
+        marked["content"] = mark(what)
+    if "tool_calls" in message:
+        calls = f"messages[{index}]: the chat template does not write calls of functions"
+        arguments = f"{left_out} the arguments of a call"
+        remedy = f"; choose template_name {CALLING_TEMPLATES}"
+        marked["tool_calls"] = [
+            call
+            | {
+                "function": {
+                    "name": mark(calls + remedy),
+                    "arguments": {name: mark(arguments + remedy) for name in call["function"]["arguments"]},
+                }
+            }
+            for call in message["tool_calls"]
+        ]
+    return marked
 
 
 def find_unwritten(text: str, row: Conversation, write: Callable[[list[Message]], str]) -> frozenset[str]:

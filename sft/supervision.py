@@ -63,7 +63,7 @@ class Renderer(NamedTuple):
     def _render_conversation(self, row: Conversation) -> SupervisedText:
         row = row._replace(messages=[_name_reasoning(message) for message in row.messages])
         text = self._write(row.messages, row.tools)
-        check_nothing_is_lost(text, row)
+        check_nothing_is_lost(text, row, self._write)
         answers = [
             index
             for index, message in enumerate(row.messages)

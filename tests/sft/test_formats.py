@@ -121,7 +121,10 @@ def test_columns_that_are_not_followed_are_named() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "completion": "b", "label": False}, "label false calls this completion a bad one"),
+        *[
+            ({"prompt": "a", "completion": "b", "label": label}, "label false calls this completion a bad one")
+            for label in (False, "False", "false")
+        ],
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen and rejected are preference data"),
     ],
 )

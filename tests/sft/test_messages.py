@@ -162,7 +162,7 @@ def test_content_that_is_no_text_is_refused(part: dict[str, Any]) -> None:
     [
         *[("weight", value, False) for value in (0, 0.0, False)],
         *[("weight", value, True) for value in (1, 1.0, True, None)],
-        *[(flag, value, value) for flag in ("loss", "train") for value in (True, False)],
+        *[(flag, value, bool(value)) for flag in ("loss", "train") for value in (True, False, 1, 0)],
     ],
 )
 def test_a_weight_says_whether_a_turn_is_learned(field: str, value: Any, is_learned: bool) -> None:

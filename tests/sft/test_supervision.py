@@ -364,6 +364,52 @@ def test_reasoning_that_a_template_cuts_out_of_an_answer_is_named(tokenizer: Pre
     assert rendered.ignored == {"messages[].content (<think>)"}
 
 
+PLAIN = (
+    "{% for m in messages if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ASKED: Message = {"role": "user", "content": "What is the weather?"}
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+
+
+def call_of(**arguments: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            Conversation([{"role": "system", "content": "weather"}, ASKED, {"role": "assistant", "content": "7"}]),
+            "system",
+        ),
+        (Conversation([{"role": "system", "content": "user"}, ASKED, {"role": "assistant", "content": "7"}]), "system"),
+        (
+            Conversation([ASKED, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "It is 7."}]),
+            "leaves out this tool message",
+        ),
+        (Conversation([ASKED, {"role": "assistant", "content": "7"}], tools=[WEATHER]), "does not write tools"),
+        (
+            Conversation([ASKED, {"role": "assistant", "content": "", "tool_calls": call_of(city="Oslo")}]),
+            "the arguments of a call",
+        ),
+    ],
+)
+def test_what_a_template_leaves_out_is_told_though_the_text_has_it_elsewhere(
+    tokenizer: PreTrainedTokenizerFast, row: Conversation, told: str
+) -> None:
+    stop_token = apply_template(tokenizer, "auto")
+    tokenizer.chat_template = PLAIN
+    with pytest.raises(InvalidDataset, match=told):
+        Renderer(tokenizer, stop_token).render(row)
+
+
+def test_messages_of_the_same_text_are_no_loss(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = Conversation([{"role": "system", "content": "Yo"}, *talk("Yo", "Yo", "Yo", "Yo")])
+    assert render(tokenizer, row).text.count("Yo") == 5
+
+
 def test_an_answer_that_a_template_leaves_out_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
     stop_token = apply_template(tokenizer, "auto")
     tokenizer.chat_template = (
