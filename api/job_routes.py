@@ -7,12 +7,12 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, cast
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, StreamedEvent
-from api.channels import EventHub
 from api.errors import SFT_PREFIX
 from api.service import get_service
 from api.stream_limit import LimitedStream
@@ -99,7 +99,7 @@ async def get_logs(
     write = _write_json if as_json else LogLine.to_text
     media_type = NDJSON if as_json else "text/plain; charset=utf-8"
     if follow:
-        lines = _send_lines(request.app.state.streams, LogFeed(service, job, tail), write)
+        lines = _send_lines(request.app.state.log_threads, LogFeed(service, job, tail), write)
         return LimitedStream(request.app.state.stream_limit, lines, media_type=media_type, headers=STREAM_HEADERS)
     found = await run_in_threadpool(read_log, service, job.id, tail)
     return Response("".join(map(write, found)), media_type=media_type)
@@ -227,8 +227,8 @@ def _write_json(line: LogLine) -> str:
     return json.dumps(line.to_dict()) + "\n"
 
 
-async def _send_lines(hub: EventHub, feed: LogFeed, write: Any) -> AsyncIterator[str]:
-    async for lines in follow(hub, feed):
+async def _send_lines(threads: CapacityLimiter, feed: LogFeed, write: Any) -> AsyncIterator[str]:
+    async for lines in follow(feed, threads):
         if lines:
             yield "".join(map(write, lines))
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 READINESS_TTL_SECONDS = 1.0
 REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
 JOB_COUNTS_TTL_SECONDS = 10.0
+LOG_THREADS = 4  # of all followed logs together, beside those of requests and of events
 ANSWER_SECONDS = 5.0  # for the 408 of a request whose body is late, before its connection is cut
 EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
 
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.planner = Planner()
     app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
+    app.state.log_threads = CapacityLimiter(LOG_THREADS)
     connections = find_limits(settings).connections
     app.state.stream_limit = StreamLimit(min(settings.max_streams, connections // 2), connections // 2)
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)

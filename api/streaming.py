@@ -101,14 +101,14 @@ async def _heard(news: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def follow(hub: EventHub, feed: Feed[T]) -> AsyncIterator[list[T]]:
+async def follow(feed: Feed[T], threads: anyio.CapacityLimiter) -> AsyncIterator[list[T]]:
     """What a feed has to say, perhaps nothing, each time it is asked, until it is over.
 
-    A server that is away for a while is asked again.
+    One of these threads is taken for each question only. A server that is away for a while is asked again.
     """
     while not feed.is_over:
         try:
-            news = await hub.run(feed.poll)
+            news = await anyio.to_thread.run_sync(feed.poll, limiter=threads)
         except (StackError, OperationalError) as error:
             logger.warning("A stream waits: %s", error)
             yield []
