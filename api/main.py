@@ -30,6 +30,7 @@ from jobs.door import Door
 from jobs.keys import KeyRing, keys_marker
 from jobs.log_lines import keep_lines_whole
 from jobs.planner import Planner
+from jobs.privacy import keep_private
 from jobs.readiness import check_parts, count_jobs
 from jobs.settings import Settings
 from sft.errors import StackError
@@ -118,6 +119,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 @asynccontextmanager
 async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
     to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
+    keep_private()
     keep_lines_whole()
     log_to_stderr_unless_configured()
     threading.Thread(target=_open, args=(app,), name="open-stack", daemon=True).start()

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from app import cli_configs, cli_jobs, cli_plan, cli_stack
 from app.cli_exit import EPILOG, CommandGroup
+from jobs.privacy import keep_private
 
 main = typer.Typer(
     cls=CommandGroup,
@@ -52,7 +53,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    keep_private()
 
 
 main.add_typer(cli_jobs.commands)

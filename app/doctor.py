@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from packaging.version import Version
 from app.cli_exit import ExitCode
 from app.cli_output import print_json, print_line
 from jobs import parts, stack
+from jobs.privacy import find_open
 from jobs.project import find_sources
 from jobs.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.readiness import PartCheck, check_parts
@@ -32,6 +34,7 @@ from sft.dtype_record import DtypeRecord, read_record
 from sft.errors import StackError
 
 GIB = 2**30
+OPEN_SHOWN = 5
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 2 * GIB, 20 * GIB
 MEMORY_FAIL_BYTES, MEMORY_WARN_BYTES = 1 * GIB, 4 * GIB
 ASK_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
@@ -76,6 +79,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield check_python(platform.python_version(), importlib.metadata.metadata("tuneyard")["Requires-Python"])
     yield from check_packages(find_sources() / "constraints.txt", installed_version)
     yield from check_folder(settings.home)
+    yield from check_rights(settings)
     yield check_disk(settings.home, measure_free(settings.home))
     yield check_memory(psutil.virtual_memory().available)
     yield from check_gpu(_run(ASK_GPU), _run([sys.executable, "-c", ASK_TORCH]))
@@ -142,6 +146,26 @@ def check_folder(home: Path) -> Iterator[Finding]:
         yield Finding(Level.FAIL, "folder", f"anybody may write to {home}", f"chmod o-w {shlex.quote(str(home))}")
     else:
         yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, made on first use")
+
+
+def check_rights(settings: Settings) -> Iterator[Finding]:
+    """Whether other accounts of this machine can read what the service keeps."""
+    open_folders = 0
+    for folder in dict.fromkeys((settings.home, settings.output_root, settings.data_root, settings.model_root)):
+        if folder != settings.home and folder.is_relative_to(settings.home):
+            continue
+        found = list(islice(find_open(folder), OPEN_SHOWN + 1))
+        if not found:
+            continue
+        open_folders += 1
+        names = ", ".join(f"{path} ({stat.S_IMODE(path.lstat().st_mode):o})" for path in found[:OPEN_SHOWN])
+        more = " …" if len(found) > OPEN_SHOWN else ""
+        remedy = f"chmod -R go-rwx {shlex.quote(str(folder))}"
+        if folder == settings.home:
+            remedy += ", or `tuneyard down` and `tuneyard up`"
+        yield Finding(Level.WARN, "rights", f"other accounts can open {names}{more}", remedy)
+    if not open_folders:
+        yield Finding(Level.OK, "rights", "no other account can open the state folder")
 
 
 def check_disk(home: Path, free_bytes: int) -> Finding:

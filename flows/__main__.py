@@ -12,6 +12,7 @@ import runpy
 from flows.waiting import wait_for_prefect
 from jobs.early_stop import heed_early_stop
 from jobs.keeper import end_with_parent
+from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
 
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
@@ -19,6 +20,7 @@ YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 70
 
 def main() -> None:
     """Run the job to its end."""
+    keep_private()
     end_with_parent()
     heed_early_stop()
     gc.set_threshold(YOUNG_OBJECTS)

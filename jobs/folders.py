@@ -39,7 +39,7 @@ def make_home(home: Path) -> None:
             "PYTHONUTF8"
         ) from error
     try:
-        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=home) as scratch:
             _try_folder(Path(scratch))
     except OSError as error:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from types import FrameType
 
+from jobs.privacy import UMASK
 from sft.confinement import explain_end, open_note
 
 NOTE = "TUNEYARD_NOTE"  # file descriptor of a note of what the job reads (`sft.confinement`)
@@ -47,6 +48,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     end_with_parent()
+    os.umask(UMASK)
     # Held back from the child until it can heed it (`jobs.early_stop`).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # In a session of its own: a signal to the worker's group would reach it twice.

@@ -27,6 +27,7 @@ from jobs.folders import make_home
 from jobs.job_processes import is_job_process
 from jobs.keys import keys_marker, list_keys
 from jobs.prefect_access import guard_server
+from jobs.privacy import tighten
 from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
 from jobs.store import WATCHDOG_LOCK, engine_for, migrate
@@ -195,6 +196,8 @@ def _start(settings: Settings) -> Settings:
         _bring_up(settings, resolved, supervisor, list(endpoints.gpus), is_fresh=False)
     else:
         _stop(settings.home)  # what a killed supervisord has left behind
+        if closed := tighten(settings.home):
+            logger.info("%d files and folders in %s are closed to other accounts now", closed, settings.home)
         gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
         resolved = parts.fill_addresses(settings)
         local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
@@ -222,7 +225,7 @@ def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> N
     make_run_folder(settings.home)
     if settings.database_url is None:
         postgres.prepare_cluster(settings.home / "postgres")
-    (settings.home / "prefect").mkdir(exist_ok=True)
+    (settings.home / "prefect").mkdir(mode=0o700, exist_ok=True)
     supervisor.launch(wanted, parts.stack_environment(settings))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
+from jobs.privacy import UMASK
 from sft.errors import StackError
 
 MARK = "TUNEYARD_STACK"  # environment variable that every process of a stack inherits: the state folder
@@ -82,7 +83,7 @@ def make_run_folder(home: Path) -> Path:
     folder = run_folder(home)
     folder.mkdir(mode=0o700, exist_ok=True)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
-    (folder / "tmp").mkdir()
+    (folder / "tmp").mkdir(mode=0o700)
     if plain_home(home) != home:
         (folder / "home").unlink(missing_ok=True)
         (folder / "home").symlink_to(home)
@@ -139,7 +140,8 @@ class Supervisor:
     def launch(self, parts: Sequence[Part], environment: Mapping[str, str]) -> None:
         """Start the daemon with these parts, none of them running yet. Raises StackError with what it said."""
         self.socket.unlink(missing_ok=True)
-        (self.home / "logs").mkdir(exist_ok=True)
+        (self.home / "logs").mkdir(mode=0o700, exist_ok=True)
+        self.config.touch(mode=0o600)
         self.config.write_text(render_config(self.home, self.run, parts), encoding="utf-8")
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
         done = subprocess.run(  # the daemon detaches once its socket is open
@@ -150,6 +152,7 @@ class Supervisor:
             text=True,
             check=False,
             timeout=60,
+            umask=UMASK,
         )
         if done.returncode or not self.processes():
             raise StackError(f"supervisord did not start: {(done.stderr or done.stdout).strip()}")
@@ -200,7 +203,7 @@ def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
             "pidfile": run / "supervisord.pid",
             "directory": home,
             "minfds": 256,
-            "umask": f"{_current_umask() | 0o022:03o}",
+            "umask": f"{UMASK:03o}",
             **({"user": "root"} if os.getuid() == 0 else {}),  # else it warns that it is root
         },
     }
@@ -235,12 +238,6 @@ def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
 def quote_word(word: str) -> str:
     """One word of a command as supervisord reads it: its file's `%`, comments and blanks, then a shell's quoting."""
     return re.sub(r"([^A-Za-z0-9/._=,:@+-])", r"\\\1", word).replace("%", "%%") or "''"
-
-
-def _current_umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
 
 
 def stack_processes(home: Path) -> list[psutil.Process]:

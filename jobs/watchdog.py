@@ -29,6 +29,7 @@ from jobs.log_lines import keep_lines_whole
 from jobs.outbox import CHANNEL
 from jobs.pool_runs import PoolRuns
 from jobs.prefect_access import open_client
+from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
 from jobs.recovery import Recovery
 from jobs.schema import ensure_current
@@ -132,6 +133,7 @@ def _repair(settings: Settings) -> None:
 
 def main() -> None:
     """Run until killed. Raises StackError when addresses are missing from the environment."""
+    keep_private()
     keep_lines_whole()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

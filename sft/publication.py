@@ -23,14 +23,22 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        allowed = ~read_umask()
+        temporary.chmod(0o777 & allowed)
         for path in temporary.rglob("*"):  # some writers, safetensors' among them, make files only their owner reads
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod((0o777 if path.is_dir() else 0o666) & allowed)
         sync_tree(temporary)
         _put_in_place(temporary, folder, replace)
         sync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_umask() -> int:
+    """What this process gives nobody else. It can't be asked for without setting it: nothing opens up meanwhile."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:

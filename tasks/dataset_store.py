@@ -14,6 +14,7 @@ from filelock import FileLock
 import sft.data_files
 from sft.errors import InvalidDataset
 from sft.file_content import check_kind
+from sft.publication import read_umask
 from tasks.split_files import is_rows, pick_files
 
 MANIFEST = ".manifest.json"
@@ -131,7 +132,7 @@ def combine_md5(listing: dict[str, str]) -> str:
 
 def publish(path: Path) -> None:
     """Make a finished file safe on disk and read-only."""
-    path.chmod(0o444)
+    path.chmod(0o444 & ~read_umask())
     sync(path)
     sync(path.parent)
 

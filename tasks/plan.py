@@ -20,6 +20,7 @@ from typing import Any
 from jobs.history import read_past_runs
 from jobs.keeper import end_with_parent
 from jobs.log_lines import keep_lines_whole
+from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
 from jobs.settings import Settings
 from jobs.store import engine_for
@@ -145,6 +146,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="answer requests on this socket")
     options = arguments.parse_args()
+    keep_private()
     keep_lines_whole()
     bypass_proxies(os.environ)
     if options.serve:

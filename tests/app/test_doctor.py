@@ -47,6 +47,7 @@ def test_a_machine_without_a_stack(tmp_path):
         "python",
         "packages",
         "folder",
+        "rights",
         "disk",
         "memory",
         "gpu",

@@ -1,0 +1,81 @@
+"""Another account of the machine looks for what it can open of a service's files."""
+
+import os
+import pwd
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from jobs.supervision import stack_processes
+
+OTHERS = 0o077
+ANOTHER = "nobody"
+LOOK = """
+import os, sys
+opened = []
+for folder, _, names in os.walk(sys.argv[1]):
+    paths = [os.path.join(folder, name) for name in names]
+    opened += [folder, *(path for path in paths if os.access(path, os.R_OK))]
+print("\\n".join(opened))
+"""
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What there is below a folder, what has rights for others, what another account opens, and open-handed processes.
+
+    `opened` is None where this process may not become another account.
+    """
+
+    found: int
+    open: int
+    opened: int | None
+    processes: int
+    loose_processes: int  # whose umask would let others in
+
+    @property
+    def reachable(self) -> int:
+        """Breaches: what another account did open, or could for the modes alone."""
+        return self.open if self.opened is None else self.opened
+
+
+def look_as_another(home: Path) -> Rights:
+    """Walk a state folder by modes, and as another account where this process is root's."""
+    paths = [home, *(path for path in home.rglob("*") if not path.is_symlink())]
+    modes = [path.lstat().st_mode for path in paths if path.exists()]
+    is_open = [mode for mode in modes if mode & OTHERS and not stat.S_ISSOCK(mode)]
+    processes = stack_processes(home)
+    loose = sum(read_umask(process) & OTHERS != OTHERS for process in processes)
+    return Rights(len(modes), len(is_open), open_as_another(home), len(processes), loose)
+
+
+def open_as_another(home: Path) -> int | None:
+    """How many files and folders another account can open; None where it can't be tried."""
+    if os.geteuid() != 0:
+        return None
+    account = pwd.getpwnam(ANOTHER)
+    python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+    done = subprocess.run(
+        [python, "-c", LOOK, str(home)],
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return len(done.stdout.split()) if done.returncode == 0 else None
+
+
+def read_umask(process: psutil.Process) -> int:
+    """The umask of a process; that of one that is gone lets nobody in. PostgreSQL's, in its own folder, is its own."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        return OTHERS
