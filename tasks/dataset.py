@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
-from sft.file_content import COMPRESSED_SUFFIXES
+from sft.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.places import follow
 from tasks.dataset_store import (
     StoredDataset,
@@ -129,6 +129,8 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     for file in filter(None, (train, held_out_file)):
         if not file.resolve().is_relative_to(path):
             raise InvalidConfig(f"{file} is a link that leads outside {path}; put the file itself there")
+        if file.is_file():
+            check_kind(file)  # before all of it is read
     stored = StoredDataset(hash_file(train), train, held_out_file, count_rows(train), tuple(unused))
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
