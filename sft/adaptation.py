@@ -1,5 +1,6 @@
 """What of a model is adapted, what is left as it is, and why: found by trying, said before anything is trained."""
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -99,7 +100,10 @@ def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adap
     """
     found: AdaptedLayers | None = read_layers(model)
     if settings is not None:
-        found, error = try_settings(model, settings)
+        # What it trains as a whole or by token hangs on PeftModel, which an empty model can't be.
+        layers = copy.copy(settings)
+        layers.modules_to_save = layers.trainable_token_indices = None
+        found, error = try_settings(model, layers)
         if found is None:
             raise InvalidConfig(f"adapter_path does not fit base_model: {_first_line(error)}") from error
         if found.lost:
@@ -107,6 +111,7 @@ def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adap
                 f"adapter_path does not fit base_model: PEFT loads nothing into {len(found.lost)} of its layers, "
                 f"{min(found.lost)} for one"
             )
+        found = found._replace(trainable=found.trainable + _count_whole(model, settings))
     assert found is not None  # noqa: S101 - for the type checker
     experts = {
         name.replace(".base_layer", "").removeprefix("base_model.model."): weights
@@ -115,6 +120,24 @@ def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adap
     rest = {name: weights for name, weights in experts.items() if name not in found.parameters}
     left_out = tuple(describe_experts(rest, STACKED))
     return Adaptation(None, found.trainable, _count_names(found), left_out, tuple(_warn(model, left_out)))
+
+
+def _count_whole(model: nn.Module, settings: LoraConfig) -> int:
+    """Weights of the modules that an adapter has trained copies of, and of the tokens that it has vectors for."""
+    whole = _count_ending(model, tuple(settings.modules_to_save or ()))
+    tokens: Any = settings.trainable_token_indices or {}
+    if isinstance(tokens, list):
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        tokens = dict.fromkeys(names[:1], tokens)  # the table of the tokens that are read
+    for ending, indices in tokens.items():
+        tables = [module for name, module in model.named_modules() if name.endswith(ending)]
+        whole += sum(len(indices) * int(table.weight.shape[1]) for table in tables[:1])
+    return whole
+
+
+def _count_ending(model: nn.Module, endings: tuple[str, ...]) -> int:
+    found = [module for name, module in model.named_modules() if endings and name.endswith(endings)]
+    return sum(count_weights(parameter) for module in found for parameter in module.parameters())
 
 
 def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import PreTrainedModel
 
 from sft.adaptation import Adaptation, describe_start, plan_adaptation
@@ -14,11 +17,13 @@ from sft.confinement import step
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
 from sft.injection import find_lost
+from sft.layers import find_layers
 from sft.model_texts import check_texts, read_object
 from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # by our names: what PEFT calls it
 PLAIN = re.compile(r"[\w.-]+")  # a name
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 
@@ -37,7 +42,9 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
         return model, Adaptation(None, sum(count_weights(parameter) for parameter in model.parameters()), {})
     if config.adapter_path:
         adapted = _load_start(model, config, Path(config.adapter_path))
-        return adapted, describe_start(adapted)
+        found = describe_start(adapted)
+        kept = [sentence for settings in adapted.peft_config.values() for sentence in _list_kept(config, settings)]
+        return adapted, replace(found, warnings=(*found.warnings, *kept))
     return model, plan_adaptation(model, config)
 
 
@@ -48,7 +55,11 @@ def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
         _check_files(folder)
         _check_kind(folder)
         _try_patterns(model, folder)
-        return describe_start(model, LoraConfig.from_pretrained(str(folder)))
+        settings = LoraConfig.from_pretrained(str(folder))
+        settings.inference_mode = False  # as it is saved, nothing of it is trained
+        _check_start(config, settings, model)
+        found = describe_start(model, settings)
+        return replace(found, warnings=(*found.warnings, *_list_kept(config, settings)))
     return add_adapter(model, config.model_copy(update={"adapter_path": None}))[1]
 
 
@@ -70,9 +81,19 @@ def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> Peft
     if lost := find_lost(adapted):
         raise InvalidConfig(f"{subject}: PEFT loads nothing into {len(lost)} of its layers, {min(lost)} for one")
     for adapter in adapted.peft_config.values():
-        _check_start(config, adapter)
+        _check_start(config, adapter, adapted.get_base_model())
         adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
     return adapted
+
+
+def _list_kept(config: SFTConfig, adapter: LoraConfig) -> Iterator[str]:
+    """What was asked for of a new adapter, other than by default, that the one to start from does not have."""
+    for name, field in OWN.items():
+        asked, own = getattr(config, name), getattr(adapter, field)
+        if asked not in (own, SFTConfig.model_fields[name].default):
+            yield f"{name} {asked} is not followed: the adapter in adapter_path keeps its own, {own}"
+    if config.lora_target_modules is not None:
+        yield "lora_target_modules is not followed: the adapter in adapter_path keeps the layers it has"
 
 
 def _check_files(folder: Path) -> None:
@@ -148,11 +169,33 @@ def _try_patterns(model: PreTrainedModel, folder: Path) -> None:
                     ) from error
 
 
-def _check_start(config: SFTConfig, adapter: LoraConfig) -> None:
-    """An adapter to start from keeps its own shape; what asks for another kind can't be had."""
+def _check_start(config: SFTConfig, adapter: LoraConfig, model: PreTrainedModel) -> None:
+    """An adapter to start from keeps its own shape; what asks for another kind can't be had, nor what never acts."""
+    if getattr(adapter, "alora_invocation_tokens", None):
+        raise InvalidConfig(
+            "the adapter in adapter_path acts only behind the tokens of its alora_invocation_tokens, which rows do not "
+            "have; start a new adapter"
+        )
+    if adapter.lora_alpha == 0:
+        raise InvalidConfig("the adapter in adapter_path has lora_alpha 0 and never acts; start a new adapter")
+    if config.save_merged_model and (reason := _find_merge_obstacle(adapter, model)):
+        raise InvalidConfig(f"save_merged_model: the adapter in adapter_path {reason}; set save_merged_model to false")
     for name, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")):
         if getattr(config, name) and not getattr(adapter, name, False):
             raise InvalidConfig(
                 f"{name} is true, but the adapter in adapter_path was made without {what} and keeps its kind; "
                 f"set {name} to false or start a new adapter"
             )
+
+
+def _find_merge_obstacle(adapter: LoraConfig, model: PreTrainedModel) -> str | None:
+    """Why PEFT could not merge this adapter after training."""
+    if getattr(adapter, "layer_replication", None):
+        return "repeats layers (layer_replication), which a model without it can't"
+    if getattr(adapter, "lora_bias", False) and any(
+        layer.bias is None
+        for name, layer in find_layers(model).items()
+        if check_target_module_exists(adapter, name.removesuffix(".base_layer"))
+    ):
+        return "has biases (lora_bias) for layers without any"
+    return None

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.models import quiet_transformers
+from sft.planning.shape import build_empty, measure_shape
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 from tests.tiny_models import measure_loss, save_tiny_model
@@ -110,3 +112,72 @@ def test_an_adapter_to_start_from_keeps_its_kind(open_session: Open, tmp_path: P
 def test_loraplus_takes_no_optimizer_it_can_not_split(open_session: Open) -> None:
     with pytest.raises(InvalidConfig, match="loraplus_lr_ratio does not work with optimizer_type 'galore_adamw'"):
         open_session(loraplus_lr_ratio=4.0, optimizer_type="galore_adamw")
+
+
+def save_adapter(model_path: Path, folder: Path, **settings: Any) -> Path:
+    """An adapter of PEFT's own making, with some effect."""
+    torch.manual_seed(1)
+    kind = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False} | settings
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(model_path)
+        get_peft_model(model, LoraConfig(**kind)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+        {"modules_to_save": ["norm"]},
+        {"trainable_token_indices": [3, 4]},
+        {"trainable_token_indices": {"embed_tokens": [3, 4, 5]}},
+        {"use_dora": True, "rank_pattern": {"q_proj": 3}},
+        {"lora_bias": True},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_counts_what_an_adapter_to_start_from_trains(
+    open_session: Open, make_config: Callable[..., SFTConfig], model_path: Path, tmp_path: Path, settings: Any
+) -> None:
+    start = save_adapter(model_path, tmp_path / "start", **settings)
+    planned = measure_shape(build_empty(model_path), make_config(adapter_path=str(start)), model_path)
+    trained = open_session(adapter_path=str(start)).adaptation["trainable_parameters"]
+    assert planned.trainable == trained > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"alora_invocation_tokens": [1]}, "acts only behind the tokens of its alora_invocation_tokens"),
+        ({"lora_alpha": 0}, "has lora_alpha 0 and never acts"),
+        ({"lora_bias": True}, r"has biases \(lora_bias\) for layers without any; set save_merged_model to false"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, r"repeats layers \(layer_replication\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_can_not_end_well_is_refused_at_once(
+    open_session: Open,
+    make_config: Callable[..., SFTConfig],
+    model_path: Path,
+    tmp_path: Path,
+    settings: Any,
+    told: str,
+) -> None:
+    start = save_adapter(model_path, tmp_path / "start", **settings)
+    wanted = {"adapter_path": str(start), "save_merged_model": True}
+    with pytest.raises(InvalidConfig, match=told):
+        measure_shape(build_empty(model_path), make_config(**wanted), model_path)
+    with pytest.raises(InvalidConfig, match=told):
+        open_session(**wanted)
+
+
+def test_settings_that_an_adapter_to_start_from_overrules_are_named(
+    open_session: Open, model_path: Path, tmp_path: Path
+) -> None:
+    start = save_adapter(model_path, tmp_path / "start")
+    session = open_session(adapter_path=str(start), lora_r=16, lora_dropout=0.0, lora_target_modules=["down_proj"])
+    assert session.warnings == [
+        "lora_r 16 is not followed: the adapter in adapter_path keeps its own, 2",
+        "lora_target_modules is not followed: the adapter in adapter_path keeps the layers it has",
+    ]
