@@ -18,6 +18,7 @@ SMALL_BYTES = 1024  # a pointer is smaller
 LARGEST_HEADER = 50_000_000
 SMALL_NUMBERS = ("F8", "F6", "F4", "I8", "U8", "I4", "U4")
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 64
+ADAPTER = "adapter_config.json"
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_WEIGHTS = {
     "*.bin": "pickled weights",
@@ -69,6 +70,11 @@ def check_weights(folder: Path, subject: str) -> None:
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
     if pointer := find_pointer(folder):
         raise ModelUnusable(f"{subject} {pointer}")
+    if (folder / ADAPTER).is_file():
+        raise ModelUnusable(
+            f"{subject} has an adapter beside its own weights ({ADAPTER}), which transformers would put on them; "
+            "move the adapter's files to a folder of their own (to go on from it, name that as adapter_path)"
+        )
     _check_numbers(folder, subject)
 
 

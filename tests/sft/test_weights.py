@@ -356,3 +356,9 @@ def test_small_numbers_that_nothing_says_how_to_scale_are_refused(folder, make_c
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelUnusable, match=rf"{layer} of model.safetensors is in {name}, .* no quantization_config"):
         load_model(find_model(str(folder), folder.parent), make_config(), torch.float32)
+
+
+def test_an_adapter_beside_a_models_weights_is_refused(folder, make_config):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelUnusable, match=r"has an adapter beside its own weights \(adapter_config.json\).*; move"):
+        load_model(folder, make_config())
