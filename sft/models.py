@@ -102,6 +102,8 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     import torch
     from transformers import AutoConfig, GenerationConfig
 
+    from sft.quantized import check_quantization
+
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)
     dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
@@ -115,15 +117,30 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         if config.device_map in SPREADING:  # over one GPU, or it would have been refused
             options["device_map"] = config.device_map
     with telling_unusable(subject, path), quiet_transformers():
-        model_class = find_model_class(AutoConfig.from_pretrained(path, trust_remote_code=False), path)
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_quantization(settings, subject)
+        model_class = find_model_class(settings, path)
         model, loading = model_class.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ModelUnusable(f"{subject} lacks {len(missing)} of the model's weights, {missing[0]} for one")
+    if loading["unexpected_keys"]:
+        model.unread_weights = sorted(loading["unexpected_keys"])
     loaded: PreTrainedModel = model
     return loaded
+
+
+def tell_unread(model: "PreTrainedModel") -> list[str]:
+    """A sentence on weights in the files of a model just loaded that its configuration has no place for, if any."""
+    names = getattr(model, "unread_weights", None)
+    if not names:
+        return []
+    return [
+        f"{len(names)} weights in the base model's files are not used, {names[0]} for one: config.json has no place "
+        "for them (fewer layers, say, or no biases); look whether it belongs to these weights"
+    ]
 
 
 def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":

@@ -34,7 +34,7 @@ from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
 from sft.model_card import Provenance, name_base, write_card
 from sft.model_class import find_model_class
-from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers
+from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers, tell_unread
 from sft.optimizers import check_optimizer
 from sft.packing import pack_rows
 from sft.precision import settle_dtype
@@ -93,6 +93,7 @@ class TrainingSession:
         apply_template(self.tokenizer, config.template_name, required=False)
         dtype = settle_dtype(config, self.checkpoint_dir)
         base = load_model(model_path, config, dtype)
+        self.warnings += tell_unread(base)
         self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)

@@ -40,8 +40,11 @@ def build_empty(path: Path) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig
 
+    from sft.quantized import check_quantization
+
     with telling_unusable(f"base_model {path.name}", path):
         settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_quantization(settings, f"base_model {path.name}")
         with torch.device("meta"):
             model: PreTrainedModel = find_model_class(settings, path).from_config(settings, trust_remote_code=False)
     return model

@@ -1,3 +1,4 @@
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -6,13 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
 from sft.hardware import Hardware
-from sft.models import Machine, choose_dtype, find_model, load_model, load_tokenizer, measure_gemm
+from sft.models import (
+    Machine,
+    choose_dtype,
+    find_model,
+    load_model,
+    load_tokenizer,
+    measure_gemm,
+    quiet_transformers,
+    tell_unread,
+)
 from sft.session import TrainingSession
+from tests.tiny_models import save_tiny_model
 
 MakeConfig = Callable[..., SFTConfig]
 
@@ -171,3 +182,24 @@ def test_only_whole_safetensors_are_read(model_path: Path, tmp_path: Path, make_
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ModelNotFound, match="has pickled weights"):
         load_model(folder, make_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"num_hidden_layers": 1, "layer_types": None}, "9 weights"),
+        ({"attention_bias": False}, "8 weights"),
+        ({}, None),
+    ],
+)
+def test_weights_that_the_configuration_has_no_place_for_are_told(
+    tmp_path: Path, make_config: Callable[..., SFTConfig], change: dict[str, Any], names: str | None
+) -> None:
+    folder = save_tiny_model("llama", tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "attention_bias" in change:
+        with quiet_transformers():
+            LlamaForCausalLM(LlamaConfig(**content | {"attention_bias": True})).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(content | change), encoding="utf-8")
+    told = tell_unread(load_model(folder, make_config()))
+    assert [sentence[:9] for sentence in told] == ([names] if names else [])
