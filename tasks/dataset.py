@@ -55,8 +55,20 @@ class DatasetVersion:
         """What is stored, and where it came from."""
         return cls(**vars(stored), **origin)
 
-    def advise(self) -> list[tuple[str, str]]:
-        """What a user should know of these files: pairs of a stable code and a sentence."""
+    def advise(self, split: str = "train") -> list[tuple[str, str]]:
+        """What a user should know of these files, of which `split` was asked for: stable codes with a sentence."""
+        return [*self._tell_split(split), *self._tell_unused()]
+
+    def _tell_split(self, split: str) -> list[tuple[str, str]]:
+        name = self.train_file.name
+        if split == "train" or name.startswith(PurePosixPath(split).name):
+            return []
+        what = (
+            f"dataset_split {split!r} is not followed: the dataset is the one file {name}, of which all rows are used"
+        )
+        return [("ignored_fields", what)]
+
+    def _tell_unused(self) -> list[tuple[str, str]]:
         if not self.unused:
             return []
         shown = ", ".join(self.unused[:UNUSED_SHOWN]) + (" …" if len(self.unused) > UNUSED_SHOWN else "")

@@ -9,6 +9,7 @@ from sft.errors import DatasetNotFound, InvalidDataset
 from sft.file_content import COMPRESSED_SUFFIXES
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")
 HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that is there
 PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # as the Hub names the parts of a split
 
@@ -68,7 +69,9 @@ def is_rows(name: str) -> bool:
 def _find(files: list[DataFile], split: str) -> DataFile | None:
     """The file of a split, one that can be read first, then by the order of SUFFIXES."""
     found = [file for file in files if file.split == split]
-    return min(found, key=lambda file: (file.obstacle is not None, SUFFIXES.index(file.suffix)), default=None)
+    return min(
+        found, key=lambda file: (file.obstacle is not None, (*SUFFIXES, *UNREAD).index(file.suffix)), default=None
+    )
 
 
 def _read_name(name: str) -> DataFile | None:
@@ -77,9 +80,11 @@ def _read_name(name: str) -> DataFile | None:
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path, obstacle = path.with_suffix(""), "is compressed; unpack it"
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        return None
     split = str(path.with_suffix(""))
+    if suffix in UNREAD and re.split(r"[-_]", split)[0] in ("train", *HELD_OUT):
+        obstacle = obstacle or f"is of a kind that is not read; save it as one of {', '.join(SUFFIXES)}"
+    elif suffix not in SUFFIXES:
+        return None
     if part := PART.search(split):
         split = split[: part.start()]
         if int(part[2]) > 1:

@@ -33,7 +33,7 @@ def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, set
     """The dataset's rows tokenized, with what there is to say of its files among the advice."""
     with reading_input(settings, config.dataset_name):
         data = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
-    data.advice += dataset.advise()
+    data.advice += dataset.advise(config.dataset_split)
     return data
 
 

@@ -254,6 +254,9 @@ def test_a_file_or_folder_below_the_data_root_is_used_where_it_is(own_home: Sett
     )
     assert resolve(str(own_home.data_root / "team/notes.jsonl"), own_home).md5 == found.md5
 
+    assert found.advise() == found.advise("notes") == []
+    assert found.advise("test")[0][1].startswith("dataset_split 'test' is not followed: the dataset is the one file")
+
     (own_home.data_root / "set").mkdir()
     (own_home.data_root / "set/train.json").write_text(json.dumps([ROW] * 5), encoding="utf-8")
     write_rows(own_home.data_root / "set/eval.jsonl", 2)

@@ -30,6 +30,15 @@ def test_the_order_of_held_out_files(names: list[str], split: str, held_out: str
     assert picked.held_out == held_out
 
 
+def test_files_of_a_split_of_another_kind_are_named() -> None:
+    names = ["train.jsonl", "train.txt", "test.tsv", "README.txt", "notes.yaml"]
+    assert pick_files(names, "train") == ("train.jsonl", None, ["test.tsv", "train.txt"])
+    with pytest.raises(
+        InvalidDataset, match=r"the dataset's train.tsv is of a kind that is not read; save it as one of"
+    ):
+        pick_files(["train.tsv", "test.jsonl"], "train")
+
+
 def test_files_of_rows_that_are_used_for_nothing_are_named() -> None:
     names = [
         "train.jsonl",
