@@ -122,7 +122,10 @@ class SFTConfig(BaseModel):
         """`all` (or `all-linear`) means every linear layer, and one name needs no list."""
         if value in ("all", "all-linear", ["all"], ["all-linear"]):
             return None
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if names == []:
+            raise ValueError("must name a layer, or be left out for all linear ones")
+        return names
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

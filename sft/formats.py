@@ -65,6 +65,8 @@ def read_row(row: Row, dataset_format: str, text_field: str | None = None) -> Co
     columns, ignored = Fields(row), set[str]()
     read = reader(columns, ignored, text_field)
     ignored.update(columns.list_ignored())
+    if text_field is not None and not isinstance(read, PlainText):
+        ignored.add(f"dataset_text_field {text_field!r:.60}")
     if isinstance(read, PlainText):
         return read._replace(ignored=frozenset(ignored)) if ignored else read
     places = [place for place, message in enumerate(read.messages) if "weight" in message]

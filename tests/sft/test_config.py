@@ -66,10 +66,16 @@ def test_what_is_missing_is_named():
 
 @pytest.mark.parametrize(
     ("given", "read"),
-    [("all", None), (["all"], None), ("q_proj, v_proj", ("q_proj", "v_proj")), (["q_proj"], ("q_proj",))],
+    [("all", None), (["all"], None), ("q_proj, v_proj,", ("q_proj", "v_proj")), (["q_proj"], ("q_proj",))],
 )
 def test_target_modules_as_people_write_them(given, read):
     assert SFTConfig(**REQUIRED, lora_target_modules=given).lora_target_modules == read
+
+
+@pytest.mark.parametrize("given", [[], "", " , "])
+def test_target_modules_that_name_nothing_are_refused(given):
+    with pytest.raises(InvalidConfig, match="lora_target_modules: must name a layer, or be left out"):
+        SFTConfig.from_dict(REQUIRED | {"lora_target_modules": given})
 
 
 def test_yaml_round_trip(tmp_path):

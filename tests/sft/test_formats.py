@@ -119,6 +119,21 @@ def test_columns_that_are_not_followed_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "dataset_format", "is_followed"),
+    [
+        ({"body": "a"}, "auto", True),
+        ({"body": "a"}, "completion", True),
+        ({"instruction": "a", "output": "b"}, "alpaca", False),
+        ({"messages": [{"role": "assistant", "content": "b"}]}, "auto", False),
+    ],
+)
+def test_a_text_field_that_a_row_does_not_use_is_named(
+    row: dict[str, object], dataset_format: str, is_followed: bool
+) -> None:
+    assert read_row(row, dataset_format, "body").ignored == (set() if is_followed else {"dataset_text_field 'body'"})
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         *[
