@@ -112,9 +112,11 @@ def _mark_message(message: Message, index: int, mark: Callable[[str], str]) -> M
 def find_unwritten(text: str, row: Conversation, write: Callable[[list[Message]], str]) -> frozenset[str]:
     """Fields of messages that the template passed over: its text is the same without them."""
     unwritten = set(_find_lost_reasoning(text, row.messages))
-    for field in REFERENCES:
+    for field in (REASONING[0], *REFERENCES):
         values = [value for message in row.messages for value in _list_values(message, field)]
-        if values and (not all(value in text for value in values) or _is_same(text, row.messages, field, write)):
+        if values and (
+            not all(value.strip() in text for value in values) or _is_same(text, row.messages, field, write)
+        ):
             unwritten.add(f"messages[].{field}")
     return frozenset(unwritten)
 
@@ -147,4 +149,5 @@ def _leave_out(message: Message, field: str) -> Message:
     if field == "tool_calls[].id" and "tool_calls" in message:
         calls = [{key: value for key, value in call.items() if key != "id"} for call in message["tool_calls"]]
         return message | {"tool_calls": calls}
-    return {key: value for key, value in message.items() if key != field}
+    names = REASONING if field == REASONING[0] else (field,)
+    return {key: value for key, value in message.items() if key not in names}

@@ -405,6 +405,14 @@ def test_what_a_template_leaves_out_is_told_though_the_text_has_it_elsewhere(
         Renderer(tokenizer, stop_token).render(row)
 
 
+@pytest.mark.parametrize(("template", "ignored"), [("chatml", {"messages[].reasoning_content"}), ("qwen3", set())])
+def test_reasoning_that_stands_in_the_answer_too_is_named_where_it_is_lost(
+    tokenizer: PreTrainedTokenizerFast, template: str, ignored: set[str]
+) -> None:
+    answer = {"role": "assistant", "content": "It is 7.", "reasoning_content": " 7\n"}
+    assert render(tokenizer, Conversation([ASKED, answer]), template).ignored == ignored
+
+
 def test_messages_of_the_same_text_are_no_loss(tokenizer: PreTrainedTokenizerFast) -> None:
     row = Conversation([{"role": "system", "content": "Yo"}, *talk("Yo", "Yo", "Yo", "Yo")])
     assert render(tokenizer, row).text.count("Yo") == 5
