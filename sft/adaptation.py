@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotSupported
 from sft.experts import find_expert_parameters, find_routers
-from sft.injection import AdaptedLayers, read_layers, try_settings
+from sft.injection import AdaptedLayers, explain_misfit, read_layers, try_settings
 from sft.layers import LeftOut, describe_experts, describe_layers, find_layers, name_end, name_shortly
 from sft.named_targets import find_named
 from sft.quantized import count_weights
@@ -92,8 +92,12 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
     return Adaptation(settings, found.trainable, _count_names(found), left_out, warnings, targets.is_guess)
 
 
-def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adaptation:
+def describe_start(
+    model: nn.Module, settings: LoraConfig | None = None, stored: dict[str, list[int]] | None = None
+) -> Adaptation:
     """What an adapter to start from adapts: one that the model has, or that these settings would make.
+
+    `stored` are the shapes of the weights in the file that would be loaded into it.
 
     Raises:
         InvalidConfig: the settings do not fit the model.
@@ -111,6 +115,8 @@ def describe_start(model: nn.Module, settings: LoraConfig | None = None) -> Adap
                 f"adapter_path does not fit base_model: PEFT loads nothing into {len(found.lost)} of its layers, "
                 f"{min(found.lost)} for one"
             )
+        if stored is not None and (misfit := explain_misfit(dict(found.saved), stored)):
+            raise InvalidConfig(f"adapter_path does not fit base_model: {misfit}")
         found = found._replace(trainable=found.trainable + _count_whole(model, settings))
     assert found is not None  # noqa: S101 - for the type checker
     experts = {

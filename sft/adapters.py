@@ -16,7 +16,7 @@ from sft.config import SFTConfig
 from sft.confinement import step
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
-from sft.injection import find_lost
+from sft.injection import explain_misfit, find_lost
 from sft.layers import find_layers
 from sft.model_texts import check_texts, read_object
 from sft.quantized import count_weights
@@ -58,7 +58,8 @@ def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
         settings = LoraConfig.from_pretrained(str(folder))
         settings.inference_mode = False  # as it is saved, nothing of it is trained
         _check_start(config, settings, model)
-        found = describe_start(model, settings)
+        stored = {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()}
+        found = describe_start(model, settings, stored)
         return replace(found, warnings=(*found.warnings, *_list_kept(config, settings)))
     return add_adapter(model, config.model_copy(update={"adapter_path": None}))[1]
 
@@ -111,6 +112,8 @@ def _check_files(folder: Path) -> None:
 
 
 def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"its file lacks {error}"
     text = " ".join(str(error).split())
     found = SIZE_MISMATCH.search(text)
     if found is None:
@@ -128,13 +131,9 @@ def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
 
 def _find_misfit(adapted: PeftModel, folder: Path) -> str | None:
     """Layers of the adapter that the model lacks, or the other way round: PEFT passes over them."""
-    expected = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if ".lora_" in name}
-    found = {name for name in read_shapes(folder / WEIGHTS) if ".lora_" in name}
-    if strange := sorted(found - expected):
-        return f"the model has no place for {len(strange)} of its {len(found)} weights, {strange[0]} for one"
-    if missing := sorted(expected - found):
-        return f"its file lacks {len(missing)} of the {len(expected)} weights, {missing[0]} for one"
-    return None
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+    expected = {name: list(value.shape) for name, value in saved if ".lora_" in name}
+    return explain_misfit(expected, {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()})
 
 
 def _check_kind(folder: Path) -> None:

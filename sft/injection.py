@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -17,13 +18,15 @@ PREFIX = "base_model.model."  # of names in an adapter's file
 class AdaptedLayers(NamedTuple):
     """Names of the layers and of the stacked parameters that have an adapter, and how many weights that trains.
 
-    `lost` are those of them that PEFT, given what it saves of them, loads nothing into.
+    `lost` are those of them that PEFT, given what it saves of them, loads nothing into. `saved` are the weights that an
+    adapter's file has of them, each with its shape, where it was asked for.
     """
 
     modules: set[str]
     parameters: set[str]
     trainable: int
     lost: frozenset[str] = frozenset()
+    saved: tuple[tuple[str, list[int]], ...] = ()
 
 
 def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers | None, Exception | None]:
@@ -33,7 +36,7 @@ def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that lie the other way, of targets that match nothing
             inject_adapter_in_model(copy.deepcopy(settings), model, low_cpu_mem_usage=True)
-        return read_layers(model)._replace(lost=find_lost(model)), None
+        return read_layers(model)._replace(lost=find_lost(model), saved=tuple(_list_saved(model))), None
     except Exception as error:  # whatever it is, these settings can't be had
         return None, error
     finally:
@@ -68,6 +71,26 @@ def find_lost(model: nn.Module) -> frozenset[str]:
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer) and name.removeprefix(PREFIX) in places
     )
+
+
+def explain_misfit(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> str | None:
+    """Layers of an adapter's file that the model lacks, or the other way round: PEFT passes over them."""
+    found = {name: shape for name, shape in stored.items() if ".lora_" in name}
+    if strange := sorted(found.keys() - expected.keys()):
+        return f"the model has no place for {len(strange)} of its {len(found)} weights, {strange[0]} for one"
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"its file lacks {len(missing)} of the {len(expected)} weights, {missing[0]} for one"
+    if other := sorted(name for name, shape in found.items() if shape != expected[name]):
+        name = other[0]
+        saved, here = (", ".join(map(str, shapes[name])) for shapes in (found, expected))
+        return f"{name} is of shape ({saved}) in the adapter and of shape ({here}) for this model"
+    return None
+
+
+def _list_saved(model: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        if ".lora_" in name:
+            yield PREFIX + name.removeprefix(PREFIX), list(value.shape)
 
 
 def _name_plainly(name: str, module: LoraLayer) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sft.errors import InvalidConfig, ModelNotFound, ModelNotSupported, ModelUnusable
 from sft.models import find_model, load_model, load_tokenizer, quiet_transformers
-from sft.planning.shape import build_empty
+from sft.planning.shape import build_empty, measure_shape
 from sft.weights import find_weight_damage
 from tests.tiny_models import save_tiny_model
 
@@ -206,7 +206,7 @@ def set_field(folder, **fields):
         ),
         (lambda a: (a / "adapter_config.json").write_text("{"), InvalidConfig, "no adapter_config.json that can be"),
         (lambda a: set_field(a, peft_type="IA3"), InvalidConfig, "its peft_type is 'IA3'"),
-        (lambda a: set_field(a, r=8), InvalidConfig, r"lora_[AB].* is of shape \(4, 64\) in the adapter"),
+        (lambda a: set_field(a, r=8), InvalidConfig, r"lora_[AB].* is of shape \(4, \d+\) in the adapter"),
         (lambda a: set_field(a, rank_pattern={"q_proj": 2}), InvalidConfig, "is of shape"),
         (lambda a: set_field(a, target_modules=["c_attn"]), InvalidConfig, "c_attn"),
         (lambda a: set_field(a, target_modules=["q_proj"]), InvalidConfig, "the model has no place for 24 of its 28"),
@@ -218,13 +218,20 @@ def set_field(folder, **fields):
         ),
     ],
 )
-def test_an_adapter_that_cant_be_gone_on_from_is_refused(adapter, tmp_path, open_session, damage, kind, told):
+def test_an_adapter_that_cant_be_gone_on_from_is_refused(
+    adapter, tmp_path, open_session, model_path, make_config, damage, kind, told
+):
     start = Path(shutil.copytree(adapter, tmp_path / "start"))
     damage(start)
-    with pytest.raises(kind, match=told) as error:
-        open_session(adapter_path=str(start))
-    assert str(error.value).startswith("adapter_path ")
-    assert "\n" not in str(error.value)
+    planned = make_config(adapter_path=str(start))
+    for use in (
+        lambda: open_session(adapter_path=str(start)),
+        lambda: measure_shape(build_empty(model_path), planned, model_path),
+    ):
+        with pytest.raises(kind, match=told) as error:
+            use()
+        assert str(error.value).startswith("adapter_path ")
+        assert "\n" not in str(error.value)
 
 
 def test_an_adapter_of_another_architecture_is_refused(tmp_path, open_session):
