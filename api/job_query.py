@@ -108,7 +108,7 @@ def _read_time(name: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) and not re.fullmatch(r"\d{8}", text):
+        if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text, re.ASCII) and not re.fullmatch(r"\d{8}", text):
             if not EARLIEST <= float(text) <= LATEST:
                 raise ValueError("outside the years 1 to 9999")
             return datetime.fromtimestamp(float(text), UTC)

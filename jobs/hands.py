@@ -171,15 +171,14 @@ class Hands:
         gone = kept - runs.keys()
         elsewhere = self._runs.find_by_id(gone)
         runs |= {job_id: run for job_id, run in elsewhere.items() if is_abandoned(run)}
-        for job_id in gone - elsewhere.keys():
-            outcomes.append(self._lost.make_again(job_id, None, deployments))
+        for job_id, run in runs.items():
+            if run["state_name"] == MADE_AGAIN and run["id"] != run["run_id"]:
+                self._lost.put_in_line(job_id)
+        lost = {job_id: run for job_id, run in runs.items() if is_lost(run, deployments)}
+        for job_id in self._lost.sort({*lost, *(gone - elsewhere.keys())}):
+            outcomes.append(self._lost.make_again(job_id, lost.get(job_id), deployments))
             if outcomes[-1] is Outcome.DELETED:
                 self._cancel(job_id, "its run was deleted")
-        for job_id, run in runs.items():
-            if is_lost(run, deployments):
-                outcomes.append(self._lost.make_again(job_id, run, deployments))
-            elif run["state_name"] == MADE_AGAIN and run["id"] != run["run_id"]:
-                self._lost.put_in_line(job_id)
         self._difference, self._looked_at = (None if Outcome.WAITS in outcomes else difference), now
 
     def _count_open(self) -> int:

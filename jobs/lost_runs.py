@@ -5,7 +5,7 @@ none. The job keeps its id, its place in the line and what it was posted with.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from typing import Any
 from uuid import UUID
@@ -21,7 +21,7 @@ from jobs.store import JobReport
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT_NAME = "finetune/sft"
-FIRST_QUEUE = "high"  # `jobs.queue` makes it; a queue that is made without a rank is the last one
+FIRST_QUEUE, LAST_QUEUE = "high", "low"  # `jobs.queue` makes them; one that is made without a rank is the last
 WAITING = ("SCHEDULED", "PAUSED")
 MADE_AGAIN = "MadeAgain"  # the state of a run that is not known yet to stand for its job
 
@@ -59,6 +59,20 @@ class LostRuns:
         """The ids of Prefect's deployments, and of the work queue each of them has."""
         answer = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
         return {entry["id"]: entry["work_queue_id"] for entry in answer.json()}
+
+    def sort(self, job_ids: Collection[UUID]) -> list[UUID]:
+        """These jobs in the order of the line, so that the first ones are the first in it again."""
+        wanted = select(JobReport.job_id, JobReport.run).where(JobReport.job_id.in_(job_ids))
+        with self._engine.connect() as connection:
+            kept = {row.job_id: row.run for row in connection.execute(wanted)} if job_ids else {}
+        ranks = {FIRST_QUEUE: 0, LAST_QUEUE: 2}
+
+        def place(job_id: UUID) -> tuple[int, str]:
+            facts = kept.get(job_id) or {}
+            since = facts.get("expected_start_time") or facts.get("created") or ""
+            return ranks.get(facts.get("work_queue_name") or "", 1), since
+
+        return sorted(job_ids, key=place)
 
     def make_again(self, job_id: UUID, run: Mapping[str, Any] | None, deployments: Mapping[str, Any]) -> Outcome:
         """Make another run for the job, in place of this one or of one that is gone."""

@@ -16,6 +16,7 @@ import uvicorn
 from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
+from api.examples import PROGRESS, RESULT
 from api.main import create_app
 from jobs.events import write_event
 from jobs.folders import checkpoint_folder, job_folder
@@ -246,7 +247,7 @@ def test_metrics_as_json_and_csv(api, service, job):
 
 def test_a_step_trained_again_after_a_restart_counts_as_it_went_last(api, service, job):
     for loss in (9.0, 2.0):
-        ProgressWriter(service.engine.begin, job.id)({"step": 5, "total_steps": 9, "loss": loss})
+        ProgressWriter(service.engine.begin, job.id)(PROGRESS | {"step": 5, "total_steps": 9, "loss": loss})
 
     assert api.get(f"/train/{job.id}/metrics").json()["series"]["loss"] == [[5, 2.0]]
 
@@ -287,7 +288,7 @@ def adapter(stack, service, job):
     (folder / "adapter_config.json").write_text('{"r": 8}')
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 5000)
     (folder / "nested" / "empty.txt").touch()
-    result = {"model_name": "support", "model_version": "7", "adapter_path": str(folder)}
+    result = RESULT | {"model_name": "support", "model_version": "7", "adapter_path": str(folder)}
     write_report(service.engine, job.id, result=result, output_path=str(folder))
     service.client.set_flow_run_state(job.id, Completed(), force=True)
     return folder
