@@ -64,14 +64,15 @@ class _Closed:
 
 MetadataPairs = Annotated[Metadata, _Closed()]
 
-ModuleList = Annotated[list[Name], Field(max_length=LIST_ENTRIES)]
+ModuleList = Annotated[list[Name], Field(max_length=LIST_ENTRIES, json_schema_extra={"minItems": 1})]  # `sft.config`
+ModuleText = Annotated[str, Matching(r"[^,\s]", "must name a layer, or be left out for all linear ones")]
 _ALSO_TEXT = {"learning_rate"}
 _TYPES: dict[str, Any] = {
     "base_model": ModelId,
     "dataset_name": ModelId,
     "template_name": TemplateName,
     "learning_rate": LearningRate,
-    "lora_target_modules": ModuleList | str | None,
+    "lora_target_modules": ModuleList | ModuleText | None,
 }
 # Rules over several fields: one of the alternatives must hold, each a set of fields with what they must be. NULL and
 # a value of its own also stand for a field that is left out, GIVEN never.

@@ -120,7 +120,7 @@ def test_new_events_come_as_they_happen_and_the_stream_ends_with_the_job(api, se
         began_at = time.monotonic()
         assert next(events)[2]["total_steps"] == 3
         assert time.monotonic() - began_at < 3
-        ProgressWriter(service.engine.begin, job.id)({"step": 1, "total_steps": 3, "loss": 2.5})
+        ProgressWriter(service.engine.begin, job.id)(PROGRESS | {"step": 1, "total_steps": 3, "loss": 2.5})
         _, name, data = next(events)
         assert (name, data["loss"], "recent" in data) == ("step", 2.5, False)
         service.cancel(job.id)
@@ -222,7 +222,7 @@ def test_metrics_as_json_and_csv(api, service, job):
     writer = ProgressWriter(service.engine.begin, job.id, min_interval_seconds=60)
     for step, loss, rate in ((1, 3.25, 1e-05), (2, 3.0, 2e-05), (3, 2.5, 3e-05)):
         values = {"loss": loss, "learning_rate": rate, "grad_norm": None, "tokens_per_second": 100.0}
-        writer({"step": step, "total_steps": 3, **values})
+        writer(PROGRESS | {"step": step, "total_steps": 3, **values})
     write(service, job, "evaluate", step=3, eval_loss=2.25)
 
     series = api.get(f"/train/{job.id}/metrics").json()["series"]
