@@ -32,7 +32,7 @@ class IdleWorkers:
 
     def look(self) -> None:
         """One look. Raises httpx.HTTPError and StackError."""
-        idle = [worker for worker in self._find_workers() if not _has_job(worker)]
+        idle = [worker for worker in self._find_workers() if not _is_excused(worker)]
         self._stopwatch.keep({worker.name for worker in idle})
         seconds = {worker.name: self._stopwatch.seconds(worker.name, "idle", worker.pid) for worker in idle}
         suspects = [name for name in seconds if seconds[name] >= IDLE_SECONDS]
@@ -54,9 +54,10 @@ class IdleWorkers:
         return answer.status_code != httpx.codes.NOT_FOUND and bool(answer.raise_for_status().json())
 
 
-def _has_job(worker: Process) -> bool:
-    """Whether a job's process descends from it."""
+def _is_excused(worker: Process) -> bool:
+    """Whether a job's process descends from it, or somebody has stopped it where it stands (SIGSTOP)."""
     try:
-        return any(map(is_job_process, psutil.Process(worker.pid).children(recursive=True)))
+        process = psutil.Process(worker.pid)
+        return process.status() == psutil.STATUS_STOPPED or any(map(is_job_process, process.children(recursive=True)))
     except psutil.NoSuchProcess:
         return False

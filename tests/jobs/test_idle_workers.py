@@ -1,19 +1,35 @@
 """A worker that Prefect has let run out of slots, in a real stack."""
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import psutil
 import pytest
 
 from jobs.idle_workers import IDLE_SECONDS, LATE, IdleWorkers
 from jobs.pool_runs import PoolRuns
+from jobs.postgres import is_locked
+from jobs.settings import Settings
+from jobs.store import WATCHDOG_LOCK
 from jobs.supervision import Supervisor
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.stack
 
 
+@pytest.fixture
+def alone(stack: Settings) -> Iterator[None]:
+    """The stack's own watchdog does not look meanwhile."""
+    supervisor = Supervisor(stack.home)
+    supervisor.stop("watchdog")
+    yield
+    supervisor.start("watchdog")
+    wait_until(lambda: is_locked(str(stack.database_url), WATCHDOG_LOCK), 60)
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(stack):
     supervisor = Supervisor(stack.home)
     now = 0.0
@@ -64,6 +80,14 @@ def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(sta
         schedule(waiting, 2 * LATE)
         IdleWorkers(runs, supervisor).look()
         assert pids() == before, "it may only just have started"
+        for pid in before.values():
+            psutil.Process(pid).suspend()
+        duty.look()
+        assert pids() == before, "somebody has stopped it"
+        for pid in before.values():
+            psutil.Process(pid).resume()
+        duty.look()
+        now += IDLE_SECONDS
         duty.look()
         assert not pids().items() & before.items()
         wait_until(lambda: state(waiting) != "SCHEDULED", 60)
