@@ -100,7 +100,7 @@ def answers_of(settings: Settings, result: dict[str, Any]) -> list[dict[str, str
     model = settings.model_root / MODEL_NAME
     questions = resolve(result["dataset"], settings).eval_file
     command = [sys.executable, "-m", "demo.answers", str(model), result["adapter_path"], str(questions)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=PROJECT_ROOT, check=False, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise StackError(f"the adapter could not be asked: {done.stderr.strip().splitlines()[-1]}")
     answers: list[dict[str, str]] = json.loads(done.stdout)

@@ -77,7 +77,8 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         timeout=120,
     )

@@ -127,7 +127,9 @@ def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -
 def nvidia_smi() -> str:
     """What `nvidia-smi -L` prints; empty where there is none or it fails."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

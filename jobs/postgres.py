@@ -193,7 +193,11 @@ def _make_user(name: str) -> None:
         pwd.getpwnam(name)
     except KeyError:
         done = subprocess.run(
-            ["useradd", "--system", "--shell", "/usr/sbin/nologin", name], capture_output=True, text=True, check=False
+            ["useradd", "--system", "--shell", "/usr/sbin/nologin", name],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         if done.returncode:
             raise StackError(
@@ -235,7 +239,12 @@ def _initialize(data: Path, user: str | None) -> None:
                 "set TUNEYARD_HOME to a folder on a local disk, or TUNEYARD_DATABASE_URL"
             ) from error
     done = subprocess.run(
-        [*launch, "--", *command], env=code_environment(os.environ), capture_output=True, text=True, check=False
+        [*launch, "--", *command],
+        env=code_environment(os.environ),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         raise StackError(f"initdb failed for {data}: {done.stderr.strip()}")

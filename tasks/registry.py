@@ -90,7 +90,14 @@ def commit_versions(registry: Path, scratch: Path) -> None:
     def run(*command: str) -> None:
         try:
             subprocess.run(
-                command, cwd=registry, env=env, check=True, capture_output=True, text=True, timeout=STEP_TIMEOUT_SECONDS
+                command,
+                cwd=registry,
+                env=env,
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=STEP_TIMEOUT_SECONDS,
             )
         except (OSError, subprocess.SubprocessError) as error:
             output = getattr(error, "stderr", None) or str(error)
@@ -196,7 +203,13 @@ def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_T
     env = {name: value for name, value in env.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:
         done = subprocess.run(
-            ["git", *place, *arguments], check=True, capture_output=True, text=True, timeout=timeout_seconds, env=env
+            ["git", *place, *arguments],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds,
+            env=env,
         )
     except subprocess.TimeoutExpired as error:
         raise DatasetNotFound(

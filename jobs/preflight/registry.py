@@ -108,7 +108,13 @@ class RegistryView:
         environment["GIT_CEILING_DIRECTORIES"] = str(self.folder.parent)
         command = ["git", "-C", str(self.folder), *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            env=environment,
+            check=False,
         )
         return done.returncode, done.stdout.strip("\n")
 
