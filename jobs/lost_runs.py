@@ -62,9 +62,11 @@ class LostRuns:
 
     def sort(self, job_ids: Collection[UUID]) -> list[UUID]:
         """These jobs in the order of the line, so that the first ones are the first in it again."""
+        if len(job_ids) < 2:
+            return [*job_ids]
         wanted = select(JobReport.job_id, JobReport.run).where(JobReport.job_id.in_(job_ids))
         with self._engine.connect() as connection:
-            kept = {row.job_id: row.run for row in connection.execute(wanted)} if job_ids else {}
+            kept = {row.job_id: row.run for row in connection.execute(wanted)}
         ranks = {FIRST_QUEUE: 0, LAST_QUEUE: 2}
 
         def place(job_id: UUID) -> tuple[int, str]:
