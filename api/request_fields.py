@@ -25,9 +25,8 @@ from jobs.spec import Metadata
 from sft.config import Amount, SFTConfig
 from sft.explanations import Matching
 from sft.lengths import LIST_ENTRIES, PATH_CHARACTERS, Name, PathText
+from sft.rules import Rule, Schema
 from sft.templates import list_templates
-
-Schema = dict[str, Any]
 
 # Of an Amount, greater than 0.
 POSITIVE_NUMBER = r"^(0*[1-9][0-9]{0,8}(\.[0-9]{0,30})?|[0-9]{1,8}\.[0-9]{0,30}[1-9])([eE]-[0-9]{1,2})?$"
@@ -74,17 +73,6 @@ _TYPES: dict[str, Any] = {
     "learning_rate": LearningRate,
     "lora_target_modules": ModuleList | ModuleText | None,
 }
-# Rules over several fields: one of the alternatives must hold, each a set of fields with what they must be. NULL and
-# a value of its own also stand for a field that is left out, GIVEN never.
-NULL, GIVEN = object(), object()
-Alternative = dict[str, Any]
-LORA_RULE: list[Alternative] = [
-    {"use_lora": True},
-    {"use_qlora": False, "use_dora": False, "use_rslora": False, "loraplus_lr_ratio": NULL, "adapter_path": NULL},
-]
-PATIENCE_RULE: list[Alternative] = [{"early_stopping_patience": NULL}, {"eval_steps": GIVEN}]
-
-EVENTS_RULE: list[Alternative] = [{"webhook_events": NULL}, {"webhook_events": GIVEN, "webhook_url": GIVEN}]
 
 
 class RequestFields(BaseModel):
@@ -137,27 +125,10 @@ def _strict_about_truth(annotation: Any) -> Any:
     return Annotated[bool, Strict()] if annotation is bool else annotation
 
 
-def with_rules(*rules: list[Alternative]) -> ConfigDict:
-    """Configuration of a model of requests, with rules over several fields for its schema."""
+def with_rules(*rules: Rule) -> ConfigDict:
+    """Configuration of a model of requests whose schema shows rules between its fields."""
 
     def add(schema: Schema) -> None:
-        schema["allOf"] = show_rules(schema, *rules)
+        schema["allOf"] = [rule.show(schema["properties"]) for rule in rules]
 
     return ConfigDict(json_schema_extra=add)
-
-
-def show_rules(schema: Schema, *rules: list[Alternative]) -> list[Schema]:
-    """The rules in terms of JSON Schema, each alternative complete in itself, which generators of data need."""
-    return [{"anyOf": [_show_alternative(schema["properties"], alternative) for alternative in rule]} for rule in rules]
-
-
-def _show_alternative(properties: Schema, alternative: Alternative) -> Schema:
-    shown: Schema = {"properties": {}}
-    for name, wanted in alternative.items():
-        if wanted is GIVEN:
-            kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
-            shown["properties"][name] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-            shown.setdefault("required", []).append(name)
-        else:
-            shown["properties"][name] = {"type": "null"} if wanted is NULL else {"const": wanted}
-    return shown

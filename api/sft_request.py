@@ -16,22 +16,19 @@ from pydantic_core import CoreSchema
 
 from api.answers import DocumentedAs
 from api.request_fields import (
-    EVENTS_RULE,
-    LORA_RULE,
-    PATIENCE_RULE,
     MetadataPairs,
     RequestFields,
     WebhookUrl,
     request_field,
-    show_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
+from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
 from jobs.store import SavedConfig
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
 from sft.lengths import Name
+from sft.rules import CONFIG_RULES
 from sft.templates import check_template_name
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
@@ -45,10 +42,11 @@ ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # 
 def _show_config_rule(schema: dict[str, Any]) -> None:
     """A whole configuration, or changes to a saved one."""
     fields = schema["properties"]["config"]["anyOf"][0]
-    rules = show_rules(ConfigFields.model_json_schema(), LORA_RULE, PATIENCE_RULE)
+    properties = ConfigFields.model_json_schema()["properties"]
+    rules = [rule.show(properties) for rule in CONFIG_RULES]
     required = [name for name, field in SFTConfig.model_fields.items() if field.is_required()]
     whole = {"properties": {"config": {"allOf": [fields, {"required": required}, *rules]}}, "required": ["config"]}
-    schema["allOf"] = show_rules(schema, EVENTS_RULE)
+    schema["allOf"] = [EVENTS_RULE.show(schema["properties"])]
     schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
 
 

@@ -5,12 +5,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from api.request_fields import (
-    EVENTS_RULE,
-    GIVEN,
-    LORA_RULE,
-    NULL,
-    PATIENCE_RULE,
-    Alternative,
     LearningRate,
     MetadataPairs,
     ModelId,
@@ -21,10 +15,11 @@ from api.request_fields import (
     with_rules,
 )
 from jobs.queue import Priority
-from jobs.spec import AdapterName, JobSpec, TrackingBackend, WebhookEvents
+from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, TrackingBackend, WebhookEvents
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.lengths import Name, PathText
+from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
 from sft.templates import check_template_name
 
 # The Training API's name of a field, where it differs from SFTConfig's.
@@ -39,17 +34,21 @@ _OWN = {*RENAMED.values(), *_SHARED, "dataset_name", "dataset_format", "adapter_
 ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _OWN]
 _MODELS_SCHEME = "models:/"
 
-# lora_version needs lora_name, and names an adapter to start from as adapter_path does.
-START_RULE: list[Alternative] = [
+START_RULE = Rule(
     {"lora_version": NULL},
     {"lora_version": GIVEN, "lora_name": GIVEN, "adapter_path": NULL, "use_lora": True},
-]
+    {
+        "lora_name": "lora_version needs lora_name; name the adapter to start from",
+        "adapter_path": "lora_version and adapter_path both name an adapter to start from; give one",
+        "use_lora": "lora_version needs use_lora; set use_lora to true",
+    },
+)
 
 
 class TrainingFields(RequestFields):
     """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
 
-    model_config = with_rules(LORA_RULE, PATIENCE_RULE, START_RULE, EVENTS_RULE)
+    model_config = with_rules(*CONFIG_RULES, START_RULE, EVENTS_RULE)
 
     model_name: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
     dataset_version: PathText = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
@@ -89,10 +88,7 @@ class TrainingFields(RequestFields):
 
     @model_validator(mode="after")
     def _check_as_job(self) -> Self:
-        if self.lora_version is not None and self.lora_name is None:
-            raise ValueError("lora_version needs lora_name; name the adapter to start from")
-        if self.lora_version is not None and self.adapter_path is not None:
-            raise ValueError("lora_version and adapter_path both name an adapter to start from; give one")
+        START_RULE.check(self)
         try:
             self.to_spec(default_dataset="any")
         except TuneyardError as error:

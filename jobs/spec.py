@@ -11,6 +11,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.explanations import Matching, explain_validation_error
 from sft.lengths import JOB_BYTES, PATH_CHARACTERS
+from sft.rules import GIVEN, NULL, Rule
 
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
@@ -51,6 +52,13 @@ class MadeBy(BaseModel):
     adapter_version: str = Field(description="The adapter's version that is trained anew.")
     reason: str = Field(description="Why, in a sentence.")
     fingerprint: str = Field(description="Digest of data, configuration and base model: such a job is made once.")
+
+
+EVENTS_RULE = Rule(
+    {"webhook_events": NULL},
+    {"webhook_events": GIVEN, "webhook_url": GIVEN},
+    {"webhook_url": "webhook_events needs webhook_url; name what to call"},
+)
 
 
 class JobSpec(BaseModel):
@@ -94,8 +102,7 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check_events(self) -> "JobSpec":
-        if self.webhook_events is not None and self.webhook_url is None:
-            raise ValueError("webhook_events needs webhook_url; name what to call")
+        EVENTS_RULE.check(self)
         return self
 
     @model_validator(mode="after")

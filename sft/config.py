@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
 from sft.lengths import ModuleNames, Name, PathText
+from sft.rules import CONFIG_RULES
 
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
 # Larger ones make no sense, and some parts below can't hold them: Prefect answers no list that has a number beyond
@@ -129,19 +130,8 @@ class SFTConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.use_qlora and not self.use_lora:
-            raise ValueError("use_qlora needs use_lora; set use_lora to true")
-        if self.adapter_path and not self.use_lora:
-            raise ValueError("adapter_path needs use_lora; set use_lora to true")
-        for name in ("use_dora", "use_rslora", "loraplus_lr_ratio"):
-            if getattr(self, name) and not self.use_lora:
-                raise ValueError(f"{name} needs use_lora; set use_lora to true")
-        if self.max_batch_tokens and self.packing:
-            raise ValueError("max_batch_tokens does not go with packing, which fills max_seq_length; unset one of them")
-        if self.train_on_prompt and self.mask_history:
-            raise ValueError("mask_history learns the last answer alone, train_on_prompt all before it too; set one")
-        if self.early_stopping_patience and not self.eval_steps:
-            raise ValueError("early_stopping_patience needs eval_steps; say after how many steps to evaluate")
+        for rule in CONFIG_RULES:
+            rule.check(self)
         return self
 
     @classmethod

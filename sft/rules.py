@@ -1,0 +1,94 @@
+"""Rules between fields, each written once: for validation, and for the JSON Schema that clients read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+# What a field may have to be: one exact value, left out (or null), or given.
+NULL, GIVEN = object(), object()
+Fields = dict[str, Any]
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that holds if all of `either` holds, or all of `otherwise`.
+
+    Attributes:
+        either: Field names, each with an exact value, `NULL` or `GIVEN`.
+        otherwise: The same, for the other alternative.
+        refusals: For fields of `otherwise`: the sentence for a value that breaks the rule.
+    """
+
+    either: Fields
+    otherwise: Fields
+    refusals: dict[str, str]
+
+    def check(self, values: BaseModel) -> None:
+        """Raise ValueError with the sentence for the first field that breaks this rule."""
+        if _find_breaks(self.either, values):
+            for name in _find_breaks(self.otherwise, values):
+                raise ValueError(self.refusals[name])
+
+    def show(self, properties: Schema) -> Schema:
+        """The rule as JSON Schema. Each alternative is complete in itself, which generators of data need.
+
+        Args:
+            properties: The properties of the schema that the rule is for.
+        """
+        return {"anyOf": [_show_fields(properties, fields) for fields in (self.either, self.otherwise)]}
+
+
+def _find_breaks(fields: Fields, values: BaseModel) -> list[str]:
+    return [name for name, wanted in fields.items() if not _is(getattr(values, name), wanted)]
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    if wanted is NULL or wanted is GIVEN:
+        return (value is None) == (wanted is NULL)
+    return bool(value == wanted)
+
+
+def _show_fields(properties: Schema, fields: Fields) -> Schema:
+    shown: Schema = {"properties": {}}
+    for name, wanted in fields.items():
+        if wanted is GIVEN:
+            kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
+            shown["properties"][name] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+            shown.setdefault("required", []).append(name)
+        else:
+            shown["properties"][name] = {"type": "null"} if wanted is NULL else {"const": wanted}
+    return shown
+
+
+_OF_LORA: Fields = {
+    "use_qlora": False,
+    "use_dora": False,
+    "use_rslora": False,
+    "loraplus_lr_ratio": NULL,
+    "adapter_path": NULL,
+}
+# The rules of `SFTConfig`.
+CONFIG_RULES = (
+    Rule(
+        {"use_lora": True},
+        _OF_LORA,
+        {name: f"{name} needs use_lora; set use_lora to true" for name in _OF_LORA},
+    ),
+    Rule(
+        {"max_batch_tokens": NULL},
+        {"packing": False},
+        {"packing": "max_batch_tokens does not go with packing, which fills max_seq_length; unset one of them"},
+    ),
+    Rule(
+        {"train_on_prompt": False},
+        {"mask_history": False},
+        {"mask_history": "mask_history learns the last answer alone, train_on_prompt all before it too; set one"},
+    ),
+    Rule(
+        {"early_stopping_patience": NULL},
+        {"eval_steps": GIVEN},
+        {"eval_steps": "early_stopping_patience needs eval_steps; say after how many steps to evaluate"},
+    ),
+)
