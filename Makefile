@@ -5,9 +5,12 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup demo test bench bench-peers chaos attack fuzz sweep audit serve stop status clean
+.PHONY: setup help demo check test bench bench-peers chaos attack fuzz sweep audit serve stop status clean
 
-setup: $(READY)
+setup: $(READY)  ## install everything into .venv; `make` alone does it too
+
+help:  ## this list
+	@sed -En 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' Makefile | expand -t 14
 
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -58,11 +61,13 @@ audit: .venv-audit/.ready  ## known weaknesses of every package, but for those e
 demo: $(READY)  ## one real job from POST to adapter, shown step by step
 	@$(BIN)/python -m demo
 
-test: $(READY)  ## lint, types, import rules and tests
+check: $(READY)  ## lint, format, import rules and types: everything but the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+test: check  ## the checks, then the tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
 serve: $(READY)  ## the service in the foreground until Ctrl-C

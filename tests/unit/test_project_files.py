@@ -1,0 +1,55 @@
+"""What a newcomer reads and runs: every link leads somewhere, every named command exists."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*.md")]
+)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_between_pages_leads_somewhere(page: str):
+    source = ROOT / page
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#[^)\s]*)?\)", source.read_text(encoding="utf-8"))
+
+    assert [link for link in links if link and not (source.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/security.md"])
+def test_every_make_target_that_is_named_exists(page: str):
+    named = re.findall(r"^(?:\$ )?make ([a-z][a-z-]+)", "\n".join(_code_of(ROOT / page)), re.MULTILINE)
+
+    assert named
+    assert set(named) <= TARGETS
+
+
+def test_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert {line.split()[0] for line in shown.splitlines()} == TARGETS
+
+
+def test_commits_and_pull_requests_are_checked_by_the_documented_commands():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]["make"]
+    rules = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert [hook["entry"] for hook in hooks] == ["make check"]
+    assert job["steps"][-1]["run"] == "make ${{ matrix.target }}"
+    assert job["strategy"]["matrix"]["target"] == ["demo", "test"]
+    assert all(check in rules for check in ("ruff check", "ruff format --check", "lint-imports", "mypy", "pytest"))
+
+
+def _code_of(page: Path) -> list[str]:
+    """The spans and blocks of code of a page, where commands stand."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [*blocks, *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
