@@ -34,6 +34,7 @@ CODES = {
     413: "body_too_large",
     421: "unknown_host",
     429: "rate_limited",
+    503: "busy",  # for a moment, with all that it takes
 }
 
 

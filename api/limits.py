@@ -2,6 +2,9 @@
 
 import math
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import anyio
@@ -14,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import is_public
 from sft.errors import InvalidConfig
+
+RETRY_SECONDS = 5
 
 
 class BodyLimit:
@@ -80,6 +85,43 @@ class RequestCounter:
         seconds = max(1, math.ceil(reset_time - time.time()))
         detail = f"At most {self.limit}; try again in {seconds} s"
         raise HTTPException(429, detail, {"Retry-After": str(seconds)})
+
+
+class ClientLimit:
+    """Counts what each key, or each address where none is needed, has open at once, and all together.
+
+    Args:
+        too_many: what to say to a client that has `per_client` open.
+        full: what to say to everybody when `total` are open.
+    """
+
+    def __init__(self, per_client: int, total: int, too_many: str, full: str) -> None:
+        self.per_client = per_client
+        self.total = total
+        self.too_many = too_many
+        self.full = full
+        self._open: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return self._open.total()
+
+    @contextmanager
+    def held(self, client: str) -> Iterator[None]:
+        """One more of this client's. Raises HTTPException 429, or 503 when all clients have too many."""
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        if self._open[client] >= self.per_client:
+            raise HTTPException(429, self.too_many, headers)
+        if self.open >= self.total:
+            raise HTTPException(503, self.full, headers)
+        self._open[client] += 1
+        try:
+            yield
+        finally:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
 
 
 class RateLimit:

@@ -22,7 +22,7 @@ from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse
 from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
-from api.stream_limit import StreamLimit
+from api.stream_limit import limit_streams
 from api.streaming import encode_row
 from api.values import check_values
 from jobs.connections import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
@@ -74,11 +74,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.door = Door(settings)
     app.state.planner = Planner()
+    app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
     app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
     app.state.log_threads = CapacityLimiter(LOG_THREADS)
     connections = find_limits(settings).connections
-    app.state.stream_limit = StreamLimit(min(settings.max_streams, connections // 2), connections // 2)
+    app.state.stream_limit = limit_streams(min(settings.max_streams, connections // 2), connections // 2)
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
     install_error_handlers(app)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 
 from api.answers import AsIs
 from api.errors import SFT_PREFIX
+from api.limits import ClientLimit, client_name
 from api.plan_answer import Plan
 from api.service import get_service
 from api.sft_request import TrainBody
@@ -22,7 +23,7 @@ from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
 router = APIRouter()
 Service = Annotated[JobService, Depends(get_service)]
 
-WAITING_AT_MOST = 32  # plans that are made or wait for their turn
+CLIENTS = 4  # that may have as many plans as each may; so many threads are kept for them
 LOOK_SECONDS = 0.25  # how soon a client that hung up is noticed
 
 
@@ -41,8 +42,24 @@ async def plan_sft(body: TrainBody, request: Request, service: Service) -> AsIs[
     return await _plan(request, service, body.to_spec(saved).config)
 
 
+def limit_plans(per_client: int) -> ClientLimit:
+    """How many may be made or wait for their turn."""
+    too_many = (
+        f"At most {per_client} plans may be made or wait at once for one API key, or for one address without keys "
+        "(TUNEYARD_MAX_PLANS); wait for one of yours"
+    )
+    total = CLIENTS * per_client
+    return ClientLimit(per_client, total, too_many, f"The service has {total} plans to make and takes no more")
+
+
 async def _plan(request: Request, service: JobService, config: SFTConfig) -> Plan:
-    """The plan; given up when the client hangs up."""
+    """The plan; given up when the client hangs up. Raises HTTPException where the client has too many."""
+    client = client_name(request.scope)
+    with request.app.state.plan_limit.held(client):
+        return await _wait_for_plan(request, service, config, client)
+
+
+async def _wait_for_plan(request: Request, service: JobService, config: SFTConfig, client: str) -> Plan:
     planner: Planner = request.app.state.planner
     gone = threading.Event()
     plan: Any = None
@@ -62,6 +79,7 @@ async def _plan(request: Request, service: JobService, config: SFTConfig) -> Pla
                     config,
                     service.settings,
                     gone.is_set,
+                    client,
                     limiter=_threads(request),
                     abandon_on_cancel=True,
                 )
@@ -80,7 +98,7 @@ def _threads(request: Request) -> CapacityLimiter:
     """Threads of their own: plans that wait for their turn must not hold those of the other routes."""
     state = request.app.state
     if not hasattr(state, "planner_threads"):
-        state.planner_threads = CapacityLimiter(WAITING_AT_MOST)
+        state.planner_threads = CapacityLimiter(state.plan_limit.total)
     limiter: CapacityLimiter = state.planner_threads
     return limiter
 

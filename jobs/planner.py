@@ -18,12 +18,14 @@ from typing import Any
 
 from jobs.keeper import NOTE, PARENT
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.turns import Turns
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
 from sft.errors import PlanningFailed, find_error
 
 TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
+APART = 2  # beside those, for clients none of whose plans is made: one whose plans take long holds up nobody else's
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0
 LONGEST_FOLDER = 60
@@ -35,15 +37,15 @@ class PlanCancelled(Exception):
 
 
 class Planner:
-    """Plans made at most `at_once` at the same time; others wait their turn. Thread-safe.
+    """Plans made at most `at_once` at the same time for one client, others wait their turn: `jobs.turns`. Thread-safe.
 
     The planner process starts with the first plan, or with `start`, and holds some 500 MB until `close`. It ends
     by itself when this process does.
     """
 
-    def __init__(self, at_once: int = AT_ONCE, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, at_once: int = AT_ONCE, timeout_seconds: float = TIMEOUT_SECONDS, apart: int = APART) -> None:
         self.timeout_seconds = timeout_seconds
-        self._turns = threading.BoundedSemaphore(at_once)
+        self._turns = Turns(at_once, apart)
         self._lock = threading.Lock()
         self._is_closed = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,13 +77,18 @@ class Planner:
             self._clear()
 
     def plan(
-        self, config: SFTConfig, settings: Settings, is_cancelled: Callable[[], bool] = lambda: False
+        self,
+        config: SFTConfig,
+        settings: Settings,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        client: str = "",
     ) -> dict[str, Any]:
         """What a job of this configuration would take on this machine.
 
         Args:
             settings: with the addresses of the stack; past jobs are read from its database.
             is_cancelled: asked several times a second.
+            client: for whom; each has turns of its own.
 
         Raises:
             PlanCancelled: `is_cancelled` said so; the plan's process is ended.
@@ -89,14 +96,12 @@ class Planner:
             TuneyardError: what would fail the job.
         """
         deadline = time.monotonic() + self.timeout_seconds
-        while not self._turns.acquire(timeout=POLL_SECONDS):
-            self._check(deadline, is_cancelled)
-        try:
-            with self._connect(deadline, is_cancelled) as connection:
-                connection.sendall(write_request(config, settings))
-                return read_answer(self._receive(connection, deadline, is_cancelled))
-        finally:
-            self._turns.release()
+        with (
+            self._turns.taken(client, lambda: self._check(deadline, is_cancelled)),
+            self._connect(deadline, is_cancelled) as connection,
+        ):
+            connection.sendall(write_request(config, settings))
+            return read_answer(self._receive(connection, deadline, is_cancelled))
 
     def _connect(self, deadline: float, is_cancelled: Callable[[], bool]) -> socket.socket:
         """A connection to the planner process, which is started if need be and waits for requests at once."""

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Streams of events and logs that a key, or without keys an address, may have open at a process.",
     )
+    max_plans: int = Field(
+        16,
+        gt=0,
+        description="Plans that a key, or without keys an address, may have made or waiting at a process.",
+    )
     rate_limit: str | None = Field(
         None,
         description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from api import channels
 from api.main import create_app
 from api.service import get_service
-from api.stream_limit import StreamLimit
+from api.stream_limit import limit_streams
 from api.streaming import encode_row, send_events
 from jobs import postgres
 from jobs.events import write_event
@@ -202,7 +202,7 @@ def test_more_streams_than_a_client_may_have_are_refused_with_the_limit(settings
 
 
 def test_clients_are_counted_apart_and_all_together():
-    limit = StreamLimit(per_client=2, total=3)
+    limit = limit_streams(per_client=2, total=3)
     with limit.held("key a"), limit.held("key a"), limit.held("key b"):
         with pytest.raises(HTTPException, match="At most 2"), limit.held("key a"):
             pass
