@@ -9,28 +9,61 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+
+from sft.lengths import LIST_ENTRIES
 
 Place = tuple[str | int, ...]
 Problem = tuple[Place, str, Any]
 
 URL_CHARACTERS = 32 * 1024  # the longest cursor has 14,000
 NESTED = 64
+MOST_VALUES = 20_000  # of a body
 
 
 async def check_values(request: Request) -> None:
     """Refuse what no part of the service could store. For every route. Raises RequestValidationError."""
     problems = [*_check_url(request)]
-    try:
-        body = await request.json() if await request.body() else None
-        problems += _check_repetitions(await request.body())
-    except (ValueError, RecursionError):
-        body = None  # no JSON: whoever takes a body says so, and no route reads it otherwise
-    problems += _check(body, ("body",))
+    if not problems and getattr(request.scope["route"], "body_field", None) is not None:
+        content = await request.body()
+        problems = await run_in_threadpool(_check_body, content)  # others are served meanwhile
     if problems:
         raise RequestValidationError(
             [{"type": "value_error", "loc": place, "msg": why, "input": value} for place, why, value in problems]
         )
+
+
+def _check_body(content: bytes) -> list[Problem]:
+    try:
+        body = json.loads(content) if content else None
+        if problem := _find_excess(body):
+            return [problem]
+        return [*_check(body, ("body",)), *_check_repetitions(content)]
+    except (ValueError, RecursionError):  # no JSON: whoever takes a body says so
+        return []
+
+
+def _find_excess(body: Any) -> Problem | None:
+    """A value that is nested too deep or has too many entries, or with which there are too many in all.
+
+    Not by recursion, whose limit a deeply nested body could make use of.
+    """
+    left: list[tuple[Any, Place]] = [(body, ("body",))]
+    count = 0
+    while left:
+        value, place = left.pop()
+        if len(place) > NESTED:
+            return place[:2], f"must not be nested more than {NESTED} deep", "..."  # its text would be as deep
+        if isinstance(value, dict | list):
+            count += len(value)
+            if len(value) > LIST_ENTRIES:
+                return place, f"must have at most {LIST_ENTRIES} entries, it has {len(value)}", "..."
+            if count > MOST_VALUES:
+                return place[:2], f"must hold at most {MOST_VALUES} values in all", "..."
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(item, (*place, key)) for key, item in items]
+    return None
 
 
 def _check_url(request: Request) -> Iterator[Problem]:
@@ -58,13 +91,10 @@ def _check_repetitions(content: bytes) -> list[Problem]:
 
 
 def _check(body: Any, root: Place) -> Iterator[Problem]:
-    """Walk a JSON value. Not by recursion, whose limit a deeply nested body could make use of."""
+    """What can't be stored of a JSON value."""
     left: list[tuple[Any, Place]] = [(body, root)]
     while left:
         value, place = left.pop()
-        if len(place) > NESTED:
-            yield place[:2], f"must not be nested more than {NESTED} deep", "..."  # its text would be as deep
-            return
         if isinstance(value, dict):
             left += [(item, (*place, key)) for key, item in value.items()]
             for key in value:

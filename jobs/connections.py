@@ -60,6 +60,7 @@ class WaitsFor(StrEnum):
     BODY = "a body"
     NEXT = "another request"  # uvicorn limits that itself
     READER = "a client that reads"
+    HANDSHAKE = "the handshake of a web socket"  # a head that uvicorn took and its web socket library did not
 
 
 @dataclass
@@ -244,7 +245,7 @@ class Guard:
         phase = find_wait(connection)
         if phase is None:
             return None
-        cycle, unsent = connection.cycle, _unsent_bytes(connection.transport)
+        cycle, unsent = getattr(connection, "cycle", None), _unsent_bytes(connection.transport)
         known = self._waits.get(connection)
         if known is None or known.phase is not phase or known.cycle is not cycle:
             now = time.monotonic()
@@ -256,7 +257,7 @@ class Guard:
     def _is_too_long(self, wait: Wait) -> bool:
         seconds = wait.sweeps * SWEEP_SECONDS
         match wait.phase:
-            case WaitsFor.HEADERS:
+            case WaitsFor.HEADERS | WaitsFor.HANDSHAKE:
                 return seconds > self._limits.header_seconds
             case WaitsFor.BODY:
                 return seconds > self._limits.body_seconds
@@ -272,10 +273,13 @@ class Guard:
 
 
 def find_wait(connection: Any) -> WaitsFor | None:
-    """What a connection of uvicorn's waits for; None while the server has something to do, and for WebSockets."""
+    """What a connection of uvicorn's waits for; None while the server has something to do, and for open web sockets."""
     transport: BaseTransport | None = getattr(connection, "transport", None)
-    if transport is None or not hasattr(connection, "timeout_keep_alive_task"):
+    if transport is None:
         return None
+    if not hasattr(connection, "timeout_keep_alive_task"):  # of uvicorn's classes those of web sockets lack it
+        is_open = getattr(connection, "handshake_complete", True) or transport.is_closing()
+        return None if is_open else WaitsFor.HANDSHAKE
     if _unsent_bytes(transport):
         return WaitsFor.READER
     if transport.is_closing():

@@ -2,19 +2,25 @@
 
 import asyncio
 import json
+import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from api.errors import explain_request
+from api.main import create_app
 from api.sft_request import ConfigBody, TrainBody
 from api.training_request import TrainingRequest
-from api.values import NESTED, check_values
+from api.values import MOST_VALUES, NESTED, check_values
 from jobs.configs import _check
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.lengths import JOB_BYTES, LIST_ENTRIES, NAME_CHARACTERS, PATH_CHARACTERS
+from tests.conftest import stack_settings
 
 LONG = "x" * 900_000
 PATHS = ("model_name", "dataset_version", "adapter_path", "output_dir", "checkpoint_dir")
@@ -96,8 +102,9 @@ def test_what_people_use_is_accepted():
 class FakeRequest:
     """As much of a request as `check_values` looks at."""
 
-    def __init__(self, body=b"", path="/train", query=b""):
-        self.scope = {"path": path, "query_string": query}
+    def __init__(self, body=b"", path="/train", query=b"", takes_body=True):
+        route = SimpleNamespace(body_field=object() if takes_body else None)
+        self.scope = {"path": path, "query_string": query, "route": route}
         self.path_params, self._body = {}, body
         self.query_params = self
 
@@ -105,10 +112,18 @@ class FakeRequest:
         return []
 
     async def body(self):
+        if self.scope["route"].body_field is None:
+            raise AssertionError("a body that nobody asked for was read")
         return self._body
 
-    async def json(self):
-        return json.loads(self._body)
+
+MANY = {
+    "zeros": b'{"a": [' + b"0," * 499_999 + b"0]}",
+    "lists": b'{"a": [' + b"[]," * 299_999 + b"[]]}",
+    "infinite": b'{"a": [' + b"1e999," * 149_999 + b"0]}",
+    "keys": json.dumps(dict.fromkeys(map(str, range(50_000)))).encode(),
+    "spread": b'{"a": [' + (b"[" + b"0," * 99 + b"0],") * 999 + b"0]}",
+}
 
 
 @pytest.mark.parametrize(
@@ -116,12 +131,52 @@ class FakeRequest:
     [
         (FakeRequest(b'{"a": ' + b"[" * 90 + b"]" * 90 + b"}"), f"a: must not be nested more than {NESTED} deep"),
         (FakeRequest(b'{"a": ' + b'{"b": ' * 90 + b"1" + b"}" * 91), f"a: must not be nested more than {NESTED} deep"),
+        (FakeRequest(MANY["zeros"]), f"a: must have at most {LIST_ENTRIES} entries, it has 500000"),
+        (FakeRequest(MANY["lists"]), f"a: must have at most {LIST_ENTRIES} entries, it has 300000"),
+        (FakeRequest(MANY["infinite"]), f"a: must have at most {LIST_ENTRIES} entries, it has 150000"),
+        (FakeRequest(MANY["keys"]), f"must have at most {LIST_ENTRIES} entries, it has 50000"),
+        (FakeRequest(MANY["spread"]), f"a: must hold at most {MOST_VALUES} values in all"),
         (FakeRequest(query=b"model=" + b"x" * 900_000), "the URL must have at most 32768 characters, it has 900012"),
         (FakeRequest(path="/train/" + "x" * 900_000), "the URL must have at most 32768 characters, it has 900007"),
     ],
-    ids=["lists", "objects", "query", "path"],
+    ids=["lists", "objects", *MANY, "query", "path"],
 )
 def test_nesting_and_the_url_have_a_limit(request_, told):
     with pytest.raises(RequestValidationError) as raised:
         asyncio.run(check_values(request_))
     assert told in explain_request(raised.value.errors(), "application/json", [])
+
+
+def test_others_are_served_while_a_body_is_looked_at():
+    """As long as it takes: a megabyte of empty lists had kept the event loop, and so everybody, for a second."""
+
+    async def longest_pause(request):
+        pauses, began = [], time.monotonic()
+
+        async def tick():
+            nonlocal began
+            while True:
+                await asyncio.sleep(0)
+                pauses.append(time.monotonic() - began)
+                began = time.monotonic()
+
+        ticking = asyncio.create_task(tick())
+        with suppress(RequestValidationError):
+            await check_values(request)
+        ticking.cancel()
+        return max(pauses)
+
+    body = json.dumps({"a": [{f"{number}": []} for number in range(4_000)], "b": "x" * 800_000}).encode()
+    assert asyncio.run(longest_pause(FakeRequest(body))) < 0.1
+
+
+def test_a_body_that_a_route_does_not_take_is_not_looked_at():
+    asyncio.run(check_values(FakeRequest(MANY["zeros"], takes_body=False)))
+
+
+def test_a_url_with_thousands_of_unknown_parameters_is_told_some_of_them(tmp_path):
+    client = TestClient(create_app(stack_settings(tmp_path / "home")))
+    answer = client.get("/health?" + "&".join(f"limi{number}" for number in range(3000)))
+
+    assert answer.status_code == 422
+    assert 50 <= len(answer.json()["detail"].splitlines()) <= 52
