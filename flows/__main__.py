@@ -8,6 +8,7 @@ starts before the engine, which imports Prefect a first time.
 import gc
 import os
 import runpy
+import threading
 
 from flows.waiting import wait_for_prefect
 from jobs.early_stop import heed_early_stop
@@ -15,6 +16,7 @@ from jobs.keeper import end_with_parent
 from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
 
+LEAVE_SECONDS = 20.0  # for what is left to say once the job is done
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
 
 
@@ -38,6 +40,15 @@ def main() -> None:
 
         fail_if_refused(end)
         raise
+    finally:
+        end_within(LEAVE_SECONDS)
+
+
+def end_within(seconds: float) -> None:
+    """End this process if it has not ended by then: at its exit a library may wait for a thread that waits for ever."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Cancellations as a duty of the watchdog: a run that is being cancelled is cancelled once its process is gone."""
 
 import logging
+import time
 
 from jobs.ends import is_abandoned
 from jobs.job_processes import find_processes, kill_processes_of
 from jobs.pool_runs import PoolRuns, StateRefused
-from jobs.stopwatch import Stopwatch
+from jobs.spec import FLOW_NAME
+from jobs.stopwatch import Clock, Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +23,14 @@ class Cancellations:
     so it is with a run whose worker died. For workers of this machine only: others' processes can't be seen from here.
     """
 
-    def __init__(self, runs: PoolRuns) -> None:
+    def __init__(self, runs: PoolRuns, clock: Clock = time.monotonic) -> None:
         self._runs = runs
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(clock)
 
     def finish(self) -> None:
         """Cancel those that were without a process for a while. Raises httpx.HTTPError."""
-        runs = self._runs.read(["CANCELLING"])
+        jobs, others = self._runs.read(["CANCELLING"], FLOW_NAME)
+        runs = [*jobs, *others]
         self._stopwatch.keep({run["id"] for run in runs})
         for run in runs:
             has_process = bool(find_processes(run["run_id"]))

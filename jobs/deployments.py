@@ -19,10 +19,9 @@ from jobs.prefect_access import open_client
 from jobs.project import PROJECT_ROOT, find_sources
 from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import FLOW_NAME, JobSpec
 from sft.errors import StackError
 
-FLOW_NAME = "finetune"
 FLOW_PARAMETERS = (JobSpec, RetrainSpec)  # their fields are the flows' parameters
 CUT_OFF = ["RUNNING", "PENDING", "CANCELLING"]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
@@ -142,9 +141,9 @@ def restart_cut_off_runs(settings: Settings, work_pool: str) -> list[str]:
     changed = []
     with open_client(settings) as client:
         runs = PoolRuns(client, work_pool)
-        jobs = {run["id"] for run in runs.read(CUT_OFF, FLOW_NAME)}
-        for run in runs.read(CUT_OFF):
-            if run["id"] in jobs or is_process_of(run["id"], run["infrastructure_pid"]):
+        _, others = runs.read(CUT_OFF, FLOW_NAME)
+        for run in others:
+            if is_process_of(run["id"], run["infrastructure_pid"]):
                 continue
             state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": RESTART_MESSAGE}
             if run["state_type"] == "CANCELLING":

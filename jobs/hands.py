@@ -24,13 +24,13 @@ from jobs.ends import ENDED, STATES, has_ended, is_abandoned, keep_run, record_e
 from jobs.job_processes import VARIABLE, find_processes, is_job_process, kill_processes_of
 from jobs.lost_runs import MADE_AGAIN, LostRuns, Outcome, is_lost
 from jobs.pool_runs import PoolRuns
+from jobs.spec import FLOW_NAME
 from jobs.status import JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt, JobReport
 
 logger = logging.getLogger(__name__)
 
-FLOW_NAME = "finetune"
 OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CRASHED"]
 LEAVE_SECONDS = 10.0  # for a process to go by itself once its job has ended
 SAVE_SECONDS = 20.0  # to save its last step once its run was paused
@@ -80,7 +80,7 @@ class Hands:
     def _put_back(self) -> None:
         """Runs of ended jobs that somebody has begun again: they are those in line or at work that have a start."""
         flow_runs = {"state": {"type": {"any_": OPEN}}, "start_time": {"is_null_": False}}
-        runs = {UUID(run["id"]): run for run in self._runs.find(flow_runs, FLOW_NAME, is_any_pool=True)}
+        runs = {UUID(run["id"]): run for run in self._runs.find(flow_runs, FLOW_NAME)}
         ended = select(JobReport.job_id, JobReport.status).where(
             JobReport.job_id.in_([*runs]), JobReport.status.is_not(None)
         )
@@ -157,10 +157,7 @@ class Hands:
         now = self._clock()
         if difference == self._difference and now - self._looked_at < LOOK_SECONDS:
             return
-        runs = {
-            UUID(run["id"]): run
-            for run in self._runs.find({"state": {"type": {"any_": OPEN}}}, FLOW_NAME, is_any_pool=True)
-        }
+        runs = {UUID(run["id"]): run for run in self._runs.find({"state": {"type": {"any_": OPEN}}}, FLOW_NAME)}
         deployments = self._lost.deployments()
         outcomes = []
         with self._engine.begin() as connection:

@@ -28,17 +28,28 @@ class PoolRuns:
         self.work_pool = work_pool
         self._engine = engine
 
-    def read(self, state_types: Sequence[str], flow_name: str | None = None) -> list[dict[str, Any]]:
-        """All runs in one of these states, of one flow if named, newest first."""
-        return self.find({"state": {"type": {"any_": [*state_types]}}}, flow_name)
+    def read(self, state_types: Sequence[str], flow_name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The runs of this flow in one of these states, and those of other flows in the pool, each newest first.
+
+        A run of this flow whose queue somebody has deleted belongs to no pool any more, and is one of them.
+        """
+        states = {"state": {"type": {"any_": [*state_types]}}}
+        runs = [run for run in self.find(states, flow_name) if self._is_mine(run)]
+        ids = {run["run_id"] for run in runs}
+        others = self.find(states, work_pool=self.work_pool)
+        return runs, [run for run in others if run["run_id"] not in ids]
+
+    def _is_mine(self, run: Mapping[str, Any]) -> bool:
+        has_pool = run["work_pool_name"] is not None
+        return run["work_pool_name"] == self.work_pool if has_pool else run["deployment_id"] is not None
 
     def find(
-        self, flow_runs: dict[str, Any], flow_name: str | None = None, is_any_pool: bool = False
+        self, flow_runs: dict[str, Any], flow_name: str | None = None, work_pool: str | None = None
     ) -> list[dict[str, Any]]:
-        """All runs that Prefect's filter lets through, newest first, of this pool or any."""
+        """All runs that Prefect's filter lets through, newest first, of one flow or pool if named."""
         wanted: dict[str, Any] = {"flow_runs": flow_runs, "limit": PAGE, "sort": "ID_DESC"}
-        if not is_any_pool:
-            wanted["work_pools"] = {"name": {"any_": [self.work_pool]}}
+        if work_pool is not None:
+            wanted["work_pools"] = {"name": {"any_": [work_pool]}}
         if flow_name is not None:
             wanted["flows"] = {"name": {"any_": [flow_name]}}
         runs: list[dict[str, Any]] = []
@@ -55,7 +66,7 @@ class PoolRuns:
         left = [str(ids.run_of(job_id)) for job_id in job_ids]
         while left:
             some, left = left[:PAGE], left[PAGE:]
-            found |= {UUID(run["id"]): run for run in self.find({"id": {"any_": some}}, is_any_pool=True)}
+            found |= {UUID(run["id"]): run for run in self.find({"id": {"any_": some}})}
         return found
 
     def name_jobs(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from jobs.blockers import Blockers, describe_missing, find_blocker
 from jobs.database import translate_errors
 from jobs.prefect_client import call
 from jobs.run_ids import RunIds
+from jobs.spec import FLOW_NAME
 from jobs.status import JobStatus
 from jobs.store import JobReport
 from sft.errors import JobNotFound, StackError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FLOW_NAME = "finetune"
 DEPLOYMENT_NAME = "finetune/sft"
 PAGE_SIZE = 200  # Prefect's cap
 JUST_ENDED = timedelta(seconds=60)

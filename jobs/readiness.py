@@ -15,6 +15,7 @@ from jobs.deadlines import allow, call_deadline
 from jobs.endpoints import Endpoints
 from jobs.prefect_access import open_client
 from jobs.settings import Settings
+from jobs.spec import FLOW_NAME
 from jobs.store import WATCHDOG_LOCK
 from sft.loopback import is_on_this_machine
 
@@ -26,7 +27,6 @@ JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and no
     "failed": ["FAILED"],
     "cancelled": ["CANCELLING", "CANCELLED"],
 }
-FLOW_NAME = "finetune"
 DEPLOYMENT_NAME = "finetune/sft"
 
 

@@ -18,18 +18,19 @@ from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
 from jobs.ends import STATES, has_ended, keep_run, record_end
 from jobs.job_processes import find_processes, has_stopped_process, is_process_of, kill_processes_of
 from jobs.pool_runs import PoolRuns, StateRefused
+from jobs.spec import FLOW_NAME
 from jobs.status import LOST_STATE_NAME, JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt
 
 logger = logging.getLogger(__name__)
 
-FLOW_NAME = "finetune"
 ACTIVE = ["PENDING", "RUNNING", "CRASHED"]
 SILENCE_SECONDS = 30.0  # without a heartbeat
 GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
 PENDING_SECONDS = 30.0  # until a run that a worker has taken must have a process
-START_SECONDS = 300.0  # until a process must have begun, or have gone once it has let go of its job
+START_SECONDS = 300.0  # until a process must have begun
+LEAVE_SECONDS = 60.0  # until a process must have gone once it has let go of its job
 SAME_LOSS = timedelta(seconds=20)  # Prefect may tell twice of one crash
 
 REASONS = {
@@ -60,14 +61,13 @@ class Recovery:
     def look(self) -> None:
         """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
         try:
-            found = self._runs.read(ACTIVE)
-            runs = self._runs.read(ACTIVE, FLOW_NAME) if found else []
+            runs, found = self._runs.read(ACTIVE, FLOW_NAME)
             attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
         except BaseException:
             self._stopwatch.keep(set())  # nobody could be heard meanwhile
             raise
         jobs = {run["id"] for run in runs}
-        others = [run for run in found if run["id"] not in jobs and run["state_type"] != "CRASHED"]
+        others = [run for run in found if run["state_type"] != "CRASHED"]
         self._stopwatch.keep(jobs | {run["id"] for run in others})
         if self._is_local:
             self._end_others(others)
@@ -96,7 +96,7 @@ class Recovery:
             return None  # a pool may take its time to make a place for it
         if is_crashed:
             self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
-        limit = SILENCE_SECONDS if beats else START_SECONDS
+        limit = SILENCE_SECONDS if beats else LEAVE_SECONDS if has_begun else START_SECONDS
         if is_crashed and not is_here:
             limit = 2 * HEARTBEAT_SECONDS
         return None if silence < limit else "timeout" if is_here else "lost_worker"

@@ -1,6 +1,7 @@
 """`Journal`: what a running job says of itself, to the REST interfaces and to the tracking backends."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 logger = logging.getLogger(__name__)
 
 LOGGERS = ("flows", "tasks", "sft", "jobs")  # prefect.yaml lets Prefect show their lines in its UI
+LOG_SECONDS, LOG_TRIES = 0.01, 500  # until a stop that came while a line was logged is tried again, and how often
 STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 
 
@@ -171,7 +173,12 @@ def _stopped_once() -> Iterator[None]:
         yield
         return
 
+    tries = iter(range(LOG_TRIES))
+
     def stop(number: int, frame: FrameType | None) -> None:
+        if _is_logging(frame) and next(tries, None) is not None:
+            threading.Timer(LOG_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         signal.signal(number, signal.SIG_IGN)
         former(number, frame)
 
@@ -181,6 +188,19 @@ def _stopped_once() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, former)
+
+
+def _is_logging(frame: FrameType | None) -> bool:
+    """Whether the frame, or one that called it, writes a log line.
+
+    An exception that is raised just after logging has taken its lock, before the `try` that lets go of it, leaves it
+    taken: every other thread that logs then waits for ever, and so does the end of the process.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == logging.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

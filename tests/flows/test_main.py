@@ -26,3 +26,10 @@ def test_without_a_run_it_says_so_and_fails(run_id: str | None, tmp_path: Path) 
 def test_every_deployment_starts_it_through_the_keeper() -> None:
     deployments = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_text())["deployments"]
     assert {entry["work_pool"]["job_variables"]["command"] for entry in deployments} == {"python -m jobs.keeper"}
+
+
+def test_a_process_that_waits_for_a_thread_at_its_exit_ends():
+    waiting = "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()"
+    code = f"from flows.__main__ import end_within; {waiting}; end_within(0.5)"
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 1

@@ -21,6 +21,7 @@ from jobs.progress import read_reports, set_report
 from jobs.recovery import GONE_SECONDS
 from jobs.service import JobService
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.spec import FLOW_NAME
 from jobs.status import LOST_STATE_NAME, JobStatus, status_of
 from jobs.store import JobReport
 from tests.conftest import wait_until
@@ -69,8 +70,10 @@ def bench_of_module(stack: Settings) -> Iterator[HandsBench]:
 def bench(bench_of_module: HandsBench) -> Iterator[HandsBench]:
     """No run of a test outlives it: it would hold a slot of the stack's."""
     yield bench_of_module
-    for run in bench_of_module.runs.read(["PENDING", "RUNNING", "CRASHED", "CANCELLING", "SCHEDULED", "PAUSED"]):
-        bench_of_module.put(run["id"], "CANCELLED")
+    active = ["PENDING", "RUNNING", "CRASHED", "CANCELLING", "SCHEDULED", "PAUSED"]
+    for runs in bench_of_module.runs.read(active, FLOW_NAME):
+        for run in runs:
+            bench_of_module.put(run["id"], "CANCELLED")
 
 
 @pytest.fixture

@@ -16,12 +16,14 @@ import pytest
 from sqlalchemy import Engine, update
 
 from jobs.attempts import HEARTBEAT_SECONDS, Attempt, mark_cancelled, read_attempts
+from jobs.cancellations import GRACE_SECONDS, Cancellations
 from jobs.job_processes import VARIABLE, find_processes
 from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports
-from jobs.recovery import GONE_SECONDS, PENDING_SECONDS, SAME_LOSS, SILENCE_SECONDS, Recovery
+from jobs.recovery import GONE_SECONDS, LEAVE_SECONDS, PENDING_SECONDS, SAME_LOSS, SILENCE_SECONDS, Recovery
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.spec import FLOW_NAME
 from jobs.store import JobAttempt, engine_for
 from tests.conftest import free_port, wait_until
 
@@ -43,8 +45,9 @@ class Bench:
         self.runs = PoolRuns(self.client, POOL)
         self.now = 0.0
         self.client.post("/work_pools/", json={"name": POOL, "type": "process"})
-        flow = self.client.post("/flows/", json={"name": "finetune"}).raise_for_status().json()["id"]
+        flow = self.client.post("/flows/", json={"name": FLOW_NAME}).raise_for_status().json()["id"]
         other = self.client.post("/flows/", json={"name": "another"}).raise_for_status().json()["id"]
+        self._flow = flow
         self._deployment, self.another = self._deploy(flow), self._deploy(other)
 
     def _deploy(self, flow: str) -> str:
@@ -56,11 +59,18 @@ class Bench:
         settings = {"max_attempts": 3, "is_local": True} | settings
         return Recovery(self.engine, self.runs, clock=lambda: self.now, **settings)
 
-    def make(self, state: str = "RUNNING", deployment: str | None = None) -> str:
+    def make(self, state: str = "RUNNING", deployment: str | None = None, queue: str | None = None) -> str:
         body = {"parameters": {"webhook_url": WEBHOOK}, "enforce_parameter_schema": False}
+        body |= {"work_queue_name": queue} if queue else {}
         path = f"/deployments/{deployment or self._deployment}/create_flow_run"
         run: str = self.client.post(path, json=body).raise_for_status().json()["id"]
         self.put(run, state)
+        return run
+
+    def start_here(self) -> str:
+        """A run of the flow that was started without a deployment, as `finetune()` in Python does it."""
+        body = {"flow_id": self._flow, "state": {"type": "RUNNING"}}
+        run: str = self.client.post("/flow_runs/", json=body).raise_for_status().json()["id"]
         return run
 
     def put(self, run: str, state: str) -> None:
@@ -102,8 +112,10 @@ def bench_of_module(stack: Settings) -> Iterator[Bench]:
 def bench(bench_of_module: Bench) -> Iterator[Bench]:
     """No run of another test is active."""
     yield bench_of_module
-    for run in bench_of_module.runs.read(["PENDING", "RUNNING", "CRASHED", "CANCELLING", "SCHEDULED"]):
-        bench_of_module.put(run["id"], "CANCELLED")
+    active = ["PENDING", "RUNNING", "CRASHED", "CANCELLING", "SCHEDULED"]
+    for runs in bench_of_module.runs.read(active, FLOW_NAME):
+        for run in runs:
+            bench_of_module.put(run["id"], "CANCELLED")
 
 
 @pytest.fixture
@@ -256,6 +268,41 @@ def test_a_job_whose_process_goes_before_it_has_begun_is_not_waited_for(bench: B
     bench.client.patch(f"/flow_runs/{run}", json={"infrastructure_pid": f"here:{GONE_PID}"}).raise_for_status()
     bench.look_after(bench.recovery(), GONE_SECONDS)
     assert bench.state(run) == "AwaitingRetry"
+
+
+def test_a_process_that_has_let_go_of_its_job_and_does_not_end_is_ended(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    run = bench.make()
+    process = start_process(run)
+    bench.begin(run).release(is_interrupted=True)
+    recovery = bench.recovery()
+    bench.look_after(recovery, LEAVE_SECONDS - 1)
+    assert (bench.state(run), process.poll()) == ("Running", None)
+
+    bench.look_after(recovery, 1)
+    assert (bench.state(run), process.wait(5), bench.attempt(run).lost) == ("AwaitingRetry", -9, 0)
+
+
+def test_a_job_at_work_whose_queue_was_deleted_begins_again(bench: Bench) -> None:
+    """Its run belongs to no work pool any more. Runs that never had one are not the watchdog's."""
+    path = f"/work_pools/{POOL}/queues"
+    bench.client.post(path, json={"name": "short-lived"}).raise_for_status()
+    run, cancelled = bench.make(queue="short-lived"), bench.make(queue="short-lived")
+    bench.put(cancelled, "CANCELLING")
+    started_here = bench.start_here()
+    bench.begin(run)
+    bench.client.delete(f"{path}/short-lived").raise_for_status()
+    assert bench.read(run)["work_pool_name"] is None
+
+    bench.look_after(bench.recovery(), GONE_SECONDS)
+    assert (bench.state(run), bench.state(started_here)) == ("AwaitingRetry", "Running")
+    cancellations = Cancellations(bench.runs, clock=lambda: bench.now)
+    cancellations.finish()
+    bench.now += GRACE_SECONDS
+    cancellations.finish()
+    assert bench.state(cancelled) == "Cancelled"
+    bench.put(started_here, "CANCELLED")
 
 
 def test_a_watchdog_that_could_not_look_gives_nobody_up_for_that(

@@ -1,5 +1,6 @@
 """How an attempt's end is recorded: as the job's, or as one that another attempt gets over."""
 
+import logging
 import os
 import signal
 import time
@@ -101,6 +102,47 @@ def test_the_first_of_several_stops_counts_and_lets_the_work_be_saved(record):
         signal.signal(signal.SIGTERM, former)
     assert saved
     assert (record.attempt.is_interrupted, record.attempt.token, record.outcomes) == (True, None, ["interrupted"])
+
+
+class StopWhileLogging(logging.Handler):
+    """Has SIGTERM come while a line is written, as it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = []
+
+    def emit(self, line):
+        if not self.written:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):  # bytecode, between which Python delivers signals
+                time.sleep(0)
+        self.written.append(line.getMessage())
+
+
+def test_a_stop_waits_until_a_log_line_is_written(record):
+    """Raised while logging holds its locks, it would leave them taken, and the process would never end."""
+
+    def stop(number, _frame):
+        raise TerminationSignal(signal=number)
+
+    handler, lines = StopWhileLogging(), logging.getLogger("tasks.stopped")
+    lines.addHandler(handler)
+    former = signal.signal(signal.SIGTERM, stop)
+
+    def work():
+        with record.open():
+            lines.warning("a line")
+            time.sleep(5)
+            lines.warning("too late")
+
+    try:
+        with pytest.raises(Abort):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        lines.removeHandler(handler)
+    assert handler.written == ["a line"]
+    assert record.attempt.is_interrupted
 
 
 def test_parameters_that_are_edited_after_the_job_has_begun_change_nothing_of_it(record, caplog):
