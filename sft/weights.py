@@ -16,6 +16,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 SMALL_BYTES = 1024  # a pointer is smaller
 # safetensors itself reads 100 MB, which take a gigabyte once parsed; 100 bytes a tensor are usual.
 LARGEST_HEADER = 50_000_000
+LARGEST_JSON = 2**30  # of a header or an index: any
 SMALL_NUMBERS = ("F8", "F6", "F4", "I8", "U8", "I4", "U4")
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 64
 ADAPTER = "adapter_config.json"
@@ -57,16 +58,20 @@ def telling_unusable(subject: str, folder: Path | None = None) -> Iterator[None]
         raise ModelUnusable(f"{subject} {reason}") from error
 
 
-def check_weights(folder: Path, subject: str) -> None:
+def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) -> None:
     """Whether every weight file that will be read is there in full, going by names, headers and sizes, and no text
     file is out of all proportion.
+
+    Args:
+        most_bytes: a header or index that is longer is taken for good, for those who have little time.
 
     Raises:
         ModelUnusable: naming the file, what is wrong with it, and the remedy.
     """
     check_texts(folder, subject)
-    for path in _list_files(folder, subject):
-        if damage := find_weight_damage(path):
+    files = _list_files(folder, subject, most_bytes)
+    for path in files:
+        if damage := find_weight_damage(path, most_bytes):
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
     if pointer := find_pointer(folder):
         raise ModelUnusable(f"{subject} {pointer}")
@@ -75,15 +80,15 @@ def check_weights(folder: Path, subject: str) -> None:
             f"{subject} has an adapter beside its own weights ({ADAPTER}), which transformers would put on them; "
             "move the adapter's files to a folder of their own (to go on from it, name that as adapter_path)"
         )
-    _check_numbers(folder, subject)
+    _check_numbers(folder, subject, [path for path in files if _measure_header(path) <= most_bytes])
 
 
-def _check_numbers(folder: Path, subject: str) -> None:
+def _check_numbers(folder: Path, subject: str, files: list[Path]) -> None:
     """Refuse numbers of 8 bits or fewer that nothing says how to scale: they would be taken for the weights."""
     config = folder / "config.json"
     if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
         return
-    for path in _list_files(folder, subject):
+    for path in files:
         for name, (dtype, shape) in read_shapes(path).items():
             if dtype.startswith(SMALL_NUMBERS) and len(shape) > 1 and name.endswith("weight"):
                 raise ModelUnusable(
@@ -92,8 +97,8 @@ def _check_numbers(folder: Path, subject: str) -> None:
                 )
 
 
-def find_weight_damage(path: Path) -> str | None:
-    """What is wrong with a safetensors file; None when nothing is. Reads its header alone."""
+def find_weight_damage(path: Path, most_bytes: int = LARGEST_JSON) -> str | None:
+    """What is wrong with a safetensors file; None when nothing is. Reads its header alone, up to `most_bytes`."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -106,6 +111,8 @@ def find_weight_damage(path: Path) -> str | None:
                 return f"is no safetensors file ({size} bytes): copy or download it again"
             if length > size - 8:
                 return f"is cut off after {size} bytes: copy or download it again"
+            if length > most_bytes:
+                return None
             file.seek(8)
             header = json.loads(file.read(length))
         tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
@@ -172,13 +179,20 @@ def is_pointer(beginning: bytes) -> bool:
     return beginning.startswith(POINTER[: max(len(beginning), 8)]) and len(beginning) >= 8
 
 
-def _list_files(folder: Path, subject: str) -> list[Path]:
-    """The files that weights are read from."""
+def _measure_header(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _list_files(folder: Path, subject: str, most_bytes: int) -> list[Path]:
+    """The files that weights are read from; none where only an index beyond `most_bytes` names them."""
     index = folder / INDEX
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if not index.is_file():
         raise ModelUnusable(f"{subject} {_describe_others(folder)}")
+    if index.stat().st_size > most_bytes:
+        return []
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -10,6 +10,7 @@ import httpx
 
 from jobs.bounded_http import bound
 from jobs.deadlines import call_deadline
+from jobs.preflight.examination import LARGEST_JSON, find_fault
 from jobs.preflight.findings import Finding
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
@@ -52,15 +53,17 @@ def check_adapter(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
 
 def _check_files(reference: str, folder: Path) -> Iterator[Finding]:
     """Whether the adapter's weights are there in full, going by their header."""
-    try:
-        check_texts(folder, f"{reference!r}")
-    except ModelUnusable as error:
-        yield Finding(ModelUnusable, "adapter_path", str(error))
-        return
-    if not (folder / WEIGHTS).is_file():
+    if fault := find_fault(check_texts, folder, f"{reference!r}"):
+        yield Finding(ModelUnusable, "adapter_path", fault)
+    elif not (folder / WEIGHTS).is_file():
         yield _finding(f"{reference!r} has no {WEIGHTS}, the only weights that are read; save the adapter again")
-    elif damage := find_weight_damage(folder / WEIGHTS):
-        yield Finding(ModelUnusable, "adapter_path", f"{reference!r} can't be read: {WEIGHTS} {damage}")
+    elif fault := find_fault(_check_weights, folder, f"{reference!r}"):
+        yield Finding(ModelUnusable, "adapter_path", fault)
+
+
+def _check_weights(folder: Path, subject: str) -> None:
+    if damage := find_weight_damage(folder / WEIGHTS, LARGEST_JSON):
+        raise ModelUnusable(f"{subject} can't be read: {WEIGHTS} {damage}")
 
 
 def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) -> str | None:

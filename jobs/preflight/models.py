@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.preflight.examination import LARGEST_JSON, find_fault
 from jobs.preflight.findings import Finding
 from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
 from jobs.preflight.surroundings import Surroundings
@@ -30,11 +31,8 @@ def check_model(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
             "TUNEYARD_ALLOWED_MODEL_ROOTS and restart"
         )
     elif (folder / "config.json").is_file():
-        try:
-            check_weights(folder, repr(name))
-            _check_configuration(folder, repr(name))
-        except ModelUnusable as error:
-            yield Finding(ModelUnusable, "base_model", str(error))
+        if fault := find_fault(_check_files, folder, repr(name)):
+            yield Finding(ModelUnusable, "base_model", fault)
     elif (problem := _explain_absence(name, folder, around)) is not None:
         yield _finding(f"{name!r} {problem}{around.hint}")
 
@@ -82,6 +80,11 @@ def _explain_absence(name: str, folder: Path, around: Surroundings) -> str | Non
     if found is Presence.UNREACHABLE and around.workers_are_here:
         return f"{where}, and the Hub can't be reached; {remedy}"
     return None
+
+
+def _check_files(folder: Path, subject: str) -> None:
+    check_weights(folder, subject, LARGEST_JSON)
+    _check_configuration(folder, subject)
 
 
 def _check_configuration(folder: Path, subject: str) -> None:

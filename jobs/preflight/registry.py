@@ -2,26 +2,32 @@
 
 import functools
 import hashlib
+import logging
 import os
-import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from jobs.preflight.dvc_files import LARGEST, read_outputs
+from jobs.preflight.repository import NotKnown, Repository
 from jobs.project import find_sources
 from jobs.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = ("", ".jsonl", ".json", ".parquet", ".csv")
-TIMEOUT_SECONDS = 5.0
+AT_ONCE = 8  # looks; a registry that hangs takes no more threads of those that look at jobs
+FOUND_AT_MOST = 10_000
 KNOWN_SECONDS = 10.0  # how long what was found is not looked for again
 NOT_FOUND = 1  # git's exit code for a revision that is none; others say that it could not look
 
 _found: dict[tuple[str, str, str | None], float] = {}
+_looking = threading.BoundedSemaphore(AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,14 @@ class RegistryView:
         key = (str(self.folder), name, revision)
         if time.monotonic() - _found.get(key, float("-inf")) < KNOWN_SECONDS:
             return None
-        problem = self._look(name, revision) if self._is_git() else self._look_at_sources(name, revision)
+        try:
+            problem = self._look(name, revision) if self._is_git() else self._look_at_sources(name, revision)
+        except NotKnown as error:
+            logger.debug("The registry %s could not be looked at: %s", self.folder, error)
+            return None
         if problem is None:
+            if len(_found) >= FOUND_AT_MOST:
+                _found.clear()
             _found[key] = time.monotonic()
         return problem if self.is_current else None
 
@@ -52,38 +64,31 @@ class RegistryView:
         return (self.folder / ".git").exists() or (self.folder / "HEAD").is_file()
 
     def _look(self, name: str, revision: str | None) -> str | None:
-        wanted = revision or ("main" if self._git("branch", "--list", "main") else "HEAD")
-        code, commit = self._run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
+        if not _looking.acquire(blocking=False):
+            raise NotKnown("others look at registries")
+        try:
+            return self._ask(Repository(self.folder), name, revision)
+        finally:
+            _looking.release()
+
+    def _ask(self, git: Repository, name: str, revision: str | None) -> str | None:
+        wanted = revision or ("main" if git.say("branch", "--list", "main") else "HEAD")
+        code, commit = git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
         if code == NOT_FOUND:
-            tags, branches = (
-                self._git("tag", "--list").split(),
-                self._git("branch", "--format=%(refname:short)").split(),
-            )
+            tags = git.say("tag", "--list").split()
+            branches = git.say("branch", "--format=%(refname:short)").split()
             return (
                 f"{wanted!r} is no revision in the dataset registry {self.folder}; tags: {_list(tags)}; "
                 f"branches: {_list(branches)}"
             )
         if code:
             return None
-        files = self._git("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
-        places = {*files, *self._outputs(commit, files)}
-        if any(_is_at(place, name + suffix) for place in places for suffix in SUFFIXES):
+        files = git.say("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
+        outputs = {*_list_outputs(git, commit, files)}
+        if any(_is_at(place, name + suffix) for place in {*files, *outputs} for suffix in SUFFIXES):
             return None
-        names = sorted({PurePosixPath(place).parts[0] for place in self._outputs(commit, files)})
+        names = sorted({PurePosixPath(place).parts[0] for place in outputs})
         return f"'{name}@{wanted}' is not in the dataset registry {self.folder}; it has: {_list(names)}"
-
-    def _outputs(self, commit: str, files: list[str]) -> Iterator[str]:
-        """Paths that DVC tracks: those its files name."""
-        for file in files:
-            path = PurePosixPath(file)
-            if path.suffix != ".dvc" and path.name not in ("dvc.yaml", "dvc.lock"):
-                continue
-            try:
-                content = yaml.safe_load(self._git("show", f"{commit}:{file}"))
-            except yaml.YAMLError:
-                continue
-            for out in _read_outputs(content):
-                yield os.path.normpath(path.parent / out)
 
     def _look_at_sources(self, name: str, revision: str | None) -> str | None:
         if not self.built:
@@ -95,28 +100,6 @@ class RegistryView:
         if name in names:
             return None
         return f"{'@'.join(filter(None, (name, revision)))!r} is not in the dataset registry; it has: {_list(names)}"
-
-    def _git(self, *arguments: str) -> str:
-        code, text = self._run(*arguments)
-        if code:
-            raise RuntimeError(f"git {arguments[0]} ended with {code}")
-        return text
-
-    def _run(self, *arguments: str) -> tuple[int, str]:
-        dropped = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-        environment = {name: value for name, value in os.environ.items() if name not in dropped}
-        environment["GIT_CEILING_DIRECTORIES"] = str(self.folder.parent)
-        command = ["git", "-C", str(self.folder), *arguments]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            env=environment,
-            check=False,
-        )
-        return done.returncode, done.stdout.strip("\n")
 
 
 def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None:
@@ -148,22 +131,17 @@ def _read_sources(project: Path) -> Iterator[tuple[str, str]]:
     """The datasets and versions that the default registry is built of."""
     try:
         versions = yaml.safe_load((project / "datasets/params.yaml").read_text(encoding="utf-8"))["versions"]
-        outputs = [*_read_outputs(yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8")))]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        outputs = [*read_outputs((project / "dvc.yaml").read_bytes())]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, NotKnown):
         return
     yield from ((output, str(version)) for output in outputs for version in versions)
 
 
-def _read_outputs(content: Any) -> Iterator[str]:
-    """The outputs in the content of a `.dvc`, `dvc.yaml` or `dvc.lock` file."""
-    stages = content.get("stages", {}) if isinstance(content, dict) else {}
-    for stage in [content, *(stages.values() if isinstance(stages, dict) else [])]:
-        outputs = stage.get("outs", []) if isinstance(stage, dict) else []
-        for output in outputs if isinstance(outputs, list) else []:
-            if isinstance(output, dict):
-                output = output.get("path") or next(iter(output), "")
-            if output and "${" not in str(output):
-                yield str(output)
+def _list_outputs(git: Repository, commit: str, files: list[str]) -> Iterator[str]:
+    """Paths that DVC tracks: those its files name."""
+    wanted = [file for file in files if file.endswith(".dvc") or PurePosixPath(file).name in ("dvc.yaml", "dvc.lock")]
+    for file, content in git.read_files(commit, wanted, LARGEST) if wanted else ():
+        yield from (os.path.normpath(PurePosixPath(file).parent / output) for output in read_outputs(content))
 
 
 def _is_at(place: str, name: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.preflight.examination import a_turn
 from jobs.preflight.findings import Finding
 from jobs.preflight.models import find_model_folder
 from jobs.preflight.surroundings import Surroundings
@@ -32,7 +33,8 @@ def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     except ModelUnusable:  # which the check of the model says
         return
     files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
-    tokenizer = _look_at(folder, files)
+    with a_turn():
+        tokenizer = _look_at(folder, files)
     if name == AUTO:
         is_plain_text = spec.config.dataset_format in ("completion", "auto")
         if not is_plain_text and not tokenizer.has_template and not _has_template_file(folder):

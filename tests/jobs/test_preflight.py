@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 
+import psutil
 import pytest
 
 from jobs import preflight
@@ -105,6 +106,24 @@ def test_a_model_that_is_nowhere(settings, name, told):
 
 def write(folder, name, content):
     (folder / name).write_text(content)
+
+
+def test_a_models_files_are_read_once_while_they_stay_the_same_and_never_when_they_are_long(settings, monkeypatch):
+    read, parse = [], json.loads
+    monkeypatch.setattr("sft.weights.json.loads", lambda text: (read.append(len(text)), parse(text))[1])  # only counts
+    look(settings)
+    first = len(read)
+    look(settings)
+    assert len(read) == first
+    weights = settings.model_root / "acme/good/model.safetensors"
+    weights.write_bytes(b"\1")
+    assert the_only(settings)[0] == "model_unusable"  # what has changed is looked at again
+    length = 5 * 2**20
+    weights.write_bytes(length.to_bytes(8, "little") + b"[" * length)
+    assert look(settings) == []
+    assert length not in read
+    weights.write_bytes((length + 1).to_bytes(8, "little") + b"[" * length)  # longer than the file
+    assert the_only(settings)[0] == "model_unusable"
 
 
 BROKEN = {
@@ -298,6 +317,82 @@ def test_a_short_commit_is_a_revision(with_registry, repository):
     commit = subprocess.run(["git", "-C", repository, "rev-parse", "v1"], capture_output=True, text=True, check=True)
     assert look(with_registry, dataset_name=f"added@{commit.stdout[:8]}") == []
     assert the_only(with_registry, dataset_name=f"later@{commit.stdout[:8]}")[0] == "dataset_not_found"
+
+
+def doubled(first, line):
+    """Ten times as much with each line."""
+    return first + "".join(line(n, [f"*b{n - 1}" if n else "*a"] * 10) for n in range(9))
+
+
+HOSTILE = {
+    "merge keys": doubled("a: &a {k: v}\n", lambda n, ten: f"b{n}: &b{n} {{<<: [{', '.join(ten)}]}}\n"),
+    "aliases as an output": doubled("a: &a [x]\n", lambda n, ten: f"b{n}: &b{n} [{', '.join(ten)}]\n") + "outs: [*b8]",
+    "aliases as a path": doubled("a: &a [x]\n", lambda n, ten: f"b{n}: &b{n} [{', '.join(ten)}]\n")
+    + "outs: [{path: *b8}]",
+    "merge keys of stages": doubled("a: &a {k: v}\n", lambda n, ten: f"b{n}: &b{n} {{<<: [{', '.join(ten)}]}}\n")
+    + "stages: *b8",
+    "nested lists": "outs: " + "[" * 100_000,
+    "nested objects": "{a: " * 100_000,
+    "too long": "stages:\n" + "".join(f"  s{n}: {{outs: [d{n}]}}\n" for n in range(100_000)),
+    "a long number": "outs: [" + "1" * 100_000 + "]",
+    "no YAML": "%\x00",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("file", ["dvc.yaml", "x.dvc"])
+def test_a_registrys_files_take_no_time_whatever_they_hold(settings, tmp_path, kind, file):
+    make_repository(tmp_path / "hostile", {file: HOSTILE[kind]})
+    settings = settings.model_copy(update={"dataset_registry": str(tmp_path / "hostile")})
+    began = time.monotonic()
+    found = look(settings, dataset_name="nothing@main")
+    assert time.monotonic() - began < 3
+    assert {code for code, _ in found} <= {"dataset_not_found"}
+
+
+def test_many_datasets_are_found_in_time(settings, tmp_path):
+    """Which took a process of git's each, and so longer than a submission waits."""
+    folder = make_repository(tmp_path / "many", {f"d{n}.dvc": f"outs:\n- path: data{n}\n" for n in range(1000)})
+    view = registry.RegistryView(folder, True)
+    began = time.monotonic()
+    assert view.find_problem("data999", "main") is None
+    assert "it has: data0, data1, data10" in view.find_problem("nothing", "main")
+    assert time.monotonic() - began < 2.5
+
+
+def make_repository(folder, files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=folder, check=True)
+    return folder
+
+
+STALLING = {"it hangs": "sleep 60", "its child hangs": "sleep 60 &", "it never ends": "yes"}
+
+
+@pytest.mark.parametrize("kind", STALLING)
+def test_a_registry_that_hangs_is_given_up_and_keeps_no_thread(settings, tmp_path, monkeypatch, kind):
+    folder = make_repository(tmp_path / "stalling", {"x.dvc": "outs: []"})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").write_text(f"#!/bin/sh\n{STALLING[kind]}\n")
+    (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr("jobs.preflight.repository.SECONDS", 0.5)
+    stalling = settings.model_copy(update={"dataset_registry": str(folder)})
+    looks, seconds = Preflight(stalling, seconds=0.1), []
+    for number in range(12):
+        began = time.monotonic()
+        assert looks.look(spec(dataset_name=f"d{number}@main")) == []
+        seconds.append(time.monotonic() - began)
+    assert max(seconds) < 0.3
+    deadline = time.monotonic() + 5
+    while any(thread.name == "preflight" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not [child for child in psutil.Process().children(recursive=True) if "sleep" in child.name()]
 
 
 def test_the_default_registry_is_known_before_it_is_built(settings):
