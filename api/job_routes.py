@@ -72,8 +72,7 @@ async def stream_events(
         return Response(status_code=204)  # which tells a browser's EventSource not to come again
     words = SFT_WORDS if request.url.path.startswith(SFT_PREFIX) else TRAIN_WORDS
     events = send_events(request.app.state.streams, service, job, int(last_event_id or 0), words)
-    limit = request.app.state.stream_limit
-    return LimitedStream(limit, events, media_type="text/event-stream", headers=STREAM_HEADERS)
+    return _stream(request, events, "text/event-stream")
 
 
 @resources.get(
@@ -100,7 +99,7 @@ async def get_logs(
     media_type = NDJSON if as_json else "text/plain; charset=utf-8"
     if follow:
         lines = _send_lines(request.app.state.log_threads, LogFeed(service, job, tail), write)
-        return LimitedStream(request.app.state.stream_limit, lines, media_type=media_type, headers=STREAM_HEADERS)
+        return _stream(request, lines, media_type)
     found = await run_in_threadpool(read_log, service, job.id, tail)
     return Response("".join(map(write, found)), media_type=media_type)
 
@@ -215,6 +214,11 @@ def _describe_download(download: Download) -> dict[str, str]:
 def _plain_name(name: str) -> str:
     """As a header may have it: the name comes from what a worker reported."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def _stream(request: Request, content: AsyncIterator[Any], media_type: str) -> Response:
+    state = request.app.state
+    return LimitedStream(state.stream_limit, state.open_streams, content, media_type=media_type, headers=STREAM_HEADERS)
 
 
 def _wants(request: Request, chosen: str | None, name: str, media_types: tuple[str, ...]) -> bool:

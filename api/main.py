@@ -22,6 +22,7 @@ from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse
 from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
+from api.stream_keys import OpenStreams
 from api.stream_limit import limit_streams
 from api.streaming import encode_row
 from api.values import check_values
@@ -79,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.streams = EventHub(encode_row)
     app.state.log_threads = CapacityLimiter(LOG_THREADS)
     connections = find_limits(settings).connections
+    app.state.open_streams = OpenStreams(lambda: app.state.keys.refresh(None))
     app.state.stream_limit = limit_streams(min(settings.max_streams, connections // 2), connections // 2)
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
     app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)

@@ -24,6 +24,7 @@ from api.streaming import encode_row, send_events
 from jobs import postgres
 from jobs.events import write_event
 from jobs.job import Job
+from jobs.keys import KeyScope, create_key, revoke_key
 from jobs.settings import Settings
 from jobs.status import TRAIN_WORDS, JobStatus
 from jobs.store import engine_for, migrate
@@ -209,3 +210,34 @@ def test_clients_are_counted_apart_and_all_together():
         with pytest.raises(HTTPException, match="has 3 streams open"), limit.held("key b"):
             pass
     assert limit.open == 0
+
+
+@pytest.mark.parametrize("had_keys", [True, False], ids=["revoked", "opened without a key"])
+def test_a_stream_ends_soon_after_its_client_lost_its_right(settings, service, job, had_keys):
+    """It had gone on until the job had ended: for days, say. Others go on."""
+    keys_database = f"keys{had_keys}".lower()
+    postgres.ensure_databases(settings.database_url, [keys_database])
+    url = postgres.sibling_url(settings.database_url, keys_database)
+    migrate(url)
+    engine = engine_for(url)
+    home = settings.home / keys_database
+    record, key = create_key(engine, "leaves", KeyScope.READ) if had_keys else (None, None)
+    _, other_key = create_key(engine, "stays", KeyScope.READ) if had_keys else (None, None)
+    path = f"/train/{job.id}/events"
+    with served(settings.model_copy(update={"home": home, "database_url": url}), service) as (app, client):
+        given = [{"X-API-Key": one} if one else {} for one in (key, other_key)]
+        with client.stream("GET", path, headers=given[0]) as leaving:
+            assert leaving.status_code == 200
+            if had_keys:
+                with client.stream("GET", path, headers=given[1]) as staying:
+                    revoke_key(engine, str(record.id))
+                    ended = leaving.read()
+                    wait_until(lambda: app.state.streams.listeners == 1, 5)
+                    assert app.state.streams.listeners == 1
+                    assert staying.status_code == 200
+            else:
+                create_key(engine, "first", KeyScope.READ)
+                ended = leaving.read()
+        assert b"event: end" not in ended
+        assert client.get(path, headers=given[0]).status_code == 401
+    engine.dispose()

@@ -1,0 +1,54 @@
+"""Streams that are open: one ends soon after its key was revoked, one without a key once keys are in use."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from jobs.keys import TTL_SECONDS, Client, KeyBook
+from sft.errors import StackError
+
+logger = logging.getLogger(__name__)
+
+
+class OpenStreams:
+    """Whose keys the open streams bear. One task looks at the keys for all of them, while there are any.
+
+    For use on one event loop at a time. While the database is away no key can be revoked, and streams go on.
+    """
+
+    def __init__(self, read_book: Callable[[], KeyBook], check_seconds: float = TTL_SECONDS) -> None:
+        self._read_book = read_book
+        self._check_seconds = check_seconds
+        self._open: dict[CancelScope, Client | None] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def allowed(self, client: Client | None) -> Iterator[CancelScope]:
+        """A block that is cancelled when its client may not go on; `client` is None where no key was needed."""
+        with CancelScope() as scope:
+            self._open[scope] = client
+            self._task = self._task or asyncio.create_task(self._watch())
+            try:
+                yield scope
+            finally:
+                del self._open[scope]
+                if not self._open:
+                    self._task.cancel()
+                    self._task = None
+
+    async def _watch(self) -> None:
+        limiter = CapacityLimiter(1)
+        while True:
+            await asyncio.sleep(self._check_seconds)
+            try:
+                book = await to_thread.run_sync(self._read_book, limiter=limiter)
+            except StackError as error:
+                logger.debug("The keys of open streams could not be looked at: %s", error)
+                continue
+            valid = {client.key_id for client in book.clients.values()}
+            for scope, client in self._open.items():
+                if client.key_id not in valid if client else not book.is_open:
+                    scope.cancel()
