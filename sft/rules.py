@@ -32,11 +32,17 @@ class Rule:
                 raise ValueError(self.refusals[name])
 
     def show(self, properties: Schema) -> Schema:
-        """The rule as JSON Schema. Each alternative is complete in itself, which generators of data need.
+        """The rule as JSON Schema, in the form that generators of data can work with.
+
+        Where single fields exclude each other it is what may not be; else each alternative is complete in itself.
 
         Args:
             properties: The properties of the schema that the rule is for.
         """
+        if len(self.either) == len(self.otherwise) == 1 and GIVEN not in self.otherwise.values():
+            broken = self.either | self.otherwise
+            shown = {name: {"not": _show_value(properties, name, wanted)} for name, wanted in broken.items()}
+            return {"not": {"properties": shown, "required": [*broken]}}
         return {"anyOf": [_show_fields(properties, fields) for fields in (self.either, self.otherwise)]}
 
 
@@ -51,15 +57,17 @@ def _is(value: Any, wanted: Any) -> bool:
 
 
 def _show_fields(properties: Schema, fields: Fields) -> Schema:
-    shown: Schema = {"properties": {}}
-    for name, wanted in fields.items():
-        if wanted is GIVEN:
-            kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
-            shown["properties"][name] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-            shown.setdefault("required", []).append(name)
-        else:
-            shown["properties"][name] = {"type": "null"} if wanted is NULL else {"const": wanted}
+    shown: Schema = {"properties": {name: _show_value(properties, name, wanted) for name, wanted in fields.items()}}
+    if given := [name for name, wanted in fields.items() if wanted is GIVEN]:
+        shown["required"] = given
     return shown
+
+
+def _show_value(properties: Schema, name: str, wanted: Any) -> Schema:
+    if wanted is not GIVEN:
+        return {"type": "null"} if wanted is NULL else {"const": wanted}
+    kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
 
 
 _OF_LORA: Fields = {
