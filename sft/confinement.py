@@ -123,6 +123,17 @@ def step(what: str = "", size_bytes: int = 0) -> Iterator[None]:
             _current.end(default)
 
 
+def check_room(what: str, size_bytes: int) -> None:
+    """Refuse what is read whole and is longer than the memory for it; outside of `confined` nothing.
+
+    Raises:
+        ResourceLimit: naming it.
+    """
+    most = _current.limits.memory_bytes if _current else None
+    if most is not None and size_bytes > most:
+        raise ResourceLimit(_explain_memory(f"{what}, {size_bytes / 2**20:,.0f} MiB,", most))
+
+
 def open_note() -> int:
     """A nameless file for the note of a child, which inherits it."""
     with tempfile.TemporaryFile() as file:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from sft.errors import InvalidDataset
+from sft.places import is_special
 
 HEAD_BYTES = 512
 SIGNATURES = {  # first bytes: what the file is, what to do about it
@@ -31,7 +32,9 @@ RECODE = "if the file is in Windows-1252, Latin-1 or GB18030, convert it with `i
 
 
 def check_kind(path: Path) -> None:
-    """Raises InvalidDataset, with what to do, for a file that is not what its suffix says."""
+    """Raises InvalidDataset, with what to do, for a file that is not what its suffix says, or is no file."""
+    if is_special(path):
+        raise InvalidDataset(f"{path.name} is a pipe, a socket or a device; put the file itself there")
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
     is_parquet = path.suffix.lower() == ".parquet"

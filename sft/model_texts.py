@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import ModelUnusable
+from sft.places import is_special
 
 MB = 2**20
+TEMPLATES = "additional_chat_templates"  # the one folder that tokenizers look into
 # Above the largest published ones: Gemma's tokenizer.json has 33 MB, the index of a model of 700 shards 10 MB.
 LIMITS_BYTES = {
     "config.json": 16 * MB,
@@ -28,11 +30,14 @@ LIMITS_BYTES = {
 
 
 def check_texts(folder: Path, subject: str) -> None:
-    """Refuse text files that would take all memory of whatever reads them.
+    """Refuse text files that would take all memory of whatever reads them, and what is no file: see `is_special`.
 
     Raises:
         ModelUnusable: naming the file, its size and the limit.
     """
+    for path in (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")):
+        if is_special(path):
+            raise ModelUnusable(f"{subject} can't be read: {path.name} is a pipe, a socket or a device; remove it")
     for pattern, limit in LIMITS_BYTES.items():
         for path in sorted(folder.glob(pattern)):
             if not path.is_file():

@@ -30,6 +30,14 @@ def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
     return None
 
 
+def is_special(path: Path) -> bool:
+    """Whether there is neither a file nor a folder at the path but a pipe, a socket or a device.
+
+    To open a pipe waits for somebody who writes into it, for ever.
+    """
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def find_foreign(path: Path, root: Path) -> Path | None:
     """The first folder on the way from `root` down to `path` that another account may put links into; None if none.
 

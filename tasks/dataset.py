@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
+from sft.confinement import check_room
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.places import follow
@@ -141,8 +142,9 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     for file in filter(None, (train, held_out_file)):
         if not file.resolve().is_relative_to(path):
             raise InvalidConfig(f"{file} is a link that leads outside {path}; put the file itself there")
-        if file.is_file():
-            check_kind(file)  # before all of it is read
+        check_kind(file)  # before all of it is read
+        if file.suffix.lower() != ".parquet":
+            check_room(f"dataset_name {reference}: to read {file.name}", file.stat().st_size)
     stored = StoredDataset(hash_file(train), train, held_out_file, count_rows(train), tuple(unused))
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
