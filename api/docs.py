@@ -1,16 +1,21 @@
 """The OpenAPI document: what FastAPI makes of the routes, with examples, errors and keys added to every one."""
 
+from collections.abc import AsyncIterator
 from copy import deepcopy
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
+from starlette.routing import Route
 
 from api.auth import PUBLIC_PATHS
 from api.errors import SFT_PREFIX
 from api.examples import EXAMPLES, Example
 
 Document = dict[str, Any]
+PIECE_BYTES = 2**16
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 
 DESCRIPTIONS = {
@@ -51,6 +56,35 @@ def install_openapi(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+    _keep_rendered(app)
+
+
+def _keep_rendered(app: FastAPI) -> None:
+    """Render the document once: anybody may ask for it, and each time all requests would wait for that."""
+    rendered: dict[str, bytes] = {}  # by the path that a proxy puts in front
+
+    def render(root_path: str) -> bytes:
+        servers = {"servers": [{"url": root_path}]} if root_path else {}
+        return bytes(JSONResponse(app.openapi() | servers).body)
+
+    async def answer(request: Request) -> Response:
+        root_path = request.scope.get("root_path", "").rstrip("/")
+        if root_path not in rendered:
+            rendered[root_path] = await run_in_threadpool(render, root_path)
+        return StreamingResponse(
+            _cut(rendered[root_path]),
+            media_type="application/json",
+            headers={"Content-Length": str(len(rendered[root_path]))},
+        )
+
+    own = next(index for index, route in enumerate(app.router.routes) if getattr(route, "path", "") == app.openapi_url)
+    app.router.routes[own] = Route(str(app.openapi_url), answer, include_in_schema=False)
+
+
+async def _cut(content: bytes) -> AsyncIterator[bytes]:
+    """In pieces: the server keeps no more of it than the next one for a client that does not read."""
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]
 
 
 def complete(plain: Document) -> Document:

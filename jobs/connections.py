@@ -12,7 +12,7 @@ import resource
 import socket
 import time
 from asyncio import AbstractEventLoop, BaseTransport
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ DEFER_SECONDS = 1
 BATCHES = 16  # who makes room looks at every connection, so it makes some more
 HEADER_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
+MOST_PIPELINED = 8  # requests that a client sends before the answer to the one before
 OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"  # asyncio's words
 
 
@@ -198,6 +199,8 @@ class Guard:
             self._log.warn(f"Refused a connection: {self._limits.connections} are at work (TUNEYARD_MAX_CONNECTIONS)")
             return RefusedConnection(self._limits.connections)
         protocol = self._make_protocol(**values)
+        if hasattr(protocol, "pipeline"):  # of uvicorn's protocols the one that takes in all that has been sent
+            protocol.pipeline = Pipeline(protocol)
         self._made_at[protocol] = time.monotonic()
         return protocol
 
@@ -270,6 +273,22 @@ class Guard:
         for connection in connections:
             self._waits.pop(connection, None)
             connection.transport.abort()  # `close` would wait for a client to read what is left
+
+
+class Pipeline(deque[Any]):
+    """Requests that uvicorn answers one after the other. A packet holds hundreds, and others wait for all of them."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def appendleft(self, request: Any) -> None:
+        """Queue one, or give up the connection of who sends on and on."""
+        if len(self) < MOST_PIPELINED:
+            super().appendleft(request)
+        else:
+            self.clear()
+            self._connection.transport.abort()
 
 
 def find_wait(connection: Any) -> WaitsFor | None:

@@ -4,18 +4,19 @@ import asyncio
 import logging
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
 
 import httpx
 import pytest
 import uvicorn
 
-from jobs.connections import OUT_OF_DESCRIPTORS, ConnectionGuard, ConnectionLimits, limits_for
+from jobs.connections import MOST_PIPELINED, OUT_OF_DESCRIPTORS, ConnectionGuard, ConnectionLimits, limits_for
 from jobs.settings import PROJECT_ROOT
 from sft.errors import InvalidConfig
 from tests.attack.connections import BEGINNINGS, HALF_BODY, HALF_HEADERS, hold_half_open, keep_coming
@@ -117,6 +118,24 @@ def test_a_client_that_keeps_the_server_waiting_is_cut_off_and_one_that_waits_it
     assert received >= len(LONG_ANSWER)
 
 
+def test_a_packet_full_of_requests_makes_no_work_for_all_of_them(guarded):
+    """uvicorn takes in all that a client sends at once, and others wait for hundreds of answers meanwhile."""
+
+    async def send(path, count):
+        async with connected(guarded.url) as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * count)
+            received = b""
+            with suppress(ConnectionError, TimeoutError):
+                while chunk := await asyncio.wait_for(reader.read(2**16), 1):
+                    received += chunk
+        return received.count(b"200 OK")
+
+    assert asyncio.run(send("/", MOST_PIPELINED + 1)) == MOST_PIPELINED + 1
+    before = guarded.app.working
+    assert asyncio.run(send("/work", 200)) == 0
+    assert guarded.app.working <= before + 1
+
+
 async def read_slowly(url):
     """A client that takes its time but goes on reading; the bytes it got."""
     count = 0
@@ -159,17 +178,14 @@ def test_connections_that_keep_coming_do_not_take_the_room_of_who_asks(guarded):
 
 
 def test_with_all_connections_at_work_the_next_one_is_told_so(guarded):
-    working = [
-        threading.Thread(target=httpx.get, args=(f"{guarded.url}/work",), kwargs={"timeout": 10})
-        for _ in range(LIMITS.connections)
-    ]
+    address = ("127.0.0.1", int(guarded.url.rsplit(":", 1)[-1]))
     before = guarded.app.working
-    for thread in working:
-        thread.start()
-    wait_until(lambda: guarded.app.working - before == LIMITS.connections, 10)
-    refused = httpx.get(f"{guarded.url}/health")
-    for thread in working:
-        thread.join()
+    with ExitStack() as opened:
+        for _ in range(LIMITS.connections):
+            connection = opened.enter_context(socket.create_connection(address))
+            connection.sendall(b"GET /work HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: guarded.app.working - before == LIMITS.connections, 10)
+        refused = httpx.get(f"{guarded.url}/health")
 
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
     assert refused.json()["code"] == "too_many_connections"
