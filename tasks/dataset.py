@@ -179,9 +179,13 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
         raise InvalidDataset(
             f"dataset {label}: DVC can't read the registry {registry}: {hide_passwords(str(error))}"
         ) from error
-    except (LookupError, AttributeError, TypeError, AssertionError, RecursionError) as error:
-        if isinstance(error, TuneyardError):
-            raise
+    except (TuneyardError, OSError, MemoryError):  # which say by themselves what they are
+        raise
+    except ImportError as error:
+        raise InvalidDataset(
+            f"dataset {label}: the registry's DVC remote can't be read here: {error}; install it where jobs run"
+        ) from error
+    except Exception as error:
         raise InvalidDataset(
             f"dataset {label}: DVC can't make sense of its files in the registry {registry} ({type(error).__name__}); "
             "add it to DVC again"

@@ -120,6 +120,26 @@ def test_what_other_datasets_import_is_not_looked_at(tmp_path: Path) -> None:
     assert resolve("f@main", Settings(home=tmp_path / "state", dataset_registry=str(registry))).rows == 1
 
 
+REMOTES = [
+    ("url = ssh://x/y", "dvc-ssh"),
+    ("url = s3://bucket/key", "dvc-s3"),
+    ("url = http://127.0.0.1:9/x\nauth = digest", "can't make sense"),
+    ("url = http://127.0.0.1:99999/x", "can't make sense"),
+    ("url = nonsense://x", "Unsupported URL"),
+]
+
+
+@pytest.mark.parametrize(("remote", "reason"), REMOTES)
+def test_a_remote_that_can_not_be_read_is_a_sentence(tmp_path: Path, remote: str, reason: str) -> None:
+    files = {
+        "e.jsonl.dvc": json.dumps(output("0" * 32)),
+        ".dvc/config": f"[core]\n remote = a\n['remote \"a\"']\n {remote}\n",
+    }
+    registry = make_registry(tmp_path / "registry", files)
+    with pytest.raises(InvalidDataset, match=reason):
+        resolve("e@main", Settings(home=tmp_path / "state", dataset_registry=str(registry)))
+
+
 @pytest.mark.parametrize(
     "url", ["https://git.example/a/b", "ssh://git@git.example/a/b", "git@git.example:a/b.git", "git://x.example/a"]
 )
