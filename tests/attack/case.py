@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -42,6 +43,7 @@ class Target:
     folder: Path  # for files of the attackers
     others: Bystander  # its `resting` is for cases that stop the service on purpose
     deadline: float = field(default=float("inf"))  # on the monotonic clock, until when the case must be done
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # completed ones that cases share, by what they are
 
     @property
     def url(self) -> str:

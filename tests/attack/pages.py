@@ -15,7 +15,7 @@ from tests.browser import find_browser, hosts_asked_by
 from tests.chaos.clients import SMALL
 
 PAGE_SECONDS = 6.0  # of the browser's own time, which runs ahead
-PLACES = ("run", "metadata", "key", "wandb", "dataset")
+PLACES = ("run", "dataset", "wandb", "metadata")
 NAME = "scripts"  # of the adapter: letters only are taken
 
 
@@ -62,14 +62,16 @@ def listening(page: str = "") -> Iterator[Canary]:
         canary.close()
 
 
-def write_script(port: int | str, where: str) -> str:
-    """One text that calls the canary from whatever place it is put into: tags, attributes, templates, Markdown."""
-    call = f"fetch(`http://127.0.0.1:{port}/{where}`)"
-    return (
-        f"'\"></title></textarea></script><script>{call}</script><img src=x onerror=\"{call}\"><svg onload='{call}'>"
-        f"<details open ontoggle=\"{call}\"><iframe srcdoc='<script>{call}</script>'></iframe>"
-        f"{{{{constructor.constructor('{call}')()}}}}${{{call}}}[x](javascript:{call})![x](x\"onerror=\"{call})"
-    )
+def write_scripts(port: int | str, where: str) -> list[str]:
+    """Texts of at most 120 characters that call the canary from tags, attributes, templates or Markdown."""
+    call = f"fetch(`//127.0.0.1:{port}/{where}`)"
+    return [
+        f"'\"></title></textarea></script><script>{call}</script>",
+        f"'\"><img src=x onerror={call}><svg onload={call}>",
+        f"<details open ontoggle={call}><iframe srcdoc='<script>{call}</script>'>",
+        f"{{{{constructor.constructor('{call}')()}}}}${{{call}}}",
+        f'[x](javascript:{call})![x](x"onerror="{call})',
+    ]
 
 
 @case
@@ -79,18 +81,18 @@ def scripts_in_names_do_not_run_in_the_pages_of_prefect_and_mlflow(target: Targe
         find_browser()
     except pytest.skip.Exception as error:
         raise CannotRun(str(error)) from error
-    with listening(write_script("PORT", "control")) as control:
+    with listening("".join(write_scripts("PORT", "control"))) as control:
         hosts_asked_by(control.url, 2)
         if "/control" not in control.heard:
             raise CannotRun("the browser does not run the scripts of a page that is made of them")
     with listening() as canary, target.client() as client:
+        run, dataset, wandb, texts = (write_scripts(canary.port, place) for place in PLACES)
         body = SMALL | {
-            "lora_name": NAME, "max_steps": 1, "run_name": write_script(canary.port, "run")[:250],
-            "metadata": {"note": write_script(canary.port, "metadata"), write_script(canary.port, "key")[:60]: "x"},
-            "wandb_project": write_script(canary.port, "wandb")[:120],
+            "lora_name": NAME, "max_steps": 1, "run_name": run[0] + run[1], "wandb_project": wandb[0],
+            "metadata": {f"text{number}": text for number, text in enumerate(texts)},
         }  # fmt: skip
         posted = client.post("/train", json=body)
-        failing = client.post("/train", json=body | {"dataset_version": write_script(canary.port, "dataset")[:150]})
+        failing = client.post("/train", json=body | {"dataset_version": dataset[1]})
         if posted.status_code != 200:
             raise CannotRun(f"the job was not taken: {posted.text[:300]}")
         jobs = [answer.json()["job_id"] for answer in (posted, failing) if answer.status_code == 200]

@@ -5,12 +5,15 @@ import pwd
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from jobs.privacy import tighten
 from jobs.supervision import stack_processes
+from tests.attack.case import Finding, Harm, Target, case
 
 OTHERS = 0o077
 ANOTHER = "nobody"
@@ -41,6 +44,37 @@ class Rights:
     def reachable(self) -> int:
         """Breaches: what another account did open, or could for the modes alone."""
         return self.open if self.opened is None else self.opened
+
+
+@case
+def other_accounts_open_nothing(target: Target) -> Iterator[Finding]:
+    """By the modes of all files, as another account where that can be tried, and by the processes' umask."""
+    rights = look_as_another(target.service.settings.home)
+    if rights.reachable:
+        yield Finding(Harm.LEAKED, f"another account opens files: {rights}")
+    if rights.loose_processes or not rights.processes:
+        yield Finding(Harm.LEAKED, f"processes would let others in: {rights}")
+
+
+@case
+def an_old_home_is_closed_and_nothing_beside_it(target: Target) -> Iterator[Finding]:
+    """Hard links and links in it lead to files of others, which keep their modes."""
+    home, outside = target.folder / "old-home", target.folder / "outside-of-it"
+    for folder in (home / "data", outside):
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    secret, neighbour = home / "data" / "rows.jsonl", outside / "neighbour"
+    for path in (secret, neighbour):
+        path.write_text("x", encoding="utf-8")
+        path.chmod(0o644)
+    (home / "link").symlink_to(neighbour)
+    (home / "folder").symlink_to(outside)
+    os.link(neighbour, home / "hard")
+    tighten(home)
+    if open_as_another(home) or secret.stat().st_mode & OTHERS:
+        yield Finding(Harm.LEAKED, "an old home stays open")
+    if neighbour.stat().st_mode & 0o777 != 0o644 or outside.stat().st_mode & 0o777 != 0o755:
+        yield Finding(Harm.ESCAPED, "closing an old home changed what lies elsewhere")
 
 
 def look_as_another(home: Path) -> Rights:

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jobs.supervision import stack_processes
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
+from tests.attack.connections import hold_half_open
+from tests.attack.holding import CONNECTIONS, HELD_SECONDS, SLOW_MS
 from tests.chaos.service import FOREIGN
 from tests.conftest import free_port
 from tests.e2e.api_process import ApiProcess
@@ -15,14 +17,20 @@ SETTINGS = {
     "TUNEYARD_REQUIRE_API_KEY": "false", "TUNEYARD_WORKERS": "3", "TUNEYARD_WORK_POOL": "other",
     "TUNEYARD_DEFAULT_DATASET": "other", "TUNEYARD_OUTPUT_ROOT": "elsewhere", "TUNEYARD_MAX_BODY_BYTES": "1000",
 }  # fmt: skip
+FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh")
+LOG_BYTES = 100_000
 
 
 @contextmanager
-def another_api(target: Target, **environment: str) -> Iterator[ApiProcess]:
-    """An API process on the state folder that is attacked, with a port and settings of its own."""
+def another_api(target: Target, command: Sequence[str] = (), **environment: str) -> Iterator[ApiProcess]:
+    """An API process on the state folder that is attacked, with a port and settings of its own.
+
+    Args:
+        command: one that starts another, in front of the API's own.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     home = {"TUNEYARD_HOME": str(target.service.settings.home), "TUNEYARD_KEEP_PLANNER": "false"}
-    process = ApiProcess({**kept, **home, **environment}, target.folder / "another-api.log")
+    process = ApiProcess({**kept, **home, **environment}, target.folder / "another-api.log", command)
     try:
         yield process.start()
     finally:
@@ -73,3 +81,15 @@ def _look(target: Target, other: ApiProcess) -> Iterator[Finding]:
 
 def _key(target: Target) -> Mapping[str, str]:
     return {"Authorization": f"Bearer {target.keys['read']}"}
+
+
+@case
+def few_descriptors_are_enough_beside_half_open_connections(target: Target) -> Iterator[Finding]:
+    """A process with `ulimit -n 256` answers beside 300 of them, and its log grows by kilobytes."""
+    log = target.folder / "another-api.log"
+    with another_api(target, FEW_DESCRIPTORS) as other:
+        before = log.stat().st_size
+        held = hold_half_open(str(other.client.base_url), CONNECTIONS, HELD_SECONDS)
+        grown = log.stat().st_size - before
+    if held.failed or not held.probes or held.max_latency_ms > SLOW_MS or grown > LOG_BYTES:
+        yield Finding(Harm.STARVED, f"with 256 descriptors: {held}, {grown} bytes of log")

@@ -32,6 +32,7 @@ from tests.chaos.service import find_left_over, running_service
 MINUTES = 13.0  # for the cases; the service starts and stops in the rest of the quarter of an hour
 CASE_SECONDS = 120.0  # of one case, unless less is left
 SEED = 1
+STEP_SECONDS = 3.0  # of reading what is hostile: ten by default, and there is much to read
 KEYS_SECONDS = 10.0  # for a running API to notice that keys are in use
 
 
@@ -91,7 +92,8 @@ def run(names: Iterable[str], minutes: float = MINUTES) -> Result:
     folder = Path(tempfile.mkdtemp(prefix="tuneyard-attack-"))
     print(f"state and logs: {folder}", flush=True)
     result = Result()
-    with running_service(folder, workers=1, rng=random.Random(SEED)) as service:  # noqa: S311 - no secret
+    rng = random.Random(SEED)  # noqa: S311 - no secret
+    with running_service(folder, 1, rng, input_step_seconds=STEP_SECONDS) as service:
         engine = engine_for(str(service.settings.database_url))
         keys = {scope.value: create_key(engine, f"attack-{scope.value}", scope)[1] for scope in KeyScope}
         engine.dispose()

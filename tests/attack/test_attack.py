@@ -6,7 +6,13 @@ import pytest
 
 from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
-from tests.attack.run import Result, find_cases, run_case
+from tests.attack.run import Result, find_cases, run, run_case
+
+# Of several kinds, and soon done.
+SHORT = (
+    "a_key_that_is_none", "a_read_key_changes", "times_that_nobody", "paths_without_end", "forged_json",
+    "a_clock_that_is_set", "forged", "an_old_home", "other_accounts", "a_name_that_changes", "a_hostile_registry",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +70,15 @@ def test_a_case_without_end_is_left_at_its_deadline(monkeypatch, target):
 
 def test_every_case_says_what_it_is_and_rough_ones_come_last():
     names = find_cases()
-    assert len(names) == len(CASES) > 5
+    assert len(names) == len(CASES) > 30
     assert all(CASES[name].__doc__ for name in names)
     assert set(names[len(names) - len(ROUGH) :]) == ROUGH
     assert find_cases(["moved_state"]) == ["reads.a_moved_state_folder_opens_nothing"]
+
+
+@pytest.mark.timeout(300)
+def test_a_short_attack_comes_to_nothing(capsys):
+    names = find_cases(SHORT)
+    result = run(names, minutes=1)
+    assert result.is_clean, capsys.readouterr().out
+    assert result.cases >= len(SHORT)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
@@ -87,17 +87,18 @@ class Service:
 
 
 @contextmanager
-def running_service(folder: Path, workers: int, rng: random.Random) -> Iterator[Service]:
-    """The service with its state in `folder`; all of it is stopped at the end."""
+def running_service(folder: Path, workers: int, rng: random.Random, **more: Any) -> Iterator[Service]:
+    """The service with its state in `folder`, and more settings if given; all of it is stopped at the end."""
     settings = Settings(
         home=folder / "state", prefect_port=free_port(), mlflow_port=free_port(), workers=workers,
         database_url=None, prefect_api_url=None, mlflow_tracking_uri=None,
-        keep_planner=False, webhook_allow="127.0.0.0/8",
+        keep_planner=False, webhook_allow="127.0.0.0/8", **more,
     )  # fmt: skip
     logging.disable_progress_bar()
     save_tiny_llama(settings.model_root / MODEL)
     friendly, moody = Receiver(200), Receiver(*rng.choices([200, 500], [2, 1], k=MOODS), 200)
-    api = ApiProcess(_api_environment(settings), folder / "api.log")
+    given = {f"TUNEYARD_{name.upper()}": str(value) for name, value in more.items()}
+    api = ApiProcess(_api_environment(settings) | given, folder / "api.log")
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -16,9 +16,14 @@ UP_SECONDS = 60
 
 
 class ApiProcess:
-    """uvicorn in training_cluster/api. `client` asks it; its address stays the same from start to start."""
+    """uvicorn in training_cluster/api. `client` asks it; its address stays the same from start to start.
 
-    def __init__(self, environment: Mapping[str, str], log_path: Path) -> None:
+    Args:
+        command: one that starts another, in front of uvicorn's.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log_path: Path, command: Sequence[str] = ()) -> None:
+        self._command = command
         self._environment = dict(environment)
         self._log_path = log_path
         self._port = free_port()
@@ -27,7 +32,7 @@ class ApiProcess:
 
     def start(self) -> "ApiProcess":
         """Start the process and wait until it answers."""
-        command = [sys.executable, "-m", "uvicorn", "train_server:app", "--host", "127.0.0.1", "--port"]
+        command = [*self._command, sys.executable, "-m", "uvicorn", "train_server:app", "--host", "127.0.0.1", "--port"]
         with self._log_path.open("a") as log:
             self._process = subprocess.Popen(
                 [*command, str(self._port)],

@@ -1,0 +1,176 @@
+"""A database whose folder is full, or may not be written to: each request gets a sentence, and nobody gets in."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from jobs import postgres
+from jobs.keys import KeyScope, create_key
+from jobs.project import PROJECT_ROOT
+from jobs.schema import migrate
+from jobs.supervision import make_run_folder, plain_home
+from tests.attack.case import CannotRun, Finding, Harm, Target, case
+from tests.attack.processes import another_api
+from tests.chaos.run import wait_until
+from tests.e2e.api_process import ApiProcess
+
+SIZE = "160m"
+BODY = {"config": {"base_model": "tiny/llama", "lora_target_modules": ["q" * 200] * 900}}  # 180 KB
+TRIES = 40
+SECONDS = 8.0  # for an answer, of whatever kind
+BACK_SECONDS = 20.0
+
+
+class Database:
+    """A PostgreSQL server with its cluster in `home`, which may die and be started again, as supervisord does it."""
+
+    def __init__(self, home: Path) -> None:
+        make_run_folder(home)
+        self.data = plain_home(home) / "postgres"
+        self.folder = home / "postgres"
+        postgres.prepare_cluster(self.data)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.keep_up()
+        postgres.ensure_databases(postgres.local_url(self.data, "postgres"), ["tuneyard"])
+        self.url = postgres.local_url(self.data, "tuneyard")
+
+    def keep_up(self) -> None:
+        """Start it if it does not run, and wait until it answers."""
+        if self._process is None or self._process.poll() is not None:
+            environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+            command = postgres.server_command(self.data)
+            self._process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        url = postgres.local_url(self.data, "postgres")
+        wait_until(lambda: postgres.is_ready(url), time.monotonic() + BACK_SECONDS)
+
+    def close(self) -> None:
+        """Stop it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(30)
+
+
+@case
+def a_database_without_room_or_rights_is_a_sentence(target: Target) -> Iterator[Finding]:
+    """Its folder is full, then read-only. Reads and keys work on where they can, and all does once there is room."""
+    home = target.folder / "small-disk"
+    with mounted(home):
+        database = Database(home)
+        try:
+            migrate(database.url)
+            engine = create_engine(database.url)
+            key = create_key(engine, "attack", KeyScope.SUBMIT)[1]
+            with another_api(target, **_environment(target, database)) as other:
+                for what in (full_disk, read_only_folder):
+                    with what(database, home):
+                        yield from _use(other, key, what.__name__)
+                    yield from _is_back(other, key, database, what.__name__)
+            engine.dispose()
+        finally:
+            database.close()
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[None]:
+    """A file system of its own, of few megabytes. Raises CannotRun."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotRun(f"no small file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
+
+
+@contextmanager
+def full_disk(database: Database, home: Path) -> Iterator[None]:
+    """Not a byte is left on the database's file system."""
+    filler = home / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def read_only_folder(database: Database, home: Path) -> Iterator[None]:
+    """Nothing can be made in the database's folders, so that it can't go on to another segment of its log."""
+    folders = [path for path in [database.folder, *database.folder.rglob("*")] if path.is_dir()]
+    modes = {path: path.stat().st_mode for path in folders}
+    for path in folders:
+        path.chmod(0o500)
+    engine = create_engine(database.url)
+    try:
+        with suppress(DBAPIError), engine.connect() as connection:
+            for _ in range(4):
+                connection.execute(text("SELECT pg_switch_wal()"))
+                connection.execute(text("CREATE TABLE attack_nothing (x int)"))
+                connection.execute(text("DROP TABLE attack_nothing"))
+                connection.commit()
+        yield
+    finally:
+        engine.dispose()
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def _environment(target: Target, database: Database) -> dict[str, str]:
+    settings = target.service.settings
+    return {
+        "TUNEYARD_HOME": str(target.folder / "small-disk-home"),
+        "TUNEYARD_DATABASE_URL": database.url,
+        "PREFECT_API_URL": str(settings.prefect_api_url),
+        "MLFLOW_TRACKING_URI": str(settings.mlflow_tracking_uri),
+    }
+
+
+def _use(other: ApiProcess, key: str, what: str) -> Iterator[Finding]:
+    headers = {"Authorization": f"Bearer {key}"}
+    answers = []
+    for number in range(TRIES):
+        began = time.monotonic()
+        answers.append(other.client.post("/api/sft/configs", json=BODY | {"name": f"{what}-{number}"}, headers=headers))
+        if (seconds := time.monotonic() - began) > SECONDS:
+            yield Finding(Harm.STARVED, f"{what}: an answer after {seconds:.1f} s")
+        if not answers[-1].is_success and number > 3:
+            break
+    for answer in answers:
+        if not answer.is_success and (answer.status_code not in (503, 507) or "code" not in answer.json()):
+            yield Finding(Harm.STARVED, f"{what}: {answer.status_code} {answer.text[:300]}")
+        if "Traceback" in answer.text or "INSERT" in answer.text:
+            yield Finding(Harm.LEAKED, f"{what}: {answer.text[:300]}")
+    if all(answer.is_success for answer in answers):
+        raise CannotRun(f"{what}: the database wrote all the same")
+    if (status := other.client.get("/health").status_code) != 200:
+        yield Finding(Harm.STARVED, f"{what}: /health {status}")
+    if (status := other.client.get("/api/sft/configs").status_code) not in (401, 503):
+        yield Finding(Harm.OPENED, f"{what}: without a key {status}")
+    if (status := other.client.get("/api/sft/configs?limit=1", headers=headers).status_code) not in (200, 503):
+        yield Finding(Harm.STARVED, f"{what}: a read gets {status}")
+
+
+def _is_back(other: ApiProcess, key: str, database: Database, what: str) -> Iterator[Finding]:
+    end = time.monotonic() + BACK_SECONDS
+    headers = {"Authorization": f"Bearer {key}"}
+    while True:
+        database.keep_up()  # it may have given up a moment ago
+        body = BODY | {"name": f"after-{what}-{time.monotonic_ns()}"}
+        answer = other.client.post("/api/sft/configs", json=body, headers=headers)
+        if answer.is_success:
+            return
+        if time.monotonic() > end:
+            yield Finding(Harm.UNSETTLED, f"after {what}: {answer.status_code} {answer.text[:300]}")
+            return
+        time.sleep(0.5)

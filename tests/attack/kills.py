@@ -1,0 +1,140 @@
+"""kill -9 in the middle of what must be whole: a fetch, a registry, a key, a migration."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from uuid import uuid4
+
+import psutil
+from sqlalchemy import create_engine, inspect, text
+
+from jobs.keys import KeyRing, list_keys, read_book
+from jobs.postgres import ensure_databases, sibling_url
+from jobs.project import PROJECT_ROOT
+from jobs.schema import known_revisions
+from jobs.settings import Settings
+from tasks.dataset import resolve
+from tasks.dataset_store import MANIFEST
+from tasks.registry import build_registry, read_stamp
+from tests.attack.case import Finding, Harm, Target, case
+
+GO = "print('go', flush=True)\n"
+FETCH = "import sys\nfrom jobs.settings import Settings\nfrom tasks.dataset import resolve\n" + GO + (
+    "resolve('handbook@v1.0', Settings(home=sys.argv[1], dataset_registry=sys.argv[2]))"
+)  # fmt: skip
+BUILD = "import sys\nfrom pathlib import Path\nfrom tasks.registry import build_registry\n" + GO + (
+    "build_registry(Path(sys.argv[1]))"
+)  # fmt: skip
+MIGRATE = "import sys, alembic.command, alembic.config\nfrom jobs.schema import migrate\n" + GO + "migrate(sys.argv[1])"
+MAKE_KEY = "import sys\nfrom sqlalchemy import create_engine\nfrom jobs.keys import KeyScope, create_key\n" + GO + (
+    "while True: create_key(create_engine(sys.argv[1]), 'killed', KeyScope.ADMIN)"
+)  # fmt: skip
+
+
+def kill_midway(code: str, *arguments: object, after_seconds: float) -> None:
+    """Run this code in a process of its own and kill it so long after it has said that it begins."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n", code
+        time.sleep(after_seconds)
+        process.kill()
+
+
+@case
+def a_dataset_that_was_killed_on_its_way_is_no_dataset(target: Target) -> Iterator[Finding]:
+    """While the registry is built and published, and while a version is fetched from it: what is there is whole."""
+    home = target.folder / "killed"
+    for seconds in (0.3, 1.5, 4.0):
+        kill_midway(BUILD, home, after_seconds=seconds)
+        if (home / "registry").exists() and read_stamp(home / "registry") is None:
+            yield Finding(Harm.ESCAPED, f"a registry stands in its place {seconds} s after its beginning, unfinished")
+    registry = build_registry(home)  # beside what the children of those that were killed still do
+    if left := [path.name for path in home.iterdir() if path.name.startswith("registry.") and path.is_dir()]:
+        yield Finding(Harm.UNSETTLED, f"leftovers of a registry: {left}")
+    settings = Settings(home=target.folder / "fetching", dataset_registry=str(registry))
+    store = settings.home / "datasets"
+    for seconds in (0.02, 0.1, 0.2, 0.4, 0.8):
+        kill_midway(FETCH, settings.home, registry, after_seconds=seconds)
+        shown = [path for path in store.glob("[!.]*") if path.is_dir()]
+        if torn := [path for path in shown if not (path / MANIFEST).exists()]:
+            yield Finding(Harm.ESCAPED, f"{seconds} s after its beginning a dataset is there that is none: {torn}")
+    if resolve("handbook@v1.0", settings).rows < 1:
+        yield Finding(Harm.UNSETTLED, "a dataset can't be fetched after its fetching was killed")
+    if left := [path.name for path in store.glob(".*") if path.is_dir()]:
+        yield Finding(Harm.UNSETTLED, f"leftovers of a fetch: {left}")
+
+
+@case
+def a_migration_that_was_killed_has_changed_nothing(target: Target) -> Iterator[Finding]:
+    """A database is of the version from before or of the new one, and the next process brings it up to date."""
+    for seconds in (0.0, 0.05, 0.1, 0.2):
+        url = make_database(target, "schema")
+        kill_midway(MIGRATE, url, after_seconds=seconds)
+        engine = create_engine(url)
+        tables = set(inspect(engine).get_table_names())
+        if tables and "alembic_version" not in tables:
+            yield Finding(Harm.ESCAPED, f"half a schema after {seconds} s: {sorted(tables)}")
+        elif tables:
+            with engine.connect() as connection:
+                found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+            if tuple(found) != known_revisions()[-1:]:
+                yield Finding(Harm.ESCAPED, f"a schema of {found} with {sorted(tables)} after {seconds} s")
+        done = subprocess.run([sys.executable, "-c", MIGRATE, url], cwd=PROJECT_ROOT, capture_output=True, check=False)
+        if done.returncode:
+            yield Finding(Harm.UNSETTLED, f"no migration after one that was killed: {done.stderr.decode()[-300:]}")
+        engine.dispose()
+
+
+@case
+def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Finding]:
+    """The first key closes the service, whether or not whoever made it lived to say so."""
+    for seconds in (0.0, 0.01, 0.03, 0.1):
+        url, marker = make_database(target, "keys"), target.folder / f"marker-{uuid4().hex}"
+        subprocess.run([sys.executable, "-c", MIGRATE, url], cwd=PROJECT_ROOT, capture_output=True, check=True)
+        kill_midway(MAKE_KEY, url, after_seconds=seconds)
+        engine = create_engine(url)
+        keys = list_keys(engine)
+        ring = KeyRing(lambda engine=engine: read_book(engine), marker)  # type: ignore[misc]
+        if ring.refresh(None).is_open is not (not keys) or marker.exists() is not bool(keys):
+            yield Finding(Harm.OPENED, f"{len(keys)} keys after {seconds} s, and the service is open")
+        if torn := [key for key in keys if len(key.key_sha256) != 64 or key.scopes != ["admin"]]:
+            yield Finding(Harm.ESCAPED, f"half a key: {torn}")
+        engine.dispose()
+    with target.client(None) as stranger, target.client("read") as keyed:
+        before = keyed.get("/queue").status_code
+        kill_commands(target, ("keys", "create", "killed", "--scope", "admin"), (0.6, 1.2, 1.8))
+        if (stranger.get("/queue").status_code, keyed.get("/queue").status_code) != (401, before):
+            yield Finding(Harm.OPENED, "without a key after `tuneyard keys create` was killed")
+
+
+def kill_commands(target: Target, words: Sequence[str], seconds: Sequence[float]) -> None:
+    """Run a command on the state folder that is attacked, and kill it so long after its start."""
+    for after in seconds:
+        process = psutil.Popen(
+            [sys.executable, "-m", "app.cli", *words],
+            cwd=PROJECT_ROOT,
+            env=own_environment(target),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(after)
+        process.kill()
+        process.wait()
+
+
+def own_environment(target: Target) -> dict[str, str]:
+    """That of a command on the state folder that is attacked."""
+    return os.environ | {"TUNEYARD_HOME": str(target.service.settings.home)}
+
+
+def make_database(target: Target, what: str) -> str:
+    """URL of a new, empty database on the server that is attacked."""
+    name = f"attack_{what}_{uuid4().hex[:12]}"
+    url = str(target.service.settings.database_url)
+    ensure_databases(url, [name])
+    return sibling_url(url, name)
