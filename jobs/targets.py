@@ -16,6 +16,8 @@ import httpcore
 
 from sft.errors import InvalidConfig
 
+MOST_BYTES = 256 * 1024  # that a receiver may send before its answer's head is whole: hints without end, say
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -146,14 +148,22 @@ class GuardedNetwork(httpcore.SyncBackend):
 
 
 class _LimitedStream(httpcore.NetworkStream):
-    """A connection whose reads and writes all end by one deadline, however slowly the other side goes on."""
+    """A connection whose reads and writes all end by one deadline, however slowly the other side goes on.
+
+    They also end after so many bytes, however fast it does.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._left_bytes = MOST_BYTES
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _seconds_left(self._deadline, timeout))
+        if self._left_bytes <= 0:
+            raise httpcore.ReadError(f"the receiver sent {MOST_BYTES} bytes without an answer")
+        content = self._stream.read(min(max_bytes, self._left_bytes), _seconds_left(self._deadline, timeout))
+        self._left_bytes -= len(content)
+        return content
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _seconds_left(self._deadline, timeout))

@@ -19,3 +19,11 @@ def test_an_answer_is_settled(name, monkeypatch):
 
 def test_a_name_that_changes_its_address_leads_nowhere_else():
     assert [*answers.a_name_that_changes_its_address_leads_nowhere_else(None)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in answers.draw_answers() if name.startswith("endless")])
+def test_a_receiver_that_sends_without_end_costs_little_time(name):
+    """Early hints as fast as they go had kept a processor busy until the time of the attempt was over."""
+    outcome, seconds, _ = answers.call(answers.draw_answers()[name])
+    assert isinstance(outcome, answers.Outcome)
+    assert seconds < answers.TIMEOUT_SECONDS / 2

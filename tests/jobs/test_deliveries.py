@@ -89,6 +89,26 @@ def test_a_receiver_is_called_beside_a_thousand_deliveries_to_dead_ones(stack, e
             connection.execute(
                 update(WebhookDelivery).where(WebhookDelivery.job_id.in_(waiting)).values(attempts=attempt)
             )
+    check_it_is_called(stack, engine, receiver, servers, waiting)
+
+
+SPELLINGS = {
+    "query": "http://127.0.0.1:{port}?{number}",
+    "fragment": "http://127.0.0.1:{port}#{number}",
+    "port": "http://127.0.0.1:{zeros}{port}/",
+    "host": "http://localhost{dots}:{port}/",
+}
+
+
+@pytest.mark.parametrize("form", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_dead_receiver_has_one_share_however_it_is_spelled(stack, engine, receiver, form):
+    servers = list_dead(1)
+    port = servers[0].getsockname()[1]
+    urls = [form.format(port=port, number=n, zeros="0" * n, dots="." * n) for n in range(1100)]
+    check_it_is_called(stack, engine, receiver, servers, add_many(engine, urls))
+
+
+def check_it_is_called(stack, engine, receiver, servers, waiting):
     duty = Deliveries(engine, stack, httpx.Client())
     try:
         for _ in range(3):
