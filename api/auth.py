@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.bounded_postgres import bounded_engine_for
 from jobs.database import look_at_database
+from jobs.deadlines import allow, allowed_seconds
 from jobs.door import Door
 from jobs.hosts import MISDIRECTED, explain, find_unknown_host
 from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
@@ -30,6 +31,7 @@ STARTS_NOTHING = {"/metrics"}  # a scrape must not bring back a stack that was s
 READING_METHODS = ("GET", "HEAD", "OPTIONS")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 LOOPBACK = ("127.", "::1", "::ffff:127.")
+SCRAPE_SECONDS = 2.0  # for the keys of who asks for figures, which take some seconds beside where a server is away
 BIND_SECONDS = 10
 
 
@@ -92,7 +94,8 @@ class Authentication:
 
     def _refresh(self, key: str | None, may_start: bool) -> KeyBook:
         try:
-            return self.ring.refresh(key)
+            with allow(allowed_seconds() if may_start else min(SCRAPE_SECONDS, allowed_seconds())):
+                return self.ring.refresh(key)
         except StackError:
             if may_start:
                 self.door.open()

@@ -13,10 +13,9 @@ from psycopg2 import extensions
 from sqlalchemy import Engine, create_engine, event
 
 from jobs.deadlines import READ_SECONDS, allowed_seconds, seconds_left
-from jobs.schema import keep_current
+from jobs.schema import CHECKS_CLIENT, keep_current
 
 CONNECT_SECONDS = 10.0
-CHECKS_CLIENT = 140000  # from this version on a server can notice that its client has gone
 
 
 class PostgresTimeout(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types
@@ -40,7 +39,7 @@ def bounded_engine_for(database_url: str) -> Engine:
         connect_args={"connection_factory": BoundedConnection},
     )
     event.listen(engine, "connect", _watch_client)
-    return keep_current(engine)
+    return keep_current(engine, READ_SECONDS)
 
 
 @functools.cache

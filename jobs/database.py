@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg2
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -30,10 +31,18 @@ def translate_errors() -> Iterator[None]:
         with call_deadline():
             yield
     except SQLAlchemyError as error:
-        is_late = isinstance(getattr(error, "orig", None), PostgresTimeout)
-        raise (DatabaseTimeout if is_late else StackError)(
-            f"{DATABASE} can't be reached ({type(error).__name__}); see `tuneyard status`"
+        cause = getattr(error, "orig", None)
+        raise (DatabaseTimeout if isinstance(cause, PostgresTimeout) else StackError)(
+            f"{DATABASE} {_explain(error, cause)}"
         ) from error
+
+
+def _explain(error: SQLAlchemyError, cause: BaseException | None) -> str:
+    if isinstance(cause, psycopg2.errors.DiskFull):
+        return "has no space left on its disk; nothing was changed. Free some"
+    if isinstance(cause, psycopg2.errors.ReadOnlySqlTransaction):
+        return "takes no writes now; nothing was changed. It may be a replica (see TUNEYARD_DATABASE_URL)"
+    return f"can't be reached ({type(error).__name__}); see `tuneyard status`"
 
 
 @contextmanager

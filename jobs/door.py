@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from jobs.database import look_at_database
+from jobs.deadlines import READ_SECONDS
 from jobs.schema import ensure_current
 from jobs.service import JobService
 from jobs.settings import Settings
@@ -77,7 +78,7 @@ class Door:
         """Raises SchemaMismatch. A database that is away is left to whoever needs it to say."""
         try:
             with look_at_database(str(service.settings.database_url)):
-                ensure_current(service.engine)
+                ensure_current(service.engine, READ_SECONDS)
         except SchemaMismatch:
             raise
         except StackError as error:

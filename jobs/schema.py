@@ -11,14 +11,15 @@ from typing import Any
 
 import psycopg2
 from sqlalchemy import Connection, Engine, create_engine, event, func, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from sft.errors import SchemaMismatch
+from sft.errors import SchemaMismatch, StackError
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_LOCK = 7_415_001  # PostgreSQL advisory lock: one process migrates at a time
-LOCK_SECONDS = 60  # for a table that somebody else's transaction holds
+LOCK_SECONDS = 60.0  # for another process that migrates, or a table that somebody else's transaction holds
+CHECKS_CLIENT = 140000  # from this version on a server can notice that its client has gone
 MIGRATIONS = Path(__file__).parent / "migrations"
 _QUERY = "SELECT version_num FROM alembic_version"
 
@@ -29,37 +30,43 @@ def known_revisions() -> tuple[str, ...]:
     return tuple(sorted(path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py")))
 
 
-def keep_current(engine: Engine) -> Engine:
-    """The engine, which from here on connects to a current schema only, bringing it up to date if need be."""
+def keep_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> Engine:
+    """The engine, which from here on connects to a current schema only, bringing it up to date if need be.
+
+    Args:
+        lock_seconds: how long to wait for others.
+    """
     url = engine.url.render_as_string(hide_password=False)
 
     @event.listens_for(engine, "connect")
     def check(connection: Any, _record: object) -> None:
         if _read_revisions(connection) != known_revisions()[-1:]:
-            migrate(url)
+            migrate(url, lock_seconds)
 
     return engine
 
 
-def ensure_current(engine: Engine) -> None:
-    """Look again, for a process that has connections already. Raises SchemaMismatch."""
+def ensure_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> None:
+    """Look again, for a process that has connections already. Raises as `migrate`."""
     with engine.connect() as connection:
         is_current = _read_revisions(connection.connection.dbapi_connection) == known_revisions()[-1:]
     if not is_current:
-        migrate(engine.url.render_as_string(hide_password=False))
+        migrate(engine.url.render_as_string(hide_password=False), lock_seconds)
 
 
-def migrate(database_url: str) -> None:
+def migrate(database_url: str, lock_seconds: float = LOCK_SECONDS) -> None:
     """Bring the schema up to date; safe to call from several processes at once.
 
+    A process that is killed at it leaves nothing behind: the server ends what it has begun within a second.
+
     Raises:
+        StackError: another process has been at it for longer than `lock_seconds`.
         SchemaMismatch: it is of a newer version, or could not be brought up to date; nothing has changed then.
     """
     engine = create_engine(database_url)
     try:
         with engine.connect() as connection:
-            connection.execute(func.pg_advisory_lock(SCHEMA_LOCK).select())
-            connection.commit()
+            _prepare(connection, lock_seconds)
             try:
                 _upgrade(connection)
             finally:
@@ -69,6 +76,24 @@ def migrate(database_url: str) -> None:
                     connection.commit()
     finally:
         engine.dispose()
+
+
+def _prepare(connection: Connection, lock_seconds: float) -> None:
+    """Take the lock, for the life of the connection."""
+    server: Any = connection.connection.dbapi_connection
+    if server.server_version >= CHECKS_CLIENT:
+        connection.execute(text("SET client_connection_check_interval = '1s'"))
+    connection.execute(text(f"SET lock_timeout = '{int(lock_seconds * 1000)}ms'"))
+    connection.commit()
+    try:
+        connection.execute(func.pg_advisory_lock(SCHEMA_LOCK).select())
+    except OperationalError as error:
+        if not isinstance(error.orig, psycopg2.errors.LockNotAvailable):
+            raise
+        raise StackError(
+            f"another process has been bringing the database's schema up to date for {lock_seconds:.0f} s; try again"
+        ) from error
+    connection.commit()
 
 
 def _upgrade(connection: Connection) -> None:
@@ -91,8 +116,6 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
-        connection.commit()
         alembic.command.upgrade(config, "head")
         connection.commit()
     except (SQLAlchemyError, CommandError) as error:

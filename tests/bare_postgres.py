@@ -20,7 +20,8 @@ def server(home: Path) -> Iterator[str]:
     data = plain_home(home) / "postgres"
     postgres.prepare_cluster(data)
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
-    process = subprocess.Popen(postgres.server_command(data), env=environment, stderr=subprocess.DEVNULL)
+    command = [*postgres.server_command(data), "-c", "fsync=off"]  # no test takes the machine's power away
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         url = postgres.local_url(data, "postgres")
         wait_until(lambda: postgres.is_ready(url), 30)
