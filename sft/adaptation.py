@@ -12,10 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sft.adapter_files import find_lacking
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotSupported
 from sft.experts import find_expert_parameters, find_routers
-from sft.injection import AdaptedLayers, explain_misfit, read_layers, try_settings
+from sft.injection import PREFIX, AdaptedLayers, explain_misfit, read_layers, try_settings
 from sft.layers import LeftOut, describe_experts, describe_layers, find_layers, name_end, name_shortly
 from sft.named_targets import find_named
 from sft.quantized import count_weights
@@ -115,8 +116,10 @@ def describe_start(
                 f"adapter_path does not fit base_model: PEFT loads nothing into {len(found.lost)} of its layers, "
                 f"{min(found.lost)} for one"
             )
-        if stored is not None and (misfit := explain_misfit(dict(found.saved), stored)):
-            raise InvalidConfig(f"adapter_path does not fit base_model: {misfit}")
+        if stored is not None:
+            misfit = explain_misfit(dict(found.saved), stored) or find_lacking(_list_whole(model, settings), stored)
+            if misfit:
+                raise InvalidConfig(f"adapter_path does not fit base_model: {misfit}")
         found = found._replace(trainable=found.trainable + _count_whole(model, settings))
     assert found is not None  # noqa: S101 - for the type checker
     experts = {
@@ -142,8 +145,22 @@ def _count_whole(model: nn.Module, settings: LoraConfig) -> int:
 
 
 def _count_ending(model: nn.Module, endings: tuple[str, ...]) -> int:
-    found = [module for name, module in model.named_modules() if endings and name.endswith(endings)]
+    found = _find_ending(model, endings).values()
     return sum(count_weights(parameter) for module in found for parameter in module.parameters())
+
+
+def _find_ending(model: nn.Module, endings: tuple[str, ...]) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if endings and name.endswith(endings)}
+
+
+def _list_whole(model: nn.Module, settings: LoraConfig) -> dict[str, list[int]]:
+    """The weights that an adapter's file has of modules it has copies of, by name, each with its shape."""
+    return {
+        f"{PREFIX}{name}.{part}": list(weight.shape)
+        for name, module in _find_ending(model, tuple(settings.modules_to_save or ())).items()
+        for part, weight in module.named_parameters()
+        if "Params4bit" not in type(weight).__name__
+    }
 
 
 def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import PreTrainedModel
 
 from sft.adaptation import Adaptation, describe_start, plan_adaptation
+from sft.adapter_files import SETTINGS, WEIGHTS, find_contradiction
 from sft.config import SFTConfig
 from sft.confinement import step
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
@@ -22,7 +23,6 @@ from sft.model_texts import check_texts, read_object
 from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # by our names: what PEFT calls it
 PLAIN = re.compile(r"[\w.-]+")  # a name
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
@@ -109,6 +109,8 @@ def _check_files(folder: Path) -> None:
         raise ModelUnusable(f"adapter_path {folder} can't be read: {WEIGHTS} {damage}")
     if pointer := find_pointer(folder):
         raise ModelUnusable(f"adapter_path {folder} {pointer}")
+    if contradiction := find_contradiction(folder):
+        raise ModelUnusable(f"adapter_path {folder} can't be used: {contradiction}")
 
 
 def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:

@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sft.errors import LossExploded, LossNotFinite
+from sft.errors import LossExploded, LossNotFinite, ModelUnusable
+from sft.finite import find_broken_weight
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PATIENCE_STEPS = 5
 FACTOR_OF_START = 2.0
@@ -44,12 +49,43 @@ class LossGuard:
             )
 
 
-def check_finite(what: str, value: float, where: str, rows: Sequence[int], learning_rate: float) -> None:
-    """Raises LossNotFinite, naming the step and the rows of its batch, when `value` is NaN or infinite."""
-    if not math.isfinite(value):
-        raise LossNotFinite(
-            f"the {what} became {value} at {where}; lower learning_rate (it is {learning_rate:g}) "
-            f"or look for broken data{name_rows(rows)}"
+def check_finite(
+    what: str,
+    value: float,
+    where: str,
+    rows: Sequence[int],
+    learning_rate: float,
+    model: "nn.Module | None" = None,
+    is_untrained: bool = False,
+) -> None:
+    """Raises LossNotFinite, naming the step and the rows of its batch, when `value` is NaN or infinite.
+
+    Args:
+        model: whose weights may be the reason.
+        is_untrained: no weight has been changed yet, so the learning rate is not the reason.
+
+    Raises:
+        ModelUnusable: the base model's own weights hold such values.
+    """
+    if math.isfinite(value):
+        return
+    if model is not None:
+        check_base(model, f"the {what} became {value} at {where}", is_untrained)
+    remedy = f"lower learning_rate (it is {learning_rate:g}) or look for broken data"
+    if is_untrained:
+        remedy = (
+            "no weight had been changed yet, so the model itself computes it in this dtype: set mixed_precision to "
+            "none (or bf16 instead of fp16), or look for broken data"
+        )
+    raise LossNotFinite(f"the {what} became {value} at {where}; {remedy}{name_rows(rows)}")
+
+
+def check_base(model: "nn.Module", found: str, is_untrained: bool = True) -> None:
+    """Raises ModelUnusable when weights that no step has changed hold NaN or infinities; `found` is what showed it."""
+    if name := find_broken_weight(model, is_untrained):
+        raise ModelUnusable(
+            f"base_model can't be trained: {name} holds NaN or infinite numbers, in its files or in the dtype they are "
+            f"loaded in ({found}); copy or download it again, set mixed_precision to none, or take another model"
         )
 
 

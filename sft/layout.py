@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from sft.errors import InvalidConfig, ModelNotSupported
+from sft.divergence import check_base
+from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable
 from sft.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.packing import DOCUMENT_ATTENTION, register_document_attention
 from sft.reach import draw_text
@@ -63,7 +64,7 @@ def choose_layout(model: PreTrainedModel) -> Layout:
 
 
 def check_causality(model: PreTrainedModel) -> None:
-    """A causal model's logits do not depend on what comes later. Raises ModelNotSupported."""
+    """A causal model's logits do not depend on what comes later. Raises ModelNotSupported, ModelUnusable."""
     try:
         with _trying(model):
             ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]
@@ -74,6 +75,12 @@ def check_causality(model: PreTrainedModel) -> None:
         raise ModelNotSupported(
             f"base_model {_name(model)} can't compute logits for a row of text alone: {lines[0]}"
         ) from error
+    if not bool(first.isfinite().all() and second.isfinite().all()):
+        check_base(model, "its logits of a short text are no numbers")
+        raise ModelUnusable(
+            f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: set "
+            "mixed_precision to none (or bf16 instead of fp16), or take another model"
+        )
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
         raise ModelNotSupported(

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
+from sft.errors import InvalidConfig, ModelNotFound
 from sft.hardware import SPREADING, check_qlora, inspect_hardware
 from sft.model_class import find_model_class
 from sft.model_texts import check_texts
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
+from sft.weight_names import check_loading, describe_unread, describe_untied
 from sft.weights import check_weights, telling_unusable
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -121,26 +124,22 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         check_quantization(settings, subject)
         model_class = find_model_class(settings, path)
         model, loading = model_class.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words of ours
+            **options,
         )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelUnusable(f"{subject} lacks {len(missing)} of the model's weights, {missing[0]} for one")
-    if loading["unexpected_keys"]:
-        model.unread_weights = sorted(loading["unexpected_keys"])
+    check_loading(loading, subject)
+    model.stored_notes = [*describe_unread(loading), *describe_untied(model, path, subject)]
     loaded: PreTrainedModel = model
     return loaded
 
 
 def tell_unread(model: "PreTrainedModel") -> list[str]:
-    """A sentence on weights in the files of a model just loaded that its configuration has no place for, if any."""
-    names = getattr(model, "unread_weights", None)
-    if not names:
-        return []
-    return [
-        f"{len(names)} weights in the base model's files are not used, {names[0]} for one: config.json has no place "
-        "for them (fewer layers, say, or no biases); look whether it belongs to these weights"
-    ]
+    """Sentences on weights in the files of a model just loaded that are not used, or not as its configuration says."""
+    return list(getattr(model, "stored_notes", []))
 
 
 def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
@@ -208,10 +207,13 @@ def name_precision(dtype: "torch.dtype | str") -> str:
 def quiet_transformers() -> Iterator[None]:
     """Without progress bars, and without warnings of names that libraries are about to give up.
 
-    A person's own settings come back afterwards.
+    Nor the table of a model's weights that are not used, which `sft.weight_names` tells in a sentence. A person's own
+    settings come back afterwards.
     """
     from transformers.utils import logging
 
+    loading = logging.get_logger("transformers.modeling_utils")
+    loading.addFilter(_is_untold)
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -220,8 +222,14 @@ def quiet_transformers() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=name, category=FutureWarning)
             yield
     finally:
+        loading.removeFilter(_is_untold)
         if had_bars:
             logging.enable_progress_bar()
+
+
+def _is_untold(record: "LogRecord") -> bool:
+    text = record.getMessage()
+    return "LOAD REPORT" not in text and "will NOT tie" not in text
 
 
 def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Path]) -> None:

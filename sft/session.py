@@ -32,6 +32,7 @@ from sft.hardware import check_hardware, inspect_hardware
 from sft.interruption import StepGuard, keep_last_step
 from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
+from sft.library_warnings import hearing_libraries
 from sft.model_card import Provenance, name_base, write_card
 from sft.model_class import find_model_class
 from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers, tell_unread
@@ -89,11 +90,12 @@ class TrainingSession:
         self.checkpoint_dir = checkpoint_dir or output_dir / "checkpoints"
         make_folder(output_dir, "output_dir")
         make_folder(self.checkpoint_dir, "checkpoint_dir")
-        self.tokenizer = load_tokenizer(model_path)
-        apply_template(self.tokenizer, config.template_name, required=False)
         dtype = settle_dtype(config, self.checkpoint_dir)
-        base = load_model(model_path, config, dtype)
-        self.warnings += tell_unread(base)
+        with hearing_libraries() as heard:
+            self.tokenizer = load_tokenizer(model_path)
+            apply_template(self.tokenizer, config.template_name, required=False)
+            base = load_model(model_path, config, dtype)
+        self.warnings += [*tell_unread(base), *heard]
         self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
@@ -109,7 +111,7 @@ class TrainingSession:
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         self._learning = LearningCheck()
-        with quiet_transformers():
+        with quiet_transformers(), hearing_libraries() as heard:
             model, adaptation = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
                 model,
@@ -135,7 +137,7 @@ class TrainingSession:
         self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing
         self.trainer.precision = name_precision(dtype)
-        self.warnings += adaptation.warnings
+        self.warnings += [*adaptation.warnings, *heard]
         self.adaptation = describe_adaptation(self.trainer.model, adaptation.left_out)
         self._log_adaptation()
         self._sender.begin = {

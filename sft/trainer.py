@@ -118,7 +118,7 @@ class SupervisedTrainer(CheckpointingTrainer):
             self.noise.read_lengths(inputs)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._batch_losses += loss.item()
-        check_finite("loss", loss.item(), self._where(), rows, self.args.learning_rate)
+        self._check_finite("loss", loss.item(), rows)
         return loss
 
     def _heed_stop(self) -> None:
@@ -231,9 +231,13 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.counted_steps += 1
         self.trained_tokens += int(tokens)
         if not self.args.fp16:  # fp16's loss scaling meets infinite gradients and passes over them
-            check_finite("gradient", self.grad_norm or 0.0, self._where(), rows, self.args.learning_rate)
+            self._check_finite("gradient", self.grad_norm or 0.0, rows)
         self.loss_guard.check(loss, self._where(), rows, self.args.learning_rate)
         self._open_step()
+
+    def _check_finite(self, what: str, value: float, rows: list[int]) -> None:
+        is_untrained = self.state.global_step == 0
+        check_finite(what, value, self._where(), rows, self.args.learning_rate, self.model, is_untrained)
 
     def _where(self) -> str:
         return f"step {self.state.global_step + 1} of {self.state.max_steps}"

@@ -69,7 +69,7 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
         ModelUnusable: naming the file, what is wrong with it, and the remedy.
     """
     check_texts(folder, subject)
-    files = _list_files(folder, subject, most_bytes)
+    files = list_weight_files(folder, subject, most_bytes)
     for path in files:
         if damage := find_weight_damage(path, most_bytes):
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
@@ -80,7 +80,7 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
             f"{subject} has an adapter beside its own weights ({ADAPTER}), which transformers would put on them; "
             "move the adapter's files to a folder of their own (to go on from it, name that as adapter_path)"
         )
-    _check_numbers(folder, subject, [path for path in files if _measure_header(path) <= most_bytes])
+    _check_numbers(folder, subject, [path for path in files if measure_header(path) <= most_bytes])
 
 
 def _check_numbers(folder: Path, subject: str, files: list[Path]) -> None:
@@ -179,12 +179,13 @@ def is_pointer(beginning: bytes) -> bool:
     return beginning.startswith(POINTER[: max(len(beginning), 8)]) and len(beginning) >= 8
 
 
-def _measure_header(path: Path) -> int:
+def measure_header(path: Path) -> int:
+    """Bytes of a safetensors file's header, as it says."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(8), "little")
 
 
-def _list_files(folder: Path, subject: str, most_bytes: int) -> list[Path]:
+def list_weight_files(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) -> list[Path]:
     """The files that weights are read from; none where only an index beyond `most_bytes` names them."""
     index = folder / INDEX
     if (folder / WHOLE).is_file():

@@ -30,6 +30,7 @@ from sft.errors import TuneyardError
 from sft.models import find_model
 from tasks.dataset import DatasetVersion, resolve
 from tasks.limits import building_model
+from tasks.model import locate_adapter
 from tasks.plan_children import PlanChildren
 from tasks.tokenize import prepare_dataset
 
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 PRELOADED = ("sft.session", "sft.planning.plan", "dvc.repo", "dvc.api", "psycopg2")
 BACKLOG = 64
+REGISTRY = "models:"
 STARTS_CUDA = "bitsandbytes"
 
 
@@ -52,6 +54,9 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
 
     config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
+    if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # those of the registry count as new ones
+        start = locate_adapter(config.adapter_path, settings, settings.home)
+        config = config.model_copy(update={"adapter_path": str(start)})
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
     prepared = prepare_dataset(config, model, dataset, settings)
     runs: list[PastRun] = []

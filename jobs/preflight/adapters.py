@@ -14,13 +14,14 @@ from jobs.preflight.examination import LARGEST_JSON, find_fault
 from jobs.preflight.findings import Finding
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
+from sft.adapter_files import WEIGHTS, find_contradiction
 from sft.errors import ModelNotFound, ModelUnusable
 from sft.model_texts import check_texts
 from sft.places import follow
-from sft.weights import find_weight_damage
+from sft.weights import find_weight_damage, measure_header
 
 TIMEOUT_SECONDS = 5.0
-WEIGHTS = "adapter_model.safetensors"
+MOST_BYTES = 2**26  # of an adapter's numbers, which take a fifth of a second; the plan and the job look at all
 REGISTERED = re.compile(
     r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<mark>[/@])(?P<version>[A-Za-z0-9][A-Za-z0-9._-]*)"
 )
@@ -64,6 +65,8 @@ def _check_files(reference: str, folder: Path) -> Iterator[Finding]:
 def _check_weights(folder: Path, subject: str) -> None:
     if damage := find_weight_damage(folder / WEIGHTS, LARGEST_JSON):
         raise ModelUnusable(f"{subject} can't be read: {WEIGHTS} {damage}")
+    if measure_header(folder / WEIGHTS) <= LARGEST_JSON and (found := find_contradiction(folder, MOST_BYTES)):
+        raise ModelUnusable(f"{subject} can't be used: {found}")
 
 
 def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) -> str | None:

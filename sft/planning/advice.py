@@ -1,6 +1,7 @@
 """What a user should know before the job is paid for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sft.config import SFTConfig, count_warmup_steps
@@ -150,8 +151,12 @@ def _check_model(config: SFTConfig, shape: ModelShape, train: TokenRows) -> Iter
     longest = config.max_seq_length if config.packing else int(train.lengths.max())
     if shape.context is not None and longest > shape.context:
         yield _warn("beyond_context", f"rows of up to {longest} tokens for a model made for {shape.context}")
-    if config.adapter_path:
-        yield _warn("start_adapter", "the adapter to start from is not looked at: counted with lora_r as configured")
+    if config.adapter_path and not Path(config.adapter_path).is_dir():
+        yield _warn(
+            "start_adapter",
+            "the adapter to start from is in the registry and not looked at before the job: counted with lora_r as "
+            "configured",
+        )
 
 
 def _warn(code: str, message: str, rows: list[int] | None = None) -> Advice:

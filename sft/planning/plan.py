@@ -17,6 +17,7 @@ from sft.planning.shape import ModelShape, build_empty, measure_companions, meas
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 from sft.tokenization import PreparedData, count_skipped
+from sft.weight_names import check_stored_names
 from sft.weights import check_weights
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def make_plan(
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)
     empty = build_empty(model_path)
+    stored_notes = check_stored_names(empty, model_path, f"base_model {config.base_model}")
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)
@@ -100,6 +102,7 @@ def make_plan(
             *notes,
             *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
             *({"code": "vocabulary", "message": message} for message in table_notes),
+            *({"code": "weights", "message": message} for message in stored_notes),
             *advise_resources(memory, disk, config),
             *({"code": code, "message": message} for code, message in prepared.advice if code != "rows_skipped"),
         ],

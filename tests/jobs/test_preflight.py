@@ -20,6 +20,8 @@ from sft.templates import TEMPLATES
 from tests.client.scripted_service import Scripted, ScriptedService
 
 EMPTY_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor
+ONE_HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+ONE_WEIGHT = len(ONE_HEADER).to_bytes(8, "little") + ONE_HEADER + bytes(4)
 PREFECT = "http://127.0.0.1:9/api"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 NAMES = {"base_model": "model_name"}
@@ -479,6 +481,8 @@ def test_a_folder_without_an_adapter(settings):
         "adapter_path 'old' has no adapter_model.safetensors, the only w",
     )
     (settings.output_root / "old/adapter_model.safetensors").write_bytes(EMPTY_WEIGHTS)
+    assert "holds no weights" in the_only(settings, adapter_path="old")[1]
+    (settings.output_root / "old/adapter_model.safetensors").write_bytes(ONE_WEIGHT)
     assert look(settings, adapter_path="old") == []
 
 

@@ -1,0 +1,68 @@
+"""Whether the numbers in a file of weights, or in a model, are finite. The API looks too, which has no torch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHUNK_BYTES = 2**24
+# By safetensors' names: bytes of a number, and the bits of its highest and next byte that are all set in NaN and
+# infinities alone. Numbers are stored lowest byte first.
+FORMATS = {"F64": (8, 0x7F, 0xF0), "F32": (4, 0x7F, 0x80), "BF16": (2, 0x7F, 0x80), "F16": (2, 0x7C, 0x00)}
+
+
+def find_not_finite(path: Path, most_bytes: int | None = None) -> str | None:
+    """The first tensor of a whole safetensors file that holds NaN or an infinity.
+
+    Args:
+        most_bytes: tensors beyond so many are not looked at.
+    """
+    left = most_bytes
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        tensors = [(facts["data_offsets"][0], name, facts) for name, facts in header.items() if name != "__metadata__"]
+        for start, name, facts in sorted(tensors, key=lambda tensor: tensor[:2]):
+            size = facts["data_offsets"][1] - start
+            if left is not None and (left := left - size) < 0:
+                return None
+            file.seek(8 + length + start)
+            if facts["dtype"] in FORMATS and not all(_are_finite(part, facts["dtype"]) for part in _read(file, size)):
+                return str(name)
+    return None
+
+
+def find_broken_weight(model: "nn.Module", with_trained: bool) -> str | None:
+    """The first weight of a model that holds NaN or an infinity, among those that are trained or without them."""
+    for name, weight in model.named_parameters():
+        if (
+            (with_trained or not weight.requires_grad)
+            and weight.is_floating_point()
+            and not bool(weight.isfinite().all())
+        ):
+            return str(name).removeprefix("base_model.model.").replace(".base_layer", "")
+    return None
+
+
+def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (part := file.read(min(size, CHUNK_BYTES))):
+        size -= len(part)
+        yield part
+
+
+def _are_finite(numbers: bytes, dtype: str) -> bool:
+    """Looks at the highest byte of each number alone, as long as none is near the largest that there are."""
+    width, high, low = FORMATS[dtype]
+    highest = numbers[width - 1 :: width].translate(_mark(high))
+    if 1 not in highest:
+        return True
+    next_ones = numbers[width - 2 :: width].translate(_mark(low))
+    return not int.from_bytes(highest, "little") & int.from_bytes(next_ones, "little")
+
+
+def _mark(bits: int) -> bytes:
+    """For each byte 1 where it has all these bits, else 0."""
+    return bytes(byte & bits == bits for byte in range(256))
