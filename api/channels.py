@@ -5,7 +5,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple, TypeVar
@@ -175,7 +175,7 @@ class EventHub:
             if job_id in news.ended and not channel.job.status.is_terminal:
                 channel.ending_until = time.monotonic() + ENDING_SECONDS
             if rows or channel.is_over:
-                await _wake(channel)
+                await wake(channel.listeners)
             if len(rows) == BATCH_ROWS:
                 self._hurry.set()
 
@@ -202,7 +202,7 @@ class EventHub:
             channel.job = await self.run(functools.partial(service.get, channel.job.id))
         except JobNotFound:
             channel.is_lost = True
-            await _wake(channel)
+            await wake(channel.listeners)
         if channel.job.status.is_terminal:
             self._hurry.set()
 
@@ -226,9 +226,9 @@ class EventHub:
         self._hurry.clear()
 
 
-async def _wake(channel: Channel) -> None:
-    """Tell the listeners, some at a time."""
-    for number, news in enumerate([*channel.listeners.values()], 1):
+async def wake(listeners: Mapping[object, asyncio.Event]) -> None:
+    """Tell them, some at a time."""
+    for number, news in enumerate([*listeners.values()], 1):
         news.set()
         if number % WOKEN_AT_ONCE == 0:
             await asyncio.sleep(0)

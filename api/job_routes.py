@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, cast
 
-from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -16,12 +15,12 @@ from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, Streame
 from api.errors import SFT_PREFIX
 from api.service import get_service
 from api.stream_limit import LimitedStream
-from api.streaming import STREAM_HEADERS, follow, send_events
+from api.streaming import STREAM_HEADERS, send_events, send_log
 from jobs.archive import Download, prepare_download
 from jobs.database import translate_errors
 from jobs.feed import END_ID
 from jobs.job import Job
-from jobs.logs import LogFeed, LogLine, read_log
+from jobs.logs import LogLine, read_log
 from jobs.outbox import list_deliveries, message_id, resend
 from jobs.records import list_checkpoints, read_series, series_to_csv
 from jobs.service import JobService
@@ -98,7 +97,7 @@ async def get_logs(
     write = _write_json if as_json else LogLine.to_text
     media_type = NDJSON if as_json else "text/plain; charset=utf-8"
     if follow:
-        lines = _send_lines(request.app.state.log_threads, LogFeed(service, job, tail), write)
+        lines = _send_lines(send_log(request.app.state.logs, service, job, tail), write)
         return _stream(request, lines, media_type)
     found = await run_in_threadpool(read_log, service, job.id, tail)
     return Response("".join(map(write, found)), media_type=media_type)
@@ -231,10 +230,9 @@ def _write_json(line: LogLine) -> str:
     return json.dumps(line.to_dict()) + "\n"
 
 
-async def _send_lines(threads: CapacityLimiter, feed: LogFeed, write: Any) -> AsyncIterator[str]:
-    async for lines in follow(feed, threads):
-        if lines:
-            yield "".join(map(write, lines))
+async def _send_lines(log: AsyncIterator[list[LogLine]], write: Any) -> AsyncIterator[str]:
+    async for lines in log:
+        yield "".join(map(write, lines))
 
 
 router = APIRouter()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -19,6 +19,7 @@ from api.docs import install_openapi
 from api.errors import install_error_handlers
 from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
+from api.log_channels import LogHub
 from api.metrics import Metrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 READINESS_TTL_SECONDS = 1.0
 REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
 JOB_COUNTS_TTL_SECONDS = 10.0
-LOG_THREADS = 4  # of all followed logs together, beside those of requests and of events
 ANSWER_SECONDS = 5.0  # for the 408 of a request whose body is late, before its connection is cut
 EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
 
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
     app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
-    app.state.log_threads = CapacityLimiter(LOG_THREADS)
+    app.state.logs = LogHub()
     connections = find_limits(settings).connections
     app.state.open_streams = OpenStreams(lambda: app.state.keys.refresh(None))
     app.state.stream_limit = limit_streams(min(settings.max_streams, connections // 2), connections // 2)

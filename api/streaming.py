@@ -4,16 +4,15 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
-from typing import TypeVar
 
-import anyio
 from fastapi.sse import format_sse_event
-from sqlalchemy.exc import OperationalError
 
 from api.channels import AWAY_SECONDS, Channel, EventHub, Sent
+from api.log_channels import LogHub
 from jobs.events import BATCH_ROWS
-from jobs.feed import END_ID, Event, Feed, describe_end, public_data
+from jobs.feed import END_ID, Event, describe_end, public_data
 from jobs.job import Job
+from jobs.logs import LogLine, LogListener
 from jobs.service import JobService
 from jobs.status import JobStatus
 from jobs.store import JobEvent
@@ -26,7 +25,6 @@ HEARTBEAT = b": still here\n\n"
 # Proxies must pass on what there is at once, and keep nothing.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-T = TypeVar("T")
 Words = Mapping[JobStatus, str]
 
 
@@ -101,19 +99,25 @@ async def _heard(news: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def follow(feed: Feed[T], threads: anyio.CapacityLimiter) -> AsyncIterator[list[T]]:
-    """What a feed has to say, perhaps nothing, each time it is asked, until it is over.
-
-    One of these threads is taken for each question only. A server that is away for a while is asked again.
-    """
-    while not feed.is_over:
-        try:
-            news = await anyio.to_thread.run_sync(feed.poll, limiter=threads)
-        except (StackError, OperationalError) as error:
-            logger.warning("A stream waits: %s", error)
-            yield []
-            await anyio.sleep(AWAY_SECONDS)
-            continue
-        yield news
-        if not feed.is_over:
-            await anyio.sleep(feed.pause_seconds)
+async def send_log(hub: LogHub, service: JobService, job: Job, tail: int | None) -> AsyncIterator[list[LogLine]]:
+    """A job's log, all or the last `tail` lines, then those that come, until the job has ended."""
+    listener, is_behind = LogListener(service, job, tail), True
+    with hub.listening(service, job) as (channel, news):
+        position = channel.position
+        while True:
+            news.clear()
+            known = None if is_behind else channel.after(position)
+            before, was_over = channel.position, channel.is_over
+            try:
+                lines = await hub.run(listener.read) if known is None else listener.take(known)
+            except StackError as error:
+                logger.warning("A stream waits: %s", error)
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
+            is_behind, position = False, before
+            if lines:
+                yield lines
+            if was_over and channel.position == position:
+                return
+            if channel.position == position and not channel.is_over:
+                await news.wait()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.events import BATCH_ROWS, read_events
 from jobs.job import Job
@@ -18,18 +18,6 @@ ENDING_POLL_SECONDS = 0.2  # the process has said that it ends: Prefect will kno
 ENDING_SECONDS = 10.0
 END_ID = "end"
 
-Item = TypeVar("Item")
-
-
-class Feed(Protocol[Item]):
-    """Something to ask for news again and again, `pause_seconds` apart, until `is_over`. Not thread-safe."""
-
-    pause_seconds: float
-    is_over: bool
-
-    def poll(self) -> list[Item]:
-        """What is new, perhaps nothing. Blocks for some milliseconds. Raises StackError when a server is away."""
-
 
 class Event(NamedTuple):
     """An event as clients get it. `id` is what they resume after; that of the last one is `end`."""
@@ -40,8 +28,9 @@ class Event(NamedTuple):
 
 
 class EventFeed:
-    """A job's events in order, after the one with id `after`; the last one is `end`.
+    """A job's events in order, after the one with id `after`; the last one is `end`. Not thread-safe.
 
+    It is polled again and again, `pause_seconds` apart, until it `is_over`.
     `end` comes from the job's status, so also for a job whose process died or that never had one.
     """
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from jobs.service import JobService
 
 PAGE_SIZE = 200  # Prefect's cap
-POLL_SECONDS = 1.0
 STATE_SECONDS = 2.0
 LATE_SECONDS = 5.0  # processes send their lines in batches two seconds apart, so lines come late and out of order
+REMEMBERED_SECONDS = 60.0  # a feed is not that far behind those who have read by themselves
+REMEMBERED = 1000
+BEGINNING = datetime.fromtimestamp(0, UTC)
 
 
 class LogLine(NamedTuple):
@@ -54,46 +57,29 @@ def read_log(service: "JobService", job_id: UUID, tail: int | None = None) -> li
 
 
 class LogFeed:
-    """A job's log lines, all or the last `tail` and then those that come, until the job has ended."""
+    """What comes into a job's log from its first poll on, until the job has ended: one for all who follow it."""
 
-    def __init__(self, service: "JobService", job: Job, tail: int | None = None) -> None:
-        self.pause_seconds = POLL_SECONDS
+    def __init__(self, service: "JobService", job: Job) -> None:
         self.is_over = False
         self._service = service
         self._job = job
-        self._tail = tail
-        self._started_at: datetime | None = None  # of the first poll; nothing before the tail is sent later
-        self._since = datetime.fromtimestamp(0, UTC)
-        self._sent: dict[UUID, datetime] = {}
+        self._known: _Known | None = None
         self._state_read_at = time.monotonic()
         self._quiet_until: float | None = None
 
-    def poll(self) -> list[LogLine]:
-        """What is new."""
+    def poll(self) -> list[Log]:
+        """What is new, at first also the newest lines of before. Raises StackError when Prefect is away."""
         now = time.monotonic()
         if not self._job.status.is_terminal and now - self._state_read_at >= STATE_SECONDS:
             self._job, self._state_read_at = self._service.get(self._job.id), now
-        if self._started_at is None:
-            self._started_at = datetime.now(UTC)
-            found = _read_last(self._service.client, self._service.run_ids(self._job.id), self._tail)
-            if self._tail is not None:
-                self._since = found[0].timestamp if found else self._started_at
-        else:
-            found = _read_since(self._service.client, self._service.run_ids(self._job.id), self._overlap())
-        new = [log for log in found if log.id not in self._sent]
-        self._sent |= {log.id: log.timestamp for log in new}
+        client, run_ids = self._service.client, self._service.run_ids(self._job.id)
+        known = self._known or _Known()
+        new = [] if self._known else known.add(_read_last(client, run_ids, 1))
+        new += known.add(_read_since(client, run_ids, known.late))
+        self._known = known
         if self._job.status.is_terminal:
             self.is_over = self._has_fallen_silent(bool(new), now)
-        return [_to_line(log) for log in new]
-
-    def _overlap(self) -> datetime:
-        """From when on lines may be new: a while before the newest one, as some come late."""
-        newest = max(self._sent.values(), default=self._since)
-        if newest <= self._since + timedelta(seconds=LATE_SECONDS):
-            return self._since
-        since = newest - timedelta(seconds=LATE_SECONDS)
-        self._sent = {log_id: sent_at for log_id, sent_at in self._sent.items() if sent_at >= since}
-        return since
+        return new
 
     def _has_fallen_silent(self, has_news: bool, now: float) -> bool:
         ended_at = self._job.ended_at
@@ -102,6 +88,57 @@ class LogFeed:
         if self._quiet_until is None or has_news:
             self._quiet_until = now + LATE_SECONDS
         return now >= self._quiet_until
+
+
+class LogListener:
+    """What somebody who follows a log is sent: all lines or the last `tail`, then those that come."""
+
+    def __init__(self, service: "JobService", job: Job, tail: int | None = None) -> None:
+        self._service = service
+        self._job = job
+        self._tail = tail
+        self._known: _Known | None = None
+
+    def read(self) -> list[LogLine]:
+        """The log so far, or later what a feed no longer has. Raises StackError when Prefect is away."""
+        client, run_ids = self._service.client, self._service.run_ids(self._job.id)
+        if self._known is None:
+            found = _read_last(client, run_ids, self._tail)
+            since = BEGINNING
+            if self._tail is not None:  # nothing before the tail is sent later
+                since = found[0].timestamp if found else datetime.now(UTC)
+            self._known = _Known(since)
+        else:
+            found = _read_since(client, run_ids, self._known.late)
+        return [_to_line(log) for log in self._known.add(found)]
+
+    def take(self, logs: Iterable[Log]) -> list[LogLine]:
+        """Those of a feed's that were not sent yet."""
+        return [_to_line(log) for log in self._known.add(logs)] if self._known else []
+
+
+class _Known:
+    """The lines that somebody has had, as far as they may come again."""
+
+    def __init__(self, since: datetime = BEGINNING) -> None:
+        self._since = since
+        self._newest = since
+        self._sent: dict[UUID, datetime] = {}
+
+    @property
+    def late(self) -> datetime:
+        """From when on lines may be new: a while before the newest one, as some come late."""
+        return max(self._since, self._newest - timedelta(seconds=LATE_SECONDS)) if self._sent else self._since
+
+    def add(self, logs: Iterable[Log]) -> list[Log]:
+        """Those among these that are new."""
+        new = [log for log in logs if log.id not in self._sent and log.timestamp >= self._since]
+        self._sent |= {log.id: log.timestamp for log in new}
+        self._newest = max([self._newest, *(log.timestamp for log in new)])
+        if len(self._sent) > REMEMBERED:
+            known_from = self._newest - timedelta(seconds=REMEMBERED_SECONDS)
+            self._sent = {log_id: sent_at for log_id, sent_at in self._sent.items() if sent_at >= known_from}
+        return new
 
 
 def _read_last(client: SyncPrefectClient, run_ids: list[UUID], tail: int | None) -> list[Log]:

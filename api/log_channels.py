@@ -1,0 +1,108 @@
+"""The logs that are followed: each is asked for once a second, whoever follows it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+from uuid import UUID
+
+from anyio import CapacityLimiter, to_thread
+from prefect.client.schemas.objects import Log
+
+from api.channels import AWAY_SECONDS, wake
+from jobs.job import Job
+from jobs.logs import LogFeed
+from jobs.seldom import SeldomLog
+from jobs.service import JobService
+from sft.errors import JobNotFound, StackError
+
+logger = logging.getLogger(__name__)
+
+THREADS = 4  # of all followed logs together, beside those of requests and of events
+POLL_SECONDS = 1.0
+KEPT_LINES = 2000  # of each job; who falls further behind asks Prefect
+
+T = TypeVar("T")
+
+
+class LogChannel:
+    """The newest lines of one job's log, and whether more may come."""
+
+    def __init__(self) -> None:
+        self.position = 0  # how many lines have come
+        self.is_over = False
+        self.listeners: dict[object, asyncio.Event] = {}
+        self.task: asyncio.Task[None] | None = None
+        self._kept: deque[Log] = deque(maxlen=KEPT_LINES)
+
+    def add(self, logs: list[Log]) -> None:
+        """Keep what has come."""
+        self._kept.extend(logs)
+        self.position += len(logs)
+
+    def after(self, position: int) -> list[Log] | None:
+        """What has come since; None when it is not all kept."""
+        behind = self.position - position
+        return None if behind > len(self._kept) else [*islice(self._kept, len(self._kept) - behind, None)]
+
+
+class LogHub:
+    """The channels of one process, each with a task that asks for its job's log. For one event loop at a time."""
+
+    def __init__(self) -> None:
+        self._channels: dict[UUID, LogChannel] = {}
+        self._limiter: CapacityLimiter | None = None
+        self._log = SeldomLog(logger)
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return sum(len(channel.listeners) for channel in self._channels.values())
+
+    @contextmanager
+    def listening(self, service: JobService, job: Job) -> Iterator[tuple[LogChannel, asyncio.Event]]:
+        """The channel of a job, and what is set whenever it has something new."""
+        channel = self._channels.get(job.id)
+        if channel is None:
+            channel = self._channels[job.id] = LogChannel()
+            channel.task = asyncio.create_task(self._ask(channel, LogFeed(service, job)))
+        listener, news = object(), asyncio.Event()
+        channel.listeners[listener] = news
+        try:
+            yield channel, news
+        finally:
+            del channel.listeners[listener]
+            if not channel.listeners:
+                if channel.task is not None:
+                    channel.task.cancel()
+                del self._channels[job.id]
+            if not self._channels:
+                self._limiter = None
+
+    async def run(self, question: Callable[[], T]) -> T:
+        """Ask something that blocks, on a thread of the logs."""
+        self._limiter = self._limiter or CapacityLimiter(THREADS)
+        return await to_thread.run_sync(question, limiter=self._limiter)
+
+    async def _ask(self, channel: LogChannel, feed: LogFeed) -> None:
+        while not channel.is_over:
+            pause = POLL_SECONDS
+            try:
+                logs = await self.run(feed.poll)
+                channel.add(logs)
+                channel.is_over = feed.is_over
+                if logs or channel.is_over:
+                    await wake(channel.listeners)
+            except JobNotFound:
+                channel.is_over = True
+                await wake(channel.listeners)
+            except StackError as error:
+                self._log.warn(f"Followed logs wait: {error}")
+                pause = AWAY_SECONDS
+            except Exception:
+                logger.exception("Asking for a job's log failed")
+                pause = AWAY_SECONDS
+            await asyncio.sleep(pause)
