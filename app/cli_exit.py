@@ -117,7 +117,7 @@ def _end_error(error: TuneyardError, as_json: bool) -> ExitCode:
     else:
         first, *more = str(error).splitlines() or [type(error).__name__]
         is_list = any(line.startswith(" ") for line in more)
-        note = f" (request {request_id})" if request_id and error.status >= 500 else ""
+        note = f" (request {escape(request_id)})" if request_id and error.status >= 500 else ""
         text = "\n".join(map(escape, [first, *more])) if is_list else "; ".join(map(escape, [first, *more]))
         typer.echo(f"tuneyard: {text}{note}", err=True)
     return exit_code_of(error)

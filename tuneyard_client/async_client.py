@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from sft.config import SFTConfig
-from tuneyard_client import calls, operations
+from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.models import (
     AroundConfig,
@@ -143,8 +143,9 @@ class AsyncTuneyard:
                 async with self._stream(reader.connect()) as answer:
                     if answer.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
                         return
-                    async for text in answer.aiter_text():
-                        for event in reader.feed(text):
+                    decoder = answers.new_decoder()
+                    async for chunk in answer.aiter_bytes():
+                        for event in reader.feed(decoder.decode(chunk)):
                             yield event
             except httpx.TransportError:
                 pass
@@ -153,11 +154,11 @@ class AsyncTuneyard:
 
     async def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogLine]:
         """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
-        reader = LineReader()
+        reader, decoder = LineReader(), answers.new_decoder()
         try:
             async with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
-                async for text in answer.aiter_text():
-                    for line in reader.feed(text):
+                async for chunk in answer.aiter_bytes():
+                    for line in reader.feed(decoder.decode(chunk)):
                         yield calls.read_log_line(line)
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
@@ -226,9 +227,8 @@ class AsyncTuneyard:
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.send(operations.request_of(self._http, call), stream=stream)
-                if stream and not outcome.is_success:
-                    await outcome.aread()
+                outcome = await self._http.send(operations.request_of(self._http, call), stream=True)
+                await self._read(outcome, is_whole=not stream or not outcome.is_success)
             except httpx.TransportError as error:
                 outcome = error
             pause = attempts.pause_after(outcome)
@@ -238,6 +238,16 @@ class AsyncTuneyard:
                 raise unreachable(outcome, self._http.base_url) from outcome
             else:
                 return outcome
+
+    @staticmethod
+    async def _read(answer: httpx.Response, is_whole: bool) -> None:
+        try:
+            answers.bound(answer, is_whole)
+            if is_whole:
+                await answer.aread()
+        except BaseException:
+            await answer.aclose()
+            raise
 
 
 class AsyncConfigs:

@@ -31,6 +31,7 @@ from tuneyard_client.models import (
 
 T = TypeVar("T")
 PAGE_SIZE = 200
+EMPTY_PAGES = 100
 CURSOR_HEADER = "X-Next-Cursor"
 
 
@@ -180,12 +181,16 @@ def jobs(limit: int | None, filters: JobFilters) -> Steps[list[Job]]:
     """Newest first, page after page, until there are `limit` or no more."""
     found: list[Job] = []
     cursor = None
+    asked: set[str] = set()
     while True:
         wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
         page, cursor = yield jobs_page(filters, wanted, cursor)
         found += page
         if cursor is None or (limit is not None and len(found) >= limit):
             return found
+        if cursor in asked or (not page and len(asked) >= EMPTY_PAGES):
+            raise UnexpectedAnswer("the list has no end; is this a Tuneyard service?")
+        asked.add(cursor)
 
 
 def logs_request(job_id: str, follow: bool, tail: int | None) -> Call[Any]:
@@ -249,7 +254,7 @@ def check(answer: httpx.Response) -> httpx.Response:
         return answer
     try:
         body = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     raise error_for(answer.status_code, body, answer.headers.get("X-Request-ID"))
 
@@ -303,5 +308,5 @@ def _validate(adapter: TypeAdapter[T], content: Callable[[], Any]) -> T:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the answer"
         raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise UnexpectedAnswer("the answer is no JSON as expected; is this a Tuneyard service?") from error

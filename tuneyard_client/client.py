@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from sft.config import SFTConfig
-from tuneyard_client import calls, operations
+from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.models import (
     AroundConfig,
@@ -154,8 +154,9 @@ class Tuneyard:
                 with self._stream(reader.connect()) as answer:
                     if answer.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
                         return
-                    for text in answer.iter_text():
-                        yield from reader.feed(text)
+                    decoder = answers.new_decoder()
+                    for chunk in answer.iter_bytes():
+                        yield from reader.feed(decoder.decode(chunk))
             except httpx.TransportError:
                 pass
             if not reader.has_ended:
@@ -163,11 +164,11 @@ class Tuneyard:
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
-        reader = LineReader()
+        reader, decoder = LineReader(), answers.new_decoder()
         try:
             with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
-                for text in answer.iter_text():
-                    yield from map(calls.read_log_line, reader.feed(text))
+                for chunk in answer.iter_bytes():
+                    yield from map(calls.read_log_line, reader.feed(decoder.decode(chunk)))
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
         yield from map(calls.read_log_line, reader.finish())
@@ -233,9 +234,8 @@ class Tuneyard:
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.send(operations.request_of(self._http, call), stream=stream)
-                if stream and not outcome.is_success:
-                    outcome.read()
+                outcome = self._http.send(operations.request_of(self._http, call), stream=True)
+                self._read(outcome, is_whole=not stream or not outcome.is_success)
             except httpx.TransportError as error:
                 outcome = error
             pause = attempts.pause_after(outcome)
@@ -245,6 +245,16 @@ class Tuneyard:
                 raise unreachable(outcome, self._http.base_url) from outcome
             else:
                 return outcome
+
+    @staticmethod
+    def _read(answer: httpx.Response, is_whole: bool) -> None:
+        try:
+            answers.bound(answer, is_whole)
+            if is_whole:
+                answer.read()
+        except BaseException:
+            answer.close()
+            raise
 
 
 class Configs:

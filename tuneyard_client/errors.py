@@ -1,8 +1,12 @@
 """Everything a call can raise: one tree, below the project's own."""
 
+import re
 from http import HTTPStatus
 
 from sft.errors import TuneyardError
+
+DETAIL_CHARACTERS = 4000  # of an explanation; the service's are no longer
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class ClientError(TuneyardError):
@@ -101,4 +105,12 @@ def error_for(status: int, body: object, request_id: str | None) -> ClientError:
     if not isinstance(body, dict) or "detail" not in body:
         return UnexpectedAnswer(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)
     kind = _BY_STATUS.get(status, InvalidRequest if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError)
-    return kind(str(body["detail"]), status, body.get("code"), body.get("request_id") or request_id)
+    code = body.get("code")
+    detail = str(body["detail"])[:DETAIL_CHARACTERS]
+    told_id = _read_id(body.get("request_id")) or _read_id(request_id)
+    return kind(detail, status, code if isinstance(code, str) else None, told_id)
+
+
+def _read_id(given: object) -> str | None:
+    """A request's id, if it is one that a service makes or takes: it is shown beside the message."""
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None

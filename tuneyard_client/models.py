@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 JobStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 Priority = Literal["high", "normal", "low"]
@@ -12,11 +12,28 @@ WebhookEvent = Literal["started", "checkpoint"]
 Strategy = Literal["queue", "reject"]
 ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
 
+# A day within the years 1 to 9999, so that every time zone has them.
+EARLIEST, LATEST = -62135510400, 253402214400
+
+
+def _check_moment(moment: datetime) -> datetime:
+    try:
+        is_inside = EARLIEST <= moment.timestamp() <= LATEST
+    except (ValueError, OverflowError):  # without a zone it is of this machine's
+        is_inside = False
+    if not is_inside:
+        raise ValueError("outside the years 1 to 9999")
+    return moment
+
+
+Moment = Annotated[datetime, AfterValidator(_check_moment)]
+EpochSeconds = Annotated[float, Field(ge=EARLIEST, le=LATEST)]
+
 
 class Answer(BaseModel):
     """Base of every answer."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Progress(Answer):
@@ -40,8 +57,8 @@ class Job(Answer):
     job_id: str
     status: JobStatus
     config: dict[str, Any]
-    start_time: float | None = None
-    end_time: float | None = None
+    start_time: EpochSeconds | None = None
+    end_time: EpochSeconds | None = None
     tracking_url: str | None = None
     error: str | None = None
     error_code: str | None = None
@@ -105,7 +122,7 @@ class Checkpoint(Answer):
 
     step: int
     path: str
-    time: datetime
+    time: Moment
     bytes: int | None = None
     complete: bool
 
@@ -113,7 +130,7 @@ class Checkpoint(Answer):
 class DeliveryAttempt(Answer):
     """One call of a webhook: the receiver's status, or why there was none."""
 
-    time: datetime
+    time: Moment
     status_code: int | None = None
     error: str | None = None
 
@@ -132,8 +149,8 @@ class Delivery(Answer):
     url: str
     state: str
     attempts: list[DeliveryAttempt]
-    next_attempt_at: datetime | None = None
-    created_at: datetime
+    next_attempt_at: Moment | None = None
+    created_at: Moment
 
 
 class Metrics(Answer):
@@ -153,7 +170,7 @@ class JobEvent(Answer):
 class LogLine(Answer):
     """A line of a job's log."""
 
-    timestamp: datetime
+    timestamp: Moment
     level: str
     logger: str
     message: str

@@ -8,6 +8,7 @@ import httpx
 
 from sft.loopback import is_on_this_machine
 from tuneyard_client import calls
+from tuneyard_client.answers import PLAIN
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
 from tuneyard_client.models import Job
@@ -47,7 +48,7 @@ def connection_settings(base_url: str, api_key: str | None, timeout_seconds: flo
         httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ServiceUnreachable(f"{base_url!r} is not a URL: {error}") from error
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Accept-Encoding": PLAIN} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     by_proxy = not is_on_this_machine(base_url)
     return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": by_proxy}
 

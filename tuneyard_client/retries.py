@@ -47,11 +47,11 @@ def read_retry_after(value: str | None) -> float | None:
     """Seconds, given as such or as a date (RFC 9110, 10.2.3); None when there is nothing to read."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

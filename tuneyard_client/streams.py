@@ -5,12 +5,14 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sft.disk import is_about_space
 from sft.publication import publish_folder
+from tuneyard_client.answers import check_length, check_room
 from tuneyard_client.calls import Call, events_request
 from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedAnswer
 from tuneyard_client.models import JobEvent
@@ -18,6 +20,7 @@ from tuneyard_client.retries import LIMIT, pause_before_try
 
 CHECKSUM_HEADER = "X-Checksum-SHA256"
 END = "end"
+MOST_FIELD_LINES = 1000  # of one event; the service's have three
 _LINE_END = re.compile(r"\r\n|\n|\r(?!$)")  # a \r that comes last may be half of a \r\n
 
 
@@ -34,15 +37,17 @@ class EventReader:
         self._failures = 0
         self._buffer = ""
         self._fields: dict[str, list[str]] = {}
+        self._field_lines = 0
 
     def connect(self) -> Call[Any]:
         """The call that brings the events not seen yet. What an earlier connection left half sent is dropped."""
-        self._buffer, self._fields = "", {}
+        self._buffer, self._fields, self._field_lines = "", {}, 0
         return events_request(self._job_id, self._last_event_id)
 
     def feed(self, text: str) -> list[JobEvent]:
         """The events that this piece of the stream completes."""
-        *lines, self._buffer = _LINE_END.split(self._buffer + text)
+        *lines, rest = _LINE_END.split(self._buffer + text)
+        self._buffer = check_length(rest)
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def pause_after_loss(self) -> float:
@@ -57,8 +62,13 @@ class EventReader:
             name, _, value = line.partition(":")
             if name:
                 self._fields.setdefault(name, []).append(value.removeprefix(" "))
+                self._field_lines += 1
+                if self._field_lines > MOST_FIELD_LINES:
+                    raise UnexpectedAnswer(
+                        f"an event has more than {MOST_FIELD_LINES} lines; is this a Tuneyard service?"
+                    )
             return None
-        fields, self._fields = self._fields, {}
+        fields, self._fields, self._field_lines = self._fields, {}, 0
         if "id" in fields:
             self._last_event_id = fields["id"][-1]
         if "data" not in fields:
@@ -68,8 +78,8 @@ class EventReader:
         self.has_ended = event == END
         try:
             data = json.loads("\n".join(fields["data"]))
-        except ValueError as error:
-            raise UnexpectedAnswer(f"the event {event} carries no JSON; is this a Tuneyard service?") from error
+        except (ValueError, RecursionError) as error:
+            raise UnexpectedAnswer(f"the event {event:.50} carries no JSON; is this a Tuneyard service?") from error
         return JobEvent(id=self._last_event_id, event=event, data=data)
 
 
@@ -81,7 +91,8 @@ class LineReader:
 
     def feed(self, text: str) -> list[str]:
         """The lines that this piece completes, empty ones left out."""
-        *lines, self._rest = (self._rest + text).split("\n")
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = check_length(rest)
         return [line for line in lines if line.strip()]
 
     def finish(self) -> list[str]:
@@ -93,6 +104,7 @@ class AdapterArchive:
     """The archive of an adapter as it comes in; unpacked only when it is whole."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
+        check_room(headers.get("Content-Length"))
         self._expected = headers.get(CHECKSUM_HEADER)
         self._digest = hashlib.sha256()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
@@ -108,7 +120,10 @@ class AdapterArchive:
     def write(self, chunk: bytes) -> None:
         """Take the next bytes."""
         self._digest.update(chunk)
-        self._file.write(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise _no_room(error) from error
 
     def unpack(self, folder: Path) -> Path:
         """Make `folder` of the archive's files: there whole or not at all.
@@ -123,11 +138,28 @@ class AdapterArchive:
             )
         self._file.seek(0)
         try:
-            with tarfile.open(fileobj=self._file) as archive, publish_folder(folder) as temporary:
-                archive.extractall(temporary, filter="data")
-        except tarfile.TarError as error:
-            raise UnexpectedAnswer(f"the adapter can't be unpacked: {error}") from error
+            # "r:", else what is packed once more would be unpacked, a thousand times as long
+            with tarfile.open(fileobj=self._file, mode="r:") as archive, publish_folder(folder) as temporary:
+                archive.extractall(temporary, members=_plain_files(archive), filter="data")
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+            raise UnexpectedAnswer(f"the adapter can't be unpacked: {str(error)[:300]}") from error
+        except OSError as error:
+            if is_about_space(error):
+                raise _no_room(error) from error
+            raise UnexpectedAnswer(f"the adapter can't be unpacked: {error.strerror}") from error
         return folder
+
+
+def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files of an archive, as the service makes them: nothing else, and none with holes, which take no bytes."""
+    for member in archive:
+        if not member.isfile() or member.issparse():
+            raise UnexpectedAnswer(f"the adapter's archive holds {member.name!r:.200}, which is no plain file")
+        yield member
+
+
+def _no_room(error: OSError) -> ClientError:
+    return ClientError(f"the adapter can't be kept: {error.strerror}", code="disk_full")
 
 
 def check_free(folder: Path) -> None:

@@ -47,6 +47,7 @@ COMMANDS = {
     "configs": (["configs", "list"], [[SAVED]]),
     "a configuration": (["configs", "show", ID], [SAVED]),
     "an error": (["show", ID], [Scripted(404, json.dumps({"detail": BAD, "code": BAD, "request_id": BAD}))]),
+    "an error of the service": (["show", ID], [Scripted(500, json.dumps({"detail": BAD, "request_id": BAD}))]),
     "an error as JSON": (["show", ID, "--json"], [Scripted(503, json.dumps({"detail": BAD, "code": BAD}))]),
     "no JSON": (["show", ID], [Scripted(502, BAD.encode("utf-8", "surrogatepass"))]),
 }
