@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -19,6 +19,7 @@ from api.auth import is_public
 from sft.errors import InvalidConfig
 
 RETRY_SECONDS = 5
+LEAST_STEP_SECONDS = 1.0  # less is a clock being kept right
 
 
 class BodyLimit:
@@ -73,18 +74,30 @@ class BodyLimit:
 class RequestCounter:
     """Counts the requests of each client over a moving window, in this process: with several, each allows as much."""
 
-    def __init__(self, limit: RateLimitItem) -> None:
+    def __init__(
+        self, limit: RateLimitItem, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limit = limit
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._wall, self._steady = wall, steady  # the limiter counts by the clock that may be set
+        self._offset = wall() - steady()
 
     def count(self, client: str) -> None:
         """Count one request. Raises HTTPException 429 with Retry-After once there are too many."""
+        self._forget_what_is_to_come()
         if self.limiter.hit(self.limit, client):
             return
         reset_time = self.limiter.get_window_stats(self.limit, client).reset_time
         seconds = max(1, math.ceil(reset_time - time.time()))
         detail = f"At most {self.limit}; try again in {seconds} s"
         raise HTTPException(429, detail, {"Retry-After": str(seconds)})
+
+    def _forget_what_is_to_come(self) -> None:
+        """After the clock was set back, requests of before would count until it is there again."""
+        offset = self._wall() - self._steady()
+        if self._offset - offset >= LEAST_STEP_SECONDS:
+            self.limiter.storage.reset()
+        self._offset = offset
 
 
 class ClientLimit:

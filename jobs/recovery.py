@@ -196,7 +196,7 @@ def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
     if attempt.number > attempt.settled or attempt.is_interrupted:
         lost = attempt.lost + (not attempt.is_interrupted)
         return {"settled": attempt.number, "settled_at": now, "lost": lost}
-    if attempt.settled_at is not None and now - attempt.settled_at < SAME_LOSS:
+    if attempt.settled_at is not None and abs(now - attempt.settled_at) < SAME_LOSS:
         return {"settled": attempt.settled, "settled_at": attempt.settled_at, "lost": attempt.lost}
     return {"settled": attempt.settled, "settled_at": now, "lost": attempt.lost + 1}
 
