@@ -42,7 +42,7 @@ class Hands(Aim):
         job_id = self._wait(lambda: self._pick(lambda sight: not sight.has_ended))
         self._note(kind, f"job {job_id}", [job_id])
         self._watcher.unlisted.add(job_id)
-        self._service.prefect.delete(f"/flow_runs/{job_id}")
+        self._service.prefect.delete(f"/flow_runs/{self._service.run_of(job_id)}")
 
     def delete_deployment(self, kind: str) -> None:
         """The deployment is deleted, and with it the runs of all jobs that wait."""
@@ -163,7 +163,7 @@ class Hands(Aim):
     def _set_state(self, job_id: str, kind: str, name: str) -> None:
         body = {"state": {"type": kind, "name": name}, "force": True}
         with suppress(httpx.HTTPError):  # Prefect is away just then, or the run is gone
-            self._service.prefect.post(f"/flow_runs/{job_id}/set_state", json=body)
+            self._service.prefect.post(f"/flow_runs/{self._service.run_of(job_id)}/set_state", json=body)
 
     def _ask_mlflow(self, method: str, path: str, **what: Any) -> dict[str, Any] | None:
         address = f"{self._service.settings.mlflow_tracking_uri}/api/2.0/mlflow/{path}"

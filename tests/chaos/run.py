@@ -115,7 +115,7 @@ def disturb(service: Service, rng: random.Random, options: Options, began: float
 
 def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
     """What is seen in the end, once receivers and processes had their time."""
-    left_over = wait_for_processes(list(clients.accepted))
+    left_over = wait_for_processes(list(clients.accepted), service.run_of)
     api = service.api.client
     wait_until(lambda: api.get("/ready").is_success, time.monotonic() + READY_SECONDS)
     listed = [job["job_id"] for job in api.get("/train").raise_for_status().json()]
@@ -145,11 +145,13 @@ def wait_until(condition: Callable[[], bool], deadline: float) -> None:
         time.sleep(0.2)
 
 
-def wait_for_processes(job_ids: list[str]) -> list[str]:
+def wait_for_processes(job_ids: list[str], run_of: Callable[[str], str]) -> list[str]:
     """Those of jobs that have ended that are there still, after they had time to go."""
 
+    jobs = {run_of(job_id): job_id for job_id in job_ids}
+
     def find() -> list[str]:
-        return [f"{process.pid}, of job {job_id}" for job_id, process in find_job_processes() if job_id in job_ids]
+        return [f"{process.pid}, of job {jobs[run]}" for run, process in find_job_processes() if run in jobs]
 
     wait_until(lambda: not find(), time.monotonic() + GONE_SECONDS)
     return find()

@@ -3,20 +3,24 @@
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import httpx
 import psutil
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 from transformers.utils import logging
 
 from jobs import stack
 from jobs.job_processes import VARIABLE, is_job_process
+from jobs.run_ids import RunIds
 from jobs.settings import Settings
+from jobs.store import engine_for
 from jobs.supervision import MARK, Supervisor
 from tests.conftest import free_port
 from tests.e2e.api_process import ApiProcess
@@ -61,8 +65,24 @@ class Service:
 
     def find_trainers(self) -> dict[str, psutil.Process]:
         """The process that trains, by job, of those jobs that have one."""
-        ours = [(job_id, process) for job_id, process in find_job_processes() if self._owns(process)]
-        return {job_id: process for job_id, process in ours if "flows" in read_command(process)}
+        ours = [(run_id, process) for run_id, process in find_job_processes() if self._owns(process)]
+        trainers = {run_id: process for run_id, process in ours if "flows" in read_command(process)}
+        ids = self.read_run_ids() if trainers else RunIds(None)
+        return {str(ids.job_of(UUID(run_id))): process for run_id, process in trainers.items()}
+
+    def run_of(self, job_id: str) -> str:
+        """The id of the job's run in Prefect, another one for a job whose first run was lost."""
+        return str(self.read_run_ids().run_of(UUID(job_id)))
+
+    def read_run_ids(self) -> RunIds:
+        """Which runs stand for which jobs; as last known while the database is away."""
+        with suppress(SQLAlchemyError):
+            self._known_ids[0] = RunIds(engine_for(str(self.settings.database_url)))
+        return self._known_ids[0]
+
+    @cached_property
+    def _known_ids(self) -> list[RunIds]:
+        return [RunIds(None)]
 
     def _owns(self, process: psutil.Process) -> bool:
         try:
@@ -124,7 +144,7 @@ def _api_environment(settings: Settings) -> dict[str, str]:
 
 
 def find_job_processes() -> list[tuple[str, psutil.Process]]:
-    """Job and process of every process of any job on this machine."""
+    """Run and process of every process of any job on this machine."""
     found = []
     for process in psutil.process_iter():
         if is_job_process(process):
