@@ -17,7 +17,7 @@ from jobs.bounded_postgres import bounded_engine_for
 from jobs.database import look_at_database
 from jobs.deadlines import allow, allowed_seconds
 from jobs.door import Door
-from jobs.hosts import MISDIRECTED, explain, find_unknown_host
+from jobs.hosts import FORBIDDEN, MISDIRECTED, explain, explain_origin, find_unknown_host, find_unknown_origin
 from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
 from jobs.readiness import known_addresses
 from jobs.settings import Settings
@@ -46,13 +46,20 @@ class Authentication:
     """ASGI middleware: lets a request through, or raises HTTPException 401, 403 or 421, or StackError."""
 
     def __init__(
-        self, app: ASGIApp, ring: KeyRing, door: Door, is_key_required: bool, allowed_hosts: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        ring: KeyRing,
+        door: Door,
+        is_key_required: bool,
+        allowed_hosts: Collection[str] = (),
+        allowed_origins: Collection[str] = (),
     ) -> None:
         self.app = app
         self.ring = ring
         self.door = door
         self.is_key_required = is_key_required
         self.allowed_hosts = allowed_hosts
+        self.allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Judge one request; `scope["state"]["client"]` then says whose key it bears, None when open."""
@@ -64,11 +71,13 @@ class Authentication:
         await self.app(scope, receive, send)
 
     def _check_host(self, scope: Scope) -> None:
-        """While nobody needs a key, a page of the web must not get in under a name of its own."""
+        """While nobody needs a key, a page of the web must not get in, under a name of its own or another."""
         if self.is_key_required or self.ring.is_known_to_be_closed:
             return
         if unknown := find_unknown_host(scope, self.allowed_hosts):
             raise HTTPException(MISDIRECTED, explain(unknown))
+        if unknown := find_unknown_origin(scope, self.allowed_hosts, self.allowed_origins):
+            raise HTTPException(FORBIDDEN, explain_origin(unknown, "TUNEYARD_CORS_ORIGINS"))
 
     async def _judge(self, scope: Scope) -> None:
         key = presented_key(Headers(scope=scope))

@@ -105,6 +105,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         door=app.state.door,
         is_key_required=settings.require_api_key,
         allowed_hosts=(settings.host, *settings.allowed_hosts),
+        allowed_origins=settings.cors_origins,
     )
     if counter:
         app.add_middleware(RefusalLimit, counter=counter)

@@ -1,7 +1,9 @@
 """Which names a server answers to: those of this machine, the address it was reached at, and those that are set.
 
 A page of the web that has its own name resolve to 127.0.0.1 (DNS rebinding) is of one origin with a server there, and
-may read and send what it likes, unless the server looks at the `Host` that the browser names.
+may read and send what it likes, unless the server looks at the `Host` that the browser names. One under its own name
+may too where the server lets every origin in, as Prefect does, and may always open web sockets and send forms: so
+the `Origin` is looked at as well, which browsers name with all of these.
 """
 
 import re
@@ -16,18 +18,37 @@ from sft.loopback import is_on_this_machine
 
 SETTING = "TUNEYARD_ALLOWED_HOSTS"
 ANY = "*"
-MISDIRECTED = 421
+MISDIRECTED, FORBIDDEN = 421, 403
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_SCHEME = re.compile(r"https?://")
 
 
 def find_unknown_host(scope: Scope, allowed: Collection[str]) -> str | None:
     """The Host of a request that this server does not answer to; None when it does, or the request names none."""
-    server = scope.get("server")
-    reached_at = _plain(str(server[0])) if server else None
     for given in Headers(scope=scope).getlist("host"):
-        if ANY not in allowed and not _is_known(given, {reached_at, *map(_plain, allowed)}):
+        if ANY not in allowed and not _is_known(given, _names(scope, allowed)):
             return given
     return None
+
+
+def find_unknown_origin(scope: Scope, allowed: Collection[str], origins: Collection[str] = ()) -> str | None:
+    """The Origin of a page that may not send this request; None when it may, or no page sent it.
+
+    Args:
+        origins: further ones that may, as browsers spell them.
+    """
+    for given in Headers(scope=scope).getlist("origin"):
+        if ANY in allowed or ANY in origins or given in origins:
+            continue
+        host = _SCHEME.sub("", given, count=1)
+        if host == given or not _is_known(host, _names(scope, allowed)):
+            return given
+    return None
+
+
+def _names(scope: Scope, allowed: Collection[str]) -> set[str | None]:
+    server = scope.get("server")
+    return {_plain(str(server[0])) if server else None, *map(_plain, allowed)}
 
 
 def _is_known(given: str, names: Collection[str | None]) -> bool:
@@ -40,12 +61,17 @@ def explain(host: str) -> str:
     return f"this service does not answer to the host name {ascii(host)[:200]}; add it to {SETTING}, or use 127.0.0.1"
 
 
+def explain_origin(origin: str, setting: str = SETTING) -> str:
+    """What to say to a page that may not."""
+    return f"pages of {ascii(origin)[:200]} may not use this service; see {setting}"
+
+
 def _plain(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
 class KnownHosts:
-    """ASGI middleware: requests and web sockets under other names get 421, or are closed."""
+    """ASGI middleware: requests and web sockets under other names get 421, those of other pages 403, or are closed."""
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app
@@ -53,11 +79,18 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        unknown = find_unknown_host(scope, self._allowed) if scope["type"] in ("http", "websocket") else None
-        if unknown is None:
+        refusal = self._refuse(scope) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await PlainTextResponse(explain(unknown), MISDIRECTED)(scope, receive, send)
+            await refusal(scope, receive, send)
         else:
-            closing: Any = {"type": "websocket.close", "code": 1008, "reason": "unknown host"}
+            closing: Any = {"type": "websocket.close", "code": 1008, "reason": "unknown host or origin"}
             await send(closing)
+
+    def _refuse(self, scope: Scope) -> PlainTextResponse | None:
+        if unknown := find_unknown_host(scope, self._allowed):
+            return PlainTextResponse(explain(unknown), MISDIRECTED)
+        if unknown := find_unknown_origin(scope, self._allowed):
+            return PlainTextResponse(explain_origin(unknown), FORBIDDEN)
+        return None

@@ -37,3 +37,24 @@ def test_once_keys_are_in_use_they_protect(settings):
     assert [client.get(path, headers=EVIL).status_code for path in ("/health", "/train")] == [200, 401]
     remember_keys(keys_marker(settings.home))
     assert TestClient(create_app(settings)).get("/health", headers=EVIL).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
+def test_a_page_of_the_web_is_refused_everywhere(settings, path, method):
+    """A form, or a request that needs no leave, had made deliveries be sent again, say."""
+    answer = TestClient(create_app(settings)).request(method, path, headers={"Origin": "http://evil.example"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert "TUNEYARD_CORS_ORIGINS" in answer.json()["detail"]
+    assert not settings.home.exists()
+
+
+def test_own_pages_and_those_that_were_set_are_answered(settings):
+    client = TestClient(create_app(settings.model_copy(update={"cors_origins": ("https://lab.example",)})))
+    for origin in ("http://localhost:23478", "http://127.0.0.1", "http://gpu-box.lan", "https://lab.example"):
+        assert client.get("/health", headers={"Origin": origin}).status_code == 200
+
+
+def test_once_keys_are_in_use_pages_may_ask(settings):
+    client = TestClient(create_app(settings.model_copy(update={"require_api_key": True})))
+    assert client.get("/health", headers={"Origin": "http://evil.example"}).status_code == 200

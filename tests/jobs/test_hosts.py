@@ -8,7 +8,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from jobs.hosts import KnownHosts, find_unknown_host
+from jobs.hosts import KnownHosts, find_unknown_host, find_unknown_origin
 from jobs.settings import Settings
 
 OWN = [
@@ -42,6 +42,37 @@ def test_of_several_names_each_counts():
     assert find_unknown_host(scope("evil.example", "localhost"), ()) == "evil.example"
 
 
+def from_page(*origins):
+    return {**scope("localhost"), "headers": [(b"origin", origin.encode()) for origin in origins]}
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_own_pages_are_answered(host):
+    for scheme in ("http", "https"):
+        assert find_unknown_origin(from_page(f"{scheme}://{host}"), ("api", "gpu-box.lan")) is None
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "file://", "localhost", "chrome-extension://localhost", "http://", "http://http://localhost", ""]
+)
+def test_what_is_no_origin_is_one_of_others(origin):
+    assert find_unknown_origin(from_page(origin), ()) == origin
+
+
+@pytest.mark.parametrize("host", OTHERS, ids=[ascii(host)[:30] for host in OTHERS])
+def test_other_pages_are_not_answered(host):
+    assert find_unknown_origin(from_page(f"http://{host}"), ("api", "gpu-box.lan")) == f"http://{host}"
+    assert find_unknown_origin(from_page("http://localhost", f"http://{host}"), ("api", "gpu-box.lan"))
+
+
+def test_pages_may_be_allowed_and_who_is_no_browser_names_none():
+    assert find_unknown_origin(from_page("https://lab.example"), (), ("https://lab.example",)) is None
+    assert find_unknown_origin(from_page("https://lab.example:1"), (), ("https://lab.example",))
+    assert find_unknown_origin(from_page("https://lab.example"), (), ("*",)) is None
+    assert find_unknown_origin(from_page("https://lab.example"), ("*",)) is None
+    assert find_unknown_origin(scope("localhost"), ()) is None
+
+
 def test_all_names_may_be_allowed_and_none_need_be_given():
     assert find_unknown_host(scope("evil.example"), ("*",)) is None
     assert find_unknown_host(scope(), ()) is None  # no browser leaves it out
@@ -71,6 +102,11 @@ def test_pages_and_web_sockets_are_refused_alike():
         pass
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/events", headers={"Host": "evil.example"}):
         pytest.fail("connected")
+    page = {"Origin": "http://evil.example"}
+    refused = client.get("/", headers=page)
+    assert (refused.status_code, "http://evil.example" in refused.text) == (403, True)
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/events", headers=page):
+        pytest.fail("connected")
 
 
 @pytest.mark.stack
@@ -81,5 +117,9 @@ def test_the_servers_of_the_stack_look_too(stack, path):
             for method in ("GET", "POST", "OPTIONS"):
                 answer = client.request(method, path, headers={"Host": "evil.example", "Origin": "http://evil.example"})
                 assert answer.status_code == 421
+                assert not {name for name in answer.headers if name.startswith("access-control-")}
+                asked = {"Access-Control-Request-Method": "POST"}
+                answer = client.request(method, path, headers={"Origin": "http://evil.example"} | asked)
+                assert answer.status_code == 403
                 assert not {name for name in answer.headers if name.startswith("access-control-")}
             assert client.get(path).status_code != 421
