@@ -10,6 +10,7 @@ from typing import Any
 from sft.disk import is_about_space
 from sft.errors import ModelUnusable, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
+from sft.model_configuration import check_configuration
 from sft.model_texts import check_texts
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -69,6 +70,7 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
         ModelUnusable: naming the file, what is wrong with it, and the remedy.
     """
     check_texts(folder, subject)
+    check_configuration(folder, subject)
     files = list_weight_files(folder, subject, most_bytes)
     for path in files:
         if damage := find_weight_damage(path, most_bytes):
