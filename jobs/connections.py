@@ -12,14 +12,16 @@ import resource
 import socket
 import time
 from asyncio import AbstractEventLoop, BaseTransport
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import h11
 import psutil
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
@@ -39,7 +41,6 @@ DEFER_SECONDS = 1
 BATCHES = 16  # who makes room looks at every connection, so it makes some more
 HEADER_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
-MOST_PIPELINED = 8  # requests that a client sends before the answer to the one before
 OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"  # asyncio's words
 
 
@@ -199,10 +200,16 @@ class Guard:
             self._log.warn(f"Refused a connection: {self._limits.connections} are at work (TUNEYARD_MAX_CONNECTIONS)")
             return RefusedConnection(self._limits.connections)
         protocol = self._make_protocol(**values)
-        if hasattr(protocol, "pipeline"):  # of uvicorn's protocols the one that takes in all that has been sent
-            protocol.pipeline = Pipeline(protocol)
+        protocol.on_response_complete = partial(self._finish, protocol, protocol.on_response_complete)
         self._made_at[protocol] = time.monotonic()
         return protocol
+
+    def _finish(self, connection: Any, finish: Callable[[], None]) -> None:
+        """After an answer: one is enough for who has sent hundreds of requests meanwhile, and others wait for all."""
+        if _has_sent_more(connection):
+            self._log.warn("Closed a connection whose client sent another request before it had an answer")
+            connection.transport.close()  # once the answer is sent
+        finish()
 
     async def sweep_for_ever(self) -> None:
         """Look at every connection once a second."""
@@ -275,22 +282,6 @@ class Guard:
             connection.transport.abort()  # `close` would wait for a client to read what is left
 
 
-class Pipeline(deque[Any]):
-    """Requests that uvicorn answers one after the other. A packet holds hundreds, and others wait for all of them."""
-
-    def __init__(self, connection: Any) -> None:
-        super().__init__()
-        self._connection = connection
-
-    def appendleft(self, request: Any) -> None:
-        """Queue one, or give up the connection of who sends on and on."""
-        if len(self) < MOST_PIPELINED:
-            super().appendleft(request)
-        else:
-            self.clear()
-            self._connection.transport.abort()
-
-
 def find_wait(connection: Any) -> WaitsFor | None:
     """What a connection of uvicorn's waits for; None while the server has something to do, and for open web sockets."""
     transport: BaseTransport | None = getattr(connection, "transport", None)
@@ -309,6 +300,13 @@ def find_wait(connection: Any) -> WaitsFor | None:
     if cycle.more_body and not cycle.waiting_for_100_continue and not connection.flow.read_paused:
         return WaitsFor.BODY
     return None
+
+
+def _has_sent_more(connection: Any) -> bool:
+    """Whether the next request has come already, by either of uvicorn's HTTP/1.1 protocols."""
+    if hasattr(connection, "pipeline"):
+        return bool(connection.pipeline)
+    return connection.conn.their_state is h11.DONE and bool(connection.conn.trailing_data[0].strip())
 
 
 def _is_gone(connection: Any) -> bool:
