@@ -84,6 +84,7 @@ class JobEnd:
     status: str | None
     error_code: str | None
     error: str | None
+    attempt: int | None = None
 
 
 @case

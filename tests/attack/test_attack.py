@@ -1,9 +1,11 @@
 """`make attack` finds its cases and judges what they yield; the cases themselves have tests beside what they attack."""
 
+import re
 import time
 
 import pytest
 
+from jobs.settings import PROJECT_ROOT
 from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
 from tests.attack.run import Result, find_cases, run, run_case
@@ -74,6 +76,20 @@ def test_every_case_says_what_it_is_and_rough_ones_come_last():
     assert all(CASES[name].__doc__ for name in names)
     assert set(names[len(names) - len(ROUGH) :]) == ROUGH
     assert find_cases(["moved_state"]) == ["reads.a_moved_state_folder_opens_nothing"]
+
+
+def test_each_case_that_the_security_page_names_is_there():
+    text = (PROJECT_ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = []
+    for cell in re.findall(r"attack: ([^|]*) \|", text):
+        module = ""
+        for name in re.findall(r"`([a-z_.]+)`", cell):
+            module = name.split(".")[0] or module
+            named.append(f"{module}.{name.split('.')[1]}")
+    cases = find_cases()
+    assert len(named) > 25
+    assert [name for name in named if not any(case.startswith(name) for case in cases)] == []
+    assert [case for case in cases if not any(case.startswith(name) for name in named)] == []
 
 
 @pytest.mark.timeout(300)
