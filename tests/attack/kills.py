@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
@@ -33,14 +36,18 @@ MAKE_KEY = "import sys\nfrom sqlalchemy import create_engine\nfrom jobs.keys imp
 )  # fmt: skip
 
 
-def kill_midway(code: str, *arguments: object, after_seconds: float) -> None:
-    """Run this code in a process of its own and kill it so long after it has said that it begins."""
+def kill_midway(
+    code: str, *arguments: object, after_seconds: float = 0, once: Callable[[], bool] = lambda: True
+) -> None:
+    """Run this code in a process of its own and kill it so long after it begins, or after something has come to be."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "go\n", code
+        while process.poll() is None and not once():
+            time.sleep(0.0005)
         time.sleep(after_seconds)
         process.kill()
 
@@ -58,8 +65,9 @@ def a_dataset_that_was_killed_on_its_way_is_no_dataset(target: Target) -> Iterat
         yield Finding(Harm.UNSETTLED, f"leftovers of a registry: {left}")
     settings = Settings(home=target.folder / "fetching", dataset_registry=str(registry))
     store = settings.home / "datasets"
-    for seconds in (0.02, 0.1, 0.2, 0.4, 0.8):
-        kill_midway(FETCH, settings.home, registry, after_seconds=seconds)
+    for seconds in (0, 0.002, 0.005, 0.01, 0.02):
+        has_begun = partial(_has_other_folders, store, set(store.glob("*/")))
+        kill_midway(FETCH, settings.home, registry, after_seconds=seconds, once=has_begun)
         shown = [path for path in store.glob("[!.]*") if path.is_dir()]
         if torn := [path for path in shown if not (path / MANIFEST).exists()]:
             yield Finding(Harm.ESCAPED, f"{seconds} s after its beginning a dataset is there that is none: {torn}")
@@ -69,12 +77,17 @@ def a_dataset_that_was_killed_on_its_way_is_no_dataset(target: Target) -> Iterat
         yield Finding(Harm.UNSETTLED, f"leftovers of a fetch: {left}")
 
 
+def _has_other_folders(store: Path, before: set[Path]) -> bool:
+    return not set(store.glob("*/")) <= before
+
+
 @case
 def a_migration_that_was_killed_has_changed_nothing(target: Target) -> Iterator[Finding]:
     """A database is of the version from before or of the new one, and the next process brings it up to date."""
-    for seconds in (0.0, 0.05, 0.1, 0.2):
+    for seconds in (0.0, 0.02, 0.08):
         url = make_database(target, "schema")
-        kill_midway(MIGRATE, url, after_seconds=seconds)
+        with at_work(url) as is_migrating:
+            kill_midway(MIGRATE, url, after_seconds=seconds, once=is_migrating)
         engine = create_engine(url)
         tables = set(inspect(engine).get_table_names())
         if tables and "alembic_version" not in tables:
@@ -90,10 +103,23 @@ def a_migration_that_was_killed_has_changed_nothing(target: Target) -> Iterator[
         engine.dispose()
 
 
+@contextmanager
+def at_work(url: str) -> Iterator[Callable[[], bool]]:
+    """Tells whether somebody is making tables in this database."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND query ~* 'CREATE (TABLE|INDEX)'"
+    )
+    with engine.connect() as connection:
+        yield lambda: bool(connection.execute(query).scalar_one())
+    engine.dispose()
+
+
 @case
 def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Finding]:
     """The first key closes the service, whether or not whoever made it lived to say so."""
-    for seconds in (0.0, 0.01, 0.03, 0.1):
+    for seconds in (0.0, 0.02, 0.1):
         url, marker = make_database(target, "keys"), target.folder / f"marker-{uuid4().hex}"
         subprocess.run([sys.executable, "-c", MIGRATE, url], cwd=PROJECT_ROOT, capture_output=True, check=True)
         kill_midway(MAKE_KEY, url, after_seconds=seconds)
@@ -107,7 +133,7 @@ def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Find
         engine.dispose()
     with target.client(None) as stranger, target.client("read") as keyed:
         before = keyed.get("/queue").status_code
-        kill_commands(target, ("keys", "create", "killed", "--scope", "admin"), (0.6, 1.2, 1.8))
+        kill_commands(target, ("keys", "create", "killed", "--scope", "admin"), (0.8, 1.6))
         if (stranger.get("/queue").status_code, keyed.get("/queue").status_code) != (401, before):
             yield Finding(Harm.OPENED, "without a key after `tuneyard keys create` was killed")
 

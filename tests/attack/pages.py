@@ -14,7 +14,7 @@ from tests.attack.case import CannotRun, Finding, Harm, Target, case
 from tests.browser import find_browser, hosts_asked_by
 from tests.chaos.clients import SMALL
 
-PAGE_SECONDS = 6.0  # of the browser's own time, which runs ahead
+PAGE_SECONDS = 4.0  # of the browser's own time, which runs ahead
 PLACES = ("run", "dataset", "wandb", "metadata")
 NAME = "scripts"  # of the adapter: letters only are taken
 

@@ -30,19 +30,20 @@ def a_server_that_stops_holds_no_request(target: Target) -> Iterator[Finding]:
     """Each of them with SIGSTOP: requests end soon with a sentence, those that need nothing are answered at once."""
     places = {"prefect": ("/queue", "/train"), "mlflow": ("/ready",), "postgres": ("/queue", "/api/sft/configs")}
     for name, paths in places.items():
-        with target.others.resting(), stopped(target, name), ThreadPoolExecutor(AT_ONCE + 1) as pool:
-            asked = [pool.submit(time_answer, target, paths[number % len(paths)]) for number in range(AT_ONCE)]
-            time.sleep(0.5)
-            healths = [time_answer(target, "/health", None) for _ in range(5)]
-            strangers = [time_answer(target, path, None)[0] for path in ("/queue", "/train")]
-            answers = [one.result() for one in asked]
+        with target.others.resting():
+            with stopped(target, name), ThreadPoolExecutor(AT_ONCE + 1) as pool:
+                asked = [pool.submit(time_answer, target, paths[number % len(paths)]) for number in range(AT_ONCE)]
+                time.sleep(0.5)
+                healths = [time_answer(target, "/health", None) for _ in range(5)]
+                strangers = [time_answer(target, path, None)[0] for path in ("/queue", "/train")]
+                answers = [one.result() for one in asked]
+            yield from wait_until_served(target, f"{name} went on")
         if slow := [one for one in answers if one[1] > ANSWER_SECONDS or one[0] not in (200, 503)]:
             yield Finding(Harm.STARVED, f"{name} stopped: {len(slow)} of {AT_ONCE} answers, such as {max(slow)}")
         if slow := [one for one in healths if one[0] != 200 or one[1] > HEALTH_SECONDS]:
             yield Finding(Harm.STARVED, f"{name} stopped: /health {slow}")
         if not set(strangers) <= {401, 503}:
             yield Finding(Harm.OPENED, f"{name} stopped: without a key {strangers}")
-        yield from wait_until_served(target, f"{name} went on")
 
 
 @contextmanager
@@ -73,11 +74,12 @@ def time_answer(target: Target, path: str, scope: str | None = "read") -> tuple[
 def wait_until_served(target: Target, what: str) -> Iterator[Finding]:
     """Found: a client with a key that is not served again in half a minute."""
     end = min(time.monotonic() + 30, target.deadline - 1)
-    while (found := time_answer(target, "/queue"))[0] != 200:
-        if time.monotonic() > end:
-            yield Finding(Harm.STARVED, f"{what}, and /queue is not answered again: {found}")
-            return
-        time.sleep(0.5)
+    for path in ("/queue", "/train?limit=5"):
+        while (found := time_answer(target, path))[0] != 200:
+            if time.monotonic() > end:
+                yield Finding(Harm.STARVED, f"{what}, and {path} is not answered again: {found}")
+                return
+            time.sleep(0.5)
 
 
 @rough_case

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
 from tests.chaos.clients import SMALL
@@ -25,7 +26,10 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 def train_one(target: Target) -> dict[str, Any]:
     """The status of a completed job of one step, the same one for all cases. Raises CannotRun."""
     if "small" not in target.jobs:
-        body = SMALL | {"lora_name": "attacked", "max_steps": 1}
+        body = SMALL | {
+            "lora_name": "attacked", "max_steps": 1, "run_name": '=HYPERLINK("http://127.0.0.1")',
+            "metadata": {"note": "@SUM(1)", "other": "+1"}, "wandb_project": "-1+1",
+        }  # fmt: skip
         with target.client() as client:
             job_id = client.post("/train", json=body).raise_for_status().json()["job_id"]
             job = wait_for(target, job_id)
@@ -106,14 +110,9 @@ def swapping(folder: Path, names: list[str], secret: Path) -> Iterator[None]:
 @case
 def tables_hold_no_formula(target: Target) -> Iterator[Finding]:
     """Of a job whose every text begins as one does."""
-    body = SMALL | {
-        "lora_name": "formulas", "max_steps": 1, "run_name": '=HYPERLINK("http://127.0.0.1")',
-        "metadata": {"note": "@SUM(1)", "other": "+1"}, "wandb_project": "-1+1",
-    }  # fmt: skip
+    job = train_one(target)
     with target.client() as client:
-        job_id = client.post("/train", json=body).raise_for_status().json()["job_id"]
-        wait_for(target, job_id)
-        answer = client.get(f"/train/{job_id}/metrics", params={"format": "csv"}).raise_for_status()
+        answer = client.get(f"/train/{job['job_id']}/metrics", params={"format": "csv"}).raise_for_status()
     head, *rows = csv.reader(answer.text.splitlines())
     if not rows:
         raise CannotRun(f"the job has no metrics: {answer.text!r}")
@@ -132,7 +131,7 @@ def texts_write_no_lines_and_move_no_cursor(target: Target) -> Iterator[Finding]
         for field in ("run_name", "model_name", "dataset_version", "lora_name", "template", "wandb_project"):
             client.post("/train", json=SMALL | {"max_steps": 1, field: f"x{TRICKS}"})
         client.post("/train", json=SMALL | {"max_steps": 1, "metadata": {f"k{TRICKS}": f"v{TRICKS}"}})
-        client.get(f"/train/{TRICKS}")
+        client.get(f"/train/{quote(TRICKS)}")
         client.get("/train", params={"id_prefix": TRICKS, TRICKS: "x"}, headers={"User-Agent": "x\x1b[2J"})
         jobs = [job["job_id"] for job in client.get("/train", params={"limit": 20}).json()]
         command = [sys.executable, "-m", "app.cli"]

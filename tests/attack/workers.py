@@ -35,9 +35,12 @@ def progress_of_anothers_job_can_not_be_forged(target: Target) -> Iterator[Findi
     report = read_reports(engine, [theirs.job_id])[theirs.job_id]
     if report.progress is not None or report.status is not None or report.result is not None:
         yield Finding(Harm.ESCAPED, f"the report of another's job was changed: {report.progress} {report.status}")
-    again.beat()  # its own process goes on
-    for attempt in (mine, again):
-        attempt.end(JobStatus.CANCELLED)
+    try:
+        again.beat()
+        for attempt in (mine, again):
+            attempt.end(JobStatus.CANCELLED)
+    except Superseded as error:
+        yield Finding(Harm.ESCAPED, f"its own process can't go on: {error}")
     engine.dispose()
 
 
