@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import h11
 import psutil
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
@@ -190,6 +190,7 @@ class Guard:
         self._connections: set[Any] = set()
         self._waits: dict[Any, Wait] = {}
         self._made_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._hurried: WeakSet[Any] = WeakSet()
         self._log = SeldomLog(logger)
 
     def make(self, **values: Any) -> Any:
@@ -200,13 +201,25 @@ class Guard:
             self._log.warn(f"Refused a connection: {self._limits.connections} are at work (TUNEYARD_MAX_CONNECTIONS)")
             return RefusedConnection(self._limits.connections)
         protocol = self._make_protocol(**values)
+        protocol.app = partial(self._serve, protocol, protocol.app)
         protocol.on_response_complete = partial(self._finish, protocol, protocol.on_response_complete)
         self._made_at[protocol] = time.monotonic()
         return protocol
 
+    async def _serve(self, connection: Any, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Notice who has sent another request before the answer begins: no client that waits for answers does that."""
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and _has_sent_more(connection):
+                self._hurried.add(connection)
+            await send(message)
+
+        await app(scope, receive, watch)
+
     def _finish(self, connection: Any, finish: Callable[[], None]) -> None:
         """After an answer: one is enough for who has sent hundreds of requests meanwhile, and others wait for all."""
-        if _has_sent_more(connection):
+        if connection in self._hurried:
+            self._hurried.discard(connection)
             self._log.warn("Closed a connection whose client sent another request before it had an answer")
             connection.transport.close()  # once the answer is sent
         finish()
