@@ -99,14 +99,18 @@ def plans_of_files_without_end_end(target: Target) -> Iterator[Finding]:
     yield from _judge(target, {}, FILES)
 
 
+def _start_planner(target: Target, headers: Mapping[str, str]) -> None:
+    rows = _write_rows(target.service.settings.home)
+    body = {"base_model": MODEL, "dataset_name": rows.name, "template_name": "chatml"}
+    if (status := _ask(target.url, body, headers, START_SECONDS)) != httpx.codes.OK:
+        raise CannotRun(f"an ordinary plan: {status}")
+
+
 def _judge(
     target: Target, templates: Mapping[str, str], files: Mapping[str, Callable[[Path], object]]
 ) -> Iterator[Finding]:
     home, headers = target.service.settings.home, {"Authorization": f"Bearer {target.keys['submit']}"}
-    rows = _write_rows(home)
-    body = {"base_model": MODEL, "dataset_name": rows.name, "template_name": "chatml"}
-    if (status := _ask(target.url, body, headers, START_SECONDS)) != 200:  # which starts the planner
-        raise CannotRun(f"an ordinary plan: {status}")
+    _start_planner(target, headers)
     found = plan_without_end(target.url, home, MODEL, headers, PLAN_SECONDS, target.deadline, templates, files)
     if found.unsettled or found.left:
         yield Finding(Harm.UNSETTLED, f"plans: {found}")
@@ -164,11 +168,13 @@ def _pack(header: dict[str, Any]) -> bytes:
 def a_plan_ends_with_its_client(target: Target) -> Iterator[Finding]:
     """Who asks for a plan without end and hangs up leaves nothing that runs."""
     home, headers = target.service.settings.home, {"Authorization": f"Bearer {target.keys['submit']}"}
+    _start_planner(target, headers)
     rows = _write_rows(home)
     copy, folder = copy_model(home, MODEL, "gone", TEMPLATES["power"])
     try:
         for _ in range(3):
-            _ask(target.url, {"base_model": copy, "dataset_name": rows.name}, headers, within_seconds=1.5)
+            if (status := _ask(target.url, {"base_model": copy, "dataset_name": rows.name}, headers, 1.5)) is not None:
+                raise CannotRun(f"the plan was answered before its client was gone: {status}")
         end = time.monotonic() + GONE_SECONDS
         while (left := count_busy_plans()) and time.monotonic() < end:
             time.sleep(0.2)
