@@ -2,9 +2,11 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
@@ -85,6 +87,17 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks; the result gets a true one
             self.state.save_to_json(str(folder / STATE))
             (folder / PRECISION).write_text(json.dumps({"mixed_precision": self.precision}), encoding="utf-8")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the Trainer's. Left to choose, PEFT reads the base model's config.json again for its vocabulary."""
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        self.model.save_pretrained = partial(self.model.save_pretrained, save_embedding_layers=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del self.model.save_pretrained
 
     def _measure_checkpoint(self) -> int:
         """About the bytes of a checkpoint: of what is trained and of what the optimizer keeps."""

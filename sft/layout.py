@@ -14,6 +14,7 @@ from sft.divergence import check_base
 from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable
 from sft.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.packing import DOCUMENT_ATTENTION, register_document_attention
+from sft.random_state import untouched_random_state
 from sft.reach import draw_text
 from sft.shortened import first_layers, small_selections, small_windows
 
@@ -70,6 +71,7 @@ def check_causality(model: PreTrainedModel) -> None:
             ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]
             changed = torch.cat([ids[:, :at], draw_text(model, LENGTHS[1], seed=2)], dim=1)
             first, second = (_compute_logits(model, text) for text in (ids, changed))
+            _compute_in_training(model, ids)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelNotSupported(
@@ -78,8 +80,8 @@ def check_causality(model: PreTrainedModel) -> None:
     if not bool(first.isfinite().all() and second.isfinite().all()):
         check_base(model, "its logits of a short text are no numbers")
         raise ModelUnusable(
-            f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: set "
-            "mixed_precision to none (or bf16 instead of fp16), or take another model"
+            f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: look at the "
+            "numbers in its config.json (rope_parameters, norm eps), or set mixed_precision to none where it is another"
         )
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
@@ -212,6 +214,16 @@ def _compute_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"{ids.shape[1]} tokens get logits of the shape {tuple(logits.shape)}")
     return logits.float()
+
+
+def _compute_in_training(model: PreTrainedModel, ids: Tensor) -> None:
+    """Some models ask for more while they are trained: which of the tokens are of images, say."""
+    model.train()
+    try:
+        with untouched_random_state():  # dropout draws
+            _compute_logits(model, ids)
+    finally:
+        model.eval()
 
 
 def _sum_plain_nll(model: PreTrainedModel, ids: Tensor) -> float:

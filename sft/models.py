@@ -12,10 +12,11 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
 from sft.hardware import SPREADING, check_qlora, inspect_hardware
 from sft.model_class import find_model_class
+from sft.model_settings import read_settings
 from sft.model_texts import check_texts
 from sft.places import find_way_out, follow
 from sft.tokenizer_class import find_tokenizer_class
-from sft.weight_names import check_loading, describe_unread, describe_untied
+from sft.weight_names import check_loading, check_stored_names
 from sft.weights import check_weights, telling_unusable
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         ModelNotSupported: the model is none that writes text.
     """
     import torch
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    from sft.quantized import check_quantization
+    from sft.planning.shape import build_empty
 
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)
@@ -119,20 +120,19 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         options["device_map"] = {"": int(place) if isinstance(place, str) and place.isdecimal() else place}
         if config.device_map in SPREADING:  # over one GPU, or it would have been refused
             options["device_map"] = config.device_map
+    empty = build_empty(path, subject)
+    notes = check_stored_names(empty, path, subject)  # before memory is taken for sizes that are not those of the files
     with telling_unusable(subject, path), quiet_transformers():
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        check_quantization(settings, subject)
-        model_class = find_model_class(settings, path)
-        model, loading = model_class.from_pretrained(
+        model, loading = find_model_class(empty.config, path).from_pretrained(
             path,
+            config=read_settings(path, subject),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in words of ours
             **options,
         )
     check_loading(loading, subject)
-    model.stored_notes = [*describe_unread(loading), *describe_untied(model, path, subject)]
+    model.stored_notes = notes
     loaded: PreTrainedModel = model
     return loaded
 

@@ -35,6 +35,7 @@ from sft.learning import LearningCheck
 from sft.library_warnings import hearing_libraries
 from sft.model_card import Provenance, name_base, write_card
 from sft.model_class import find_model_class
+from sft.model_settings import read_settings, tell_repairs
 from sft.models import load_model, load_tokenizer, name_precision, quiet_transformers, tell_unread
 from sft.optimizers import check_optimizer
 from sft.packing import pack_rows
@@ -95,7 +96,7 @@ class TrainingSession:
             self.tokenizer = load_tokenizer(model_path)
             apply_template(self.tokenizer, config.template_name, required=False)
             base = load_model(model_path, config, dtype)
-        self.warnings += [*tell_unread(base), *heard]
+        self.warnings += [*tell_repairs(model_path), *tell_unread(base), *heard]
         self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
@@ -340,12 +341,13 @@ class TrainingSession:
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
         """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
-        settings = AutoConfig.from_pretrained(self.model_path, trust_remote_code=False)
+        settings = read_settings(self.model_path, f"base_model {self.config.base_model}")
         stored = settings.dtype or torch.float32
         base = find_model_class(settings, self.model_path).from_pretrained(
             self.model_path,
+            config=settings,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,

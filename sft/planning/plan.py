@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
 from sft.hardware import check_hardware, inspect_hardware
+from sft.model_settings import tell_repairs
 from sft.planning.advice import advise, advise_resources
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
 from sft.planning.machine import Device, describe_device, inspect_device
@@ -52,8 +53,8 @@ def make_plan(
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)
-    empty = build_empty(model_path)
-    stored_notes = check_stored_names(empty, model_path, f"base_model {config.base_model}")
+    empty = build_empty(model_path, f"base_model {config.base_model}")
+    stored_notes = tell_repairs(model_path) + check_stored_names(empty, model_path, f"base_model {config.base_model}")
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)

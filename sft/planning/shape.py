@@ -7,7 +7,6 @@ from sft.config import SFTConfig
 from sft.errors import ModelNotSupported
 from sft.model_class import find_model_class
 from sft.tokenization import TOKENIZER_FILES
-from sft.weights import telling_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,16 +34,17 @@ class ModelShape(NamedTuple):
         return self.trainable / (self.parameters + added)
 
 
-def build_empty(path: Path) -> "PreTrainedModel":
+def build_empty(path: Path, subject: str | None = None) -> "PreTrainedModel":
     """The model without its weights, on the meta device. Raises ModelUnusable and ModelNotSupported."""
     import torch
-    from transformers import AutoConfig
 
+    from sft.model_settings import explaining, read_settings
     from sft.quantized import check_quantization
 
-    with telling_unusable(f"base_model {path.name}", path):
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        check_quantization(settings, f"base_model {path.name}")
+    subject = subject or f"base_model {path.name}"
+    settings = read_settings(path, subject)
+    with explaining(settings.to_dict(), subject, path):
+        check_quantization(settings, subject)
         with torch.device("meta"):
             model: PreTrainedModel = find_model_class(settings, path).from_config(settings, trust_remote_code=False)
     return model

@@ -18,7 +18,7 @@ from sft.models import quiet_transformers
 from sft.planning.shape import build_empty, measure_shape
 from sft.session import TrainingSession
 from sft.tokenization import prepare
-from tests.sweep.tiny import build_model
+from tests.sweep.tiny import REASONS, build_model
 from tests.tiny_models import build_tokenizer, measure_loss
 
 ROWS = [{"instruction": f"Say the number {n}.", "output": f"The number is {n} and no other."} for n in range(8)]
@@ -60,7 +60,9 @@ def run_case(model_type: str, folder: Path, **fields: Any) -> Outcome:
         tokenizer.save_pretrained(folder / "model")
         model.save_pretrained(folder / "model")
     except Exception as error:
-        return Outcome(model_type, "unbuildable", type(error).__name__, _shorten(error))
+        reason = REASONS.get(model_type)
+        words = f"{reason} ({_shorten(error, 100)})" if reason else _shorten(error)
+        return Outcome(model_type, "unbuildable", type(error).__name__, words)
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     try:

@@ -23,13 +23,19 @@ def main() -> int:
     outcomes = []
     for model_type in sys.argv[1:] or list_types():
         outcomes.append(outcome := _run_apart(model_type))
-        print(f"{outcome.end:<11} {outcome.model_type:<28} {outcome.code}: {outcome.words}", flush=True)
+        reason = "cannot be built: " if outcome.end == "unbuildable" else ""
+        print(f"{outcome.end:<11} {outcome.model_type:<28} {reason}{outcome.code}: {outcome.words}", flush=True)
     ends = Counter(outcome.end for outcome in outcomes)
     summary = {
         "architectures": len(outcomes),
         **{end: ends[end] for end in ("trained", "refused", "unbuildable", "failed")},
         "internal_error": sum(outcome.code == "internal_error" for outcome in outcomes),
         "refused_as": dict(Counter(outcome.code for outcome in outcomes if outcome.end == "refused")),
+        "cannot_be_built": {
+            outcome.model_type: f"{outcome.code}: {outcome.words}"
+            for outcome in outcomes
+            if outcome.end == "unbuildable"
+        },
         "failures": [outcome.model_type for outcome in outcomes if outcome.end == "failed"],
     }
     print(json.dumps(summary))

@@ -1,5 +1,6 @@
 """A tiny random model of any type that transformers can build: its default configuration, with small numbers."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ SIZES: dict[str, int] = {
             projection_dim image_token_embed_dim vision_output_dim projector_input_dim projector_output_dim
             input_embedding_size output_embedding_size adapter_in_dim adapter_out_dim output_dim
             position_bias_max_distance ngram_vocab_size_base num_position_embeddings num_embeddings
-            attention_hidden_size lru_width
+            attention_hidden_size lru_width adapter_input_size
         """,
         128: """
             intermediate_size ffn_dim n_inner d_ff ffn_hidden_size encoder_ffn_dim decoder_ffn_dim
@@ -79,7 +80,43 @@ UNSET = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
 }  # where the default is None
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_ASSISTED = {  # an assistant's own layers only read what its target model has computed
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "enable_moe_block": False,
+    "use_double_wide_mlp": False,
+    "num_kv_shared_layers": LAYERS,
+}
+_INDEXED = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+# What a type has no default for, or what must suit its other numbers.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGAAZ": 6, "IMGIMGABZ": 7}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _ROPE}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {"hidden_size": 64}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}},
+    "diffusion_gemma": {"text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32}},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note": {"text_config": {"head_dim": 32}},
+    "dots3_note_text": {"head_dim": 32},
+    "gemma4_assistant": {"text_config": _ASSISTED, "backbone_hidden_size": 64, "num_centroids": 8},
+    "gemma4_unified_assistant": {"text_config": _ASSISTED, "backbone_hidden_size": 64, "num_centroids": 8},
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[-1, 0], [-2, 2]],
+        "spatial_target_layers": [1, 3],
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [3, 1]}, "vit_layers": [3, 1]},
+    "qwen4_exp": {"text_config": _INDEXED},
+    "qwen4_exp_text": _INDEXED,
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
@@ -97,6 +134,25 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_query_groups": 4,
         "hybrid_layer_ids": [1, 3],
     },
+}
+
+
+# Types whose default configuration is refused by the class itself: the parts to begin with instead.
+BEGINNINGS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text"} | _ASSISTED | {"num_kv_shared_layers": 30}},
+}
+
+
+# Of those that the installed transformers can't build at all: why, as found out with their default configurations.
+REASONS = {
+    "evolla": "its model reads proteins, and no auto class of those that train on text knows its configuration",
+    "fast_vlm": "its vision tower needs the package timm",
+    "gemma3n": "its vision tower needs the package timm; gemma3n_text is built",
+    "gemma4_assistant": "all its layers must share keys and values, and its configuration refuses that",
+    "gemma4_unified_assistant": "as gemma4_assistant: its configuration refuses what it asks for",
+    "musicgen": "AutoModelForCausalLM gives its decoder the whole configuration, which that can't read",
+    "musicgen_melody": "as musicgen",
+    "perception_lm": "its vision tower needs the package timm",
 }
 
 
@@ -122,9 +178,20 @@ def build_model(model_type: str, vocabulary: int, ids: dict[str, int | None]) ->
 def build_config(model_type: str, vocabulary: int, ids: dict[str, int | None]) -> PreTrainedConfig:
     """The type's default configuration, made small."""
     config_class = CONFIG_MAPPING[model_type]
-    values = _shrink(config_class().to_dict(), vocabulary, ids) | OVERRIDES.get(model_type, {})
+    whole = config_class(**copy.deepcopy(BEGINNINGS.get(model_type, {}))).to_dict()
+    values = _merge(_shrink(whole, vocabulary, ids), OVERRIDES.get(model_type, {}))
     config: PreTrainedConfig = config_class(**values)
     return config
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with these changes, parts within parts included."""
+    merged = dict(values)
+    for name, change in changes.items():
+        old = merged.get(name)
+        is_part = isinstance(change, dict) and isinstance(old, dict) and "model_type" in old
+        merged[name] = _merge(old, change) if is_part else change
+    return merged
 
 
 def _shrink(values: dict[str, Any], vocabulary: int, ids: dict[str, int | None]) -> dict[str, Any]:
@@ -141,8 +208,14 @@ def _shrink(values: dict[str, Any], vocabulary: int, ids: dict[str, int | None])
             small[name] = _shrink(value, vocabulary, ids)
         elif isinstance(value, list) and kept and len(value) == kept[0]:
             small[name] = [value[index] for index in kept[1]]
-        elif isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
-            small[name] = {key: part for key, part in value.items() if int(key) < LAYERS}
+        elif isinstance(value, dict) and _is_by_layer(values, value):
+            places = dict(enumerate(kept[1])) if kept else {index: index for index in range(LAYERS)}
+            by_index = {int(key): part for key, part in value.items()}
+            small[name] = {
+                str(place): _shrink_part(by_index[index], vocabulary, ids)
+                for place, index in places.items()
+                if index in by_index
+            }
         elif name == "rope_parameters" and isinstance(value, dict) and _has_sections(values, value):
             half = int(8 * value.get("partial_rotary_factor", 1.0))
             small[name] = value | {"mrope_section": [half // 4, half // 4 + half % 2, half // 2]}
@@ -167,10 +240,23 @@ def _has_sections(values: dict[str, Any], rope: dict[str, Any]) -> bool:
     return looks or "mrope_section" in rope
 
 
+def _shrink_part(part: Any, vocabulary: int, ids: dict[str, int | None]) -> Any:
+    return _shrink(part, vocabulary, ids) if isinstance(part, dict) else part
+
+
+def _is_by_layer(values: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Whether the keys are numbers of layers."""
+    return bool(part) and all(str(key).isdigit() and int(key) < _count_layers(values) for key in part)
+
+
+def _count_layers(values: dict[str, Any]) -> int:
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return next((values[name] for name in names if isinstance(values.get(name), int)), 0)
+
+
 def _pick_layers(values: dict[str, Any]) -> tuple[int, list[int]] | None:
     """The number of layers, and those to keep: the first of each kind, and of the rest as many as LAYERS has room."""
-    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    count = next((values[name] for name in names if isinstance(values.get(name), int)), 0)
+    count = _count_layers(values)
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == count]
     if count <= LAYERS or not lists:
         return None
