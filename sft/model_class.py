@@ -1,9 +1,12 @@
-"""Which of transformers' classes reads a base model so that it writes text."""
+"""Which of transformers' classes reads a base model so that it writes text, and the model it makes without weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.errors import ModelNotSupported
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def find_model_class(settings: Any, path: Path) -> Any:
@@ -33,3 +36,19 @@ def find_model_class(settings: Any, path: Path) -> Any:
         if names & saved_as:
             return candidate
     return known[0]
+
+
+def build_empty(path: Path, subject: str | None = None) -> "PreTrainedModel":
+    """The model without its weights, on the meta device. Raises ModelUnusable and ModelNotSupported."""
+    import torch
+
+    from sft.model_settings import explaining, read_settings
+    from sft.quantized import check_quantization
+
+    subject = subject or f"base_model {path.name}"
+    settings = read_settings(path, subject)
+    with explaining(settings.to_dict(), subject, path):
+        check_quantization(settings, subject)
+        with torch.device("meta"):
+            model: PreTrainedModel = find_model_class(settings, path).from_config(settings, trust_remote_code=False)
+    return model

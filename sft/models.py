@@ -106,7 +106,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     import torch
     from transformers import GenerationConfig
 
-    from sft.planning.shape import build_empty
+    from sft.model_class import build_empty
 
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)

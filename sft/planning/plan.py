@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
 from sft.hardware import check_hardware, inspect_hardware
+from sft.model_class import build_empty
 from sft.model_settings import tell_repairs
 from sft.planning.advice import advise, advise_resources
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
@@ -14,7 +15,7 @@ from sft.planning.machine import Device, describe_device, inspect_device
 from sft.planning.memory import measure_activations, plan_disk, plan_memory
 from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
 from sft.planning.samples import show_samples
-from sft.planning.shape import ModelShape, build_empty, measure_companions, measure_shape, measure_weight
+from sft.planning.shape import ModelShape, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 from sft.tokenization import PreparedData, count_skipped

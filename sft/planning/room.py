@@ -6,9 +6,10 @@ from sft.config import SFTConfig
 from sft.disk import describe_lack, find_existing, measure_free
 from sft.errors import DiskFull
 from sft.hardware import check_hardware, inspect_hardware
+from sft.model_class import build_empty
 from sft.optimizers import check_optimizer
 from sft.planning.memory import plan_disk
-from sft.planning.shape import build_empty, measure_companions, measure_shape, measure_weight
+from sft.planning.shape import measure_companions, measure_shape, measure_weight
 from sft.planning.steps import plan_batches
 from sft.planning.tokens import read_lengths
 from sft.tokenization import PreparedData

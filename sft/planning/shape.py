@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import ModelNotSupported
-from sft.model_class import find_model_class
 from sft.tokenization import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -32,22 +31,6 @@ class ModelShape(NamedTuple):
         """Of the weights of the model with its adapter that are trained."""
         added = self.trainable if self.adaptation.modules else 0
         return self.trainable / (self.parameters + added)
-
-
-def build_empty(path: Path, subject: str | None = None) -> "PreTrainedModel":
-    """The model without its weights, on the meta device. Raises ModelUnusable and ModelNotSupported."""
-    import torch
-
-    from sft.model_settings import explaining, read_settings
-    from sft.quantized import check_quantization
-
-    subject = subject or f"base_model {path.name}"
-    settings = read_settings(path, subject)
-    with explaining(settings.to_dict(), subject, path):
-        check_quantization(settings, subject)
-        with torch.device("meta"):
-            model: PreTrainedModel = find_model_class(settings, path).from_config(settings, trust_remote_code=False)
-    return model
 
 
 def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> ModelShape:

@@ -23,8 +23,8 @@ from jobs.settings import Settings
 from sft.checkpoints import find_newest_checkpoint, seal_checkpoint
 from sft.config import SFTConfig
 from sft.errors import CheckpointUnusable, InvalidConfig, InvalidDataset, ModelNotFound, TemplateNotFound, TuneyardError
+from sft.model_class import build_empty
 from sft.models import load_model, load_tokenizer
-from sft.planning.shape import build_empty
 from sft.session import TrainingSession
 from tasks.dataset import resolve
 from tasks.dataset_store import combine_md5, hash_bytes, store_dataset

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
+from sft.model_class import build_empty
 from sft.models import quiet_transformers
-from sft.planning.shape import build_empty, measure_shape
+from sft.planning.shape import measure_shape
 from sft.session import TrainingSession
 from sft.tokenization import PreparedData
 from tests.tiny_models import measure_loss, save_tiny_model

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from jobs.preflight.adapters import _check_files
 from sft.errors import InvalidConfig, ModelUnusable
 from sft.finite import find_not_finite
+from sft.model_class import build_empty
 from sft.models import quiet_transformers
-from sft.planning.shape import build_empty, measure_shape
+from sft.planning.shape import measure_shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sft.errors import ModelUnusable
+from sft.model_class import build_empty
 from sft.model_settings import read_settings, tell_repairs
 from sft.models import load_model
-from sft.planning.shape import build_empty
 
 SUBJECT = "base_model tiny"
 

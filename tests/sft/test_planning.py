@@ -7,11 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import pack_dataset
 
 from sft.errors import InvalidConfig
+from sft.model_class import build_empty
 from sft.planning.duration import PastRun, plan_time
 from sft.planning.machine import Device
 from sft.planning.plan import make_plan
 from sft.planning.probe import Probe, choose_rows, run_probe
-from sft.planning.shape import build_empty, measure_shape
+from sft.planning.shape import measure_shape
 from sft.planning.steps import pack_lengths, plan_batches
 from sft.planning.tokens import read_lengths, read_tokens
 from sft.session import TrainingSession

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.errors import ModelUnusable
+from sft.model_class import build_empty
 from sft.models import load_model, tell_unread
-from sft.planning.shape import build_empty
 from sft.weight_names import check_stored_names
 from tests.sweep.tiny import build_model
 from tests.tiny_models import save_tiny_model

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sft.errors import InvalidConfig, ModelNotFound, ModelNotSupported, ModelUnusable
+from sft.model_class import build_empty
 from sft.models import find_model, load_model, load_tokenizer, quiet_transformers
-from sft.planning.shape import build_empty, measure_shape
+from sft.planning.shape import measure_shape
 from sft.weights import find_weight_damage
 from tests.tiny_models import save_tiny_model
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from sft.config import SFTConfig
 from sft.errors import TuneyardError
-from sft.model_class import find_model_class
+from sft.model_class import build_empty, find_model_class
 from sft.models import quiet_transformers
-from sft.planning.shape import build_empty, measure_shape
+from sft.planning.shape import measure_shape
 from sft.session import TrainingSession
 from sft.tokenization import prepare
 from tests.sweep.tiny import REASONS, build_model
