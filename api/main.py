@@ -35,7 +35,7 @@ from jobs.planner import Planner
 from jobs.privacy import keep_private
 from jobs.readiness import check_parts, count_jobs
 from jobs.settings import Settings
-from sft.errors import StackError
+from sft.errors import PlanningFailed, StackError
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,11 @@ def _open(app: FastAPI) -> None:
     try:
         app.state.door.open()
         warn_if_open_to_others(app.state.keys.refresh(None), app.state.settings)
-        if app.state.settings.keep_planner:
-            app.state.planner.start()
     except StackError as error:
         logger.error("The local stack did not start: %s", error)  # the next request tries again and answers 503
+        return
+    try:
+        if app.state.settings.keep_planner:
+            app.state.planner.start()
+    except PlanningFailed as error:
+        logger.error("The planner did not start: %s", error)  # the next plan tries again

@@ -62,8 +62,8 @@ def main() -> int:
     code = child.wait()
     if code < 0:
         sys.stderr.write(f"The job's process was ended by {signal.Signals(-code).name}\n")
-        if problem := explain_end(-code, note):
-            subprocess.run([sys.executable, "-m", "jobs.overrun", str(problem)], check=False)
+    if problem := explain_end(code, note):
+        subprocess.run([sys.executable, "-m", "jobs.overrun", str(problem)], check=False)
     return 0
 
 

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from jobs.supervision import Part, plain_home, run_folder
 from sft.disk import find_existing
 from sft.errors import StackError
 from sft.loopback import bracket, is_on_this_machine
+from sft.places import find_temporary
 
 LOCALHOST = "127.0.0.1"
 PYTHON = [sys.executable, "-P", "-m"]  # -P: the state folder's folders must not be taken for packages
@@ -144,7 +144,7 @@ def stack_environment(settings: Settings) -> dict[str, str]:
     Prefect's would be shared by all users of the machine and be writable by the first. Jobs may still be told to
     write to the usual one.
     """
-    roots = (*settings.allowed_output_roots, Path(tempfile.gettempdir()).resolve())
+    roots = (*settings.allowed_output_roots, find_temporary())
     resolved = fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
     ours = {"PREFECT_": settings.prefect_api_url is None, "MLFLOW_": settings.mlflow_tracking_uri is None}
     foreign = ("TUNEYARD_", *(prefix for prefix, is_ours in ours.items() if is_ours))

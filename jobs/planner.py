@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from jobs.turns import Turns
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
 from sft.errors import PlanningFailed, find_error
+from sft.places import find_temporary
 
 TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
@@ -52,16 +52,24 @@ class Planner:
         self._folder: TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
-        """Have the planner process load its libraries, unless it runs already or the planner is closed."""
+        """Have the planner process load its libraries, unless it runs already or the planner is closed.
+
+        Raises PlanningFailed where there is no place for its socket.
+        """
         with self._lock:
             if self._is_closed:
                 return
             if self._process is not None and self._process.poll() is None:
                 return
             self._clear()
-            place = tempfile.gettempdir()
+            place = find_temporary()
             is_short = len(os.fsencode(place)) <= LONGEST_FOLDER  # a socket's path is limited
-            self._folder = TemporaryDirectory(prefix="tuneyard-planner-", dir=place if is_short else "/tmp")  # noqa: S108
+            try:
+                self._folder = TemporaryDirectory(prefix="tuneyard-planner-", dir=place if is_short else "/tmp")  # noqa: S108
+            except OSError as error:
+                raise PlanningFailed(
+                    f"the planner process needs a temporary folder ({error}); free some space"
+                ) from error
             self._process = subprocess.Popen(
                 [*COMMAND, "--serve", str(self._socket_path())],
                 cwd=PROJECT_ROOT,
@@ -175,7 +183,7 @@ def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
             pass_fds=[note],
             check=False,
         )
-        if problem := explain_end(-done.returncode, note):
+        if problem := explain_end(done.returncode, note):
             raise problem
     finally:
         os.close(note)

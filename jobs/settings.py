@@ -1,7 +1,6 @@
 """Where things are and how they are reached: one frozen object, read from the environment."""
 
 import re
-import tempfile
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
 from jobs.signing import read_secret
 from sft.errors import InvalidConfig, StackError
-from sft.places import find_foreign, follow
+from sft.places import find_foreign, find_temporary, follow
 
 
 def _split(value: Any) -> Any:
@@ -194,14 +193,14 @@ class Settings(BaseSettings):
         Raises:
             InvalidConfig: when it would lie outside every allowed root, links followed.
         """
-        further = [Path(tempfile.gettempdir()).resolve(), *self.allowed_output_roots]
+        further = [find_temporary(), *self.allowed_output_roots]
         is_absolute = output_dir is not None and Path(output_dir).is_absolute()
         allowed = [self.output_root, *further] if is_absolute else [self.output_root]
         folder = follow(output_dir or "", self.output_root, allowed)
         if folder is None:
             roots = ", ".join(str(root) for root in allowed)
             raise InvalidConfig(f"output_dir must lie under one of {roots}, got {output_dir!r}")
-        shared = Path(tempfile.gettempdir()).resolve()
+        shared = find_temporary()
         if follow(str(folder), shared) and (foreign := find_foreign(folder, shared)):
             raise InvalidConfig(
                 f"output_dir: another account may write to {foreign}; name a folder of this account, got {output_dir!r}"

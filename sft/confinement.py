@@ -25,6 +25,8 @@ PANIC = "PanicException"  # of the module pyo3_runtime, which can't be imported:
 # Signals that an input can end a process with: too much time, an allocation that failed outside of Python, a stack that
 # is full. SIGKILL is somebody else's.
 FATAL = (signal.SIGPROF, signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+NO_THREAD_MEMORY = 127  # glibc leaves with it when it has no memory for a thread
+NO_THREAD = "ThreadPoolBuildError"  # Rust's, for the same reason
 REMEDY = "name another dataset, model or template"
 
 
@@ -135,18 +137,22 @@ def check_room(what: str, size_bytes: int) -> None:
 
 
 def open_note() -> int:
-    """A nameless file for the note of a child, which inherits it."""
+    """A nameless file for the note of a child, which inherits it; in memory where that can be, as disks may be full."""
+    if sys.platform == "linux":
+        return os.memfd_create("note")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def explain_end(number: int, note: int) -> ResourceLimit | None:
-    """Why this signal has ended a child; None where that had nothing to do with its input.
+def explain_end(code: int, note: int) -> ResourceLimit | None:
+    """Why a child has ended with this code; None where that had nothing to do with its input.
 
     Args:
+        code: as `subprocess` gives it, negative for a signal.
         note: the child's, of `open_note`.
     """
     content = os.pread(note, NOTE_BYTES, 0).rstrip()
+    number = signal.SIGABRT if code == NO_THREAD_MEMORY else -code
     if number not in FATAL or not content:
         return None
     told = json.loads(content)
@@ -165,6 +171,8 @@ def _explain_error(error: BaseException, confinement: _Confinement) -> TuneyardE
     """What the input is at fault for: memory that could not be had, or a panic of Rust's, which is no Exception."""
     chain = [*walk_causes(error)]
     if panic := next((one for one in chain if type(one).__name__ == PANIC), None):
+        if NO_THREAD in str(panic) and confinement.limits.memory_bytes is not None:
+            return ResourceLimit(_explain_memory(confinement.what, confinement.limits.memory_bytes))
         reason = (str(panic).splitlines() or [""])[0][:WHAT_CHARACTERS]
         return ModelUnusable(f"{confinement.what} fails ({reason}); {REMEDY}")
     if isinstance(error, ResourceLimit) or confinement.limits.memory_bytes is None:

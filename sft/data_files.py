@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from sft.file_content import COMPRESSED_SUFFIXES, RECODE, check_kind, explain_by
 from sft.json_text import parse_json
 
 DELIMITERS = ";\t|"  # beside the comma
+MOST_COLUMNS = 10_000
 
 Row = dict[str, Any]
 
@@ -177,7 +179,9 @@ def _read_records(lines: Iterable[str], delimiter: str, name: str) -> Iterator[R
             continue
         if header is None:
             header = cells
-            if twice := [cell for cell in header if cell and header.count(cell) > 1]:
+            _check_columns(name, len(header))
+            twice = [cell for cell, times in Counter(header).items() if cell and times > 1]
+            if twice:
                 raise InvalidDataset(f"{name} has the column {twice[0]!r} more than once; rename one")
         elif len(cells) != len(header):
             yield BrokenRow(
@@ -194,6 +198,7 @@ def _read_parquet(path: Path) -> list[NumberedRow]:
     import pyarrow
     import pyarrow.parquet
 
+    count_parquet_rows(path)
     try:
         table = pyarrow.parquet.read_table(path)
         rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
@@ -207,6 +212,33 @@ def _read_parquet(path: Path) -> list[NumberedRow]:
         for row in rows:
             row[name] = _drop_nulls(row[name])
     return list(enumerate(rows, 1))
+
+
+def count_parquet_rows(path: Path) -> int:
+    """The rows that a Parquet file says it has. Raises InvalidDataset when it contradicts itself or is too wide."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        found = pyarrow.parquet.read_metadata(path)
+    except MemoryError:  # Arrow's own is one too
+        raise
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidDataset(f"{path.name} is not a Parquet file: {error}") from error
+    _check_columns(path.name, found.num_columns)
+    rows, grouped = found.num_rows, sum(found.row_group(number).num_rows for number in range(found.num_row_groups))
+    if rows != grouped:
+        raise InvalidDataset(
+            f"{path.name} says that it has {rows} rows, and its row groups have {grouped}; write it again"
+        )
+    return int(rows)
+
+
+def _check_columns(name: str, count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise InvalidDataset(
+            f"{name} has {count} columns, and no more than {MOST_COLUMNS} are read; leave out those that no row needs"
+        )
 
 
 def _drop_nulls(value: Any) -> Any:

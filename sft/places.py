@@ -6,6 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def find_temporary() -> Path:
+    """The temporary folder by its name: for a full one `tempfile.gettempdir` takes another, the working folder say."""
+    named = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")  # noqa: S108
+    return Path(named).resolve()
+
+
 def follow(name: str, root: Path, further: Iterable[Path] = ()) -> Path | None:
     """Where `name` leads from `root`, links followed, whether there is something or not.
 

@@ -102,9 +102,7 @@ def count_rows(path: Path) -> int:
     check_kind(path)
     try:
         if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
-            return int(pyarrow.parquet.read_metadata(path).num_rows)
+            return sft.data_files.count_parquet_rows(path)
         return sft.data_files.count_rows(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors, and so is InvalidDataset
         raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error

@@ -19,7 +19,7 @@ from sft.errors import TuneyardError
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-ENDED_BY_SIGNAL = "the plan's process was ended by {}; see the service's log"
+ENDED_BY = "the plan's process was ended by {}; see the service's log"
 
 
 @dataclass(eq=False)
@@ -72,8 +72,8 @@ class PlanChildren:
                 return
             _kill(child.pid)
         _, status = os.waitpid(child.pid, 0)
-        if has_ended and os.WIFSIGNALED(status):
-            self._explain(child, os.WTERMSIG(status))
+        if has_ended and (code := os.waitstatus_to_exitcode(status)):
+            self._explain(child, code)
         self._let_go(child)
 
     def end_all(self) -> None:
@@ -83,10 +83,11 @@ class PlanChildren:
             os.waitpid(child.pid, 0)
             self._let_go(child)
 
-    def _explain(self, child: PlanChild, number: int) -> None:
-        problem = explain_end(number, child.note)
-        logger.warning("A plan's process was ended by %s: %s", signal.Signals(number).name, problem)
-        told = problem or TuneyardError(ENDED_BY_SIGNAL.format(signal.Signals(number).name))
+    def _explain(self, child: PlanChild, ended_with: int) -> None:
+        problem = explain_end(ended_with, child.note)
+        how = signal.Signals(-ended_with).name if ended_with < 0 else f"exit code {ended_with}"
+        logger.warning("A plan's process was ended by %s: %s", how, problem)
+        told = problem or TuneyardError(ENDED_BY.format(how))
         code = told.code if problem else "planning_failed"
         with contextlib.suppress(OSError):
             child.connection.sendall(json.dumps({"error": {"code": code, "detail": str(told)}}).encode() + b"\n")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -15,6 +16,7 @@ from jobs.attempts import Attempt, Superseded, read_attempts
 from jobs.database import wait_for_database
 from jobs.progress import read_reports, set_report
 from jobs.settings import PROJECT_ROOT
+from jobs.status import JobStatus
 from jobs.store import engine_for
 from sft.errors import StackError
 from tests.conftest import free_port, wait_until
@@ -61,6 +63,25 @@ def test_the_newest_attempt_is_the_only_one_that_writes(begin):
         set_report(connection, second.job_id, phase="second")
     report = read_reports(engine_for(second.database_url), [second.job_id])[second.job_id]
     assert report.phase == "second"
+
+
+def test_the_token_of_one_job_writes_nothing_of_another(begin, stack):
+    """Nor does one that was made up, or the number of the right attempt."""
+    mine, other = begin(), Attempt.begin(stack.database_url, uuid4())
+    engine = engine_for(stack.database_url)
+    before = find(other)
+    for forged in (replace(mine, job_id=other.job_id), replace(other, token=uuid4()), replace(other, token=mine.token)):
+        for forbidden in (forged.writing, forged.publishing):
+            with pytest.raises(Superseded), forbidden():
+                raise AssertionError
+        for write in (forged.beat, forged.release, lambda forged=forged: forged.end(JobStatus.COMPLETED)):
+            with pytest.raises(Superseded):
+                write()
+    after = find(other)
+    assert (after.token, after.heartbeat_at, after.cause) == (before.token, before.heartbeat_at, None)
+    assert read_reports(engine, [other.job_id]) == {}
+    with other.writing() as connection:
+        set_report(connection, other.job_id, phase="goes on")
 
 
 def test_nobody_takes_over_while_something_is_published_and_heartbeats_go_on(begin):

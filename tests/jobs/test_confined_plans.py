@@ -1,12 +1,16 @@
 """Files that would take all time or memory end their plan's process, and are told in one sentence."""
 
 import json
+import lzma
 import os
 import shutil
 import signal
+import tarfile
 import threading
 import time
+import zipfile
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,12 +127,45 @@ def write_parquet(path):
     pq.write_table(pa.table({"text": column}), path, compression="zstd")
 
 
+def write_repeated(path):
+    """Twenty million rows of one letter in a few kilobytes."""
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000_000, "int32")), pa.array(["a"]))
+    pq.write_table(pa.table({"text": column}), path, row_group_size=20_000_000, compression="zstd")
+
+
+def claim_rows(path):
+    """A footer that claims 2^55 rows, and a row group of ten."""
+    pq.write_table(pa.table({"text": ["a"] * 10}), path)
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    at = content.index(b"\x16\x14", len(content) - 8 - length)  # the first number of ten in the footer
+    content[at + 1 : at + 2] = b"\xfe" + b"\xff" * 6 + b"\x7f"
+    content[-8:-4] = (length + 7).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def write_zip(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", bytes(10**7))
+
+
 FILES = {
     "nested.json": lambda path: path.write_text("[" * 100_000 + "]" * 100_000),
     "nested.jsonl": lambda path: path.write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n"),
     "sparse.jsonl": lambda path: (path.touch(), os.truncate(path, 0), path.write_text('{"text": "'),
                                   os.truncate(path, 2**30)),
     "page.parquet": write_parquet,
+    "wide.parquet": lambda path: pq.write_table(pa.table({f"c{n}": ["x"] for n in range(10_001)}), path),
+    "wide.csv": lambda path: path.write_text("text" + ",c" * 500_000 + "\na" + "," * 500_000 + "\n"),
+    "rows.parquet": write_repeated,
+    "claims.parquet": claim_rows,
+    "footer.parquet": lambda path: path.write_bytes(b"PAR1" + (2**31 - 1).to_bytes(4, "little") + b"PAR1"),
+    "claims.arrow": lambda path: path.write_bytes(b"ARROW1\0\0" + b"\xff" * 4 + (2**31 - 1).to_bytes(4, "little")),
+    "arrow.parquet": lambda path: path.write_bytes(b"ARROW1\0\0" + b"\xff" * 4 + (2**31 - 1).to_bytes(4, "little")),
+    "tar.jsonl": lambda path: tarfile.open(path, "w").close(),
+    "tar.parquet": lambda path: tarfile.open(path, "w").close(),
+    "zip.jsonl": write_zip,
+    "xz.json": lambda path: path.write_bytes(lzma.compress(bytes(10**7), preset=0)),
     "lists.json": lambda path: path.write_text("[" + "[]," * 8_000_000 + "[]]"),
 }  # fmt: skip
 
