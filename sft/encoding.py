@@ -12,6 +12,7 @@ from sft.formats import Conversation, read_row
 from sft.row_report import SplitReport, clean_reason
 from sft.supervision import Renderer, SupervisedText
 from sft.templates import apply_template
+from sft.weights import telling_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +84,8 @@ def _encode_rows(
         return
     limit = config.max_seq_length
     first, last, size = texts[0][0], texts[-1][0], sum(len(text.text) for _, text in texts)
-    with step(f"base_model {config.base_model}: its tokenizer on the rows {first} to {last}", size):
+    what = f"base_model {config.base_model}: its tokenizer on the rows {first} to {last}"
+    with step(what, size), telling_unusable(what):
         encoded = list(encode(tokenizer, [text for _, text in texts]))
     for (number, text), (ids, labels) in zip(texts, encoded, strict=True):
         report.note_text(text)

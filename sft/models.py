@@ -86,6 +86,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         tokenizer_class = AutoTokenizer
     with telling_unusable(f"the tokenizer of base_model {path.name}", path):
         tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
+        tokenizer.encode("Hello", add_special_tokens=False)  # some settings are looked at only now
     if not tokenizer.is_fast:
         raise InvalidConfig(f"base_model {path.name} has no fast tokenizer (tokenizer.json), which training needs")
     if tokenizer.pad_token is None:

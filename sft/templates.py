@@ -11,6 +11,7 @@ from sft.deepseek_templates import DEEPSEEK_TEMPLATES
 from sft.errors import TemplateNotFound
 from sft.header_templates import HEADER_TEMPLATES
 from sft.text_templates import TEXT_TEMPLATES
+from sft.weights import telling_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,11 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bo
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer puts its beginning-of-sequence token before a plain text."""
-    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    if tokenizer.bos_token is None:
+        return False
+    with telling_unusable("base_model: its tokenizer"):
+        ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[:1] == [tokenizer.bos_token_id]
 
 
 def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -84,8 +89,9 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     except MemoryError:
         raise
     except Exception as error:  # the model's template is its makers' code
+        reason = str(error)[:300]  # it may be of any length
         raise TemplateNotFound(
-            f"template_name auto: this model's own chat template can't write a question and its answer ({error}); "
+            f"template_name auto: this model's own chat template can't write a question and its answer ({reason}); "
             f"{_suggest_templates(tokenizer)}"
         ) from error
     tail = text.rpartition(answer)[2]

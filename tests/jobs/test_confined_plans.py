@@ -90,14 +90,37 @@ def test_a_template_without_end_is_a_sentence(planner, settings, kind):
     assert time.monotonic() - started_at < 30
 
 
+def test_what_a_template_raises_is_told_in_part(planner, settings):
+    folder = copy_model(settings, "template")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('x' * 10**7) }}", encoding="utf-8")
+    with pytest.raises(TuneyardError, match="can't write a question and its answer") as caught:
+        plan(planner, settings, base_model="tiny/template")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_tokenizer_whose_settings_are_nonsense_is_a_sentence(planner, settings):
+    folder = copy_model(settings, "tokenizer")
+    content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(content | {"model_max_length": "x"}), encoding="utf-8")
+    with pytest.raises(ModelUnusable, match=r"the tokenizer of base_model .* can't be read"):
+        plan(planner, settings, base_model="tiny/tokenizer")
+
+
 def split(pattern):
     return {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}}
 
 
+WORD_PIECE = {"type": "WordPiece", "unk_token": "?", "continuing_subword_prefix": "", "max_input_chars_per_word": 9}
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 2000}
 TOKENIZERS = {
     "a pattern tried at each place": (split("a*[^ab]"), 80_000, ResourceLimit, TIME),
     "a pattern that gives up": (split("(a|aa)+$"), 80, ModelUnusable, "base_model .*tokenizer.* fails"),
+    "no token for what is unknown": (
+        {"model": WORD_PIECE | {"vocab": {"a": 0}}},
+        80,
+        ModelUnusable,
+        "tokenizer of base_model .*UNK",
+    ),
     "a text that grows": (
         {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 3}},
         80,
