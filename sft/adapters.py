@@ -24,6 +24,8 @@ from sft.quantized import count_weights
 from sft.weights import find_pointer, find_weight_damage, read_shapes
 
 OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # by our names: what PEFT calls it
+# How an adapter's weights began matters only where PEFT would do it again, to the base model's weights too.
+START = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}|eva|corda")
 PLAIN = re.compile(r"[\w.-]+")  # a name
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 
@@ -143,11 +145,17 @@ def _check_kind(folder: Path) -> None:
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
+        start = stored.get("init_lora_weights", True)
     except (ValueError, AttributeError, RecursionError) as error:
         raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
     if kind != "LORA" or needs_module:
         what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
         raise InvalidConfig(f"adapter_path {folder} is no plain LoRA adapter: {what}; name another one")
+    if not isinstance(start, bool | None) and not (isinstance(start, str) and START.fullmatch(start)):
+        raise InvalidConfig(
+            f"adapter_path {folder} can't be gone on from: its init_lora_weights {start!r:.60} would change the base "
+            "model by a computation that is not made here; merge it into its base model, or name another one"
+        )
 
 
 def _try_patterns(model: PreTrainedModel, folder: Path) -> None:

@@ -140,8 +140,8 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
         raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(SUFFIXES)}")
     held_out_file = path / held_out if held_out else None
     for file in filter(None, (train, held_out_file)):
-        if not file.resolve().is_relative_to(path):
-            raise InvalidConfig(f"{file} is a link that leads outside {path}; put the file itself there")
+        if follow(str(file), path) is None:
+            raise InvalidConfig(f"{file} is a link that leads outside {path}, or nowhere; put the file itself there")
         check_kind(file)  # before all of it is read
         if file.suffix.lower() != ".parquet":
             check_room(f"dataset_name {reference}: to read {file.name}", file.stat().st_size)

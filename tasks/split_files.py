@@ -10,6 +10,7 @@ from sft.file_content import COMPRESSED_SUFFIXES
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")
+NAMES_SHOWN = 20
 HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that is there
 PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # as the Hub names the parts of a split
 
@@ -49,7 +50,7 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
     train = _find(files, split)
     if train is None:
         looked_for = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-        raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {', '.join(names) or 'no files'}")
+        raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {_list_some(names) or 'no files'}")
     if train.obstacle:
         raise InvalidDataset(f"the dataset's {train.name} {train.obstacle}")
     known = list_held_out(split)
@@ -90,3 +91,10 @@ def _read_name(name: str) -> DataFile | None:
         if int(part[2]) > 1:
             obstacle = f"is one of {int(part[2])} parts; join them into {split}{suffix}"
     return DataFile(name, split, suffix, obstacle)
+
+
+def _list_some(names: list[str]) -> str:
+    """Those of a folder that may have any number of them."""
+    return ", ".join(names[:NAMES_SHOWN]) + (
+        f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    )

@@ -1,6 +1,7 @@
 """A pipe in the place of a file: to open it waits for ever, in a request's thread as in a job. Sockets are alike."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,10 +16,11 @@ from jobs.preflight.surroundings import Surroundings
 from jobs.preflight.templates import check_template
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from sft import adapters
 from sft.config import SFTConfig
 from sft.confinement import Limits, confined
 from sft.data_files import count_rows, read_rows
-from sft.errors import InvalidDataset, ModelUnusable, ResourceLimit, TuneyardError
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, ModelUnusable, ResourceLimit, TuneyardError
 from sft.file_content import check_kind
 from sft.model_texts import check_texts
 from sft.models import find_model
@@ -148,3 +150,28 @@ def test_what_is_a_file_still_is(settings, model):
     make_pipe(folder / "pipe")
     with pytest.raises(ModelUnusable, match="pipe"):
         check_texts(folder, "it")
+
+
+def test_a_link_to_itself_and_a_folder_of_thousands_of_names_are_told_in_a_sentence(settings):
+    loop, many = settings.data_root / "loop", settings.data_root / "many"
+    loop.mkdir()
+    (loop / "train.jsonl").symlink_to("train.jsonl")
+    with pytest.raises(InvalidConfig, match=r"is a link that leads outside .*, or nowhere"):
+        describe_local("loop", loop, "train")
+    many.mkdir()
+    for number in range(500):
+        (many / f"part{number}.jsonl").touch()
+    with pytest.raises(DatasetNotFound, match="and 480 more") as caught:
+        describe_local("many", many, "train")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_999999999", "loftq", "evil", 1, ["pissa"], {"a": 1}])
+def test_an_adapter_that_would_be_computed_anew_is_refused(tmp_path, start):
+    """`pissa_niter_999999999` had kept a plan, and a job, computing without end."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": start}))
+    with pytest.raises(InvalidConfig, match="can't be gone on from: its init_lora_weights"):
+        adapters._check_kind(tmp_path)
+    for usual in (True, False, None, "gaussian", "pissa_niter_16"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": usual}))
+        adapters._check_kind(tmp_path)
