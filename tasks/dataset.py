@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.redaction import hide_passwords
 from jobs.settings import Settings
-from sft.confinement import check_room
+from sft.confinement import check_room, step
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.places import follow
@@ -33,6 +33,7 @@ from tasks.registry_outputs import check_md5, check_outputs
 from tasks.split_files import SUFFIXES, is_rows, pick_files
 
 UNUSED_SHOWN = 10
+REGISTRY_BYTES = 6 * 2**20  # as which the DVC files of a registry count: half a minute's work beside a step's own time
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -156,7 +157,8 @@ def resolve_registered(name: str, revision: str | None, settings: Settings, spli
     commit = find_commit(registry, wanted)
     label = f"{name}@{wanted}"
     with reading_registry(registry, label), open_revision(registry, commit) as tree:
-        check_outputs(tree.repo, name)
+        with step(f"dataset_name {label}: to read the registry's DVC files", REGISTRY_BYTES):
+            check_outputs(tree.repo, name)
         path, info = find_dataset(tree, name, label, registry)
         stored = fetch(tree, path, info, settings.home / "datasets", split)
     url = hide_passwords(settings.dataset_registry or str(registry))

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.settings import Settings
+from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import DatasetNotFound, InvalidDataset
 from tasks.dataset import resolve
 from tasks.registry import git
@@ -179,3 +181,28 @@ def test_what_a_repository_lacks_is_not_fetched_by_its_own_command(tmp_path: Pat
     with pytest.raises(DatasetNotFound):
         git(registry, "cat-file", "blob", blob)
     assert not (tmp_path / "canary").exists()
+
+
+READ = """
+import sys
+from sft.confinement import Limits, confined
+from tasks import dataset
+from jobs.settings import Settings
+dataset.REGISTRY_BYTES = 0
+with confined(Limits(None, 0.5, None)):
+    dataset.resolve_registered("x", "main", Settings(home=sys.argv[1], dataset_registry=sys.argv[2]), "train")
+"""
+
+
+def test_dvc_files_that_grow_as_they_are_read_end_their_process_in_time(tmp_path: Path) -> None:
+    """600 bytes of YAML that ten to the ninth power of keys come of: it would hold a worker for good."""
+    registry = tmp_path / "registry"
+    (registry / ".dvc").mkdir(parents=True)
+    (registry / ".dvc/config").touch()
+    lines = ["a: &b0 {k: v}", *(f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 10)}]}}" for n in range(1, 10))]
+    (registry / "dvc.yaml").write_text("\n".join(lines))
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=registry, check=True)
+    command = [sys.executable, "-c", READ, str(tmp_path / "home"), str(registry)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGPROF
