@@ -2,9 +2,13 @@
 
 import contextlib
 import time
+from pathlib import Path
 from uuid import UUID
 
 import psutil
+
+from jobs.keeper import NOTE
+from sft.confinement import is_reading
 
 VARIABLE = "PREFECT__FLOW_RUN_ID"
 KILL_SECONDS = 10.0
@@ -22,6 +26,17 @@ def has_stopped_process(job_id: UUID | str) -> bool:
             if process.status() == psutil.STATUS_STOPPED:
                 return True
     return False
+
+
+def find_reading_seconds(job_id: UUID | str) -> float | None:
+    """CPU time of the job's process while it reads what is limited (`sft.confinement`); None while it does not."""
+    for process in find_processes(job_id):
+        with contextlib.suppress(psutil.Error, OSError):
+            note = process.environ().get(NOTE)
+            if note and is_reading(Path(f"/proc/{process.pid}/fd/{note}")):
+                spent = process.cpu_times()
+                return float(spent.user + spent.system)
+    return None
 
 
 def is_process_of(job_id: UUID | str, pid: int | str | None) -> bool:

@@ -16,7 +16,13 @@ from sqlalchemy import Engine, text, update
 
 from jobs.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
 from jobs.ends import STATES, has_ended, keep_run, record_end
-from jobs.job_processes import find_processes, has_stopped_process, is_process_of, kill_processes_of
+from jobs.job_processes import (
+    find_processes,
+    find_reading_seconds,
+    has_stopped_process,
+    is_process_of,
+    kill_processes_of,
+)
 from jobs.pool_runs import PoolRuns, StateRefused
 from jobs.spec import FLOW_NAME
 from jobs.status import LOST_STATE_NAME, JobStatus
@@ -27,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 ACTIVE = ["PENDING", "RUNNING", "CRASHED"]
 SILENCE_SECONDS = 30.0  # without a heartbeat
+IDLE_SECONDS = 10.0  # without CPU time, for one that is silent because what it reads holds the interpreter
 GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
 PENDING_SECONDS = 30.0  # until a run that a worker has taken must have a process
 START_SECONDS = 300.0  # until a process must have begun
@@ -97,9 +104,22 @@ class Recovery:
         if is_crashed:
             self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
         limit = SILENCE_SECONDS if beats else LEAVE_SECONDS if has_begun else START_SECONDS
+        if is_here and beats and self._is_reading(run, silence):
+            limit = START_SECONDS
         if is_crashed and not is_here:
             limit = 2 * HEARTBEAT_SECONDS
         return None if silence < limit else "timeout" if is_here else "lost_worker"
+
+    def _is_reading(self, run: Mapping[str, Any], silence: float) -> bool:
+        """Whether a silent process is busy reading an input, which holds the interpreter: a limit of its own ends it.
+
+        Ended from here it would begin again, and end the same way.
+        """
+        if silence < SILENCE_SECONDS - IDLE_SECONDS:
+            return False
+        spent = find_reading_seconds(run["run_id"])
+        idle = self._stopwatch.seconds(run["id"], "reading", spent and round(spent, 1))
+        return spent is not None and idle < IDLE_SECONDS
 
     def _end_others(self, runs: list[dict[str, Any]]) -> None:
         """A run of another flow without a process has crashed: as `Running` it would hold a job's slot for ever."""

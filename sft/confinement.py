@@ -144,6 +144,12 @@ def open_note() -> int:
         return os.dup(file.fileno())
 
 
+def is_reading(note: Path) -> bool:
+    """Whether the process of this note is at what it is held to limits for. Raises OSError."""
+    with note.open("rb") as file:
+        return bool(file.read(NOTE_BYTES).strip())
+
+
 def explain_end(code: int, note: int) -> ResourceLimit | None:
     """Why a child has ended with this code; None where that had nothing to do with its input.
 

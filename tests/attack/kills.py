@@ -84,7 +84,7 @@ def _has_other_folders(store: Path, before: set[Path]) -> bool:
 @case
 def a_migration_that_was_killed_has_changed_nothing(target: Target) -> Iterator[Finding]:
     """A database is of the version from before or of the new one, and the next process brings it up to date."""
-    for seconds in (0.0, 0.02, 0.08):
+    for seconds in (0.02, 0.08, 0.15, 0.25):
         url = make_database(target, "schema")
         with at_work(url) as is_migrating:
             kill_midway(MIGRATE, url, after_seconds=seconds, once=is_migrating)

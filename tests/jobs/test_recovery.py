@@ -18,10 +18,19 @@ from sqlalchemy import Engine, update
 from jobs.attempts import HEARTBEAT_SECONDS, Attempt, mark_cancelled, read_attempts
 from jobs.cancellations import GRACE_SECONDS, Cancellations
 from jobs.job_processes import VARIABLE, find_processes
+from jobs.keeper import NOTE
 from jobs.outbox import list_deliveries
 from jobs.pool_runs import PoolRuns
 from jobs.progress import read_reports
-from jobs.recovery import GONE_SECONDS, LEAVE_SECONDS, PENDING_SECONDS, SAME_LOSS, SILENCE_SECONDS, Recovery
+from jobs.recovery import (
+    GONE_SECONDS,
+    LEAVE_SECONDS,
+    PENDING_SECONDS,
+    SAME_LOSS,
+    SILENCE_SECONDS,
+    START_SECONDS,
+    Recovery,
+)
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.spec import FLOW_NAME
 from jobs.store import JobAttempt, engine_for
@@ -246,6 +255,71 @@ def test_a_silent_process_is_ended_and_its_job_begins_again(
     assert process.wait(5) == -9
     assert find_processes(run) == []
     assert "no sign of life" in bench.read(run)["state"]["message"]
+
+
+READ = """
+import os, sys, time
+note = os.open(sys.argv[1], os.O_RDWR)
+os.dup2(note, 17)
+if sys.argv[2] == "idle":
+    time.sleep(600)
+while True:
+    pass
+"""
+
+
+@pytest.fixture
+def start_reader(tmp_path: Path) -> Iterator[Callable[[str, str, str], psutil.Process]]:
+    """Starts a process of a run with this note of what it reads, which takes CPU time or none."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(run: str, note: str, doing: str) -> psutil.Process:
+        (tmp_path / "note").write_text(note)
+        environment = os.environ | {VARIABLE: run, NOTE: "17"}
+        command = [sys.executable, "-c", READ, str(tmp_path / "note"), doing]
+        started.append(subprocess.Popen(command, env=environment))
+        wait_until(lambda: Path(f"/proc/{started[-1].pid}/fd/17").exists(), 10)
+        return psutil.Process(started[-1].pid)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("note", "doing", "pauses", "ends_at"),
+    [
+        ("{}", "busy", [20, 5, 5, 90, 90, 85, 6], START_SECONDS + 1),
+        ("{}", "idle", [20, 5, 5], SILENCE_SECONDS),
+        (" ", "busy", [20, 5, 5], SILENCE_SECONDS),
+    ],
+    ids=["busy reading", "stuck reading", "busy otherwise"],
+)
+def test_a_silent_process_that_is_busy_reading_an_input_is_ended_by_the_limit_of_that(
+    bench: Bench,
+    start_reader: Callable[[str, str, str], psutil.Process],
+    note: str,
+    doing: str,
+    pauses: list[float],
+    ends_at: float,
+) -> None:
+    """A template that holds the interpreter lets no heartbeat through; on a busy machine 10 s of CPU time take long."""
+    run = bench.make()
+    process = start_reader(run, note, doing)
+    bench.begin(run)
+    recovery = bench.recovery()
+    recovery.look()
+    silent = 0.0
+    for pause in pauses:
+        assert bench.state(run) == "Running"
+        if doing == "busy":
+            used = process.cpu_times().user
+            wait_until(lambda used=used: process.cpu_times().user > used + 0.1, 20)
+        bench.now += pause
+        silent += pause
+        recovery.look()
+    assert (bench.state(run), silent) == ("AwaitingRetry", ends_at)
 
 
 def test_a_process_that_is_stopped_before_it_has_begun_is_ended_as_soon(
