@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from copy import deepcopy
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.routing import Route
@@ -62,15 +62,17 @@ def install_openapi(app: FastAPI) -> None:
 def _keep_rendered(app: FastAPI) -> None:
     """Render the document once: anybody may ask for it, and each time all requests would wait for that."""
     rendered: dict[str, bytes] = {}  # by the path that a proxy puts in front
+    one_thread = CapacityLimiter(1)  # hundreds may ask before it is there
 
-    def render(root_path: str) -> bytes:
-        servers = {"servers": [{"url": root_path}]} if root_path else {}
-        return bytes(JSONResponse(app.openapi() | servers).body)
+    def render(root_path: str) -> None:
+        if root_path not in rendered:
+            servers = {"servers": [{"url": root_path}]} if root_path else {}
+            rendered[root_path] = bytes(JSONResponse(app.openapi() | servers).body)
 
     async def answer(request: Request) -> Response:
         root_path = request.scope.get("root_path", "").rstrip("/")
         if root_path not in rendered:
-            rendered[root_path] = await run_in_threadpool(render, root_path)
+            await to_thread.run_sync(render, root_path, limiter=one_thread)
         return StreamingResponse(
             _cut(rendered[root_path]),
             media_type="application/json",
