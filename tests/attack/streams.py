@@ -59,9 +59,9 @@ async def _open_streams(base_url: str, path: str, streams: int, seconds: float, 
     head = {"Host": "localhost", **({"Authorization": f"Bearer {key}"} if key else {})}
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
     request = f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode()
-    async with _connected(base_url, streams) as made:
+    async with _closing() as made:
         gate = asyncio.Semaphore(20)
-        statuses = await asyncio.gather(*(_ask(stream, request, gate) for stream in made))
+        statuses = await asyncio.gather(*(_ask(base_url, request, gate, made) for _ in range(streams)))
         times, failed = await _time_requests(base_url, beside, seconds, key)
     times.sort()
     return Beside(
@@ -76,12 +76,9 @@ async def _open_streams(base_url: str, path: str, streams: int, seconds: float, 
 
 
 @contextlib.asynccontextmanager
-async def _connected(base_url: str, count: int) -> AsyncIterator[list[Stream]]:
-    parts, made = urlsplit(base_url), []
+async def _closing() -> AsyncIterator[list[Stream]]:
+    made: list[Stream] = []
     try:
-        for _ in range(count):
-            with contextlib.suppress(OSError):
-                made.append(await asyncio.open_connection(parts.hostname, parts.port or 80))
         yield made
     finally:
         for _, writer in made:
@@ -89,11 +86,13 @@ async def _connected(base_url: str, count: int) -> AsyncIterator[list[Stream]]:
         await asyncio.sleep(0)
 
 
-async def _ask(stream: Stream, request: bytes, gate: asyncio.Semaphore) -> int:
-    """The status of the answer; 0 when there is none."""
-    reader, writer = stream
+async def _ask(base_url: str, request: bytes, gate: asyncio.Semaphore, made: list[Stream]) -> int:
+    """The status of the answer; 0 when there is none. The connection is added to those that were made."""
+    parts = urlsplit(base_url)
     async with gate:
         try:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+            made.append((reader, writer))
             writer.write(request)
             line = await asyncio.wait_for(reader.readline(), 30)
             return int(line.split()[1]) if line else 0
