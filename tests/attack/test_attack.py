@@ -1,6 +1,9 @@
 """`make attack` finds its cases and judges what they yield; the cases themselves have tests beside what they attack."""
 
+import json
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,12 +11,12 @@ import pytest
 from jobs.settings import PROJECT_ROOT
 from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
-from tests.attack.run import Result, find_cases, run, run_case
+from tests.attack.run import Result, find_cases, run_case
 
 # Of several kinds, and soon done.
 SHORT = (
     "a_key_that_is_none", "a_read_key_changes", "times_that_nobody", "paths_without_end", "forged_json",
-    "a_clock_that_is_set", "forged", "an_old_home", "other_accounts", "a_name_that_changes", "a_hostile_registry",
+    "can_not_be_forged", "an_old_home", "other_accounts", "a_name_that_changes",
 )  # fmt: skip
 
 
@@ -93,8 +96,12 @@ def test_each_case_that_the_security_page_names_is_there():
 
 
 @pytest.mark.timeout(300)
-def test_a_short_attack_comes_to_nothing(capsys):
-    names = find_cases(SHORT)
-    result = run(names, minutes=1)
-    assert result.is_clean, capsys.readouterr().out
-    assert result.cases >= len(SHORT)
+def test_a_short_attack_comes_to_nothing():
+    """In a process of its own: what attacks leave open is no matter of other tests."""
+    command = [sys.executable, "-m", "tests.attack.run", *SHORT, "--minutes", "1"]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts.pop("cases") >= len(SHORT)
+    assert counts.pop("max_other_latency_ms") > 0
+    assert counts == dict.fromkeys((harm.value for harm in Harm), 0)
