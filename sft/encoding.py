@@ -122,7 +122,7 @@ def _render_rows(
                 if needs_template not in renderers:
                     stop_token = apply_template(tokenizer, config.template_name, required=needs_template)
                     masks = (config.train_on_prompt, config.mask_history)
-                    renderers[needs_template] = Renderer(tokenizer, stop_token, *masks)
+                    renderers[needs_template] = Renderer(tokenizer, stop_token, *masks, report.varying)
                 rendered = renderers[needs_template].render(row)
             yield number, rendered
         except InvalidDataset as error:

@@ -28,6 +28,7 @@ class SplitReport:
         rewritten: answers that are not learned since the chat template rewrites them.
         empty: learned answers without any text.
         ignored: fields that hold something and are not followed, by the number of rows.
+        varying: what the chat template reads of the clock or draws at random (`sft.steady.TOLD`).
     """
 
     def __init__(self, rows: int) -> None:
@@ -38,6 +39,7 @@ class SplitReport:
         self.rewritten = 0
         self.empty = 0
         self.ignored: Counter[str] = Counter()
+        self.varying: set[str] = set()
 
     def note(self, kind: str, number: int, reason: str | None = None) -> None:
         """Count a row and, of the first ones, keep its number."""

@@ -9,6 +9,7 @@ from sft.errors import InvalidDataset
 from sft.formats import Conversation, PlainText
 from sft.messages import REASONING, Message, Tool
 from sft.rendering_checks import check_calls, check_nothing_is_lost, find_unwritten
+from sft.steady import write_steadily
 from sft.templates import begins_with_bos
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Renderer(NamedTuple):
     """A tokenizer whose template `sft.templates.apply_template` has set, and the token that ends an answer.
 
     `train_on_prompt` has everything up to the end of the last answer learned, `mask_history` the last answer alone.
+    `varying` gets what of the template would change from day to day (`sft.steady.TOLD`).
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     stop_token: str
     train_on_prompt: bool = False
     mask_history: bool = False
+    varying: set[str] | None = None
 
     def render(self, row: Conversation | PlainText) -> SupervisedText:
         """Write one row as the text the model is trained on.
@@ -151,8 +154,8 @@ class Renderer(NamedTuple):
     def _write(self, messages: list[Message], tools: list[Tool] | None, add_generation_prompt: bool = False) -> str:
         try:
             with step():  # a long conversation is written once for each answer
-                text = self.tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                return write_steadily(
+                    self.tokenizer, messages, self.varying, tools=tools, add_generation_prompt=add_generation_prompt
                 )
         except TemplateError as error:
             raise InvalidDataset(f"the chat template refuses this conversation: {error}") from error
@@ -161,7 +164,6 @@ class Renderer(NamedTuple):
         except Exception as error:  # the template is code of the model's makers and may fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise InvalidDataset(f"the chat template can't write this conversation: {reason}") from error
-        return str(text)
 
     def _render_plain_text(self, row: PlainText) -> SupervisedText:
         bos = str(self.tokenizer.bos_token or "")

@@ -10,6 +10,7 @@ from sft.confinement import step
 from sft.deepseek_templates import DEEPSEEK_TEMPLATES
 from sft.errors import TemplateNotFound
 from sft.header_templates import HEADER_TEMPLATES
+from sft.steady import write_steadily
 from sft.text_templates import TEXT_TEMPLATES
 from sft.weights import telling_unusable
 
@@ -85,7 +86,7 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
         with step():
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+            text = write_steadily(tokenizer, messages)
     except MemoryError:
         raise
     except Exception as error:  # the model's template is its makers' code

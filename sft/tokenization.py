@@ -16,6 +16,7 @@ from sft.errors import InvalidDataset
 from sft.publication import discard_folder, publish_folder, sync_tree
 from sft.row_report import Notes, SplitReport
 from sft.splits import split_rows
+from sft.steady import TOLD
 from sft.templates import TEMPLATES, check_template_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ CODE = (  # modules whose change makes other rows of the same data
     "rendering_checks",
     "row_report",
     "splits",
+    "steady",
     "supervision",
     "templates",
     "tokenization",
@@ -179,6 +181,8 @@ def _advise(config: SFTConfig, reports: dict[str, SplitReport]) -> Iterator[tupl
             "conversation goes on (it takes out their reasoning, say), or does not show where a first one begins; "
             "a named template_name, such as qwen3, keeps them",
         )
+    for part in sorted(set().union(*(report.varying for report in reports.values()))):
+        yield f"template_{part}", TOLD[part]
     unused = reports["eval"].counts
     if unused["rows"] and not unused["used"]:
         what = f"none of the {unused['rows']} rows held out for evaluation can be used"
