@@ -77,7 +77,16 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
             self._published.add(newest)
         self.accelerator.wait_for_everyone()
 
+    def show_weights(self) -> None:
+        """Have the model hold the weights to use: schedule-free optimizers train others, and change them in `eval`.
+
+        The Trainer puts the optimizer back into `train` at the next step.
+        """
+        if self.optimizer is not None and callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
+
     def _write_checkpoint(self, folder: Path) -> None:
+        self.show_weights()
         self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))

@@ -8,6 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.effect import VISIBLE, is_visible, sample_weights
 from sft.errors import InvalidConfig, NothingLearned
 
 
@@ -21,11 +22,13 @@ class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is u
         self.trainer: Any = None
         self.steps, self.learning_steps = 0, 0  # optimizer steps of this process, and those that could change a weight
         self._start: dict[str, int] = {}
+        self._sample: dict[str, Tensor] = {}
         self._is_resumed = False
 
     def remember(self, model: nn.Module) -> None:
         """Note the trained weights as they are now."""
         self._start = {name: _hash(weight) for name, weight in _find_weights(model)}
+        self._sample = sample_weights(_find_weights(model))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,6 +61,12 @@ class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is u
         had_none = self.steps > 0 and self.learning_steps == 0 and not self._is_resumed
         if had_none or not _find_effective(model, changed):
             raise NothingLearned(_explain(self.trainer, self.steps, self.learning_steps))
+        if not is_visible(model, _find_weights(model), self._sample):
+            rate = self.trainer.args.learning_rate
+            return [
+                f"training has changed next to nothing: after {self.steps} optimizer steps no layer has moved by more "
+                f"than {VISIBLE:g} of its weights, which shows in no answer; raise learning_rate {rate:g}"
+            ]
         return list(_warn_of_idle(model, changed))
 
 

@@ -69,7 +69,9 @@ class SupervisedTrainer(CheckpointingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with noise on the embeddings where it was asked for."""
         with self.noise.attach(self.model.get_input_embeddings()) if self.noise else nullcontext():
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        self.show_weights()
+        return result
 
     def compute_loss(
         self,
@@ -133,6 +135,7 @@ class SupervisedTrainer(CheckpointingTrainer):
     ) -> EvalLoopOutput:
         """The mean loss over all supervised tokens of the held-out rows, whatever batch they came in."""
         self.model.eval()
+        self.show_weights()
         sums = torch.zeros(2, dtype=torch.float64)
         with untouched_random_state():  # so that training goes on as if this had not been
             for inputs in dataloader:

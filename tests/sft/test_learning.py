@@ -105,3 +105,42 @@ def test_a_run_resumed_after_its_last_step_still_counts(open_session: Open) -> N
     resumed = open_session("same", max_steps=2, save_steps=2)
     assert resumed.train()["steps"] == 2
     assert count_moved(resumed) == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_said"),
+    [
+        ({"optimizer_type": "sgd", "learning_rate": 1e-9}, True),
+        ({"learning_rate": 1e-12}, True),
+        ({"optimizer_type": "sgd", "learning_rate": 1e-9, "use_dora": True}, True),
+        ({"use_lora": False, "learning_rate": 1e-10}, True),
+        ({"max_steps": 1, "learning_rate": 1e-5}, False),
+        ({"use_lora": False, "learning_rate": 1e-6}, False),
+    ],
+    ids=str,
+)
+def test_a_run_that_moves_next_to_nothing_says_so(open_session: Open, fields: dict[str, Any], is_said: bool) -> None:
+    session = open_session(**{"max_steps": 2, "warmup_ratio": 0.0, "scheduler_type": "constant"} | fields)
+    try:
+        session.train()
+    except NothingLearned:  # full fine-tuning, whose weights round it away
+        assert is_said
+        return
+    told = [warning for warning in session.warnings if warning.startswith("training has changed next to nothing")]
+    assert len(told) == is_said
+    assert all("raise learning_rate" in warning for warning in told)
+
+
+def test_an_adapter_gone_on_from_that_hardly_moves_says_so(open_session: Open, tmp_path: Path) -> None:
+    first = open_session(max_steps=2)
+    first.train()
+    adapter = str(first.save(tmp_path / "adapter"))
+    for name, rate, is_said in (("slow", 1e-10, True), ("usual", 1e-4, False)):
+        session = open_session(
+            name, adapter_path=adapter, max_steps=2, optimizer_type="adamw_torch", learning_rate=rate
+        )
+        try:
+            session.train()
+            assert any("next to nothing" in warning for warning in session.warnings) == is_said
+        except NothingLearned:
+            assert is_said

@@ -1,6 +1,8 @@
 """Each name of an optimizer trains here, or is refused before a model is loaded."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers.training_args import OptimizerNames
 
 from sft.errors import InvalidConfig
@@ -45,3 +47,49 @@ def test_it_is_refused_before_the_model_is_loaded(open_session, monkeypatch):
     monkeypatch.setattr("sft.session.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     with pytest.raises(InvalidConfig, match="optimizer_type 'galore_adamw' does not work"):
         open_session(optimizer_type="galore_adamw")
+
+
+class Averaging(torch.optim.SGD):
+    """As a schedule-free optimizer: the weights to use are in the model in `eval` alone, here 1 above those trained."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.01)
+        self.is_training = True
+
+    def train(self):
+        self._move(True, -1.0)
+
+    def eval(self):
+        self._move(False, 1.0)
+
+    def _move(self, is_training, by):
+        if self.is_training != is_training:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.data += by
+        self.is_training = is_training
+
+
+def test_weights_of_a_schedule_free_optimizer_are_evaluated_and_saved_as_they_are_to_be_used(open_session, tmp_path):
+    session = open_session(max_steps=4, save_steps=2, eval_steps=2, save_total_limit=5)
+    trained = [weight for weight in session.trainer.model.parameters() if weight.requires_grad]
+    optimizer = session.trainer.optimizer = Averaging(trained)
+    seen = []
+    evaluate, step = session.trainer.evaluation_loop, optimizer.step
+
+    def evaluation_loop(*args, **kwargs):
+        output = evaluate(*args, **kwargs)
+        seen.append(("evaluate", optimizer.is_training))
+        return output
+
+    def take_step(*args, **kwargs):
+        seen.append(("step", optimizer.is_training))
+        return step(*args, **kwargs)
+
+    session.trainer.evaluation_loop, optimizer.step = evaluation_loop, take_step
+    session.train()
+    assert seen == [("step", True), ("step", True), ("evaluate", False)] * 2
+    assert not optimizer.is_training
+    for folder in (session.checkpoint_dir / "checkpoint-2", session.save(tmp_path / "adapter")):
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert all(weight.mean() > 0.5 for name, weight in weights.items() if "lora_B" in name)
