@@ -58,6 +58,7 @@ SAME = [
         "status state",
     )
 ]
+BESIDE_CONFIG = ("adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata")
 _OWN_PREFIX = "Value error, "  # what pydantic puts before a message of ours
 # What pydantic writes into a place for the alternatives of a field: nobody has given a field or key of this name.
 _ALTERNATIVE = re.compile(
@@ -96,6 +97,8 @@ def find_nearest(name: str, known: Iterable[str]) -> str | None:
     same = next((words for words in SAME if name in words), frozenset())
     if found := next((known_name for known_name in names if known_name in same), None):
         return found
+    if same or name in BESIDE_CONFIG:  # meant something else than what is spelled alike
+        return None
     if alike := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         return alike[0]
     words = set(name.lower().replace("-", "_").split("_"))
@@ -143,7 +146,10 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
     kind, name = problems[0]["type"], ".".join(map(str, place))
     if kind == "extra_forbidden":
         nearest = find_nearest(str(place[-1]), known_fields)
-        return f"{name} is not a known field" + (f"; did you mean {nearest}?" if nearest else "")
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        if not nearest and place[-1] in BESIDE_CONFIG:
+            hint = "; it is no part of a configuration: give it beside config when a job is started"
+        return f"{name} is not a known field{hint}"
     if kind == "missing":
         return f"{name or 'body'} is required"
     phrases = [*dict.fromkeys(map(_phrase, problems))]

@@ -33,6 +33,7 @@ from sft.interruption import StepGuard, keep_last_step
 from sft.layout import check_packing, choose_layout
 from sft.learning import LearningCheck
 from sft.library_warnings import hearing_libraries
+from sft.long_rows import tell_beyond
 from sft.model_card import Provenance, name_base, write_card
 from sft.model_class import find_model_class
 from sft.model_settings import read_settings, tell_repairs
@@ -110,6 +111,8 @@ class TrainingSession:
             check_packing(base, layout)
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
+        if config.max_batch_tokens:
+            self.warnings += tell_beyond(list(train_rows["length"]), config.max_batch_tokens)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         self._learning = LearningCheck()
         with quiet_transformers(), hearing_libraries() as heard:

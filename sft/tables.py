@@ -115,12 +115,16 @@ def _count_embeddings(model: PreTrainedModel) -> int | None:
 def _find_beyond(rows: Dataset, known: int) -> tuple[int, int] | None:
     """Number of the first row with an id that is not below `known`, and the id."""
     table = rows.with_format("arrow")[:]
-    ids = table.column("input_ids").combine_chunks()
-    beyond = np.flatnonzero(ids.values.to_numpy() >= known)
-    if not beyond.size:
-        return None
-    row = int(np.searchsorted(ids.offsets.to_numpy(), beyond[0], side="right")) - 1
-    return int(table.column("row")[row].as_py()), int(ids.values[int(beyond[0])].as_py())
+    passed = 0
+    for part in table.column("input_ids").chunks:  # as they lie in the file, without a copy
+        ids = part.flatten().to_numpy()
+        beyond = np.flatnonzero(ids >= known)
+        if beyond.size:
+            ends = np.cumsum(part.value_lengths().to_numpy())
+            row = passed + int(np.searchsorted(ends, beyond[0], side="right"))
+            return int(table.column("row")[row].as_py()), int(ids[beyond[0]])
+        passed += len(part)
+    return None
 
 
 def _build_layer(model: PreTrainedModel) -> PreTrainedModel | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SFTConfig, count_warmup_steps
+from sft.long_rows import tell_beyond
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import MAX_LISTED, TokenRows, find_duplicates, find_overlap
 
@@ -117,12 +118,8 @@ def _check_batches(config: SFTConfig, train: TokenRows) -> Iterator[Advice]:
     wanted = config.get_effective_batch_size()
     if config.max_batch_tokens and config.max_batch_tokens < longest:
         beyond = [int(number) for number in train.numbers[train.lengths > config.max_batch_tokens]]
-        yield _warn(
-            "rows_beyond_batch",
-            f"{len(beyond)} rows are longer than max_batch_tokens {config.max_batch_tokens} and each is a batch alone, "
-            f"of up to {longest} tokens; raise it to {longest}, or lower max_seq_length",
-            beyond,
-        )
+        [message] = tell_beyond(train.lengths.tolist(), config.max_batch_tokens)
+        yield _warn("rows_beyond_batch", message, beyond)
     elif not config.max_batch_tokens and not config.packing and wanted > rows:
         yield _warn(
             "batch_beyond_rows",

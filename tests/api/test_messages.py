@@ -169,10 +169,19 @@ def test_nobodys_words_stand_for_two_fields():
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("learning_rat", "learning_rate"), ("lr", "learning_rate"), ("train_seed_value", "seed"), ("zzz", None)],
+    [("learning_rat", "learning_rate"), ("lr", "learning_rate"), ("train_seed_value", "seed"), ("zzz", None)]
+    + [(name, None) for name in ("adapter_name", "lora_name", "suffix", "status", "webhook_url", "tracking_backend")],
 )
 def test_the_nearest_name(name, nearest):
     assert find_nearest(name, [*SFTConfig.model_fields]) == nearest
+
+
+@pytest.mark.parametrize("name", ["adapter_name", "webhook_url", "metadata", "tracking_backend", "webhook_events"])
+def test_what_belongs_beside_a_configuration_is_said_to(name):
+    with pytest.raises(
+        ValueError, match=f"{name} is not a known field; it is no part of a configuration: give it besi"
+    ):
+        SFTConfig.from_dict({"base_model": "m", "dataset_name": "d", "dataset_format": "chat", name: "x"})
 
 
 def test_an_expression_is_matched_from_end_to_end_and_shown_in_schemas_only():

@@ -1,9 +1,11 @@
 """Batches filled up to a budget of tokens."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -133,3 +135,32 @@ def test_a_resumed_run_goes_on_with_the_batches_it_has_not_seen(open_session: Op
 def test_packing_and_a_token_budget_do_not_go_together(open_session: Open, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="max_batch_tokens does not go with packing"):
         open_session(max_batch_tokens=100, packing=True)
+
+
+def test_rows_beyond_the_budget_are_among_the_warnings(open_session: Open) -> None:
+    longest = max(open_session("plain").trainer.train_dataset["length"])
+    warnings = open_session("small", max_batch_tokens=longest - 1).warnings
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"1 rows are longer than max_batch_tokens {longest - 1} and each is a batch alone")
+    assert open_session("enough", max_batch_tokens=longest).warnings == []
+
+
+def test_a_job_start_does_not_copy_all_token_ids(open_session: Open, write_rows: Any) -> None:
+    rows = [{"instruction": f"Count {n}.", "output": " ".join(str(i) for i in range(30))} for n in range(3000)]
+    data = write_rows(rows)
+    open_session("first", data=data, max_steps=1)  # tokenizes them
+    tracemalloc.start()
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        session = open_session("second", data=data, max_steps=1)
+        next(iter(session.trainer.get_train_dataloader()))
+        ids_bytes = 4 * sum(session.trainer.train_dataset["length"])
+        python_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        pa.set_memory_pool(usual)
+        tracemalloc.stop()
+    assert ids_bytes > 500_000
+    assert (pool.max_memory() or 0) < ids_bytes / 2
+    assert python_bytes < 20 * ids_bytes  # a list of Python's numbers takes 36 bytes for each of 4

@@ -127,6 +127,21 @@ def test_a_run_that_is_killed_after_any_step_ends_with_the_same_adapter(open_run
     assert finish(open_run("killed", save_steps=1))[0] == whole
 
 
+def test_epochs_go_on_from_where_a_resumed_run_was(open_run: Open) -> None:
+    def follow(told: dict[int, float]) -> Any:
+        return lambda name, values: told.update({values["step"]: values["epoch"]}) if name == "step" else None
+
+    whole: dict[int, float] = {}
+    resumed: dict[int, float] = {}
+    open_run("whole", max_steps=6, on_event=follow(whole)).train()
+    cut(open_run("cut", max_steps=6, on_event=follow(resumed)), 3, "on_step_end")
+    assert list(resumed) == [1, 2, 3]
+    open_run("cut", max_steps=6, on_event=follow(resumed)).train()
+    assert resumed == whole
+    assert list(whole.values()) == sorted(whole.values())
+    assert whole[6] == 1.5
+
+
 def test_a_run_that_is_killed_after_its_last_step_takes_no_step_more(open_run: Open) -> None:
     whole, _ = finish(open_run("whole", max_steps=6))  # in the midst of an epoch
     events: list[str] = []

@@ -377,10 +377,15 @@ def test_fields_that_are_not_followed_are_counted_and_said(
 ) -> None:
     rows: list[dict[str, Any]] = [{"instruction": f"Say {n}", "output": str(n), "source": "web"} for n in range(8)]
     rows[0] |= {"label": 1, "output": ""}
+    for row in rows[:3]:
+        row["weight"] = 0.5  # of a row; an assistant's turn has one that is followed
     data = prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache")
-    assert data.ignored == {"source": 8, "label": 1}
+    assert data.ignored == {"source": 8, "weight": 3, "label": 1}
     assert data.advice == [
-        ("ignored_fields", "fields that are not followed, nor learned: source (8 rows), label (1 rows)"),
+        (
+            "ignored_fields",
+            "fields that are not followed, nor learned: source (8 rows), weight (3 rows), label (1 rows)",
+        ),
         ("empty_answers", "1 answers have no text: what is learned of them is to end the turn at once"),
     ]
     assert prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache").advice == data.advice

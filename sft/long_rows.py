@@ -1,0 +1,14 @@
+"""Rows that are longer than a batch may be."""
+
+from collections.abc import Sequence
+
+
+def tell_beyond(lengths: Sequence[int], max_tokens: int) -> list[str]:
+    """A sentence on rows that are longer than a batch may be, if there are any."""
+    longer = [length for length in lengths if length > max_tokens]
+    if not longer:
+        return []
+    return [
+        f"{len(longer)} rows are longer than max_batch_tokens {max_tokens} and each is a batch alone, of up to "
+        f"{max(longer)} tokens; raise it to {max(longer)}, or lower max_seq_length"
+    ]
