@@ -1,6 +1,7 @@
 """Chat templates write the same text on any day: what they read of the clock and draw at random is fixed, and said."""
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - what Llama's own templates write where they have no clock
+LIBRARY = "transformers.utils.chat_template_utils"
 RANDOM = ("random", "lipsum")  # of Jinja
 SEED = 0
 TOLD = {
@@ -51,8 +53,7 @@ class _Clock:
 @contextmanager
 def _standing_clock(found: set[str]) -> Iterator[None]:
     """What a template is given by name becomes plain data, so that it can be given no other function."""
-    from transformers.utils import chat_template_utils as library
-
+    library: Any = sys.modules[LIBRARY]  # which the tokenizer has loaded; the API, which has none, must not
     own = library.datetime
     library.datetime = _Clock(found)
     try:
