@@ -11,11 +11,10 @@ from typing import Any
 from sft.errors import ModelUnusable, TuneyardError
 from sft.model_texts import read_object
 from sft.settings_repairs import repair
-from sft.weights import list_weight_files, read_shapes, telling_unusable
+from sft.weights import telling_unusable
 
 CONFIG = "config.json"
 REMEDY = "compare it with the published one"
-MANY_LAYERS = 1000  # more than any model has; what is beyond it and beyond the tensors of the files is a fault
 POSITIVE = (
     "hidden_size",
     "n_embd",
@@ -26,12 +25,9 @@ POSITIVE = (
     "num_attention_heads",
     "n_head",
     "n_heads",
-    "num_key_value_heads",
-    "head_dim",
     "vocab_size",
-    "intermediate_size",
 )
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+NOT_NEGATIVE = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0 in models that count otherwise (GLM-5)
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -54,7 +50,7 @@ def read_settings(path: Path, subject: str) -> Any:
         ModelUnusable: it can't be read, or can't be right.
     """
     values = read_object(path / CONFIG)
-    _check_sizes(values, path, subject)
+    _check_sizes(values, subject)
     repaired, told = repair(values)
     is_other = bool(told)
     for _ in range(MOST_TRIES):
@@ -98,11 +94,11 @@ def _parse(repaired: dict[str, Any] | None, path: Path) -> Any:
     return settings
 
 
-def _check_sizes(values: dict[str, Any], path: Path, subject: str) -> None:
+def _check_sizes(values: dict[str, Any], subject: str) -> None:
     """Numbers that no model has, of the model itself or of its language part. Raises ModelUnusable."""
     text = values.get("text_config")
     for part in (values, text if isinstance(text, dict) else {}):
-        for problem in (*_list_sizes(part, path, subject), *_list_rates(part)):
+        for problem in (*_list_sizes(part), *_list_rates(part)):
             raise ModelUnusable(f"{subject} can't be read: {problem}; {REMEDY}")
     quantization = values.get("quantization_config")
     if quantization is not None and not (isinstance(quantization, dict) and quantization):
@@ -112,15 +108,15 @@ def _check_sizes(values: dict[str, Any], path: Path, subject: str) -> None:
         )
 
 
-def _list_sizes(part: dict[str, Any], path: Path, subject: str) -> Iterator[str]:
+def _list_sizes(part: dict[str, Any]) -> Iterator[str]:
     for name in POSITIVE:
         size = part.get(name)
         if isinstance(size, int | float) and not isinstance(size, bool) and size <= 0:
             yield f"{name} in its {CONFIG} must be above 0, got {size}"
-    for name in LAYERS:
-        layers = part.get(name)
-        if isinstance(layers, int) and layers > MANY_LAYERS and layers > (tensors := _count_tensors(path, subject)):
-            yield f"{name} in its {CONFIG} is {layers}, and its files hold {tensors} weights"
+    for name in NOT_NEGATIVE:
+        size = part.get(name)
+        if isinstance(size, int | float) and size < 0:
+            yield f"{name} in its {CONFIG} must be above 0, got {size}"
 
 
 def _list_rates(part: dict[str, Any]) -> Iterator[str]:
@@ -129,10 +125,6 @@ def _list_rates(part: dict[str, Any]) -> Iterator[str]:
         is_rate = name.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(rate, int | float)
         if (is_rate and not 0 <= rate < 1) or (name == "attention_dropout" and rate is None):
             yield f"{name} in its {CONFIG} must be from 0 to below 1, got {json.dumps(rate)}"
-
-
-def _count_tensors(path: Path, subject: str) -> int:
-    return sum(len(read_shapes(file)) for file in list_weight_files(path, subject))
 
 
 def _explain(values: dict[str, Any], error: BaseException) -> str | None:
@@ -155,6 +147,9 @@ def _explain(values: dict[str, Any], error: BaseException) -> str | None:
         if named is None:
             return f"its {CONFIG} names no model_type; {REMEDY}"
         return f"model_type {named!r:.60} in its {CONFIG} is not known to transformers here; take a model that is"
+    zero = next((name for part in _walk(values) for name in NOT_NEGATIVE if part.get(name) == 0), None)
+    if isinstance(error, ZeroDivisionError) and zero:
+        return f"{zero} in its {CONFIG} must be above 0, got 0; {REMEDY}"
     if isinstance(error, KeyError) and error.args and "Missing required keys" not in text:
         name = _find_name(values, error.args[0])
         return f"{name} {error.args[0]!r:.60} in its {CONFIG} is not known; {REMEDY}" if name else None

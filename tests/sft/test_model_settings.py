@@ -10,6 +10,7 @@ from sft.errors import ModelUnusable
 from sft.model_class import build_empty
 from sft.model_settings import read_settings, tell_repairs
 from sft.models import load_model
+from tests.sweep.tiny import build_model
 
 SUBJECT = "base_model tiny"
 
@@ -105,8 +106,11 @@ def test_a_run_on_such_a_model_is_the_run_on_the_plain_one(configure, model_path
         ({"hidden_size": 63}, "contradicts itself .*63.* is not a multiple of the number of attention heads"),
         ({"num_attention_heads": 3}, "contradicts itself"),
         ({"num_attention_heads": 0}, "num_attention_heads in its config.json must be above 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads in its config.json must be above 0, got 0"),
+        ({"head_dim": 0}, "head_dim in its config.json must be above 0, got 0"),
+        ({"head_dim": -16}, "head_dim in its config.json must be above 0, got -16"),
         ({"num_hidden_layers": 0}, "num_hidden_layers in its config.json must be above 0"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers in its config.json is 1000000000, and its files hold 21"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json must be at most 4096, got 1000000000"),
         ({"vocab_size": 10**13}, r"other shapes than config.json says, .* should be \(10000000000000, 64\)"),
         ({"hidden_size": 10**12}, "other shapes than config.json says"),
         ({"tie_word_embeddings": None}, "tie_word_embeddings in its config.json must be true or false, got null"),
@@ -140,3 +144,9 @@ def test_a_number_of_the_other_kind_is_the_same_number(configure, fields):
     settings = read_settings(configure(**fields), SUBJECT)
     assert {name: getattr(settings, name) for name in fields} == fields
     assert build_empty(Path(settings.name_or_path)).config.hidden_size == 64
+
+
+def test_sizes_that_are_zero_in_models_that_count_otherwise_are_not_refused(tmp_path):
+    build_model("glm5_next", 400, {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["text_config"]["head_dim"] == 0
+    assert read_settings(tmp_path, SUBJECT).model_type == "glm5_next"
