@@ -33,6 +33,7 @@ class JobDisplay:
             TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  {task.fields[left]} left"),
             console=console,
+            auto_refresh=console.is_terminal,  # elsewhere nothing is drawn again, and no thread is waited for at Ctrl-C
         )
         self._bar: TaskID | None = None
         self._place: tuple[int | None, str | None] = (None, None)

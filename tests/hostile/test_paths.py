@@ -161,6 +161,7 @@ def test_nothing_outside_is_opened(
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
     values = values_of(settings)
     strange, reached = [], []
     for value in values:

@@ -20,6 +20,7 @@ def settings(tmp_path, monkeypatch):
     shared.mkdir()
     shared.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    monkeypatch.setenv("TMPDIR", str(shared))
     return Settings(home=tmp_path / "home")
 
 
