@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import alembic.command
+import alembic.config
+from sqlalchemy import Engine
+
 from jobs import postgres
 from jobs.project import PROJECT_ROOT
+from jobs.schema import MIGRATIONS
 from jobs.supervision import make_run_folder, plain_home, run_folder
 from tests.conftest import wait_until
 
@@ -31,3 +36,12 @@ def server(home: Path) -> Iterator[str]:
         process.wait(30)
         if run_folder(home).parent != home:
             subprocess.run(["rm", "-rf", str(run_folder(home))], check=True)
+
+
+def upgrade(engine: Engine, revision: str) -> None:
+    """Bring the schema of a database to this revision, as an earlier version of the code has left it."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)

@@ -6,17 +6,15 @@ import tempfile
 from pathlib import Path
 from uuid import uuid4
 
-import alembic.command
-import alembic.config
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from jobs.keys import KeyScope, create_key, list_keys, read_book
 from jobs.postgres import ensure_databases, sibling_url
 from jobs.project import PROJECT_ROOT
-from jobs.schema import MIGRATIONS, known_revisions, migrate
+from jobs.schema import known_revisions, migrate
 from sft.errors import StackError
-from tests.bare_postgres import server
+from tests.bare_postgres import server, upgrade
 from tests.conftest import wait_until
 
 MIGRATE = "from jobs.schema import migrate; import sys; migrate(sys.argv[1])"
@@ -46,14 +44,6 @@ def plain(url):
     engine = create_engine(url)
     yield engine
     engine.dispose()
-
-
-def upgrade(engine, revision):
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, revision)
 
 
 def describe(engine):

@@ -21,6 +21,7 @@ from jobs.schema import MIGRATIONS, ensure_current, known_revisions, migrate
 from jobs.store import engine_for
 from jobs.watchdog import watch
 from sft.errors import SchemaMismatch
+from tests.bare_postgres import upgrade
 
 NEWER = "9999"
 INSERT = """
@@ -46,14 +47,6 @@ def plain(url):
     engine = create_engine(url)
     yield engine
     engine.dispose()
-
-
-def upgrade(engine, revision):
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, revision)
 
 
 def revision_of(engine):
