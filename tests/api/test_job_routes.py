@@ -202,7 +202,7 @@ def test_the_tail_of_a_long_log(api, service, job):
 
 
 def test_a_followed_log_goes_on_until_the_job_ends(api, service, job):
-    started_at = datetime.now(UTC)
+    started_at = datetime.now(UTC) - timedelta(seconds=1)  # so that no line is of a time to come
     log(service, job, "one", "two", start=started_at)
     with api.stream("GET", f"/train/{job.id}/logs", params={"follow": "true", "tail": 1}) as answer:
         lines = answer.iter_lines()
