@@ -5,7 +5,7 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup help demo check test bench bench-peers chaos attack fuzz sweep audit serve stop status clean
+.PHONY: setup help demo check test bench bench-peers chaos attack fuzz sweep audit docs serve stop status clean
 
 setup: $(READY)  ## install everything into .venv; `make` alone does it too
 
@@ -69,6 +69,10 @@ check: $(READY)  ## lint, format, import rules and types: everything but the tes
 
 test: check  ## the checks, then the tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+docs: $(READY)  ## the documentation as a site, in site/
+	$(BIN)/python docs/settings_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 serve: $(READY)  ## the service in the foreground until Ctrl-C
 	@$(BIN)/tuneyard serve

@@ -70,107 +70,135 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    home: Path = Field(default_factory=default_home, description="State folder: database, logs, models, outputs.")
-    model_root: Path = Field(Path("models"), description="Base models as <org>/<name>; relative to home.")
+    home: Path = Field(default_factory=default_home, description="State folder: database, logs, models, results.")
+    model_root: Path = Field(Path("models"), description="Base models as `<org>/<name>`; relative to home.")
     output_root: Path = Field(Path("outputs"), description="Adapters and checkpoints; relative to home.")
-    data_root: Path = Field(Path("data"), description="Files a dataset_name may name; relative to home.")
+    data_root: Path = Field(Path("data"), description="Data files that `dataset_name` may name; relative to home.")
     allowed_model_roots: tuple[Path, ...] = Field(
-        (), description="Folders outside the model root that links in it may lead to, as a JSON list; none if unset."
+        (), description="JSON list of folders outside the model root that links in it may point to; none if unset."
     )
     allowed_output_roots: tuple[Path, ...] = Field(
-        (), description="Further roots an absolute output_dir may lie under, beside output_root and the temp folder."
+        (),
+        description="JSON list of further folders an absolute `output_dir` may lie under, besides the output root "
+        "and the temporary folder.",
     )
     dataset_registry: str | None = Field(
-        None, repr=False, description="git + DVC repository; built from datasets/ if unset."
+        None, repr=False, description="Dataset registry, a git + DVC repository; built from `datasets/` if unset."
     )
-    default_dataset: str = Field("handbook", description="Dataset a bare revision such as v1.0 refers to.")
+    default_dataset: str = Field("handbook", description="Dataset that a bare revision such as `v1.0` refers to.")
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     api_port: int = Field(23478, ge=1, le=65535, description="Port of the API.")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the local Prefect server and UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the local MLflow server and UI.")
     workers: int | None = Field(
-        None, gt=0, description="Local workers, which share the GPUs out; one per GPU if unset, one without a GPU."
+        None,
+        gt=0,
+        description="Local workers, each with one job at a time and an equal share of the GPUs: 2 workers on 4 GPUs "
+        "give each job 2, for `num_devices` above 1. One per GPU if unset, one without a GPU.",
     )
     max_attempts: int = Field(
-        3, gt=0, description="Attempts at a job that may be lost (to a killed process, say) before it has failed."
+        3, gt=0, description="Lost attempts (a killed process, a lost worker) after which a job fails."
     )
     dtype: Literal["bf16", "fp16", "none"] | None = Field(
-        None, description="What `mixed_precision: auto` is on this machine; measured once and kept if unset."
+        None,
+        description="What `mixed_precision: auto` means on this machine (`none` is fp32); measured once and kept in "
+        "`dtype.json` of the state folder if unset.",
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
-    debug: bool = Field(False, description="Write the traceback of every error of a job into its log.")
+    debug: bool = Field(
+        False,
+        description="Write the traceback of every error of a job into its log; internal errors always have one in "
+        "the worker's log.",
+    )
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
     input_memory_bytes: int | None = Field(
         None,
         gt=0,
-        description="Memory that reading a job's rows, tokenizer and chat template may take; half of the machine's if "
-        "unset, and never more than is free.",
+        description="Memory that reading a job's rows, tokenizer and chat template may take, in a plan and in a job; "
+        "beyond it the error is `resource_limit`. Half of the machine's if unset, and never more than is free.",
     )
     input_step_seconds: float = Field(
-        10, gt=0, description="CPU time of one step of it: a row written by the template, a pattern; plus 5 s a MiB."
+        10,
+        gt=0,
+        description="CPU seconds of one step of it (a row rendered by the template, a pattern matched against the "
+        "layers), plus 5 s per MiB.",
     )
-    input_seconds: float = Field(86400, ge=1, description="CPU time of all of it, over all cores.")
+    input_seconds: float = Field(86400, ge=1, description="CPU seconds of all of it, summed over cores.")
     keep_planner: bool = Field(
-        True, description="Keep a planner process of 500 MB ready beside the API; else the first plan starts it."
+        True, description="Keep a planner process of 500 MB ready, so that a plan takes 3 s instead of 11 s."
     )
     keep_events_days: int = Field(
-        90, gt=0, description="How long the events and metrics of a job that has ended are kept; MLflow keeps them on."
+        90, gt=0, description="How many days the events and metrics of ended jobs are kept here; MLflow keeps its own."
     )
 
-    require_api_key: bool = Field(False, description="Ask for an API key even before one has been made.")
-    max_body_bytes: int = Field(2**20, gt=0, description="Largest request body the API reads.")
-    body_timeout_seconds: float = Field(60, gt=0, description="How long a client may take to send a request's body.")
+    require_api_key: bool = Field(False, description="Require an API key even if none exists yet.")
+    max_body_bytes: int = Field(2**20, gt=0, description="Largest request body; a larger one gets 413.")
+    body_timeout_seconds: float = Field(
+        60, gt=0, description="How long a client may take to send a request's body; later it gets 408."
+    )
     max_connections: int | None = Field(
         None,
         gt=0,
-        description="Connections of an API process; half of its open files (ulimit -n), at most 4096, if unset.",
+        description="Connections of an API process; half of its open files (`ulimit -n`), at most 4096, if unset. "
+        "Beyond it those that keep the API waiting are closed, else new ones get 503 `too_many_connections`.",
     )
     max_streams: int = Field(
         200,
         gt=0,
-        description="Streams of events and logs that a key, or without keys an address, may have open at a process.",
+        description="Streams of events and followed logs that a key, or without keys an address, may have open at "
+        "one API process; more get 429.",
     )
     max_plans: int = Field(
         16,
         gt=0,
-        description="Plans that a key, or without keys an address, may have made or waiting at a process.",
+        description="Plans that a key, or without keys an address, may have running or waiting at one API process; "
+        "more get 429. Two run at once for one client.",
     )
     rate_limit: str | None = Field(
         None,
-        description="Requests of a key, or without a valid one of an address, such as `600/minute`; counted in each "
-        "API process, those refused with 401 included; no limit if unset.",
+        description="For example `600/minute`, per key, or per address without a valid one; refused requests count "
+        "too, and each API process counts for itself. No limit if unset.",
     )
     allowed_hosts: Names = Field(
         (),
-        description="Host names that are answered beside localhost and the address that is listened on, such as those "
-        "of a container or a reverse proxy, `*` for every one. While API keys are in use the API answers to all.",
+        description="Names in the `Host` header that are answered besides `localhost`, `127.0.0.1` and the address a "
+        "request arrives at, such as a container's or a reverse proxy's; `*` for all. It counts for the API while no "
+        "key is in use, and for Prefect's and MLflow's ports; others get 421, and web pages of other origins 403.",
     )
     cors_origins: tuple[str, ...] = Field(
-        (), description="Web origins whose pages may call the API, as a JSON list; none if unset, `*` for every one."
+        (),
+        description="JSON list of web origins whose pages may call the API, `*` for all; none if unset. While no key "
+        "is in use others get 403.",
     )
 
     webhook_secrets: Secrets = Field(
         (),
-        description="`whsec_...` secrets that webhooks are signed with, each of them while one is rotated; unsigned if "
+        description="`whsec_...` secrets that webhooks are signed with, several while one is rotated; unsigned if "
         "unset.",
     )
     webhook_allow: Networks = Field(
-        (), description="Networks a webhook may lead to beside public addresses, such as `10.0.0.0/8,127.0.0.1`."
+        (), description="Networks that webhooks may call besides public addresses, such as `10.0.0.0/8,127.0.0.1`."
     )
 
-    database_url: str | None = Field(None, repr=False, description="PostgreSQL URL of Tuneyard's own database.")
+    database_url: str | None = Field(
+        None, repr=False, description="PostgreSQL URL of Tuneyard's own database; started locally if unset."
+    )
     prefect_api_url: str | None = Field(
-        None, validation_alias=AliasChoices("PREFECT_API_URL"), description="Prefect API; started locally if unset."
+        None,
+        validation_alias=AliasChoices("PREFECT_API_URL"),
+        description="Your Prefect server's API; started locally if unset.",
     )
     prefect_auth_string: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("PREFECT_API_AUTH_STRING"),
-        description="`user:password` that PREFECT_API_URL asks for; the local one has its own.",
+        description="`user:password` for `PREFECT_API_URL`; the local server has its own.",
     )
     mlflow_tracking_uri: str | None = Field(
-        None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI"), description="MLflow; started locally if unset."
+        None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI"),
+        description="Your MLflow server; started locally if unset.",
     )
 
     def model_post_init(self, _context: object) -> None:

@@ -164,13 +164,13 @@ def test_no_command_shows_the_help():
         assert "Usage:" in result.output
 
 
-def test_the_exit_codes_are_in_the_help_and_in_the_readme():
+def test_the_exit_codes_are_in_the_help_and_in_the_documentation():
     shown = CliRunner().invoke(cli.main, ["--help"], env={"COLUMNS": "200"}).stdout
-    readme = (PROJECT_ROOT / "README.md").read_text()
+    page = (PROJECT_ROOT / "docs/reference/command-line.md").read_text()
     assert set(MEANINGS) == set(ExitCode)
     for code, meaning in MEANINGS.items():
         assert f"{code.value}  {meaning}" in shown
-        assert f"| {code.value} | {meaning} |" in readme
+        assert f"| {code.value} | {meaning} |" in page
 
 
 def test_the_version_is_printed():
