@@ -1,5 +1,7 @@
 """What a named chat template is."""
 
+import functools
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -7,15 +9,28 @@ class ChatTemplate(NamedTuple):
     """How a conversation is written.
 
     Attributes:
-        jinja: works with a plain `tokenizer.apply_chat_template`, in transformers and vLLM alike.
+        file: of the folder `sft/chat_templates`, without its ending.
         stop_token: ends every assistant turn; None is the tokenizer's own end-of-sequence token.
         special_tokens: each must be one token of the tokenizer.
         writes_bos: the text begins with the tokenizer's beginning-of-sequence token, which it must have.
         takes_bos: the text begins as any text of this tokenizer does, with that token or without.
+        settings: Jinja that sets variables the file reads, for a family whose members differ in those alone.
     """
 
-    jinja: str
+    file: str
     stop_token: str | None = None
     special_tokens: tuple[str, ...] = ()
     writes_bos: bool = False
     takes_bos: bool = False
+    settings: str = ""
+
+    @property
+    def jinja(self) -> str:
+        """The template; works with a plain `tokenizer.apply_chat_template`, in transformers and vLLM alike."""
+        return self.settings + _read(self.file)
+
+
+@functools.cache
+def _read(file: str) -> str:
+    path = Path(__file__).with_name("chat_templates") / f"{file}.jinja"
+    return path.read_text(encoding="utf-8").removesuffix("\n")

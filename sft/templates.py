@@ -5,22 +5,16 @@ import re
 from typing import TYPE_CHECKING
 
 from sft.chat_template import ChatTemplate
-from sft.chatml_templates import CHATML_TEMPLATES
+from sft.chat_templates import TEMPLATES
 from sft.confinement import step
-from sft.deepseek_templates import DEEPSEEK_TEMPLATES
 from sft.errors import TemplateNotFound
-from sft.header_templates import HEADER_TEMPLATES
 from sft.steady import write_steadily
-from sft.text_templates import TEXT_TEMPLATES
 from sft.weights import telling_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUTO = "auto"
-
-
-TEMPLATES: dict[str, ChatTemplate] = TEXT_TEMPLATES | CHATML_TEMPLATES | HEADER_TEMPLATES | DEEPSEEK_TEMPLATES
 
 
 def list_templates() -> list[str]:

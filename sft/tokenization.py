@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.chat_templates import TEMPLATES
 from sft.config import SFTConfig
 from sft.confinement import step
 from sft.data_files import read_rows
@@ -17,7 +18,7 @@ from sft.publication import discard_folder, publish_folder, sync_tree
 from sft.row_report import Notes, SplitReport
 from sft.splits import split_rows
 from sft.steady import TOLD
-from sft.templates import TEMPLATES, check_template_name
+from sft.templates import check_template_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -206,6 +207,7 @@ def _is_complete(folder: Path) -> bool:
 def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None) -> dict[str, Any]:
     """Everything the tokens and labels depend on."""
     files = find_tokenizer_files(model_path)
+    template = TEMPLATES.get(config.template_name)
     fields = {
         "dataset_format",
         "dataset_text_field",
@@ -225,7 +227,7 @@ def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: 
         "train": [train_file.suffix.lower(), hash_file(train_file)],
         "eval": [eval_file.suffix.lower(), hash_file(eval_file)] if eval_file else None,
         "tokenizer": {path.relative_to(model_path).as_posix(): hash_file(path) for path in files},
-        "template": [config.template_name, *TEMPLATES.get(config.template_name, ())],
+        "template": [config.template_name, *((template.jinja, *template) if template else ())],
         **config.model_dump(mode="json", include=fields),
     }
 

@@ -12,9 +12,10 @@ from jobs.preflight.models import find_model_folder
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.chat_template import ChatTemplate
+from sft.chat_templates import TEMPLATES
 from sft.errors import ModelUnusable, TemplateNotFound
 from sft.model_texts import check_texts, read_object
-from sft.templates import AUTO, TEMPLATES
+from sft.templates import AUTO
 
 VOCABULARY = "tokenizer.json"
 FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -15,8 +15,8 @@ from jobs.endpoints import Endpoints
 from jobs.preflight import Doubts, Preflight, hub, registry
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from sft.chat_templates import TEMPLATES
 from sft.errors import ModelNotFound
-from sft.templates import TEMPLATES
 from tests.client.scripted_service import Scripted, ScriptedService
 
 EMPTY_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import project
 from jobs.project import PROJECT_ROOT, code_environment, find_sources
+from sft.chat_templates import TEMPLATES
 from sft.errors import StackError
 from tasks.registry import find_sources as find_registry_sources
 
@@ -21,6 +22,23 @@ def test_the_wheel_has_every_package() -> None:
     found = {".".join(file.parent.relative_to(PROJECT_ROOT).parts) for file in files}
     assert found == set(SETUPTOOLS["packages"])
     assert "datasets" not in TOPS
+
+
+def test_the_wheel_has_every_file_beside_the_code() -> None:
+    patterns = SETUPTOOLS["package-data"]
+    shipped = {file for name in patterns for one in patterns[name] for file in _folder(name).glob(one)}
+    beside = {
+        file
+        for name in SETUPTOOLS["packages"]
+        for file in _folder(name).iterdir()
+        if file.is_file() and file.suffix not in (".py", ".pyc", ".md")
+    }
+    assert beside == shipped
+    assert {f"{template.file}.jinja" for template in TEMPLATES.values()} == {file.name for file in shipped}
+
+
+def _folder(package: str) -> Path:
+    return PROJECT_ROOT.joinpath(*package.split("."))
 
 
 def test_the_wheel_has_every_file_that_is_read_from_the_project() -> None:

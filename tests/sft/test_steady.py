@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import chat_template_utils
 
-from sft.templates import TEMPLATES
+from sft.chat_templates import TEMPLATES
 from sft.tokenization import prepare
 
 PLAIN = TEMPLATES["chatml"].jinja

@@ -23,13 +23,14 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from sft.chat_templates import TEMPLATES
 from sft.encoding import encode
 from sft.errors import InvalidDataset, TemplateNotFound
 from sft.formats import Conversation
 from sft.messages import Message, Tool
 from sft.session import TrainingSession
 from sft.supervision import Renderer
-from sft.templates import TEMPLATES, apply_template, check_template_name, list_templates
+from sft.templates import apply_template, check_template_name, list_templates
 from tests.tiny_models import build_tokenizer
 
 SPECIAL_TOKENS = {

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sft import tokenization
+from sft import chat_template, tokenization
 from sft.config import SFTConfig
 from sft.errors import InvalidDataset, TemplateNotFound
 from sft.messages import Message
@@ -250,6 +250,16 @@ def test_changed_code_is_run_anew(
     monkeypatch.setattr(tokenization, "CODE", (*tokenization.CODE, "config"))
     folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
     assert len(folders) == 3
+
+
+def test_a_changed_template_file_is_tokenized_anew(
+    model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = chat_template._read
+    folders = {prepare(make_config(template_name="chatml"), model_path, alpaca_file, tmp_path / "cache").folder}
+    monkeypatch.setattr(chat_template, "_read", lambda file: read(file) + "{# changed #}")
+    folders.add(prepare(make_config(template_name="chatml"), model_path, alpaca_file, tmp_path / "cache").folder)
+    assert len(folders) == 2
 
 
 def test_another_template_for_tools_is_tokenized_anew(
