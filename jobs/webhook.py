@@ -69,8 +69,8 @@ def send(
 
     `enter` is told of each address before it is connected to; what it raises is raised.
     """
-    body = json.dumps(payload, separators=(",", ":")).encode()
-    signed = sign(secrets, message_id, int(time.time()), body)
+    text = json.dumps(payload, separators=(",", ":"))
+    body, signed = text.encode(), sign(secrets, message_id, int(time.time()), text)
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_SECONDS)
     network = GuardedNetwork(allowed, TIMEOUT_SECONDS, enter)
     try:
