@@ -2,25 +2,24 @@
 
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
 
+from tenacity import retry_if_not_result
+
+from jobs.retrying import patient
+
 PATIENCE_SECONDS = 120.0
-POLL_SECONDS = 0.5
+PAUSES = (0.5, 0.5)
 SERVER_ERROR = 500
 
 
 def wait_for_prefect(patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Return once the server answers anything, or when it has not for so long: then Prefect says what is wrong."""
-    url = os.environ.get("PREFECT_API_URL")
-    deadline = time.monotonic() + patience_seconds
-    is_told = False
-    while url and not _answers(f"{url}/health") and time.monotonic() < deadline:
-        if not is_told:
-            sys.stderr.write(f"Prefect does not answer at {url}; waiting for it\n")
-        is_told = True
-        time.sleep(POLL_SECONDS)
+    if url := os.environ.get("PREFECT_API_URL"):
+        told = f"Prefect does not answer at {url}; waiting for it\n"
+        tries = patient(retry_if_not_result(bool), patience_seconds, PAUSES, lambda _: sys.stderr.write(told))
+        tries(_answers, f"{url}/health")
 
 
 def _answers(url: str) -> bool:

@@ -1,23 +1,25 @@
 """Tuneyard's own database out of reach: told as every other part of the stack that is, or waited for."""
 
+import functools
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg2
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from tenacity import retry_if_exception_type
 
 from jobs.bounded_postgres import PostgresTimeout
 from jobs.deadlines import breaker_for, call_deadline
+from jobs.retrying import patient
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 DATABASE = "Tuneyard's database"
 PATIENCE_SECONDS = 120.0  # a restart of PostgreSQL takes seconds
-POLL_SECONDS = 0.5
+PAUSES = (0.5, 0.5)
 
 
 class DatabaseTimeout(StackError):
@@ -63,15 +65,8 @@ def wait_for_database(engine: Engine, patience_seconds: float = PATIENCE_SECONDS
 
 
 def _connect(engine: Engine, patience_seconds: float) -> Connection:
-    deadline = time.monotonic() + patience_seconds
-    is_told = False
-    while True:
-        try:
-            return engine.connect()
-        except DBAPIError as error:
-            if time.monotonic() >= deadline:
-                raise StackError(f"Tuneyard's database has not been there for {patience_seconds:.0f} s") from error
-            if not is_told:
-                logger.warning("The database can't be reached (%s); waiting for it", type(error).__name__)
-            is_told = True
-            time.sleep(POLL_SECONDS)
+    tell = functools.partial(logger.warning, "The database can't be reached (%s); waiting for it")
+    try:
+        return patient(retry_if_exception_type(DBAPIError), patience_seconds, PAUSES, tell)(engine.connect)
+    except DBAPIError as error:
+        raise StackError(f"{DATABASE} has not been there for {patience_seconds:.0f} s") from error

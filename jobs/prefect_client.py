@@ -1,25 +1,27 @@
 """Prefect's own client, with a deadline for each call."""
 
 import os
-import time
 from collections.abc import Callable
+from math import inf
 from typing import Any, TypeVar
 
 import httpx
 from prefect.client.base import PrefectHttpxSyncClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound, PrefectException
+from tenacity import retry_if_exception_type, retry_if_result
 
 from jobs.bounded_http import bound
 from jobs.deadlines import breaker_for, call_deadline, seconds_left
 from jobs.prefect_access import find_password
+from jobs.retrying import patient
 from jobs.settings import Settings
 from sft.errors import StackError
 from sft.loopback import is_on_this_machine
 
 T = TypeVar("T")
 
-FIRST_WAIT_SECONDS = 0.25
+PAUSES = (0.25, inf)
 
 
 class PatientPrefectClient(PrefectHttpxSyncClient):
@@ -40,18 +42,10 @@ class PatientPrefectClient(PrefectHttpxSyncClient):
         retry_codes: set[int] | None = None,
         retry_exceptions: tuple[type[Exception], ...] = (),
     ) -> httpx.Response:
-        wait_seconds = FIRST_WAIT_SECONDS
-        while True:
-            try:
-                response: httpx.Response = super()._send_with_retry(request, send, send_args, send_kwargs)
-            except retry_exceptions:
-                if seconds_left() <= wait_seconds:
-                    raise
-            else:
-                if response.status_code not in (retry_codes or ()) or seconds_left() <= wait_seconds:
-                    return response
-            time.sleep(wait_seconds)
-            wait_seconds *= 2
+        is_passing = retry_if_result(lambda response: response.status_code in (retry_codes or ()))
+        tries = patient(retry_if_exception_type(retry_exceptions) | is_passing, seconds_left(), PAUSES)
+        response: httpx.Response = tries(super()._send_with_retry, request, send, send_args, send_kwargs)
+        return response
 
 
 def open_prefect_client(settings: Settings) -> SyncPrefectClient:

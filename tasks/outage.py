@@ -1,14 +1,17 @@
 """What a job does while MLflow is away: it waits for what it must have, and keeps its metrics until they can go."""
 
 import contextvars
+import functools
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+from jobs.retrying import patient, waited_seconds
 from sft.errors import RegistryUnavailable
 from tasks.causes import is_mlflow_away, name_kinds
 
@@ -23,7 +26,6 @@ _SECOND_WORDS = ("uniqueviolation", "unique constraint")  # PostgreSQL's, SQLite
 
 PATIENCE_SECONDS = 120.0  # and one request's timeout at most, before another attempt at the job is better
 REQUEST_TIMEOUT_SECONDS = 60  # without a byte from the server
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 MOST_RACES = 5  # in a row, that a thing of another job came first
 SEND_SECONDS = 1.0
 KEPT_POINTS = 100_000  # some 30 MB
@@ -40,32 +42,24 @@ def keep_trying(act: Callable[[], T], what: str, patience_seconds: float = PATIE
         RegistryUnavailable: MLflow stayed away.
     """
     fail_fast()
-    began, pause, races = time.monotonic(), FIRST_PAUSE_SECONDS, 0
-    while True:
-        try:
-            result = act()
-        except Exception as error:
-            if _has_lost_race(error) and races < MOST_RACES:
-                races += 1
-                continue
-            if not is_mlflow_away(error):
-                raise
-            waited = time.monotonic() - began
-            if waited + pause > patience_seconds:
-                raise RegistryUnavailable(
-                    f"MLflow did not answer for {waited:.0f} s while {what}; see `tuneyard status` ({_show(error)})"
-                ) from error
-            if pause == FIRST_PAUSE_SECONDS:
-                logger.warning("MLflow is away while %s; waiting for it (%s)", what, _show(error))
-            time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-        else:
-            if pause > FIRST_PAUSE_SECONDS:
-                logger.info("MLflow is back after %.0f s", time.monotonic() - began)
-            return result
+    tell = functools.partial(logger.warning, "MLflow is away while %s; waiting for it (%s)", what)
+    races = Retrying(retry=retry_if_exception(_has_lost_race), stop=stop_after_attempt(1 + MOST_RACES), reraise=True)
+    tries = patient(retry_if_exception(is_mlflow_away), patience_seconds, tell=tell)
+    try:
+        result: T = tries(races, act)
+    except Exception as error:
+        if not is_mlflow_away(error):
+            raise
+        waited = waited_seconds(tries)
+        raise RegistryUnavailable(
+            f"MLflow did not answer for {waited:.0f} s while {what}; see `tuneyard status` ({_show(error)})"
+        ) from error
+    if waited := waited_seconds(tries):
+        logger.info("MLflow is back after %.0f s", waited)
+    return result
 
 
-def _has_lost_race(error: Exception) -> bool:
+def _has_lost_race(error: BaseException) -> bool:
     """Whether another job made the same thing in the same moment, a dataset both learn from, say.
 
     MLflow looks for it and makes it if it is not there, without a lock; its database refuses the second one.
@@ -83,6 +77,10 @@ def fail_fast() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_SECONDS))
 
 
+class _GivenUp(Exception):
+    """What is left is not sent any more."""
+
+
 class MetricSender:
     """Sends values from a thread of its own, together and in order, so that no server holds up training.
 
@@ -98,7 +96,9 @@ class MetricSender:
         self._closing = threading.Event()
         self._given_up = threading.Event()
         self._last: Callable[[], None] = lambda: None
-        self._away_since: float | None = None
+        away = "MLflow is away; metrics are kept and sent once it is back (%s)"
+        tell = functools.partial(logger.warning, away)
+        self._tries = patient(retry_if_exception(is_mlflow_away), tell=tell, sleep=self._pause)
         run_as_here = contextvars.copy_context().run  # else Prefect would not know whose log lines these are
         self._thread = threading.Thread(target=run_as_here, args=(self._run,), name="metrics", daemon=True)
         self._thread.start()
@@ -145,29 +145,21 @@ class MetricSender:
 
     def _repeat(self, act: Callable[[], None]) -> bool:
         """Do it until MLflow has taken or refused it; False when given up."""
-        pause = FIRST_PAUSE_SECONDS
-        while not self._given_up.is_set():
-            try:
-                act()
-            except Exception as error:
-                if not is_mlflow_away(error):
-                    logger.warning("MLflow refused metrics, which it will not show (%s)", _show(error))
-                    return True
-                if self._away_since is None:
-                    self._away_since = time.monotonic()
-                    logger.warning("MLflow is away; metrics are kept and sent once it is back (%s)", _show(error))
-                self._given_up.wait(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-            else:
-                self._tell_back()
-                return True
-        return False
+        try:
+            self._pause(0)
+            self._tries(act)
+        except _GivenUp:
+            return False
+        except Exception as error:
+            logger.warning("MLflow refused metrics, which it will not show (%s)", _show(error))
+        else:
+            if waited := waited_seconds(self._tries):
+                logger.info("MLflow is back after %.0f s; %s", waited, self._count())
+        return True
 
-    def _tell_back(self) -> None:
-        if self._away_since is None:
-            return
-        logger.info("MLflow is back after %.0f s; %s", time.monotonic() - self._away_since, self._count())
-        self._away_since = None
+    def _pause(self, seconds: float) -> None:
+        if self._given_up.wait(seconds):
+            raise _GivenUp
 
     def _count(self) -> str:
         with self._lock:
