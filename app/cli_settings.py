@@ -5,7 +5,7 @@ import os
 from app.cli_exit import UsageProblem
 
 PREFIX = "TUNEYARD_"
-_SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # kinds of problems whose values are no secrets
+_SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # kinds of problems whose values are not secrets
 
 
 def explain_settings(error: Exception) -> UsageProblem | None:

@@ -29,7 +29,7 @@ POLICY = "; ".join(
 
 
 class Confined:
-    """An app whose pages may load from and send to no other host. Responses that are no page are left as they are."""
+    """An app whose pages may load from and send to no other host. Responses that are not pages are left as they are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -102,7 +102,7 @@ class PrefectRuns:
         return self._flow_id
 
     def get(self, job_id: UUID | str) -> FlowRun:
-        """One run. Raises JobNotFound for an unknown id, one that is no UUID included."""
+        """One run. Raises JobNotFound for an unknown id, one that is not a UUID included."""
         unknown = JobNotFound(f"Job {job_id} not found")
         try:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)

@@ -175,7 +175,7 @@ class JobService:
     # -- looking at jobs
 
     def get(self, job_id: UUID | str) -> Job:
-        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is no UUID included."""
+        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
         try:
             return self._describe(self._runs.get(job_id))
         except JobNotFound:

@@ -89,6 +89,6 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
 
 
 def is_without_deployment(state_type: str, message: str | None, deployment_id: object) -> bool:
-    """Whether Prefect's worker has cancelled a run because somebody has deleted its deployment, which is no end."""
+    """Whether Prefect's worker has cancelled a run because somebody has deleted its deployment, which is not an end."""
     said = f"Deployment {deployment_id} no longer exists"
     return state_type in ("CANCELLED", "CANCELLING") and (message or "").startswith(said)

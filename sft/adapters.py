@@ -150,7 +150,7 @@ def _check_kind(folder: Path) -> None:
         raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
     if kind != "LORA" or needs_module:
         what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
-        raise InvalidConfig(f"adapter_path {folder} is no plain LoRA adapter: {what}; name another one")
+        raise InvalidConfig(f"adapter_path {folder} is not a plain LoRA adapter: {what}; name another one")
     if not isinstance(start, bool | None) and not (isinstance(start, str) and START.fullmatch(start)):
         raise InvalidConfig(
             f"adapter_path {folder} can't be gone on from: its init_lora_weights {start!r:.60} would change the base "

@@ -174,7 +174,7 @@ def explain_end(code: int, note: int) -> ResourceLimit | None:
 
 
 def _explain_error(error: BaseException, confinement: _Confinement) -> TuneyardError | None:
-    """What the input is at fault for: memory that could not be had, or a panic of Rust's, which is no Exception."""
+    """What the input is at fault for: memory that could not be had, or a panic of Rust's, which is not an Exception."""
     chain = [*walk_causes(error)]
     if panic := next((one for one in chain if type(one).__name__ == PANIC), None):
         if NO_THREAD in str(panic) and confinement.limits.memory_bytes is not None:

@@ -14,7 +14,7 @@ def join_parts(content: Any, where: str, ignored: set[str]) -> tuple[Any, str]:
     """The text of all parts, None if none has any, and the text of thinking parts; other content as it is.
 
     Raises:
-        InvalidDataset: naming the part that is no text.
+        InvalidDataset: naming the part that is not text.
     """
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         return content, ""

@@ -34,7 +34,7 @@ NumberedRow = tuple[int, Row | BrokenRow]  # the number counts from 1: the line 
 def read_rows(path: Path) -> list[NumberedRow]:
     """The rows of a `.json` (one list), `.jsonl`, `.parquet` or `.csv` file, in order.
 
-    A line that is no JSON object and a ragged line of a CSV file come back as a `BrokenRow`. What Parquet fills up
+    A line that is not a JSON object and a ragged line of a CSV file come back as a `BrokenRow`. What Parquet fills up
     nested values with, a null for each key that another row has, is left out, so that its rows are those of JSONL.
 
     Raises:
@@ -111,7 +111,7 @@ def _read_json(path: Path) -> list[NumberedRow]:
 
 def _read_jsonl(path: Path) -> list[NumberedRow]:
     content = read_utf8(path)
-    if _begins_list(content):  # one list of all rows under the wrong suffix, or else rows that are no objects
+    if _begins_list(content):  # one list of all rows under the wrong suffix, or else rows that are not objects
         try:
             return _read_json(path)
         except InvalidDataset:
@@ -149,7 +149,7 @@ def _check_object(row: Any, text: str) -> Row | BrokenRow:
 
 
 def _read_csv(path: Path) -> list[NumberedRow]:
-    text = read_utf8(path).decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 spoils its row alone
+    text = read_utf8(path).decode("utf-8", "surrogateescape")  # a byte that is not UTF-8 spoils its row alone
     limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
     try:
         return list(enumerate(_read_records(io.StringIO(text, newline=""), _find_delimiter(text), path.name), 1))

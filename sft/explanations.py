@@ -148,7 +148,7 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
         nearest = find_nearest(str(place[-1]), known_fields)
         hint = f"; did you mean {nearest}?" if nearest else ""
         if not nearest and place[-1] in BESIDE_CONFIG:
-            hint = "; it is no part of a configuration: give it beside config when a job is started"
+            hint = "; it is not part of a configuration: give it beside config when a job is started"
         return f"{name} is not a known field{hint}"
     if kind == "missing":
         return f"{name or 'body'} is required"

@@ -32,7 +32,7 @@ RECODE = "if the file is in Windows-1252, Latin-1 or GB18030, convert it with `i
 
 
 def check_kind(path: Path) -> None:
-    """Raises InvalidDataset, with what to do, for a file that is not what its suffix says, or is no file."""
+    """Raises InvalidDataset, with what to do, for a file that is not what its suffix says, or is not a file."""
     if is_special(path):
         raise InvalidDataset(f"{path.name} is a pipe, a socket or a device; put the file itself there")
     with path.open("rb") as stream:
@@ -50,7 +50,7 @@ def check_kind(path: Path) -> None:
 def read_utf8(path: Path) -> bytes:
     """A text file's content as UTF-8 without a byte order mark; UTF-16 and UTF-32 are converted.
 
-    Those two are told by their mark, or by where the zeros of the first characters stand. Bytes that are no UTF-8 are
+    Those two are told by their mark, or by where the zeros of the first characters stand. Bytes that are not UTF-8 are
     left for the reader to report, row by row.
     """
     content = path.read_bytes()
@@ -72,5 +72,5 @@ def is_utf8(path: Path) -> bool:
 
 
 def explain_bytes(error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are no UTF-8, and what to do."""
+    """What is wrong with bytes that are not UTF-8, and what to do."""
     return f"not UTF-8: {error.reason} at byte {error.start + 1}; {RECODE}"

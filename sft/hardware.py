@@ -84,7 +84,7 @@ def _check_placement(config: SFTConfig, hardware: Hardware) -> list[str]:
     number = place.removeprefix("cuda:").removeprefix("cuda") or "0"
     if not number.isdecimal():
         raise InvalidConfig(
-            f"device_map {place!r} is no GPU of this machine, and a job trains on one; unset device_map"
+            f"device_map {place!r} is not a GPU of this machine, and a job trains on one; unset device_map"
         )
     if int(number) >= hardware.gpus:
         raise InvalidConfig(

@@ -78,7 +78,7 @@ def check_causality(model: PreTrainedModel) -> None:
             f"base_model {_name(model)} can't compute logits for a row of text alone: {lines[0]}"
         ) from error
     if not bool(first.isfinite().all() and second.isfinite().all()):
-        check_base(model, "its logits of a short text are no numbers")
+        check_base(model, "its logits of a short text are not numbers")
         raise ModelUnusable(
             f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: look at the "
             "numbers in its config.json (rope_parameters, norm eps), or set mixed_precision to none where it is another"
@@ -86,8 +86,8 @@ def check_causality(model: PreTrainedModel) -> None:
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
         raise ModelNotSupported(
-            f"base_model {_name(model)} is no causal language model: a later token changes what it says of an earlier "
-            "one, so it would learn with sight of the answer; take a model that writes from left to right"
+            f"base_model {_name(model)} is not a causal language model: a later token changes what it says of an "
+            "earlier one, so it would learn with sight of the answer; take a model that writes from left to right"
         )
 
 

@@ -30,7 +30,7 @@ LIMITS_BYTES = {
 
 
 def check_texts(folder: Path, subject: str) -> None:
-    """Refuse text files that would take all memory of whatever reads them, and what is no file: see `is_special`.
+    """Refuse text files that would take all memory of whatever reads them, and what is not a file: see `is_special`.
 
     Raises:
         ModelUnusable: naming the file, its size and the limit.

@@ -240,9 +240,10 @@ def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Pa
     else:
         way_out = find_way_out(folder, (root, *allowed_roots))
     if way_out is not None:
+        what = "is a link that leaves" if way_out.is_symlink() else "is not a valid path, or lies outside"
         raise ModelNotFound(
-            f"base_model {name!r}: {way_out} is no path a file can have, or leads out of the model root {root}; put "
-            "the files there, or name the folder they are in with TUNEYARD_ALLOWED_MODEL_ROOTS"
+            f"base_model {name!r}: {way_out} {what} the model root {root}; copy the files there, or add the folder "
+            "they are in to TUNEYARD_ALLOWED_MODEL_ROOTS and restart"
         )
 
 

@@ -67,7 +67,7 @@ def _matches(name: str, item: str) -> bool:
         return re.fullmatch(item, name) is not None
     except (re.error, RecursionError, OverflowError) as error:
         raise InvalidConfig(
-            f"lora_target_modules has no layer {item!r} to adapt, and it is no pattern either: {error}"
+            f"lora_target_modules has no layer {item!r} to adapt, and it is not a pattern either: {error}"
         ) from error
 
 

@@ -15,7 +15,7 @@ def find_temporary() -> Path:
 def follow(name: str, root: Path, further: Iterable[Path] = ()) -> Path | None:
     """Where `name` leads from `root`, links followed, whether there is something or not.
 
-    None when that is neither in `root` nor in one of the `further` folders, or is no name a file can have.
+    None when that is neither in `root` nor in one of the `further` folders, or is not a name a file can have.
     """
     try:
         found = (root / name).resolve()

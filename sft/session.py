@@ -200,7 +200,8 @@ class TrainingSession:
         `early_stopping_patience` the model is then that of the best evaluation, and the result has
         `best_step`, `best_eval_loss` and `stopped_early` too.
 
-        A run that a signal stops (what its handler raises is no Exception) saves a checkpoint of its last whole step.
+        A run that a signal stops (what its handler raises is not an Exception) saves a checkpoint of its last
+        whole step.
 
         Raises:
             LossNotFinite: the loss or its gradient became NaN or infinite.

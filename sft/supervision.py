@@ -59,7 +59,7 @@ class Renderer(NamedTuple):
             rendered.text.encode()
         except UnicodeEncodeError as error:
             raise InvalidDataset(
-                f"has half of a surrogate pair, {rendered.text[error.start]!r}, which is no text"
+                f"has half of a surrogate pair, {rendered.text[error.start]!r}, which is not text"
             ) from error
         return rendered
 

@@ -110,7 +110,7 @@ def find_weight_damage(path: Path, most_bytes: int = LARGEST_JSON) -> str | None
                 return "is a Git LFS pointer, not the weights: run `git lfs pull` in that folder"
             length = int.from_bytes(start, "little")
             if size < 8 or not 2 <= length <= LARGEST_HEADER:
-                return f"is no safetensors file ({size} bytes): copy or download it again"
+                return f"is not a safetensors file ({size} bytes): copy or download it again"
             if length > size - 8:
                 return f"is cut off after {size} bytes: copy or download it again"
             if length > most_bytes:
@@ -202,7 +202,9 @@ def list_weight_files(folder: Path, subject: str, most_bytes: int = LARGEST_JSON
         reason = find_pointer(folder) or f"can't be read: {INDEX} holds no list of files ({type(error).__name__})"
         raise ModelUnusable(f"{subject} {reason}") from error
     if strange := [str(name) for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise ModelUnusable(f"{subject} can't be read: {INDEX} names {strange[0]!r:.200}, which is no file beside it")
+        raise ModelUnusable(
+            f"{subject} can't be read: {INDEX} names {strange[0]!r:.200}, which is not a file beside it"
+        )
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelUnusable(
             f"{subject} is not all there: {missing[0]} is missing ({len(missing)} of the {len(names)} files that "

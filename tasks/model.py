@@ -71,7 +71,7 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
                 )
             return found
     looked = " and ".join(str(root) for root in roots)
-    raise ModelNotFound(f"adapter_path {reference!r} is no folder with an adapter_config.json under {looked}")
+    raise ModelNotFound(f"adapter_path {reference!r} is not a folder with an adapter_config.json under {looked}")
 
 
 @task(name="Load model", task_run_name="Load model", cache_policy=NO_CACHE)

@@ -18,7 +18,9 @@ GIT_SERVER = re.compile(r"(https?|ssh|git)://[^-/][^/]*/|[A-Za-z0-9_][\w.-]*@[A-
 def check_md5(md5: str, what: str) -> str:
     """The hash, unless it is none. Raises InvalidDataset."""
     if not isinstance(md5, str) or not MD5.fullmatch(md5):
-        raise InvalidDataset(f"{what} has md5 {str(md5)[:80]!r} in the registry, which is no md5; add it to DVC again")
+        raise InvalidDataset(
+            f"{what} has md5 {str(md5)[:80]!r} in the registry, which is not an md5; add it to DVC again"
+        )
     return md5
 
 

@@ -76,7 +76,7 @@ def _find(files: list[DataFile], split: str) -> DataFile | None:
 
 
 def _read_name(name: str) -> DataFile | None:
-    """None for a file that is no data, by its name."""
+    """None for a file that is not data, by its name."""
     path, obstacle = PurePosixPath(name), None
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path, obstacle = path.with_suffix(""), "is compressed; unpack it"

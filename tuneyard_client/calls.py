@@ -309,4 +309,4 @@ def _validate(adapter: TypeAdapter[T], content: Callable[[], Any]) -> T:
         place = ".".join(str(part) for part in problem["loc"]) or "the answer"
         raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
     except (ValueError, KeyError, RecursionError) as error:
-        raise UnexpectedAnswer("the answer is no JSON as expected; is this a Tuneyard service?") from error
+        raise UnexpectedAnswer("the answer is not JSON as expected; is this a Tuneyard service?") from error

@@ -100,7 +100,7 @@ def error_for(status: int, body: object, request_id: str | None) -> ClientError:
     """The error an answer stands for.
 
     Args:
-        body: The answer's JSON, `{detail, code, request_id}`; None when it is no JSON.
+        body: The answer's JSON, `{detail, code, request_id}`; None when it is not JSON.
     """
     if not isinstance(body, dict) or "detail" not in body:
         return UnexpectedAnswer(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)

@@ -130,7 +130,7 @@ class AdapterArchive:
 
         Raises:
             ChecksumMismatch: what came is not what was sent.
-            UnexpectedAnswer: it is no archive.
+            UnexpectedAnswer: it is not an archive.
         """
         if self._digest.hexdigest() != self._expected:
             raise ChecksumMismatch(
@@ -154,7 +154,7 @@ def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The files of an archive, as the service makes them: nothing else, and none with holes, which take no bytes."""
     for member in archive:
         if not member.isfile() or member.issparse():
-            raise UnexpectedAnswer(f"the adapter's archive holds {member.name!r:.200}, which is no plain file")
+            raise UnexpectedAnswer(f"the adapter's archive holds {member.name!r:.200}, which is not a plain file")
         yield member
 
 

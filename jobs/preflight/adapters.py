@@ -49,7 +49,7 @@ def check_adapter(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
             yield from _check_files(reference, found)
             return
     looked = " and ".join(map(str, roots))
-    yield _finding(f"{reference!r} is no folder with an adapter_config.json under {looked}{around.hint}")
+    yield _finding(f"{reference!r} is not a folder with an adapter_config.json under {looked}{around.hint}")
 
 
 def _check_files(reference: str, folder: Path) -> Iterator[Finding]:

@@ -56,8 +56,8 @@ def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
         yield Finding(
             DatasetNotFound,
             FIELD,
-            f"{reference!r} is no file or folder below the data root {root}, and neither the dataset registry nor the "
-            f"Hub is known to have it; put the file there or name another dataset{around.hint}",
+            f"{reference!r} is not a file or folder below the data root {root}, and neither the dataset registry nor "
+            f"the Hub is known to have it; put the file there or name another dataset{around.hint}",
         )
 
 

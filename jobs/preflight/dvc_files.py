@@ -19,7 +19,7 @@ _ENDS = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
 def read_outputs(text: bytes) -> Iterator[str]:
-    """The outputs in a `.dvc`, `dvc.yaml` or `dvc.lock` file; none in one that is no YAML.
+    """The outputs in a `.dvc`, `dvc.yaml` or `dvc.lock` file; none in one that is not YAML.
 
     Raises:
         NotKnown: it is nested deep, or has merge keys, which are not followed.

@@ -71,7 +71,7 @@ def _explain_absence(name: str, folder: Path, around: Surroundings) -> str | Non
     where = f"is neither in the model root ({folder}) nor in the Hugging Face cache"
     remedy = f"put its files into {folder} or name another model"
     if not HUB_ID.fullmatch(name):
-        return f"{where}, and is no id of a model on the Hub; {remedy}"
+        return f"{where}, and is not an id of a model on the Hub; {remedy}"
     found = find_on_hub("models", name)
     if found is Presence.ABSENT:
         return f"{where}, and the Hub has no such model that is open to you; {remedy}, or set HF_TOKEN"

@@ -78,7 +78,7 @@ class RegistryView:
             tags = git.say("tag", "--list").split()
             branches = git.say("branch", "--format=%(refname:short)").split()
             return (
-                f"{wanted!r} is no revision in the dataset registry {self.folder}; tags: {_list(tags)}; "
+                f"{wanted!r} is not a revision in the dataset registry {self.folder}; tags: {_list(tags)}; "
                 f"branches: {_list(branches)}"
             )
         if code:
@@ -96,7 +96,7 @@ class RegistryView:
         versions = sorted({version for _, version in self.built})
         names = sorted({known for known, _ in self.built})
         if revision not in (*versions, "main", None):
-            return f"{revision!r} is no revision in the dataset registry; tags: {_list(versions)}; branches: main"
+            return f"{revision!r} is not a revision in the dataset registry; tags: {_list(versions)}; branches: main"
         if name in names:
             return None
         return f"{'@'.join(filter(None, (name, revision)))!r} is not in the dataset registry; it has: {_list(names)}"

@@ -179,7 +179,7 @@ def test_the_nearest_name(name, nearest):
 @pytest.mark.parametrize("name", ["adapter_name", "webhook_url", "metadata", "tracking_backend", "webhook_events"])
 def test_what_belongs_beside_a_configuration_is_said_to(name):
     with pytest.raises(
-        ValueError, match=f"{name} is not a known field; it is no part of a configuration: give it besi"
+        ValueError, match=f"{name} is not a known field; it is not part of a configuration: give it besi"
     ):
         SFTConfig.from_dict({"base_model": "m", "dataset_name": "d", "dataset_format": "chat", name: "x"})
 

@@ -62,7 +62,12 @@ def test_strict_refuses_and_makes_no_job(api, path):
 @pytest.mark.parametrize(
     ("field", "status", "code", "told"),
     [
-        ({"dataset_version": "v9"}, 404, "dataset_not_found", "dataset_version 'v9' is no revision in the dataset reg"),
+        (
+            {"dataset_version": "v9"},
+            404,
+            "dataset_not_found",
+            "dataset_version 'v9' is not a revision in the dataset reg",
+        ),
         ({"dataset_version": "nope@v1.0"}, 404, "dataset_not_found", "'nope@v1.0' is not in the dataset registry"),
         ({"dataset_version": "/data/acme.jsonl"}, 404, "dataset_not_found", "'/data/acme.jsonl' looks like a file."),
         ({"use_qlora": True}, 422, "invalid_config", "use_qlora needs a CUDA device and no worker has one"),
@@ -74,7 +79,7 @@ def test_strict_refuses_and_makes_no_job(api, path):
             "model_not_found",
             "lora_version 'models:/nobody/3' is not in",
         ),
-        ({"adapter_path": "nowhere"}, 404, "model_not_found", "adapter_path 'nowhere' is no folder with an adapter"),
+        ({"adapter_path": "nowhere"}, 404, "model_not_found", "adapter_path 'nowhere' is not a folder with an adapter"),
     ],
 )
 def test_every_finding_is_told(api, stack, field, status, code, told):

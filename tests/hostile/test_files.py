@@ -172,7 +172,7 @@ def test_an_adapter_that_names_code_runs_none(
     shutil.copy(model / "modeling_evil.py", adapter)
     monkeypatch.syspath_prepend(str(model))
     is_plain = "auto_mapping" in fields  # which is not read
-    with contextlib.nullcontext() if is_plain else pytest.raises(InvalidConfig, match="is no plain LoRA adapter"):
+    with contextlib.nullcontext() if is_plain else pytest.raises(InvalidConfig, match="is not a plain LoRA adapter"):
         open_session("next", adapter_path=str(adapter))
     assert not canary.exists()
 

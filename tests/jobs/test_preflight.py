@@ -93,8 +93,8 @@ def test_a_good_job_has_nothing_to_be_said_of(settings):
     [
         ("acme/nothing", "is neither in the model root ({root}/acme/nothing) nor in the Hugging Face cache, and the"),
         ("gpt2", "is neither in the model root ({root}/gpt2) nor in the Hugging Face cache, and the Hub can't be"),
-        ("a/b/c", "and is no id of a model on the Hub; put its files into {root}/a/b/c or name another model"),
-        ("has space/x", "and is no id of a model on the Hub"),
+        ("a/b/c", "and is not an id of a model on the Hub; put its files into {root}/a/b/c or name another model"),
+        ("has space/x", "and is not an id of a model on the Hub"),
         ("/models/my-base", "must be a model id or a path below the model root {root}"),
         ("../outside", "must be a model id or a path below the model root {root}"),
     ],
@@ -130,9 +130,9 @@ def test_a_models_files_are_read_once_while_they_stay_the_same_and_never_when_th
 
 BROKEN = {
     "weights that are a pointer": (lambda f: write(f, "model.safetensors", LFS), "safetensors is a Git LFS pointer"),
-    "weights that are cut off": (lambda f: write(f, "model.safetensors", "x"), "is no safetensors file"),
+    "weights that are cut off": (lambda f: write(f, "model.safetensors", "x"), "is not a safetensors file"),
     "a configuration that is a pointer": (lambda f: write(f, "config.json", LFS), "config.json is a Git LFS pointer"),
-    "a configuration that is no JSON": (lambda f: write(f, "config.json", "{"), "config.json is not valid JSON"),
+    "a configuration that is not JSON": (lambda f: write(f, "config.json", "{"), "config.json is not valid JSON"),
     "a configuration that is a list": (lambda f: write(f, "config.json", "[]"), "config.json must hold an object"),
     "other weights": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "has pickled weights"),
 }  # fmt: skip
@@ -297,13 +297,13 @@ def test_a_dataset_of_the_registry(with_registry, reference):
 @pytest.mark.parametrize(
     ("reference", "told"),
     [
-        ("added@v9", "'v9' is no revision in the dataset registry {}; tags: v1; branches: main"),
+        ("added@v9", "'v9' is not a revision in the dataset registry {}; tags: v1; branches: main"),
         (
             "later@v1",
             "'later@v1' is not in the dataset registry {}; it has: added, big, made, renamed, rows.jsonl, support",
         ),
         ("nope@main", "'nope@main' is not in the dataset registry {}; it has: added, "),
-        ("x@-v", "'-v' is no revision"),
+        ("x@-v", "'-v' is not a revision"),
         ("@v1", "'@v1' is not of the form name@revision"),
         ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file. Put it below "),
         ("x@rows.csv", "'rows.csv' looks like a file. Put it below "),
@@ -399,7 +399,7 @@ def test_a_registry_that_hangs_is_given_up_and_keeps_no_thread(settings, tmp_pat
 
 def test_the_default_registry_is_known_before_it_is_built(settings):
     assert (
-        "'v9' is no revision in the dataset registry; tags: v1.0, v1.1"
+        "'v9' is not a revision in the dataset registry; tags: v1.0, v1.1"
         in the_only(settings, dataset_name="handbook@v9")[1]
     )
     assert (
@@ -431,7 +431,7 @@ def test_a_mirror_of_somebody_elses_registry_may_be_behind(settings, repository)
         ("rows.json", "<!DOCTYPE html>", "invalid_dataset", "is a web page, perhaps that of a login"),
         ("rows.jsonl.gz", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv"),
         ("rows.parquet", "", "invalid_dataset", "is empty"),
-        (None, "", "dataset_not_found", "is no file or folder below the data root"),
+        (None, "", "dataset_not_found", "is not a file or folder below the data root"),
     ],
 )
 def test_a_file_that_is_no_dataset(settings, name, content, code, told):
@@ -473,7 +473,7 @@ def test_a_folder_without_an_adapter(settings):
     (settings.output_root / "old").mkdir(parents=True)
     code, message = the_only(settings, adapter_path="old")
     assert code == "model_not_found"
-    assert message.startswith("adapter_path 'old' is no folder with an adapter_config.json under ")
+    assert message.startswith("adapter_path 'old' is not a folder with an adapter_config.json under ")
     write(settings.output_root / "old", "adapter_config.json", "{}")
     code, message = the_only(settings, adapter_path="old")
     assert (code, message[:63]) == (

@@ -153,7 +153,7 @@ def test_named_layers_are_adapted_and_nothing_else(
         ("llama", "qq_proj", "has no layer 'qq_proj' to adapt; there are down_proj, gate_proj"),
         ("llama", "lm_head", "has no layer 'lm_head'"),
         ("llama", "embed_tokens", "has no layer 'embed_tokens'"),
-        ("llama", "(q_proj", "is no pattern"),
+        ("llama", "(q_proj", "is not a pattern"),
         ("mamba", "out_proj", "'out_proj' can't be adapted in this model"),
         ("phimoe", "router", "'router' names layers that rows of text do not pass through"),
         ("gemma3", "fc1", "'fc1' names layers that rows of text do not pass through"),

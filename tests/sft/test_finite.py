@@ -1,4 +1,4 @@
-"""Weights that are no numbers are told as such, where they are seen first, and never as a learning rate."""
+"""Weights that are not numbers are told as such, where they are seen first, and never as a learning rate."""
 
 import math
 import shutil

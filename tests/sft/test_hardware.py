@@ -14,9 +14,9 @@ ONE, FOUR, NONE = Hardware(1, 8, has_bitsandbytes=True), Hardware(4, 8, has_bits
     [
         ({"device_map": "auto"}, FOUR, "'auto' would spread the model over the 4 GPUs of this worker"),
         ({"device_map": "balanced"}, FOUR, "'balanced' would spread"),
-        ({"device_map": "cpu"}, ONE, "'cpu' is no GPU of this machine"),
-        ({"device_map": "disk"}, FOUR, "'disk' is no GPU"),
-        ({"device_map": "meta"}, ONE, "'meta' is no GPU"),
+        ({"device_map": "cpu"}, ONE, "'cpu' is not a GPU of this machine"),
+        ({"device_map": "disk"}, FOUR, "'disk' is not a GPU"),
+        ({"device_map": "meta"}, ONE, "'meta' is not a GPU"),
         ({"device_map": "cuda:4"}, FOUR, "'cuda:4' is not there: this worker has 4 GPU"),
         ({"device_map": "1"}, ONE, "'1' is not there"),
         ({"device_map": "cuda:0", "num_devices": 2}, FOUR, "does not go with num_devices 2"),

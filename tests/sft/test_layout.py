@@ -51,7 +51,7 @@ def build(kind: str, **options: Any) -> t.PreTrainedModel:
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
 def test_a_model_that_looks_ahead_is_refused_and_the_same_as_a_decoder_is_not(kind: str) -> None:
-    with pytest.raises(ModelNotSupported, match="is no causal language model"):
+    with pytest.raises(ModelNotSupported, match="is not a causal language model"):
         choose_layout(build(kind))
     assert choose_layout(build(kind, is_decoder=True)) in ("padded", "logits")
 

@@ -60,7 +60,7 @@ def test_a_run_that_only_gets_better_ends_with_its_last_step(open_session: Open)
     fields = OVERFITS | {"learning_rate": 1e-4, "num_epochs": 2.0}
     session, result, losses = run(open_session, "out", early_stopping_patience=1, **fields)
     assert result["stopped_early"] is False
-    assert result["best_step"] == result["steps"] == 8  # evaluated although 8 is no multiple of eval_steps
+    assert result["best_step"] == result["steps"] == 8  # evaluated although 8 is not a multiple of eval_steps
     assert session.evaluate()["eval_loss"] == losses[8]
 
 

@@ -101,8 +101,8 @@ def other_shapes(folder):
         (pointer, "model.safetensors is a Git LFS pointer, not the weights: run `git lfs pull`"),
         (torn, "model.safetensors is cut off: it has [0-9]+ bytes and should have [0-9]+"),
         (torn_in_its_header, "model.safetensors is cut off after 100 bytes"),
-        (empty, r"model.safetensors is no safetensors file \(0 bytes\)"),
-        (web_page, "model.safetensors is no safetensors file"),
+        (empty, r"model.safetensors is not a safetensors file \(0 bytes\)"),
+        (web_page, "model.safetensors is not a safetensors file"),
         (too_long, "model.safetensors is longer than it says"),
         (lie_about_a_shape, "model.safetensors contradicts itself about"),
         (lose_a_shard, r"model-00002-of-00002.safetensors is missing \(1 of the 2 files"),
@@ -198,7 +198,7 @@ def set_field(folder, **fields):
     ("damage", "kind", "told"),
     [
         (lambda a: (a / "adapter_model.safetensors").write_bytes(POINTER), ModelUnusable, "is a Git LFS pointer"),
-        (lambda a: (a / "adapter_model.safetensors").write_bytes(b""), ModelUnusable, "is no safetensors file"),
+        (lambda a: (a / "adapter_model.safetensors").write_bytes(b""), ModelUnusable, "is not a safetensors file"),
         (lambda a: (a / "adapter_config.json").write_bytes(POINTER), ModelUnusable, "is a Git LFS pointer"),
         (
             lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"),
@@ -298,7 +298,7 @@ def test_a_header_that_lies_is_refused_before_anything_is_loaded(folder, make_co
 @pytest.mark.parametrize("length", [2**62, 2**64 - 1, 60_000_000, 1, 0])
 def test_a_headers_length_is_not_believed(folder, make_config, length):
     write_header(folder / "model.safetensors", b"{}", bytes(16), length)
-    with pytest.raises(ModelUnusable, match="is no safetensors file"):
+    with pytest.raises(ModelUnusable, match="is not a safetensors file"):
         load_model(folder, make_config())
 
 
