@@ -12,11 +12,11 @@ from pydantic import Field, WithJsonSchema
 from jobs.id_prefixes import PATTERN, RULE
 from jobs.listing import JobFilters
 from jobs.status import JobStatus
+from jobs.vocabulary import PAGE_SIZE
 from sft.explanations import Matching
 from sft.lengths import Name, PathText
 
 CURSOR_HEADER = "X-Next-Cursor"
-MAX_LIMIT = 200
 EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999
 METADATA_PREFIX = "metadata."
 MAX_PAIRS = 16
@@ -51,7 +51,7 @@ IdPrefix = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    Query(ge=1, le=MAX_LIMIT, description=f"Jobs a page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
+    Query(ge=1, le=PAGE_SIZE, description=f"Jobs a page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
 ]
 PageCursor = Annotated[str | None, Query(description=f"Where the page starts: `{CURSOR_HEADER}` of the one before.")]
 

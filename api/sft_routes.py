@@ -27,6 +27,7 @@ from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
 from jobs.status import SFT_WORDS, SftWord
 from jobs.store import SavedConfig, SavedConfigVersion
+from jobs.vocabulary import PAGE_SIZE
 
 router = APIRouter(prefix="/api/sft", tags=["SFT API"])
 Service = Annotated[JobService, Depends(get_service)]
@@ -88,7 +89,7 @@ def save_config(body: ConfigBody, service: Service) -> AsIs[SavedConfiguration]:
 @router.get("/configs")
 def list_configs(
     service: Service,
-    limit: Annotated[int | None, Query(ge=1, le=200, description="Configurations a page; all if unset.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=PAGE_SIZE, description="Configurations a page; all if unset.")] = None,
     offset: Annotated[int, Query(ge=0, le=2**31, description="How many to leave out.")] = 0,
     name: Annotated[str | None, Query(description="Configurations of this name.")] = None,
     id_prefix: IdPrefix = None,

@@ -6,8 +6,8 @@ import time
 from jobs.ends import is_abandoned
 from jobs.job_processes import find_processes, kill_processes_of
 from jobs.pool_runs import PoolRuns, StateRefused
-from jobs.spec import FLOW_NAME
 from jobs.stopwatch import Clock, Stopwatch
+from jobs.vocabulary import FLOW_NAME, RunState, make_state
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Cancellations:
 
     def finish(self) -> None:
         """Cancel those that were without a process for a while. Raises httpx.HTTPError."""
-        jobs, others = self._runs.read(["CANCELLING"], FLOW_NAME)
+        jobs, others = self._runs.read([RunState.CANCELLING], FLOW_NAME)
         runs = [*jobs, *others]
         self._stopwatch.keep({run["id"] for run in runs})
         for run in runs:
@@ -42,7 +42,7 @@ class Cancellations:
                 self._end(run["id"], run["state"]["message"] if is_abandoned(run) else MESSAGE)
 
     def _end(self, run_id: str, message: str) -> None:
-        state = {"type": "CANCELLED", "name": "Cancelled", "message": message}
+        state = make_state(RunState.CANCELLED, message)
         try:
             self._runs.set_state(run_id, state)
         except StateRefused as error:

@@ -15,10 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ends import STATES, has_ended, settle
 from jobs.outbox import claim, find_due, keep_attempt, message_id, put_off, wake
-from jobs.pool_runs import PAGE, PoolRuns
+from jobs.pool_runs import PoolRuns
 from jobs.settings import Settings
 from jobs.shares import SENDERS, AddressBusy, Shares, Ticket, name_receiver
 from jobs.store import Mark, WebhookDelivery
+from jobs.vocabulary import FINAL_STATES, FLOW_NAME, PAGE_SIZE
 from jobs.webhook import Outcome, send
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ LOOKED_AT = 1024
 MARK, ALL_ENDS = "ended_jobs", "all_ends"
 LONG_AGO = datetime.fromtimestamp(0, UTC)
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
-ENDED = ["COMPLETED", "FAILED", "CANCELLED"]
 
 
 class Deliveries:
@@ -109,14 +109,14 @@ class Deliveries:
         Prefect leaves out those that were seen, and is not asked at all while it counts no others: to read thousands of
         them each time would slow it down for everybody.
         """
-        wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE}
+        wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE_SIZE}
         offset = 0
         while True:
             answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
             page = self._runs.name_jobs(answer.raise_for_status().json())
             yield from page
             offset += len(page)
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 return
 
     def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> Outcome:
@@ -164,5 +164,9 @@ class Deliveries:
 
 
 def _ended_since(since: datetime, seen: list[str]) -> dict[str, Any]:
-    ended = {"state": {"type": {"any_": ENDED}}, "end_time": {"after_": since.isoformat()}, "id": {"not_any_": seen}}
-    return {"flows": {"name": {"any_": ["finetune"]}}, "flow_runs": ended}
+    ended = {
+        "state": {"type": {"any_": FINAL_STATES}},
+        "end_time": {"after_": since.isoformat()},
+        "id": {"not_any_": seen},
+    }
+    return {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": ended}

@@ -14,16 +14,17 @@ import httpx
 import yaml
 
 from jobs.job_processes import is_process_of
-from jobs.pool_runs import PAGE, PoolRuns
+from jobs.pool_runs import PoolRuns
 from jobs.prefect_access import open_client
 from jobs.project import PROJECT_ROOT, find_sources
 from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
-from jobs.spec import FLOW_NAME, JobSpec
+from jobs.spec import JobSpec
+from jobs.vocabulary import FLOW_NAME, PAGE_SIZE, RunState, StateName, make_state
 from sft.errors import StackError
 
 FLOW_PARAMETERS = (JobSpec, RetrainSpec)  # their fields are the flows' parameters
-CUT_OFF = ["RUNNING", "PENDING", "CANCELLING"]
+CUT_OFF = [RunState.RUNNING, RunState.PENDING, RunState.CANCELLING]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
 
 
@@ -121,14 +122,14 @@ def read_deployments() -> list[dict[str, Any]]:
 def deployed_names(settings: Settings, work_pool: str | None = None) -> set[str]:
     """Names of the server's deployments, or of those that have their runs done in this work pool."""
     with open_client(settings) as client:
-        answer = client.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
+        answer = client.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {entry["name"] for entry in answer.json() if work_pool in (None, entry["work_pool_name"])}
 
 
 def online_workers(settings: Settings, work_pool: str, since_iso: str) -> set[str]:
     """Names of the pool's workers that were heard of after `since_iso` (ISO 8601, UTC)."""
     with open_client(settings) as client:
-        answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE}).raise_for_status()
+        answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {worker["name"] for worker in answer.json() if (worker["last_heartbeat_time"] or "") > since_iso}
 
 
@@ -145,11 +146,11 @@ def restart_cut_off_runs(settings: Settings, work_pool: str) -> list[str]:
         for run in others:
             if is_process_of(run["id"], run["infrastructure_pid"]):
                 continue
-            state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": RESTART_MESSAGE}
-            if run["state_type"] == "CANCELLING":
-                state = {"type": "CANCELLED", "name": "Cancelled", "message": "Cancelled as the local stack stopped."}
-            elif run["state_type"] == "PENDING":
-                state["name"] = "Scheduled"
+            state = make_state(RunState.SCHEDULED, RESTART_MESSAGE, StateName.AWAITING_RETRY)
+            if run["state_type"] == RunState.CANCELLING:
+                state = make_state(RunState.CANCELLED, "Cancelled as the local stack stopped.")
+            elif run["state_type"] == RunState.PENDING:
+                state = make_state(RunState.SCHEDULED, RESTART_MESSAGE)
             runs.forget_process(run["id"])
             runs.set_state(run["id"], state, force=True)
             changed.append(run["id"])

@@ -17,6 +17,7 @@ from jobs.outbox import put_delivery
 from jobs.spec import read_spec
 from jobs.status import JobStatus, is_without_deployment
 from jobs.store import JobAttempt, JobReport
+from jobs.vocabulary import FINAL_STATES, RunState, make_state
 from jobs.webhook import NO_REASON, STATE_PREFIX, build_payload
 from sft.errors import InvalidConfig
 
@@ -26,11 +27,11 @@ RUN_FACTS = (
     *("created", "expected_start_time", "start_time"),
 )
 STATES = {  # Prefect's, of a run whose job has ended
-    JobStatus.COMPLETED: {"type": "COMPLETED", "name": "Completed"},
-    JobStatus.FAILED: {"type": "FAILED", "name": "Failed"},
-    JobStatus.CANCELLED: {"type": "CANCELLED", "name": "Cancelled"},
+    JobStatus.COMPLETED: make_state(RunState.COMPLETED),
+    JobStatus.FAILED: make_state(RunState.FAILED),
+    JobStatus.CANCELLED: make_state(RunState.CANCELLED),
 }
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CANCELLING")  # Prefect's types of ended jobs
+ENDED = (*FINAL_STATES, RunState.CANCELLING)  # Prefect's types of ended jobs
 
 
 def keep_run(
@@ -110,9 +111,9 @@ def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True)
     is_at_work = connection.execute(held).scalar() is not None
     keep_run(connection, job_id, run)
     status, error, code = judge_end(run, read_report(connection, job_id), is_at_work)
-    if not is_told and run["state_type"] == "COMPLETED":  # long ago, before ends were kept
+    if not is_told and run["state_type"] == RunState.COMPLETED:  # long ago, before ends were kept
         status, error, code = JobStatus.COMPLETED, None, None
-    return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != "CANCELLING")
+    return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != RunState.CANCELLING)
 
 
 def is_abandoned(run: Mapping[str, Any]) -> bool:
@@ -125,14 +126,14 @@ def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tu
     """What the end of such a run is: status, error and its code."""
     kind = run["state_type"]
     said = ((run.get("state") or {}).get("message") or "").removeprefix(STATE_PREFIX)
-    if kind in ("CANCELLED", "CANCELLING"):
+    if kind in (RunState.CANCELLED, RunState.CANCELLING):
         return JobStatus.CANCELLED, None, None
-    if kind == "COMPLETED" and report.result:
+    if kind == RunState.COMPLETED and report.result:
         return JobStatus.COMPLETED, None, None
     _, problem = read_spec(run["parameters"] or {})
-    if kind == "FAILED" and problem is not None:
+    if kind == RunState.FAILED and problem is not None:
         return JobStatus.FAILED, problem, InvalidConfig.code
-    if kind == "COMPLETED" or is_at_work or not run["run_count"]:
+    if kind == RunState.COMPLETED or is_at_work or not run["run_count"]:
         error = f"somebody set this job's run to {kind.title()} in Prefect before it had come to an end of its own"
         return JobStatus.FAILED, f"{error}: {said.splitlines()[0]}" if said.strip() else error, BY_HAND
     return JobStatus.FAILED, report.error or (said.splitlines() or [NO_REASON])[0], report.error_code or "crashed"

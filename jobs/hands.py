@@ -22,16 +22,16 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.ends import ENDED, STATES, has_ended, is_abandoned, keep_run, record_end, settle
 from jobs.job_processes import VARIABLE, find_processes, is_job_process, kill_processes_of
-from jobs.lost_runs import MADE_AGAIN, LostRuns, Outcome, is_lost
+from jobs.lost_runs import LostRuns, Outcome, is_lost
 from jobs.pool_runs import PoolRuns
-from jobs.spec import FLOW_NAME
 from jobs.status import JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt, JobReport
+from jobs.vocabulary import FLOW_NAME, RunState, StateName
 
 logger = logging.getLogger(__name__)
 
-OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CRASHED"]
+OPEN = [RunState.SCHEDULED, RunState.PENDING, RunState.RUNNING, RunState.PAUSED, RunState.CRASHED]
 LEAVE_SECONDS = 10.0  # for a process to go by itself once its job has ended
 SAVE_SECONDS = 20.0  # to save its last step once its run was paused
 LOOK_SECONDS = 60.0  # until every open job is looked at, though Prefect and we count as many as before
@@ -90,7 +90,7 @@ class Hands:
             run = runs[job_id]
             # One that runs may be about to tell Prefect of the end that it has just written.
             seconds = self._seconds(run["id"], "ending", run["state"]["id"])
-            if run["state_type"] != "RUNNING" or seconds >= LEAVE_SECONDS:
+            if run["state_type"] != RunState.RUNNING or seconds >= LEAVE_SECONDS:
                 self._runs.set_state(run["id"], {**STATES[status], "message": RETURNED}, force=True)
                 logger.info("Job %s has %s: its run, which was begun again, is put back", job_id, status.value)
 
@@ -114,12 +114,12 @@ class Hands:
             elif run["state_type"] in ENDED:
                 with self._engine.begin() as connection:
                     is_new = settle(connection, run)
-                    if run["state_type"] != "CANCELLING":  # which lets it save its last step
+                    if run["state_type"] != RunState.CANCELLING:  # which lets it save its last step
                         mine = JobAttempt.job_id == job_id
                         connection.execute(update(JobAttempt).where(mine).values(token=None))
                 if is_new:
                     logger.info("Job %s was set to %s by hand: its process has to go", job_id, run["state_name"])
-            elif run["state_type"] in ("PAUSED", "SCHEDULED"):
+            elif run["state_type"] in (RunState.PAUSED, RunState.SCHEDULED):
                 self._halt(job_id, run, number)
 
     def _cancel(self, job_id: UUID, why: str) -> None:
@@ -163,13 +163,13 @@ class Hands:
         with self._engine.begin() as connection:
             for job_id in runs.keys() - kept:
                 is_planned = runs[job_id]["auto_scheduled"] and not runs[job_id]["start_time"]
-                if not is_planned and runs[job_id]["state_name"] != MADE_AGAIN:
+                if not is_planned and runs[job_id]["state_name"] != StateName.MADE_AGAIN:
                     keep_run(connection, job_id, runs[job_id])
         gone = kept - runs.keys()
         elsewhere = self._runs.find_by_id(gone)
         runs |= {job_id: run for job_id, run in elsewhere.items() if is_abandoned(run)}
         for job_id, run in runs.items():
-            if run["state_name"] == MADE_AGAIN and run["id"] != run["run_id"]:
+            if run["state_name"] == StateName.MADE_AGAIN and run["id"] != run["run_id"]:
                 self._lost.put_in_line(job_id)
         lost = {job_id: run for job_id, run in runs.items() if is_lost(run, deployments)}
         for job_id in self._lost.sort({*lost, *(gone - elsewhere.keys())}):
@@ -192,7 +192,8 @@ class Hands:
         with self._engine.connect() as connection:
             for run in runs:
                 known = found.get(UUID(run["id"]))
-                is_cancelling = known is not None and known["state_type"] == "CANCELLING"  # which has its own duty
+                # A cancellation has its own duty.
+                is_cancelling = known is not None and known["state_type"] == RunState.CANCELLING
                 has_owner = known is not None and (is_cancelling or has_ended(connection, UUID(run["id"])) is None)
                 if self._seconds(run["run_id"], "unowned", has_owner) >= LEAVE_SECONDS and not has_owner:
                     kill_processes_of(run["run_id"])

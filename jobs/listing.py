@@ -13,22 +13,17 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
 from jobs.id_prefixes import find_offset, id_range
-from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, state_filter
+from jobs.prefect_runs import PrefectRuns, state_filter
 from jobs.queue import Line
 from jobs.spec import made_by_tag, metadata_tag
-from jobs.status import CREATED_STATE_NAME, ONGOING_STATE_NAMES, JobStatus
+from jobs.status import JobStatus, state_types
+from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, StateName
 from sft.errors import InvalidCursor
 
 _CREATED = frozenset({JobStatus.CREATED})
 _QUEUED = frozenset({JobStatus.QUEUED})
 _WAITING = _CREATED | _QUEUED
 _ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
-_STATE_TYPES = {
-    JobStatus.CANCELLED: ["CANCELLING", "CANCELLED"],
-    JobStatus.COMPLETED: ["COMPLETED"],
-    JobStatus.FAILED: ["FAILED"],
-}
-
 
 _ANY = filters.FlowRunFilter()
 SHIFT = 20  # jobs that may be deleted while an id is looked for
@@ -160,14 +155,14 @@ def _to_run_filter(
 
 def _to_state_filter(statuses: frozenset[JobStatus]) -> filters.FlowRunFilterState:
     if statuses == _WAITING:
-        return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES])
+        return state_filter(state_types(JobStatus.QUEUED), not_names=ONGOING_NAMES)
     if statuses == _QUEUED:
-        return state_filter(["SCHEDULED", "PAUSED"], not_names=[*ONGOING_STATE_NAMES, CREATED_STATE_NAME])
+        return state_filter(state_types(JobStatus.QUEUED), not_names=[*ONGOING_NAMES, StateName.CREATED])
     if statuses == _CREATED:  # only a paused run has this name
-        return state_filter(names=[CREATED_STATE_NAME])
+        return state_filter(names=[StateName.CREATED])
     if statuses == _ACTIVE:
-        return state_filter(["PENDING", "RUNNING", "CRASHED"], names=[*ONGOING_STATE_NAMES])
-    return state_filter([name for status in statuses for name in _STATE_TYPES[status]])
+        return state_filter(state_types(*statuses), names=ONGOING_NAMES)
+    return state_filter(state_types(*statuses))
 
 
 def _time_of(run: FlowRun) -> datetime:

@@ -16,11 +16,11 @@ from prefect.client.schemas.sorting import LogSort
 from jobs.job import Job
 from jobs.log_lines import escape
 from jobs.prefect_client import call
+from jobs.vocabulary import PAGE_SIZE
 
 if TYPE_CHECKING:
     from jobs.service import JobService
 
-PAGE_SIZE = 200  # Prefect's cap
 STATE_SECONDS = 2.0
 LATE_SECONDS = 5.0  # processes send their lines in batches two seconds apart, so lines come late and out of order
 REMEMBERED_SECONDS = 60.0  # a feed is not that far behind those who have read by themselves

@@ -14,16 +14,14 @@ import httpx
 from sqlalchemy import Engine, select, update
 
 from jobs.ends import is_abandoned
-from jobs.pool_runs import PAGE, PoolRuns
-from jobs.status import LOST_STATE_NAME
+from jobs.pool_runs import PoolRuns
 from jobs.store import JobReport
+from jobs.vocabulary import DEPLOYMENT_NAME, PAGE_SIZE, RunState, StateName, make_state
 
 logger = logging.getLogger(__name__)
 
-DEPLOYMENT_NAME = "finetune/sft"
 FIRST_QUEUE, LAST_QUEUE = "high", "low"  # `jobs.queue` makes them; one that is made without a rank is the last
-WAITING = ("SCHEDULED", "PAUSED")
-MADE_AGAIN = "MadeAgain"  # the state of a run that is not known yet to stand for its job
+WAITING = (RunState.SCHEDULED, RunState.PAUSED)
 
 
 class Outcome(Enum):
@@ -57,7 +55,7 @@ class LostRuns:
 
     def deployments(self) -> dict[str, str | None]:
         """The ids of Prefect's deployments, and of the work queue each of them has."""
-        answer = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE}).raise_for_status()
+        answer = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {entry["id"]: entry["work_queue_id"] for entry in answer.json()}
 
     def sort(self, job_ids: Collection[UUID]) -> list[UUID]:
@@ -113,7 +111,7 @@ class LostRuns:
             "parameters": run.get("parameters") or {},
             "name": run["name"],
             "tags": run.get("tags") or [],
-            "state": {"type": "PAUSED", "name": MADE_AGAIN},
+            "state": make_state(RunState.PAUSED, name=StateName.MADE_AGAIN),
             "enforce_parameter_schema": False,
             "idempotency_key": f"in place of {lost}",
         }
@@ -128,8 +126,8 @@ class LostRuns:
 
 def _state_of(facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the lost run was in: made and not started, paused, or in line since when it was posted."""
-    if run is not None and run["state_type"] == "PAUSED" and run["state_name"] != LOST_STATE_NAME:
-        return {"type": "PAUSED", "name": run["state_name"]}
-    name = "AwaitingRetry" if run is not None and run["run_count"] else "Scheduled"
+    if run is not None and run["state_type"] == RunState.PAUSED and run["state_name"] != StateName.LOST:
+        return make_state(RunState.PAUSED, name=run["state_name"])
+    name = StateName.AWAITING_RETRY if run is not None and run["run_count"] else None
     since = (run or facts).get("expected_start_time") or facts["created"]
-    return {"type": "SCHEDULED", "name": name, "state_details": {"scheduled_time": since}}
+    return make_state(RunState.SCHEDULED, name=name) | {"state_details": {"scheduled_time": since}}

@@ -8,8 +8,7 @@ import httpx
 from sqlalchemy import Engine
 
 from jobs.run_ids import RunIds
-
-PAGE = 200  # the most Prefect lists at once
+from jobs.vocabulary import PAGE_SIZE
 
 
 class StateRefused(Exception):
@@ -47,7 +46,7 @@ class PoolRuns:
         self, flow_runs: dict[str, Any], flow_name: str | None = None, work_pool: str | None = None
     ) -> list[dict[str, Any]]:
         """All runs that Prefect's filter lets through, newest first, of one flow or pool if named."""
-        wanted: dict[str, Any] = {"flow_runs": flow_runs, "limit": PAGE, "sort": "ID_DESC"}
+        wanted: dict[str, Any] = {"flow_runs": flow_runs, "limit": PAGE_SIZE, "sort": "ID_DESC"}
         if work_pool is not None:
             wanted["work_pools"] = {"name": {"any_": [work_pool]}}
         if flow_name is not None:
@@ -57,7 +56,7 @@ class PoolRuns:
             answer = self.prefect.post("/flow_runs/filter", json={**wanted, "offset": len(runs)})
             page = answer.raise_for_status().json()
             runs += page
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 return self.name_jobs(runs)
 
     def find_by_id(self, job_ids: Iterable[UUID]) -> dict[UUID, dict[str, Any]]:
@@ -65,7 +64,7 @@ class PoolRuns:
         ids, found = RunIds(self._engine), dict[UUID, dict[str, Any]]()
         left = [str(ids.run_of(job_id)) for job_id in job_ids]
         while left:
-            some, left = left[:PAGE], left[PAGE:]
+            some, left = left[:PAGE_SIZE], left[PAGE_SIZE:]
             found |= {UUID(run["id"]): run for run in self.find({"id": {"any_": some}})}
         return found
 
@@ -95,7 +94,7 @@ class PoolRuns:
         self.prefect.patch(f"/flow_runs/{self._run_of(job_id)}", json=change).raise_for_status()
 
     def set_state(self, job_id: str, state: dict[str, Any], force: bool = False) -> None:
-        """Propose a state, such as `{"type": "CANCELLED", "name": "Cancelled"}`. Raises StateRefused."""
+        """Propose a state, see `jobs.vocabulary.make_state`. Raises StateRefused."""
         wanted = {"state": state, "force": force}
         answer = self.prefect.post(f"/flow_runs/{self._run_of(job_id)}/set_state", json=wanted)
         said = answer.raise_for_status().json()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,9 +23,9 @@ from jobs.blockers import Blockers, describe_missing, find_blocker
 from jobs.database import translate_errors
 from jobs.prefect_client import call
 from jobs.run_ids import RunIds
-from jobs.spec import FLOW_NAME
 from jobs.status import JobStatus
 from jobs.store import JobReport
+from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, PAGE_SIZE
 from sft.errors import JobNotFound, StackError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEPLOYMENT_NAME = "finetune/sft"
-PAGE_SIZE = 200  # Prefect's cap
 JUST_ENDED = timedelta(seconds=60)
 POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
 
@@ -235,14 +234,14 @@ def _queue_filter(names: list[str] | None) -> filters.WorkQueueFilter | None:
 
 
 def state_filter(
-    types: list[str] | None = None, names: list[str] | None = None, not_names: list[str] | None = None
+    types: Sequence[str] | None = None, names: Sequence[str] | None = None, not_names: Sequence[str] | None = None
 ) -> filters.FlowRunFilterState:
     """Runs in a state of one of these types *or* names; or of these types and none of `not_names`."""
-    by_type = filters.FlowRunFilterStateType.model_validate({"any_": types}) if types else None
+    by_type = filters.FlowRunFilterStateType.model_validate({"any_": [*types]}) if types else None
     if names:
-        by_name = filters.FlowRunFilterStateName(any_=names)
+        by_name = filters.FlowRunFilterStateName(any_=[*names])
         return filters.FlowRunFilterState.model_validate({"operator": "or_", "type": by_type, "name": by_name})
-    excluded = filters.FlowRunFilterStateName(not_any_=not_names) if not_names else None
+    excluded = filters.FlowRunFilterStateName(not_any_=[*not_names]) if not_names else None
     return filters.FlowRunFilterState(type=by_type, name=excluded)
 
 

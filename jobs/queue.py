@@ -9,8 +9,8 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from jobs.prefect_runs import PAGE_SIZE, PrefectRuns, due_between, state_filter
-from jobs.status import ONGOING_STATE_NAMES
+from jobs.prefect_runs import PrefectRuns, due_between, state_filter
+from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
 
 Priority = Literal["high", "normal", "low"]
 
@@ -20,8 +20,9 @@ _FIRST_RANK = 1
 _TAKEN = -1_000_000  # the place of a run that a worker has
 _UNKNOWN_RANK = 1_000_000  # a queue made a moment ago, which Prefect puts last
 
-_ONGOING = [*ONGOING_STATE_NAMES]
-_OCCUPYING = filters.FlowRunFilter(state=state_filter(["PENDING", "RUNNING", "CANCELLING", "CRASHED"], names=_ONGOING))
+_OCCUPYING = filters.FlowRunFilter(
+    state=state_filter([RunState.PENDING, RunState.RUNNING, RunState.CANCELLING, RunState.CRASHED], names=ONGOING_NAMES)
+)
 
 
 class Queue(NamedTuple):
@@ -37,7 +38,7 @@ class Queue(NamedTuple):
 
 def is_in_line(run: FlowRun) -> bool:
     """Whether the run waits for a slot now. One that is set for later does not; one that goes on has its slot."""
-    if run.state is None or run.state.type is not StateType.SCHEDULED or run.state.name in ONGOING_STATE_NAMES:
+    if run.state is None or run.state.type is not StateType.SCHEDULED or run.state.name in ONGOING_NAMES:
         return False
     return run.next_scheduled_start_time is None or run.next_scheduled_start_time <= datetime.now(UTC)
 
@@ -167,7 +168,7 @@ def _time(run: FlowRun) -> datetime:
 
 def _waiting(after: datetime | None, before: datetime, excluded: list[UUID] | None = None) -> filters.FlowRunFilter:
     return filters.FlowRunFilter(
-        state=state_filter(["SCHEDULED"], not_names=_ONGOING),
+        state=state_filter([RunState.SCHEDULED], not_names=ONGOING_NAMES),
         next_scheduled_start_time=due_between(after, before),
         id=filters.FlowRunFilterId(not_any_=excluded) if excluded else None,
     )

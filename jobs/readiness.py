@@ -1,7 +1,7 @@
 """Whether the parts that jobs need answer, as `GET /ready` and `tuneyard doctor` tell it. Starts nothing."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,19 +15,19 @@ from jobs.deadlines import allow, call_deadline
 from jobs.endpoints import Endpoints
 from jobs.prefect_access import open_client
 from jobs.settings import Settings
-from jobs.spec import FLOW_NAME
+from jobs.status import JobStatus, state_types
 from jobs.store import WATCHDOG_LOCK
+from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME
 from sft.loopback import is_on_this_machine
 
 TIMEOUT_SECONDS = 3.0
-JOB_STATES: dict[str, list[str]] = {  # Prefect's state types; a job made and not started is `queued` here
-    "queued": ["SCHEDULED", "PAUSED"],
-    "running": ["PENDING", "RUNNING", "CRASHED"],
-    "completed": ["COMPLETED"],
-    "failed": ["FAILED"],
-    "cancelled": ["CANCELLING", "CANCELLED"],
+JOB_STATES = {  # Prefect's state types; a job made and not started is `queued` here
+    "queued": state_types(JobStatus.QUEUED),
+    "running": state_types(JobStatus.STARTING, JobStatus.RUNNING),
+    "completed": state_types(JobStatus.COMPLETED),
+    "failed": state_types(JobStatus.FAILED),
+    "cancelled": state_types(JobStatus.CANCELLED),
 }
-DEPLOYMENT_NAME = "finetune/sft"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def count_jobs(settings: Settings) -> dict[str, int]:
         return {status: _count(client, types) for status, types in JOB_STATES.items()}
 
 
-def _count(client: httpx.Client, types: list[str]) -> int:
+def _count(client: httpx.Client, types: Sequence[str]) -> int:
     wanted = {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": {"state": {"type": {"any_": types}}}}
     return int(client.post("/flow_runs/count", json=wanted).raise_for_status().json())
 

@@ -24,14 +24,14 @@ from jobs.job_processes import (
     kill_processes_of,
 )
 from jobs.pool_runs import PoolRuns, StateRefused
-from jobs.spec import FLOW_NAME
-from jobs.status import LOST_STATE_NAME, JobStatus
+from jobs.status import JobStatus
 from jobs.stopwatch import Clock, Stopwatch
 from jobs.store import JobAttempt
+from jobs.vocabulary import FLOW_NAME, RunState, StateName, make_state
 
 logger = logging.getLogger(__name__)
 
-ACTIVE = ["PENDING", "RUNNING", "CRASHED"]
+ACTIVE = [RunState.PENDING, RunState.RUNNING, RunState.CRASHED]
 SILENCE_SECONDS = 30.0  # without a heartbeat
 IDLE_SECONDS = 10.0  # without CPU time, for one that is silent because what it reads holds the interpreter
 GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
@@ -74,7 +74,7 @@ class Recovery:
             self._stopwatch.keep(set())  # nobody could be heard meanwhile
             raise
         jobs = {run["id"] for run in runs}
-        others = [run for run in found if run["state_type"] != "CRASHED"]
+        others = [run for run in found if run["state_type"] != RunState.CRASHED]
         self._stopwatch.keep(jobs | {run["id"] for run in others})
         if self._is_local:
             self._end_others(others)
@@ -88,7 +88,7 @@ class Recovery:
         has_begun = attempt is not None and attempt.number > attempt.settled
         beats = attempt is not None and has_begun and attempt.token is not None
         is_here = self._is_local and (attempt is None or not has_begun or attempt.host == HOST)
-        is_crashed = run["state_type"] == "CRASHED"
+        is_crashed = run["state_type"] == RunState.CRASHED
         sign = (attempt.number, attempt.token, attempt.heartbeat_at) if attempt else None
         silence = self._stopwatch.seconds(run["id"], "silence", sign)
         if is_here:
@@ -99,7 +99,7 @@ class Recovery:
             is_stopped = not beats and has_stopped_process(run["run_id"])
             if self._stopwatch.seconds(run["id"], "stopped", is_stopped) >= SILENCE_SECONDS and is_stopped:
                 return "timeout"
-        elif run["state_type"] == "PENDING":
+        elif run["state_type"] == RunState.PENDING:
             return None  # a pool may take its time to make a place for it
         if is_crashed:
             self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
@@ -128,14 +128,14 @@ class Recovery:
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if not has_process and seconds >= _gone_limit(run):
                 with suppress(StateRefused):  # it has moved on
-                    self._runs.set_state(run["id"], _state("CRASHED", "Crashed", "Its process was gone."))
+                    self._runs.set_state(run["id"], make_state(RunState.CRASHED, "Its process was gone."))
                     logger.info("Run %s, no job, has crashed: its process was gone", run["id"])
 
     def _take_back(self, run: dict[str, Any], is_alive: bool) -> None:
         """A job that is heard of has not crashed: the word was late and meant an attempt before."""
         seconds = self._stopwatch.seconds(run["id"], "is alive", is_alive)
         if is_alive and seconds >= GONE_SECONDS:
-            self._runs.set_state(run["id"], {"type": "RUNNING", "name": "Running"}, force=True)
+            self._runs.set_state(run["id"], make_state(RunState.RUNNING), force=True)
             logger.info("Job %s goes on: it is heard of", run["id"])
 
     # -- what follows from it
@@ -166,21 +166,21 @@ class Recovery:
             changes |= {"token": None, "is_interrupted": False, "cause": None, "message": None}
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(**changes))
             cause = attempt.cause or cause
-            if attempt.cancelled_at is not None or "CANCELLING" in self._runs.read_history(run["id"]):
+            if attempt.cancelled_at is not None or RunState.CANCELLING in self._runs.read_history(run["id"]):
                 record_end(connection, job_id, JobStatus.CANCELLED)
-                self._runs.set_state(run["id"], _state("CANCELLED", "Cancelled", "Cancelled; its process was gone."))
+                self._runs.set_state(run["id"], make_state(RunState.CANCELLED, "Cancelled; its process was gone."))
                 return
             reason = attempt.message or REASONS.get(cause, cause)
             if changes["lost"] < self._max_attempts:
                 self._runs.forget_process(run["id"])
                 state = self._again(run, attempt, reason)
-                self._runs.set_state(run["id"], state, force=state["name"] == LOST_STATE_NAME)
+                self._runs.set_state(run["id"], state, force=state["name"] == StateName.LOST)
                 why = "told to stop" if attempt.is_interrupted else cause
                 logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
                 return
             error = f"{reason}; it was the last of {self._max_attempts} attempts"
             record_end(connection, job_id, JobStatus.FAILED, error, cause)
-            self._runs.set_state(run["id"], _state("FAILED", "Failed", error))
+            self._runs.set_state(run["id"], make_state(RunState.FAILED, error))
             logger.info("Job %s has failed (%s)", run["id"], cause)
 
     def _again(self, run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
@@ -191,9 +191,9 @@ class Recovery:
         said = "it was told to stop" if attempt.is_interrupted else reason
         message = f"Attempt {attempt.number} ended: {said}. The job goes on by itself."
         if not self._runs.has_deployment(run):
-            return _state("PAUSED", LOST_STATE_NAME, message)
+            return make_state(RunState.PAUSED, message, StateName.LOST)
         details = {"scheduled_time": run["expected_start_time"]}
-        return {**_state("SCHEDULED", "AwaitingRetry", message), "state_details": details}
+        return {**make_state(RunState.SCHEDULED, message, StateName.AWAITING_RETRY), "state_details": details}
 
 
 def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
@@ -203,7 +203,7 @@ def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
 
 def _gone_limit(run: Mapping[str, Any]) -> float:
     """How long a run may be without a process: longer while its worker is about to start one."""
-    is_starting = run["state_type"] == "PENDING" and not run["infrastructure_pid"]
+    is_starting = run["state_type"] == RunState.PENDING and not run["infrastructure_pid"]
     return PENDING_SECONDS if is_starting else GONE_SECONDS
 
 
@@ -219,7 +219,3 @@ def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
     if attempt.settled_at is not None and abs(now - attempt.settled_at) < SAME_LOSS:
         return {"settled": attempt.settled, "settled_at": attempt.settled_at, "lost": attempt.lost}
     return {"settled": attempt.settled, "settled_at": now, "lost": attempt.lost + 1}
-
-
-def _state(kind: str, name: str, message: str) -> dict[str, Any]:
-    return {"type": kind, "name": name, "message": message}

@@ -33,8 +33,9 @@ from jobs.progress import read_reports
 from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.status import CREATED_STATE_NAME, JobStatus, status_of
+from jobs.status import JobStatus, status_of
 from jobs.targets import check_target
+from jobs.vocabulary import FINAL_STATES, StateName
 from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ Strategy = Literal["queue", "reject"]
 
 TURN_SECONDS = 60.0
 SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
-FINAL = ("COMPLETED", "FAILED", "CANCELLED")  # types of Prefect's states
 RECENT = timedelta(minutes=5)
 BUSY_MESSAGE = "A training job is already running. Please try again later."
 
@@ -125,7 +125,7 @@ class JobService:
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
-        return self._describe(self._create(spec, Paused(name=CREATED_STATE_NAME, timeout_seconds=None), priority))
+        return self._describe(self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority))
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
@@ -372,7 +372,7 @@ class JobService:
 
 def _has_just_ended(run: FlowRun) -> bool:
     """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
-    is_final = run.state is not None and run.state.type.value in FINAL
+    is_final = run.state is not None and run.state.type.value in FINAL_STATES
     return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
 
 
@@ -381,7 +381,7 @@ def _facts_of(run: FlowRun) -> dict[str, Any]:
 
 
 def _is_created(run: FlowRun) -> bool:
-    return run.state is not None and run.state.type is StateType.PAUSED and run.state.name == CREATED_STATE_NAME
+    return run.state is not None and run.state.type is StateType.PAUSED and run.state.name == StateName.CREATED
 
 
 def _read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:

@@ -29,7 +29,6 @@ MetadataValue = Annotated[str, StringConstraints(max_length=256)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 _URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
-FLOW_NAME = "finetune"  # the flow whose runs are jobs
 RESERVED_KEY = "__prefect_kind"  # Prefect would take a mapping with this key for an instruction
 
 

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Literal
 
+from jobs.vocabulary import ONGOING_NAMES, RunState, StateName
+
 TrainWord = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 SftWord = Literal["pending", "running", "completed", "failed", "stopped"]
 
@@ -29,24 +31,18 @@ class JobStatus(StrEnum):
         return self in (JobStatus.CREATED, JobStatus.QUEUED)
 
 
-CREATED_STATE_NAME = "Created"  # a Paused state of this name is a job made but not started
-LOST_STATE_NAME = "Lost"  # one of a job that has begun, is to go on and must wait for another deployment
-
 # Prefect's state type -> status. SCHEDULED, PENDING and PAUSED are refined in `status_of`.
 _BY_STATE_TYPE = {
-    "SCHEDULED": JobStatus.QUEUED,
-    "PENDING": JobStatus.STARTING,
-    "PAUSED": JobStatus.QUEUED,
-    "RUNNING": JobStatus.RUNNING,
-    "CANCELLING": JobStatus.CANCELLED,
-    "CANCELLED": JobStatus.CANCELLED,
-    "COMPLETED": JobStatus.COMPLETED,
-    "FAILED": JobStatus.FAILED,
-    "CRASHED": JobStatus.RUNNING,  # until `jobs.recovery` has decided what becomes of it
+    RunState.SCHEDULED: JobStatus.QUEUED,
+    RunState.PENDING: JobStatus.STARTING,
+    RunState.PAUSED: JobStatus.QUEUED,
+    RunState.RUNNING: JobStatus.RUNNING,
+    RunState.CANCELLING: JobStatus.CANCELLED,
+    RunState.CANCELLED: JobStatus.CANCELLED,
+    RunState.COMPLETED: JobStatus.COMPLETED,
+    RunState.FAILED: JobStatus.FAILED,
+    RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.recovery` has decided what becomes of it
 }
-
-# Scheduled states of a job that has begun before and goes on.
-ONGOING_STATE_NAMES = ("AwaitingRetry", "Retrying")
 
 TRAIN_WORDS: dict[JobStatus, TrainWord] = {
     JobStatus.CREATED: "created",
@@ -77,18 +73,23 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
         state_name: Prefect's state name, such as `Late` or `AwaitingRetry`.
         has_free_slot: Whether a worker is free for this run, no other run being ahead of it.
     """
-    if state_type == "PAUSED" and state_name == CREATED_STATE_NAME:
+    if state_type == RunState.PAUSED and state_name == StateName.CREATED:
         return JobStatus.CREATED
-    if state_type == "PAUSED" and state_name == LOST_STATE_NAME:
+    if state_type == RunState.PAUSED and state_name == StateName.LOST:
         return JobStatus.RUNNING
-    if state_type == "SCHEDULED":
-        if state_name in ONGOING_STATE_NAMES:
+    if state_type == RunState.SCHEDULED:
+        if state_name in ONGOING_NAMES:
             return JobStatus.RUNNING
         return JobStatus.STARTING if has_free_slot else JobStatus.QUEUED
-    return _BY_STATE_TYPE[state_type]
+    return _BY_STATE_TYPE[RunState(state_type)]
+
+
+def state_types(*statuses: JobStatus) -> list[RunState]:
+    """The types of states that stand for these statuses, as far as a type alone says it."""
+    return [kind for kind, status in _BY_STATE_TYPE.items() if status in statuses]
 
 
 def is_without_deployment(state_type: str, message: str | None, deployment_id: object) -> bool:
     """Whether Prefect's worker has cancelled a run because somebody has deleted its deployment, which is not an end."""
     said = f"Deployment {deployment_id} no longer exists"
-    return state_type in ("CANCELLED", "CANCELLING") and (message or "").startswith(said)
+    return state_type in (RunState.CANCELLED, RunState.CANCELLING) and (message or "").startswith(said)

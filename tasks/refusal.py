@@ -18,13 +18,13 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from jobs.store import engine_for
+from jobs.vocabulary import FLOW_NAME, RETRAIN_FLOW_NAME
 from sft.errors import InvalidConfig, walk_causes
 from tasks.causes import is_about_parameters
 
 logger = logging.getLogger(__name__)
 
-JOB = "finetune"
-SPECS: dict[str, type[JobSpec | RetrainSpec]] = {JOB: JobSpec, "retrain": RetrainSpec}
+SPECS: dict[str, type[JobSpec | RetrainSpec]] = {FLOW_NAME: JobSpec, RETRAIN_FLOW_NAME: RetrainSpec}
 
 
 def fail_if_refused(end: BaseException) -> None:
@@ -42,7 +42,7 @@ def fail_if_refused(end: BaseException) -> None:
             run = client.read_flow_run(run_id)
             flow_name = client.read_flow(run.flow_id).name
             message = _explain(flow_name, run) or str(error)
-            if flow_name == JOB:
+            if flow_name == FLOW_NAME:
                 _end_job(run, message)
             client.set_flow_run_state(run_id, Failed(message=f"{InvalidConfig.code}: {message}"))
     except (HTTPError, PrefectException, SQLAlchemyError) as problem:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
 from jobs.spec import JobSpec, MadeBy
+from jobs.vocabulary import RETRAIN_FLOW_NAME
 from sft.config import SFTConfig
 from sft.errors import AdapterNotFound, DatasetNotFound, InvalidConfig
 from sft.explanations import explain_validation_error
@@ -106,7 +107,7 @@ def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, 
     config = spec.config.model_copy(update={"dataset_name": pinned})
     is_changed = dataset.md5 != before
     made_by = MadeBy(
-        flow="retrain",
+        flow=RETRAIN_FLOW_NAME,
         run_id=run_id,
         adapter_version=adapter.version,
         reason=f"{dataset.name} {'has' if is_changed else 'has not'} changed since version {adapter.version} of "

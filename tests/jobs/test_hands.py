@@ -21,9 +21,9 @@ from jobs.progress import read_reports, set_report
 from jobs.recovery import GONE_SECONDS
 from jobs.service import JobService
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.spec import FLOW_NAME
-from jobs.status import LOST_STATE_NAME, JobStatus, status_of
+from jobs.status import JobStatus, status_of
 from jobs.store import JobReport
+from jobs.vocabulary import FLOW_NAME, StateName
 from tests.conftest import wait_until
 from tests.jobs.test_recovery import Bench
 
@@ -260,7 +260,7 @@ def test_a_job_that_lost_its_process_after_its_deployment_goes_on_in_another_run
         bench.client.delete(f"/deployments/{gone}").raise_for_status()
         bench.look_after(bench.recovery(), GONE_SECONDS)
         state = bench.read(run)["state"]
-        assert state["name"] == LOST_STATE_NAME, "no worker may take it: it would never take anything again"
+        assert state["name"] == StateName.LOST, "no worker may take it: it would never take anything again"
         assert status_of(state["type"], state["name"], has_free_slot=False) is JobStatus.RUNNING
         bench.hands().look()
         found = bench.runs.find_by_id([UUID(run)])[UUID(run)]

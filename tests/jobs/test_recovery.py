@@ -32,8 +32,8 @@ from jobs.recovery import (
     Recovery,
 )
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.spec import FLOW_NAME
 from jobs.store import JobAttempt, engine_for
+from jobs.vocabulary import FLOW_NAME
 from tests.conftest import free_port, wait_until
 
 pytestmark = pytest.mark.stack

@@ -2,9 +2,36 @@
 
 import pytest
 from prefect import states
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.settings import get_current_settings
 
-from jobs.status import CREATED_STATE_NAME, SFT_WORDS, TRAIN_WORDS, JobStatus, status_of
+from flows.finetune import finetune
+from flows.retrain import retrain
+from jobs.deployments import read_deployments
+from jobs.status import SFT_WORDS, TRAIN_WORDS, JobStatus, status_of
+from jobs.vocabulary import (
+    DEPLOYMENT_NAME,
+    FINAL_STATES,
+    FLOW_NAME,
+    PAGE_SIZE,
+    RETRAIN_FLOW_NAME,
+    RunState,
+    StateName,
+    make_state,
+)
+
+
+def test_the_words_are_prefects_own():
+    assert [*RunState] == [kind.value for kind in StateType]
+    assert {*FINAL_STATES} == {kind.value for kind in TERMINAL_STATES - {StateType.CRASHED}}
+    assert get_current_settings().server.api.default_limit == PAGE_SIZE
+    for made in (states.Cancelled(), states.Crashed(), states.Failed(), states.Running(), states.Scheduled()):
+        assert make_state(RunState(made.type.value)) == {"type": made.type.value, "name": made.name}
+    assert states.AwaitingRetry().name == StateName.AWAITING_RETRY
+    assert states.Retrying().name == StateName.RETRYING
+    deployments = [f"{entry['entrypoint'].partition(':')[2]}/{entry['name']}" for entry in read_deployments()]
+    assert deployments == [DEPLOYMENT_NAME, f"{RETRAIN_FLOW_NAME}/retrain"]
+    assert (finetune.name, retrain.name) == (FLOW_NAME, RETRAIN_FLOW_NAME)
 
 
 @pytest.mark.parametrize("has_free_slot", [True, False])
@@ -19,7 +46,7 @@ def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_
 @pytest.mark.parametrize(
     ("state", "has_free_slot", "status", "train_word", "sft_word"),
     [
-        (states.Paused(name=CREATED_STATE_NAME), False, JobStatus.CREATED, "created", "pending"),
+        (states.Paused(name=StateName.CREATED), False, JobStatus.CREATED, "created", "pending"),
         (states.Paused(), True, JobStatus.QUEUED, "queued", "pending"),
         (states.Suspended(), True, JobStatus.QUEUED, "queued", "pending"),
         (states.Scheduled(), False, JobStatus.QUEUED, "queued", "pending"),
