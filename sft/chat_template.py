@@ -1,6 +1,7 @@
 """What a named chat template is."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,15 @@ class ChatTemplate(NamedTuple):
     writes_bos: bool = False
     takes_bos: bool = False
     settings: str = ""
+
+    def list_missing(self, has_token: Callable[[str], bool], has_bos: bool, has_eos: bool) -> list[str]:
+        """What the template needs and a tokenizer lacks, in words."""
+        missing = [token for token in self.special_tokens if not has_token(token)]
+        if self.writes_bos and not has_bos:
+            missing.append("a beginning-of-sequence token")
+        if self.stop_token is None and not has_eos:
+            missing.append("an end-of-sequence token")
+        return missing
 
     @property
     def jinja(self) -> str:

@@ -1,9 +1,9 @@
 """What is saved beside the weights: tokenizer, chat template, generation config. Tried out before training."""
 
 import copy
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.disk import is_about_space
 from sft.errors import DiskFull, InvalidConfig, ModelUnusable, walk_causes
+from sft.model_texts import read_object
 from sft.portable_tokenizer import save_portable
 
 
@@ -38,17 +39,13 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def _read_generation(model: PreTrainedModel, path: Path) -> dict[str, Any]:
     """The values of the model's generation config, valid or not; older models have them in their configuration."""
-    values: Any
+    if (path / GENERATION_CONFIG_NAME).exists():
+        return read_object(path / GENERATION_CONFIG_NAME)
     try:
-        values = json.loads((path / GENERATION_CONFIG_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        try:
-            values = GenerationConfig.from_model_config(model.config).to_diff_dict()
-        except Exception:  # of whatever kind: without it generation has its defaults
-            return {}
-    except (OSError, ValueError, RecursionError):
+        values: dict[str, Any] = GenerationConfig.from_model_config(model.config).to_diff_dict()
+    except Exception:  # of whatever kind: without it generation has its defaults
         return {}
-    return values if isinstance(values, dict) else {}
+    return values
 
 
 def save_companions(
@@ -60,11 +57,9 @@ def save_companions(
 
 
 def make_folder(folder: Path, field: str) -> None:
-    """Make a folder that a job writes to. Raises InvalidConfig, naming the field that says where it is."""
-    try:
+    """Make a folder that a job writes to. Raises InvalidConfig or DiskFull, naming the field that says where it is."""
+    with _writing_to(folder, field):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidConfig(f"{field} {folder} can't be written to: {error}") from error
 
 
 def try_saving(
@@ -87,38 +82,36 @@ def try_saving(
         DiskFull: there is no space for it.
     """
     make_folder(output_dir, "output_dir")
+    with _writing_to(output_dir, "output_dir"), tempfile.TemporaryDirectory(prefix=".try-", dir=output_dir) as scratch:
+        folder = Path(scratch)
+        with _saving("tokenizer or generation config", name):
+            save_companions(folder, tokenizer, model.generation_config, model_path)
+        with _saving("configuration", name):
+            copy.deepcopy(model.config).save_pretrained(folder)
+        with _saving("adapter configuration", name):
+            for config in configs:
+                config.save_pretrained(folder)
+
+
+@contextmanager
+def _writing_to(folder: Path, field: str) -> Iterator[None]:
     try:
-        with tempfile.TemporaryDirectory(prefix=".try-", dir=output_dir) as folder:
-            _write(Path(folder), name, model, model_path, tokenizer, configs)
+        yield
     except OSError as error:
         if any(map(is_about_space, walk_causes(error))):
-            raise DiskFull(f"no space left in {output_dir}; free some, or set output_dir to another disk") from error
-        raise InvalidConfig(f"output_dir {output_dir} can't be written to: {error}") from error
+            raise DiskFull(f"no space left in {folder}; free some, or set {field} to another disk") from error
+        raise InvalidConfig(f"{field} {folder} can't be written to: {error}") from error
 
 
-def _write(
-    folder: Path,
-    name: str,
-    model: PreTrainedModel,
-    model_path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    configs: list[Any],
-) -> None:
-    parts: dict[str, Callable[[], Any]] = {
-        "tokenizer or generation config": lambda: save_companions(
-            folder, tokenizer, model.generation_config, model_path
-        ),
-        "configuration": lambda: copy.deepcopy(model.config).save_pretrained(folder),
-        "adapter configuration": lambda: [config.save_pretrained(folder) for config in configs],
-    }
-    for part, write in parts.items():
-        try:
-            write()
-        except OSError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelUnusable(f"base_model {name}: its {part} can't be saved: {reason}") from error
+@contextmanager
+def _saving(part: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelUnusable(f"base_model {name}: its {part} can't be saved: {reason}") from error
 
 
 def _keep_valid(values: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:

@@ -11,8 +11,9 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sft.model_texts import read_object
+from sft.tokenizer_class import PLAIN_CLASSES
 
-NEW_CLASS, OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"  # two names of one thing
+NEW_CLASS, OLD_CLASS = PLAIN_CLASSES
 CONFIG = "tokenizer_config.json"
 NOT_KEPT = ("is_local", "local_files_only")  # how it was loaded here
 SAMPLE = "Say 3: naïve  café,\n\tdef f(x): return '東京' + \"🙂\""

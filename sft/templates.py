@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from sft.chat_template import ChatTemplate
 from sft.chat_templates import TEMPLATES
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUTO = "auto"
+
+T = TypeVar("T")
 
 
 def list_templates() -> list[str]:
@@ -31,6 +34,30 @@ def check_template_name(name: str) -> None:
     raise TemplateNotFound(f"template_name {name!r} is not known; {hint}known are: {', '.join(list_templates())}")
 
 
+def explain_lack(
+    name: str, tokenizer: T, list_missing: Callable[[T, ChatTemplate], list[str]], has_template: bool
+) -> str | None:
+    """Why a tokenizer can't write by the template of this name and which it can, None if it can.
+
+    Args:
+        tokenizer: it, or what is known of it.
+        list_missing: what it lacks of what a template needs.
+        has_template: it has a chat template of its own.
+    """
+    if name != AUTO and (missing := list_missing(tokenizer, TEMPLATES[name])):
+        lack = f"{name} needs {', '.join(missing)}, which the tokenizer of this model lacks"
+    elif name == AUTO and not has_template:
+        lack = f"{AUTO} needs a tokenizer with a chat template and this model's has none"
+    else:
+        return None
+    return f"{lack}; {_suggest(tokenizer, list_missing)}"
+
+
+def _suggest(tokenizer: T, list_missing: Callable[[T, ChatTemplate], list[str]]) -> str:
+    usable = [name for name, template in TEMPLATES.items() if not list_missing(tokenizer, template)]
+    return f"templates it can use: {', '.join(usable) or 'none'}"
+
+
 def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bool = True) -> str:
     """Make the tokenizer write conversations by this template, and return the token that ends an assistant turn.
 
@@ -44,15 +71,12 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bo
     check_template_name(name)
     if name == AUTO and not required and not tokenizer.chat_template and tokenizer.eos_token:
         return str(tokenizer.eos_token)
+    if lack := explain_lack(name, tokenizer, _list_missing, bool(tokenizer.chat_template)):
+        raise TemplateNotFound(f"template_name {lack}")
     if name == AUTO:
         stop_token = _find_stop_token(tokenizer)
     else:
         template = TEMPLATES[name]
-        if missing := _list_missing(tokenizer, template):
-            raise TemplateNotFound(
-                f"template_name {name} needs {', '.join(missing)}, which the tokenizer of this model lacks; "
-                f"{_suggest_templates(tokenizer)}"
-            )
         begins = "{{- bos_token }}" if template.takes_bos and begins_with_bos(tokenizer) else ""
         tokenizer.chat_template = begins + template.jinja
         stop_token = template.stop_token or str(tokenizer.eos_token)
@@ -71,11 +95,6 @@ def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The first special token the tokenizer's own template writes after an answer."""
-    if not tokenizer.chat_template:
-        raise TemplateNotFound(
-            f"template_name auto needs a tokenizer with a chat template and this model's has none; "
-            f"{_suggest_templates(tokenizer)}"
-        )
     answer = "Quite so"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
@@ -87,7 +106,7 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
         reason = str(error)[:300]  # it may be of any length
         raise TemplateNotFound(
             f"template_name auto: this model's own chat template can't write a question and its answer ({reason}); "
-            f"{_suggest_templates(tokenizer)}"
+            f"{_suggest(tokenizer, _list_missing)}"
         ) from error
     tail = text.rpartition(answer)[2]
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -96,7 +115,7 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     if not special or not found:
         raise TemplateNotFound(
             "template_name auto: this model's own chat template ends an answer without a special token, so training "
-            f"could not teach it to stop; {_suggest_templates(tokenizer)}"
+            f"could not teach it to stop; {_suggest(tokenizer, _list_missing)}"
         )
     return found.group()
 
@@ -107,14 +126,5 @@ def _is_one_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
 
 
 def _list_missing(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> list[str]:
-    missing = [token for token in template.special_tokens if not _is_one_token(tokenizer, token)]
-    if template.writes_bos and tokenizer.bos_token is None:
-        missing.append("a beginning-of-sequence token")
-    if template.stop_token is None and tokenizer.eos_token is None:
-        missing.append("an end-of-sequence token")
-    return missing
-
-
-def _suggest_templates(tokenizer: "PreTrainedTokenizerBase") -> str:
-    usable = [name for name, template in TEMPLATES.items() if not _list_missing(tokenizer, template)]
-    return f"templates it can use: {', '.join(usable) or 'none'}"
+    has_bos, has_eos = tokenizer.bos_token is not None, tokenizer.eos_token is not None
+    return template.list_missing(lambda token: _is_one_token(tokenizer, token), has_bos, has_eos)

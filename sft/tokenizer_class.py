@@ -8,15 +8,16 @@ from sft.model_texts import read_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
+# Two names of one class, without special tokens of its own: what its files do not name, it lacks.
+PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 DECLARED = {  # by model type: what tokenizer_config.json may declare so that AutoTokenizer takes the class it names
-    "llama": (*ANY, "GPT2Tokenizer"),
-    "gpt2": (*ANY, "GPT2Tokenizer"),
+    "llama": (*PLAIN_CLASSES, "GPT2Tokenizer"),
+    "gpt2": (*PLAIN_CLASSES, "GPT2Tokenizer"),
     "qwen2": ("Qwen2Tokenizer",),
-    "qwen3": (*ANY, "Qwen2Tokenizer"),
-    "gemma": (*ANY, "GemmaTokenizer"),
-    "gemma2": (*ANY, "GemmaTokenizer"),
-    "gemma3_text": (*ANY, "GemmaTokenizer"),
+    "qwen3": (*PLAIN_CLASSES, "Qwen2Tokenizer"),
+    "gemma": (*PLAIN_CLASSES, "GemmaTokenizer"),
+    "gemma2": (*PLAIN_CLASSES, "GemmaTokenizer"),
+    "gemma3_text": (*PLAIN_CLASSES, "GemmaTokenizer"),
 }
 
 
@@ -27,7 +28,7 @@ def find_tokenizer_class(path: Path) -> "type[PreTrainedTokenizerBase] | None":
     known = DECLARED.get(str(config.get("model_type")), ())
     if "auto_map" in declared or not isinstance(name, str) or not (path / "tokenizer.json").is_file():
         return None
-    name = name if name in ANY else name.removesuffix("Fast")
+    name = name if name in PLAIN_CLASSES else name.removesuffix("Fast")
     if name not in known:
         return None
     import transformers

@@ -71,10 +71,12 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
     """
     check_texts(folder, subject)
     check_configuration(folder, subject)
-    files = list_weight_files(folder, subject, most_bytes)
-    for path in files:
-        if damage := find_weight_damage(path, most_bytes):
+    small = None
+    for path in list_weight_files(folder, subject, most_bytes):
+        damage, tensors = _inspect(path, most_bytes)
+        if damage:
             raise ModelUnusable(f"{subject} can't be read: {path.name} {damage}")
+        small = small or _find_small_numbers(path, tensors)
     if pointer := find_pointer(folder):
         raise ModelUnusable(f"{subject} {pointer}")
     if (folder / ADAPTER).is_file():
@@ -82,48 +84,51 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
             f"{subject} has an adapter beside its own weights ({ADAPTER}), which transformers would put on them; "
             "move the adapter's files to a folder of their own (to go on from it, name that as adapter_path)"
         )
-    _check_numbers(folder, subject, [path for path in files if measure_header(path) <= most_bytes])
-
-
-def _check_numbers(folder: Path, subject: str, files: list[Path]) -> None:
-    """Refuse numbers of 8 bits or fewer that nothing says how to scale: they would be taken for the weights."""
     config = folder / "config.json"
-    if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
-        return
-    for path in files:
-        for name, (dtype, shape) in read_shapes(path).items():
-            if dtype.startswith(SMALL_NUMBERS) and len(shape) > 1 and name.endswith("weight"):
-                raise ModelUnusable(
-                    f"{subject} can't be read: {name} of {path.name} is in {dtype}, and config.json has no "
-                    "quantization_config to scale it by; take the model in bf16, or the config.json that belongs to it"
-                )
+    if small and config.is_file() and "quantization_config" not in config.read_text(encoding="utf-8", errors="replace"):
+        raise ModelUnusable(
+            f"{subject} can't be read: {small}, and config.json has no quantization_config to scale it by; take the "
+            "model in bf16, or the config.json that belongs to it"
+        )
+
+
+def _find_small_numbers(path: Path, tensors: dict[str, Any]) -> str | None:
+    """A weight in numbers of 8 bits or fewer: where nothing says how to scale them, they would be taken as they are."""
+    for name, facts in tensors.items():
+        if str(facts["dtype"]).startswith(SMALL_NUMBERS) and len(facts["shape"]) > 1 and name.endswith("weight"):
+            return f"{name} of {path.name} is in {facts['dtype']}"
+    return None
 
 
 def find_weight_damage(path: Path, most_bytes: int = LARGEST_JSON) -> str | None:
     """What is wrong with a safetensors file; None when nothing is. Reads its header alone, up to `most_bytes`."""
+    return _inspect(path, most_bytes)[0]
+
+
+def _inspect(path: Path, most_bytes: int) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a safetensors file, and its tensors where nothing is and the header is no longer than that."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             beginning = start + file.read(len(POINTER))
             if is_pointer(beginning):
-                return "is a Git LFS pointer, not the weights: run `git lfs pull` in that folder"
+                return "is a Git LFS pointer, not the weights: run `git lfs pull` in that folder", {}
             length = int.from_bytes(start, "little")
             if size < 8 or not 2 <= length <= LARGEST_HEADER:
-                return f"is not a safetensors file ({size} bytes): copy or download it again"
+                return f"is not a safetensors file ({size} bytes): copy or download it again", {}
             if length > size - 8:
-                return f"is cut off after {size} bytes: copy or download it again"
+                return f"is cut off after {size} bytes: copy or download it again", {}
             if length > most_bytes:
-                return None
+                return None, {}
             file.seek(8)
             header = json.loads(file.read(length))
         tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-        return _find_contradiction(tensors, size - length - 8, size)
+        return _find_contradiction(tensors, size - length - 8, size), tensors
     except OSError as error:
-        return f"can't be opened ({error.strerror or error})"
+        return f"can't be opened ({error.strerror or error})", {}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        return "has no header that can be read: copy or download it again"
-    return None
+        return "has no header that can be read: copy or download it again", {}
 
 
 def _find_contradiction(tensors: dict[str, Any], room: int, size: int) -> str | None:

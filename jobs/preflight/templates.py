@@ -15,12 +15,11 @@ from sft.chat_template import ChatTemplate
 from sft.chat_templates import TEMPLATES
 from sft.errors import ModelUnusable, TemplateNotFound
 from sft.model_texts import check_texts, read_object
-from sft.templates import AUTO
+from sft.templates import AUTO, explain_lack
+from sft.tokenizer_class import PLAIN_CLASSES
 
 VOCABULARY = "tokenizer.json"
 FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# These have no special tokens of their own: what their files do not name, they lack.
-PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
@@ -36,12 +35,10 @@ def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
     with a_turn():
         tokenizer = _look_at(folder, files)
-    if name == AUTO:
-        is_plain_text = spec.config.dataset_format in ("completion", "auto")
-        if not is_plain_text and not tokenizer.has_template and not _has_template_file(folder):
-            yield _finding(f"{AUTO} needs a tokenizer with a chat template and this model's has none", tokenizer)
-    elif missing := _list_missing(tokenizer, TEMPLATES[name]):
-        yield _finding(f"{name} needs {', '.join(missing)}, which the tokenizer of this model lacks", tokenizer)
+    is_plain_text = spec.config.dataset_format in ("completion", "auto")  # which may need no template
+    has_template = is_plain_text or tokenizer.has_template or _has_template_file(folder)
+    if lack := explain_lack(name, tokenizer, _list_missing, has_template):
+        yield Finding(TemplateNotFound, "template_name", lack)
 
 
 class _Tokenizer(NamedTuple):
@@ -79,14 +76,5 @@ def _spellings(token: str) -> set[bytes]:
 
 
 def _list_missing(tokenizer: _Tokenizer, template: ChatTemplate) -> list[str]:
-    missing = [token for token in template.special_tokens if token not in tokenizer.tokens]
-    if template.writes_bos and tokenizer.has_bos is False:
-        missing.append("a beginning-of-sequence token")
-    if template.stop_token is None and tokenizer.has_eos is False:
-        missing.append("an end-of-sequence token")
-    return missing
-
-
-def _finding(text: str, tokenizer: _Tokenizer) -> Finding:
-    usable = [name for name, template in TEMPLATES.items() if not _list_missing(tokenizer, template)]
-    return Finding(TemplateNotFound, "template_name", f"{text}; templates it can use: {', '.join(usable) or 'none'}")
+    has_bos, has_eos = tokenizer.has_bos is not False, tokenizer.has_eos is not False
+    return template.list_missing(tokenizer.tokens.__contains__, has_bos, has_eos)

@@ -15,7 +15,7 @@ from sft.errors import InvalidConfig, ModelNotFound, ModelNotSupported, ModelUnu
 from sft.model_class import build_empty
 from sft.models import find_model, load_model, load_tokenizer, quiet_transformers
 from sft.planning.shape import measure_shape
-from sft.weights import find_weight_damage
+from sft.weights import check_weights, find_weight_damage
 from tests.tiny_models import save_tiny_model
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 269060552\n"
@@ -367,6 +367,19 @@ def test_small_numbers_that_nothing_says_how_to_scale_are_refused(folder, make_c
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelUnusable, match=rf"{layer} of model.safetensors is in {name}, .* no quantization_config"):
         load_model(find_model(str(folder), folder.parent), make_config(), torch.float32)
+
+
+def test_a_header_is_read_once(folder, monkeypatch):
+    """Some have tens of megabytes."""
+    opened, really_open = [], Path.open
+
+    def keep_name(path, *args, **options):
+        opened.append(path.name)
+        return really_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", keep_name)
+    check_weights(folder, "base_model tiny")
+    assert opened.count("model.safetensors") == 1
 
 
 def test_an_adapter_beside_a_models_weights_is_refused(folder, make_config):
