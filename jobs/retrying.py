@@ -6,50 +6,44 @@ from math import inf
 
 from tenacity import RetryCallState, Retrying, retry_base, stop_before_delay, wait_exponential
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+PAUSES = (0.5, 5.0)  # seconds: the first one, doubled with each try, and the longest
 
 
 def patient(
     again: retry_base,
     seconds: float = inf,
-    pauses: tuple[float, float] = (FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+    pauses: tuple[float, float] = PAUSES,
     tell: Callable[[str], object] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Retrying:
     """Calls a function until its outcome stands, which is returned or raised as it is.
 
     Args:
-        again: which outcomes are worth another try.
-        seconds: none begins later than this; then the last outcome stands, whatever it is.
-        pauses: the first one, doubled with each try, and the longest.
+        again: which outcomes are worth another try. What is no Exception, a signal's say, never is.
+        seconds: no try begins later than this; then the last outcome stands, whatever it is.
         tell: called once, before the first pause, with the name of what was raised.
         sleep: makes a pause; what it raises ends the tries.
     """
 
     def is_worth_it(state: RetryCallState) -> bool:
         error = state.outcome and state.outcome.exception()
-        return (error is None or isinstance(error, Exception)) and again(state)  # a signal's, say, ends the tries
+        return (error is None or isinstance(error, Exception)) and again(state)
 
     def tell_once(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome:
             tell(type(state.outcome.exception()).__name__)
 
-    def last_outcome(state: RetryCallState) -> object:
-        assert state.outcome is not None  # noqa: S101 - for the type checker
-        return state.outcome.result()
-
-    first, longest = pauses
     return Retrying(
         retry=is_worth_it,
         stop=stop_before_delay(seconds),
-        wait=wait_exponential(first, longest),
+        wait=wait_exponential(*pauses),
         before_sleep=tell_once,
         sleep=sleep,
-        retry_error_callback=last_outcome,
+        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
     )
 
 
 def waited_seconds(tries: Retrying) -> float:
-    """How long the last call of this thread has waited, its tries included; 0 when the first one stood."""
+    """How long the last call of this thread took with its pauses; 0 when its first try stood."""
     paused = tries.statistics["idle_for"] > 0
     return time.monotonic() - float(tries.statistics["start_time"]) if paused else 0.0
