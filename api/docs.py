@@ -26,6 +26,7 @@ DESCRIPTIONS = {
     408: ("request_timeout", "The body did not come within 60 s (TUNEYARD_BODY_TIMEOUT_SECONDS)", "Too slow"),
     409: ("training_busy", "A training job is already running. Please try again later.", "Busy"),
     413: ("body_too_large", "The body may have at most 1048576 bytes (TUNEYARD_MAX_BODY_BYTES)", "Too large"),
+    416: ("range_not_satisfiable", "Range bytes=900- begins after the file, which has 512 bytes", "No such part"),
     422: ("invalid_request", "batch_size: must be greater than 0, got 0", "The request is not valid"),
     429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Asked too often; see Retry-After"),
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),

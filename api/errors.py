@@ -32,6 +32,7 @@ CODES = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "body_too_large",
+    416: "range_not_satisfiable",
     421: "unknown_host",
     429: "rate_limited",
     503: "busy",  # for a moment, with all that it takes

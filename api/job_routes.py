@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, StreamedEvent
 from api.errors import SFT_PREFIX
+from api.ranges import read_range
 from api.service import get_service
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
@@ -175,15 +176,30 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
             "content": {TAR: {"schema": {"type": "string", "format": "binary"}}},
             "description": "A tar archive; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
         },
+        206: {"description": "The part of it that `Range` asks for.", "content": {TAR: {}}},
         409: {"description": "The job has not completed."},
+        416: {"description": "The archive ends before the part that `Range` asks for."},
     },
 )
-def get_adapter(job: FoundJob, service: Service) -> Response:
+def get_adapter(
+    job: FoundJob,
+    service: Service,
+    wanted: Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")] = None,
+    only_of: Annotated[
+        str | None, Header(alias="If-Range", description="`ETag` of the archive that was begun with.")
+    ] = None,
+) -> Response:
     """The trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
     download = prepare_download(service.settings, job)
-    chunks = download.archive.read()
+    headers, size = _describe_download(download), download.archive.size
+    part = read_range(wanted, only_of, headers["ETag"], size)
+    start, stop = part or (0, size)
+    if part:
+        headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+    chunks = download.archive.read(start, stop)
     first = next(chunks)  # opens the files: one that is gone is an answer still, not a connection that breaks
-    return StreamingResponse(itertools.chain([first], chunks), media_type=TAR, headers=_describe_download(download))
+    status = 206 if part else 200
+    return StreamingResponse(itertools.chain([first], chunks), status, headers, TAR)
 
 
 @resources.head(
@@ -202,6 +218,7 @@ def describe_adapter(job: FoundJob, service: Service) -> Response:
 
 def _describe_download(download: Download) -> dict[str, str]:
     return {
+        "Accept-Ranges": "bytes",
         "Content-Length": str(download.archive.size),
         "Content-Disposition": f'attachment; filename="{_plain_name(download.archive.name)}.tar"',
         "X-Checksum-SHA256": download.sha256,

@@ -43,7 +43,15 @@ READINESS_TTL_SECONDS = 1.0
 REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
 JOB_COUNTS_TTL_SECONDS = 10.0
 ANSWER_SECONDS = 5.0  # for the 408 of a request whose body is late, before its connection is cut
-EXPOSED_HEADERS = ("Retry-After", "Link", "X-Next-Cursor", "X-Checksum-SHA256", "Content-Disposition", "ETag")
+EXPOSED_HEADERS = (
+    "Retry-After",
+    "Link",
+    "X-Next-Cursor",
+    "X-Checksum-SHA256",
+    "Content-Disposition",
+    "ETag",
+    "Content-Range",
+)
 
 
 def create_guarded_app(settings: Settings | None = None) -> ConnectionGuard:

@@ -2,12 +2,11 @@
 
 import functools
 import hashlib
-import os
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,99 +14,18 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from jobs.bounded_http import bound
-from jobs.deadlines import READ_SECONDS, breaker_for, call_deadline
+from jobs.archive_members import Member, open_mlflow, watch_mlflow
+from jobs.deadlines import call_deadline
 from jobs.folders import job_folder
 from jobs.job import Job
 from jobs.settings import Settings
 from jobs.status import JobStatus
 from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
-from sft.loopback import is_on_this_machine
-from sft.places import follow, is_opened_in
+from sft.places import follow
 
-CHUNK_BYTES = 1 << 20
-SLOWEST_BYTES_A_SECOND = 256 * 1024  # of MLflow, else it counts as away
 REPLACING_SECONDS = 0.05
 TRIES = 10  # at an adapter that is replaced while it is looked at
 _LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests for one adapter do not both read all of it
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file to archive: on this machine, or at a URL."""
-
-    name: str
-    size: int
-    path: Path | None = None
-    changed_ns: int = 0
-    url: str = ""
-    root: Path | None = None  # which the file must lie in when it is opened: a link may have been put in its place
-
-    def open(self) -> BinaryIO | None:
-        """The file, None for one at a URL.
-
-        Raises:
-            AdapterNotReady: it is not the one that was listed.
-            StackError: it can't be read.
-        """
-        if self.path is None:
-            return None
-        try:
-            file = self.path.open("rb")
-        except FileNotFoundError as error:
-            raise self._changed() from error
-        except OSError as error:
-            raise StackError(f"the adapter's {self.name} can't be read ({type(error).__name__})") from error
-        found = os.fstat(file.fileno())
-        is_where_it_was = self.root is None or is_opened_in(file.fileno(), self.root)
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns) or not is_where_it_was:
-            file.close()
-            raise self._changed()
-        return file
-
-    def read(self, file: BinaryIO | None) -> Iterator[bytes]:
-        """The content, of the opened file if there is one. Raises AdapterNotReady when it is not as long as it was."""
-        left = self.size
-        for chunk in iter(lambda: file.read(CHUNK_BYTES), b"") if file else self._download():
-            left -= len(chunk)
-            if left < 0:
-                break
-            yield chunk
-        if left != 0:
-            raise self._changed()
-
-    def _changed(self) -> AdapterNotReady:
-        return AdapterNotReady(f"{self.name} changed while it was read; ask again")
-
-    def _download(self) -> Iterator[bytes]:
-        with _open_client(self.url) as client:
-            with _watch(client), call_deadline():
-                answer = client.send(client.build_request("GET", self.url), stream=True).raise_for_status()
-            with closing(answer):
-                yield from _read_in_time(answer, READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND)
-
-
-def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
-    """The body; waiting for its bytes may take so long in all, what the reader takes between them does not count."""
-    chunks = answer.iter_bytes()
-    waited = 0.0
-    while True:
-        began = time.monotonic()
-        chunk = next(chunks, None)
-        waited += time.monotonic() - began
-        if chunk is None:
-            return
-        if waited > seconds:
-            raise httpx.ReadTimeout(f"MLflow has sent too little within {seconds:.0f} s")
-        yield chunk
-
-
-def _open_client(url: str) -> httpx.Client:
-    return bound(httpx.Client(base_url=url, timeout=READ_SECONDS, trust_env=not is_on_this_machine(url)))
-
-
-def _watch(client: httpx.Client) -> AbstractContextManager[None]:
-    return breaker_for("MLflow", str(client.base_url.copy_with(path="/")), httpx.TimeoutException).watch()
 
 
 @dataclass(frozen=True)
@@ -123,22 +41,35 @@ class Archive:
         content = sum(len(self._header(member)) + _padded(member.size, tarfile.BLOCKSIZE) for member in self.members)
         return _padded(content + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
-    def read(self) -> Iterator[bytes]:
-        """Its bytes, a chunk at a time; nothing is held in memory.
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Its bytes from `start` to before `stop`, a chunk at a time; nothing is held in memory.
 
         All files are opened before the first chunk, so that what is replaced later is still sent as it was.
         """
+        stop = self.size if stop is None else stop
         with ExitStack() as opened:
             files = [file and opened.enter_context(file) for file in (member.open() for member in self.members)]
-            sent = 0
-            for member, file in zip(self.members, files, strict=True):
-                header = self._header(member)
-                yield header
-                yield from member.read(file)
-                padding = _padded(member.size, tarfile.BLOCKSIZE) - member.size
-                yield bytes(padding)
-                sent += len(header) + member.size + padding
-            yield bytes(self.size - sent)
+            for place, chunk in self._pieces(files, start):
+                if place >= stop:
+                    return
+                if wanted := chunk[max(0, start - place) : stop - place]:
+                    yield wanted
+
+    def _pieces(self, files: Sequence[BinaryIO | None], start: int) -> Iterator[tuple[int, bytes]]:
+        """What the archive is made of, each with its place in it; contents before `start` are not read."""
+        place = 0
+        for member, file in zip(self.members, files, strict=True):
+            header = self._header(member)
+            yield place, header
+            content = place + len(header)
+            place = min(max(start, content), content + member.size)
+            for chunk in member.read(file, place - content):
+                yield place, chunk
+                place += len(chunk)
+            padding = bytes(-member.size % tarfile.BLOCKSIZE)
+            yield place, padding
+            place += len(padding)
+        yield place, bytes(self.size - place)
 
     @staticmethod
     def _header(member: Member) -> bytes:
@@ -269,7 +200,7 @@ def list_registered_files(tracking_uri: str | None, name: str, version: str) -> 
     if urlsplit(base).scheme not in ("http", "https"):
         raise AdapterNotFound(f"the adapter's files are not on this machine, and MLflow at {base} has no HTTP API")
     try:
-        with _open_client(f"{base}/api/2.0/") as client, _watch(client), call_deadline():
+        with open_mlflow(f"{base}/api/2.0/") as client, watch_mlflow(client), call_deadline():
             answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {base} any more")

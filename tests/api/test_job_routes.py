@@ -324,6 +324,25 @@ def test_head_tells_length_and_checksum_and_reads_the_files_once(api, job, adapt
     assert "GET, HEAD" in api.put(f"{dialect}/{job.id}/adapter").headers["allow"]
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_download_that_broke_is_gone_on_with(api, job, adapter, dialect):
+    path = f"{dialect}/{job.id}/adapter"
+    whole = api.get(path)
+    tag, size = whole.headers["etag"], len(whole.content)
+    assert whole.headers["accept-ranges"] == "bytes"
+
+    rest = api.get(path, headers={"Range": "bytes=1000-", "If-Range": tag})
+    assert (rest.status_code, rest.headers["content-range"]) == (206, f"bytes 1000-{size - 1}/{size}")
+    assert (whole.content[:1000] + rest.content, rest.headers["etag"]) == (whole.content, tag)
+    assert int(rest.headers["content-length"]) == len(rest.content)
+
+    other = api.get(path, headers={"Range": "bytes=1000-", "If-Range": '"another"'})
+    assert (other.status_code, other.content) == (200, whole.content)
+    behind = api.get(path, headers={"Range": f"bytes={size}-"})
+    assert (behind.status_code, behind.json()["code"]) == (416, "range_not_satisfiable")
+    assert behind.headers["content-range"] == f"bytes */{size}"
+
+
 def test_head_of_a_job_without_an_adapter(api, job):
     assert api.head(f"/train/{job.id}/adapter").status_code == 409
     assert api.head("/train/nobody/adapter").status_code == 404

@@ -15,7 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 from api.main import create_app
 from jobs import postgres
-from jobs.archive import Member, list_registered_files
+from jobs.archive import list_registered_files
+from jobs.archive_members import Member
 from jobs.bounded_postgres import bounded_engine_for
 from jobs.database import translate_errors
 from jobs.deadlines import Breaker, allow, call_deadline, seconds_left
@@ -69,7 +70,7 @@ def test_the_parts_are_judged_in_time(kind, tmp_path):
 
 
 def test_a_file_of_mlflow_that_trickles_ends(monkeypatch):
-    monkeypatch.setattr("jobs.archive.READ_SECONDS", ALLOWED)
+    monkeypatch.setattr("jobs.archive_members.READ_SECONDS", ALLOWED)
     with closing(StallingServer("slow body")) as server:
         member = Member("weights", 1000, url=f"{server.url}/weights")
         with pytest.raises(Exception, match="MLflow has sent too little within 1 s"):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from sqlalchemy import create_engine
 
 from jobs import archive, records
 from jobs.archive import checksum, prepare_download
+from jobs.archive_members import Member
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.job import Job
 from jobs.records import list_checkpoints
@@ -131,6 +133,46 @@ def test_an_adapter_is_sent_whole_while_it_is_replaced(settings, job):
             else:
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (sent.archive.size, sent.sha256)
     assert refused < 40
+
+
+@pytest.mark.parametrize("is_far", [False, True], ids=["in its folder", "in the registry"])
+def test_any_part_of_an_adapter_is_that_part_of_the_whole(settings, job, monkeypatch, is_far):
+    folder = Path(job.output_path)
+    write_adapter(folder, 3)
+    (folder / "empty.txt").touch()
+    sent = prepare_download(settings, job).archive
+    if is_far:
+        content = {member.name: member.path.read_bytes() for member in sent.members}
+        far = [replace(member, path=None, url=member.name) for member in sent.members]
+        monkeypatch.setattr(Member, "_download", lambda member: iter(batched(content[member.name], 7000)))
+        sent = replace(sent, members=tuple(far))
+    whole = b"".join(sent.read())
+    assert len(whole) == sent.size
+    edges = [0, 1, 511, 512, 513, 40_511, 40_512, 41_472, 41_473, 41_984, 60_000, len(whole) - 1]
+    for start in edges:
+        for stop in (start + 1, start + 512, start + 41_000, len(whole)):
+            assert b"".join(sent.read(start, stop)) == whole[start:stop], (start, stop)
+
+
+def batched(content: bytes, size: int) -> list[bytes]:
+    return [content[start : start + size] for start in range(0, len(content), size)]
+
+
+def test_what_comes_before_a_part_is_not_read(settings, job, monkeypatch):
+    """To go on with a download costs what is left of it."""
+    write_adapter(Path(job.output_path), 1)
+    sent = prepare_download(settings, job).archive
+    read = []
+    really_read = Member.read
+
+    def count(member, file, start=0):
+        for chunk in really_read(member, file, start):
+            read.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(Member, "read", count)
+    assert len(b"".join(sent.read(sent.size - 20_000))) == 20_000
+    assert sum(read) < 20_000
 
 
 def test_what_is_replaced_once_it_is_being_sent_is_sent_as_it_was(settings, job):
