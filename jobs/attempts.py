@@ -159,12 +159,11 @@ def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAtte
         return {attempt.job_id: attempt for attempt in found}
 
 
-def count_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, int]:
+def count_attempts(connection: Connection, job_ids: Iterable[UUID]) -> dict[UUID, int]:
     """How many attempts at these jobs have begun, by id; a job that never began is absent."""
     has_begun = JobAttempt.number > 0
     wanted = select(JobAttempt.job_id, JobAttempt.number).where(JobAttempt.job_id.in_([*job_ids]), has_begun)
-    with engine.connect() as connection:
-        return {row.job_id: row.number for row in connection.execute(wanted)}
+    return {row.job_id: row.number for row in connection.execute(wanted)}
 
 
 def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:

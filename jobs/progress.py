@@ -29,9 +29,9 @@ def set_report(connection: Connection, job_id: UUID, **fields: Any) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields, where=is_open))
 
 
-def read_reports(engine: Engine, job_ids: list[UUID]) -> dict[UUID, JobReport]:
+def read_reports(database: Engine | Connection, job_ids: list[UUID]) -> dict[UUID, JobReport]:
     """The reports of these jobs, by id; a job that has not reported yet is absent."""
-    with Session(engine, expire_on_commit=False) as session:
+    with Session(database, expire_on_commit=False) as session:
         reports = session.scalars(select(JobReport).where(JobReport.job_id.in_(job_ids))).all()
         return {report.job_id: report for report in reports}
 

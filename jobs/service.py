@@ -116,7 +116,9 @@ class JobService:
             raise doubts.refusal
         with self._submit_lock() as connection:
             if request is None:
-                run = self._create_in_line(spec, strategy, priority, None)
+                if strategy == "reject" and self._line.is_busy():
+                    raise TrainingBusy(BUSY_MESSAGE)
+                run = self._create(connection, spec, Scheduled(), priority)
             else:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts)
         return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
@@ -125,7 +127,10 @@ class JobService:
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
-        return self._describe(self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority))
+        with translate_errors(), self.engine.connect() as connection:
+            state: State[Any] = Paused(name=StateName.CREATED, timeout_seconds=None)
+            run = self._create(_autocommit(connection), spec, state, priority)
+        return self._describe(run)
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
@@ -209,7 +214,9 @@ class JobService:
 
     # -- inside
 
-    def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
+    def _create(
+        self, connection: Connection, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None
+    ) -> FlowRun:
         run = self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
@@ -219,8 +226,7 @@ class JobService:
             idempotency_key=run_key,
         )
         try:
-            with self.engine.begin() as connection:
-                keep_run(connection, run.id, _facts_of(run))
+            keep_run(connection, run.id, _facts_of(run))
         except SQLAlchemyError as error:
             logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
         return run
@@ -228,11 +234,6 @@ class JobService:
     def _check_webhook(self, spec: JobSpec) -> None:
         if spec.webhook_url:
             check_target(spec.webhook_url, self.settings.webhook_allow)
-
-    def _create_in_line(self, spec: JobSpec, strategy: Strategy, priority: Priority, run_key: str | None) -> FlowRun:
-        if strategy == "reject" and self._line.is_busy():
-            raise TrainingBusy(BUSY_MESSAGE)
-        return self._create(spec, Scheduled(), priority, run_key)
 
     def _submit_once(
         self,
@@ -253,7 +254,7 @@ class JobService:
             if strategy == "reject" and self._line.is_busy():
                 raise TrainingBusy(BUSY_MESSAGE)
             claim = claim or make_claim(connection, request)
-            run = self._create(spec, Scheduled(), priority, claim.run_key)
+            run = self._create(connection, spec, Scheduled(), priority, claim.run_key)
         submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
         keep_answer(connection, request, claim, _to_answer(submission))
@@ -283,9 +284,9 @@ class JobService:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError:
             return None
-        with translate_errors():
-            report = read_reports(self.engine, [parsed]).get(parsed)
-            attempt = count_attempts(self.engine, [parsed]).get(parsed)
+        with translate_errors(), self.engine.begin() as connection:
+            report = read_reports(connection, [parsed]).get(parsed)
+            attempt = count_attempts(connection, [parsed]).get(parsed)
         return job_from_report(parsed, report, attempt) if report else None
 
     def _cancel_kept(self, job_id: UUID | str) -> Job:
@@ -321,7 +322,8 @@ class JobService:
         ids = [run.id for run in runs]
         with translate_errors():
             self._settle([run for run in runs if _has_just_ended(run)])
-            reports, attempts = read_reports(self.engine, ids), count_attempts(self.engine, ids)
+            with self.engine.begin() as connection:
+                reports, attempts = read_reports(connection, ids), count_attempts(connection, ids)
         jobs = [
             job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
             for run in runs
@@ -349,7 +351,7 @@ class JobService:
         A process waits with one connection only: the others would be lacking to the one that is at work.
         """
         with self._take_turn(), translate_errors(), self.engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection = _autocommit(connection)
             connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
             try:
                 yield connection
@@ -374,6 +376,10 @@ def _has_just_ended(run: FlowRun) -> bool:
     """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
     is_final = run.state is not None and run.state.type.value in FINAL_STATES
     return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
+
+
+def _autocommit(connection: Connection) -> Connection:
+    return connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _facts_of(run: FlowRun) -> dict[str, Any]:
