@@ -7,12 +7,13 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field
 from starlette.routing import Route
 
 from api.auth import PUBLIC_PATHS
 from api.errors import SFT_PREFIX
 from api.examples import EXAMPLES, Example
+from api.job_configs import show_configs
+from tuneyard_wire.service import Error
 
 Document = dict[str, Any]
 PIECE_BYTES = 2**16
@@ -37,14 +38,6 @@ SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `tuneyard keys create`."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-
-
-class Error(BaseModel):
-    """What every error looks like."""
-
-    detail: str = Field(description="For people: what is wrong, and what to do.")
-    code: str = Field(description="For programs: stable, in words joined by underscores.")
-    request_id: str = Field(description="Also in X-Request-ID and in the service's log line.")
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -96,6 +89,7 @@ def complete(plain: Document) -> Document:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas["Error"] = Error.model_json_schema()
+    show_configs(schemas)
     components["securitySchemes"] = SECURITY_SCHEMES
     for path, item in document["paths"].items():
         for method in METHODS:

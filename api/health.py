@@ -9,32 +9,11 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 
 from api.metrics import Metrics, Snapshot
+from tuneyard_wire.service import Health, PartReadiness, Readiness
 
 router = APIRouter(tags=["Service"])
-
-
-class Health(BaseModel):
-    """The process answers."""
-
-    status: str = "ok"
-    version: str
-
-
-class PartReadiness(BaseModel):
-    """One part that jobs need."""
-
-    ok: bool
-    detail: str
-
-
-class Readiness(BaseModel):
-    """Whether a job could run now."""
-
-    ready: bool
-    parts: dict[str, PartReadiness]
 
 
 @router.get("/health")

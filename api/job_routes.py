@@ -5,15 +5,15 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.answers import AsIs, Checkpoints, Deliveries, Delivery, Series, StreamedEvent
 from api.errors import SFT_PREFIX
 from api.ranges import read_range
+from api.responses import respond
 from api.service import get_service
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
@@ -28,6 +28,8 @@ from jobs.service import JobService
 from jobs.status import SFT_WORDS, TRAIN_WORDS
 from jobs.store import WebhookDelivery
 from sft.explanations import Matching
+from tuneyard_wire.deliveries import Deliveries, Delivery
+from tuneyard_wire.records import Checkpoint, Checkpoints, JobEvent, Metrics
 
 MAX_TAIL = 100_000
 NDJSON = "application/x-ndjson"
@@ -54,7 +56,7 @@ resources = APIRouter()
     response_class=StreamingResponse,
     responses={
         200: {
-            "content": {"text/event-stream": {"itemSchema": StreamedEvent.model_json_schema()}},
+            "content": {"text/event-stream": {"itemSchema": JobEvent.model_json_schema()}},
             "description": "Events as they come.",
         },
         204: {"description": "`Last-Event-ID` was `end`: there is nothing more to come."},
@@ -106,7 +108,7 @@ async def get_logs(
 
 @resources.get(
     "/{job_id}/metrics",
-    response_model=AsIs[Series],
+    response_model=Metrics,
     responses={
         200: {
             "content": {"text/csv": {"schema": {"type": "string"}}},
@@ -119,39 +121,40 @@ def get_metrics(
     job: FoundJob,
     service: Service,
     format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line a step.")] = None,
-) -> Response | Series:
+) -> Response | Metrics:
     """`loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
     with translate_errors():
         series = read_series(service.engine, job.id)
     if _wants(request, format, "csv", ("text/csv",)):
         return Response(series_to_csv(series), media_type="text/csv; charset=utf-8")
-    return {"series": series}
+    return Metrics.model_construct(series=series)
 
 
 @resources.get("/{job_id}/checkpoints")
-def get_checkpoints(job: FoundJob, service: Service) -> AsIs[Checkpoints]:
+def get_checkpoints(job: FoundJob, service: Service) -> Checkpoints:
     """The checkpoints that are kept: `step, path, time, bytes, complete`."""
     with translate_errors():
-        return {"checkpoints": list_checkpoints(service.settings, service.engine, job)}
+        found = list_checkpoints(service.settings, service.engine, job)
+    return Checkpoints(checkpoints=[respond(Checkpoint, one) for one in found])
 
 
 @resources.get("/{job_id}/deliveries")
-def get_deliveries(job: FoundJob, service: Service) -> AsIs[Deliveries]:
+def get_deliveries(job: FoundJob, service: Service) -> Deliveries:
     """What the job's webhook has been told and is still to be told, with every attempt."""
     with translate_errors():
-        return {"deliveries": [delivery_view(delivery) for delivery in list_deliveries(service.engine, job.id)]}
+        return Deliveries(deliveries=[delivery_view(delivery) for delivery in list_deliveries(service.engine, job.id)])
 
 
 @resources.post("/{job_id}/deliveries/{delivery_id}/resend")
-def resend_delivery(job: FoundJob, delivery_id: str, service: Service) -> AsIs[Delivery]:
+def resend_delivery(job: FoundJob, delivery_id: str, service: Service) -> Delivery:
     """Call the webhook again, now and, while it fails, for another three days. The `webhook-id` stays the same."""
     with translate_errors():
         return delivery_view(resend(service.engine, job.id, delivery_id))
 
 
 def delivery_view(delivery: WebhookDelivery) -> Delivery:
-    """A delivery as clients see it. Times are ISO 8601."""
-    return cast(
+    """A delivery as clients see it."""
+    return respond(
         Delivery,
         {
             "delivery_id": str(delivery.id),
@@ -162,8 +165,8 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
             "url": delivery.url,
             "state": delivery.state,
             "attempts": delivery.attempts,
-            "next_attempt_at": delivery.next_attempt_at.isoformat() if delivery.next_attempt_at else None,
-            "created_at": delivery.created_at.isoformat(),
+            "next_attempt_at": delivery.next_attempt_at,
+            "created_at": delivery.created_at,
         },
     )
 

@@ -7,10 +7,9 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request
 
-from api.answers import AsIs
 from api.errors import SFT_PREFIX
 from api.limits import ClientLimit, client_name
-from api.plan_answer import Plan
+from api.responses import respond
 from api.service import get_service
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
@@ -19,6 +18,7 @@ from jobs.preflight.surroundings import Surroundings, find_surroundings
 from jobs.service import JobService
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
+from tuneyard_wire.plan import Plan
 
 router = APIRouter()
 Service = Annotated[JobService, Depends(get_service)]
@@ -28,13 +28,13 @@ LOOK_SECONDS = 0.25  # how soon a client that hung up is noticed
 
 
 @router.post("/train/plan", tags=["Training API"])
-async def plan_training(body: TrainingRequest, request: Request, service: Service) -> AsIs[Plan]:
+async def plan_training(body: TrainingRequest, request: Request, service: Service) -> Plan:
     """Plan a training job: tokenize its rows for real and say what it would take. No job is made."""
     return await _plan(request, service, body.to_spec(service.settings.default_dataset).config)
 
 
 @router.post(f"{SFT_PREFIX}/plan", tags=["SFT API"])
-async def plan_sft(body: TrainBody, request: Request, service: Service) -> AsIs[Plan]:
+async def plan_sft(body: TrainBody, request: Request, service: Service) -> Plan:
     """Plan a job: tokenize its rows for real and say what it would take. No job is made."""
     saved = None
     if body.config_id is not None:
@@ -90,8 +90,7 @@ async def _wait_for_plan(request: Request, service: JobService, config: SFTConfi
         gone.set()
     if isinstance(problem, TuneyardError):
         raise _explain_place(problem, find_surroundings(service.settings))
-    planned: Plan = plan
-    return planned
+    return respond(Plan, plan)
 
 
 def _threads(request: Request) -> CapacityLimiter:

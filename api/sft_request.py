@@ -14,7 +14,6 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from api.answers import DocumentedAs
 from api.request_fields import (
     MetadataPairs,
     RequestFields,
@@ -41,13 +40,20 @@ ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # 
 
 def _show_config_rule(schema: dict[str, Any]) -> None:
     """A whole configuration, or changes to a saved one."""
-    fields = schema["properties"]["config"]["anyOf"][0]
-    properties = ConfigFields.model_json_schema()["properties"]
+    fields = ConfigFields.model_json_schema()
+    properties = fields["properties"]
     rules = [rule.show(properties) for rule in CONFIG_RULES]
     required = [name for name, field in SFTConfig.model_fields.items() if field.is_required()]
     whole = {"properties": {"config": {"allOf": [fields, {"required": required}, *rules]}}, "required": ["config"]}
     schema["allOf"] = [EVENTS_RULE.show(schema["properties"])]
     schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
+
+
+class _OfConfig:
+    """Annotation of a mapping that is shown as ConfigFields: who checks it names the fields by their own errors."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return ConfigFields.model_json_schema()
 
 
 AROUND_CONFIG = {"adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata"}
@@ -75,7 +81,7 @@ class TrainBody(_WithConfig):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_show_config_rule)
 
-    config: Annotated[dict[str, Any], DocumentedAs(ConfigFields)] | None = Field(
+    config: Annotated[dict[str, Any], _OfConfig()] | None = Field(
         None, description="The fields of SFTConfig; laid over config_id's if set."
     )
     config_id: Name | None = Field(None, description="Start from this saved configuration.")

@@ -1,13 +1,13 @@
 """The Training API: `/train` and `/queue`, as its contract documents them."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.answers import AsIs, Cancelled, Description, Maker, Origin, TrainJob, TrainStarted, WaitingJobs
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.responses import list_response, respond
 from api.service import get_service
 from api.strictness import Strict
 from api.training_request import TrainingRequest, config_view, field_names
@@ -18,19 +18,21 @@ from jobs.log_lines import escape
 from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
 from jobs.status import TRAIN_WORDS, JobStatus, TrainWord
+from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted
+from tuneyard_wire.service import Description
 
 router = APIRouter(tags=["Training API"])
 Service = Annotated[JobService, Depends(get_service)]
 
 
 @router.get("/")
-async def describe_api(request: Request) -> AsIs[Description]:
+async def describe_api(request: Request) -> Description:
     """What this service is and where its endpoints are."""
-    return {
-        "name": request.app.title,
-        "version": request.app.version,
-        "description": request.app.description,
-        "endpoints": {
+    return Description(
+        name=request.app.title,
+        version=request.app.version,
+        description=request.app.description,
+        endpoints={
             "POST /train": "Start a training job (?strategy=queue or reject)",
             "GET /train": "All training jobs",
             "GET /train/{job_id}": "Status of one job",
@@ -39,7 +41,7 @@ async def describe_api(request: Request) -> AsIs[Description]:
             "/api/sft": "The SFT API over the same jobs",
             "/docs": "Interactive documentation",
         },
-    }
+    )
 
 
 @router.post("/train")
@@ -49,50 +51,50 @@ def start_training(
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
     strict: Strict = False,
-) -> AsIs[TrainStarted]:
+) -> TrainStarted:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
     doubts = Doubts.of(service.preflight.look(spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts)
-    started: TrainStarted = {"job_id": str(job.id), "status": "started", "message": "Training job started"}
+    status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:
-        message = f"Training job added to queue at position {job.queue_position}"
-        started = {"job_id": str(job.id), "status": "queued", "message": message}
-    return {**started, "warnings": [*job.warnings]} if job.warnings else started
+        status, message = "queued", f"Training job added to queue at position {job.queue_position}"
+    warnings = [*job.warnings]
+    return respond(TrainStarted, {"job_id": str(job.id), "status": status, "message": message, "warnings": warnings})
 
 
-@router.get("/train")
+@router.get("/train", response_model=list[TrainJob])
 def list_training_jobs(
     service: Service,
     request: Request,
-    response: Response,
     filters: Annotated[JobFilters, Depends(read_filters)],
     status: Annotated[TrainWord | None, Query(description="Jobs in this state.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
-) -> AsIs[list[TrainJob]]:
+) -> Response:
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_WORDS))
     page = service.list_jobs(wanted, limit, cursor)
+    response = list_response([describe_job(job, service) for job in page.jobs])
     announce_next_page(request, response, page.next_cursor)
-    return [job_view(job, service) for job in page.jobs]
+    return response
 
 
 @router.get("/train/{job_id}")
-def get_training_job(job_id: str, service: Service) -> AsIs[TrainJob]:
+def get_training_job(job_id: str, service: Service) -> TrainJob:
     """Status, effective configuration, progress and outcome of one job."""
-    return job_view(service.get(job_id), service)
+    return respond(TrainJob, describe_job(service.get(job_id), service))
 
 
 @router.delete("/train/{job_id}")
-def cancel_training_job(job_id: str, service: Service) -> AsIs[Cancelled]:
+def cancel_training_job(job_id: str, service: Service) -> Cancelled:
     """Cancel a job: a queued one goes at once, a running one is stopped."""
     service.cancel(job_id)
-    return {"status": "cancelled", "message": f"Training job {job_id} cancelled"}
+    return Cancelled(status="cancelled", message=f"Training job {job_id} cancelled")
 
 
 @router.get("/queue")
-def get_queue(service: Service, response: Response) -> AsIs[WaitingJobs]:
+def get_queue(service: Service, response: Response) -> Queue:
     """Whether a job is being trained, and which ones wait.
 
     The header `X-Waiting-For` says what keeps them waiting beside the jobs ahead: a work pool that is paused, say.
@@ -101,55 +103,45 @@ def get_queue(service: Service, response: Response) -> AsIs[WaitingJobs]:
     if queue.waiting_for:
         response.headers["X-Waiting-For"] = escape(queue.waiting_for).encode("ascii", "backslashreplace").decode()
     waiting = [str(job_id) for job_id in queue.waiting]
-    return {"is_training_running": queue.is_training_running, "queue_length": len(waiting), "queued_jobs": waiting}
+    return Queue(is_training_running=queue.is_training_running, queue_length=len(waiting), queued_jobs=waiting)
 
 
-def job_view(job: Job, service: JobService) -> TrainJob:
-    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null.
+def describe_job(job: Job, service: JobService) -> dict[str, Any]:
+    """The fields of a TrainJob.
 
     `start_time` is always a number: when the job was accepted, and from its start on when it started.
     """
     return {
-        "job_id": str(job.id),
-        "name": job.name,
+        **describe_alike(job),
         "status": TRAIN_WORDS[job.status],
-        "priority": job.priority,
         "config": config_view(job.spec, service.settings.default_dataset) if job.spec else job.raw_config,
         "start_time": job.start_time.timestamp() if job.start_time else 0.0,
         "end_time": job.ended_at.timestamp() if job.ended_at else None,
         "tracking_url": job.tracking_url,
+        "output_path": job.output_path,
+    }
+
+
+def describe_alike(job: Job) -> dict[str, Any]:
+    """What both interfaces say of a job in the same words."""
+    spec = job.spec
+    saved = spec.saved_config if spec else None
+    made_by = spec.made_by if spec else None
+    return {
+        "job_id": str(job.id),
+        "name": job.name,
+        "priority": job.priority,
         "error": job.error,
         "error_code": job.error_code,
         "attempt": job.attempt,
-        "output_path": job.output_path,
         "queue_position": job.queue_position,
         "waiting_for": job.waiting_for,
         "phase": job.phase,
         "progress": job.progress,
         "result": job.result,
-        **origin_view(job),
-    }
-
-
-def origin_view(job: Job) -> Origin:
-    """What a job was given beside its configuration, in both interfaces' words."""
-    saved = job.spec.saved_config if job.spec else None
-    return {
-        "metadata": (job.spec.metadata if job.spec else None) or {},
+        "metadata": (spec.metadata if spec else None) or {},
         "config_id": saved.config_id if saved else None,
         "config_version": saved.version if saved else None,
         "config_name": saved.name if saved else None,
-        "made_by": _maker_view(job),
-    }
-
-
-def _maker_view(job: Job) -> Maker | None:
-    made_by = job.spec.made_by if job.spec else None
-    if made_by is None:
-        return None
-    return {
-        "flow": made_by.flow,
-        "run_id": made_by.run_id,
-        "adapter_version": made_by.adapter_version,
-        "reason": made_by.reason,
+        "made_by": made_by.model_dump(include={*Maker.model_fields}) if made_by else None,
     }

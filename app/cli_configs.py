@@ -9,7 +9,7 @@ from app.cli_output import print_json, print_line, print_yaml
 from app.cli_service import JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
-    from tuneyard_client.models import SavedConfig
+    from tuneyard_wire.configs import SavedConfig
 
 commands = typer.Typer(help="Saved configurations: save, list, show, update, delete.", no_args_is_help=True)
 

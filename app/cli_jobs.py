@@ -14,7 +14,8 @@ from app.cli_service import JobArgument, JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
-    from tuneyard_client.models import Delivery, Job
+    from tuneyard_wire.deliveries import Delivery
+    from tuneyard_wire.jobs import TrainJob
 
 PANEL = "Jobs"
 
@@ -42,12 +43,12 @@ def submit(
     with connected(url) as client:
         submitted = submission.complete(client).send(client, job.strategy, job.strict)
         if watch or not as_json:
-            print_warnings(_messages(submitted.model_dump().get("warnings")))
+            print_warnings([warning.message for warning in submitted.warnings])
         if watch:
             print_line(submitted.job_id, err=as_json)
             raise typer.Exit(_watch(client, submitted.job_id, as_json))
     if as_json:
-        print_json(submitted.model_dump(mode="json"))
+        print_json({"warnings": [], **submitted.model_dump(mode="json")})
     else:
         print_line(submitted.job_id)
         print_line(submitted.message or f"The job is {submitted.status}", err=True)
@@ -205,20 +206,14 @@ def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
     if as_json:
         print_json(job.model_dump(mode="json"))
     elif job.status == "completed":
-        print_warnings(_messages((job.result or {}).get("warnings")))
+        print_warnings(job.result.warnings if job.result else [])
         print_line(f"completed: {job.output_path}")
     else:
         print_line(f"tuneyard: job {job_id} {job.status}{f': {job.error}' if job.error else ''}", err=True)
     return ExitCode.OK if job.status == "completed" else ExitCode.JOB_FAILED
 
 
-def _messages(warnings: Any) -> list[str]:
-    """What a service warns of, as sentences; a job's result has them as such, a submission with a code each."""
-    found = warnings if isinstance(warnings, list) else []
-    return [str(one.get("message", one)) if isinstance(one, dict) else str(one) for one in found]
-
-
-def _print_table(jobs: "list[Job]") -> None:
+def _print_table(jobs: "list[TrainJob]") -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -231,7 +226,8 @@ def _print_table(jobs: "list[Job]") -> None:
     for job in jobs:
         config = job.config
         state = f"{job.status} ({job.queue_position})" if job.queue_position is not None else job.status
-        progress = f"{job.progress.percent:.0f} %" if job.progress else ""
+        percent = job.progress.percent if job.progress else None
+        progress = "" if percent is None else f"{percent:.0f} %"
         names = [config.get(key) for key in ("model_name", "dataset_version", "lora_name")]
         began = None if job.status in ("created", "queued") else job.start_time
         cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(began)]
@@ -240,4 +236,4 @@ def _print_table(jobs: "list[Job]") -> None:
 
 
 def _local_time(seconds: float | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M}"
+    return "" if not seconds else f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M}"

@@ -10,7 +10,9 @@ from app.cli_values import check_json, load_yaml
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
-    from tuneyard_client.models import Plan, Strategy, Submitted
+    from tuneyard_client.models import Strategy
+    from tuneyard_wire.jobs import Submitted
+    from tuneyard_wire.plan import Plan
 
 Fields = Mapping[str, Any]
 

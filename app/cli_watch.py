@@ -9,14 +9,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from jobs.log_lines import escape
 from tuneyard_client import Tuneyard
-from tuneyard_client.models import Job
-from tuneyard_client.models import Progress as Training
+from tuneyard_wire.jobs import Progress as Training
+from tuneyard_wire.jobs import TrainJob
 
 POLL_SECONDS = 0.5
 PERCENT_A_LINE = 10  # where no bar can be drawn
 
 
-def watch_job(client: Tuneyard, job_id: str, console: Console) -> Job:
+def watch_job(client: Tuneyard, job_id: str, console: Console) -> TrainJob:
     """Show a job until it has ended; returns it. Raises ClientError."""
     with JobDisplay(console) as display:
         return client.wait(job_id, on_progress=display.show, poll_seconds=POLL_SECONDS)
@@ -50,7 +50,7 @@ class JobDisplay:
     ) -> None:
         self._bars.stop()
 
-    def show(self, job: Job) -> None:
+    def show(self, job: TrainJob) -> None:
         """Take the job as it is now."""
         place = (job.queue_position, job.waiting_for)
         if job.queue_position is not None and place != self._place:
@@ -74,8 +74,9 @@ class JobDisplay:
         if self._bar is None:
             self._bar = self._bars.add_task("training", total=training.total_steps, loss="-", speed="-", left="-")
         self._bars.update(self._bar, completed=training.step, loss=loss, speed=speed, left=left)
-        if not self._console.is_terminal and training.percent >= self._shown_percent + PERCENT_A_LINE:
-            self._shown_percent = training.percent
+        percent = training.percent or 0.0
+        if not self._console.is_terminal and percent >= self._shown_percent + PERCENT_A_LINE:
+            self._shown_percent = percent
             self._console.print(
                 f"  step {training.step} of {training.total_steps}  loss {loss}  {speed} tokens/s  {left} left"
             )

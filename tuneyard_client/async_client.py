@@ -12,26 +12,15 @@ import httpx
 from sft.config import SFTConfig
 from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
-from tuneyard_client.models import (
-    AroundConfig,
-    Cancelled,
-    Checkpoint,
-    Delivery,
-    Job,
-    JobEvent,
-    JobFilters,
-    LogLine,
-    Metrics,
-    Plan,
-    Queue,
-    SavedConfig,
-    Strategy,
-    Submitted,
-    TrainingFields,
-)
+from tuneyard_client.models import AroundConfig, JobFilters, Strategy, TrainingFields
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader, check_free
+from tuneyard_wire.configs import ConfigVersion, SavedConfig
+from tuneyard_wire.deliveries import Delivery
+from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
+from tuneyard_wire.plan import Plan
+from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
 
 T = TypeVar("T")
 
@@ -105,11 +94,11 @@ class AsyncTuneyard:
         """Estimate a job in the SFT API's field names. With `config_id`, `config` overrides its fields."""
         return await self._run(calls.plan_sft(config, **around))
 
-    async def job(self, job_id: str) -> Job:
+    async def job(self, job_id: str) -> TrainJob:
         """One job."""
         return await self._run(calls.job(job_id))
 
-    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]:
+    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[TrainJob]:
         """Jobs, newest first: all of them, or the first `limit`."""
         return await self._follow(calls.jobs(limit, filters))
 
@@ -125,9 +114,9 @@ class AsyncTuneyard:
         self,
         job_id: str,
         timeout_seconds: float | None = None,
-        on_progress: Callable[[Job], None] | None = None,
+        on_progress: Callable[[TrainJob], None] | None = None,
         poll_seconds: float = POLL_SECONDS,
-    ) -> Job:
+    ) -> TrainJob:
         """The job once it has ended, however it has; `on_progress` is called with it whenever it has changed.
 
         Raises:
@@ -276,6 +265,6 @@ class AsyncConfigs:
         """Delete a configuration. Jobs that were made from it are kept."""
         await self._run(calls.delete_config(config_id))
 
-    async def versions(self, config_id: str) -> builtins.list[SavedConfig]:
+    async def versions(self, config_id: str) -> builtins.list[ConfigVersion]:
         """Every version of a configuration, the first one first."""
         return await self._run(calls.config_versions(config_id))

@@ -13,21 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from sft.config import SFTConfig
 from tuneyard_client.errors import UnexpectedAnswer, error_for
-from tuneyard_client.models import (
-    AroundConfig,
-    Cancelled,
-    Checkpoint,
-    Delivery,
-    Job,
-    JobFilters,
-    LogLine,
-    Metrics,
-    Plan,
-    Queue,
-    SavedConfig,
-    Strategy,
-    Submitted,
-)
+from tuneyard_client.models import AroundConfig, JobFilters, Strategy
+from tuneyard_wire.configs import ConfigVersion, SavedConfig
+from tuneyard_wire.deliveries import Delivery
+from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
+from tuneyard_wire.plan import Plan
+from tuneyard_wire.records import Checkpoint, LogLine, Metrics
 
 T = TypeVar("T")
 PAGE_SIZE = 200
@@ -128,9 +119,9 @@ def _sft_body(config: SFTConfig | Mapping[str, Any] | None, around: AroundConfig
     return body | given
 
 
-def job(job_id: str) -> Call[Job]:
+def job(job_id: str) -> Call[TrainJob]:
     """GET /train/{id}."""
-    return _get(_job_path(job_id), _read(Job))
+    return _get(_job_path(job_id), _read(TrainJob))
 
 
 def cancel(job_id: str) -> Call[Cancelled]:
@@ -164,9 +155,9 @@ def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
     return Call("POST", path, _read(Delivery))
 
 
-def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[Job], str | None]]:
+def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[TrainJob], str | None]]:
     """GET /train: one page and the cursor of the next."""
-    read = _read_list(Job)
+    read = _read_list(TrainJob)
     params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     params |= {"limit": limit} | ({"cursor": cursor} if cursor else {})
     for name in ("created_after", "created_before"):
@@ -177,9 +168,9 @@ def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple
     return _get("/train", lambda answer: (read(answer), answer.headers.get(CURSOR_HEADER)), params)
 
 
-def jobs(limit: int | None, filters: JobFilters) -> Steps[list[Job]]:
+def jobs(limit: int | None, filters: JobFilters) -> Steps[list[TrainJob]]:
     """Newest first, page after page, until there are `limit` or no more."""
-    found: list[Job] = []
+    found: list[TrainJob] = []
     cursor = None
     asked: set[str] = set()
     while True:
@@ -243,9 +234,9 @@ def delete_config(config_id: str) -> Call[None]:
     return Call("DELETE", _config_path(config_id), lambda _answer: None)
 
 
-def config_versions(config_id: str) -> Call[list[SavedConfig]]:
+def config_versions(config_id: str) -> Call[list[ConfigVersion]]:
     """GET /api/sft/configs/{id}/versions."""
-    return _get(_config_path(config_id) + "/versions", _read_list(SavedConfig, "versions"))
+    return _get(_config_path(config_id) + "/versions", _read_list(ConfigVersion))
 
 
 def check(answer: httpx.Response) -> httpx.Response:

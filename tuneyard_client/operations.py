@@ -11,7 +11,7 @@ from tuneyard_client import calls
 from tuneyard_client.answers import PLAIN
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
-from tuneyard_client.models import Job
+from tuneyard_wire.jobs import TrainJob
 
 DEFAULT_URL = "http://127.0.0.1:23478"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -19,13 +19,13 @@ POLL_SECONDS = 1.0
 
 
 def wait(
-    job_id: str, timeout_seconds: float | None, on_progress: Callable[[Job], None] | None, poll_seconds: float
-) -> Steps[Job]:
+    job_id: str, timeout_seconds: float | None, on_progress: Callable[[TrainJob], None] | None, poll_seconds: float
+) -> Steps[TrainJob]:
     """Look at a job until it has ended. Raises WaitTimeout."""
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     seen = None
     while True:
-        job: Job = yield calls.job(job_id)
+        job: TrainJob = yield calls.job(job_id)
         if on_progress and job != seen:
             on_progress(job)
         seen = job

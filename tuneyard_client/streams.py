@@ -15,8 +15,8 @@ from sft.publication import publish_folder
 from tuneyard_client.answers import check_length, check_room
 from tuneyard_client.calls import Call, events_request
 from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedAnswer
-from tuneyard_client.models import JobEvent
 from tuneyard_client.retries import LIMIT, pause_before_try
+from tuneyard_wire.records import JobEvent
 
 CHECKSUM_HEADER = "X-Checksum-SHA256"
 END = "end"

@@ -5,16 +5,18 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Self
 
-from api.answers import ConfigVersion, SavedConfiguration, SftJob
-from api.sft_routes import config_view, job_view, version_view
+from api.sft_routes import config_view, describe_job, version_view
 from app.callbacks import start_callbacks
 from jobs.door import Door
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.callbacks import SFTCallback
 from sft.config import SFTConfig
+from tuneyard_wire.response import Response
 
 logger = logging.getLogger(__name__)
+
+Plain = dict[str, Any]
 
 
 class SFTJobManager:
@@ -71,37 +73,42 @@ class SFTJobManager:
         """Stop a job in whatever state it is."""
         self._door.open().stop(job_id)
 
-    def get_job_status(self, job_id: str) -> SftJob:
+    def get_job_status(self, job_id: str) -> Plain:
         """The job as `GET /api/sft/jobs/{job_id}` shows it."""
-        return job_view(self._door.open().get(job_id))
+        return describe_job(self._door.open().get(job_id))
 
-    def list_jobs(self) -> list[SftJob]:
+    def list_jobs(self) -> list[Plain]:
         """Every job, newest first."""
-        return [job_view(job) for job in self._door.open().list_jobs().jobs]
+        return [describe_job(job) for job in self._door.open().list_jobs().jobs]
 
     def save_config(self, name: str, config: dict[str, Any]) -> str:
         """Save a configuration, complete or partial; returns its id."""
         return str(self._door.open().configs.save(name, config).config_id)
 
-    def get_config(self, config_id: str) -> SavedConfiguration:
+    def get_config(self, config_id: str) -> Plain:
         """A saved configuration: `name` and `config`."""
-        return config_view(self._door.open().configs.get(config_id))
+        return _plain(config_view(self._door.open().configs.get(config_id)))
 
-    def list_configs(self) -> list[SavedConfiguration]:
+    def list_configs(self) -> list[Plain]:
         """Every saved configuration, oldest first."""
-        return [config_view(saved) for saved in self._door.open().configs.read_all()]
+        return [_plain(config_view(saved)) for saved in self._door.open().configs.read_all()]
 
-    def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> SavedConfiguration:
+    def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> Plain:
         """Save a new version of a configuration; the name stays if unset."""
-        return config_view(self._door.open().configs.update(config_id, name, config))
+        return _plain(config_view(self._door.open().configs.update(config_id, name, config)))
 
     def delete_config(self, config_id: str) -> None:
         """Delete a configuration. Jobs that were made from it still name it."""
         self._door.open().configs.delete(config_id)
 
-    def list_config_versions(self, config_id: str) -> list[ConfigVersion]:
+    def list_config_versions(self, config_id: str) -> list[Plain]:
         """Every version of a configuration, the first one first."""
-        return [version_view(version) for version in self._door.open().configs.versions(config_id)]
+        return [_plain(version_view(version)) for version in self._door.open().configs.versions(config_id)]
+
+
+def _plain(response: Response) -> Plain:
+    """A response as the JSON values that the service sends."""
+    return response.model_dump(mode="json")
 
 
 sft_job_manager = SFTJobManager()

@@ -16,7 +16,6 @@ import uvicorn
 from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
-from api.examples import PROGRESS, RESULT
 from api.main import create_app
 from jobs.events import write_event
 from jobs.folders import checkpoint_folder, job_folder
@@ -26,6 +25,7 @@ from jobs.spec import JobSpec
 from sft.checkpoints import seal_checkpoint
 from sft.config import SFTConfig
 from tests.conftest import free_port, wait_until
+from tuneyard_wire.jobs import Progress, Result
 
 pytestmark = pytest.mark.stack
 
@@ -120,7 +120,7 @@ def test_new_events_come_as_they_happen_and_the_stream_ends_with_the_job(api, se
         began_at = time.monotonic()
         assert next(events)[2]["total_steps"] == 3
         assert time.monotonic() - began_at < 3
-        ProgressWriter(service.engine.begin, job.id)(PROGRESS | {"step": 1, "total_steps": 3, "loss": 2.5})
+        ProgressWriter(service.engine.begin, job.id)(Progress.example() | {"step": 1, "total_steps": 3, "loss": 2.5})
         _, name, data = next(events)
         assert (name, data["loss"], "recent" in data) == ("step", 2.5, False)
         service.cancel(job.id)
@@ -222,7 +222,7 @@ def test_metrics_as_json_and_csv(api, service, job):
     writer = ProgressWriter(service.engine.begin, job.id, min_interval_seconds=60)
     for step, loss, rate in ((1, 3.25, 1e-05), (2, 3.0, 2e-05), (3, 2.5, 3e-05)):
         values = {"loss": loss, "learning_rate": rate, "grad_norm": None, "tokens_per_second": 100.0}
-        writer(PROGRESS | {"step": step, "total_steps": 3, **values})
+        writer(Progress.example() | {"step": step, "total_steps": 3, **values})
     write(service, job, "evaluate", step=3, eval_loss=2.25)
 
     series = api.get(f"/train/{job.id}/metrics").json()["series"]
@@ -247,7 +247,7 @@ def test_metrics_as_json_and_csv(api, service, job):
 
 def test_a_step_trained_again_after_a_restart_counts_as_it_went_last(api, service, job):
     for loss in (9.0, 2.0):
-        ProgressWriter(service.engine.begin, job.id)(PROGRESS | {"step": 5, "total_steps": 9, "loss": loss})
+        ProgressWriter(service.engine.begin, job.id)(Progress.example() | {"step": 5, "total_steps": 9, "loss": loss})
 
     assert api.get(f"/train/{job.id}/metrics").json()["series"]["loss"] == [[5, 2.0]]
 
@@ -288,7 +288,7 @@ def adapter(stack, service, job):
     (folder / "adapter_config.json").write_text('{"r": 8}')
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 5000)
     (folder / "nested" / "empty.txt").touch()
-    result = RESULT | {"model_name": "support", "model_version": "7", "adapter_path": str(folder)}
+    result = Result.example() | {"model_name": "support", "model_version": "7", "adapter_path": str(folder)}
     write_report(service.engine, job.id, result=result, output_path=str(folder))
     service.client.set_flow_run_state(job.id, Completed(), force=True)
     return folder

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from api.main import create_app
-from api.plan_example import PLAN
 from api.service import get_service
 from jobs.keys import Client, KeyBook, KeyScope, hash_key
 from jobs.settings import Settings
+from tuneyard_wire.plan import Plan
 
 BODY = {"model_name": "tiny/llama", "dataset_version": "v1.0"}
 
@@ -26,7 +26,7 @@ class SlowPlanner:
     def plan(self, _config, _settings, _is_cancelled, client):
         self.clients.append(client)
         assert self.let_go.wait(20)
-        return PLAN
+        return Plan.example()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from app.cli_exit import MEANINGS, ExitCode
 from app.cli_jobs import Status
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
-from tuneyard_client.models import JobStatus
+from tuneyard_wire.jobs import Result, TrainStatus
 
 JOB_ID = "0197ab3c-1d2e-7f00-8123-456789abcdef"
 JOB = {"job_id": JOB_ID, "status": "running", "config": {"model_name": "m"}}
@@ -296,14 +296,19 @@ def test_warnings_of_a_submission_are_on_stderr_or_in_the_json(run):
 
 
 def test_what_a_result_warns_of_is_shown_when_the_job_has_ended(run):
-    ended = {**JOB, "status": "completed", "output_path": "/out", "result": {"warnings": ["3 rows were skipped"]}}
+    ended = {
+        **JOB,
+        "status": "completed",
+        "output_path": "/out",
+        "result": Result.example() | {"warnings": ["3 rows were skipped"]},
+    }
     result = run(["watch", JOB_ID], ended)
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "completed: /out")
     assert "warning: 3 rows were skipped\n" in result.stderr
 
 
 def test_the_statuses_to_list_by_are_the_clients():
-    assert set(Status.__args__) == set(JobStatus.__args__)
+    assert set(Status.__args__) == set(TrainStatus.__args__)
 
 
 def test_every_command_that_prints_can_print_json():

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from app import cli
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
+from tuneyard_wire.configs import SavedConfig
 
 ENDED_WELL = {
     "job_id": "17",
@@ -141,7 +142,7 @@ def test_configurations(run, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("lora_r: 4\n")
     config_id = "550e8400-e29b-41d4-a716-446655440000"
-    saved = {"config_id": config_id, "name": "mine", "config": {"lora_r": 4}, "version": 2}
+    saved = SavedConfig.example() | {"config_id": config_id, "name": "mine", "config": {"lora_r": 4}, "version": 2}
 
     result, (request,) = run(["configs", "save", "mine", str(file)], saved)
     assert (result.stdout, json.loads(request.body)) == (f"{config_id}\n", {"name": "mine", "config": {"lora_r": 4}})

@@ -8,9 +8,11 @@ from typer.testing import CliRunner
 from app import cli
 from app.cli_job_options import JobOptions
 from tests.client.scripted_service import Scripted, ScriptedService
+from tuneyard_wire.configs import SavedConfig
 
 CONFIG_ID = "550e8400-e29b-41d4-a716-446655440000"
-SAVED = {"config_id": CONFIG_ID, "name": "mine", "config": {"dataset_name": "alpaca@v1.0", "base_model": "b"}}
+CONFIG = {"dataset_name": "alpaca@v1.0", "base_model": "b"}
+SAVED = SavedConfig.example() | {"config_id": CONFIG_ID, "name": "mine", "config": CONFIG}
 STARTED = {"job_id": "17", "status": "started", "message": "Training job started"}
 MODEL_AND_DATA = ["--model", "m", "--dataset", "v1.1"]
 IN_TRAINING_WORDS = {"model_name": "m", "dataset_version": "v1.1"}

@@ -20,7 +20,8 @@ from tests.e2e.line import NOBODY, clear_line
 from tests.receiver import Receiver
 from tests.tiny_models import save_tiny_llama
 from tuneyard_client import AsyncTuneyard
-from tuneyard_client.models import Job, JobEvent
+from tuneyard_wire.jobs import TrainJob
+from tuneyard_wire.records import JobEvent
 
 ENDED = ("completed", "failed", "cancelled")
 MODEL = "tiny/llama"
@@ -110,8 +111,8 @@ def wait_for(api: httpx.Client) -> Callable[..., dict[str, Any]]:
 class TinyJob(NamedTuple):
     """A job of two steps, as a client saw it that made it and followed it to its end."""
 
-    job: Job
-    changes: list[Job]
+    job: TrainJob
+    changes: list[TrainJob]
     events: list[JobEvent]
 
 
@@ -120,7 +121,7 @@ def tiny_job(api: httpx.Client, model: str) -> TinyJob:
     """One completed job that tests may look at."""
 
     async def run() -> TinyJob:
-        changes: list[Job] = []
+        changes: list[TrainJob] = []
         async with AsyncTuneyard(str(api.base_url)) as client:
             made = await client.train(
                 model_name=model,

@@ -27,7 +27,19 @@ from tests.tiny_models import save_tiny_llama
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
 
 ODD = 'Müller\'s 60%(done) "x" #1 & $y;[z]'
-NEEDED = ("api", "app", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster", "tuneyard_client")
+NEEDED = (
+    "api",
+    "app",
+    "datasets",
+    "demo",
+    "flows",
+    "jobs",
+    "sft",
+    "tasks",
+    "training_cluster",
+    "tuneyard_client",
+    "tuneyard_wire",
+)
 JOB = """
 import json, time
 import datasets

@@ -127,7 +127,7 @@ def test_the_clients_plan(api, body, sft_config):
         with pytest.raises(ClientError) as refused:
             client.plan(body | {"dataset_version": "v9.9"})
 
-    assert plan.rows["train"].used == same.rows["train"].used > 0
+    assert plan.rows.train.used == same.rows.train.used > 0
     assert plan.memory.fits
     assert "few_rows" in [warning.code for warning in plan.warnings]
     assert (refused.value.status, refused.value.code) == (404, "dataset_not_found")

@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.examples import PROGRESS, RESULT
 from jobs.attempts import Attempt, Superseded
 from jobs.ends import record_end
 from jobs.hands import LEAVE_SECONDS, Hands
@@ -26,6 +25,7 @@ from jobs.store import JobReport
 from jobs.vocabulary import FLOW_NAME, StateName
 from tests.conftest import wait_until
 from tests.jobs.test_recovery import Bench
+from tuneyard_wire.jobs import Progress, Result
 
 pytestmark = pytest.mark.stack
 
@@ -105,7 +105,7 @@ def test_an_end_never_changes_whatever_its_run_is_set_to(bench, status, state, b
     hands = bench.hands()
     hands.look()  # the run is kept
     with attempt.writing() as connection:
-        set_report(connection, UUID(run), result=RESULT, progress=PROGRESS)
+        set_report(connection, UUID(run), result=Result.example(), progress=Progress.example())
     attempt.end(status, *(("no rows", "invalid_dataset") if status is JobStatus.FAILED else ()))
     bench.put(run, state.upper())
     before = bench.report(run)

@@ -1,0 +1,32 @@
+"""Wire models made of what this service has itself."""
+
+import logging
+from typing import Any, TypeVar, cast
+
+from fastapi.responses import Response as HttpResponse
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from tuneyard_wire.response import Response
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Response)
+
+
+def respond(model: type[R], values: dict[str, Any]) -> R:
+    """The model with these values; FastAPI takes it as it is, and pydantic's core writes it once.
+
+    Our own records may be of an older version, or written by hand: what does not fit is sent as it is and logged.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        logger.warning("%s: %s: %s", model.__name__, ".".join(map(str, problem["loc"])), problem["msg"])
+        return cast(R, model.model_construct(**values))
+
+
+def list_response(jobs: Any) -> HttpResponse:
+    """Jobs as JSON. A list may have thousands: no models are made of them, and the event loop does not write them."""
+    return HttpResponse(to_json(jobs, inf_nan_mode="null"), media_type="application/json")

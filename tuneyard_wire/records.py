@@ -1,0 +1,65 @@
+"""What a job leaves while it runs: events, lines of its log, metrics, checkpoints."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from tuneyard_wire.response import Moment, Response, with_example
+
+_POINT = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_SERIES = {"type": "object", "additionalProperties": {"type": "array", "items": _POINT}}
+
+
+class JobEvent(Response):
+    """A server-sent event. `data` is JSON text on the wire; `id` is what a client resumes after."""
+
+    id: str | None
+    event: str = Field(description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint` and, last, `end`.")
+    data: Annotated[dict[str, Any], WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]
+
+
+class LogLine(Response):
+    """A line of a job's log."""
+
+    model_config = with_example(
+        timestamp="2026-04-05T16:29:40+00:00", level="INFO", logger="tasks.train", message="step 100 of 117"
+    )
+
+    timestamp: Moment
+    level: str
+    logger: str
+    message: str
+
+
+class Metrics(Response):
+    """Points (step, value) by metric, in order of steps."""
+
+    model_config = with_example(series={"loss": [[1, 2.31], [2, 2.07]], "eval_loss": [[2, 2.2]]})
+
+    series: Annotated[dict[str, list[tuple[int, float]]], WithJsonSchema(_SERIES)]
+
+
+class Checkpoint(Response):
+    """A checkpoint. `complete`: whole, so that training can go on from it; `bytes` is null where it lies elsewhere."""
+
+    model_config = with_example(
+        step=100,
+        path="/srv/tuneyard/outputs/550e8400-e29b-41d4-a716-446655440000/checkpoints/checkpoint-100",
+        time="2026-04-05T16:29:40+00:00",
+        bytes=14680064,
+        complete=True,
+    )
+
+    step: int
+    path: str
+    time: Moment
+    bytes: int | None = None
+    complete: bool
+
+
+class Checkpoints(Response):
+    """The checkpoints that are kept, in order of steps."""
+
+    model_config = with_example(checkpoints=[Checkpoint.example()])
+
+    checkpoints: list[Checkpoint]
