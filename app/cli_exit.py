@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,9 @@ from typer.exceptions import TyperException
 
 from jobs.log_lines import escape
 from sft.errors import TuneyardError
+
+if TYPE_CHECKING:
+    from tuneyard_client.errors import ClientError
 
 
 class ExitCode(IntEnum):
@@ -71,7 +74,7 @@ class CommandGroup(TyperGroup):
             sys.stdout.flush()
         except TyperException as error:
             code = _end_usage(error, "--json" in given)
-        except TuneyardError as error:
+        except _told_errors() as error:
             code = _end_error(error, "--json" in given)
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
@@ -93,7 +96,14 @@ class CommandGroup(TyperGroup):
             raise
 
 
-def exit_code_of(error: TuneyardError) -> ExitCode:
+def _told_errors() -> tuple[type[TuneyardError], type["ClientError"]]:
+    """What ends in a sentence; imported when there is an error at all."""
+    from tuneyard_client.errors import ClientError
+
+    return TuneyardError, ClientError
+
+
+def exit_code_of(error: "TuneyardError | ClientError") -> ExitCode:
     """The exit code that an error stands for."""
     from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedAnswer
 
@@ -110,7 +120,7 @@ def fail(message: str) -> NoReturn:
     raise UsageProblem(message)
 
 
-def _end_error(error: TuneyardError, as_json: bool) -> ExitCode:
+def _end_error(error: "TuneyardError | ClientError", as_json: bool) -> ExitCode:
     request_id = getattr(error, "request_id", None)
     if as_json:
         _print_error(str(error), error.code, request_id)

@@ -20,6 +20,7 @@ from jobs.proxies import bypass_proxies
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import StackError, TuneyardError
 from tasks.dataset import resolve
+from tuneyard_client.errors import ClientError
 
 JOB = {
     "model_name": MODEL_NAME,
@@ -53,7 +54,7 @@ def main() -> int:
             ensure_demo_model(settings.model_root)
         with running_stack(console, settings) as up, running_api(console, up) as api_url:
             summary = run_job(console, api_url, up)
-    except TuneyardError as error:
+    except (TuneyardError, ClientError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
     except KeyboardInterrupt:

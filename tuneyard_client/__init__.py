@@ -1,8 +1,7 @@
 """The Python client of a Tuneyard service: `Tuneyard`, and `AsyncTuneyard` for asyncio."""
 
-from sft.config import SFTConfig
 from tuneyard_client.async_client import AsyncTuneyard
 from tuneyard_client.client import Tuneyard
 from tuneyard_client.errors import ClientError
 
-__all__ = ["AsyncTuneyard", "ClientError", "SFTConfig", "Tuneyard"]
+__all__ = ["AsyncTuneyard", "ClientError", "Tuneyard"]

@@ -9,13 +9,13 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from sft.config import SFTConfig
 from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
-from tuneyard_client.models import AroundConfig, JobFilters, Strategy, TrainingFields
+from tuneyard_client.folders import check_free
+from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy, TrainingFields
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
-from tuneyard_client.streams import AdapterArchive, EventReader, LineReader, check_free
+from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -74,7 +74,7 @@ class AsyncTuneyard:
 
     async def sft(
         self,
-        config: SFTConfig | Mapping[str, Any] | None = None,
+        config: Config | None = None,
         *,
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
@@ -88,9 +88,7 @@ class AsyncTuneyard:
         """Estimate a job in the Training API's field names. No job is made."""
         return await self._run(calls.plan(fields))
 
-    async def plan_sft(
-        self, config: SFTConfig | Mapping[str, Any] | None = None, **around: Unpack[AroundConfig]
-    ) -> Plan:
+    async def plan_sft(self, config: Config | None = None, **around: Unpack[AroundConfig]) -> Plan:
         """Estimate a job in the SFT API's field names. With `config_id`, `config` overrides its fields."""
         return await self._run(calls.plan_sft(config, **around))
 
@@ -245,7 +243,7 @@ class AsyncConfigs:
     def __init__(self, run: AsyncRun) -> None:
         self._run = run
 
-    async def save(self, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+    async def save(self, name: str, config: Config) -> SavedConfig:
         """Save a configuration, complete or partial."""
         return await self._run(calls.save_config(name, config))
 
@@ -257,7 +255,7 @@ class AsyncConfigs:
         """One, as it is now."""
         return await self._run(calls.get_config(config_id))
 
-    async def update(self, config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+    async def update(self, config_id: str, name: str, config: Config) -> SavedConfig:
         """Save a new version of a configuration."""
         return await self._run(calls.update_config(config_id, name, config))
 

@@ -9,11 +9,10 @@ from typing import Any, Generic, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sft.config import SFTConfig
 from tuneyard_client.errors import UnexpectedAnswer, error_for
-from tuneyard_client.models import AroundConfig, JobFilters, Strategy
+from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -79,7 +78,7 @@ def submit(
 
 
 def sft(
-    config: SFTConfig | Mapping[str, Any] | None,
+    config: Config | None,
     idempotency_key: str | None = None,
     strategy: Strategy = "queue",
     strict: bool = True,
@@ -102,14 +101,14 @@ def plan(fields: Mapping[str, Any]) -> Call[Plan]:
     return Call("POST", "/train/plan", _read(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
 
 
-def plan_sft(config: SFTConfig | Mapping[str, Any] | None, **around: Unpack[AroundConfig]) -> Call[Plan]:
+def plan_sft(config: Config | None, **around: Unpack[AroundConfig]) -> Call[Plan]:
     """POST /api/sft/plan."""
     body = _sft_body(config, around)
     return Call("POST", "/api/sft/plan", _read(Plan), body=body, is_repeatable=True, is_endless=True)
 
 
-def _sft_body(config: SFTConfig | Mapping[str, Any] | None, around: AroundConfig) -> dict[str, Any]:
-    """Of an SFTConfig over a saved one only the fields that were set are sent."""
+def _sft_body(config: Config | None, around: AroundConfig) -> dict[str, Any]:
+    """Of a model over a saved one only the fields that were set are sent."""
     body: dict[str, Any] = {}
     if config is not None:
         body["config"] = _plain(config, exclude_unset=around.get("config_id") is not None)
@@ -208,7 +207,7 @@ def adapter_request(job_id: str) -> Call[Any]:
     return _get(_job_path(job_id, "/adapter"), lambda answer: answer)
 
 
-def save_config(name: str, config: SFTConfig | Mapping[str, Any]) -> Call[SavedConfig]:
+def save_config(name: str, config: Config) -> Call[SavedConfig]:
     """POST /api/sft/configs."""
     return Call("POST", "/api/sft/configs", _read(SavedConfig), body={"name": name, "config": _plain(config)})
 
@@ -224,7 +223,7 @@ def get_config(config_id: str) -> Call[SavedConfig]:
     return _get(_config_path(config_id), _read(SavedConfig))
 
 
-def update_config(config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> Call[SavedConfig]:
+def update_config(config_id: str, name: str, config: Config) -> Call[SavedConfig]:
     """PUT /api/sft/configs/{id}: a new version."""
     return Call("PUT", _config_path(config_id), _read(SavedConfig), body={"name": name, "config": _plain(config)})
 
@@ -262,8 +261,8 @@ def _config_path(config_id: str) -> str:
     return f"/api/sft/configs/{quote(config_id, safe='')}"
 
 
-def _plain(config: SFTConfig | Mapping[str, Any], exclude_unset: bool = False) -> dict[str, Any]:
-    if isinstance(config, SFTConfig):
+def _plain(config: Config, exclude_unset: bool = False) -> dict[str, Any]:
+    if isinstance(config, BaseModel):
         return config.model_dump(mode="json", exclude_unset=exclude_unset)
     return dict(config)
 

@@ -9,13 +9,13 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from sft.config import SFTConfig
 from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import Call, Pause, Run, Steps
-from tuneyard_client.models import AroundConfig, JobFilters, Strategy, TrainingFields
+from tuneyard_client.folders import check_free
+from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy, TrainingFields
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
-from tuneyard_client.streams import AdapterArchive, EventReader, LineReader, check_free
+from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -87,7 +87,7 @@ class Tuneyard:
 
     def sft(
         self,
-        config: SFTConfig | Mapping[str, Any] | None = None,
+        config: Config | None = None,
         *,
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
@@ -101,7 +101,7 @@ class Tuneyard:
         """Estimate a job in the Training API's field names. No job is made."""
         return self._run(calls.plan(fields))
 
-    def plan_sft(self, config: SFTConfig | Mapping[str, Any] | None = None, **around: Unpack[AroundConfig]) -> Plan:
+    def plan_sft(self, config: Config | None = None, **around: Unpack[AroundConfig]) -> Plan:
         """Estimate a job in the SFT API's field names. With `config_id`, `config` overrides its fields."""
         return self._run(calls.plan_sft(config, **around))
 
@@ -252,7 +252,7 @@ class Configs:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def save(self, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+    def save(self, name: str, config: Config) -> SavedConfig:
         """Save a configuration, complete or partial."""
         return self._run(calls.save_config(name, config))
 
@@ -264,7 +264,7 @@ class Configs:
         """One, as it is now."""
         return self._run(calls.get_config(config_id))
 
-    def update(self, config_id: str, name: str, config: SFTConfig | Mapping[str, Any]) -> SavedConfig:
+    def update(self, config_id: str, name: str, config: Config) -> SavedConfig:
         """Save a new version of a configuration."""
         return self._run(calls.update_config(config_id, name, config))
 

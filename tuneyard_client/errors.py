@@ -1,15 +1,13 @@
-"""Everything a call can raise: one tree, below the project's own."""
+"""Everything a call can raise: one tree."""
 
 import re
 from http import HTTPStatus
-
-from sft.errors import TuneyardError
 
 DETAIL_CHARACTERS = 4000  # of an explanation; the service's are no longer
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class ClientError(TuneyardError):
+class ClientError(Exception):
     """Base of the tree.
 
     Attributes:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel
 
 from tuneyard_wire.jobs import Priority, TrainStatus
 
 WebhookEvent = Literal["started", "checkpoint"]
 Strategy = Literal["queue", "reject"]
+Config = BaseModel | Mapping[str, Any]  # the fields of SFTConfig: a mapping, or the model of the full package
 
 
 class TrainingFields(TypedDict, total=False):

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sft.disk import is_about_space
-from sft.publication import publish_folder
 from tuneyard_client.answers import check_length, check_room
 from tuneyard_client.calls import Call, events_request
 from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedAnswer
+from tuneyard_client.folders import FULL, publish_folder
 from tuneyard_client.retries import LIMIT, pause_before_try
 from tuneyard_wire.records import JobEvent
 
@@ -144,7 +143,7 @@ class AdapterArchive:
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise UnexpectedAnswer(f"the adapter can't be unpacked: {str(error)[:300]}") from error
         except OSError as error:
-            if is_about_space(error):
+            if error.errno in FULL:
                 raise _no_room(error) from error
             raise UnexpectedAnswer(f"the adapter can't be unpacked: {error.strerror}") from error
         return folder
@@ -160,10 +159,3 @@ def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _no_room(error: OSError) -> ClientError:
     return ClientError(f"the adapter can't be kept: {error.strerror}", code="disk_full")
-
-
-def check_free(folder: Path) -> None:
-    """Raises ClientError when something is in the way."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise ClientError(f"{folder} {what}; choose another folder", code="folder_exists")

@@ -1,0 +1,56 @@
+"""The folder of a download: there whole or not at all."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneyard_client.errors import ClientError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ClientError when something is in the way."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise ClientError(f"{folder} {what}; choose another folder", code="folder_exists")
+
+
+@contextmanager
+def publish_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place when the block ends without an error.
+
+    Synced before that, so that a machine that loses its power has the whole folder or none.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        _open_as_made(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            _sync(path)
+        temporary.rename(folder)  # in place of an empty folder too; of no other
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_as_made(folder: Path) -> None:
+    """The rights that a folder gets which is made as usual: mkdtemp's are its owner's alone."""
+    umask = os.umask(0o077)  # it can't be asked for without setting it: nothing opens up meanwhile
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
