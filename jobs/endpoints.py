@@ -1,9 +1,9 @@
 """`endpoints.json` in the state folder: where the servers of a stack are, for every process on the machine."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from pydantic import SecretStr, TypeAdapter
 
@@ -28,20 +28,20 @@ class Endpoints:
     gpus: tuple[str, ...]  # one worker each
 
     @classmethod
-    def read(cls, home: Path) -> Self | None:
+    def read(cls, home: Path) -> "Endpoints | None":
         """The endpoints of this state folder's stack, if one was started."""
         try:
             text = (home / "endpoints.json").read_bytes()
         except FileNotFoundError:
             return None
-        return TypeAdapter(cls).validate_json(text)
+        return _adapter().validate_json(text)
 
     def write(self, home: Path) -> None:
         """Publish: written beside, then renamed. Private, since a database address may hold a password."""
         path = home / f"endpoints.json.{os.getpid()}"
         path.touch(mode=0o600)
         with path.open("wb") as file:
-            file.write(TypeAdapter(Endpoints).dump_json(self, indent=2))
+            file.write(_adapter().dump_json(self, indent=2))
             file.flush()
             os.fsync(file.fileno())
         path.rename(home / "endpoints.json")
@@ -62,3 +62,8 @@ class Endpoints:
         filled = settings.model_copy(update={name: self.addresses[name] for name in missing})
         password = find_password(filled) if "prefect_api_url" in missing else None
         return filled.model_copy(update={"prefect_auth_string": SecretStr(password)}) if password else filled
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Endpoints]:
+    return TypeAdapter(Endpoints)

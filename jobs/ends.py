@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, literal, select, text, update
+from sqlalchemy import Connection, Uuid, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -33,6 +33,12 @@ STATES = {  # Prefect's, of a run whose job has ended
 }
 ENDED = (*FINAL_STATES, RunState.CANCELLING)  # Prefect's types of ended jobs
 
+# Every submission sends it, and SQLAlchemy compiles an insert with ON CONFLICT each time.
+_KEEP_RUN = text(
+    "INSERT INTO job_reports (job_id, run) VALUES (:job_id, :facts) ON CONFLICT (job_id) DO UPDATE "
+    "SET run = excluded.run || coalesce(job_reports.run, '{}') || :begun RETURNING run"
+).bindparams(bindparam("job_id", type_=Uuid), bindparam("facts", type_=JSONB), bindparam("begun", type_=JSONB))
+
 
 def keep_run(
     connection: Connection, job_id: UUID, run: Mapping[str, Any], parameters: Mapping[str, Any] | None = None
@@ -47,12 +53,9 @@ def keep_run(
         What is kept, of `RUN_FACTS`.
     """
     facts = {name: run[name] for name in RUN_FACTS if run.get(name) is not None}
-    row = insert(JobReport).values(job_id=job_id, run=facts | ({"parameters": parameters} if parameters else {}))
-    kept = row.excluded.run.op("||")(func.coalesce(JobReport.run, literal({}, JSONB)))
-    if parameters:
-        kept = kept.op("||")(literal({"parameters": parameters}, JSONB))
-    written = row.on_conflict_do_update(index_elements=["job_id"], set_={"run": kept}).returning(JobReport.run)
-    return dict(connection.execute(written).scalar_one())
+    begun = {"parameters": parameters} if parameters else {}
+    values = {"job_id": job_id, "facts": facts | begun, "begun": begun}
+    return dict(connection.execute(_KEEP_RUN, values).scalar_one())
 
 
 def record_end(

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, select
 
+from jobs.database import autocommit
 from jobs.store import JobReport
 
 
@@ -14,7 +15,7 @@ class RunIds:
         self._by_job: dict[UUID, UUID] = {}
         if engine is not None:
             wanted = select(JobReport.job_id, JobReport.run_id).where(JobReport.run_id.is_not(None))
-            with engine.connect() as connection:
+            with autocommit(engine) as connection:
                 self._by_job = {row.job_id: row.run_id for row in connection.execute(wanted)}
         self._by_run = {run_id: job_id for job_id, run_id in self._by_job.items()}
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from jobs.attempts import count_attempts, mark_cancelled
 from jobs.bounded_postgres import bounded_engine_for
 from jobs.configs import ConfigStore
-from jobs.database import translate_errors
+from jobs.database import autocommit, translate_errors
 from jobs.deadlines import WRITE_SECONDS, allow
 from jobs.ends import RUN_FACTS, keep_run, settle
 from jobs.idempotency import RequestKey, find_claim, keep_answer, make_claim
@@ -127,9 +127,9 @@ class JobService:
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
-        with translate_errors(), self.engine.connect() as connection:
+        with translate_errors(), autocommit(self.engine) as connection:
             state: State[Any] = Paused(name=StateName.CREATED, timeout_seconds=None)
-            run = self._create(_autocommit(connection), spec, state, priority)
+            run = self._create(connection, spec, state, priority)
         return self._describe(run)
 
     @allow(WRITE_SECONDS)
@@ -284,7 +284,7 @@ class JobService:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError:
             return None
-        with translate_errors(), self.engine.begin() as connection:
+        with translate_errors(), autocommit(self.engine) as connection:
             report = read_reports(connection, [parsed]).get(parsed)
             attempt = count_attempts(connection, [parsed]).get(parsed)
         return job_from_report(parsed, report, attempt) if report else None
@@ -322,7 +322,7 @@ class JobService:
         ids = [run.id for run in runs]
         with translate_errors():
             self._settle([run for run in runs if _has_just_ended(run)])
-            with self.engine.begin() as connection:
+            with autocommit(self.engine) as connection:
                 reports, attempts = read_reports(connection, ids), count_attempts(connection, ids)
         jobs = [
             job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
@@ -350,8 +350,7 @@ class JobService:
 
         A process waits with one connection only: the others would be lacking to the one that is at work.
         """
-        with self._take_turn(), translate_errors(), self.engine.connect() as connection:
-            connection = _autocommit(connection)
+        with self._take_turn(), translate_errors(), autocommit(self.engine) as connection:
             connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
             try:
                 yield connection
@@ -376,10 +375,6 @@ def _has_just_ended(run: FlowRun) -> bool:
     """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
     is_final = run.state is not None and run.state.type.value in FINAL_STATES
     return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
-
-
-def _autocommit(connection: Connection) -> Connection:
-    return connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _facts_of(run: FlowRun) -> dict[str, Any]:
