@@ -1,9 +1,16 @@
-"""The client where nothing else of Tuneyard is installed."""
+"""The client's distribution where nothing else of Tuneyard is installed."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import pytest
+
+from jobs.project import PROJECT_ROOT
 from tests.client.scripted_service import Scripted
 
 OURS = ("app", "api", "jobs", "flows", "tasks", "sft")
@@ -18,7 +25,11 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from pydantic import BaseModel
+import tuneyard_client, tuneyard_wire
 from tuneyard_client import ClientError, Tuneyard
+
+for module in (tuneyard_client, tuneyard_wire):
+    assert module.__file__.startswith(sys.argv[2]), module
 
 class Config(BaseModel):
     base_model: str
@@ -32,9 +43,43 @@ with Tuneyard(sys.argv[1]) as client:
 """
 
 
-def test_it_needs_httpx_and_pydantic_alone(service):
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client's wheel in it, built from a copy of its sources."""
+    base = tmp_path_factory.mktemp("client")
+    for name in ("client", "tuneyard_client", "tuneyard_wire"):
+        shutil.copytree(PROJECT_ROOT / name, base / name, ignore=shutil.ignore_patterns("__pycache__", "build"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    quiet = ["-q", "--no-index", "--no-deps", "--no-build-isolation"]
+    for command in ("wheel", "-w", base / "dist"), ("install", "--target", base / "site"):
+        what = base / "client" if command[0] == "wheel" else next((base / "dist").iterdir())
+        done = subprocess.run([*pip, *command, *quiet, what], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return base / "site"
+
+
+def test_it_needs_httpx_and_pydantic_alone(service, installed, tmp_path):
     started = Scripted(body=json.dumps({"job_id": "1", "status": "started", "message": "Training job started"}))
     missing = Scripted(404, json.dumps({"detail": "Job 2 not found", "code": "job_not_found", "request_id": "r"}))
-    url = service(started, started, missing).url
-    done = subprocess.run([sys.executable, "-c", ALONE, url], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, service(started, started, missing).url, str(installed)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert (done.stdout, done.stderr) == ("1 1\njob_not_found\n", "")
+
+
+def test_the_full_package_has_the_client_by_its_distribution_and_no_copy_of_it():
+    full, client = (
+        tomllib.loads((PROJECT_ROOT / place).read_text(encoding="utf-8"))
+        for place in ("pyproject.toml", "client/pyproject.toml")
+    )
+    assert not {*full["tool"]["setuptools"]["packages"]} & {*client["tool"]["setuptools"]["packages"]}
+    version = client["project"]["version"]
+    assert version == full["project"]["version"]
+    assert f"tuneyard-client=={version}" in full["project"]["dependencies"]
+    assert client["project"]["dependencies"] == ["httpx", "pydantic"]
