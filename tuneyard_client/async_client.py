@@ -1,6 +1,5 @@
 """`AsyncTuneyard`: the service from asyncio."""
 
-import asyncio
 import builtins
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy, T
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
+from tuneyard_client.waiting import async_run, async_sleep
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -26,7 +26,20 @@ T = TypeVar("T")
 
 
 class AsyncTuneyard:
-    """`Tuneyard` for asyncio: the same methods, to be awaited; `events` and `logs` are read with `async for`."""
+    """A connection to a Tuneyard service. The methods of AsyncTuneyard are awaited; Tuneyard is thread-safe.
+
+    What is safe to send twice is sent again after a lost connection, and after a 429 or 503 that names a time; a
+    submission is safe, since each carries an idempotency key.
+
+    Args:
+        base_url: Where the service is.
+        api_key: Sent as a bearer token; needed when the service asks for one.
+        timeout_seconds: Read timeout in seconds.
+
+    Raises:
+        ClientError: from every method, with `status`, `code`, `detail` and `request_id`; see
+            `tuneyard_client.errors` for its kinds.
+    """
 
     def __init__(
         self,
@@ -137,7 +150,7 @@ class AsyncTuneyard:
             except httpx.TransportError:
                 pass
             if not reader.has_ended:
-                await asyncio.sleep(reader.pause_after_loss())
+                await async_sleep(reader.pause_after_loss())
 
     async def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogLine]:
         """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
@@ -182,7 +195,7 @@ class AsyncTuneyard:
                 with AdapterArchive(answer.headers) as archive:
                     async for chunk in answer.aiter_bytes():
                         archive.write(chunk)
-                    return await asyncio.to_thread(archive.unpack, Path(folder))
+                    return await async_run(archive.unpack, Path(folder))
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
 
@@ -197,7 +210,7 @@ class AsyncTuneyard:
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]  # StopIteration knows no type
             if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
+                await async_sleep(step.seconds)
             else:
                 result = await self._run(step)
 
@@ -220,7 +233,7 @@ class AsyncTuneyard:
                 outcome = error
             pause = attempts.pause_after(outcome)
             if pause is not None:
-                await asyncio.sleep(pause)
+                await async_sleep(pause)
             elif isinstance(outcome, httpx.TransportError):
                 raise unreachable(outcome, self._http.base_url) from outcome
             else:

@@ -1,7 +1,7 @@
+# Written by client/generate_sync.py from async_client.py: change that one.
 """`Tuneyard`: the service from Python."""
 
 import builtins
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy, T
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
+from tuneyard_client.waiting import run, sleep
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class Tuneyard:
-    """A connection to a Tuneyard service; thread-safe. `AsyncTuneyard` is the same with `await`.
+    """A connection to a Tuneyard service. The methods of AsyncTuneyard are awaited; Tuneyard is thread-safe.
 
     What is safe to send twice is sent again after a lost connection, and after a 429 or 503 that names a time; a
     submission is safe, since each carries an idempotency key.
@@ -145,11 +146,12 @@ class Tuneyard:
                         return
                     decoder = answers.new_decoder()
                     for chunk in answer.iter_bytes():
-                        yield from reader.feed(decoder.decode(chunk))
+                        for event in reader.feed(decoder.decode(chunk)):
+                            yield event
             except httpx.TransportError:
                 pass
             if not reader.has_ended:
-                time.sleep(reader.pause_after_loss())
+                sleep(reader.pause_after_loss())
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
@@ -157,10 +159,12 @@ class Tuneyard:
         try:
             with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
                 for chunk in answer.iter_bytes():
-                    yield from map(calls.read_log_line, reader.feed(decoder.decode(chunk)))
+                    for line in reader.feed(decoder.decode(chunk)):
+                        yield calls.read_log_line(line)
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
-        yield from map(calls.read_log_line, reader.finish())
+        for line in reader.finish():
+            yield calls.read_log_line(line)
 
     def metrics(self, job_id: str) -> Metrics:
         """What was measured, by name: (step, value) pairs."""
@@ -188,10 +192,11 @@ class Tuneyard:
         """
         check_free(Path(folder))
         try:
-            with self._stream(calls.adapter_request(job_id)) as answer, AdapterArchive(answer.headers) as archive:
-                for chunk in answer.iter_bytes():
-                    archive.write(chunk)
-                return archive.unpack(Path(folder))
+            with self._stream(calls.adapter_request(job_id)) as answer:
+                with AdapterArchive(answer.headers) as archive:
+                    for chunk in answer.iter_bytes():
+                        archive.write(chunk)
+                    return run(archive.unpack, Path(folder))
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
 
@@ -206,7 +211,7 @@ class Tuneyard:
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]  # StopIteration knows no type
             if isinstance(step, Pause):
-                time.sleep(step.seconds)
+                sleep(step.seconds)
             else:
                 result = self._run(step)
 
@@ -229,7 +234,7 @@ class Tuneyard:
                 outcome = error
             pause = attempts.pause_after(outcome)
             if pause is not None:
-                time.sleep(pause)
+                sleep(pause)
             elif isinstance(outcome, httpx.TransportError):
                 raise unreachable(outcome, self._http.base_url) from outcome
             else:

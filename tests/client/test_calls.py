@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
 
 from api.training_request import TrainingRequest
+from jobs.project import PROJECT_ROOT
 from sft.config import SFTConfig
 from tests.client.scripted_service import Scripted
 from tuneyard_client import AsyncTuneyard, Tuneyard
@@ -200,3 +203,10 @@ def test_a_saved_configuration_is_started_with_what_overrides_it(service, call):
         "config": config.to_dict(), "adapter_name": "a", "metadata": {"x": "y"}
     }  # fmt: skip
     assert json.loads(server.received[1].body) == {"config": {"lora_r": 2}, "config_id": "7"}
+
+
+def test_the_sync_client_is_written_from_the_async_one(tmp_path):
+    made = tmp_path / "client.py"
+    subprocess.run([sys.executable, PROJECT_ROOT / "client" / "generate_sync.py", made], check=True)
+    written = PROJECT_ROOT / "tuneyard_client" / "client.py"
+    assert made.read_text() == written.read_text(), "run python client/generate_sync.py"
