@@ -28,6 +28,9 @@ LIMITS_BYTES = {
     "*.model": 64 * MB,
 }
 
+# What `tokenizer_class` names where the class has no special tokens of its own: what its files do not name, it lacks.
+PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
 
 def check_texts(folder: Path, subject: str) -> None:
     """Refuse text files that would take all memory of whatever reads them, and what is not a file: see `is_special`.

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.model_texts import read_object
+from sft.model_texts import PLAIN_CLASSES, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Two names of one class, without special tokens of its own: what its files do not name, it lacks.
-PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 DECLARED = {  # by model type: what tokenizer_config.json may declare so that AutoTokenizer takes the class it names
     "llama": (*PLAIN_CLASSES, "GPT2Tokenizer"),
     "gpt2": (*PLAIN_CLASSES, "GPT2Tokenizer"),

@@ -14,9 +14,8 @@ from jobs.spec import JobSpec
 from sft.chat_template import ChatTemplate
 from sft.chat_templates import TEMPLATES
 from sft.errors import ModelUnusable, TemplateNotFound
-from sft.model_texts import check_texts, read_object
+from sft.model_texts import PLAIN_CLASSES, check_texts, read_object
 from sft.templates import AUTO, explain_lack
-from sft.tokenizer_class import PLAIN_CLASSES
 
 VOCABULARY = "tokenizer.json"
 FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
