@@ -10,8 +10,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sft.model_texts import read_object
-from sft.tokenizer_class import PLAIN_CLASSES
+from sft.model_texts import PLAIN_CLASSES, read_object
 
 NEW_CLASS, OLD_CLASS = PLAIN_CLASSES
 CONFIG = "tokenizer_config.json"
