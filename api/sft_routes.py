@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.idempotency import read_request_key
 from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.limits import client_name
 from api.responses import list_response, respond
 from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
@@ -32,6 +33,7 @@ Service = Annotated[JobService, Depends(get_service)]
 def start_training(
     body: TrainBody,
     service: Service,
+    request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in the queue, or fail when a job is running.")] = "queue",
     strict: Strict = False,
@@ -40,7 +42,7 @@ def start_training(
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
     doubts = Doubts.of(service.preflight.look(spec), {}, strict)
-    job = service.submit(spec, strategy, body.priority, request_key, doubts)
+    job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     warnings = [*job.warnings]
     return respond(SftStarted, {"job_id": str(job.id), "status": SFT_WORDS[job.status], "warnings": warnings})
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.limits import client_name
 from api.responses import list_response, respond
 from api.service import get_service
 from api.strictness import Strict
@@ -48,6 +49,7 @@ async def describe_api(request: Request) -> Description:
 def start_training(
     body: TrainingRequest,
     service: Service,
+    request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
     strict: Strict = False,
@@ -55,7 +57,7 @@ def start_training(
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
     doubts = Doubts.of(service.preflight.look(spec), field_names(body), strict)
-    job = service.submit(spec, strategy, body.priority, request_key, doubts)
+    job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:
         status, message = "queued", f"Training job added to queue at position {job.queue_position}"

@@ -52,7 +52,7 @@ class Deliveries:
         due = find_due(self._engine, LOOKED_AT)
         tickets: dict[UUID, Ticket] = {}
         for one in due:
-            if ticket := self._shares.take(name_receiver(one.url), one.is_repeat):
+            if ticket := self._shares.take(name_receiver(one.url), one.is_failing, one.client):
                 tickets[one.id] = ticket
         self._is_behind = len(tickets) < len(due)
         try:

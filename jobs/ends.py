@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Uuid, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from jobs.outbox import put_delivery
+from jobs.outbox import CLIENT, put_delivery
 from jobs.spec import read_spec
 from jobs.status import JobStatus, is_without_deployment
 from jobs.store import JobAttempt, JobReport
@@ -41,20 +41,26 @@ _KEEP_RUN = text(
 
 
 def keep_run(
-    connection: Connection, job_id: UUID, run: Mapping[str, Any], parameters: Mapping[str, Any] | None = None
+    connection: Connection,
+    job_id: UUID,
+    run: Mapping[str, Any],
+    parameters: Mapping[str, Any] | None = None,
+    client: str = "",
 ) -> dict[str, Any]:
     """Keep what the job's run was when it was first seen: another one may have to be made from it.
 
     Args:
         run: as Prefect's API shows it.
         parameters: what the job trains, now that it has begun; in place of what was kept of them.
+        client: who has submitted it.
 
     Returns:
-        What is kept, of `RUN_FACTS`.
+        What is kept, of `RUN_FACTS` and `CLIENT`.
     """
     facts = {name: run[name] for name in RUN_FACTS if run.get(name) is not None}
     begun = {"parameters": parameters} if parameters else {}
-    values = {"job_id": job_id, "facts": facts | begun, "begun": begun}
+    submitted = {CLIENT: client} if client else {}
+    values = {"job_id": job_id, "facts": facts | begun | submitted, "begun": begun}
     return dict(connection.execute(_KEEP_RUN, values).scalar_one())
 
 

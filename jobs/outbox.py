@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from jobs.store import JobEvent, WebhookDelivery
+from jobs.store import JobEvent, JobReport, WebhookDelivery
 from jobs.webhook import Outcome
 from sft.errors import TuneyardError
 
@@ -37,7 +37,8 @@ CLAIM = timedelta(seconds=90)  # longer than any attempt takes
 FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 2.0, 3.0, 4 * 3600.0
 JITTER = 0.25
 PUT_OFF = timedelta(seconds=2)
-PLACES = 16  # of one host's deliveries that are looked at; it has no more senders at once
+PLACES = 16  # of one host's deliveries for one client that are looked at; it has no more senders at once
+CLIENT = "client"  # in `JobReport.run`
 BATCH_ROWS = 500
 
 
@@ -58,6 +59,9 @@ def put_delivery(connection: Connection, job_id: UUID, url: str, payload: dict[s
     """`add_delivery` as part of a transaction."""
     event = {"event": payload.get("event", ENDED), "event_key": _event_key(payload)}
     row = {"job_id": job_id, "status": payload["status"], "url": url, "payload": payload, **event}
+    row["client"] = func.coalesce(
+        select(JobReport.run[CLIENT].astext).where(JobReport.job_id == job_id).scalar_subquery(), ""
+    )
     times = {"next_attempt_at": func.now(), "expires_at": func.now() + KEPT_TRYING}
     statement = insert(WebhookDelivery).values(**row, **times).on_conflict_do_nothing()
     is_new = connection.execute(statement.returning(WebhookDelivery.id)).first() is not None
@@ -83,22 +87,35 @@ class Due(NamedTuple):
 
     id: UUID
     url: str
-    is_repeat: bool
+    client: str
+    is_failing: bool  # an attempt at this receiver has failed, of this delivery or of another one that waits
 
 
 def find_due(engine: Engine, limit: int) -> list[Due]:
-    """Deliveries that are due, at most `limit`: one of each host in turn, first attempts first, then the oldest."""
+    """Deliveries that are due, at most `limit`: one of each client in turn.
+
+    Of a client's, one of each host in turn: hosts at which no attempt has failed first, then first attempts, then the
+    oldest.
+    """
     # What is sent again on demand begins anew: an attempt before that is none of these.
     first_try = WebhookDelivery.expires_at - KEPT_TRYING
     tried_at = cast(WebhookDelivery.attempts[-1]["time"].astext, DateTime(timezone=True))
     is_repeat = func.coalesce(tried_at >= first_try, False)
-    order = (is_repeat, WebhookDelivery.next_attempt_at)
-    place = func.row_number().over(partition_by=_receiver(), order_by=order)
-    is_due = (WebhookDelivery.state == "pending") & (WebhookDelivery.next_attempt_at <= func.now())
-    columns = (WebhookDelivery.id, WebhookDelivery.url, is_repeat.label("is_repeat"), WebhookDelivery.next_attempt_at)
-    due = select(*columns, place.label("place")).where(is_due).subquery()
-    wanted = select(due.c.id, due.c.url, due.c.is_repeat).where(due.c.place <= PLACES)
-    ordered = wanted.order_by(due.c.place, due.c.is_repeat, due.c.next_attempt_at).limit(limit)
+    receiver = _receiver()
+    pending = select(
+        *(WebhookDelivery.id, WebhookDelivery.url, WebhookDelivery.client, WebhookDelivery.next_attempt_at),
+        *(receiver.label("receiver"), is_repeat.label("is_repeat")),
+        func.bool_or(is_repeat).over(partition_by=(WebhookDelivery.client, receiver)).label("is_failing"),
+    )
+    one = pending.where(WebhookDelivery.state == "pending").subquery().c
+    oldest = (one.is_repeat, one.next_attempt_at)
+    place = func.row_number().over(partition_by=(one.client, one.receiver), order_by=oldest).label("place")
+    due = select(*one, place).where(one.next_attempt_at <= func.now()).subquery().c
+    order = (due.place, due.is_failing, due.is_repeat, due.next_attempt_at)
+    turn = func.row_number().over(partition_by=due.client, order_by=order).label("turn")
+    wanted = select(*due, turn).where(due.place <= PLACES).subquery().c
+    ordered = select(wanted.id, wanted.url, wanted.client, wanted.is_failing)
+    ordered = ordered.order_by(wanted.turn, wanted.is_failing, wanted.next_attempt_at).limit(limit)
     with engine.connect() as connection:
         return [Due(*row) for row in connection.execute(ordered)]
 

@@ -99,10 +99,12 @@ class JobService:
         priority: Priority = "normal",
         request: RequestKey | None = None,
         doubts: Doubts = NO_DOUBTS,
+        client: str = "",
     ) -> Submission:
         """Make a job and put it in line. A `request` that came before gets its first answer again and makes no job.
 
         Args:
+            client: Whose job it is: webhooks of one client's jobs keep none of another's waiting.
             doubts: What the preflight found; kept with the answer, or raised in its place.
 
         Raises:
@@ -118,9 +120,9 @@ class JobService:
             if request is None:
                 if strategy == "reject" and self._line.is_busy():
                     raise TrainingBusy(BUSY_MESSAGE)
-                run = self._create(connection, spec, Scheduled(), priority)
+                run = self._create(connection, spec, Scheduled(), priority, client=client)
             else:
-                return self._submit_once(connection, request, spec, strategy, priority, doubts)
+                return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
         return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
 
     @allow(WRITE_SECONDS)
@@ -215,7 +217,13 @@ class JobService:
     # -- inside
 
     def _create(
-        self, connection: Connection, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None
+        self,
+        connection: Connection,
+        spec: JobSpec,
+        state: State[Any],
+        priority: Priority,
+        run_key: str | None = None,
+        client: str = "",
     ) -> FlowRun:
         run = self._runs.create(
             parameters=spec.to_parameters(),
@@ -226,7 +234,7 @@ class JobService:
             idempotency_key=run_key,
         )
         try:
-            keep_run(connection, run.id, _facts_of(run))
+            keep_run(connection, run.id, _facts_of(run), client=client)
         except SQLAlchemyError as error:
             logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
         return run
@@ -243,6 +251,7 @@ class JobService:
         strategy: Strategy,
         priority: Priority,
         doubts: Doubts,
+        client: str,
     ) -> Submission:
         claim = find_claim(connection, request)
         if claim is not None and claim.answer is not None:
@@ -254,7 +263,7 @@ class JobService:
             if strategy == "reject" and self._line.is_busy():
                 raise TrainingBusy(BUSY_MESSAGE)
             claim = claim or make_claim(connection, request)
-            run = self._create(connection, spec, Scheduled(), priority, claim.run_key)
+            run = self._create(connection, spec, Scheduled(), priority, claim.run_key, client)
         submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
         keep_answer(connection, request, claim, _to_answer(submission))

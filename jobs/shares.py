@@ -1,25 +1,33 @@
-"""How many webhooks are sent at once, and to whom: no receiver keeps the others waiting.
+"""How many webhooks are sent at once, for whom and to whom: nobody keeps the others waiting.
 
 A receiver is a host and port. One that accepts and never answers holds a sender for as long as an attempt may last, so
 each may have a share of those that are free: eight when it is the only one, fewer beside others, and always one.
-Receivers at one address (names are cheap, so are ports) have half of all senders together, and further ones a quarter.
-Repeats have half of them at most, so that there is room for first attempts, and some are kept for receivers that
-answered when they were last called.
+Receivers at one address (names are cheap, so are ports) have 64 senders together, and further ones 96.
+Attempts at receivers where one has failed have half of them at most, so that there is room for the others, and some
+are kept for receivers that answered when they were last called.
+
+All of that is counted for each client by itself, and a client (whose key the jobs were submitted with) has at most
+three times as many as are left for the others: addresses are cheap too, keys are not.
 """
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Hashable
 from ipaddress import IPv6Address, IPv6Network
+from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.targets import Address, unwrap
 
-SENDERS = 128
-SHARE = 16  # a receiver has this part of the free senders
-REPEATS = SENDERS // 2
-AT_ONE_ADDRESS, FIRST_AT_ONE_ADDRESS = SENDERS // 2, SENDERS * 3 // 4  # the latter for who has no other sender
+SENDERS = 192
+SHARE = 24  # a receiver has this part of the free senders
+CLIENT_SHARE = 3  # a client has so many times the free senders
+FAILING = SENDERS // 2  # for receivers at which an attempt has failed
+AT_ONE_ADDRESS, FIRST_AT_ONE_ADDRESS = SENDERS // 3, SENDERS // 2  # the latter for who has no other sender
 FOR_ANSWERING = 16
 REMEMBERED = 4096
+
+Receiver = tuple[str, str]  # of a client, its host and port
 
 
 class AddressBusy(Exception):
@@ -27,12 +35,17 @@ class AddressBusy(Exception):
 
 
 class Ticket:
-    """A sender's place: for whom, whether it is a repeat, and the address that it calls."""
+    """A sender's place: for whom, to whom, whether attempts there have failed, and the address that it calls."""
 
-    def __init__(self, receiver: str, is_repeat: bool) -> None:
+    def __init__(self, receiver: Receiver, is_failing: bool) -> None:
         self.receiver = receiver
-        self.is_repeat = is_repeat
+        self.is_failing = is_failing
         self.address = ""
+
+    @property
+    def client(self) -> str:
+        """Whose delivery it is."""
+        return self.receiver[0]
 
 
 class Shares:
@@ -41,28 +54,37 @@ class Shares:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken = 0
-        self._repeats = 0
-        self._receivers = Counter[str]()
-        self._addresses = Counter[str]()
-        self._answering: OrderedDict[str, None] = OrderedDict()
+        self._failing = 0
+        self._clients = Counter[str]()
+        self._failing_of = Counter[str]()  # by client
+        self._receivers = Counter[Receiver]()
+        self._addresses = Counter[tuple[str, str]]()  # by client
+        self._answering: OrderedDict[Receiver, None] = OrderedDict()
 
     @property
     def is_full(self) -> bool:
         """Whether no sender is free."""
         return self._taken >= SENDERS
 
-    def take(self, receiver: str, is_repeat: bool) -> Ticket | None:
-        """A place for a sender; None where this receiver has its share."""
+    def take(self, name: str, is_failing: bool, client: str = "") -> Ticket | None:
+        """A place for a sender; None where this receiver or this client has its share."""
+        receiver = (client, name)
         with self._lock:
-            free = SENDERS - self._taken - (0 if receiver in self._answering else FOR_ANSWERING)
-            if free <= 0 or (is_repeat and self._repeats >= REPEATS):
+            is_answering = receiver in self._answering
+            free = SENDERS - self._taken - (0 if is_answering else FOR_ANSWERING)
+            if free <= 0 or not _has_room(self._clients[client], free):
+                return None
+            is_failing = is_failing and not is_answering
+            if is_failing and not _has_room(self._failing_of[client], FAILING - self._failing):
                 return None
             if self._receivers[receiver] >= max(1.0, (SENDERS - self._taken) / SHARE):
                 return None
             self._taken += 1
-            self._repeats += is_repeat
+            self._clients[client] += 1
             self._receivers[receiver] += 1
-            return Ticket(receiver, is_repeat)
+            self._failing += is_failing
+            self._failing_of[client] += is_failing
+            return Ticket(receiver, is_failing)
 
     def enter(self, ticket: Ticket, address: Address) -> None:
         """The sender is about to call this address, and leaves the one before. Raises AddressBusy."""
@@ -70,9 +92,9 @@ class Shares:
         with self._lock:
             self._leave(ticket)
             limit = AT_ONE_ADDRESS if self._receivers[ticket.receiver] > 1 else FIRST_AT_ONE_ADDRESS
-            if self._addresses[place] >= limit:
+            if self._addresses[ticket.client, place] >= limit:
                 raise AddressBusy(place)
-            self._addresses[place] += 1
+            self._addresses[ticket.client, place] += 1
             ticket.address = place
 
     def give_back(self, ticket: Ticket, has_answered: bool | None = None) -> None:
@@ -80,7 +102,9 @@ class Shares:
         with self._lock:
             self._leave(ticket)
             self._taken -= 1
-            self._repeats -= ticket.is_repeat
+            self._failing -= ticket.is_failing
+            _count_down(self._clients, ticket.client)
+            _count_down(self._failing_of, ticket.client, ticket.is_failing)
             _count_down(self._receivers, ticket.receiver)
             if has_answered is not None:
                 self._answering.pop(ticket.receiver, None)
@@ -91,8 +115,13 @@ class Shares:
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.address:
-            _count_down(self._addresses, ticket.address)
+            _count_down(self._addresses, (ticket.client, ticket.address))
             ticket.address = ""
+
+
+def _has_room(taken: int, free: int) -> bool:
+    """Whether a client with so many may have one more of what is free."""
+    return free > 0 and taken < max(1, CLIENT_SHARE * free)
 
 
 def name_receiver(url: str) -> str:
@@ -111,7 +140,7 @@ def _name(address: Address) -> str:
     return str(IPv6Network((address, 64), strict=False)) if isinstance(address, IPv6Address) else str(address)
 
 
-def _count_down(counter: Counter[str], name: str) -> None:
-    counter[name] -= 1
+def _count_down(counter: Counter[Any], name: Hashable, by: int = 1) -> None:
+    counter[name] -= by
     if counter[name] <= 0:
         del counter[name]

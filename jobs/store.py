@@ -170,6 +170,7 @@ class WebhookDelivery(Base):
     next_attempt_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    client: Mapped[str] = mapped_column(Text, server_default="")  # who submitted the job, empty if nobody knows
 
 
 class Mark(Base):

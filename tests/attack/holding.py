@@ -40,3 +40,15 @@ def dead_receivers_keep_no_good_one_waiting(target: Target) -> Iterator[Finding]
         calls = receivers.call_beside_dead_receivers(engine, dead, are_repeats=are_repeats)
         if calls.late:
             yield Finding(Harm.STARVED, f"{dead} dead receivers, repeats: {are_repeats}: {calls}")
+
+
+@case
+def a_thousand_dead_addresses_of_one_client_keep_no_other_client_waiting(target: Target) -> Iterator[Finding]:
+    """A delivery to each of them, first attempts and repeats, beside a receiver of another that was never called."""
+    engine = engine_for(str(target.service.settings.database_url))
+    for are_repeats in (False, True):
+        calls = receivers.call_beside_dead_receivers(
+            engine, dead=1000, hosts=1000, are_repeats=are_repeats, client="key of an attacker"
+        )
+        if calls.late:
+            yield Finding(Harm.STARVED, f"1000 dead addresses, repeats: {are_repeats}: {calls}")

@@ -1,5 +1,6 @@
 """Receivers of webhooks that accept and never answer, with many deliveries, beside one that answers."""
 
+import resource
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -27,15 +28,23 @@ class Calls:
 
 
 def call_beside_dead_receivers(
-    engine: Engine, dead: int = 1, deliveries: int = 1000, are_repeats: bool = False, calls: int = 5
+    engine: Engine,
+    dead: int = 1,
+    deliveries: int = 1000,
+    are_repeats: bool = False,
+    calls: int = 5,
+    client: str = "",
+    hosts: int = 1,
 ) -> Calls:
     """Queue deliveries to `dead` receivers on this machine, then call a good one again and again.
 
     Args:
-        engine: of the database that a running watchdog looks into; it must allow 127.0.0.1.
+        engine: of the database that a running watchdog looks into; it must allow 127.0.0.0/8.
+        client: whose deliveries the dead ones are; the good receiver is called for nobody.
+        hosts: addresses that the dead ones are at.
     """
-    with open_dead(dead) as urls:
-        waiting = queue_deliveries(engine, [urls[number % dead] for number in range(deliveries)], are_repeats)
+    with open_dead(dead, hosts) as urls:
+        waiting = queue_deliveries(engine, [urls[number % dead] for number in range(deliveries)], are_repeats, client)
         receiver = Receiver(200)
         try:
             time.sleep(3)  # two looks of the watchdog
@@ -49,17 +58,21 @@ def call_beside_dead_receivers(
 
 
 @contextmanager
-def open_dead(count: int) -> Iterator[list[str]]:
-    """URLs of servers that take connections and say nothing."""
-    servers = [socket.create_server(("127.0.0.1", 0), backlog=256) for _ in range(count)]
+def open_dead(count: int, hosts: int = 1) -> Iterator[list[str]]:
+    """URLs of servers that take connections and say nothing, at so many addresses of this machine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, soft + count)), hard))
+    addresses = ["127.0.0.1", *(f"127.7.{number // 200}.{number % 200 + 1}" for number in range(hosts - 1))]
+    servers = [socket.create_server((addresses[number % hosts], 0), backlog=256) for number in range(count)]
     try:
-        yield [f"http://127.0.0.1:{server.getsockname()[1]}" for server in servers]
+        yield ["http://{}:{}".format(*server.getsockname()) for server in servers]
     finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for server in servers:
             server.close()
 
 
-def queue_deliveries(engine: Engine, urls: Sequence[str], are_repeats: bool = False) -> set[UUID]:
+def queue_deliveries(engine: Engine, urls: Sequence[str], are_repeats: bool = False, client: str = "") -> set[UUID]:
     """Write deliveries that are due, as of jobs that have completed; the ids of these."""
     now = datetime.now(UTC)
     attempt = {"time": (now - timedelta(minutes=1)).isoformat(), "status_code": None, "error": "ReadTimeout"}
@@ -72,6 +85,7 @@ def queue_deliveries(engine: Engine, urls: Sequence[str], are_repeats: bool = Fa
             "payload": {"status": "completed"},
             "attempts": [attempt] if are_repeats else [],
             "next_attempt_at": now,
+            "client": client,
             "expires_at": now + KEPT_TRYING - timedelta(minutes=2),
         }
         for url in urls
