@@ -15,6 +15,7 @@ from jobs.early_stop import heed_early_stop
 from jobs.keeper import end_with_parent
 from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
+from jobs.scratch import use_scratch
 
 LEAVE_SECONDS = 20.0  # for what is left to say once the job is done
 YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
@@ -25,6 +26,7 @@ def main() -> None:
     keep_private()
     end_with_parent()
     heed_early_stop()
+    use_scratch()
     gc.set_threshold(YOUNG_OBJECTS)
     bypass_proxies(os.environ)
     wait_for_prefect()

@@ -14,6 +14,7 @@ import sys
 from types import FrameType
 
 from jobs.privacy import UMASK
+from jobs.scratch import lending_scratch
 from sft.confinement import explain_end, open_note
 
 NOTE = "TUNEYARD_NOTE"  # file descriptor of a note of what the job reads (`sft.confinement`)
@@ -53,13 +54,14 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # In a session of its own: a signal to the worker's group would reach it twice.
     note = open_note()
-    environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)}
-    command = [sys.executable, "-m", "flows"]
-    child = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[note])
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    for late in held:
-        child.send_signal(late)
-    code = child.wait()
+    with lending_scratch("job") as (more, handles):
+        environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more
+        command = [sys.executable, "-m", "flows"]
+        child = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[note, *handles])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        for late in held:
+            child.send_signal(late)
+        code = child.wait()
     if code < 0:
         sys.stderr.write(f"The job's process was ended by {signal.Signals(-code).name}\n")
     if problem := explain_end(code, note):

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.keeper import NOTE, PARENT
+from jobs.scratch import Scratch, lending_scratch, make_scratch
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.turns import Turns
 from sft.config import SFTConfig
@@ -49,7 +49,7 @@ class Planner:
         self._lock = threading.Lock()
         self._is_closed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
 
     def start(self) -> None:
         """Have the planner process load its libraries, unless it runs already or the planner is closed.
@@ -65,7 +65,7 @@ class Planner:
             place = find_temporary()
             is_short = len(os.fsencode(place)) <= LONGEST_FOLDER  # a socket's path is limited
             try:
-                self._folder = TemporaryDirectory(prefix="tuneyard-planner-", dir=place if is_short else "/tmp")  # noqa: S108
+                self._scratch = make_scratch("planner", str(place) if is_short else "/tmp")  # noqa: S108
             except OSError as error:
                 raise PlanningFailed(
                     f"the planner process needs a temporary folder ({error}); free some space"
@@ -75,6 +75,7 @@ class Planner:
                 cwd=PROJECT_ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
+                pass_fds=[self._scratch.lock],
                 start_new_session=True,  # Ctrl-C is for the API; it closes stdin, which ends the planner
             )
 
@@ -155,7 +156,7 @@ class Planner:
             raise PlanningFailed(f"no plan within {self.timeout_seconds:g} s; the machine may be busy, try again later")
 
     def _socket_path(self) -> Path:
-        return Path(self._folder.name if self._folder else "", "planner.sock")
+        return Path(self._scratch.folder if self._scratch else "", "planner.sock")
 
     def _clear(self) -> None:
         if self._process is not None:
@@ -165,24 +166,25 @@ class Planner:
                 os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait()
             self._process = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
 
 
 def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     """A plan by a process that is started for it and ends with it. Raises as `Planner.plan`."""
     note = open_note()
     try:
-        done = subprocess.run(
-            COMMAND,
-            cwd=PROJECT_ROOT,
-            env=os.environ | {PARENT: str(os.getpid()), NOTE: str(note)},
-            input=write_request(config, settings),
-            stdout=subprocess.PIPE,
-            pass_fds=[note],
-            check=False,
-        )
+        with lending_scratch("single-plan") as (more, handles):
+            done = subprocess.run(
+                COMMAND,
+                cwd=PROJECT_ROOT,
+                env=os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more,
+                input=write_request(config, settings),
+                stdout=subprocess.PIPE,
+                pass_fds=[note, *handles],
+                check=False,
+            )
         if problem := explain_end(done.returncode, note):
             raise problem
     finally:

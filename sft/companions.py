@@ -1,7 +1,6 @@
 """What is saved beside the weights: tokenizer, chat template, generation config. Tried out before training."""
 
 import copy
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.disk import is_about_space
 from sft.errors import DiskFull, InvalidConfig, ModelUnusable, walk_causes
+from sft.fresh_folders import fresh_folder
 from sft.model_texts import read_object
 from sft.portable_tokenizer import save_portable
 
@@ -82,8 +82,7 @@ def try_saving(
         DiskFull: there is no space for it.
     """
     make_folder(output_dir, "output_dir")
-    with _writing_to(output_dir, "output_dir"), tempfile.TemporaryDirectory(prefix=".try-", dir=output_dir) as scratch:
-        folder = Path(scratch)
+    with _writing_to(output_dir, "output_dir"), fresh_folder(output_dir / "try") as folder:
         with _saving("tokenizer or generation config", name):
             save_companions(folder, tokenizer, model.generation_config, model_path)
         with _saving("configuration", name):

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from sft.errors import DiskFull, walk_causes
 
+SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_TEMPORARY = "No usable temporary directory"  # `tempfile` has no class for it
 PROBE_BYTES = 1 << 20
 
 
@@ -52,9 +55,16 @@ def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int) -
 
 def is_about_space(error: BaseException) -> bool:
     """Whether this error, whatever it came from, says that no more could be written."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    if is_about_temporary(error) or (isinstance(error, OSError) and error.errno in FULL):
+        return True
+    if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "") in SQLITE_FULL:
         return True
     return any(f"os error {number})" in str(error) for number in FULL)  # safetensors' way to say it
+
+
+def is_about_temporary(error: BaseException) -> bool:
+    """Whether Python has found no folder for temporary files that it could write to."""
+    return isinstance(error, FileNotFoundError) and NO_TEMPORARY in str(error)
 
 
 def _is_full(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from sft.errors import ModelUnusable, TuneyardError
 from sft.model_texts import read_object
 from sft.settings_repairs import repair
+from sft.temporary import temporary_folder
 from sft.weights import telling_unusable
 
 CONFIG = "config.json"
@@ -87,8 +87,8 @@ def _parse(repaired: dict[str, Any] | None, path: Path) -> Any:
 
     if repaired is None:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with tempfile.TemporaryDirectory(prefix="tuneyard-config-") as folder:
-        Path(folder, CONFIG).write_text(json.dumps(repaired), encoding="utf-8")
+    with temporary_folder("tuneyard-config-") as folder:
+        (folder / CONFIG).write_text(json.dumps(repaired), encoding="utf-8")
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     settings.name_or_path = str(path)
     return settings

@@ -1,12 +1,16 @@
-"""Folders that are there whole or not at all: made beside their place, synced to disk, then renamed."""
+"""Folders that are there whole or not at all: made beside their place, synced to disk, then renamed.
 
+What a killed maker leaves beside them is removed by the next one.
+"""
+
+import contextlib
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+from sft.fresh_folders import fresh_folder
 
 # Entered while something is put in its place; raises where this process may not (any more).
 Publishing = Callable[[], AbstractContextManager[None]]
@@ -20,8 +24,7 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     (two makers of the same content).
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with fresh_folder(folder) as temporary:
         yield temporary
         allowed = ~read_umask()
         temporary.chmod(0o777 & allowed)
@@ -30,8 +33,6 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
         sync_tree(temporary)
         _put_in_place(temporary, folder, replace)
         sync_path(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_umask() -> int:
@@ -59,13 +60,8 @@ def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:
 
 def discard_folder(folder: Path) -> None:
     """Remove a folder so that nobody sees it half gone: renamed first, then emptied. No error if it is gone already."""
-    former = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with fresh_folder(folder) as former, contextlib.suppress(FileNotFoundError):  # another process has
         folder.rename(former / folder.name)
-    except FileNotFoundError:
-        pass  # another process has
-    finally:
-        shutil.rmtree(former)
 
 
 def sync_tree(folder: Path) -> None:

@@ -7,7 +7,7 @@ processes that never met them.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sft.disk import is_about_space
+from sft.disk import is_about_space, is_about_temporary
 from sft.errors import DiskFull, InvalidConfig, RegistryUnavailable, StackError, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
 
@@ -113,6 +113,8 @@ def _show(error: BaseException) -> str:
 
 
 def _say_disk_full(error: BaseException) -> str:
+    if is_about_temporary(error):
+        return f"there is no temporary folder ({_show(error)}); free some space, or set TMPDIR to one that has some"
     return f"no space left on a disk ({_show(error)}); free some, or set output_dir to a folder on another disk"
 
 

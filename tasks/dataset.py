@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 from prefect import task
@@ -17,6 +16,7 @@ from sft.confinement import check_room, step
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.places import follow
+from sft.temporary import temporary_folder
 from tasks.dataset_store import (
     StoredDataset,
     combine_md5,
@@ -219,8 +219,8 @@ def open_revision(registry: Path, commit: str) -> Iterator[Any]:
     from dvc.config import Config
     from dvc.repo import Repo
 
-    with TemporaryDirectory(prefix="tuneyard-dvc-") as scratch:
-        config: dict[str, Any] = {"core": {"site_cache_dir": scratch}}
+    with temporary_folder("tuneyard-dvc-") as scratch:
+        config: dict[str, Any] = {"core": {"site_cache_dir": str(scratch)}}
         dvc_dir = registry / ".dvc"
         if dvc_dir.is_dir():  # its remotes as they are now: a relative one is relative to this folder
             current = Config(str(dvc_dir), local_dvc_dir=str(dvc_dir))

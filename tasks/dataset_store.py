@@ -1,5 +1,6 @@
 """Datasets on this machine: `<home>/datasets/<md5>/`, each folder complete and never changed once it is there."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import sft.data_files
 from sft.errors import InvalidDataset
@@ -49,10 +50,14 @@ def store_dataset(
     if outside := [name for name in listing if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise InvalidDataset(f"the list of files names {outside[0]!r}, which is outside the dataset's folder")
     store.mkdir(parents=True, exist_ok=True)
+    for lock in store.glob(".*.lock"):
+        other = lock.name.removeprefix(".").removesuffix(".lock")
+        if other != md5 and any(store.glob(f".{other}.*/")):
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # else it is being made
+                _remove_leftovers(store, other)
     with FileLock(store / f".{md5}.lock"):
         if not (store / md5).exists():
-            for leftover in store.glob(f".{md5}.*/"):  # of a process that was killed; no other one makes this dataset
-                shutil.rmtree(leftover, ignore_errors=True)
+            _remove_leftovers(store, md5)  # no other process makes this dataset
             with tempfile.TemporaryDirectory(prefix=f".{md5}.", dir=store) as scratch:
                 fresh = Path(scratch, md5)
                 for name, expected in listing.items():
@@ -68,6 +73,12 @@ def store_dataset(
                 fresh.rename(store / md5)
                 sync(store)
     return read_stored(store / md5, split)
+
+
+def _remove_leftovers(store: Path, md5: str) -> None:
+    """Remove what processes that were killed have left of this dataset."""
+    for leftover in store.glob(f".{md5}.*/"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_stored(folder: Path, split: str) -> StoredDataset:

@@ -1,10 +1,10 @@
 """Datasets of the Hugging Face Hub, brought into the store as parquet files."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sft.errors import DatasetNotFound
+from sft.temporary import temporary_folder
 from tasks.dataset_store import StoredDataset, combine_md5, hash_file, store_dataset
 from tasks.split_files import list_held_out
 
@@ -42,8 +42,8 @@ def store_splits(splits: Any, store: Path, split: str) -> StoredDataset:
     held_out = next((other for other in list_held_out(split) if other in splits), None)
     if held_out:  # kept as `eval`, whatever it is called, unless that is what is learned from
         chosen[held_out if split == "eval" else "eval"] = splits[held_out]
-    with TemporaryDirectory(prefix="tuneyard-hub-") as scratch:
-        files = {f"{name}.parquet": Path(scratch, f"{name}.parquet") for name in chosen}
+    with temporary_folder("tuneyard-hub-") as scratch:
+        files = {f"{name}.parquet": scratch / f"{name}.parquet" for name in chosen}
         for name, rows in chosen.items():
             rows.to_parquet(str(files[f"{name}.parquet"]))
         listing = {name: hash_file(path) for name, path in files.items()}

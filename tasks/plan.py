@@ -22,12 +22,14 @@ from jobs.keeper import end_with_parent
 from jobs.log_lines import keep_lines_whole
 from jobs.privacy import keep_private
 from jobs.proxies import bypass_proxies
+from jobs.scratch import use_scratch
 from jobs.settings import Settings
 from jobs.store import engine_for
 from sft.config import SFTConfig
 from sft.disk import measure_free
 from sft.errors import TuneyardError
 from sft.models import find_model
+from tasks.causes import explain
 from tasks.dataset import DatasetVersion, resolve
 from tasks.limits import building_model
 from tasks.model import locate_adapter
@@ -91,8 +93,11 @@ def answer(line: str) -> str:
     try:
         config = SFTConfig.from_dict(request["config"])
         return json.dumps({"plan": plan(config, Settings.model_validate(request["settings"]))}, allow_nan=False)
-    except TuneyardError as error:
-        return json.dumps({"error": {"code": error.code, "detail": str(error)}})
+    except Exception as error:
+        cause = explain(error)
+        if cause.code == TuneyardError.code and not isinstance(error, TuneyardError):
+            raise
+        return json.dumps({"error": {"code": cause.code, "detail": cause.message}})
 
 
 def preload() -> None:
@@ -129,7 +134,7 @@ def serve(path: str) -> None:
         door.listen(BACKLOG)  # from here on requests wait in line, while the libraries are loaded
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         preload()
-        children = PlanChildren(selector, answer, [door])
+        children = PlanChildren(selector, answer, [door], Path(path).parent)
         selector.register(door, selectors.EVENT_READ)
         selector.register(sys.stdin, selectors.EVENT_READ)
         try:
@@ -153,6 +158,7 @@ def main() -> None:
     options = arguments.parse_args()
     keep_private()
     keep_lines_whole()
+    use_scratch()
     bypass_proxies(os.environ)
     if options.serve:
         serve(str(options.serve))

@@ -6,15 +6,18 @@ import json
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs.keeper import NOTE
 from sft.confinement import explain_end, open_note
-from sft.errors import TuneyardError
+from sft.errors import DiskFull, TuneyardError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class PlanChild:
     connection: socket.socket
     note: int
     alive: int
+    folder: Path  # for its temporary files
 
 
 class PlanChildren:
@@ -38,26 +42,39 @@ class PlanChildren:
     Args:
         answer: one request, a line, to the answer.
         inherited: closed in each child.
+        place: for a folder of each child, with its temporary files: who is killed removes nothing.
     """
 
     def __init__(
-        self, selector: selectors.BaseSelector, answer: Callable[[str], str], inherited: list[socket.socket]
+        self,
+        selector: selectors.BaseSelector,
+        answer: Callable[[str], str],
+        inherited: list[socket.socket],
+        place: Path,
     ) -> None:
         self._selector = selector
         self._answer = answer
         self._inherited = inherited
+        self._place = place
         self._children: set[PlanChild] = set()
 
     def start(self, connection: socket.socket) -> None:
         """Have a process answer this connection, and watch both."""
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="plan-", dir=self._place))
+        except OSError as error:
+            problem = DiskFull(f"a plan needs a temporary folder ({error}); free some space there")
+            _send_error(connection, problem.code, problem)
+            connection.close()
+            return
         note = open_note()
         alive, held = os.pipe()
         here = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_child(connection, note, here)
+            self._become_child(connection, note, here, folder)
         os.close(held)  # the child's alone from here on
-        child = PlanChild(pid, connection, note, alive)
+        child = PlanChild(pid, connection, note, alive, folder)
         self._children.add(child)
         self._selector.register(connection, selectors.EVENT_READ, child)
         self._selector.register(alive, selectors.EVENT_READ, child)
@@ -89,8 +106,7 @@ class PlanChildren:
         logger.warning("A plan's process was ended by %s: %s", how, problem)
         told = problem or TuneyardError(ENDED_BY.format(how))
         code = told.code if problem else "planning_failed"
-        with contextlib.suppress(OSError):
-            child.connection.sendall(json.dumps({"error": {"code": code, "detail": str(told)}}).encode() + b"\n")
+        _send_error(child.connection, code, told)
 
     def _let_go(self, child: PlanChild) -> None:
         self._children.discard(child)
@@ -99,8 +115,9 @@ class PlanChildren:
         child.connection.close()
         os.close(child.alive)
         os.close(child.note)
+        shutil.rmtree(child.folder, ignore_errors=True)
 
-    def _become_child(self, connection: socket.socket, note: int, parent: int) -> None:
+    def _become_child(self, connection: socket.socket, note: int, parent: int, folder: Path) -> None:
         """In the child: one answer, then the end, whatever happens."""
         try:
             os.setpgid(0, 0)
@@ -112,6 +129,7 @@ class PlanChildren:
             for one in (*self._inherited, *(other.connection for other in self._children)):
                 one.close()  # else they would stay open as long as this process is
             os.environ[NOTE] = str(note)
+            tempfile.tempdir = str(folder)
             with connection, connection.makefile("r", encoding="utf-8") as lines:
                 connection.sendall(self._answer(lines.readline()).encode() + b"\n")
         except BaseException:
@@ -119,6 +137,11 @@ class PlanChildren:
         finally:
             sys.stderr.flush()
             os._exit(0)
+
+
+def _send_error(connection: socket.socket, code: str, error: TuneyardError) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps({"error": {"code": code, "detail": str(error)}}).encode() + b"\n")
 
 
 def _has_hung_up(connection: socket.socket) -> bool:

@@ -60,6 +60,9 @@ def unreachable(error: httpx.TransportError, base_url: httpx.URL) -> ClientError
     place = str(base_url).rstrip("/")
     if isinstance(error, httpx.UnsupportedProtocol):
         return ServiceUnreachable(f"{place!r} is not a URL; it must begin with http:// or https://")
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+        said = f"the connection to {place} was cut off before all had come ({error or type(error).__name__})"
+        return ServiceUnreachable(f"{said}; is the service running? Ask it again")
     if isinstance(error, httpx.TimeoutException):
         return ServiceUnreachable(f"no answer from {place} in time ({type(error).__name__})")
     return ServiceUnreachable(f"no answer from {place} ({error or type(error).__name__}); is the service running?")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from sft.config import SFTConfig
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import IGNORED
+from sft.temporary import temporary_folder
 from sft.tokenization import PreparedData
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
     from sft.models import quiet_transformers
     from sft.session import TrainingSession
 
-    with TemporaryDirectory(prefix="tuneyard-plan-") as scratch, quiet_transformers(), _without_comments():
-        folder = Path(scratch)
+    with temporary_folder("tuneyard-plan-") as folder, quiet_transformers(), _without_comments():
         shorten_model(model_path, folder / "model", MORE)
         session = TrainingSession(
             _simplify(config, dtype, len(indices)), ProbeRows(prepared, indices), folder / "model", folder / "out"

@@ -18,10 +18,17 @@ from jobs.postgres import ensure_databases, sibling_url
 from jobs.project import PROJECT_ROOT
 from jobs.schema import known_revisions
 from jobs.settings import Settings
+from sft.places import find_temporary
+from sft.publication import publish_folder
 from tasks.dataset import resolve
 from tasks.dataset_store import MANIFEST
 from tasks.registry import build_registry, read_stamp
 from tests.attack.case import Finding, Harm, Target, case
+from tests.attack.processes import another_api
+from tests.attack.trained import train_one
+from tests.e2e.api_process import ApiProcess
+from tuneyard_client import ServiceUnreachable, TuneyardClient
+from tuneyard_client.streams import AdapterArchive
 
 GO = "print('go', flush=True)\n"
 FETCH = "import sys\nfrom jobs.settings import Settings\nfrom tasks.dataset import resolve\n" + GO + (
@@ -34,6 +41,13 @@ MIGRATE = "import sys, alembic.command, alembic.config\nfrom jobs.schema import 
 MAKE_KEY = "import sys\nfrom sqlalchemy import create_engine\nfrom jobs.keys import KeyScope, create_key\n" + GO + (
     "while True: create_key(create_engine(sys.argv[1]), 'killed', KeyScope.ADMIN)"
 )  # fmt: skip
+PUBLISHED_FILES = 40
+PUBLISH = "import sys\nfrom pathlib import Path\nfrom sft.publication import publish_folder\n" + GO + (
+    "for number in range(10**6):\n"
+    "    with publish_folder(Path(sys.argv[1])) as folder:\n"
+    f"        [(folder / str(n)).write_text(str(number)) for n in range({PUBLISHED_FILES})]"
+)  # fmt: skip
+DOWNLOAD_BYTES = 2**28
 
 
 def kill_midway(
@@ -164,3 +178,81 @@ def make_database(target: Target, what: str) -> str:
     url = str(target.service.settings.database_url)
     ensure_databases(url, [name])
     return sibling_url(url, name)
+
+
+@case
+def an_adapter_whose_publication_was_killed_is_whole_or_none(target: Target) -> Iterator[Finding]:
+    """An adapter is put in the place of another one; what is left over goes with the next publication."""
+    folder = target.folder / "published"
+    for seconds in (0, 0.005, 0.01, 0.02, 0.05, 0.1):
+        kill_midway(PUBLISH, folder / "adapter", after_seconds=seconds)
+        numbers = {path.read_text() for path in (folder / "adapter").glob("*")}
+        if len(numbers) > 1 or (numbers and len(list((folder / "adapter").iterdir())) < PUBLISHED_FILES):
+            yield Finding(Harm.ESCAPED, f"half an adapter {seconds} s after the beginning: {sorted(numbers)}")
+    with publish_folder(folder / "another") as fresh:
+        (fresh / "file").touch()
+    if left := [path.name for path in folder.iterdir() if path.name not in ("adapter", "another")]:
+        yield Finding(Harm.UNSETTLED, f"leftovers of a publication: {left}")
+
+
+@case
+def a_download_that_was_killed_is_made_again(target: Target) -> Iterator[Finding]:
+    """The API process that sends an adapter is killed, at its first bytes and later; another one sends it whole."""
+    job = train_one(target)
+    ballast = Path(job["output_path"]) / "ballast.bin"
+    before = {*find_temporary().iterdir()}
+    try:
+        with ballast.open("wb") as file:
+            file.truncate(DOWNLOAD_BYTES)
+        for number, least in enumerate((1, 2**20, 2**25)):
+            place = target.folder / f"download-{number}"
+            place.mkdir()
+            with another_api(target) as api:
+                yield from _cut_download(api, target.keys["read"], job["job_id"], place, least)
+        place = target.folder / "download-whole"
+        with TuneyardClient(target.url, target.keys["read"]) as client:
+            client.download_adapter(job["job_id"], place)
+        if (place / ballast.name).stat().st_size != DOWNLOAD_BYTES:
+            yield Finding(Harm.UNSETTLED, "the download after those that were cut off is not whole")
+    finally:
+        ballast.unlink(missing_ok=True)
+    if left := [path.name for path in {*find_temporary().iterdir()} - before if path.name.startswith("tuneyard-")]:
+        yield Finding(Harm.UNSETTLED, f"leftovers of a download: {left}")
+
+
+def _cut_download(api: ApiProcess, key: str, job_id: str, place: Path, least: int) -> Iterator[Finding]:
+    """Kill the API once so many bytes have come."""
+    come = 0
+
+    def count(chunk: bytes) -> None:
+        nonlocal come
+        come += len(chunk)
+        if come >= least:
+            api.kill()
+
+    try:
+        with TuneyardClient(str(api.client.base_url), key) as client, watching(count):
+            client.download_adapter(job_id, place / "adapter")
+    except ServiceUnreachable as error:
+        if "cut off" not in str(error) or len(str(error).splitlines()) > 1:
+            yield Finding(Harm.UNSETTLED, f"a download that was cut off is told as {error}")
+    else:
+        yield Finding(Harm.ESCAPED, f"an archive counts as whole after {come} bytes")
+    if left := list(place.iterdir()):
+        yield Finding(Harm.UNSETTLED, f"leftovers of a download: {left}")
+
+
+@contextmanager
+def watching(count: Callable[[bytes], None]) -> Iterator[None]:
+    """Tell of each piece of an archive that has come."""
+    write = AdapterArchive.write
+
+    def tell(self: AdapterArchive, chunk: bytes) -> None:
+        write(self, chunk)
+        count(chunk)
+
+    AdapterArchive.write = tell  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AdapterArchive.write = write  # type: ignore[method-assign]

@@ -111,6 +111,19 @@ def test_a_download_that_fails_leaves_nothing(service, call, tmp_path, answer, k
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.parametrize("after", [0, 1, 600, 10_000])
+def test_a_download_that_is_cut_off_says_so_and_the_next_one_is_whole(service, call, tmp_path, after):
+    whole = sent(archive())
+    cut = Scripted(body=whole.body, headers=whole.headers, cut_after=after)
+    url = service(cut, whole).url
+    with pytest.raises(ServiceUnreachable, match=r"cut off before all had come \(.*\).*Ask it again$") as caught:
+        call(url, "download_adapter", "1", tmp_path / "a")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.rglob("*")) == []
+    call(url, "download_adapter", "1", tmp_path / "a")
+    assert (tmp_path / "a" / "adapter_config.json").exists()
+
+
 def test_retry_after_is_read_in_both_forms():
     assert read_retry_after("120") == 120
     assert read_retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) == pytest.approx(

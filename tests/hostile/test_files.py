@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from sft.models import load_model, load_tokenizer
 from sft.session import TrainingSession
 from tasks.dataset import resolve
 from tasks.dataset_store import combine_md5, hash_bytes, store_dataset
+from tests.killed import kill_at_each_step
 from tests.sft.conftest import *  # noqa: F403 - the fixtures of a tiny session
 
 Open = Callable[..., TrainingSession]
@@ -282,21 +282,23 @@ def test_a_list_of_files_does_not_lead_out_of_the_store(tmp_path: Path, name: st
 
 
 def test_a_download_that_was_killed_leaves_nothing_and_is_made_again(tmp_path: Path) -> None:
-    """kill -9 while a dataset is fetched into the store."""
-    store, listing = tmp_path / "store", {"train.jsonl": hash_bytes(b"{}\n"), "eval.jsonl": hash_bytes(b"{}\n")}
-    md5 = combine_md5(listing)
-    process = os.fork()
-    if process == 0:
+    """kill -9 at each step of fetching a dataset into the store."""
+    store = tmp_path / "store"
 
-        def download(name: str, target: Path) -> None:
-            target.write_text("{}\n")
-            if name == "eval.jsonl":
-                os.kill(os.getpid(), signal.SIGKILL)
+    def fetch(rows: str = "{}\n") -> str:
+        listing = {"train.jsonl": hash_bytes(rows.encode()), "eval.jsonl": hash_bytes(rows.encode())}
+        md5 = combine_md5(listing)
+        stored = store_dataset(store, md5, listing, lambda _, target: target.write_text(rows), "train")
+        assert stored.rows == rows.count("\n")
+        return md5
 
-        store_dataset(store, md5, listing, download, "train")
-    assert os.waitpid(process, 0)[1] == signal.SIGKILL
-    assert not (store / md5).exists()
-    assert [path for path in store.iterdir() if path.is_dir()]
-    stored = store_dataset(store, md5, listing, lambda _, target: target.write_text("{}\n"), "train")
-    assert stored.rows == 1
-    assert [path.name for path in store.iterdir() if path.is_dir()] == [md5]
+    def check() -> None:
+        other = fetch("{}\n{}\n")  # whoever fetches another one cleans up
+        assert [path.name for path in store.iterdir() if path.is_dir() and path.name != other] in ([], [md5])
+        assert fetch() == md5
+        assert not list(store.glob(".*/"))
+        shutil.rmtree(store)
+
+    md5 = fetch()
+    shutil.rmtree(store)
+    assert kill_at_each_step(fetch, check) > 30

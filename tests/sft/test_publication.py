@@ -6,6 +6,7 @@ from threading import Barrier, Thread
 import pytest
 
 from sft.publication import discard_folder, publish_folder
+from tests.killed import kill_at_each_step
 
 
 @pytest.mark.parametrize("replace", [True, False])
@@ -54,3 +55,37 @@ def test_what_another_maker_puts_there_between_the_look_and_the_rename_stays(
 def test_a_folder_that_is_gone_already_is_discarded(tmp_path: Path) -> None:
     discard_folder(tmp_path / "gone")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_maker_that_is_killed_at_any_step_leaves_a_whole_folder_or_none_and_nothing_for_ever(
+    tmp_path: Path, replace: bool
+) -> None:
+    target = tmp_path / "made"
+
+    def make(name: str = "made", content: str = "new") -> None:
+        with publish_folder(tmp_path / name, replace) as folder:
+            (folder / "below").mkdir()
+            for path in (folder / "one", folder / "below" / "two"):
+                path.write_text(content)
+
+    def check() -> None:
+        if target.exists():
+            assert len({(target / name).read_text() for name in ("one", "below/two")}) == 1
+        make("another")  # whoever comes next cleans up, whatever they make
+        make("made", "old")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "made"]
+        if not replace:
+            discard_folder(target)
+
+    check()
+    assert kill_at_each_step(make, check) > 15
+
+
+def test_what_is_being_made_is_no_leftover(tmp_path: Path) -> None:
+    with publish_folder(tmp_path / "slow") as slow:
+        (slow / "file").touch()
+        with publish_folder(tmp_path / "fast") as fast:
+            (fast / "file").touch()
+        assert (slow / "file").exists()
+    assert (tmp_path / "slow" / "file").exists()
