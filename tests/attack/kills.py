@@ -27,7 +27,8 @@ from tests.attack.case import Finding, Harm, Target, case
 from tests.attack.processes import another_api
 from tests.attack.trained import train_one
 from tests.e2e.api_process import ApiProcess
-from tuneyard_client import ServiceUnreachable, TuneyardClient
+from tuneyard_client import Tuneyard
+from tuneyard_client.errors import ServiceUnreachable
 from tuneyard_client.streams import AdapterArchive
 
 GO = "print('go', flush=True)\n"
@@ -210,7 +211,7 @@ def a_download_that_was_killed_is_made_again(target: Target) -> Iterator[Finding
             with another_api(target) as api:
                 yield from _cut_download(api, target.keys["read"], job["job_id"], place, least)
         place = target.folder / "download-whole"
-        with TuneyardClient(target.url, target.keys["read"]) as client:
+        with Tuneyard(target.url, target.keys["read"]) as client:
             client.download_adapter(job["job_id"], place)
         if (place / ballast.name).stat().st_size != DOWNLOAD_BYTES:
             yield Finding(Harm.UNSETTLED, "the download after those that were cut off is not whole")
@@ -231,7 +232,7 @@ def _cut_download(api: ApiProcess, key: str, job_id: str, place: Path, least: in
             api.kill()
 
     try:
-        with TuneyardClient(str(api.client.base_url), key) as client, watching(count):
+        with Tuneyard(str(api.client.base_url), key) as client, watching(count):
             client.download_adapter(job_id, place / "adapter")
     except ServiceUnreachable as error:
         if "cut off" not in str(error) or len(str(error).splitlines()) > 1:
