@@ -118,6 +118,7 @@ class Planner:
         if self._is_closed:
             raise PlanningFailed("the service is stopping")
         started_at = time.monotonic()
+        is_second = False
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -125,7 +126,12 @@ class Planner:
             except OSError as error:
                 connection.close()
                 process = self._process
-                if process is None or process.poll() is not None or time.monotonic() - started_at > START_SECONDS:
+                has_ended = process is None or process.poll() is not None
+                if has_ended and not is_second:  # it was about to end when it was looked at
+                    is_second = True
+                    self.start()
+                    continue
+                if has_ended or time.monotonic() - started_at > START_SECONDS:
                     raise PlanningFailed(
                         f"the planner process did not start ({error}); see the service's log"
                     ) from error

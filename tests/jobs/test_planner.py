@@ -1,6 +1,7 @@
 """The planner process: plans, errors, and an end when nobody waits for it any more."""
 
 import json
+import sys
 import time
 
 import psutil
@@ -117,3 +118,33 @@ def test_the_planner_process_ends_when_whoever_started_it_is_gone(planner):
     planner._process.stdin.close()
 
     assert planner._process.wait(timeout=60) == 0
+
+
+SCRIPT = """
+import socket, sys
+door = socket.socket(socket.AF_UNIX)
+door.bind(sys.argv[-1])
+door.listen()
+while True:
+    connection, _ = door.accept()
+    connection.recv(2**16)
+    connection.sendall(b'{"plan": {}}')
+    connection.close()
+"""
+
+
+def test_a_planner_that_was_about_to_end_when_it_was_looked_at_is_started_again(settings, monkeypatch):
+    """The kernel closes a process's sockets before it says that the process has ended."""
+    monkeypatch.setattr("jobs.planner.COMMAND", (sys.executable, "-c", SCRIPT))
+    planner = Planner()
+    try:
+        assert planner.plan(config(), settings) == {}
+        process = planner._process
+        process.kill()
+        process.wait()
+        answers = iter([None])
+        process.poll = lambda: next(answers, process.returncode)
+        assert planner.plan(config(), settings) == {}
+        assert planner._process is not process
+    finally:
+        planner.close()
