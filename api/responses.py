@@ -27,6 +27,6 @@ def respond(model: type[R], values: dict[str, Any]) -> R:
         return cast(R, model.model_construct(**values))
 
 
-def list_response(jobs: Any) -> HttpResponse:
-    """Jobs as JSON. A list may have thousands: no models are made of them, and the event loop does not write them."""
+def write_jobs(jobs: Any) -> HttpResponse:
+    """A job, or a list of them, as JSON: no models are made of them, and the event loop does not write them."""
     return HttpResponse(to_json(jobs, inf_nan_mode="null"), media_type="application/json")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from api.idempotency import read_request_key
 from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
-from api.responses import list_response, respond
+from api.responses import respond, write_jobs
 from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
 from api.strictness import Strict
@@ -59,15 +59,15 @@ def list_jobs(
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, SFT_WORDS))
     page = service.list_jobs(wanted, limit, cursor)
-    response = list_response({"jobs": [describe_job(job) for job in page.jobs]})
+    response = write_jobs({"jobs": [describe_job(job) for job in page.jobs]})
     announce_next_page(request, response, page.next_cursor)
     return response
 
 
-@router.get("/jobs/{job_id}")
-def get_job(job_id: str, service: Service) -> SftJob:
+@router.get("/jobs/{job_id}", response_model=SftJob)
+def get_job(job_id: str, service: Service) -> Response:
     """Status, progress and result of one job."""
-    return respond(SftJob, describe_job(service.get(job_id)))
+    return write_jobs(describe_job(service.get(job_id)))
 
 
 @router.post("/jobs/{job_id}/stop")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
-from api.responses import list_response, respond
+from api.responses import respond, write_jobs
 from api.service import get_service
 from api.strictness import Strict
 from api.training_request import TrainingRequest, config_view, field_names
@@ -77,15 +77,15 @@ def list_training_jobs(
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_WORDS))
     page = service.list_jobs(wanted, limit, cursor)
-    response = list_response([describe_job(job, service) for job in page.jobs])
+    response = write_jobs([describe_job(job, service) for job in page.jobs])
     announce_next_page(request, response, page.next_cursor)
     return response
 
 
-@router.get("/train/{job_id}")
-def get_training_job(job_id: str, service: Service) -> TrainJob:
+@router.get("/train/{job_id}", response_model=TrainJob)
+def get_training_job(job_id: str, service: Service) -> Response:
     """Status, effective configuration, progress and outcome of one job."""
-    return respond(TrainJob, describe_job(service.get(job_id), service))
+    return write_jobs(describe_job(service.get(job_id), service))
 
 
 @router.delete("/train/{job_id}")

@@ -92,11 +92,11 @@ class Result(Response):
 
     train_loss: float | None = None
     eval_loss: float | None = None
-    adapter_path: str
+    adapter_path: str | None = None
     merged_path: str | None = Field(None, description="The merged model, with save_merged_model.")
-    output_dir: str
-    model_name: str = Field(description="The adapter's name in the registry.")
-    model_version: str
+    output_dir: str | None = None
+    model_name: str | None = Field(None, description="The adapter's name in the registry.")
+    model_version: str | None = None
     rows: JobRows | None = Field(None, description="Rows that were used, skipped and cut.")
     warnings: list[str] = Field(
         default_factory=list, description="What nobody would expect of the rows, the model, the run or its loss."

@@ -87,7 +87,7 @@ def test_the_document_says_which_fields_are_always_there() -> None:
     for model, optional in ((TrainJob, set()), (Queue, set()), (TrainStarted, {"warnings"}), (Progress, set())):
         fields = set(model.model_fields)
         assert fields - set(model.model_json_schema(mode="serialization")["required"]) == optional
-    assert set(Result.model_json_schema()["required"]) == {"adapter_path", "output_dir", "model_name", "model_version"}
+    assert Result.model_validate({}).adapter_path is None  # of a job that an older service has recorded
     assert Plan.example()["tokens"]["histogram"][0]["from"] == 0
 
 
