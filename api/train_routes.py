@@ -56,7 +56,7 @@ def start_training(
 ) -> TrainStarted:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
-    doubts = Doubts.of(service.preflight.look(spec), field_names(body), strict)
+    doubts = Doubts(service.preflight.start(spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:

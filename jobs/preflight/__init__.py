@@ -6,6 +6,7 @@ Nothing here loads a model or reads rows; a plan does. What is not known within 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jobs.preflight.adapters import check_adapter
@@ -43,18 +44,26 @@ class Preflight:
 
     def look(self, spec: JobSpec) -> list[Finding]:
         """What would fail the job, in the order in which it would. Raises nothing and takes no longer than allowed."""
+        return self.start(spec)()
+
+    def start(self, spec: JobSpec) -> Callable[[], list[Finding]]:
+        """`look`, begun: what it returns waits for the findings, no longer than allowed from now on."""
         deadline = time.monotonic() + self._seconds
         try:
             surroundings = find_surroundings(self._settings)
         except (OSError, ValueError) as error:  # a state folder that is being made or moved
             logger.debug("Nothing is known before a submission: %s", error)
-            return []
+            return list
         answers = [self._begin(number, spec, surroundings) for number in range(len(CHECKS))]
-        findings: list[Finding] = []
-        for answer in answers:
-            if answer is not None and answer.done.wait(max(0.0, deadline - time.monotonic())):
-                findings += answer.findings
-        return findings
+
+        def collect() -> list[Finding]:
+            findings: list[Finding] = []
+            for answer in answers:
+                if answer is not None and answer.done.wait(max(0.0, deadline - time.monotonic())):
+                    findings += answer.findings
+            return findings
+
+        return collect
 
     def _begin(self, number: int, spec: JobSpec, surroundings: Surroundings) -> _Answer | None:
         """Have a check made on a thread of its own, which may hang where this one may not."""

@@ -1,8 +1,8 @@
 """What a check before a submission has found, and how it is told."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
@@ -31,16 +31,30 @@ class Finding:
         return f"{names.get(self.field, self.field)} {self.text}"
 
 
-class Doubts(NamedTuple):
-    """What was found of a job: told beside the answer, or in its place."""
+@dataclass(frozen=True)
+class Doubts:
+    """What is found of a job, in an interface's words: told beside the answer, or with `is_strict` in its place.
 
-    warnings: tuple[SubmissionWarning, ...] = ()
-    refusal: TuneyardError | None = None
+    It is asked for when it is needed: what is told beside the answer may be looked for while the job is made.
+    """
 
-    @classmethod
-    def of(cls, findings: Sequence[Finding], names: Mapping[str, str], is_strict: bool) -> Self:
-        """In an interface's words; with `is_strict` any finding is a refusal."""
-        return cls(tuple(tell(findings, names)), refuse(findings, names) if is_strict else None)
+    find: Callable[[], Sequence[Finding]] = tuple
+    names: Mapping[str, str] = field(default_factory=dict)
+    is_strict: bool = False
+
+    @property
+    def refusal(self) -> TuneyardError | None:
+        """The error in place of an answer."""
+        return refuse(self._findings, self.names) if self.is_strict else None
+
+    @property
+    def warnings(self) -> tuple[SubmissionWarning, ...]:
+        """What is told beside the answer."""
+        return tuple(tell(self._findings, self.names))
+
+    @cached_property
+    def _findings(self) -> Sequence[Finding]:
+        return self.find()
 
 
 NO_DOUBTS = Doubts()

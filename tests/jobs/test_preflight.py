@@ -12,7 +12,7 @@ import pytest
 
 from jobs import preflight
 from jobs.endpoints import Endpoints
-from jobs.preflight import Doubts, Preflight, hub, registry
+from jobs.preflight import Doubts, Finding, Preflight, hub, registry
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.chat_templates import TEMPLATES
@@ -648,7 +648,7 @@ def test_a_state_folder_that_can_not_be_read_says_nothing(settings):
 
 def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     findings = Preflight(settings, seconds=20).look(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
-    beside, instead = Doubts.of(findings, NAMES, is_strict=False), Doubts.of(findings, NAMES, is_strict=True)
+    beside, instead = Doubts(lambda: findings, NAMES), Doubts(lambda: findings, NAMES, is_strict=True)
 
     assert beside.refusal is None
     assert [warning["code"] for warning in beside.warnings] == [
@@ -661,7 +661,18 @@ def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     lines = str(instead.refusal).splitlines()
     assert lines[:-1] == [warning["message"] for warning in beside.warnings]
     assert lines[-1] == "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
-    assert Doubts.of([], NAMES, is_strict=True) == Doubts()
+    assert (Doubts(is_strict=True).refusal, Doubts().warnings) == (None, ())
+
+
+def test_what_is_told_beside_an_answer_is_waited_for_when_it_is_needed(settings, monkeypatch):
+    release = threading.Event()
+    found = [Finding(ModelNotFound, "base_model", "is not there")]
+    monkeypatch.setattr(preflight, "CHECKS", (lambda *_: found if release.wait(20) else [],))
+    doubts = Doubts(Preflight(settings, seconds=20).start(spec()), NAMES)
+
+    assert doubts.refusal is None
+    release.set()
+    assert [warning["code"] for warning in doubts.warnings] == ["model_not_found"]
 
 
 def test_looking_costs_little(settings):
