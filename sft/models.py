@@ -240,11 +240,18 @@ def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Pa
     else:
         way_out = find_way_out(folder, (root, *allowed_roots))
     if way_out is not None:
-        what = "is a link that leaves" if way_out.is_symlink() else "is not a valid path, or lies outside"
+        what = "is a link that leaves" if _is_link(way_out) else "is not a valid path, or lies outside"
         raise ModelNotFound(
             f"base_model {name!r}: {way_out} {what} the model root {root}; copy the files there, or add the folder "
             "they are in to TUNEYARD_ALLOWED_MODEL_ROOTS and restart"
         )
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _find_in_cache(name: str) -> Path:

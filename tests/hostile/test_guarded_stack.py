@@ -7,7 +7,7 @@ import tempfile
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -283,9 +283,10 @@ def test_each_log_line_is_a_record(guarded: Guarded) -> None:
 def test_the_servers_listen_on_loopback_only(guarded: Guarded) -> None:
     ports: dict[int, str] = {}
     for process in stack_processes(guarded.settings.home):
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                ports[connection.laddr.port] = connection.laddr.ip
+        with suppress(psutil.NoSuchProcess):  # one that has ended since listens nowhere
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    ports[connection.laddr.port] = connection.laddr.ip
     assert {guarded.settings.prefect_port, guarded.settings.mlflow_port} <= set(ports)
     assert set(ports.values()) <= {"127.0.0.1", "::1"}
 

@@ -33,7 +33,7 @@ def imported(**dependency: Any) -> dict[str, Any]:
     return {"deps": [dependency], "outs": [{"path": "e.jsonl"}], "frozen": True}
 
 
-NO_MD5, NO_SERVER, NO_CONTENT = "no md5", "git servers only", "without its content"
+NO_MD5, NO_SERVER, NO_CONTENT = "not an md5", "git servers only", "without its content"
 HOSTILE = [
     (output("xx{outside}/secret.jsonl"), NO_MD5),
     (output("../../../outside/secret.jsonl"), NO_MD5),
