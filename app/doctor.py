@@ -114,7 +114,7 @@ def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -
         if version is not None and Version(version).public != Version(pinned[name]).public
     ]
     missing = [name for name in required_packages() if version_of(name) is None]
-    remedy = "pip install -c constraints.txt -e ./client -e ."
+    remedy = "pip install -c constraints.txt -e ."
     if missing:
         yield Finding(Level.FAIL, "packages", f"not installed: {', '.join(missing)}", remedy)
     if other:

@@ -126,7 +126,7 @@ def test_packages_are_compared_with_the_constraints(tmp_path):
     assert missing.level is Level.FAIL
     assert "transformers" in missing.detail
     assert "nobody" not in missing.detail
-    assert missing.remedy == "pip install -c constraints.txt -e ./client -e ."
+    assert missing.remedy == "pip install -c constraints.txt -e ."
 
 
 def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,10 @@ from tests.tiny_models import save_tiny_llama
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
 
 ODD = 'Müller\'s 60%(done) "x" #1 & $y;[z]'
-NEEDED = ("api", "app", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster")
-CLIENT = ("client", "tuneyard_client", "tuneyard_wire")
+NEEDED = (
+    *("api", "app", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster"),
+    *("tuneyard_client", "tuneyard_wire"),
+)
 JOB = """
 import json, time
 import datasets
@@ -116,10 +117,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 
 def install_wheel(base: Path, venv: Path) -> Path:
-    """Build both wheels and install them alone, beside the packages of this Python; the new environment's Python."""
+    """Build the wheel and install it alone, beside the packages of this Python; the new environment's Python."""
     source = base / "source"
     source.mkdir()
-    for name in (*NEEDED, *CLIENT):
+    for name in NEEDED:
         shutil.copytree(PROJECT_ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE", "prefect.yaml", "dvc.yaml", "constraints.txt"):
         shutil.copy(PROJECT_ROOT / file, source / file)
@@ -129,19 +130,10 @@ def install_wheel(base: Path, venv: Path) -> Path:
     python = venv / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     quiet = ["-q", "--no-index", "--no-deps"]
-    for folder in (source / "client", source):
-        run_pip(*pip, "wheel", *quiet, "--no-build-isolation", "-w", str(base / "dist"), str(folder))
-    wheels = [str(wheel) for wheel in (base / "dist").iterdir()]
-    assert len(wheels) == 2
-    assert_apart(*wheels)
-    run_pip(*pip, "--python", str(python), "install", *quiet, "--ignore-installed", *wheels)
+    run_pip(*pip, "wheel", *quiet, "--no-build-isolation", "-w", str(base / "dist"), str(source))
+    (wheel,) = (base / "dist").iterdir()
+    run_pip(*pip, "--python", str(python), "install", *quiet, "--ignore-installed", str(wheel))
     return python
-
-
-def assert_apart(one: str, other: str) -> None:
-    """No file is in both wheels: either can be replaced or removed without the other."""
-    with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
-        assert not set(first.namelist()) & set(second.namelist())
 
 
 def run_pip(*command: str) -> None:
