@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine, select
 
-from jobs.database import translate_errors
+from jobs.database import autocommit, translate_errors
 from jobs.store import JobEvent, JobReport
 
 RUNS_READ = 20
@@ -27,7 +27,7 @@ def read_past_runs(engine: Engine, base_model: str, limit: int = RUNS_READ) -> l
     wanted = select(JobReport.job_id, JobReport.result["metrics"]).where(
         JobReport.result["base_model"].astext == base_model
     )
-    with translate_errors(), engine.connect() as connection:
+    with translate_errors(), autocommit(engine) as connection:
         found = connection.execute(wanted.order_by(JobReport.updated_at.desc()).limit(limit)).all()
         metrics = {row[0]: row[1] for row in found if row[1] and row[1].get("steps")}
         events: dict[UUID, list[tuple[str, dict[str, Any], datetime]]] = {job_id: [] for job_id in metrics}

@@ -20,7 +20,7 @@ from prefect.states import to_state_create
 from sqlalchemy import Engine, func, select
 
 from jobs.blockers import Blockers, describe_missing, find_blocker
-from jobs.database import translate_errors
+from jobs.database import autocommit, translate_errors
 from jobs.prefect_client import call
 from jobs.run_ids import RunIds
 from jobs.status import JobStatus
@@ -149,7 +149,7 @@ class PrefectRuns:
         after = func.now() - JUST_ENDED
         own = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
         wanted = select(func.coalesce(JobReport.run_id, JobReport.job_id)).where(JobReport.ended_at > after, own)
-        with translate_errors(), self._engine.connect() as connection:
+        with translate_errors(), autocommit(self._engine) as connection:
             return [*connection.execute(wanted).scalars()]
 
     def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine, select
 
+from jobs.database import autocommit
 from jobs.events import STEP_SERIES
 from jobs.folders import checkpoint_folder
 from jobs.job import Job
@@ -32,7 +33,7 @@ def read_series(engine: Engine, job_id: UUID) -> Series:
     series: dict[str, dict[int, float]] = {name: {} for name in METRICS}
     columns = (JobEvent.event, JobEvent.data["step"], JobEvent.data["recent"], JobEvent.data["eval_loss"])
     wanted = select(*columns).where(JobEvent.job_id == job_id, JobEvent.event.in_(["step", "evaluate"]))
-    with engine.connect() as connection:
+    with autocommit(engine) as connection:
         for event, step, recent, eval_loss in connection.execute(wanted.order_by(JobEvent.id)):
             if event == "evaluate":
                 _add_points(series, step, {"eval_loss": eval_loss})
@@ -80,7 +81,7 @@ def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[
 def _reported_checkpoints(engine: Engine, job_id: UUID) -> list[dict[str, Any]]:
     wanted = select(JobEvent.data, JobEvent.created_at).where(JobEvent.job_id == job_id)
     by_step: dict[int, dict[str, Any]] = {}
-    with engine.connect() as connection:
+    with autocommit(engine) as connection:
         found = connection.execute(wanted.where(JobEvent.event == "checkpoint").order_by(JobEvent.id))
         for data, created_at in found:
             facts = {"step": data["step"], "path": data["path"], "time": created_at.isoformat()}
