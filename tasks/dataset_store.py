@@ -50,14 +50,11 @@ def store_dataset(
     if outside := [name for name in listing if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise InvalidDataset(f"the list of files names {outside[0]!r}, which is outside the dataset's folder")
     store.mkdir(parents=True, exist_ok=True)
-    for lock in store.glob(".*.lock"):
-        other = lock.name.removeprefix(".").removesuffix(".lock")
-        if other != md5 and any(store.glob(f".{other}.*/")):
-            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # else it is being made
-                _remove_leftovers(store, other)
+    _remove_leftovers(store, md5)
     with FileLock(store / f".{md5}.lock"):
         if not (store / md5).exists():
-            _remove_leftovers(store, md5)  # no other process makes this dataset
+            for leftover in store.glob(f".{md5}.*/"):  # of a process that was killed; no other one makes this dataset
+                shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f".{md5}.", dir=store) as scratch:
                 fresh = Path(scratch, md5)
                 for name, expected in listing.items():
@@ -76,9 +73,12 @@ def store_dataset(
 
 
 def _remove_leftovers(store: Path, md5: str) -> None:
-    """Remove what processes that were killed have left of this dataset."""
-    for leftover in store.glob(f".{md5}.*/"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what killed processes have left of other datasets than this one."""
+    for leftover in store.glob(".*.*/"):
+        lock = store / f"{leftover.name.rpartition('.')[0]}.lock"
+        if lock.name != f".{md5}.lock" and lock.exists():
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # else it is being made
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_stored(folder: Path, split: str) -> StoredDataset:
