@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 import sft.data_files
 from sft.errors import InvalidDataset
 from sft.file_content import check_kind
-from sft.publication import read_umask
+from sft.publication import read_umask, sync_path
 from tasks.split_files import is_rows, pick_files
 
 MANIFEST = ".manifest.json"
@@ -68,7 +67,7 @@ def store_dataset(
                 (fresh / MANIFEST).write_text(json.dumps({"rows": rows}), encoding="utf-8")
                 publish(fresh / MANIFEST)
                 fresh.rename(store / md5)
-                sync(store)
+                sync_path(store)
     return read_stored(store / md5, split)
 
 
@@ -142,14 +141,5 @@ def combine_md5(listing: dict[str, str]) -> str:
 def publish(path: Path) -> None:
     """Make a finished file safe on disk and read-only."""
     path.chmod(0o444 & ~read_umask())
-    sync(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the operating system write a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(path)
+    sync_path(path.parent)
