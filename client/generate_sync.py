@@ -36,9 +36,7 @@ def generate(target: Path) -> None:
         shutil.copy(PACKAGE / "async_client.py", source)
         rule = unasync.Rule(f"{source.parent}/", f"{made.parent}/", additional_replacements=WORDS)
         unasync.unasync_files([str(source)], [rule])
-        text = made.read_text(encoding="utf-8").replace(
-            "`AsyncTuneyard`: the service from asyncio", "`Tuneyard`: the service from Python"
-        )
+        text = made.read_text(encoding="utf-8").replace(*TITLES)
         target.write_text(NOTE + text, encoding="utf-8")
     config = str(PACKAGE.parent / "pyproject.toml")
     for command in (["check", "--fix", "--select", "I"], ["format"]):
