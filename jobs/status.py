@@ -25,11 +25,6 @@ class JobStatus(StrEnum):
         """Whether the job has ended; a terminal status never changes."""
         return self in (JobStatus.CANCELLED, JobStatus.COMPLETED, JobStatus.FAILED)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether no process of the job exists yet."""
-        return self in (JobStatus.CREATED, JobStatus.QUEUED)
-
 
 # Prefect's state type -> status. SCHEDULED, PENDING and PAUSED are refined in `status_of`.
 _BY_STATE_TYPE = {

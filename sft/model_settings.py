@@ -39,7 +39,6 @@ KINDS = {
 }
 FIELD = re.compile(r"[Ff]ield '([^']+)'")
 EXPECTED = re.compile(r"expected (?:a )?(\w+)")
-GOT = re.compile(r"\(value: (.*?)\)(?:$|;)")
 MOST_TRIES = 20
 
 
