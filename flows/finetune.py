@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 
 from jobs.settings import Settings
 from jobs.spec import JobSpec, MadeBy, Metadata, SavedConfigRef, WebhookEvents
+from jobs.vocabulary import FLOW_NAME
 from sft.config import SFTConfig
 from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
@@ -22,7 +23,7 @@ from tasks.train import train
 
 
 @flow(
-    name="finetune",
+    name=FLOW_NAME,
     validate_parameters=False,  # `JobSpec.build` does, in words of ours
     on_running=[tag_job],
     on_completion=[notify, forget_old_jobs],

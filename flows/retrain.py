@@ -15,13 +15,14 @@ from jobs.retrain_spec import RetrainSpec
 from jobs.retraining import submit_retraining
 from jobs.service import JobService
 from jobs.settings import Settings
+from jobs.vocabulary import RETRAIN_FLOW_NAME
 from tasks.journal import let_log_lines_through
 from tasks.retraining import build_job, find_adapter, look_at_data
 
 logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
 
 
-@flow(name="retrain", validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
+@flow(name=RETRAIN_FLOW_NAME, validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
 def retrain(adapter_name: str, dataset_version: str | None = None, force: bool = False) -> dict[str, Any] | State[Any]:
     """Compare the data an adapter was trained on with the dataset as it is now; submit a job if they differ.
 
