@@ -18,8 +18,10 @@ from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, LogLine, Metrics
+from tuneyard_wire.response import Response
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Response)
 PAGE_SIZE = 200
 EMPTY_PAGES = 100
 CURSOR_HEADER = "X-Next-Cursor"
@@ -193,7 +195,7 @@ def logs_request(job_id: str, follow: bool, tail: int | None) -> Call[Any]:
 
 def read_log_line(line: str) -> LogLine:
     """A line of a log's JSON form."""
-    return _validate(TypeAdapter(LogLine), lambda: json.loads(line))
+    return _validate(LogLine.model_validate, lambda: json.loads(line))
 
 
 def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
@@ -276,24 +278,25 @@ def _submission_query(strategy: Strategy, strict: bool) -> dict[str, str]:
     return waiting | ({"strict": "true"} if strict else {})
 
 
-def _read(model: type[T]) -> Callable[[httpx.Response], T]:
-    return lambda answer: _validate(TypeAdapter(model), answer.json)
+def _read(model: type[R]) -> Callable[[httpx.Response], R]:
+    return lambda answer: _validate(model.model_validate, answer.json)
 
 
-def _read_list(model: type[T], key: str | None = None) -> Callable[[httpx.Response], list[T]]:
-    def read(answer: httpx.Response) -> list[T]:
+def _read_list(model: type[R], key: str | None = None) -> Callable[[httpx.Response], list[R]]:
+    def read(answer: httpx.Response) -> list[R]:
         def content() -> Any:
             body = answer.json()
             return body[key] if key and isinstance(body, dict) else body
 
-        return _validate(TypeAdapter(list[model]), content)  # type: ignore[valid-type]  # a type made at run time
+        adapter = TypeAdapter(list[model])  # type: ignore[valid-type]  # a type made at run time
+        return _validate(adapter.validate_python, content)
 
     return read
 
 
-def _validate(adapter: TypeAdapter[T], content: Callable[[], Any]) -> T:
+def _validate(read: Callable[[Any], T], content: Callable[[], Any]) -> T:
     try:
-        return adapter.validate_python(content())
+        return read(content())
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the answer"
