@@ -114,15 +114,13 @@ class JobService:
             InvalidConfig: the webhook leads to an address that is neither public nor allowed.
         """
         self._check_webhook(spec)
-        if request is None and doubts.refusal is not None:
-            raise doubts.refusal
+        if request is None and (refusal := doubts.refusal):
+            raise refusal
         with self._submit_lock() as connection:
-            if request is None:
-                if strategy == "reject" and self._line.is_busy():
-                    raise TrainingBusy(BUSY_MESSAGE)
-                run = self._create(connection, spec, Scheduled(), priority, client=client)
-            else:
+            if request is not None:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
+            self._check_free(strategy)
+            run = self._create(connection, spec, Scheduled(), priority, client=client)
         return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
 
     @allow(WRITE_SECONDS)
@@ -243,6 +241,10 @@ class JobService:
         if spec.webhook_url:
             check_target(spec.webhook_url, self.settings.webhook_allow)
 
+    def _check_free(self, strategy: Strategy) -> None:
+        if strategy == "reject" and self._line.is_busy():
+            raise TrainingBusy(BUSY_MESSAGE)
+
     def _submit_once(
         self,
         connection: Connection,
@@ -258,10 +260,9 @@ class JobService:
             return _read_answer(claim.answer)
         run = self._find_by_key(claim.run_key) if claim else None
         if run is None:
-            if doubts.refusal is not None:
-                raise doubts.refusal
-            if strategy == "reject" and self._line.is_busy():
-                raise TrainingBusy(BUSY_MESSAGE)
+            if refusal := doubts.refusal:
+                raise refusal
+            self._check_free(strategy)
             claim = claim or make_claim(connection, request)
             run = self._create(connection, spec, Scheduled(), priority, claim.run_key, client)
         submission = self._look_at(run, doubts.warnings)
