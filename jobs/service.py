@@ -34,6 +34,7 @@ from jobs.queue import Line, Priority, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus, status_of
+from jobs.store import JobReport
 from jobs.targets import check_target
 from jobs.vocabulary import FINAL_STATES, StateName
 from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
@@ -331,9 +332,11 @@ class JobService:
         places = self._line.places(runs)
         ids = [run.id for run in runs]
         with translate_errors():
-            self._settle([run for run in runs if _has_just_ended(run)])
             with autocommit(self.engine) as connection:
                 reports, attempts = read_reports(connection, ids), count_attempts(connection, ids)
+            if silent := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
+                self._settle(silent)
+                reports |= read_reports(self.engine, [run.id for run in silent])
         jobs = [
             job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
             for run in runs
@@ -343,16 +346,13 @@ class JobService:
             for job, run in zip(jobs, runs, strict=True)
         ]
 
-    def _settle(self, ended: list[FlowRun]) -> None:
-        """Write the ends of those that said nothing of theirs, so that every answer is the same."""
-        reports = read_reports(self.engine, [run.id for run in ended]) if ended else {}
-        for run in ended:
-            report = reports.get(run.id)
-            if report is None or report.status is None:
-                assert run.state is not None  # noqa: S101 - it has ended
-                facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
-                with suppress(OperationalError), self.engine.begin() as connection:  # it registers; the watchdog will
-                    settle(connection, facts)
+    def _settle(self, silent: list[FlowRun]) -> None:
+        """Write the ends of jobs that said nothing of theirs, so that every answer is the same."""
+        for run in silent:
+            assert run.state is not None  # noqa: S101 - it has ended
+            facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
+            with suppress(OperationalError), self.engine.begin() as connection:  # it registers; the watchdog will
+                settle(connection, facts)
 
     @contextmanager
     def _submit_lock(self) -> Iterator[Connection]:
@@ -385,6 +385,11 @@ def _has_just_ended(run: FlowRun) -> bool:
     """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
     is_final = run.state is not None and run.state.type.value in FINAL_STATES
     return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
+
+
+def _has_status(report: JobReport | None) -> bool:
+    """Whether the job's own end was written."""
+    return report is not None and report.status is not None
 
 
 def _facts_of(run: FlowRun) -> dict[str, Any]:
