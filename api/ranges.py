@@ -10,7 +10,7 @@ _ONE_RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{1,18})?|-(?P<
 def read_range(wanted: str | None, only_of: str | None, tag: str, size: int) -> tuple[int, int] | None:
     """The first byte to send and the one after the last; None for all of them.
 
-    Several ranges, other units and what is no range are answered with everything, as servers may.
+    Several ranges, other units and what is not a range are answered with everything, as servers may.
 
     Args:
         wanted: `Range`.

@@ -1,4 +1,4 @@
-"""Wire models made of what this service has itself."""
+"""Build wire models from the service's own records."""
 
 import logging
 from typing import Any, TypeVar, cast

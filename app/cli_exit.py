@@ -97,7 +97,7 @@ class CommandGroup(TyperGroup):
 
 
 def _told_errors() -> tuple[type[TuneyardError], type["ClientError"]]:
-    """What ends in a sentence; imported when there is an error at all."""
+    """The errors that are shown as one sentence; ClientError is only imported once there is an error."""
     from tuneyard_client.errors import ClientError
 
     return TuneyardError, ClientError

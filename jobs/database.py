@@ -1,4 +1,4 @@
-"""Tuneyard's own database out of reach: told as every other part of the stack that is, or waited for."""
+"""Translate errors of Tuneyard's own database, or wait for it."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""Patience with a server that is away: the one loop of tries and pauses, for the service and its jobs."""
+"""Retry calls to a server that is away, with growing pauses: for the service and for its jobs."""
 
 import time
 from collections.abc import Callable
@@ -16,10 +16,10 @@ def patient(
     tell: Callable[[str], object] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Retrying:
-    """Calls a function until its outcome stands, which is returned or raised as it is.
+    """Call a function until its outcome is not worth another try; that outcome is returned or raised as it is.
 
     Args:
-        again: which outcomes are worth another try. What is no Exception, a signal's say, never is.
+        again: which outcomes are worth another try. A BaseException, such as a signal handler's, never is.
         seconds: no try begins later than this; then the last outcome stands, whatever it is.
         tell: called once, before the first pause, with the name of what was raised.
         sleep: makes a pause; what it raises ends the tries.

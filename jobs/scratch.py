@@ -1,6 +1,6 @@
-"""Temporary folders of processes that may be killed: whoever starts one makes it and removes it after the end.
+"""Temporary folders for processes that may be killed: the parent makes the folder and removes it afterwards.
 
-Where the starter was killed too, the next one removes it: a folder is locked as long as anybody who uses it lives.
+If the parent was killed too, the next process that makes one removes it: a folder is locked while its users live.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ def make_scratch(use: Use, place: str | None = None) -> Scratch:
 
 @contextlib.contextmanager
 def lending_scratch(use: Use) -> Iterator[tuple[dict[str, str], list[int]]]:
-    """What to add to the environment of a process that gets such a folder, and the descriptors to pass to it.
+    """Yield what to add to the environment of a process that gets such a folder, and the descriptors to pass to it.
 
-    Nothing where none can be made: who needs temporary files says so, others do without.
+    Both are empty if no folder can be made: a process that needs temporary files reports that itself.
     """
     try:
         scratch = make_scratch(use)
@@ -62,7 +62,7 @@ def lending_scratch(use: Use) -> Iterator[tuple[dict[str, str], list[int]]]:
 
 
 def use_scratch() -> None:
-    """Have Python's temporary files of this process made in the folder that it was started with, if any."""
+    """Make Python's temporary files of this process in the folder that it was given, if any."""
     if folder := os.environ.pop(SCRATCH, None):
         tempfile.tempdir = folder
 

@@ -2,7 +2,8 @@
 
 A receiver is a host and port. One that accepts and never answers holds a sender for as long as an attempt may last, so
 each may have a share of those that are free: eight when it is the only one, fewer beside others, and always one.
-Receivers at one address (names are cheap, so are ports) have 64 senders together, and further ones 96.
+Receivers at one address (names are cheap, so are ports) have 64 senders together; one that has no sender yet gets its
+first while they have fewer than 96.
 Attempts at receivers where one has failed have half of them at most, so that there is room for the others, and some
 are kept for receivers that answered when they were last called.
 

@@ -12,7 +12,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 def read_secret(secret: str) -> bytes:
     """The key of a `whsec_...` secret. Raises ValueError, which does not name it.
 
-    The library takes keys of any length and skips what is no base64; both are refused here.
+    The library takes keys of any length and skips characters that are not base64; both are refused here.
     """
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)

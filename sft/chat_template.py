@@ -10,7 +10,7 @@ class ChatTemplate(NamedTuple):
     """How a conversation is written.
 
     Attributes:
-        file: of the folder `sft/chat_templates`, without its ending.
+        file: name of a file in `sft/chat_templates`, without `.jinja`.
         stop_token: ends every assistant turn; None is the tokenizer's own end-of-sequence token.
         special_tokens: each must be one token of the tokenizer.
         writes_bos: the text begins with the tokenizer's beginning-of-sequence token, which it must have.

@@ -1,6 +1,6 @@
-"""New folders beside another one, for what is made before it takes its place: none stays of a process that was killed.
+"""Temporary folders beside a target, whose content is made there and then renamed into place.
 
-Each is locked as long as its maker lives, so that a later one tells what is left over from what is being made.
+Each is locked while its maker lives, so that later makers can tell what killed ones left from what is in use.
 """
 
 import contextlib

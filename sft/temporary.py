@@ -1,4 +1,4 @@
-"""Temporary folders, and what it means that none can be made."""
+"""Make temporary folders, or raise DiskFull."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

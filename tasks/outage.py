@@ -1,4 +1,4 @@
-"""What a job does while MLflow is away: it waits for what it must have, and keeps its metrics until they can go."""
+"""Retry the MLflow calls that a job cannot do without; keep its metrics while MLflow is away."""
 
 import contextvars
 import functools

@@ -149,7 +149,7 @@ def make_build_environment(scratch: Path) -> dict[str, str]:
 
 
 def find_sources(project: Path) -> list[Path]:
-    """What the registry is built from, relative to the project and in a fixed order; a text about it is not part."""
+    """What the registry is built from, relative to the project and in a fixed order; texts about it are left out."""
     found = [path.relative_to(project) for path in (project / "datasets").rglob("*") if path.is_file()]
     kept = (path for path in found if "__pycache__" not in path.parts and path.suffix != ".md")
     return [Path("dvc.yaml"), *sorted(kept)]

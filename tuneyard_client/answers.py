@@ -1,5 +1,5 @@
-"""Answers as they come in, not believed: a server that is none of ours can fill neither memory nor disk, nor a terminal
-with what is not text."""
+"""Read responses within limits: a server that is not Tuneyard's can fill neither memory nor disk, nor a terminal with
+what is not text."""
 
 import codecs
 import shutil

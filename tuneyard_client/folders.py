@@ -1,4 +1,4 @@
-"""The folder of a download: there whole or not at all."""
+"""Publish the folder of a download, whole or not at all."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def publish_folder(folder: Path) -> Iterator[Path]:
 
 
 def _open_as_made(folder: Path) -> None:
-    """The rights that a folder gets which is made as usual: mkdtemp's are its owner's alone."""
+    """Give the folder and its files the permissions that the umask allows: mkdtemp's are for the owner alone."""
     umask = os.umask(0o077)  # it can't be asked for without setting it: nothing opens up meanwhile
     os.umask(umask)
     folder.chmod(0o777 & ~umask)

@@ -1,4 +1,4 @@
-"""Waiting, and work that takes long, with and without asyncio: the words in which the two clients differ."""
+"""Sleep and run blocking work, with and without asyncio: what the two clients do differently."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ sleep, async_sleep = time.sleep, asyncio.sleep
 
 
 def run(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do it here."""
+    """Call `work` in this thread."""
     return work(*args, **kwargs)
 
 

@@ -33,9 +33,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Doubts:
-    """What is found of a job, in an interface's words: told beside the answer, or with `is_strict` in its place.
+    """A job's findings in an interface's words: warnings in the response or, with `is_strict`, an error in its place.
 
-    It is asked for when it is needed: what is told beside the answer may be looked for while the job is made.
+    `find` is called once they are needed, so that the checks may run while the job is made.
     """
 
     find: Callable[[], Sequence[Finding]] = tuple
