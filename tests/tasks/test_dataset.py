@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from tasks.dataset import DatasetVersion, resolve
-from tasks.dataset_store import count_rows
+from tasks.dataset_store import count_rows, hash_bytes, store_dataset
 from tasks.hub import store_splits
 from tasks.registry import ensure_registry, git
 
@@ -123,6 +124,19 @@ def test_jobs_at_the_same_time_share_one_copy(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "datasets").iterdir() if not path.name.endswith(".lock")] == [
         found[0].md5
     ]
+
+
+def test_what_killed_jobs_left_of_another_dataset_goes_and_what_is_being_made_stays(tmp_path: Path) -> None:
+    for name in ("killed.dir", "at_work"):
+        (tmp_path / f".{name}.abcd1234").mkdir()
+        (tmp_path / f".{name}.lock").touch()
+    content = b'{"text": "a"}\n'
+    with FileLock(tmp_path / ".at_work.lock"):
+        stored = store_dataset(
+            tmp_path, md5 := hash_bytes(content), {"a.jsonl": md5}, lambda _, path: path.write_bytes(content), "train"
+        )
+    assert stored.rows == 1
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {md5, ".at_work.abcd1234"}
 
 
 @pytest.mark.parametrize(
