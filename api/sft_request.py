@@ -20,7 +20,6 @@ from api.request_fields import (
     WebhookUrl,
     request_field,
 )
-from jobs.queue import Priority
 from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
 from jobs.store import SavedConfig
 from sft.config import SFTConfig
@@ -29,6 +28,7 @@ from sft.explanations import SAME, explain_validation_error, shorten
 from sft.lengths import Name
 from sft.rules import CONFIG_RULES
 from sft.templates import check_template_name
+from tuneyard_wire.jobs import Priority
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
     "ConfigFields",

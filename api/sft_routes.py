@@ -18,11 +18,11 @@ from jobs.job import Job
 from jobs.listing import JobFilters
 from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
-from jobs.status import SFT_WORDS, SftWord
+from jobs.status import SFT_WORDS
 from jobs.store import SavedConfig, SavedConfigVersion
 from jobs.vocabulary import PAGE_SIZE
 from tuneyard_wire import configs as wire
-from tuneyard_wire.jobs import SftJob, SftJobs, SftStarted
+from tuneyard_wire.jobs import SftJob, SftJobs, SftStarted, SftStatus
 from tuneyard_wire.service import Message
 
 router = APIRouter(prefix="/api/sft", tags=["SFT API"])
@@ -52,7 +52,7 @@ def list_jobs(
     service: Service,
     request: Request,
     filters: Annotated[JobFilters, Depends(read_filters)],
-    status: Annotated[SftWord | None, Query(description="Jobs in this state.")] = None,
+    status: Annotated[SftStatus | None, Query(description="Jobs in this state.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
 ) -> Response:

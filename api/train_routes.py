@@ -18,8 +18,8 @@ from jobs.listing import JobFilters
 from jobs.log_lines import escape
 from jobs.preflight import Doubts
 from jobs.service import JobService, Strategy
-from jobs.status import TRAIN_WORDS, JobStatus, TrainWord
-from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted
+from jobs.status import TRAIN_WORDS, JobStatus
+from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted, TrainStatus
 from tuneyard_wire.service import Description
 
 router = APIRouter(tags=["Training API"])
@@ -70,7 +70,7 @@ def list_training_jobs(
     service: Service,
     request: Request,
     filters: Annotated[JobFilters, Depends(read_filters)],
-    status: Annotated[TrainWord | None, Query(description="Jobs in this state.")] = None,
+    status: Annotated[TrainStatus | None, Query(description="Jobs in this state.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
 ) -> Response:

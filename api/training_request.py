@@ -14,13 +14,13 @@ from api.request_fields import (
     request_field,
     with_rules,
 )
-from jobs.queue import Priority
 from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, TrackingBackend, WebhookEvents
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.lengths import Name, PathText
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
 from sft.templates import check_template_name
+from tuneyard_wire.jobs import Priority
 
 # The Training API's name of a field, where it differs from SFTConfig's.
 RENAMED = {

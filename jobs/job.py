@@ -7,11 +7,12 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
-from jobs.queue import Priority, priority_of
+from jobs.queue import priority_of
 from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus, is_without_deployment
 from jobs.store import JobReport
 from sft.errors import InvalidConfig
+from tuneyard_wire.jobs import Priority
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from prefect.client.schemas import filters
@@ -11,8 +11,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from jobs.prefect_runs import PrefectRuns, due_between, state_filter
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
-
-Priority = Literal["high", "normal", "low"]
+from tuneyard_wire.jobs import Priority
 
 # A priority is a work queue of the pool. Normal jobs are in the deployment's own, as are those of the Prefect UI.
 HIGH, LOW = "high", "low"

@@ -30,7 +30,7 @@ from jobs.prefect_client import open_prefect_client
 from jobs.prefect_runs import PrefectRuns
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
 from jobs.progress import read_reports
-from jobs.queue import Line, Priority, Queue
+from jobs.queue import Line, Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus, status_of
@@ -38,6 +38,7 @@ from jobs.store import JobReport
 from jobs.targets import check_target
 from jobs.vocabulary import FINAL_STATES, StateName
 from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
+from tuneyard_wire.jobs import Priority
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,12 @@
 """What state a job is in: Prefect's states on one side, the words of both documented interfaces on the other."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from jobs.vocabulary import ONGOING_NAMES, RunState, StateName
 
-TrainWord = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
-SftWord = Literal["pending", "running", "completed", "failed", "stopped"]
+if TYPE_CHECKING:
+    from tuneyard_wire.jobs import SftStatus, TrainStatus
 
 
 class JobStatus(StrEnum):
@@ -39,7 +39,7 @@ _BY_STATE_TYPE = {
     RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.recovery` has decided what becomes of it
 }
 
-TRAIN_WORDS: dict[JobStatus, TrainWord] = {
+TRAIN_WORDS: dict[JobStatus, "TrainStatus"] = {
     JobStatus.CREATED: "created",
     JobStatus.QUEUED: "queued",
     JobStatus.STARTING: "running",
@@ -49,7 +49,7 @@ TRAIN_WORDS: dict[JobStatus, TrainWord] = {
     JobStatus.FAILED: "failed",
 }
 
-SFT_WORDS: dict[JobStatus, SftWord] = {
+SFT_WORDS: dict[JobStatus, "SftStatus"] = {
     JobStatus.CREATED: "pending",
     JobStatus.QUEUED: "pending",
     JobStatus.STARTING: "running",
