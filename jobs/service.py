@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -116,23 +116,22 @@ class JobService:
             InvalidConfig: the webhook leads to an address that is neither public nor allowed.
         """
         self._check_webhook(spec)
-        if request is None and (refusal := doubts.refusal):
+        if request is not None:
+            doubts.collect()  # no other submission waits for it behind the lock
+        elif refusal := doubts.refusal:
             raise refusal
         with self._submit_lock() as connection:
             if request is not None:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
             self._check_free(strategy)
-            run = self._create(connection, spec, Scheduled(), priority, client=client)
+            run = self._create(spec, Scheduled(), priority, None, client, connection)
         return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
 
     @allow(WRITE_SECONDS)
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
-        with translate_errors(), autocommit(self.engine) as connection:
-            state: State[Any] = Paused(name=StateName.CREATED, timeout_seconds=None)
-            run = self._create(connection, spec, state, priority)
-        return self._describe(run)
+        return self._describe(self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority))
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
@@ -218,13 +217,14 @@ class JobService:
 
     def _create(
         self,
-        connection: Connection,
         spec: JobSpec,
         state: State[Any],
         priority: Priority,
         run_key: str | None = None,
         client: str = "",
+        connection: Connection | None = None,
     ) -> FlowRun:
+        """Make the run, and keep what it is made of by this connection, or one of its own."""
         run = self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
@@ -234,7 +234,8 @@ class JobService:
             idempotency_key=run_key,
         )
         try:
-            keep_run(connection, run.id, _facts_of(run), client=client)
+            with nullcontext(connection) if connection is not None else autocommit(self.engine) as own:
+                keep_run(own, run.id, _facts_of(run), client=client)
         except SQLAlchemyError as error:
             logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
         return run
@@ -266,7 +267,7 @@ class JobService:
                 raise refusal
             self._check_free(strategy)
             claim = claim or make_claim(connection, request)
-            run = self._create(connection, spec, Scheduled(), priority, claim.run_key, client)
+            run = self._create(spec, Scheduled(), priority, claim.run_key, client, connection)
         submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
         keep_answer(connection, request, claim, _to_answer(submission))

@@ -42,6 +42,10 @@ class Doubts:
     names: Mapping[str, str] = field(default_factory=dict)
     is_strict: bool = False
 
+    def collect(self) -> None:
+        """Wait for what is found, if it has not been asked for yet."""
+        self._findings  # noqa: B018 - it is remembered
+
     @property
     def refusal(self) -> TuneyardError | None:
         """The error in place of an answer."""

@@ -9,10 +9,12 @@ import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.states import Cancelled, Pending
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from jobs.idempotency import RequestKey
 from jobs.listing import JobFilters
 from jobs.prefect_runs import POOL_TTL_SECONDS
+from jobs.preflight import Doubts
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -115,6 +117,25 @@ def test_a_crash_between_making_the_run_and_keeping_the_answer_makes_no_second_j
     with pytest.raises(IdempotencyKeyReused, match="'crash' was sent before with another body"):
         service.submit(spec, request=RequestKey("POST /test", "crash", "b" * 64))
     service.cancel(first.id)
+
+
+def test_what_is_found_of_a_job_is_waited_for_outside_the_lock(service, spec):
+    held = []
+    doubts = Doubts(lambda: held.append(service._submitting.locked()) or ())
+    job = service.submit(spec, request=RequestKey("POST /test", "doubts", "a" * 64), doubts=doubts)
+
+    assert held == [False]
+    service.cancel(job.id)
+
+
+def test_a_job_is_made_though_its_record_can_not_be_kept(service, spec, monkeypatch):
+    def fail(*_, **__):
+        raise OperationalError("", {}, Exception())
+
+    monkeypatch.setattr("jobs.service.keep_run", fail)
+    job = service.create(spec)
+    assert job.status is JobStatus.CREATED
+    service.cancel(job.id)
 
 
 def test_a_key_is_free_again_after_two_days_and_not_after_one(service, spec):
