@@ -4,7 +4,7 @@ import re
 
 from fastapi import HTTPException
 
-_ONE_RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{1,18})?|-(?P<length>\d{1,18}))", re.ASCII)
+_ONE_RANGE = re.compile(r"bytes *= *(?:(?P<first>\d{1,18}) *- *(?P<last>\d{1,18})?|- *(?P<length>\d{1,18}))", re.ASCII)
 
 
 def read_range(wanted: str | None, only_of: str | None, tag: str, size: int) -> tuple[int, int] | None:
@@ -21,7 +21,7 @@ def read_range(wanted: str | None, only_of: str | None, tag: str, size: int) -> 
     Raises:
         HTTPException: 416, the file ends before.
     """
-    found = _ONE_RANGE.fullmatch(wanted.replace(" ", "").lower()) if wanted else None
+    found = _ONE_RANGE.fullmatch(wanted.strip().lower()) if wanted else None
     if found is None or only_of not in (None, tag):
         return None
     if found["length"] is not None:

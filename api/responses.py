@@ -1,5 +1,6 @@
 """Build wire models from the service's own records."""
 
+import json
 import logging
 from typing import Any, TypeVar, cast
 
@@ -29,4 +30,9 @@ def respond(model: type[R], values: dict[str, Any]) -> R:
 
 def write_jobs(jobs: Any) -> HttpResponse:
     """A job, or a list of them, as JSON: no models are made of them, and the event loop does not write them."""
-    return HttpResponse(to_json(jobs, inf_nan_mode="null"), media_type="application/json")
+    try:
+        text = to_json(jobs, inf_nan_mode="null")
+    except ValueError:  # parameters edited in Prefect may be nested deeper than pydantic's core writes
+        finite = json.loads(json.dumps(jobs, default=str), parse_constant=lambda _: None)
+        text = json.dumps(finite).encode()
+    return HttpResponse(text, media_type="application/json")

@@ -141,7 +141,7 @@ def describe_alike(job: Job) -> dict[str, Any]:
         "phase": job.phase,
         "progress": job.progress,
         "result": job.result,
-        "metadata": (spec.metadata if spec else None) or {},
+        "metadata": dict(spec.metadata or {}) if spec else {},  # the spec is remembered, and its own
         "config_id": saved.config_id if saved else None,
         "config_version": saved.version if saved else None,
         "config_name": saved.name if saved else None,

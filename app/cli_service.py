@@ -1,6 +1,5 @@
 """How commands reach the service, and the options that most of them have."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +28,7 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
     from tuneyard_client.errors import NotAuthenticated, ServiceUnreachable
 
     try:
-        with Tuneyard(url or local_url(), os.environ.get("TUNEYARD_API_KEY")) as client:
+        with Tuneyard(url or local_url()) as client:
             yield client
     except NotAuthenticated as error:
         hint = f"{error.detail}; commands read it from TUNEYARD_API_KEY"

@@ -16,7 +16,7 @@ from sft.places import find_foreign, find_temporary, follow
 
 
 def _split(value: Any) -> Any:
-    return re.split(r"[\s,]+", value.strip()) if isinstance(value, str) and value.strip() else value or ()
+    return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()
 
 
 def _check_secret(secret: SecretStr) -> SecretStr:

@@ -12,7 +12,7 @@ from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy, TrainingFields
-from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, POLL_SECONDS
+from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import async_run, async_sleep
@@ -32,8 +32,8 @@ class AsyncTuneyard:
     submission is safe, since each carries an idempotency key.
 
     Args:
-        base_url: Where the service is.
-        api_key: Sent as a bearer token; needed when the service asks for one.
+        base_url: Where the service is; `TUNEYARD_URL`, or else this machine, if None.
+        api_key: Sent as a bearer token; `TUNEYARD_API_KEY` if None.
         timeout_seconds: Read timeout in seconds.
 
     Raises:
@@ -43,7 +43,7 @@ class AsyncTuneyard:
 
     def __init__(
         self,
-        base_url: str = DEFAULT_URL,
+        base_url: str | None = None,
         api_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial, reduce
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -24,6 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Response)
 PAGE_SIZE = 200
 EMPTY_PAGES = 100
+_RECORDS = TypeAdapter(list[Any])
 CURSOR_HEADER = "X-Next-Cursor"
 
 
@@ -279,7 +282,28 @@ def _submission_query(strategy: Strategy, strict: bool) -> dict[str, str]:
 
 
 def _read(model: type[R]) -> Callable[[httpx.Response], R]:
-    return lambda answer: _validate(model.model_validate, answer.json)
+    return lambda answer: _validate(partial(_make, model), answer.json)
+
+
+def _make(model: type[R], values: Any) -> R:
+    """The model. Where an older service says null and this version has another default, it is the default."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        nulls = [problem["loc"] for problem in error.errors(include_url=False) if problem["input"] is None]
+        if not nulls:
+            raise
+        return model.model_validate(_without(values, nulls))
+
+
+def _without(values: Any, places: Iterable[tuple[int | str, ...]]) -> Any:
+    """A copy without the fields at these places."""
+    values = deepcopy(values)
+    for *above, name in places:
+        part = reduce(lambda inner, step: inner[step], above, values)
+        if isinstance(part, dict):
+            part.pop(name, None)
+    return values
 
 
 def _read_list(model: type[R], key: str | None = None) -> Callable[[httpx.Response], list[R]]:
@@ -288,8 +312,9 @@ def _read_list(model: type[R], key: str | None = None) -> Callable[[httpx.Respon
             body = answer.json()
             return body[key] if key and isinstance(body, dict) else body
 
-        adapter = TypeAdapter(list[model])  # type: ignore[valid-type]  # a type made at run time
-        return _validate(adapter.validate_python, content)
+        return _validate(
+            lambda records: [_make(model, record) for record in _RECORDS.validate_python(records)], content
+        )
 
     return read
 
@@ -301,5 +326,5 @@ def _validate(read: Callable[[Any], T], content: Callable[[], Any]) -> T:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the answer"
         raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
-    except (ValueError, KeyError, RecursionError) as error:
+    except (ValueError, LookupError, RecursionError) as error:
         raise UnexpectedAnswer("the answer is not JSON as expected; is this a Tuneyard service?") from error

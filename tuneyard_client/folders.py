@@ -14,10 +14,26 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_free(folder: Path) -> None:
-    """Raises ClientError when something is in the way."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise ClientError(f"{folder} {what}; choose another folder", code="folder_exists")
+    """Raises ClientError when something is in the way, or when no folder can have that name."""
+    try:
+        obstacle = _find_obstacle(folder)
+    except (OSError, ValueError) as error:
+        obstacle = f"can't be a folder ({getattr(error, 'strerror', None) or error})"
+    if obstacle:
+        raise ClientError(f"{folder} {obstacle}; choose another folder", code="folder_exists")
+
+
+def _find_obstacle(folder: Path) -> str | None:
+    if folder.name in ("", ".."):
+        return "is not a new folder"
+    if folder.is_symlink():
+        return "is a link"
+    if folder.is_dir():
+        return "is not empty" if any(folder.iterdir()) else None
+    if folder.exists():
+        return "is a file"
+    parent = next(place for place in folder.absolute().parents if place.exists())
+    return None if parent.is_dir() else f"lies below {parent}, which is a file"
 
 
 @contextmanager
@@ -27,7 +43,7 @@ def publish_folder(folder: Path) -> Iterator[Path]:
     Synced before that, so that a machine that loses its power has the whole folder or none.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
     try:
         yield temporary
         _open_as_made(temporary)

@@ -1,5 +1,6 @@
 """What takes several calls, told once for both clients, and the settings they share."""
 
+import os
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -37,11 +38,13 @@ def wait(
         yield Pause(poll_seconds if left is None else min(poll_seconds, left))
 
 
-def connection_settings(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
+def connection_settings(base_url: str | None, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
     """Arguments of httpx's clients. A service on this machine is asked through no proxy.
 
     Raises ServiceUnreachable or ClientError for what can't be sent.
     """
+    base_url = os.environ.get("TUNEYARD_URL") or DEFAULT_URL if base_url is None else base_url
+    api_key = os.environ.get("TUNEYARD_API_KEY") if api_key is None else api_key
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise ClientError("the API key has characters that no key has; check TUNEYARD_API_KEY", code="invalid_api_key")
     try:

@@ -17,8 +17,14 @@ from tuneyard_client.folders import FULL, publish_folder
 from tuneyard_client.retries import LIMIT, pause_before_try
 from tuneyard_wire.records import JobEvent
 
+HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+HEADER_BYTES = 2**20
 CHECKSUM_HEADER = "X-Checksum-SHA256"
 END = "end"
+ID_CHARACTERS = 200  # of an event's id; the service's have at most 19
 MOST_FIELD_LINES = 1000  # of one event; the service's have three
 _LINE_END = re.compile(r"\r\n|\n|\r(?!$)")  # a \r that comes last may be half of a \r\n
 
@@ -69,7 +75,7 @@ class EventReader:
             return None
         fields, self._fields, self._field_lines = self._fields, {}, 0
         if "id" in fields:
-            self._last_event_id = fields["id"][-1]
+            self._last_event_id = _check_id(fields["id"][-1])
         if "data" not in fields:
             return None
         self._failures = 0
@@ -77,9 +83,16 @@ class EventReader:
         self.has_ended = event == END
         try:
             data = json.loads("\n".join(fields["data"]))
+            return JobEvent(id=self._last_event_id, event=event, data=data)
         except (ValueError, RecursionError) as error:
             raise UnexpectedAnswer(f"the event {event:.50} carries no JSON; is this a Tuneyard service?") from error
-        return JobEvent(id=self._last_event_id, event=event, data=data)
+
+
+def _check_id(event_id: str) -> str:
+    """An id that can be sent back in a header. Raises UnexpectedAnswer."""
+    if not (event_id.isascii() and event_id.isprintable()) or len(event_id) > ID_CHARACTERS:
+        raise UnexpectedAnswer(f"an event has the id {event_id[:50]!r}; is this a Tuneyard service?")
+    return event_id
 
 
 class LineReader:
@@ -138,7 +151,10 @@ class AdapterArchive:
         self._file.seek(0)
         try:
             # "r:", else what is packed once more would be unpacked, a thousand times as long
-            with tarfile.open(fileobj=self._file, mode="r:") as archive, publish_folder(folder) as temporary:
+            with (
+                tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Member) as archive,
+                publish_folder(folder) as temporary,
+            ):
                 archive.extractall(temporary, members=_plain_files(archive), filter="data")
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise UnexpectedAnswer(f"the adapter can't be unpacked: {str(error)[:300]}") from error
@@ -147,6 +163,16 @@ class AdapterArchive:
                 raise _no_room(error) from error
             raise UnexpectedAnswer(f"the adapter can't be unpacked: {error.strerror}") from error
         return folder
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long name or attributes, which are read into memory, are as long as real ones at most."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # the hook that tarfile names
+        return member
 
 
 def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -108,9 +108,11 @@ class PlannedModel(Response):
 
     parameters: int
     trainable_parameters: int
-    share: float = Field(description="Of the weights of the model with its adapter that are trained.")
-    adapted: dict[str, int] = Field(description="Layers that get an adapter, by name; empty without LoRA.")
-    left_out: list[LeftOutPart] = Field(description="What gets no adapter, and why.")
+    share: float | None = Field(None, description="Of the weights of the model with its adapter that are trained.")
+    adapted: dict[str, int] = Field(
+        default_factory=dict, description="Layers that get an adapter, by name; empty without LoRA."
+    )
+    left_out: list[LeftOutPart] = Field(default_factory=list, description="What gets no adapter, and why.")
     layout: str | None
     gradient_checkpointing: bool
 

@@ -20,11 +20,16 @@ def _check_moment(moment: datetime) -> datetime:
     return moment
 
 
+def _write_moment(moment: Any) -> str:
+    """What is not a time, in a record that does not fit, stays as it is."""
+    return moment.isoformat() if isinstance(moment, datetime) else str(moment)
+
+
 Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 Moment = Annotated[
     datetime,
     AfterValidator(_check_moment),
-    PlainSerializer(datetime.isoformat, return_type=str, when_used="json"),
+    PlainSerializer(_write_moment, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 EpochSeconds = Annotated[float, Field(ge=EARLIEST, le=LATEST)]

@@ -19,10 +19,10 @@ class SplitRows(Response):
     rows: int
     used: int
     skipped: int = 0
-    dropped: int = Field(description="Nothing to learn in them.")
-    invalid: int = Field(description="They can't be read, for one of `reasons`.")
-    too_long: int = Field(description="Left out by excess_length_strategy drop.")
-    truncated: int = Field(description="Cut at max_seq_length.")
+    dropped: int = Field(0, description="Nothing to learn in them.")
+    invalid: int = Field(0, description="They can't be read, for one of `reasons`.")
+    too_long: int = Field(0, description="Left out by excess_length_strategy drop.")
+    truncated: int = Field(0, description="Cut at max_seq_length.")
     tokens: int
     supervised_tokens: int
     reasons: list[SkipReason] = Field(default_factory=list)
@@ -49,7 +49,7 @@ class JobRows(Response):
     )
 
     train: SplitRows
-    eval: SplitRows | None
+    eval: SplitRows | None = None
     ignored: dict[str, int] = Field(
         default_factory=dict,
         description="Fields of rows and messages that hold something and are not followed, by the number of rows.",

@@ -28,7 +28,8 @@ def test_one_range_is_served(wanted, part):
 
 
 @pytest.mark.parametrize(
-    "wanted", [None, "", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=9-5", "bytes=0-1,5-9", "rows=0-1",
+    "wanted", [None, "", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=9-5", "bytes=1 0-2 0",
+               "bytes=0-1,5-9", "rows=0-1",
                "bytes=0x1-2", "bytes=٣-", "bytes=" + "9" * 5000 + "-"]
 )  # fmt: skip
 def test_whatever_else_is_asked_for_brings_all_of_it(wanted):

@@ -23,6 +23,7 @@ from jobs.settings import Settings
 from jobs.spec import MadeBy, SavedConfigRef
 from jobs.status import JobStatus
 from tuneyard_wire.jobs import Progress, Result, SftJob, TrainJob
+from tuneyard_wire.records import Checkpoint
 from tuneyard_wire.response import Response
 
 NOW = datetime(2026, 4, 5, 16, 20, 51, 118000, tzinfo=UTC)
@@ -102,6 +103,27 @@ def test_what_is_not_a_number_is_null() -> None:
     odd = replace(FULL, progress=Progress.example() | {"loss": float("nan")})
     (job,) = make_client(odd).get("/train").json()
     assert job["progress"]["loss"] is None
+
+
+def test_one_job_of_deep_parameters_hides_no_other() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"deeper": deep}
+    first, second = make_client(replace(UNREAD, raw_config=deep | {"x": float("nan")}), FULL).get("/train").json()
+    assert first["config"] == deep | {"x": None}
+    assert second["result"] == Result.example()
+
+
+def test_what_a_caller_does_to_a_job_changes_no_other() -> None:
+    one, other = (sft_routes.describe_job(FULL) for _ in range(2))
+    one["metadata"]["team"] = "b"
+    assert other["metadata"] == {"team": "a"}
+    assert sft_routes.describe_job(FULL)["metadata"] == {"team": "a"}
+
+
+def test_a_time_that_is_none_is_sent_as_it_is() -> None:
+    values = {"step": 1, "path": "p", "time": "yesterday", "bytes": None, "complete": True}
+    assert json.loads(respond(Checkpoint, values).model_dump_json()) == values
 
 
 def test_a_record_that_does_not_fit_is_sent_as_it_is_and_logged(caplog: pytest.LogCaptureFixture) -> None:

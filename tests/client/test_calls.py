@@ -210,3 +210,27 @@ def test_the_sync_client_is_written_from_the_async_one(tmp_path):
     subprocess.run([sys.executable, PROJECT_ROOT / "client" / "generate_sync.py", made], check=True)
     written = PROJECT_ROOT / "tuneyard_client" / "client.py"
     assert made.read_text() == written.read_text(), "run python client/generate_sync.py"
+
+
+def test_url_and_key_come_from_the_environment(service, monkeypatch):
+    server = service(STARTED, STARTED)
+    monkeypatch.setenv("TUNEYARD_URL", server.url)
+    monkeypatch.setenv("TUNEYARD_API_KEY", "from-the-environment")
+    for given in ({}, {"api_key": "given"}):
+        with Tuneyard(**given) as client:
+            client.train(model_name="m", dataset_version="v1")
+    keys = [request.headers["authorization"] for request in server.received]
+    assert keys == ["Bearer from-the-environment", "Bearer given"]
+
+
+def test_null_of_an_older_service_is_what_is_the_default_now(service, call):
+    rows = {"train": {"rows": 2, "used": 2, "tokens": 9, "supervised_tokens": 4}}
+    result = {"metrics": None, "warnings": None, "rows": rows}
+    older = json.loads(job("completed", start_time=None, result=result).body)
+    (found,) = call(service(Scripted(body=json.dumps([older]))).url, "jobs")
+    assert (found.start_time, found.result.metrics, found.result.warnings, found.result.rows.eval) == (
+        0.0,
+        {},
+        [],
+        None,
+    )

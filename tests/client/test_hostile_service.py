@@ -34,6 +34,9 @@ ANSWERS = {
     "a line that is nested": ("logs", Scripted(body=DEEP + "\n")),
     "an event that is nested": ("events", Scripted(body=f"event: step\ndata: {DEEP}\n\n", headers=EVENTS)),
     "an event of many lines": ("events", Scripted(body="data: 1\n" * 5000 + "\n", headers=EVENTS)),
+    "an event that is a list": ("events", Scripted(body="event: step\ndata: [1]\n\n", headers=EVENTS)),
+    "an event that is null": ("events", Scripted(body="data: null\n\n", headers=EVENTS)),
+    "an id that no header can have": ("events", Scripted(body="id: \u00e9\ndata: {}\n\n", headers=EVENTS)),
     "packed": ("job", Scripted(body=gzip.compress(bytes(2**20)), headers=PACKED)),
     "packed wrongly": ("job", Scripted(body="no gzip", headers=PACKED)),
     "a packed error": ("job", Scripted(503, "no gzip", PACKED)),
@@ -103,9 +106,9 @@ def test_an_answer_without_end_is_given_up(call, method, status, monkeypatch):
         call(url, method, ID)
 
 
-def archive_of(*members, mode="w"):
+def archive_of(*members, mode="w", form=tarfile.PAX_FORMAT):
     made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode=mode) as archive:
+    with tarfile.open(fileobj=made, mode=mode, format=form) as archive:
         for name, kind, headers in members:
             member = tarfile.TarInfo(name)
             member.type, member.pax_headers, member.linkname = kind, headers, "elsewhere"
@@ -127,6 +130,8 @@ ARCHIVES = {
     "a NUL": archive_of(("a", FILE, {"path": "a\0b"})),
     "a file and a folder": archive_of(("a", FILE, {}), ("a/b", FILE, {})),
     "a time without end": archive_of(("a", FILE, {"mtime": "1e300"})),
+    "a name of 3 MB": archive_of(("n" * 3_000_000, FILE, {}), form=tarfile.GNU_FORMAT),
+    "attributes of 3 MB": archive_of(("a", FILE, {"comment": "n" * 3_000_000})),
     "nothing": b"",
     "no archive": b"\xff" * 20_000,
 }

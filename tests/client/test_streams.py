@@ -6,6 +6,7 @@ import pickle
 import tarfile
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,30 @@ def test_errors_survive_pickling():
     copy = pickle.loads(pickle.dumps(error_for(409, {"detail": "d", "code": "c", "request_id": "r"}, None)))  # noqa: S301
     assert type(copy) is Conflict
     assert (str(copy), copy.status, copy.code, copy.request_id) == ("d", 409, "c", "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("link", "is a link"),
+        ("dangling", "is a link"),
+        ("file/below", "which is a file"),
+        ("n" * 256, "can't be a folder"),
+        (".", "is not a new folder"),
+    ],
+)
+def test_a_folder_that_can_not_be_made_is_told_before_the_download(call, tmp_path, monkeypatch, name, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "empty")
+    folder = Path(name) if name == "." else tmp_path / name
+    with pytest.raises(ClientError, match=said) as caught:
+        call("http://127.0.0.1:9", "download_adapter", "1", folder)  # nothing is asked
+    assert caught.value.code == "folder_exists"
+
+
+def test_the_longest_name_of_a_folder_will_do(service, call, tmp_path):
+    folder = tmp_path / ("n" * 255)
+    assert call(service(sent(archive())).url, "download_adapter", "1", folder) == folder

@@ -14,7 +14,7 @@ from jobs.settings import Settings
 from sft.loopback import is_on_this_machine
 from tuneyard_client import Tuneyard
 
-OWN = ("http://127.0.0.1:4200/api", "http://localhost:5000", "http://[::1]:1")
+OWN = ("http://127.0.0.1:4200/api", "http://localhost:9", "http://[::1]:1")  # nothing listens on 9
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "NO_PROXY", "no_proxy")
 
 

@@ -127,3 +127,9 @@ def test_retry_after_as_a_date():
 )
 def test_a_retry_after_that_no_date_holds_ends_no_delivery(value):
     assert 0 <= read_retry_after(value) < math.inf
+
+
+@pytest.mark.parametrize("written", [f"{WEBHOOK_SECRETS[0]},", f" {WEBHOOK_SECRETS[0]} ,\n", f",{WEBHOOK_SECRETS[0]}"])
+def test_a_list_may_end_with_a_comma(monkeypatch, written):
+    monkeypatch.setenv("TUNEYARD_WEBHOOK_SECRETS", written)
+    assert [secret.get_secret_value() for secret in Settings().webhook_secrets] == [WEBHOOK_SECRETS[0]]

@@ -4,13 +4,19 @@ import ast
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+
+from app.cli import main
+from sft import errors
+from tasks import causes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -26,6 +32,12 @@ BLOCKS = [
         re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S), 1
     )
 ]
+
+
+OF_REQUESTS = {  # answers to a request, or the base of others: no job fails with one
+    *("invalid_saved_config", "invalid_cursor", "job_not_found", "config_not_found", "job_conflict", "training_busy"),
+    *("adapter_not_ready", "adapter_not_found", "idempotency_key_reused", "planning_failed", "training_diverged"),
+}
 
 
 def test_the_settings_page_is_made_from_the_settings():
@@ -50,6 +62,35 @@ def test_every_written_page_is_listed_on_the_site():
     pages = {page.relative_to(DOCS).as_posix() for page in WRITTEN[1:]}
 
     assert pages <= set(listed)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_commands_that_are_shown_exist_with_their_options(page: Path):
+    text = page.read_text(encoding="utf-8")
+    shown = "\n".join(re.findall(r"^```(?:bash|console)\n(.*?)^```", text, re.M | re.S))
+    shown = "\n".join([shown, *re.findall(r"(?<!`)`(tuneyard [^`\n]+)`(?!`)", text)])
+    for line in re.findall(r"(?:^|; |\$ )(tuneyard [^;#\n]+)", shown, re.M):
+        words = [word for word in shlex.split(line)[1:] if word != "COMMAND"]
+        command = typer.main.get_command(main)
+        context = command.context_class(command)
+        while hasattr(command, "get_command") and words and not words[0].startswith("-"):
+            name = words.pop(0)
+            command = command.get_command(context, name)
+            assert command is not None, f"{name} in {line!r}"
+            context = command.context_class(command)
+        command.make_parser(context).parse_args(words)  # which an unknown option ends
+
+
+def test_the_page_of_the_api_has_every_code_that_a_job_can_fail_with():
+    table = (
+        (DOCS / "reference/api.md").read_text(encoding="utf-8").partition("| `error_code` |")[2].partition("\n\n")[0]
+    )
+    listed = set(re.findall(r"`([a-z_]+)`", table))
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TuneyardError)
+    ]
+    codes = {kind.code for kind in kinds} | {code for _, code, *_ in causes._KINDS}
+    assert codes - listed == OF_REQUESTS
 
 
 @pytest.mark.parametrize("code", BLOCKS)
