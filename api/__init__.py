@@ -1,1 +1,1 @@
-"""HTTP only: routes over `jobs.service`."""
+"""HTTP only: routes over `jobs.service.job_service`."""

@@ -13,14 +13,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.bounded_postgres import bounded_engine_for
-from jobs.database import look_at_database
-from jobs.deadlines import allow, allowed_seconds
-from jobs.door import Door
-from jobs.hosts import FORBIDDEN, MISDIRECTED, explain, explain_origin, find_unknown_host, find_unknown_origin
-from jobs.keys import KeyBook, KeyRing, KeyScope, hash_key, read_book
-from jobs.readiness import known_addresses
+from jobs.clients.keys import ApiKeyCache, ApiKeySnapshot, KeyScope, hash_key, read_book
+from jobs.network.deadlines import allow, allowed_seconds
+from jobs.network.hosts import FORBIDDEN, MISDIRECTED, explain, explain_origin, find_unknown_host, find_unknown_origin
+from jobs.service.access import StackAccess
 from jobs.settings import Settings
+from jobs.stack.readiness import known_addresses
+from jobs.storage.bounded_postgres import bounded_engine_for
+from jobs.storage.connections import look_at_database
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ SCRAPE_SECONDS = 2.0  # for the keys of who asks for figures, which take some se
 BIND_SECONDS = 10
 
 
-def read_keys(settings: Settings) -> KeyBook:
+def read_keys(settings: Settings) -> ApiKeySnapshot:
     """The keys of a database that is up; starts nothing. Raises StackError."""
     url = str(known_addresses(settings).database_url)
     with look_at_database(url):
@@ -48,8 +48,8 @@ class Authentication:
     def __init__(
         self,
         app: ASGIApp,
-        ring: KeyRing,
-        door: Door,
+        ring: ApiKeyCache,
+        door: StackAccess,
         is_key_required: bool,
         allowed_hosts: Collection[str] = (),
         allowed_origins: Collection[str] = (),
@@ -101,7 +101,7 @@ class Authentication:
         if not client.scope.includes(needed):
             raise HTTPException(403, f"This API key has scope {client.scope}; {scope['method']} needs {needed}")
 
-    def _refresh(self, key: str | None, may_start: bool) -> KeyBook:
+    def _refresh(self, key: str | None, may_start: bool) -> ApiKeySnapshot:
         try:
             with allow(allowed_seconds() if may_start else min(SCRAPE_SECONDS, allowed_seconds())):
                 return self.ring.refresh(key)
@@ -134,7 +134,7 @@ def presented_key(headers: Headers) -> str | None:
     return headers.get("X-API-Key") or None
 
 
-def warn_if_open_to_others(book: KeyBook, settings: Settings) -> None:
+def warn_if_open_to_others(book: ApiKeySnapshot, settings: Settings) -> None:
     """Say so when this process listens beyond this machine and nobody needs a key. Waits until it listens."""
     if not book.is_open or settings.require_api_key:
         return

@@ -13,14 +13,14 @@ from uuid import UUID
 
 from anyio import CapacityLimiter, to_thread
 
-from jobs.database import translate_errors
-from jobs.events import BATCH_ROWS, read_events
-from jobs.feed import ENDING_POLL_SECONDS, ENDING_SECONDS, POLL_SECONDS, STATE_SECONDS
-from jobs.job import Job
-from jobs.news import News, read_news
-from jobs.seldom import SeldomLog
-from jobs.service import JobService
-from jobs.store import JobEvent
+from jobs.results.feed import ENDING_POLL_SECONDS, ENDING_SECONDS, POLL_SECONDS, STATE_SECONDS
+from jobs.results.news import News, read_news
+from jobs.sanitizing.seldom import SeldomLog
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
+from jobs.storage.connections import translate_errors
+from jobs.storage.events import BATCH_ROWS, read_events
+from jobs.storage.tables import JobEvent
 from sft.errors import JobNotFound, StackError
 
 logger = logging.getLogger(__name__)

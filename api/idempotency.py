@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Header, Request
 from fastapi.exceptions import RequestValidationError
 
-from jobs.idempotency import RequestKey
+from jobs.clients.idempotency import RequestKey
 
 MAX_CHARACTERS = 255
 

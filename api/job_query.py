@@ -9,9 +9,9 @@ from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, WithJsonSchema
 
-from jobs.id_prefixes import PATTERN, RULE
-from jobs.listing import JobFilters
+from jobs.engine.listing import JobFilters
 from jobs.status import JobStatus
+from jobs.storage.id_prefixes import PATTERN, RULE
 from jobs.vocabulary import PAGE_SIZE
 from sft.explanations import Matching
 from sft.lengths import Name, PathText

@@ -17,16 +17,16 @@ from api.responses import respond
 from api.service import get_service
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
-from jobs.archive import Download, prepare_download
-from jobs.database import translate_errors
-from jobs.feed import END_ID
-from jobs.job import Job
-from jobs.logs import LogLine, read_log
-from jobs.outbox import list_deliveries, message_id, resend
-from jobs.records import list_checkpoints, read_series, series_to_csv
-from jobs.service import JobService
-from jobs.status import SFT_WORDS, TRAIN_WORDS
-from jobs.store import WebhookDelivery
+from jobs.results.archive import Download, prepare_download
+from jobs.results.feed import END_ID
+from jobs.results.logs import LogLine, read_log
+from jobs.results.records import list_checkpoints, read_series, series_to_csv
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
+from jobs.status import SFT_STATUS_NAMES, TRAIN_STATUS_NAMES
+from jobs.storage.connections import translate_errors
+from jobs.storage.tables import WebhookDelivery
+from jobs.webhooks.outbox import list_deliveries, message_id, resend
 from sft.explanations import Matching
 from tuneyard_wire.deliveries import Deliveries, Delivery
 from tuneyard_wire.records import Checkpoint, Checkpoints, JobEvent, Metrics
@@ -72,7 +72,7 @@ async def stream_events(
     """
     if last_event_id == END_ID:
         return Response(status_code=204)  # which tells a browser's EventSource not to come again
-    words = SFT_WORDS if request.url.path.startswith(SFT_PREFIX) else TRAIN_WORDS
+    words = SFT_STATUS_NAMES if request.url.path.startswith(SFT_PREFIX) else TRAIN_STATUS_NAMES
     events = send_events(request.app.state.streams, service, job, int(last_event_id or 0), words)
     return _stream(request, events, "text/event-stream")
 

@@ -13,10 +13,10 @@ from anyio import CapacityLimiter, to_thread
 from prefect.client.schemas.objects import Log
 
 from api.channels import AWAY_SECONDS, wake
-from jobs.job import Job
-from jobs.logs import LogFeed
-from jobs.seldom import SeldomLog
-from jobs.service import JobService
+from jobs.results.logs import LogFeed
+from jobs.sanitizing.seldom import SeldomLog
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
 from sft.errors import JobNotFound, StackError
 
 logger = logging.getLogger(__name__)

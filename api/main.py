@@ -27,14 +27,14 @@ from api.stream_keys import OpenStreams
 from api.stream_limit import limit_streams
 from api.streaming import encode_row
 from api.values import check_values
-from jobs.connections import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
-from jobs.door import Door
-from jobs.keys import KeyRing, keys_marker
-from jobs.log_lines import keep_lines_whole
-from jobs.planner import Planner
+from jobs.clients.keys import ApiKeyCache, keys_marker
+from jobs.network.connection_guard import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
 from jobs.privacy import keep_private
-from jobs.readiness import check_parts, count_jobs
+from jobs.sanitizing.log_lines import keep_lines_whole
+from jobs.service.access import StackAccess
+from jobs.service.planner import Planner
 from jobs.settings import Settings
+from jobs.stack.readiness import check_parts, count_jobs
 from sft.errors import PlanningFailed, StackError
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"validatorUrl": None},  # which would send the schema to a public validator
     )
     app.state.settings = settings
-    app.state.door = Door(settings)
+    app.state.door = StackAccess(settings)
     app.state.planner = Planner()
     app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
-    app.state.keys = KeyRing(functools.partial(read_keys, settings), keys_marker(settings.home))
+    app.state.keys = ApiKeyCache(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
     app.state.logs = LogHub()
     connections = find_limits(settings).connections

@@ -25,7 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
-from jobs.readiness import PartCheck
+from jobs.stack.readiness import PartCheck
 from sft.errors import StackError
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from api.responses import respond
 from api.service import get_service
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
-from jobs.planner import PlanCancelled, Planner
 from jobs.preflight.surroundings import Surroundings, find_surroundings
-from jobs.service import JobService
+from jobs.service.job_service import JobService
+from jobs.service.planner import PlanCancelled, Planner
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
 from tuneyard_wire.plan import Plan

@@ -22,11 +22,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
 from jobs.spec import Metadata
+from sft.chat.templates import list_templates
 from sft.config import Amount, SFTConfig
 from sft.explanations import Matching
 from sft.lengths import LIST_ENTRIES, PATH_CHARACTERS, Name, PathText
 from sft.rules import Rule, Schema
-from sft.templates import list_templates
 
 # Of an Amount, greater than 0.
 POSITIVE_NUMBER = r"^(0*[1-9][0-9]{0,8}(\.[0-9]{0,30})?|[0-9]{1,8}\.[0-9]{0,30}[1-9])([eE]-[0-9]{1,2})?$"

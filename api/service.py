@@ -2,11 +2,11 @@
 
 from fastapi import Request
 
-from jobs.door import Door
-from jobs.service import JobService
+from jobs.service.access import StackAccess
+from jobs.service.job_service import JobService
 
 
 def get_service(request: Request) -> JobService:
     """The app's service; waits while the stack is starting."""
-    door: Door = request.app.state.door
+    door: StackAccess = request.app.state.door
     return door.open()

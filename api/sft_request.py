@@ -21,13 +21,13 @@ from api.request_fields import (
     request_field,
 )
 from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
-from jobs.store import SavedConfig
+from jobs.storage.tables import SavedConfig
+from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
 from sft.lengths import Name
 from sft.rules import CONFIG_RULES
-from sft.templates import check_template_name
 from tuneyard_wire.jobs import Priority
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
@@ -119,7 +119,7 @@ class _OfConfigFields:
         return {**handler(core), "propertyNames": {"enum": [*SFTConfig.model_fields]}}
 
 
-PartialConfig = Annotated[dict[str, Any], _OfConfigFields()]  # `jobs.configs` refuses other names
+PartialConfig = Annotated[dict[str, Any], _OfConfigFields()]  # `jobs.clients.configs` refuses other names
 
 
 class ConfigBody(_WithConfig):

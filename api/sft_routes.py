@@ -13,13 +13,13 @@ from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
 from api.strictness import Strict
 from api.train_routes import describe_alike
-from jobs.idempotency import RequestKey
-from jobs.job import Job
-from jobs.listing import JobFilters
+from jobs.clients.idempotency import RequestKey
+from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
-from jobs.service import JobService, Strategy
-from jobs.status import SFT_WORDS
-from jobs.store import SavedConfig, SavedConfigVersion
+from jobs.service.job import Job
+from jobs.service.job_service import JobService, Strategy
+from jobs.status import SFT_STATUS_NAMES
+from jobs.storage.tables import SavedConfig, SavedConfigVersion
 from jobs.vocabulary import PAGE_SIZE
 from tuneyard_wire import configs as wire
 from tuneyard_wire.jobs import SftJob, SftJobs, SftStarted, SftStatus
@@ -44,7 +44,7 @@ def start_training(
     doubts = Doubts(service.preflight.start(spec), is_strict=strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     warnings = [*job.warnings]
-    return respond(SftStarted, {"job_id": str(job.id), "status": SFT_WORDS[job.status], "warnings": warnings})
+    return respond(SftStarted, {"job_id": str(job.id), "status": SFT_STATUS_NAMES[job.status], "warnings": warnings})
 
 
 @router.get("/jobs", response_model=SftJobs)
@@ -57,7 +57,7 @@ def list_jobs(
     cursor: PageCursor = None,
 ) -> Response:
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
-    wanted = dataclasses.replace(filters, statuses=statuses_of(status, SFT_WORDS))
+    wanted = dataclasses.replace(filters, statuses=statuses_of(status, SFT_STATUS_NAMES))
     page = service.list_jobs(wanted, limit, cursor)
     response = write_jobs({"jobs": [describe_job(job) for job in page.jobs]})
     announce_next_page(request, response, page.next_cursor)
@@ -130,7 +130,7 @@ def describe_job(job: Job) -> dict[str, Any]:
     """The fields of an SftJob."""
     return {
         **describe_alike(job),
-        "status": SFT_WORDS[job.status],
+        "status": SFT_STATUS_NAMES[job.status],
         "config": job.spec.config.to_dict() if job.spec else job.raw_config,
         "created_at": job.created_at.isoformat() if job.created_at else None,
         "started_at": job.started_at.isoformat() if job.started_at else None,

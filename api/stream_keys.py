@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from jobs.keys import TTL_SECONDS, Client, KeyBook
+from jobs.clients.keys import TTL_SECONDS, ApiKeySnapshot, Client
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class OpenStreams:
     For use on one event loop at a time. While the database is away no key can be revoked, and streams go on.
     """
 
-    def __init__(self, read_book: Callable[[], KeyBook], check_seconds: float = TTL_SECONDS) -> None:
+    def __init__(self, read_book: Callable[[], ApiKeySnapshot], check_seconds: float = TTL_SECONDS) -> None:
         self._read_book = read_book
         self._check_seconds = check_seconds
         self._open: dict[CancelScope, Client | None] = {}

@@ -9,13 +9,13 @@ from fastapi.sse import format_sse_event
 
 from api.channels import AWAY_SECONDS, Channel, EventHub, Sent
 from api.log_channels import LogHub
-from jobs.events import BATCH_ROWS
-from jobs.feed import END_ID, Event, describe_end, public_data
-from jobs.job import Job
-from jobs.logs import LogLine, LogListener
-from jobs.service import JobService
+from jobs.results.feed import END_ID, Event, describe_end, public_data
+from jobs.results.logs import LogLine, LogListener
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
 from jobs.status import JobStatus
-from jobs.store import JobEvent
+from jobs.storage.events import BATCH_ROWS
+from jobs.storage.tables import JobEvent
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)

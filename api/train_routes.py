@@ -12,13 +12,13 @@ from api.responses import respond, write_jobs
 from api.service import get_service
 from api.strictness import Strict
 from api.training_request import TrainingRequest, config_view, field_names
-from jobs.idempotency import RequestKey
-from jobs.job import Job
-from jobs.listing import JobFilters
-from jobs.log_lines import escape
+from jobs.clients.idempotency import RequestKey
+from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
-from jobs.service import JobService, Strategy
-from jobs.status import TRAIN_WORDS, JobStatus
+from jobs.sanitizing.log_lines import escape
+from jobs.service.job import Job
+from jobs.service.job_service import JobService, Strategy
+from jobs.status import TRAIN_STATUS_NAMES, JobStatus
 from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted, TrainStatus
 from tuneyard_wire.service import Description
 
@@ -75,7 +75,7 @@ def list_training_jobs(
     cursor: PageCursor = None,
 ) -> Response:
     """Jobs, newest first: every one, or those that the filters let through, page by page."""
-    wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_WORDS))
+    wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_STATUS_NAMES))
     page = service.list_jobs(wanted, limit, cursor)
     response = write_jobs([describe_job(job, service) for job in page.jobs])
     announce_next_page(request, response, page.next_cursor)
@@ -115,7 +115,7 @@ def describe_job(job: Job, service: JobService) -> dict[str, Any]:
     """
     return {
         **describe_alike(job),
-        "status": TRAIN_WORDS[job.status],
+        "status": TRAIN_STATUS_NAMES[job.status],
         "config": config_view(job.spec, service.settings.default_dataset) if job.spec else job.raw_config,
         "start_time": job.start_time.timestamp() if job.start_time else 0.0,
         "end_time": job.ended_at.timestamp() if job.ended_at else None,

@@ -15,11 +15,11 @@ from api.request_fields import (
     with_rules,
 )
 from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, TrackingBackend, WebhookEvents
+from sft.chat.templates import check_template_name
 from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.lengths import Name, PathText
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
-from sft.templates import check_template_name
 from tuneyard_wire.jobs import Priority
 
 # The Training API's name of a field, where it differs from SFTConfig's.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
 
-from jobs.feed import EventFeed
-from jobs.job import Job
-from jobs.service import JobService
-from jobs.status import SFT_WORDS
+from jobs.results.feed import EventFeed
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
+from jobs.status import SFT_STATUS_NAMES
 from sft.callbacks import SFTCallback, send_to_callbacks
 from sft.config import SFTConfig
 from sft.errors import StackError
@@ -48,7 +48,7 @@ def _follow(
     service: JobService, job: Job, handle: JobHandle, callbacks: Sequence[SFTCallback], closing: threading.Event
 ) -> None:
     send = send_to_callbacks(callbacks, handle)
-    feed = EventFeed(service, job, words=SFT_WORDS)
+    feed = EventFeed(service, job, words=SFT_STATUS_NAMES)
     while not feed.is_over and not closing.is_set():
         try:
             events = feed.poll()

@@ -47,10 +47,10 @@ class SFTTrainer:
         return result
 
     def _train(self) -> dict[str, Any]:
-        from sft.group import open_session
-        from sft.models import find_model  # torch and the like: seconds to import, so only where it is used
-        from sft.precision import fix_precision
-        from sft.tokenization import prepare
+        from sft.data.tokenization import prepare
+        from sft.devices.launcher import open_session
+        from sft.models.loading import find_model  # torch and the like: seconds to import, so only where it is used
+        from sft.training.precision import fix_precision
         from tasks.dataset import resolve
         from tasks.model import locate_adapter
         from tasks.register import describe_provenance

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from demo.show import follow_job, show_answers, show_intro, show_links
-from jobs import parts, stack
-from jobs.proxies import bypass_proxies
+from jobs.network.proxies import bypass_proxies
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.stack import local as stack
+from jobs.stack import parts
 from sft.errors import StackError, TuneyardError
 from tasks.dataset import resolve
 from tuneyard_client.errors import ClientError

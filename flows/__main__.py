@@ -13,8 +13,8 @@ import threading
 from flows.waiting import wait_for_prefect
 from jobs.early_stop import heed_early_stop
 from jobs.keeper import end_with_parent
+from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
-from jobs.proxies import bypass_proxies
 from jobs.scratch import use_scratch
 
 LEAVE_SECONDS = 20.0  # for what is left to say once the job is done
@@ -30,7 +30,7 @@ def main() -> None:
     gc.set_threshold(YOUNG_OBJECTS)
     bypass_proxies(os.environ)
     wait_for_prefect()
-    from jobs.log_lines import keep_lines_whole
+    from jobs.sanitizing.log_lines import keep_lines_whole
     from tasks.failure_log import write_failures_once  # imports Prefect, which takes a second or two
 
     keep_lines_whole()

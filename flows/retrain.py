@@ -9,12 +9,12 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-from jobs.database import PATIENCE_SECONDS
-from jobs.deadlines import allow
+from jobs.network.deadlines import allow
 from jobs.retrain_spec import RetrainSpec
-from jobs.retraining import submit_retraining
-from jobs.service import JobService
+from jobs.service.job_service import JobService
+from jobs.service.retraining import submit_retraining
 from jobs.settings import Settings
+from jobs.storage.connections import PATIENCE_SECONDS
 from jobs.vocabulary import RETRAIN_FLOW_NAME
 from tasks.journal import let_log_lines_through
 from tasks.retraining import build_job, find_adapter, look_at_data

@@ -25,9 +25,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from uuid import UUID
 
-    from jobs.attempts import mark_interrupted
+    from jobs.lifecycle.attempts import mark_interrupted
     from jobs.settings import Settings
-    from jobs.store import engine_for
+    from jobs.storage.tables import engine_for
 
     database_url = Settings().database_url
     if database_url is None:

@@ -9,12 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from jobs.ends import record_end
-from jobs.job_processes import VARIABLE
-from jobs.run_ids import find_job
+from jobs.engine.processes import VARIABLE
+from jobs.lifecycle.ends import record_end
 from jobs.settings import Settings
 from jobs.status import JobStatus
-from jobs.store import JobAttempt, engine_for
+from jobs.storage.run_ids import find_job
+from jobs.storage.tables import JobAttempt, engine_for
 from sft.errors import ResourceLimit
 
 

@@ -10,9 +10,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
-from jobs.signing import read_secret
+from jobs.webhooks.signing import read_secret
 from sft.errors import InvalidConfig, StackError
-from sft.places import find_foreign, find_temporary, follow
+from sft.files.places import find_foreign, find_temporary, follow
 
 
 def _split(value: Any) -> Any:
@@ -57,7 +57,7 @@ def _expand(path: Path, variable: str) -> Path:
 class Settings(BaseSettings):
     """Every setting, `TUNEYARD_` in front of its name; Prefect's and MLflow's own variables are read as they are.
 
-    `jobs.stack.ensure_up` returns a copy in which `database_url`, `prefect_api_url` and `mlflow_tracking_uri`
+    `jobs.stack.local.ensure_up` returns a copy in which `database_url`, `prefect_api_url` and `mlflow_tracking_uri`
     are filled in; with all three set from outside it starts nothing.
     """
 

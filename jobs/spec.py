@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from jobs.text import find_unstorable_text
+from jobs.sanitizing.storable import find_unstorable_text
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.explanations import Matching, explain_validation_error

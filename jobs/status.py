@@ -36,10 +36,10 @@ _BY_STATE_TYPE = {
     RunState.CANCELLED: JobStatus.CANCELLED,
     RunState.COMPLETED: JobStatus.COMPLETED,
     RunState.FAILED: JobStatus.FAILED,
-    RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.recovery` has decided what becomes of it
+    RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.watchdog.recovery` has decided what becomes of it
 }
 
-TRAIN_WORDS: dict[JobStatus, "TrainStatus"] = {
+TRAIN_STATUS_NAMES: dict[JobStatus, "TrainStatus"] = {
     JobStatus.CREATED: "created",
     JobStatus.QUEUED: "queued",
     JobStatus.STARTING: "running",
@@ -49,7 +49,7 @@ TRAIN_WORDS: dict[JobStatus, "TrainStatus"] = {
     JobStatus.FAILED: "failed",
 }
 
-SFT_WORDS: dict[JobStatus, "SftStatus"] = {
+SFT_STATUS_NAMES: dict[JobStatus, "SftStatus"] = {
     JobStatus.CREATED: "pending",
     JobStatus.QUEUED: "pending",
     JobStatus.STARTING: "running",

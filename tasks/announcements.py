@@ -5,9 +5,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from jobs.outbox import put_delivery
 from jobs.spec import JobSpec
-from jobs.webhook import build_event_payload
+from jobs.webhooks.call import build_event_payload
+from jobs.webhooks.outbox import put_delivery
 
 
 def announce(connection: Connection, job_id: UUID, spec: JobSpec, event: str, details: dict[str, Any]) -> None:

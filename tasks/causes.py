@@ -7,9 +7,9 @@ processes that never met them.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sft.disk import is_about_space, is_about_temporary
 from sft.errors import DiskFull, InvalidConfig, RegistryUnavailable, StackError, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
+from sft.files.disk import is_about_space, is_about_temporary
 
 DETAIL_CHARACTERS = 500
 SERVER_ERROR = 500  # HTTP statuses from here on say that the server failed, not the request

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any, NamedTuple
 
-from sft.tokenization import PreparedData
+from sft.data.tokenization import PreparedData
 
 
 class Version(NamedTuple):

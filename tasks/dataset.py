@@ -10,13 +10,15 @@ from typing import Any, Literal, Self
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from jobs.redaction import hide_passwords
+from jobs.sanitizing.redaction import hide_passwords
 from jobs.settings import Settings
 from sft.confinement import check_room, step
+from sft.data.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
-from sft.file_content import COMPRESSED_SUFFIXES, check_kind
-from sft.places import follow
-from sft.temporary import temporary_folder
+from sft.files.places import follow
+from sft.files.temporary import temporary_folder
+from tasks.dataset_registry import ensure_registry, git
+from tasks.dataset_registry_outputs import check_md5, check_outputs
 from tasks.dataset_store import (
     StoredDataset,
     combine_md5,
@@ -28,8 +30,6 @@ from tasks.dataset_store import (
 )
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
-from tasks.registry import ensure_registry, git
-from tasks.registry_outputs import check_md5, check_outputs
 from tasks.split_files import SUFFIXES, is_rows, pick_files
 
 UNUSED_SHOWN = 10

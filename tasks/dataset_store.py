@@ -11,10 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import sft.data_files
+import sft.data.data_files
+from sft.data.file_content import check_kind
 from sft.errors import InvalidDataset
-from sft.file_content import check_kind
-from sft.publication import read_umask, sync_path
+from sft.files.publication import read_umask, sync_path
 from tasks.split_files import is_rows, pick_files
 
 MANIFEST = ".manifest.json"
@@ -112,8 +112,8 @@ def count_rows(path: Path) -> int:
     check_kind(path)
     try:
         if path.suffix.lower() == ".parquet":
-            return sft.data_files.count_parquet_rows(path)
-        return sft.data_files.count_rows(path)
+            return sft.data.data_files.count_parquet_rows(path)
+        return sft.data.data_files.count_rows(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors, and so is InvalidDataset
         raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error
 

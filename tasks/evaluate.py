@@ -9,15 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from tasks.journal import Journal
 
 if TYPE_CHECKING:
-    from sft.group import GroupSession
-    from sft.session import TrainingSession
+    from sft.devices.launcher import DistributedSession
+    from sft.training.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="Evaluate", task_run_name="Evaluate {what}", cache_policy=NO_CACHE)
 def evaluate(
-    session: "TrainingSession | GroupSession", journal: Journal, what: Literal["base model", "adapter"], step: int
+    session: "TrainingSession | DistributedSession", journal: Journal, what: Literal["base model", "adapter"], step: int
 ) -> dict[str, Any]:
     """The held-out loss of the model as it was at `step` 0 or is now: `eval_loss`, mean nats a supervised token."""
     journal.enter("evaluating")

@@ -16,16 +16,16 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.attempts import Attempt, Heartbeat, Superseded, leave
-from jobs.ends import keep_run
-from jobs.events import write_event
 from jobs.folders import job_folder
-from jobs.log_lines import escape, keep_lines_whole
-from jobs.progress import ProgressWriter, set_report
-from jobs.redaction import hide_passwords
+from jobs.lifecycle.attempts import Attempt, Heartbeat, Superseded, leave
+from jobs.lifecycle.ends import keep_run
+from jobs.sanitizing.log_lines import escape, keep_lines_whole
+from jobs.sanitizing.redaction import hide_passwords
 from jobs.settings import Settings
 from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus
+from jobs.storage.events import write_event
+from jobs.storage.reports import ProgressWriter, set_report
 from sft.errors import StackError
 from tasks.announcements import announce
 from tasks.causes import explain

@@ -13,17 +13,17 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
+from sft.data.tokenization import PreparedData
 from sft.errors import ModelNotFound, StackError
-from sft.models import find_model
-from sft.places import find_way_out, follow
-from sft.tokenization import PreparedData
+from sft.files.places import find_way_out, follow
+from sft.models.loading import find_model
 from tasks.journal import Journal
 from tasks.limits import building_model
 from tasks.register import fetch_adapter
 
 if TYPE_CHECKING:
-    from sft.group import GroupSession
-    from sft.session import TrainingSession
+    from sft.devices.launcher import DistributedSession
+    from sft.training.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,14 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
 @task(name="Load model", task_run_name="Load model", cache_policy=NO_CACHE)
 def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
-) -> "TrainingSession | GroupSession":
+) -> "TrainingSession | DistributedSession":
     """The base model with its adapter, ready to train, on as many devices as the job asks for."""
     journal.enter("loading model")
     with without_collecting():
-        from sft.group import open_session  # loads torch: seconds that a cancelled or failing job should not cost
-        from sft.precision import fix_precision
+        from sft.devices.launcher import (
+            open_session,  # loads torch: seconds that a cancelled or failing job should not cost
+        )
+        from sft.training.precision import fix_precision
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)

@@ -9,10 +9,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
-from jobs.ends import ENDED, settle
-from jobs.run_ids import find_job
+from jobs.lifecycle.ends import ENDED, settle
 from jobs.settings import Settings
-from jobs.store import engine_for
+from jobs.storage.run_ids import find_job
+from jobs.storage.tables import engine_for
 
 
 def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:

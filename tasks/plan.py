@@ -17,18 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.history import read_past_runs
 from jobs.keeper import end_with_parent
-from jobs.log_lines import keep_lines_whole
+from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
-from jobs.proxies import bypass_proxies
+from jobs.results.history import read_past_runs
+from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.scratch import use_scratch
 from jobs.settings import Settings
-from jobs.store import engine_for
+from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
-from sft.disk import measure_free
 from sft.errors import TuneyardError
-from sft.models import find_model
+from sft.files.disk import measure_free
+from sft.models.loading import find_model
 from tasks.causes import explain
 from tasks.dataset import DatasetVersion, resolve
 from tasks.limits import building_model
@@ -38,7 +38,7 @@ from tasks.tokenize import prepare_dataset
 
 logger = logging.getLogger(__name__)
 
-PRELOADED = ("sft.session", "sft.planning.plan", "dvc.repo", "dvc.api", "psycopg2")
+PRELOADED = ("sft.training.session", "sft.planning.plan", "dvc.repo", "dvc.api", "psycopg2")
 BACKLOG = 64
 REGISTRY = "models:"
 STARTS_CUDA = "bitsandbytes"
@@ -52,7 +52,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     """
     from sft.planning.duration import PastRun
     from sft.planning.plan import make_plan
-    from sft.precision import fix_precision
+    from sft.training.precision import fix_precision
 
     config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)

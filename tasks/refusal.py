@@ -11,13 +11,13 @@ from prefect.exceptions import PrefectException
 from prefect.states import Failed
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.ends import keep_run, record_end
+from jobs.lifecycle.ends import keep_run, record_end
 from jobs.retrain_spec import RetrainSpec
-from jobs.run_ids import find_job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
-from jobs.store import engine_for
+from jobs.storage.run_ids import find_job
+from jobs.storage.tables import engine_for
 from jobs.vocabulary import FLOW_NAME, RETRAIN_FLOW_NAME
 from sft.errors import InvalidConfig, walk_causes
 from tasks.causes import is_about_parameters

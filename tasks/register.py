@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, RegistryRefused
-from sft.model_card import MEASURES, Provenance
+from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset import DatasetVersion
 from tasks.journal import Journal
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from sft.group import GroupSession
-    from sft.session import TrainingSession
-    from sft.tokenization import PreparedData
+    from sft.data.tokenization import PreparedData
+    from sft.devices.launcher import DistributedSession
+    from sft.training.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class RegisteredAdapter(NamedTuple):
 
 @task(name="Register", task_run_name="Register", cache_policy=NO_CACHE)
 def register(
-    session: "TrainingSession | GroupSession",
+    session: "TrainingSession | DistributedSession",
     journal: Journal,
     dataset: DatasetVersion,
     rows: "PreparedData",

@@ -5,10 +5,10 @@ from typing import Any
 
 from prefect.client.schemas.objects import FlowRun, State
 
-from jobs.events import forget_old_events
-from jobs.outbox import forget_old_deliveries
 from jobs.settings import Settings
-from jobs.store import engine_for
+from jobs.storage.events import forget_old_events
+from jobs.storage.tables import engine_for
+from jobs.webhooks.outbox import forget_old_deliveries
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from sft.data.file_content import COMPRESSED_SUFFIXES
 from sft.errors import DatasetNotFound, InvalidDataset
-from sft.file_content import COMPRESSED_SUFFIXES
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from jobs.log_lines import escape
+from jobs.sanitizing.log_lines import escape
 from sft.config import SFTConfig
 from sft.errors import RegistryRefused
 from tasks.causes import is_mlflow_away

@@ -11,14 +11,14 @@ from prefect.cache_policies import NO_CACHE
 from tasks.journal import Journal
 
 if TYPE_CHECKING:
-    from sft.group import GroupSession
-    from sft.session import TrainingSession
+    from sft.devices.launcher import DistributedSession
+    from sft.training.session import TrainingSession
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="Train", task_run_name="Train", cache_policy=NO_CACHE)
-def train(session: "TrainingSession | GroupSession", journal: Journal) -> dict[str, Any]:
+def train(session: "TrainingSession | DistributedSession", journal: Journal) -> dict[str, Any]:
     """Train to the end of the configured steps; progress goes to the journal. Runs on the flow's main thread."""
     # A process that takes torch apart object by object at its exit is busy for 2.4 s, and as long is its slot.
     atexit.register(gc.freeze)

@@ -11,10 +11,10 @@ import alembic.command
 import alembic.config
 from sqlalchemy import Engine
 
-from jobs import postgres
 from jobs.project import PROJECT_ROOT
-from jobs.schema import MIGRATIONS
-from jobs.supervision import make_run_folder, plain_home, run_folder
+from jobs.stack import postgres
+from jobs.stack.process_manager import make_run_folder, plain_home, run_folder
+from jobs.storage.schema import MIGRATIONS
 from tests.conftest import wait_until
 
 

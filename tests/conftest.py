@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import Settings
-from jobs.stack import down, ensure_up
-from jobs.supervision import stack_processes
-from tasks.registry import build_registry
+from jobs.stack.local import down, ensure_up
+from jobs.stack.process_manager import stack_processes
+from tasks.dataset_registry import build_registry
 
 # Of the tests' stacks, the new and the old one of a rotation.
 WEBHOOK_SECRETS = [f"whsec_{b64encode(letter * 32).decode()}" for letter in (b"n", b"o")]

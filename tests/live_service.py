@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from jobs import stack
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.stack import local as stack
 from tests.conftest import free_port
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from api.sft_routes import config_view, describe_job, version_view
 from app.callbacks import start_callbacks
-from jobs.door import Door
+from jobs.service.access import StackAccess
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.callbacks import SFTCallback
@@ -27,7 +27,7 @@ class SFTJobManager:
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._door = Door(settings)
+        self._door = StackAccess(settings)
         self._closing = threading.Event()
         self._followers: list[threading.Thread] = []
 

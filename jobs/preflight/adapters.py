@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from jobs.bounded_http import bound
-from jobs.deadlines import call_deadline
+from jobs.network.bounded_http import bound
+from jobs.network.deadlines import call_deadline
 from jobs.preflight.examination import LARGEST_JSON, find_fault
 from jobs.preflight.findings import Finding
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
-from sft.adapter_files import WEIGHTS, find_contradiction
+from sft.adapting.adapter_files import WEIGHTS, find_contradiction
 from sft.errors import ModelNotFound, ModelUnusable
-from sft.model_texts import check_texts
-from sft.places import follow
-from sft.weights import find_weight_damage, measure_header
+from sft.files.places import follow
+from sft.models.model_texts import check_texts
+from sft.models.weights import find_weight_damage, measure_header
 
 TIMEOUT_SECONDS = 5.0
 MOST_BYTES = 2**26  # of an adapter's numbers, which take a fifth of a second; the plan and the job look at all

@@ -8,9 +8,9 @@ from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
 from jobs.preflight.registry import find_view
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
+from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
-from sft.file_content import check_kind
-from sft.places import follow
+from sft.files.places import follow
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FIELD = "dataset_name"

@@ -13,8 +13,8 @@ from urllib.request import getproxies
 
 import httpx
 
-from jobs.bounded_http import bound
-from jobs.deadlines import call_deadline
+from jobs.network.bounded_http import bound
+from jobs.network.deadlines import call_deadline
 
 Kind = Literal["models", "datasets"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -11,8 +11,8 @@ from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, ModelUnusable
-from sft.places import find_way_out, follow
-from sft.weights import check_weights
+from sft.files.places import find_way_out, follow
+from sft.models.weights import check_weights
 
 
 def check_model(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:

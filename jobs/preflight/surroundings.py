@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.endpoints import Endpoints
-from jobs.parts import count_workers, share_gpus
 from jobs.settings import Settings
+from jobs.stack.endpoints import Endpoints
+from jobs.stack.parts import count_workers, share_gpus
 
 
 @dataclass(frozen=True)

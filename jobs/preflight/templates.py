@@ -11,11 +11,11 @@ from jobs.preflight.findings import Finding
 from jobs.preflight.models import find_model_folder
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
-from sft.chat_template import ChatTemplate
-from sft.chat_templates import TEMPLATES
+from sft.chat.chat_template import ChatTemplate
+from sft.chat.registry import TEMPLATES
+from sft.chat.templates import AUTO, explain_lack
 from sft.errors import ModelUnusable, TemplateNotFound
-from sft.model_texts import PLAIN_CLASSES, check_texts, read_object
-from sft.templates import AUTO, explain_lack
+from sft.models.model_texts import PLAIN_CLASSES, check_texts, read_object
 
 VOCABULARY = "tokenizer.json"
 FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from sft.config import SFTConfig
-from sft.dtype_record import name_cpu
+from sft.models.dtype_record import name_cpu
 
 GEMM_SIZE = 1024
 GEMM_REPEATS = 4
@@ -30,8 +30,8 @@ def inspect_device(config: SFTConfig) -> Device:
     import psutil
     import torch
 
-    from sft.arguments import measure_free_memory
-    from sft.models import choose_dtype, inspect_machine, time_product
+    from sft.models.loading import choose_dtype, inspect_machine, time_product
+    from sft.training.arguments import measure_free_memory
 
     dtype = choose_dtype(config.mixed_precision, inspect_machine())
     if torch.cuda.is_available():

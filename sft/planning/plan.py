@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.config import SFTConfig
-from sft.hardware import check_hardware, inspect_hardware
-from sft.model_class import build_empty
-from sft.model_settings import tell_repairs
+from sft.data.tokenization import PreparedData, count_skipped
+from sft.models.hardware import check_hardware, inspect_hardware
+from sft.models.model_class import build_empty
+from sft.models.model_settings import tell_repairs
+from sft.models.weight_names import check_stored_names
+from sft.models.weights import check_weights
 from sft.planning.advice import advise, advise_resources
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
 from sft.planning.machine import Device, describe_device, inspect_device
@@ -18,12 +21,9 @@ from sft.planning.samples import show_samples
 from sft.planning.shape import ModelShape, measure_companions, measure_shape, measure_weight
 from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
-from sft.tokenization import PreparedData, count_skipped
-from sft.weight_names import check_stored_names
-from sft.weights import check_weights
 
 if TYPE_CHECKING:
-    from sft.layout import Layout
+    from sft.training.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def make_plan(
     """What the job would take, as plain JSON values.
 
     Args:
-        prepared: what `sft.tokenization.prepare` made with the same config and model.
+        prepared: what `sft.data.tokenization.prepare` made with the same config and model.
         past_runs: completed jobs of the same base model, newest first.
         free_disk_bytes: where the job will write.
 
@@ -42,11 +42,11 @@ def make_plan(
         InvalidConfig: a value this machine or model can't do.
         ModelNotFound: the model can't be read.
     """
-    from sft.arguments import needs_checkpointing
-    from sft.loss import CHUNK_POSITIONS
-    from sft.models import load_tokenizer
-    from sft.optimizers import check_optimizer
-    from sft.tables import check_positions, check_vocabulary
+    from sft.kernels.loss import CHUNK_POSITIONS
+    from sft.models.loading import load_tokenizer
+    from sft.training.arguments import needs_checkpointing
+    from sft.training.optimizers import check_optimizer
+    from sft.training.tables import check_positions, check_vocabulary
 
     check_optimizer(config)
     check_hardware(config, inspect_hardware())

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from sft.config import SFTConfig
+from sft.data.tokenization import PreparedData
+from sft.files.temporary import temporary_folder
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import IGNORED
-from sft.temporary import temporary_folder
-from sft.tokenization import PreparedData
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sft.layout import Layout
+    from sft.training.layout import Layout
 
 FEW, MORE = 1, 3  # layers; what one layer takes is the difference
 REPEATS = 2  # timed, of which the fastest counts: what disturbs only ever slows down
@@ -65,8 +65,8 @@ class ProbeRows(PreparedData):
 
 def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype: str, indices: list[int]) -> Probe:
     """Time the rows at `indices` as one batch. Loads no more of the model than `MORE` layers, embeddings and head."""
-    from sft.models import quiet_transformers
-    from sft.session import TrainingSession
+    from sft.models.loading import quiet_transformers
+    from sft.training.session import TrainingSession
 
     with temporary_folder("tuneyard-plan-") as folder, quiet_transformers(), _without_comments():
         shorten_model(model_path, folder / "model", MORE)
@@ -145,7 +145,7 @@ def _shorten_settings(settings: dict[str, Any], layers: int) -> None:
 
 def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
     """The same work a batch, without what goes on around it."""
-    from sft.models import name_precision
+    from sft.models.loading import name_precision
 
     changes = {
         "mixed_precision": name_precision(dtype),

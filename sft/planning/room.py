@@ -3,17 +3,17 @@
 from pathlib import Path
 
 from sft.config import SFTConfig
-from sft.disk import describe_lack, find_existing, measure_free
+from sft.data.tokenization import PreparedData
 from sft.errors import DiskFull
-from sft.hardware import check_hardware, inspect_hardware
-from sft.model_class import build_empty
-from sft.optimizers import check_optimizer
+from sft.files.disk import describe_lack, find_existing, measure_free
+from sft.models.hardware import check_hardware, inspect_hardware
+from sft.models.model_class import build_empty
+from sft.models.weights import check_weights
 from sft.planning.memory import plan_disk
 from sft.planning.shape import measure_companions, measure_shape, measure_weight
 from sft.planning.steps import plan_batches
 from sft.planning.tokens import read_lengths
-from sft.tokenization import PreparedData
-from sft.weights import check_weights
+from sft.training.optimizers import check_optimizer
 
 
 def check_room(

@@ -17,7 +17,7 @@ MAX_CHARACTERS = 4000  # shown of a row
 def show_samples(dataset: "Dataset", rows: TokenRows, tokenizer_path: Path) -> list[dict[str, Any]]:
     """Up to three rows: `row` (its number), `tokens`, `supervised_tokens`, and `parts`, the text cut where it changes
     between read and learned; `is_cut` when only the first 4,000 characters are shown."""
-    from sft.models import load_tokenizer
+    from sft.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)
     order = np.argsort(rows.lengths, kind="stable")

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
+from sft.data.tokenization import TOKENIZER_FILES
 from sft.errors import ModelNotSupported
-from sft.tokenization import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sft.adaptation import Adaptation
+    from sft.adapting.adaptation import Adaptation
 
 
 class ModelShape(NamedTuple):
@@ -40,9 +40,9 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
         InvalidConfig: target modules the model does not have.
         ModelNotSupported: no layer of the model can be adapted.
     """
-    from sft.adapters import plan_adapter
-    from sft.experts import find_expert_parameters
-    from sft.layers import count_layers, find_layers
+    from sft.adapting.adapters import plan_adapter
+    from sft.models.experts import find_expert_parameters
+    from sft.models.layers import count_layers, find_layers
 
     try:
         embeddings = model.get_input_embeddings().weight

@@ -43,7 +43,7 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
         members = [[row for unit in group for row in packs[unit]] for group in _shuffle(config, packed)]
         per_epoch = math.ceil(packed / (config.batch_size * config.num_devices))
     elif config.max_batch_tokens:
-        from sft.batches import TokenBatches
+        from sft.training.batches import TokenBatches
 
         budget = TokenBatches(lengths.tolist(), config.max_batch_tokens, is_padded, config.seed, config.num_devices)
         members, per_epoch = budget.batches, len(budget) // config.num_devices

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 
 from api.auth import warn_if_open_to_others
 from api.main import create_app
-from jobs.bounded_postgres import bounded_engine_for
-from jobs.keys import TTL_SECONDS, KeyBook, KeyScope, create_key, hash_key, list_keys, revoke_key
-from jobs.postgres import ensure_databases, sibling_url
-from jobs.store import ApiKey, engine_for, migrate
+from jobs.clients.keys import TTL_SECONDS, ApiKeySnapshot, KeyScope, create_key, hash_key, list_keys, revoke_key
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.bounded_postgres import bounded_engine_for
+from jobs.storage.tables import ApiKey, engine_for, migrate
 
 pytestmark = pytest.mark.stack
 
@@ -187,7 +187,7 @@ def test_a_key_can_be_required_before_one_is_made(settings):
 
 
 def test_requests_cost_no_query_while_the_keys_are_fresh(api, engine, monkeypatch):
-    monkeypatch.setattr("jobs.keys.TTL_SECONDS", 60.0)  # twenty requests may take longer than a few seconds
+    monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 60.0)  # twenty requests may take longer than a few seconds
     _, key = create_key(engine, "ci", KeyScope.READ)
     queries = []
     asked = bounded_engine_for(engine.url.render_as_string(hide_password=False))
@@ -201,10 +201,10 @@ def test_listening_to_others_without_a_key_is_said_loudly(stack, caplog):
     with socket.socket() as beyond:
         beyond.bind(("0.0.0.0", 0))  # noqa: S104 - that is what is tested
         beyond.listen()
-        warn_if_open_to_others(KeyBook({}, is_open=True), stack)
+        warn_if_open_to_others(ApiKeySnapshot({}, is_open=True), stack)
         assert "NO API KEY IS SET and the API listens on 0.0.0.0" in caplog.text
         caplog.clear()
-        warn_if_open_to_others(KeyBook({}, is_open=False), stack)
+        warn_if_open_to_others(ApiKeySnapshot({}, is_open=False), stack)
         assert caplog.text == ""
 
 
@@ -212,5 +212,5 @@ def test_listening_to_this_machine_alone_is_no_reason_to_warn(stack, caplog):
     with socket.socket() as here:
         here.bind(("127.0.0.1", 0))
         here.listen()
-        warn_if_open_to_others(KeyBook({}, is_open=True), stack)
+        warn_if_open_to_others(ApiKeySnapshot({}, is_open=True), stack)
     assert caplog.text == ""

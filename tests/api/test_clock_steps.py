@@ -6,7 +6,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from api.limits import RequestCounter, parse_rate_limit
-from jobs.keys import KeyBook, KeyRing
+from jobs.clients.keys import ApiKeyCache, ApiKeySnapshot
 
 HOUR = 3600
 
@@ -41,9 +41,9 @@ def test_a_rate_limit_locks_nobody_out_and_still_holds(clock, step):
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 def test_a_revoked_key_works_no_longer_than_before(clock, tmp_path, monkeypatch, step):
-    monkeypatch.setattr("jobs.keys.TTL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 0.2)
     read = []
-    ring = KeyRing(lambda: (read.append(1), KeyBook({}, is_open=False))[1], tmp_path / "marker")
+    ring = ApiKeyCache(lambda: (read.append(1), ApiKeySnapshot({}, is_open=False))[1], tmp_path / "marker")
     ring.refresh(None)
     clock.ahead = step
     assert ring.fresh_book(None) is not None

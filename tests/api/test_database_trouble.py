@@ -18,10 +18,10 @@ import uvicorn
 from sqlalchemy import create_engine, text
 
 from api.main import create_app
-from jobs import postgres
-from jobs.deadlines import allow
+from jobs.network.deadlines import allow
 from jobs.settings import Settings
-from jobs.store import migrate
+from jobs.stack import postgres
+from jobs.storage.tables import migrate
 from tests.bare_postgres import server
 from tests.conftest import free_port, wait_until
 

@@ -14,7 +14,7 @@ from prefect.client.schemas.sorting import LogSort
 from api import log_channels
 from api.log_channels import LogHub
 from api.streaming import send_log
-from jobs.job import Job
+from jobs.service.job import Job
 from jobs.status import JobStatus
 from sft.errors import JobNotFound, StackError
 
@@ -75,8 +75,8 @@ class Logs:
 
 @pytest.fixture
 def logs(monkeypatch):
-    monkeypatch.setattr("jobs.logs.LATE_SECONDS", 0.6)
-    monkeypatch.setattr("jobs.logs.STATE_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.results.logs.LATE_SECONDS", 0.6)
+    monkeypatch.setattr("jobs.results.logs.STATE_SECONDS", 0.2)
     monkeypatch.setattr("api.log_channels.POLL_SECONDS", 0.2)
     monkeypatch.setattr("api.log_channels.AWAY_SECONDS", 0.2)
     monkeypatch.setattr("api.streaming.AWAY_SECONDS", 0.2)

@@ -4,7 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from jobs.keys import keys_marker, remember_keys
+from jobs.clients.keys import keys_marker, remember_keys
 from jobs.settings import Settings
 
 EVIL = {"Host": "evil.example:23478"}

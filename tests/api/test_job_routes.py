@@ -17,12 +17,12 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
 from api.main import create_app
-from jobs.events import write_event
 from jobs.folders import checkpoint_folder, job_folder
-from jobs.progress import ProgressWriter, write_report
-from jobs.service import JobService
+from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
-from sft.checkpoints import seal_checkpoint
+from jobs.storage.events import write_event
+from jobs.storage.reports import ProgressWriter, write_report
+from sft.checkpoints.folders import seal_checkpoint
 from sft.config import SFTConfig
 from tests.conftest import free_port, wait_until
 from tuneyard_wire.jobs import Progress, Result

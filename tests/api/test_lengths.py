@@ -15,7 +15,7 @@ from api.main import create_app
 from api.sft_request import ConfigBody, TrainBody
 from api.training_request import TrainingRequest
 from api.values import MOST_VALUES, NESTED, check_values
-from jobs.configs import _check
+from jobs.clients.configs import _check
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.lengths import JOB_BYTES, LIST_ENTRIES, NAME_CHARACTERS, PATH_CHARACTERS

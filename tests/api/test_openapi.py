@@ -11,7 +11,7 @@ from api.job_configs import TrainConfig
 from api.main import create_app
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
-from jobs.service import JobService
+from jobs.service.job_service import JobService
 from sft.config import SFTConfig
 from tuneyard_wire.jobs import SftJob, TrainJob
 

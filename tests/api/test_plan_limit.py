@@ -10,7 +10,7 @@ import pytest
 
 from api.main import create_app
 from api.service import get_service
-from jobs.keys import Client, KeyBook, KeyScope, hash_key
+from jobs.clients.keys import ApiKeySnapshot, Client, KeyScope, hash_key
 from jobs.settings import Settings
 from tuneyard_wire.plan import Plan
 
@@ -35,7 +35,7 @@ def app(tmp_path):
     settings = Settings(home=tmp_path, max_plans=2)
     app = create_app(settings)
     clients = {hash_key(name): Client(uuid4(), name, KeyScope.SUBMIT) for name in "abcdef"}
-    app.state.keys._read = lambda: KeyBook(clients, is_open=False)
+    app.state.keys._read = lambda: ApiKeySnapshot(clients, is_open=False)
     app.state.planner = SlowPlanner()
     app.dependency_overrides[get_service] = lambda: SimpleNamespace(settings=settings)
     return app

@@ -16,9 +16,9 @@ from api.main import create_app
 from api.responses import respond
 from api.service import get_service
 from api.training_request import TrainingRequest
-from jobs.job import Job
-from jobs.keys import KeyBook
-from jobs.service import JobService
+from jobs.clients.keys import ApiKeySnapshot
+from jobs.service.job import Job
+from jobs.service.job_service import JobService
 from jobs.settings import Settings
 from jobs.spec import MadeBy, SavedConfigRef
 from jobs.status import JobStatus
@@ -71,7 +71,7 @@ class Jobs:
 
 def make_client(*jobs: Job) -> TestClient:
     app = create_app(Settings())
-    app.state.keys._read = lambda: KeyBook({}, is_open=True)
+    app.state.keys._read = lambda: ApiKeySnapshot({}, is_open=True)
     app.dependency_overrides[get_service] = lambda: Jobs(*jobs)
     return TestClient(app, base_url="http://localhost")
 

@@ -7,12 +7,12 @@ import httpx
 import pytest
 
 from api.main import create_app
-from jobs.database import DatabaseTimeout
-from jobs.keys import Client, KeyBook, KeyScope, hash_key
+from jobs.clients.keys import ApiKeySnapshot, Client, KeyScope, hash_key
 from jobs.settings import Settings
+from jobs.storage.connections import DatabaseTimeout
 
-OPEN = KeyBook({}, is_open=True)
-CLOSED = KeyBook({hash_key("key"): Client(uuid4(), "key", KeyScope.ADMIN)}, is_open=False)
+OPEN = ApiKeySnapshot({}, is_open=True)
+CLOSED = ApiKeySnapshot({hash_key("key"): Client(uuid4(), "key", KeyScope.ADMIN)}, is_open=False)
 NOWHERE = {  # with all three set, nothing is started
     "database_url": "postgresql+psycopg2://postgres@127.0.0.1:9/tuneyard",
     "prefect_api_url": "http://127.0.0.1:9/api",
@@ -55,7 +55,7 @@ class Process:
 
 @pytest.fixture
 def database(monkeypatch):
-    monkeypatch.setattr("jobs.keys.TTL_SECONDS", 0.0)  # each request reads the keys
+    monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 0.0)  # each request reads the keys
     return Database()
 
 

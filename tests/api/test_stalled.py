@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from api.main import create_app
-from jobs.deadlines import READ_SECONDS
+from jobs.network.deadlines import READ_SECONDS
 from jobs.settings import Settings
 from tests.conftest import free_port
 from tests.live_service import wait_until_up

@@ -21,13 +21,13 @@ from api.main import create_app
 from api.service import get_service
 from api.stream_limit import limit_streams
 from api.streaming import encode_row, send_events
-from jobs import postgres
-from jobs.events import write_event
-from jobs.job import Job
-from jobs.keys import KeyScope, create_key, revoke_key
+from jobs.clients.keys import KeyScope, create_key, revoke_key
+from jobs.service.job import Job
 from jobs.settings import Settings
-from jobs.status import TRAIN_WORDS, JobStatus
-from jobs.store import engine_for, migrate
+from jobs.stack import postgres
+from jobs.status import TRAIN_STATUS_NAMES, JobStatus
+from jobs.storage.events import write_event
+from jobs.storage.tables import engine_for, migrate
 from tests.bare_postgres import server
 from tests.conftest import free_port, wait_until
 
@@ -115,7 +115,7 @@ def steps(text):
 def test_a_comment_is_sent_when_nothing_happens_and_the_end_when_the_job_has_ended(service, job):
     async def collect():
         hub, chunks = channels.EventHub(encode_row), []
-        async for chunk in send_events(hub, service, job, 0, TRAIN_WORDS, heartbeat_seconds=0.3):
+        async for chunk in send_events(hub, service, job, 0, TRAIN_STATUS_NAMES, heartbeat_seconds=0.3):
             chunks.append(chunk)
             if len(chunks) == 2:
                 await asyncio.to_thread(service.cancel, job.id)

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from app import cli
-from app.cli_output import escape_lines
+import cli.__main__ as cli
+from cli.output import escape_lines
 from tests.client.scripted_service import Scripted, ScriptedService
 from tests.hostile.test_log_lines import BREAKS
 

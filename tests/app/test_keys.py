@@ -6,10 +6,10 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
-from app import cli
-from jobs.keys import hash_key, read_book
-from jobs.postgres import ensure_databases, sibling_url
-from jobs.store import engine_for
+import cli.__main__ as cli
+from jobs.clients.keys import hash_key, read_book
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.tables import engine_for
 
 pytestmark = pytest.mark.stack
 

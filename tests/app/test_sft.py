@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.supervision import stack_processes
+from jobs.stack.process_manager import stack_processes
 from sft.callbacks import SFTCallback, send_to_callbacks
 from tests.tiny_models import save_tiny_llama
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from jobs.targets import ForbiddenTarget, check_target
-from jobs.webhook import TIMEOUT_SECONDS, Outcome, send
+from jobs.webhooks.call import TIMEOUT_SECONDS, Outcome, send
+from jobs.webhooks.targets import ForbiddenTarget, check_target
 from tests.attack.case import Finding, Harm, Target, case
 
 GROWTH_BYTES = 64 * 2**20  # of this process while it reads an answer

@@ -11,11 +11,11 @@ from pathlib import Path
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from jobs import postgres
-from jobs.keys import KeyScope, create_key
+from jobs.clients.keys import KeyScope, create_key
 from jobs.project import PROJECT_ROOT
-from jobs.schema import migrate
-from jobs.supervision import make_run_folder, plain_home
+from jobs.stack import postgres
+from jobs.stack.process_manager import make_run_folder, plain_home
+from jobs.storage.schema import migrate
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
 from tests.attack.processes import another_api
 from tests.chaos.run import wait_until

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from jobs.store import engine_for
+from jobs.storage.tables import engine_for
 from tests.attack import connections, receivers
 from tests.attack.case import Finding, Harm, Target, case
 

@@ -13,16 +13,16 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import create_engine, inspect, text
 
-from jobs.keys import KeyRing, list_keys, read_book
-from jobs.postgres import ensure_databases, sibling_url
+from jobs.clients.keys import ApiKeyCache, list_keys, read_book
 from jobs.project import PROJECT_ROOT
-from jobs.schema import known_revisions
 from jobs.settings import Settings
-from sft.places import find_temporary
-from sft.publication import publish_folder
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.schema import known_revisions
+from sft.files.places import find_temporary
+from sft.files.publication import publish_folder
 from tasks.dataset import resolve
+from tasks.dataset_registry import build_registry, read_stamp
 from tasks.dataset_store import MANIFEST
-from tasks.registry import build_registry, read_stamp
 from tests.attack.case import Finding, Harm, Target, case
 from tests.attack.processes import another_api
 from tests.attack.trained import train_one
@@ -35,15 +35,20 @@ GO = "print('go', flush=True)\n"
 FETCH = "import sys\nfrom jobs.settings import Settings\nfrom tasks.dataset import resolve\n" + GO + (
     "resolve('handbook@v1.0', Settings(home=sys.argv[1], dataset_registry=sys.argv[2]))"
 )  # fmt: skip
-BUILD = "import sys\nfrom pathlib import Path\nfrom tasks.registry import build_registry\n" + GO + (
+BUILD = "import sys\nfrom pathlib import Path\nfrom tasks.dataset_registry import build_registry\n" + GO + (
     "build_registry(Path(sys.argv[1]))"
 )  # fmt: skip
-MIGRATE = "import sys, alembic.command, alembic.config\nfrom jobs.schema import migrate\n" + GO + "migrate(sys.argv[1])"
-MAKE_KEY = "import sys\nfrom sqlalchemy import create_engine\nfrom jobs.keys import KeyScope, create_key\n" + GO + (
+MIGRATE = (
+    "import sys, alembic.command, alembic.config\nfrom jobs.storage.schema import migrate\n"
+    + GO
+    + "migrate(sys.argv[1])"
+)
+MAKE_KEY = "import sys\nfrom sqlalchemy import create_engine\nfrom jobs.clients.keys import KeyScope, create_key\n"
+MAKE_KEY += GO + (
     "while True: create_key(create_engine(sys.argv[1]), 'killed', KeyScope.ADMIN)"
 )  # fmt: skip
 PUBLISHED_FILES = 40
-PUBLISH = "import sys\nfrom pathlib import Path\nfrom sft.publication import publish_folder\n" + GO + (
+PUBLISH = "import sys\nfrom pathlib import Path\nfrom sft.files.publication import publish_folder\n" + GO + (
     "for number in range(10**6):\n"
     "    with publish_folder(Path(sys.argv[1])) as folder:\n"
     f"        [(folder / str(n)).write_text(str(number)) for n in range({PUBLISHED_FILES})]"
@@ -140,7 +145,7 @@ def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Find
         kill_midway(MAKE_KEY, url, after_seconds=seconds)
         engine = create_engine(url)
         keys = list_keys(engine)
-        ring = KeyRing(lambda engine=engine: read_book(engine), marker)  # type: ignore[misc]
+        ring = ApiKeyCache(lambda engine=engine: read_book(engine), marker)  # type: ignore[misc]
         if ring.refresh(None).is_open is not (not keys) or marker.exists() is not bool(keys):
             yield Finding(Harm.OPENED, f"{len(keys)} keys after {seconds} s, and the service is open")
         if torn := [key for key in keys if len(key.key_sha256) != 64 or key.scopes != ["admin"]]:
@@ -157,7 +162,7 @@ def kill_commands(target: Target, words: Sequence[str], seconds: Sequence[float]
     """Run a command on the state folder that is attacked, and kill it so long after its start."""
     for after in seconds:
         process = psutil.Popen(
-            [sys.executable, "-m", "app.cli", *words],
+            [sys.executable, "-m", "cli", *words],
             cwd=PROJECT_ROOT,
             env=own_environment(target),
             stdout=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from jobs.privacy import tighten
-from jobs.supervision import stack_processes
+from jobs.stack.process_manager import stack_processes
 from tests.attack.case import Finding, Harm, Target, case
 
 OTHERS = 0o077

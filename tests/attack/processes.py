@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from jobs.supervision import stack_processes
+from jobs.stack.process_manager import stack_processes
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
 from tests.attack.connections import hold_half_open
 from tests.attack.holding import CONNECTIONS, HELD_SECONDS, SLOW_MS

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, insert, update
 
-from jobs.outbox import KEPT_TRYING, add_delivery
-from jobs.store import WebhookDelivery
+from jobs.storage.tables import WebhookDelivery
+from jobs.webhooks.outbox import KEPT_TRYING, add_delivery
 from tests.receiver import Receiver
 
 WITHIN_SECONDS = 5.0

@@ -22,8 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.keys import KeyScope, create_key
-from jobs.store import engine_for
+from jobs.clients.keys import KeyScope, create_key
+from jobs.storage.tables import engine_for
 from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
 from tests.chaos.run import wait_until

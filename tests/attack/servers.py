@@ -10,9 +10,9 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import Connection, create_engine, text, update
 
-from jobs.clock_steps import ClockSteps
-from jobs.outbox import add_delivery
-from jobs.store import WebhookDelivery
+from jobs.storage.tables import WebhookDelivery
+from jobs.watchdog.clock_steps import ClockSteps
+from jobs.webhooks.outbox import add_delivery
 from tests.attack.case import Finding, Harm, Target, case, rough_case
 from tests.attack.processes import another_api
 from tests.receiver import Receiver

@@ -134,7 +134,7 @@ def texts_write_no_lines_and_move_no_cursor(target: Target) -> Iterator[Finding]
         client.get(f"/train/{quote(TRICKS)}")
         client.get("/train", params={"id_prefix": TRICKS, TRICKS: "x"}, headers={"User-Agent": "x\x1b[2J"})
         jobs = [job["job_id"] for job in client.get("/train", params={"limit": 20}).json()]
-        command = [sys.executable, "-m", "app.cli"]
+        command = [sys.executable, "-m", "cli"]
         for words in (["list"], *(["show", job] for job in jobs[:2])):
             done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
             if RAW.search(shown := done.stdout + done.stderr) or "\nINFO forged" in shown:

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import create_engine
 
-from jobs.attempts import Attempt, Superseded
-from jobs.ends import keep_run
-from jobs.progress import ProgressWriter, read_reports
+from jobs.lifecycle.attempts import Attempt, Superseded
+from jobs.lifecycle.ends import keep_run
 from jobs.status import JobStatus
+from jobs.storage.reports import ProgressWriter, read_reports
 from tests.attack.case import Finding, Harm, Target, case
 
 FORGED = {"step": 7, "total_steps": 7, "percent": 100.0, "epoch": 1.0, "loss": 0.0, "tokens_per_second": 1.0}

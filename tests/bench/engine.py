@@ -18,7 +18,7 @@ from rich.table import Table
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from jobs.settings import PROJECT_ROOT, Settings
-from sft.models import choose_dtype, inspect_machine, measure_gemm
+from sft.models.loading import choose_dtype, inspect_machine, measure_gemm
 from tests.bench import first_step
 
 GEMM_SIZE, GEMM_REPEATS = 1536, 30  # the fastest counts: what else the machine does only ever slows down
@@ -87,8 +87,8 @@ def run_alone(options: argparse.Namespace, variant: str) -> dict[str, Any]:
 def run(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """Train one epoch; tokens a second, peak memory in GB, mean loss."""
     from sft.config import SFTConfig
-    from sft.session import TrainingSession, measure_peak_memory
-    from sft.tokenization import prepare
+    from sft.data.tokenization import prepare
+    from sft.training.session import TrainingSession, measure_peak_memory
 
     config = SFTConfig(
         base_model=MODEL_NAME,

@@ -67,9 +67,9 @@ def run_alone(options: argparse.Namespace, kind: str, what: str) -> float:
 
 def run(options: argparse.Namespace, kind: str) -> float:
     """Seconds of training: planned, or those it takes."""
+    from sft.data.tokenization import prepare
     from sft.planning.plan import make_plan
-    from sft.session import TrainingSession
-    from sft.tokenization import prepare
+    from sft.training.session import TrainingSession
 
     model = ensure_demo_model(Settings().model_root)
     fields = {"gradient_accumulation_steps": 1, "num_epochs": 1, "validation_split": 0.0, **KINDS[kind]}

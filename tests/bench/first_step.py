@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.model import MODEL_NAME, ensure_demo_model
-from jobs.events import read_events
 from jobs.settings import Settings
-from jobs.store import engine_for
+from jobs.storage.events import read_events
+from jobs.storage.tables import engine_for
 from tests.live_service import running_service
 from tests.processes import find_processes
 

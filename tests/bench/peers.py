@@ -19,9 +19,9 @@ import yaml
 
 from demo.model import ensure_demo_model
 from jobs.settings import PROJECT_ROOT, Settings
-from sft.data_files import read_rows
-from sft.formats import Conversation, read_row
-from sft.splits import split_rows
+from sft.data.data_files import read_rows
+from sft.data.formats import Conversation, read_row
+from sft.data.splits import split_rows
 from tests.bench import engine
 
 PEERS = PROJECT_ROOT / ".venv-peers"

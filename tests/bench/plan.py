@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.model import MODEL_NAME, ensure_demo_model
-from jobs.planner import Planner
+from jobs.service.planner import Planner
 from jobs.settings import Settings
 from sft.config import SFTConfig
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import httpx
 import psutil
 
-from jobs.supervision import Process
+from jobs.stack.process_manager import Process
 from tests.chaos.service import Service
 from tests.chaos.watcher import Sight, Watcher
 

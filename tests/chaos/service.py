@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 from transformers.utils import logging
 
-from jobs import stack
-from jobs.job_processes import VARIABLE, is_job_process
-from jobs.run_ids import RunIds
+from jobs.engine.processes import VARIABLE, is_job_process
 from jobs.settings import Settings
-from jobs.store import engine_for
-from jobs.supervision import MARK, Supervisor
+from jobs.stack import local as stack
+from jobs.stack.process_manager import MARK, Supervisor
+from jobs.storage.run_ids import RunIds
+from jobs.storage.tables import engine_for
 from tests.conftest import free_port
 from tests.e2e.api_process import ApiProcess
 from tests.receiver import Receiver

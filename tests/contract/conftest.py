@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from jobs import stack as local_stack
 from jobs.settings import PROJECT_ROOT, Settings
+from jobs.stack import local as local_stack
 from tests.conftest import free_port
 from tests.contract.documents import find_block
 

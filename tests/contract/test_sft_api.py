@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from jobs.service import JobService
+from jobs.service.job_service import JobService
 from sft.config import SFTConfig
 from tests.contract.documents import documented_keys, find_example, find_json, read_blocks
 

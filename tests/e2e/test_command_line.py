@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from app import cli
-from jobs.keys import keys_marker
-from jobs.postgres import ensure_databases, sibling_url
-from jobs.store import engine_for, migrate
+import cli.__main__ as cli
+from jobs.clients.keys import keys_marker
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.tables import engine_for, migrate
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

@@ -98,7 +98,7 @@ def test_the_command_line_lists_and_resends(api, cancelled, environment):
     delivery_id = deliveries(api, job_id)[0]["delivery_id"]
 
     def run(*arguments):
-        command = [sys.executable, "-m", "app.cli", "deliveries", job_id, "--url", str(api.base_url), *arguments]
+        command = [sys.executable, "-m", "cli", "deliveries", job_id, "--url", str(api.base_url), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     first = run().splitlines()

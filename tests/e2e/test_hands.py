@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.job_processes import find_processes
+from jobs.engine.processes import find_processes
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]

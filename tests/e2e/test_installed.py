@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from jobs.project import PROJECT_ROOT
-from jobs.supervision import run_folder, stack_processes
+from jobs.stack.process_manager import run_folder, stack_processes
 from tests.browser import hosts_asked_by
 from tests.conftest import free_port
 from tests.recording_proxy import RecordingProxy
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
 
 ODD = 'Müller\'s 60%(done) "x" #1 & $y;[z]'
 NEEDED = (
-    *("api", "app", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster"),
+    *("api", "app", "cli", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster"),
     *("tuneyard_client", "tuneyard_wire"),
 )
 JOB = """
@@ -76,7 +76,7 @@ class Installation:
         )
 
     def tuneyard(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "app.cli", *arguments)
+        return self.run("-m", "cli", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from mlflow.artifacts import download_artifacts
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft.models import quiet_transformers
+from sft.models.loading import quiet_transformers
 from tests.processes import find_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]

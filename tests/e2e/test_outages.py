@@ -6,7 +6,7 @@ import signal
 import pytest
 from mlflow import MlflowClient
 
-from jobs import stack as local_stack
+from jobs.stack import local as local_stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

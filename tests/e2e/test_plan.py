@@ -145,7 +145,7 @@ def test_the_async_clients_plan(api, body):
 
 def run_command(environment, *arguments):
     """`tuneyard plan`; what it printed, its errors, its exit code."""
-    command = [sys.executable, "-m", "app.cli", "plan", *arguments]
+    command = [sys.executable, "-m", "cli", "plan", *arguments]
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.stdout, done.stderr, done.returncode
 

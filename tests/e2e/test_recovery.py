@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import update
 
-from jobs import stack as local_stack
-from jobs.store import JobAttempt, engine_for
+from jobs.stack import local as local_stack
+from jobs.storage.tables import JobAttempt, engine_for
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
 from tests.processes import find_processes

@@ -11,9 +11,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.states import Pending
 
-from jobs.progress import read_reports
 from jobs.settings import PROJECT_ROOT
-from jobs.store import engine_for
+from jobs.storage.reports import read_reports
+from jobs.storage.tables import engine_for
 from tests.flows.failing import failing
 
 pytestmark = pytest.mark.stack

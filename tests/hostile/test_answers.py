@@ -7,7 +7,7 @@ from tests.attack import answers
 
 @pytest.mark.parametrize("name", list(answers.draw_answers()))
 def test_an_answer_is_settled(name, monkeypatch):
-    monkeypatch.setattr("jobs.webhook.TIMEOUT_SECONDS", 0.7)
+    monkeypatch.setattr("jobs.webhooks.call.TIMEOUT_SECONDS", 0.7)
     outcome, seconds, growth = answers.call(answers.draw_answers()[name])
     assert isinstance(outcome, answers.Outcome), outcome
     assert outcome.error or outcome.status_code is not None

@@ -17,14 +17,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from app.cli import main
+from cli.__main__ import main
 from jobs.settings import Settings
-from sft.checkpoints import find_newest_checkpoint, seal_checkpoint
+from sft.checkpoints.folders import find_newest_checkpoint, seal_checkpoint
 from sft.config import SFTConfig
 from sft.errors import CheckpointUnusable, InvalidConfig, InvalidDataset, ModelNotFound, TemplateNotFound, TuneyardError
-from sft.model_class import build_empty
-from sft.models import load_model, load_tokenizer
-from sft.session import TrainingSession
+from sft.models.loading import load_model, load_tokenizer
+from sft.models.model_class import build_empty
+from sft.training.session import TrainingSession
 from tasks.dataset import resolve
 from tasks.dataset_store import combine_md5, hash_bytes, store_dataset
 from tests.killed import kill_at_each_step

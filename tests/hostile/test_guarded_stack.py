@@ -21,15 +21,16 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import create_engine, text
 
-from jobs import postgres, stack
-from jobs.keys import KeyScope, create_key
-from jobs.log_lines import escape
-from jobs.prefect_access import find_password, open_client, profile_path
-from jobs.prefect_client import open_prefect_client
+from jobs.clients.keys import KeyScope, create_key
+from jobs.engine.client import open_prefect_client
+from jobs.engine.credentials import find_password, open_client, profile_path
 from jobs.project import code_environment
+from jobs.sanitizing.log_lines import escape
 from jobs.settings import Settings
-from jobs.store import engine_for
-from jobs.supervision import run_folder, stack_processes
+from jobs.stack import local as stack
+from jobs.stack import postgres
+from jobs.stack.process_manager import run_folder, stack_processes
+from jobs.storage.tables import engine_for
 from tests.conftest import free_port, wait_until
 from tests.e2e.api_process import ApiProcess
 from tests.receiver import Receiver

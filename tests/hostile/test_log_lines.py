@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.log_lines import LOGGERS, keep_lines_whole
-from jobs.redaction import hide_passwords
+from jobs.sanitizing.log_lines import LOGGERS, keep_lines_whole
+from jobs.sanitizing.redaction import hide_passwords
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
-from tasks.registry import git
+from tasks.dataset_registry import git
 
 BREAKS = [
     "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\x1b[2J\x1b[1;1H",

@@ -16,14 +16,14 @@ from jobs.preflight.surroundings import Surroundings
 from jobs.preflight.templates import check_template
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from sft import adapters
+from sft.adapting import adapters
 from sft.config import SFTConfig
 from sft.confinement import Limits, confined
-from sft.data_files import count_rows, read_rows
+from sft.data.data_files import count_rows, read_rows
+from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, ModelUnusable, ResourceLimit, TuneyardError
-from sft.file_content import check_kind
-from sft.model_texts import check_texts
-from sft.models import find_model
+from sft.models.loading import find_model
+from sft.models.model_texts import check_texts
 from tasks.dataset import describe_local
 from tests.tiny_models import save_tiny_llama
 

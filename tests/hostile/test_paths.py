@@ -16,22 +16,22 @@ from sqlalchemy import create_engine
 
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
-from jobs.archive import list_own_files
 from jobs.folders import checkpoint_folder, job_folder
-from jobs.job import Job
 from jobs.preflight import Preflight
-from jobs.records import list_checkpoints
+from jobs.results.archive import list_own_files
+from jobs.results.records import list_checkpoints
+from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, TuneyardError
-from sft.models import find_model
+from sft.models.loading import find_model
 from tasks.dataset import resolve
+from tasks.dataset_registry import ensure_registry
 from tasks.dataset_store import read_stored
 from tasks.model import locate_adapter
 from tasks.outage import keep_trying
-from tasks.registry import ensure_registry
 from tests.hostile.paths import SECRET_FILES, hostile_paths, plant
 from tests.hostile.watch import Watcher
 

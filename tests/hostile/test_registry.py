@@ -13,8 +13,8 @@ import pytest
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import DatasetNotFound, InvalidDataset
 from tasks.dataset import resolve
-from tasks.registry import git
-from tasks.registry_outputs import GIT_SERVER
+from tasks.dataset_registry import git
+from tasks.dataset_registry_outputs import GIT_SERVER
 from tests.hostile.watch import Watcher
 
 WATCHER = Watcher()

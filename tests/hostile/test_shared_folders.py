@@ -8,7 +8,7 @@ import pytest
 
 from jobs.settings import Settings
 from sft.errors import InvalidConfig
-from sft.places import find_foreign
+from sft.files.places import find_foreign
 
 STRANGER = 65534
 

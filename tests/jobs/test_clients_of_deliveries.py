@@ -9,11 +9,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from jobs.deliveries import Deliveries
-from jobs.ends import keep_run
-from jobs.outbox import add_delivery, find_due, list_deliveries
+from jobs.lifecycle.ends import keep_run
 from jobs.settings import Settings
-from jobs.store import WebhookDelivery, engine_for, migrate
+from jobs.storage.tables import WebhookDelivery, engine_for, migrate
+from jobs.watchdog.deliveries import Deliveries
+from jobs.webhooks.outbox import add_delivery, find_due, list_deliveries
 from tests import bare_postgres
 from tests.conftest import wait_until
 from tests.receiver import Receiver

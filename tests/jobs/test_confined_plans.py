@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.planner import PlanCancelled, Planner
+from jobs.service.planner import PlanCancelled, Planner
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable, ResourceLimit, TuneyardError

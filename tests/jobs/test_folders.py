@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import deployments, postgres
 from jobs.folders import make_home
-from jobs.parts import place_caches
 from jobs.project import PROJECT_ROOT
 from jobs.settings import Settings
+from jobs.stack import deployments, postgres
+from jobs.stack.parts import place_caches
 from sft.errors import StackError
 
 
@@ -69,7 +69,7 @@ def test_parts_get_a_home_and_a_cache_that_can_be_written_to(tmp_path: Path, sma
 )
 def test_the_command_line_says_it_in_one_line(tmp_path: Path, variable: str, value: str, says: str) -> None:
     environment = {"PATH": "/usr/bin", "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT_ROOT), variable: value}
-    command = [sys.executable, "-m", "app.cli", "up"]
+    command = [sys.executable, "-m", "cli", "up"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert says in done.stderr

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from jobs.planner import Planner
+from jobs.service.planner import Planner
 from jobs.settings import Settings
 from sft.confinement import open_note
 from sft.errors import InvalidConfig, PlanningFailed

@@ -9,19 +9,19 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
-from jobs.keys import KeyScope, create_key, list_keys, read_book
-from jobs.postgres import ensure_databases, sibling_url
+from jobs.clients.keys import KeyScope, create_key, list_keys, read_book
 from jobs.project import PROJECT_ROOT
-from jobs.schema import known_revisions, migrate
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.schema import known_revisions, migrate
 from sft.errors import StackError
 from tests.bare_postgres import server, upgrade
 from tests.conftest import wait_until
 
-MIGRATE = "from jobs.schema import migrate; import sys; migrate(sys.argv[1])"
+MIGRATE = "from jobs.storage.schema import migrate; import sys; migrate(sys.argv[1])"
 CREATE = """
 import sys
-from jobs.keys import KeyScope, create_key
-from jobs.store import engine_for
+from jobs.clients.keys import KeyScope, create_key
+from jobs.storage.tables import engine_for
 create_key(engine_for(sys.argv[1]), "killed", KeyScope.ADMIN)
 """
 

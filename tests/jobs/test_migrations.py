@@ -13,13 +13,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, inspect, text
 
 from api.main import create_app
-from jobs.bounded_postgres import bounded_engine_for
-from jobs.door import Door
-from jobs.outbox import add_delivery, list_deliveries
-from jobs.postgres import ensure_databases, sibling_url
-from jobs.schema import MIGRATIONS, ensure_current, known_revisions, migrate
-from jobs.store import engine_for
-from jobs.watchdog import watch
+from jobs.service.access import StackAccess
+from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.storage.bounded_postgres import bounded_engine_for
+from jobs.storage.schema import MIGRATIONS, ensure_current, known_revisions, migrate
+from jobs.storage.tables import engine_for
+from jobs.watchdog.__main__ import watch
+from jobs.webhooks.outbox import add_delivery, list_deliveries
 from sft.errors import SchemaMismatch
 from tests.bare_postgres import upgrade
 
@@ -92,7 +92,7 @@ class TestADatabase:
 
     def test_those_who_start_together_migrate_once(self, url, plain, caplog):
         upgrade(plain, "0002")
-        with caplog.at_level(logging.INFO, "jobs.schema"):
+        with caplog.at_level(logging.INFO, "jobs.storage.schema"):
             threads = [threading.Thread(target=migrate, args=[url]) for _ in range(6)]
             for thread in threads:
                 thread.start()
@@ -131,8 +131,8 @@ class TestADatabase:
         assert revision_of(plain) == known_revisions()[-1]
 
     def test_a_process_that_runs_notices(self, url, plain, stack, monkeypatch):
-        monkeypatch.setattr("jobs.door.CHECK_SECONDS", 0.0)
-        with closing(Door(stack.model_copy(update={"database_url": url}))) as door:
+        monkeypatch.setattr("jobs.service.access.CHECK_SECONDS", 0.0)
+        with closing(StackAccess(stack.model_copy(update={"database_url": url}))) as door:
             door.open()
             set_revision(plain, NEWER)  # its pool has a connection of before
             with pytest.raises(SchemaMismatch):
@@ -142,8 +142,8 @@ class TestADatabase:
             ensure_current(engine_for(url))
 
     def test_a_watchdog_of_before_stops_working(self, url, plain, caplog, monkeypatch):
-        monkeypatch.setattr("jobs.watchdog.SCHEMA_SECONDS", 0.0)
-        monkeypatch.setattr("jobs.watchdog.STANDBY_SECONDS", 0.1)
+        monkeypatch.setattr("jobs.watchdog.__main__.SCHEMA_SECONDS", 0.0)
+        monkeypatch.setattr("jobs.watchdog.__main__.STANDBY_SECONDS", 0.1)
         migrate(url)
         done = []
 
@@ -160,9 +160,9 @@ class TestADatabase:
             if any("Nothing is done until" in record.getMessage() for record in caplog.records):
                 raise Enough
 
-        from jobs import watchdog
+        import jobs.watchdog.__main__ as watchdog
 
         monkeypatch.setattr(watchdog.time, "sleep", sleep)
         with pytest.raises(Enough):
-            watch(engine_for(url), [watchdog.Duty("work", 0.0, work)])
+            watch(engine_for(url), [watchdog.PeriodicTask("work", 0.0, work)])
         assert len(done) == 2

@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from jobs import preflight
-from jobs.endpoints import Endpoints
 from jobs.preflight import Doubts, Finding, Preflight, hub, registry
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from sft.chat_templates import TEMPLATES
+from jobs.stack.endpoints import Endpoints
+from sft.chat.registry import TEMPLATES
 from sft.errors import ModelNotFound
 from tests.client.scripted_service import Scripted, ScriptedService
 
@@ -112,7 +112,9 @@ def write(folder, name, content):
 
 def test_a_models_files_are_read_once_while_they_stay_the_same_and_never_when_they_are_long(settings, monkeypatch):
     read, parse = [], json.loads
-    monkeypatch.setattr("sft.weights.json.loads", lambda text: (read.append(len(text)), parse(text))[1])  # only counts
+    monkeypatch.setattr(
+        "sft.models.weights.json.loads", lambda text: (read.append(len(text)), parse(text))[1]
+    )  # only counts
     look(settings)
     first = len(read)
     look(settings)
@@ -413,7 +415,7 @@ def test_a_mirror_of_somebody_elses_registry_may_be_behind(settings, repository)
     url = "https://example.invalid/registry"
     elsewhere = settings.model_copy(update={"dataset_registry": url})
     assert look(elsewhere, dataset_name="nope@v9") == []
-    from tasks.registry import mirror_registry  # what a job keeps it in
+    from tasks.dataset_registry import mirror_registry  # what a job keeps it in
 
     mirror = settings.home / "registries"
     with pytest.raises(Exception, match="git"):

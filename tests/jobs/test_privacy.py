@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from app.doctor import Level, check_rights
+from cli.doctor import Level, check_rights
 from jobs.folders import make_home
 from jobs.privacy import find_open, tighten
 from jobs.project import PROJECT_ROOT
 from jobs.settings import Settings
-from sft.publication import publish_folder
+from sft.files.publication import publish_folder
 from tests.attack.permissions import look_as_another
 
 
@@ -94,7 +94,7 @@ def test_what_is_published_is_as_open_as_its_process_makes_files(tmp_path: Path)
 
 
 def test_a_command_writes_for_its_user_alone(tmp_path: Path) -> None:
-    code = "import sys; from app.cli import main; main(['doctor', '--help'], standalone_mode=False); open('made', 'w')"
+    code = "from cli.__main__ import main; main(['doctor', '--help'], standalone_mode=False); open('made', 'w')"
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=True)
     assert mode(tmp_path / "made") == 0o600

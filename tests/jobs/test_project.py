@@ -6,21 +6,23 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from jobs import project
 from jobs.project import PROJECT_ROOT, code_environment, find_sources
-from sft.chat_templates import TEMPLATES
+from sft.chat.registry import TEMPLATES
 from sft.errors import StackError
-from tasks.registry import find_sources as find_registry_sources
+from tasks.dataset_registry import find_sources as find_registry_sources
 
 SETUPTOOLS = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-TOPS = {name.split(".")[0] for name in SETUPTOOLS["packages"]}
+INCLUDED = SETUPTOOLS["packages"]["find"]["include"]
+TOPS = {pattern.removesuffix("*") for pattern in INCLUDED}
 
 
 def test_the_wheel_has_every_package() -> None:
     files = [file for top in TOPS for file in (PROJECT_ROOT / top).rglob("*.py")]
     found = {".".join(file.parent.relative_to(PROJECT_ROOT).parts) for file in files}
-    assert found == set(SETUPTOOLS["packages"])
+    assert found == set(find_packages(str(PROJECT_ROOT), include=INCLUDED))
     assert "datasets" not in TOPS
 
 

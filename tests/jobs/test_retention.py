@@ -6,9 +6,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import update
 
-from jobs.events import forget_old_events, read_events, write_event
-from jobs.progress import read_reports, write_report
-from jobs.store import JobEvent, JobReport, engine_for
+from jobs.storage.events import forget_old_events, read_events, write_event
+from jobs.storage.reports import read_reports, write_report
+from jobs.storage.tables import JobEvent, JobReport, engine_for
 
 pytestmark = pytest.mark.stack
 

@@ -13,7 +13,7 @@ import pytest
 from jobs.project import PROJECT_ROOT
 from jobs.scratch import lending_scratch, make_scratch, sweep
 from sft.errors import DiskFull
-from sft.temporary import temporary_folder
+from sft.files.temporary import temporary_folder
 
 MAKE_FILES = """
 import os, pathlib, tempfile, time

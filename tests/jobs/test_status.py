@@ -7,8 +7,8 @@ from prefect.settings import get_current_settings
 
 from flows.finetune import finetune
 from flows.retrain import retrain
-from jobs.deployments import read_deployments
-from jobs.status import SFT_WORDS, TRAIN_WORDS, JobStatus, status_of
+from jobs.stack.deployments import read_deployments
+from jobs.status import SFT_STATUS_NAMES, TRAIN_STATUS_NAMES, JobStatus, status_of
 from jobs.vocabulary import (
     DEPLOYMENT_NAME,
     FINAL_STATES,
@@ -39,8 +39,8 @@ def test_the_words_are_prefects_own():
 def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_slot):
     status = status_of(state_type.value, state_type.value.title(), has_free_slot)
 
-    assert TRAIN_WORDS[status] in {"created", "queued", "running", "cancelled", "completed", "failed"}
-    assert SFT_WORDS[status] in {"pending", "running", "stopped", "completed", "failed"}
+    assert TRAIN_STATUS_NAMES[status] in {"created", "queued", "running", "cancelled", "completed", "failed"}
+    assert SFT_STATUS_NAMES[status] in {"pending", "running", "stopped", "completed", "failed"}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_every_prefect_state_has_a_status_in_both_dialects(state_type, has_free_
 def test_the_designs_table(state, has_free_slot, status, train_word, sft_word):
     found = status_of(state.type.value, state.name, has_free_slot)
 
-    assert (found, TRAIN_WORDS[found], SFT_WORDS[found]) == (status, train_word, sft_word)
+    assert (found, TRAIN_STATUS_NAMES[found], SFT_STATUS_NAMES[found]) == (status, train_word, sft_word)
 
 
 def test_only_ended_jobs_are_terminal():

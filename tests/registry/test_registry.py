@@ -10,7 +10,7 @@ import yaml
 
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import DatasetNotFound, StackError
-from tasks.registry import build_registry, ensure_registry, git
+from tasks.dataset_registry import build_registry, ensure_registry, git
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sft.config import SFTConfig
-from sft.session import TrainingSession
-from sft.tokenization import PreparedData, prepare
+from sft.data.tokenization import PreparedData, prepare
+from sft.training.session import TrainingSession
 from tests.tiny_models import build_tokenizer, save_tiny_llama
 
 

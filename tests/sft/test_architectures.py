@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft.layout import choose_layout
-from sft.models import quiet_transformers
-from sft.session import TrainingSession
-from sft.tokenization import prepare
+from sft.data.tokenization import prepare
+from sft.models.loading import quiet_transformers
+from sft.training.layout import choose_layout
+from sft.training.session import TrainingSession
 from tests.tiny_models import measure_loss, save_tiny_model
 
 Open = Callable[..., TrainingSession]
@@ -51,8 +51,8 @@ def test_it_learns_and_the_fast_path_is_the_padded_one(
     assert evaluated[1] < 0.9 * evaluated[0]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
-    monkeypatch.setattr("sft.session.choose_layout", lambda model: "padded")
-    monkeypatch.setattr("sft.arguments.SAMPLING", {"padded": "random"})  # the same batches
+    monkeypatch.setattr("sft.training.session.choose_layout", lambda model: "padded")
+    monkeypatch.setattr("sft.training.arguments.SAMPLING", {"padded": "random"})  # the same batches
     padded, expected, expected_evaluated = train(open_session, "padded", **fields)
     assert padded.trainer.layout == "padded"
     assert losses == pytest.approx(expected, rel=1e-4)

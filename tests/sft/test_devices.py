@@ -9,10 +9,10 @@ import torch
 from transformers.training_args import ParallelMode
 from trl import SFTConfig as TrainerArguments
 
-from sft.arguments import build_arguments, can_use_liger
 from sft.config import SFTConfig
-from sft.layout import Layout
-from sft.session import TrainingSession
+from sft.training.arguments import build_arguments, can_use_liger
+from sft.training.layout import Layout
+from sft.training.session import TrainingSession
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         built._n_gpu = 4
         return built
 
-    monkeypatch.setattr("sft.session.build_arguments", build)
+    monkeypatch.setattr("sft.training.session.build_arguments", build)
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -42,7 +42,7 @@ def test_a_process_that_sees_four_gpus_trains_on_one(open_session: Callable[...,
 def test_trl_would_refuse_the_four(
     open_session: Callable[..., TrainingSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sft.arguments.OneDeviceArguments.n_gpu", TrainerArguments.n_gpu)
+    monkeypatch.setattr("sft.training.arguments.OneDeviceArguments.n_gpu", TrainerArguments.n_gpu)
     with pytest.raises(ValueError, match="does not support `nn"):
         open_session(max_steps=2)
 
@@ -59,8 +59,8 @@ def test_trl_would_refuse_the_four(
 def test_ligers_kernels_are_used_on_cuda_where_installed(
     monkeypatch: pytest.MonkeyPatch, layout: Layout, has_gpu: bool, is_installed: bool, wanted: bool
 ) -> None:
-    monkeypatch.setattr("sft.arguments.torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setattr("sft.arguments.is_liger_kernel_available", lambda: is_installed)
+    monkeypatch.setattr("sft.training.arguments.torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("sft.training.arguments.is_liger_kernel_available", lambda: is_installed)
     assert can_use_liger(layout) is wanted
 
 
@@ -68,6 +68,6 @@ def test_ligers_kernels_are_used_on_cuda_where_installed(
 def test_the_trainer_is_told_of_ligers_kernels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_wanted: bool
 ) -> None:
-    monkeypatch.setattr("sft.arguments.can_use_liger", lambda layout: is_wanted)
+    monkeypatch.setattr("sft.training.arguments.can_use_liger", lambda layout: is_wanted)
     config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca")
     assert build_arguments(config, "trl", torch.float32, tmp_path, False, False).use_liger_kernel is is_wanted

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig as TrainerArguments
 from trl import SFTTrainer
 
-from sft.adapters import add_adapter
+from sft.adapting.adapters import add_adapter
 from sft.config import SFTConfig, count_warmup_steps
-from sft.models import quiet_transformers
-from sft.session import TrainingSession
-from sft.tokenization import prepare
+from sft.data.tokenization import prepare
+from sft.models.loading import quiet_transformers
+from sft.training.session import TrainingSession
 from tests.tiny_models import save_tiny_model
 
 Open = Callable[..., TrainingSession]

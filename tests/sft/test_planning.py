@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import pack_dataset
 
+from sft.data.tokenization import prepare
 from sft.errors import InvalidConfig
-from sft.model_class import build_empty
+from sft.models.model_class import build_empty
 from sft.planning.duration import PastRun, plan_time
 from sft.planning.machine import Device
 from sft.planning.plan import make_plan
@@ -15,8 +16,7 @@ from sft.planning.probe import Probe, choose_rows, run_probe
 from sft.planning.shape import measure_shape
 from sft.planning.steps import pack_lengths, plan_batches
 from sft.planning.tokens import read_lengths, read_tokens
-from sft.session import TrainingSession
-from sft.tokenization import prepare
+from sft.training.session import TrainingSession
 from tests.tiny_models import build_tokenizer
 
 FREE = 10**12
@@ -247,7 +247,7 @@ def test_disk_is_what_the_job_then_writes(plan_of, prepared, model_path, alpaca_
 
 
 def test_too_little_disk_or_memory_is_a_warning(plan_of, alpaca_file, monkeypatch):
-    monkeypatch.setattr("sft.arguments.measure_free_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr("sft.training.arguments.measure_free_memory", lambda: 5 * 10**8)
     plan = plan_of(alpaca_file, free=1000, gradient_checkpointing=False)
 
     assert (plan["disk"]["fits"], plan["memory"]["fits"]) == (False, False)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from sft.checkpoints import find_newest_checkpoint, list_checkpoints
+from sft.checkpoints.folders import find_newest_checkpoint, list_checkpoints
 from sft.config import SFTConfig
-from sft.session import TrainingSession
-from sft.tokenization import prepare
+from sft.data.tokenization import prepare
+from sft.training.session import TrainingSession
 from tests.sft.child import start_child, wait_for_child
 from tests.tiny_models import save_tiny_model
 

@@ -12,12 +12,12 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from sft.config import SFTConfig
+from sft.data.tokenization import prepare
 from sft.errors import TuneyardError
-from sft.model_class import build_empty, find_model_class
-from sft.models import quiet_transformers
+from sft.models.loading import quiet_transformers
+from sft.models.model_class import build_empty, find_model_class
 from sft.planning.shape import measure_shape
-from sft.session import TrainingSession
-from sft.tokenization import prepare
+from sft.training.session import TrainingSession
 from tests.sweep.tiny import REASONS, build_model
 from tests.tiny_models import build_tokenizer, measure_loss
 

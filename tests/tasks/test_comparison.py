@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sft.config import SFTConfig
-from sft.tokenization import prepare
+from sft.data.tokenization import prepare
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tests.tiny_models import save_tiny_llama
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 from prefect.exceptions import CancelledRun
 
-from jobs.log_lines import keep_lines_whole
+from jobs.sanitizing.log_lines import keep_lines_whole
 from sft.errors import DatasetNotFound, InvalidConfig, ModelNotFound
 from tasks.failure_log import LOGGERS, FailureFilter, is_debugging, write_failures_once
 

@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.exceptions import Abort, TerminationSignal
 
-from jobs.attempts import read_attempts
-from jobs.events import read_events
-from jobs.progress import read_reports
+from jobs.lifecycle.attempts import read_attempts
 from jobs.spec import JobSpec
-from jobs.store import JobAttempt, JobReport, engine_for
+from jobs.storage.events import read_events
+from jobs.storage.reports import read_reports
+from jobs.storage.tables import JobAttempt, JobReport, engine_for
 from sft.config import SFTConfig
 from sft.errors import InvalidDataset, StackError
 from tasks.journal import open_journal

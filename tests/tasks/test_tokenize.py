@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sft.config import SFTConfig
-from sft.tokenization import prepare
+from sft.data.tokenization import prepare
 from tasks.tokenize import report_rows
 from tests.tiny_models import save_tiny_llama
 

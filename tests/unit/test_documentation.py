@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from app.cli import main
+from cli.__main__ import main
 from sft import errors
 from tasks import causes
 

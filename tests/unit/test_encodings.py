@@ -9,7 +9,7 @@ import pytest
 
 from jobs.settings import PROJECT_ROOT
 
-FOLDERS = ("api", "app", "flows", "jobs", "sft", "tasks", "tuneyard_client", "tuneyard_wire")
+FOLDERS = ("api", "app", "cli", "flows", "jobs", "sft", "tasks", "tuneyard_client", "tuneyard_wire")
 PLAIN = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -27,7 +27,7 @@ def test_no_output_is_decoded_by_the_locale(folder):
 
 def test_git_is_understood_in_the_plainest_locale(tmp_path):
     code = (
-        "import pathlib, sys; from tasks.registry import git; place = pathlib.Path(sys.argv[1]);"
+        "import pathlib, sys; from tasks.dataset_registry import git; place = pathlib.Path(sys.argv[1]);"
         "git(place, 'init', '-q'); print(ascii(git(place, 'rev-parse', '--show-prefix', '--show-toplevel')))"
     )
     folder = tmp_path / "M\u00fcller"

@@ -1,0 +1,109 @@
+"""`tuneyard configs`: saved configurations of a running service."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.output import print_json, print_line, print_yaml
+from cli.service import JsonOption, UrlOption, connected
+
+if TYPE_CHECKING:
+    from tuneyard_wire.configs import SavedConfig
+
+commands = typer.Typer(help="Saved configurations: save, list, show, update, delete.", no_args_is_help=True)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A configuration's id, its first characters (4 or more), or its name.")
+]
+FileArgument = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="YAML or JSON with fields of SFTConfig, some or all.")
+]
+
+
+@commands.command()
+def save(
+    name: Annotated[str, typer.Argument(help="Name of the configuration.")],
+    file: FileArgument,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Save a configuration and print its id."""
+    from cli.values import read_mapping
+
+    values = read_mapping(file)
+    with connected(url) as client:
+        saved = client.configs.save(name, values)
+    if as_json:
+        print_json(_plain(saved))
+    else:
+        print_line(saved.config_id)
+
+
+@commands.command("list")
+def list_configs(as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """List saved configurations, oldest first."""
+    with connected(url) as client:
+        configs = client.configs.list()
+    if as_json:
+        print_json([_plain(saved) for saved in configs])
+        return
+    for saved in configs:
+        print_line(f"{saved.config_id}  {saved.name}")
+
+
+@commands.command()
+def show(
+    config: ConfigArgument,
+    versions: Annotated[bool, typer.Option("--versions", help="Show every version.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Show a saved configuration."""
+    from cli.references import find_config_id
+
+    with connected(url) as client:
+        config_id = find_config_id(client, config)
+        found = client.configs.versions(config_id) if versions else [client.configs.get(config_id)]
+    values = [saved.model_dump(mode="json", exclude_none=True) for saved in found]
+    (print_json if as_json else print_yaml)(values if versions else values[0])
+
+
+@commands.command()
+def update(
+    config: ConfigArgument,
+    file: FileArgument,
+    name: Annotated[str | None, typer.Option(help="New name.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Save a new version of a configuration."""
+    from cli.references import find_config_id
+    from cli.values import read_mapping
+
+    values = read_mapping(file)
+    with connected(url) as client:
+        config_id = find_config_id(client, config)
+        saved = client.configs.update(config_id, name or client.configs.get(config_id).name, values)
+    if as_json:
+        print_json(_plain(saved))
+    else:
+        print_line(f"{saved.config_id} is now at version {saved.version}")
+
+
+@commands.command()
+def delete(config: ConfigArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Delete a saved configuration. Jobs that were made from it are kept."""
+    from cli.references import find_config_id
+
+    with connected(url) as client:
+        config_id = find_config_id(client, config)
+        client.configs.delete(config_id)
+    if as_json:
+        print_json({"config_id": config_id, "deleted": True})
+    else:
+        print_line(f"{config_id} is deleted")
+
+
+def _plain(saved: "SavedConfig") -> dict[str, Any]:
+    return saved.model_dump(mode="json")

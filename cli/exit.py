@@ -1,0 +1,166 @@
+"""How commands of `tuneyard` end: exit codes, errors in one line or as JSON, and closed pipes without a traceback."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from jobs.sanitizing.log_lines import escape
+from sft.errors import TuneyardError
+
+if TYPE_CHECKING:
+    from tuneyard_client.errors import ClientError
+
+
+class ExitCode(IntEnum):
+    """What a script can tell from `$?`."""
+
+    OK = 0
+    JOB_FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    UNAVAILABLE = 4
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+MEANINGS = {
+    ExitCode.OK: "success",
+    ExitCode.JOB_FAILED: "the job failed or was cancelled, or `doctor` found a problem",
+    ExitCode.USAGE: "wrong usage: an option, a file or an ambiguous id",
+    ExitCode.REFUSED: "refused by the service, or nothing has this id",
+    ExitCode.UNAVAILABLE: "the service cannot be reached, is not ready or failed; retrying may help",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
+    ExitCode.PIPE_CLOSED: "the reader of the output closed it",
+}
+EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value}  {meaning}" for code, meaning in MEANINGS.items())
+
+RATE_LIMITED = 429
+
+
+class UsageProblem(TuneyardError, ValueError):
+    """Something on the command line, or in a file it names, that can't work."""
+
+    status = 400
+    code = "usage"
+
+
+class CommandGroup(TyperGroup):
+    """All of `tuneyard`: errors of its commands become a line and an exit code here."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and exit with its code."""
+        given = list(sys.argv[1:] if args is None else args)
+        rest = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
+        if not standalone_mode:
+            return super().main(given, prog_name, standalone_mode=False, **rest)
+        _write_any_text()
+        try:
+            code = super().main(given, prog_name, standalone_mode=False, **rest)
+            sys.stdout.flush()
+        except TyperException as error:
+            code = _end_usage(error, "--json" in given)
+        except _told_errors() as error:
+            code = _end_error(error, "--json" in given)
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            code = _end_pipe()
+        sys.exit(int(code or 0))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of a context; a closed pipe is left to `main`, which Typer would end as a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise typer.Exit(_end_pipe()) from None
+        except Exception as error:
+            from cli.settings import explain_settings
+
+            if problem := explain_settings(error):
+                raise problem from error
+            raise
+
+
+def _told_errors() -> tuple[type[TuneyardError], type["ClientError"]]:
+    """The errors that are shown as one sentence; ClientError is only imported once there is an error."""
+    from tuneyard_client.errors import ClientError
+
+    return TuneyardError, ClientError
+
+
+def exit_code_of(error: "TuneyardError | ClientError") -> ExitCode:
+    """The exit code that an error stands for."""
+    from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedAnswer
+
+    if isinstance(error, UsageProblem) or error.code in ("folder_exists", "invalid_api_key"):
+        return ExitCode.USAGE
+    if isinstance(error, ServiceUnreachable | UnexpectedAnswer | ChecksumMismatch):
+        return ExitCode.UNAVAILABLE
+    is_passing = error.status >= 500 or error.status == RATE_LIMITED
+    return ExitCode.UNAVAILABLE if is_passing else ExitCode.REFUSED
+
+
+def fail(message: str) -> NoReturn:
+    """End the command as wrong usage."""
+    raise UsageProblem(message)
+
+
+def _end_error(error: "TuneyardError | ClientError", as_json: bool) -> ExitCode:
+    request_id = getattr(error, "request_id", None)
+    if as_json:
+        _print_error(str(error), error.code, request_id)
+    else:
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        is_list = any(line.startswith(" ") for line in more)
+        note = f" (request {escape(request_id)})" if request_id and error.status >= 500 else ""
+        text = "\n".join(map(escape, [first, *more])) if is_list else "; ".join(map(escape, [first, *more]))
+        typer.echo(f"tuneyard: {text}{note}", err=True)
+    return exit_code_of(error)
+
+
+def _end_usage(error: TyperException, as_json: bool) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+        typer.echo(error.format_message(), err=True)
+        return ExitCode.USAGE
+    message = " ".join(error.format_message().split())
+    if as_json:
+        _print_error(message, UsageProblem.code, None)
+    else:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "tuneyard"
+        typer.echo(f"tuneyard: {escape(message)}\nTry `{command} --help`.", err=True)
+    return ExitCode.USAGE
+
+
+def _print_error(detail: str, code: str, request_id: str | None) -> None:
+    """In the shape of the service's own errors, on one line."""
+    typer.echo(json.dumps({"detail": detail, "code": code, "request_id": request_id}), err=True)
+
+
+def _end_pipe() -> ExitCode:
+    """Discard what is still buffered, since the reader closed the pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    return ExitCode.PIPE_CLOSED
+
+
+def _write_any_text() -> None:
+    """A terminal that can't show a character gets its number, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

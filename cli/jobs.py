@@ -1,0 +1,239 @@
+"""`tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`, `deliveries`: jobs of a running service."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli.exit import ExitCode
+from cli.job_options import JobOptions, takes_job_options
+from cli.output import open_console, print_json, print_line, print_warnings, print_yaml
+from cli.service import JobArgument, JsonOption, UrlOption, connected
+
+if TYPE_CHECKING:
+    from tuneyard_client import Tuneyard
+    from tuneyard_wire.deliveries import Delivery
+    from tuneyard_wire.jobs import TrainJob
+
+PANEL = "Jobs"
+
+Status = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
+PairOption = typer.Option("--metadata", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+@takes_job_options
+def submit(
+    job: JobOptions,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Submit a job and print its id.
+
+    Options override the file; --set overrides both. What is not given has the service's defaults: those of the SFT
+    API with --config or a field that only it has (base_model, dataset_name), else those of the Training API.
+    With --watch the exit code is 0 if the job completes and 1 if it fails or is cancelled.
+    """
+    submission = job.build()
+    with connected(url) as client:
+        submitted = submission.complete(client).send(client, job.strategy, job.strict)
+        if watch or not as_json:
+            print_warnings([warning.message for warning in submitted.warnings])
+        if watch:
+            print_line(submitted.job_id, err=as_json)
+            raise typer.Exit(_watch(client, submitted.job_id, as_json))
+    if as_json:
+        print_json({"warnings": [], **submitted.model_dump(mode="json")})
+    else:
+        print_line(submitted.job_id)
+        print_line(submitted.message or f"The job is {submitted.status}", err=True)
+
+
+@commands.command("list", rich_help_panel=PANEL)
+def list_jobs(
+    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs with this base model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Only jobs that train this adapter.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset: NAME or NAME@REVISION.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs after this ISO 8601 time.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs before this time.")] = None,
+    metadata: Annotated[list[str] | None, PairOption] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List jobs, newest first."""
+    from cli.values import read_pairs
+
+    filters: dict[str, Any] = {
+        "status": status,
+        "model": model,
+        "adapter": adapter,
+        "dataset": dataset,
+        "created_after": after,
+        "created_before": before,
+        "metadata": read_pairs("--metadata", metadata or []) or None,
+    }
+    with connected(url) as client:
+        jobs = client.jobs(limit=limit, **filters)
+    if as_json:
+        print_json([job.model_dump(mode="json") for job in jobs])
+    else:
+        _print_table(jobs)
+
+
+@commands.command(rich_help_panel=PANEL)
+def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show a job: status, configuration, progress, and the result with its warnings."""
+    from cli.references import find_job_id
+
+    with connected(url) as client:
+        found = client.job(find_job_id(client, job)).model_dump(mode="json", exclude_none=not as_json)
+    if as_json:
+        print_json(found)
+    else:  # the longest part first, so that what came of it stands at the end, beside the prompt
+        head = {name: found.pop(name) for name in ("job_id", "status", "config") if name in found}
+        print_yaml(head | found)
+
+
+@commands.command(rich_help_panel=PANEL)
+def watch(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Follow a job until it ends. The exit code is 0 if it completes and 1 if it fails or is cancelled."""
+    from cli.references import find_job_id
+
+    with connected(url) as client:
+        raise typer.Exit(_watch(client, find_job_id(client, job), as_json))
+
+
+@commands.command(rich_help_panel=PANEL)
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Number of lines from the end.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line of the log.")] = False,
+    url: UrlOption = None,
+) -> None:
+    """Print a job's log."""
+    from cli.references import find_job_id
+
+    with connected(url) as client:
+        for line in client.logs(find_job_id(client, job), follow=follow, tail=tail):
+            if as_json:
+                typer.echo(json.dumps(line.model_dump(mode="json")))  # in ASCII
+            else:
+                print_line(f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S}  {line.level:<7}  {line.message}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def download(
+    job: JobArgument,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Download a completed job's adapter into a folder and verify its checksum."""
+    from cli.references import find_job_id
+
+    with connected(url) as client:
+        job_id = find_job_id(client, job)
+        made = client.download_adapter(job_id, folder)
+    if as_json:
+        print_json({"job_id": job_id, "folder": str(made)})
+    else:
+        print_line(str(made))
+
+
+@commands.command(rich_help_panel=PANEL)
+def cancel(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Cancel a queued or running job."""
+    from cli.references import find_job_id
+
+    with connected(url) as client:
+        response = client.cancel(find_job_id(client, job))
+    if as_json:
+        print_json(response.model_dump(mode="json"))
+    else:
+        print_line(response.message)
+
+
+@commands.command(rich_help_panel=PANEL)
+def deliveries(
+    job: JobArgument,
+    resend: Annotated[str | None, typer.Option(metavar="DELIVERY", help="Send this delivery again.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List a job's webhook deliveries with every attempt, or send one again."""
+    from cli.references import find_delivery_id, find_job_id
+
+    with connected(url) as client:
+        job_id = find_job_id(client, job)
+        if resend:
+            found = [client.resend(job_id, find_delivery_id(client, job_id, resend))]
+        else:
+            found = client.deliveries(job_id)
+    if as_json:
+        print_json([delivery.model_dump(mode="json") for delivery in found])
+        return
+    if not found:
+        print_line("The job has no deliveries: it has no webhook_url, or nothing to tell yet.", err=True)
+    for delivery in found:
+        then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
+        print_line(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")
+        for attempt in delivery.attempts:
+            outcome = attempt.error or f"HTTP {attempt.status_code}"
+            print_line(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {outcome}")
+
+
+def _name_event(delivery: "Delivery") -> str:
+    return delivery.status if delivery.event == "ended" else delivery.event
+
+
+def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
+    """Follow a job; the exit code."""
+    from cli.watch import watch_job
+
+    try:
+        job = watch_job(client, job_id, open_console(stderr=as_json))
+    except KeyboardInterrupt:
+        print_line(f"The job continues: `tuneyard watch {job_id}`, `tuneyard cancel {job_id}`", err=True)
+        return ExitCode.INTERRUPTED
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    elif job.status == "completed":
+        print_warnings(job.result.warnings if job.result else [])
+        print_line(f"completed: {job.output_path}")
+    else:
+        print_line(f"tuneyard: job {job_id} {job.status}{f': {job.error}' if job.error else ''}", err=True)
+    return ExitCode.OK if job.status == "completed" else ExitCode.JOB_FAILED
+
+
+def _print_table(jobs: "list[TrainJob]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from jobs.sanitizing.log_lines import escape
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("ID", no_wrap=True)
+    for header in ("STATUS", "MODEL", "DATASET", "ADAPTER", "PROGRESS", "STARTED"):
+        table.add_column(header, overflow="fold")
+    for job in jobs:
+        config = job.config
+        state = f"{job.status} ({job.queue_position})" if job.queue_position is not None else job.status
+        percent = job.progress.percent if job.progress else None
+        progress = "" if percent is None else f"{percent:.0f} %"
+        names = [config.get(key) for key in ("model_name", "dataset_version", "lora_name")]
+        began = None if job.status in ("created", "queued") else job.start_time
+        cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(began)]
+        table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in cells))
+    open_console().print(table)
+
+
+def _local_time(seconds: float | None) -> str:
+    return "" if not seconds else f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M}"

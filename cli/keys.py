@@ -1,0 +1,104 @@
+"""`tuneyard keys`: create, list and revoke API keys."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Engine
+
+from cli.output import print_json, print_line
+from cli.references import choose_by_prefix, is_whole
+from cli.service import JsonOption
+from jobs.clients import keys
+from jobs.clients.keys import KeyScope
+from jobs.service.access import StackAccess
+from jobs.settings import Settings
+from jobs.stack import local as stack
+from jobs.storage.tables import ApiKey
+
+keys_app = typer.Typer(
+    help="API keys: create, list, revoke. Creating the first key turns authentication on, permanently.",
+    no_args_is_help=True,
+)
+
+
+@keys_app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Name of the key, such as that of its user.")],
+    scope: Annotated[
+        KeyScope, typer.Option(help="read: only GET; submit: also submit, cancel and save; admin: everything.")
+    ] = KeyScope.SUBMIT,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a key. It is displayed once."""
+    with _database() as engine:
+        is_first = not keys.list_keys(engine)
+        record, key = keys.create_key(engine, name, scope)
+    if is_first:
+        keys.remember_keys(keys.keys_marker(Settings().home))  # a running API here asks for keys at once
+    if as_json:
+        print_json({**_plain(record), "key": key, "is_first": is_first})
+        return
+    print_line(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
+    typer.echo(key)  # alone on standard output, for KEY=$(tuneyard keys create ci)
+    if is_first:
+        typer.echo(
+            "This is the first key: from now on the API requires one. Prefect's UI and API on this machine require a "
+            "password after the next start of the stack: `tuneyard down`, then `tuneyard up`.",
+            err=True,
+        )
+
+
+@keys_app.command("list")
+def show(as_json: JsonOption = False) -> None:
+    """List keys (secrets are not shown)."""
+    with _database() as engine:
+        records = keys.list_keys(engine)
+    if as_json:
+        print_json([_plain(record) for record in records])
+        return
+    if not records:
+        typer.echo("There are no keys: the API does not require one.")
+    for record in records:
+        state = f"revoked {record.revoked_at:%Y-%m-%d}" if record.revoked_at else "valid"
+        scopes = ",".join(record.scopes)
+        print_line(
+            f"{record.id}  {record.prefix}…  {scopes:<6}  {record.created_at:%Y-%m-%d}  {state:<18}  {record.name}"
+        )
+
+
+@keys_app.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, or its first characters (4 or more).")],
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key, within a few seconds and for good. The API still requires a key when the last one is revoked."""
+    with _database() as engine:
+        known = {} if is_whole(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
+        record = keys.revoke_key(engine, choose_by_prefix(key, "keys", known) or key)
+    if as_json:
+        print_json(_plain(record))
+    else:
+        print_line(f"Revoked {record.id} ({record.name}).")
+
+
+def _plain(record: ApiKey) -> dict[str, Any]:
+    return {
+        "id": str(record.id),
+        "name": record.name,
+        "prefix": record.prefix,
+        "scopes": [*record.scopes],
+        "created_at": record.created_at.isoformat(),
+        "revoked_at": record.revoked_at.isoformat() if record.revoked_at else None,
+    }
+
+
+@contextmanager
+def _database() -> Iterator[Engine]:
+    """The database of keys; the stack is started if need be."""
+    settings = Settings()
+    if not stack.is_up(settings):
+        typer.echo("Starting the local stack ...", err=True)
+    with StackAccess(settings) as door:
+        yield door.open().engine

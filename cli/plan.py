@@ -1,0 +1,150 @@
+"""`tuneyard plan`: what a job would take, before it is submitted."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.exit import fail
+from cli.job_options import JobOptions, takes_job_options
+from cli.jobs import PANEL
+from cli.output import escape_lines, open_console, print_json
+from cli.service import JsonOption, UrlOption, connected
+from jobs.sanitizing.log_lines import escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cli.submission import Submission
+
+commands = typer.Typer()
+
+BAR_CELLS = 30
+GB, MINUTE = 1e9, 60
+
+
+@commands.command(rich_help_panel=PANEL)
+@takes_job_options
+def plan(
+    job: JobOptions,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="No effect on a plan.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Plan on this machine, without a running service.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Estimate a job before you submit it: rows, tokens, steps, memory, disk, time. No job is made.
+
+    Takes the options of `tuneyard submit`. The rows are tokenized, and the job reuses them.
+    """
+    if here and job.config is not None:
+        fail("--config needs the service, which has the saved configurations; leave out --here")
+    submission = job.build()
+    response = _plan_here(submission) if here else _ask_service(submission, url)
+    if as_json:
+        print_json(response)
+    else:
+        _show(open_console(), response)
+
+
+def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
+    with connected(url) as client:
+        response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
+    return response
+
+
+def _plan_here(submission: "Submission") -> dict[str, Any]:
+    """In a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
+    from pydantic import ValidationError
+
+    from api.training_request import TrainingRequest
+    from jobs.service.planner import plan_once
+    from jobs.settings import Settings
+    from jobs.stack.endpoints import Endpoints
+    from jobs.stack.local import is_up
+    from sft.config import SFTConfig
+    from sft.errors import InvalidConfig
+    from sft.explanations import explain_validation_error
+
+    settings = Settings()
+    endpoints = Endpoints.read(settings.home)
+    if endpoints is not None and is_up(settings):
+        settings = endpoints.fill(settings)
+    if submission.dialect == "sft":
+        return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings)
+    try:
+        request = TrainingRequest.model_validate(dict(submission.fields))
+    except ValidationError as error:
+        raise InvalidConfig(explain_validation_error(error, TrainingRequest)) from error
+    return plan_once(request.to_spec(settings.default_dataset).config, settings)
+
+
+def _show(console: "Console", plan: dict[str, Any]) -> None:
+    _show_rows(console, plan)
+    _show_needs(console, plan)
+    for sample in plan["samples"]:
+        _show_sample(console, sample)
+    for warning in plan["warnings"]:
+        console.print(f"! {escape(warning['message'])}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
+    dataset, tokens, batches = plan["dataset"], plan["tokens"], plan["batches"]
+    revision = f"@{dataset['revision']}" if dataset["revision"] else ""
+    console.print(escape(f"{dataset['name']}{revision}  md5 {dataset['md5']}"), markup=False, soft_wrap=True)
+    for split, counts in plan["rows"].items():
+        if counts is None:
+            continue
+        left_out = [
+            f"{counts[name]} {name.replace('_', ' ')}"
+            for name in ("dropped", "invalid", "too_long", "truncated")
+            if counts[name]
+        ]
+        console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
+        for told in counts.get("reasons", []):
+            first = ", ".join(map(str, told["rows"])) + (" …" if told["count"] > len(told["rows"]) else "")
+            console.print(escape(f"  {told['count']} invalid: {told['reason']} (row {first})"), markup=False)
+    share = f"{tokens['supervised_share']:.0%} supervised"
+    console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
+    most = max(bin["rows"] for bin in tokens["histogram"])
+    for bin in tokens["histogram"]:
+        bar = "█" * round(BAR_CELLS * bin["rows"] / most)
+        console.print(f"  {bin['from']:>6} to {bin['to']:<6}{bin['rows']:>7}  {bar}")
+    console.print(f"padding saved by packing: {batches['padding_saved']:.0%}")
+
+
+def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
+    memory, disk, time, device = plan["memory"], plan["disk"], plan["time"], plan["device"]
+    trainable = plan["model"]["trainable_parameters"]
+    trained = f"{trainable:,} weights trained ({plan['model']['share']:.2%})"
+    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trained}")
+    adapted = ", ".join(f"{count} {name}" for name, count in plan["model"]["adapted"].items())
+    if adapted:
+        console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
+    on = escape(device["name"])
+    console.print(
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {on} "
+        f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",
+        markup=False,
+    )
+    console.print(f"disk   {disk['needed_bytes'] / GB:.2f} GB of {disk['free_bytes'] / GB:.1f} GB free")
+    basis = {"past_runs": "by past jobs", "probe": "by a probe", "matrix_product": "a rough guess"}[time["basis"]]
+    console.print(
+        f"time   {_minutes(time['total_seconds'])}, {_minutes(time['train_seconds'])} of it training at "
+        f"{time['tokens_per_second']:.0f} tokens/s ({basis})"
+    )
+
+
+def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    console.rule(f"row {sample['row']}: {sample['tokens']} tokens, {sample['supervised_tokens']} supervised (marked)")
+    text = Text()
+    for part in sample["parts"]:
+        if part["supervised"]:
+            text.append("»" + escape_lines(part["text"]) + "«", style="bold green")
+        else:
+            text.append(escape_lines(part["text"]))
+    console.print(text)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 2 * MINUTE else f"{seconds / MINUTE:.0f} min"

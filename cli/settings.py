@@ -1,0 +1,44 @@
+"""Settings that can't be read, as what is wrong with which environment variable."""
+
+import os
+
+from cli.exit import UsageProblem
+
+PREFIX = "TUNEYARD_"
+_SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # kinds of problems whose values are not secrets
+
+
+def explain_settings(error: Exception) -> UsageProblem | None:
+    """The problem that an error of reading the settings stands for; None for any other error."""
+    if not type(error).__module__.startswith("pydantic"):
+        return None
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    if isinstance(error, SettingsError):
+        field = next((name for name in _fields() if f'"{name}"' in str(error)), None)
+        return UsageProblem(f'{_variable(field)} must be JSON, such as a list: ["a"]') if field else None
+    if not isinstance(error, ValidationError) or error.title != "Settings":
+        return None
+    from sft.explanations import explain_problems
+
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False):
+        name = _variable(str(problem["loc"][0])) if problem["loc"] else ""
+        value = os.environ.get(name) if problem["type"].startswith(_SHOWN) else "..."
+        problems.append({**problem, "loc": (name,) if name else (), "input": value})
+    return UsageProblem(explain_problems(problems, []))
+
+
+def _fields() -> list[str]:
+    from jobs.settings import Settings
+
+    return [*Settings.model_fields]
+
+
+def _variable(field: str) -> str:
+    from jobs.settings import Settings
+
+    info = Settings.model_fields.get(field)
+    alias = info.validation_alias if info else field
+    return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"

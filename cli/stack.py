@@ -1,0 +1,186 @@
+"""`tuneyard up`, `down`, `status`, `serve`: the local stack, and the REST API in the foreground."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.output import print_json, print_line
+from cli.service import JsonOption
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+    from jobs.stack.local import PartStatus
+
+SHUTDOWN_SECONDS = 5  # how long open streams may hold up a stop
+
+PANEL = "The service on this machine"
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Write tracebacks into the logs of jobs; needs a stack that is down.")
+]
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+def up(debug: DebugOption = False, as_json: JsonOption = False) -> None:
+    """Start the local stack, or the parts of it that do not run or were deleted, and leave it running."""
+    from jobs.stack import local as stack
+
+    settings = stack.ensure_up(read_settings(debug))
+    made = stack.repair(settings)
+    if as_json:
+        print_json({"prefect_ui": _prefect_ui(settings), "mlflow_ui": settings.mlflow_tracking_uri})
+    else:
+        if made:
+            print_line(f"Created again what was deleted in Prefect: {', '.join(made)}")
+        show_addresses(settings)
+
+
+@commands.command(rich_help_panel=PANEL)
+def down(as_json: JsonOption = False) -> None:
+    """Stop the local stack. A running job saves its last step and resumes after the next `up`."""
+    from jobs.settings import Settings
+    from jobs.stack import local as stack
+
+    was_running = stack.down(Settings())
+    if as_json:
+        print_json({"stopped": was_running})
+    else:
+        typer.echo("Stopped." if was_running else "Nothing was running.")
+
+
+@commands.command(rich_help_panel=PANEL)
+def status(as_json: JsonOption = False) -> None:
+    """Show the parts of the local stack, their addresses and log files."""
+    from jobs.settings import Settings
+    from jobs.stack import local as stack
+    from jobs.stack.readiness import check_parts
+
+    settings = Settings()
+    found = stack.status(settings)
+    if as_json:
+        print_json([asdict(part) for part in found])
+        return
+    for part in found:
+        print_line(f"{part.name:<10} {part.state:<9} {describe_process(part):<26} {part.address}")
+        if part.log_path is not None:
+            print_line(f"{'':<10} {part.log_path}")
+    if stack.is_up(settings) and not (check := check_parts(settings)["work_pool"]).ok:
+        print_line(f"Jobs wait: {check.detail}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def serve(debug: DebugOption = False) -> None:
+    """Serve the REST API in the foreground until Ctrl-C, with the local stack.
+
+    A stack that this command started is stopped with it; one that was running keeps running.
+    """
+    import uvicorn
+
+    from jobs.stack import local as stack
+    from jobs.stack import parts
+
+    settings = read_settings(debug)
+    with _stopped_by_signals() as stop_requested:
+        was_up = stack.is_up(settings)
+        parts.check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
+        if not was_up:
+            typer.echo("Starting the local stack ...")
+        try:
+            addresses = stack.ensure_up(settings)
+            if stop_requested.is_set():
+                return
+            show_addresses(addresses, api=f"http://{settings.host}:{settings.api_port}")
+            uvicorn.run(
+                "app.main:app",
+                host=settings.host,
+                port=settings.api_port,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            )
+        finally:
+            if not was_up and not settings.is_external:
+                _ignore_signals()
+                typer.echo("Stopping the local stack ...")
+                stack.down(settings)
+
+
+@commands.command(rich_help_panel=PANEL)
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine for problems and suggest fixes. Exits 1 if any are found."""
+    from cli import doctor
+
+    doctor.doctor(as_json)
+
+
+def show_addresses(settings: "Settings", api: str | None = None) -> None:
+    """Print the addresses of the API and the web pages."""
+    from jobs.engine.credentials import profile_path
+
+    if api:
+        typer.echo(f"API         {api}  (documentation at {api}/docs)")
+    password = f"  (password in {profile_path(settings.home)})" if settings.prefect_auth_string else ""
+    typer.echo(f"Prefect UI  {_prefect_ui(settings)}{password}")
+    typer.echo(f"MLflow UI   {settings.mlflow_tracking_uri}")
+
+
+def _prefect_ui(settings: "Settings") -> str:
+    return str(settings.prefect_api_url).removesuffix("/api")
+
+
+def describe_process(part: "PartStatus") -> str:
+    """`pid 12, up 0:03:20`, or nothing for a part that does not run."""
+    if part.pid is None or part.uptime_seconds is None:
+        return ""
+    minutes, seconds = divmod(int(part.uptime_seconds), 60)
+    return f"pid {part.pid}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def read_settings(debug: bool) -> "Settings":
+    """The settings; with `debug` those of a stack whose jobs write tracebacks, which one that is up can't become."""
+    from jobs.settings import Settings
+    from jobs.stack import local as stack
+
+    if not debug:
+        return Settings()
+    os.environ["TUNEYARD_DEBUG"] = "true"
+    settings = Settings()
+    if stack.is_up(settings):
+        typer.echo("The stack is up and stays as it was started; for --debug run `tuneyard down` first.", err=True)
+    return settings
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """A stop signal, at whatever point it comes, ends the block in order and the command with success.
+
+    Python drops what a handler raises while a destructor runs, so the block is also told by an event.
+    """
+    requested = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        requested.set()
+        raise typer.Exit(0)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    """A second Ctrl-C must not leave half of the stack behind."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

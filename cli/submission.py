@@ -1,0 +1,257 @@
+"""A job put together from a file, options and `--set`, in the words of either API."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from cli.exit import UsageProblem
+from cli.values import check_json, load_yaml
+
+if TYPE_CHECKING:
+    from tuneyard_client import Tuneyard
+    from tuneyard_client.models import Strategy
+    from tuneyard_wire.jobs import Submitted
+    from tuneyard_wire.plan import Plan
+
+Fields = Mapping[str, Any]
+
+# The SFT API's name of a field, where it differs from the Training API's.
+SFT_NAMES = {
+    "model_name": "base_model",
+    "dataset_version": "dataset_name",
+    "template": "template_name",
+    "cutoff_len": "max_seq_length",
+    "lora_name": "adapter_name",
+}
+TRAINING_NAMES = {sft: training for training, sft in SFT_NAMES.items() if sft != "dataset_name"}
+BESIDE_CONFIG = {
+    "adapter_name": str,
+    "tracking_backend": str,
+    "webhook_url": str,
+    "webhook_events": list,
+    "metadata": dict,
+    "priority": str,
+    "config_id": str,
+}
+# Only the SFT API can say what these say.
+_SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
+# Of the Training API; said otherwise in the SFT API.
+_TRAINING_ONLY = ("save_name", "lora_version", "logging_backend", "training_type")
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job before it is sent.
+
+    Attributes:
+        dialect: Which API's words `fields` are in.
+        around: What the SFT API takes beside `config`; empty in the Training API's words.
+        revision: A revision whose dataset is that of the saved configuration, which only the service knows.
+    """
+
+    dialect: Literal["training", "sft"]
+    fields: Fields
+    around: Fields = field(default_factory=dict)
+    revision: str | None = None
+
+    def complete(self, client: "Tuneyard") -> "Submission":
+        """The same with the saved configuration's id in full and its dataset named."""
+        from cli.references import find_config_id
+
+        if "config_id" not in self.around:
+            return self
+        config_id = find_config_id(client, self.around["config_id"])
+        fields = dict(self.fields)
+        if self.revision is not None:
+            saved = client.configs.get(config_id).config.get("dataset_name")
+            fields["dataset_name"] = f"{_dataset_of(saved) or default_dataset()}@{self.revision}"
+        return replace(self, fields=fields, around={**self.around, "config_id": config_id}, revision=None)
+
+    def send(self, client: "Tuneyard", strategy: "Strategy", strict: bool) -> "Submitted":
+        """Submit the job."""
+        if self.dialect == "training":
+            return client.submit(self.fields, strategy, strict=strict)
+        return client.sft(self.fields, **self.around, strategy=strategy, strict=strict)
+
+    def plan(self, client: "Tuneyard") -> "Plan":
+        """Plan the job."""
+        if self.dialect == "training":
+            return client.plan(self.fields)
+        return client.plan_sft(self.fields, **self.around)
+
+
+def build_submission(
+    file: Fields, options: Fields, settings: Fields, config: str | None = None, require: bool = True
+) -> Submission:
+    """Join what a user gave; the later of file, options and settings wins.
+
+    Words of the other API are translated, so that a file in either can be combined with options and a saved
+    configuration.
+
+    Args:
+        file: Fields of either API, or a whole body of `POST /api/sft/train`.
+        options: Fields in the Training API's words; None where an option was not given.
+        settings: `--set`: fields of either API.
+        config: A saved configuration to start from, as the user names it; the other fields override its own.
+        require: Whether a model and a dataset must be named.
+
+    Raises:
+        UsageProblem: a name is not known, two names say the same, no model or no dataset is named, or a value is
+            nothing that JSON can hold.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    sources = [_flatten(file), given, _flatten(settings)]
+    names = [name for source in (file, settings, *sources, {"config_id": config} if config else {}) for name in source]
+    is_sft = any(mark in names for mark in _SFT_MARKS)
+    values = _join([_translate(source, SFT_NAMES if is_sft else TRAINING_NAMES) for source in sources])
+    if config is not None:
+        values["config_id"] = config
+    submission = _sft_submission(values) if is_sft else _training_submission(values)
+    check_json({**submission.fields, **submission.around}, "the job")
+    if require and "config_id" not in submission.around:
+        _require(submission)
+    return submission
+
+
+def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """The values of `--set`: YAML scalars, lists and mappings, but text where a field holds nothing else."""
+    values = {}
+    for name, text in pairs.items():
+        try:
+            value = load_yaml(text)
+        except UsageProblem as error:
+            raise UsageProblem(f"--set {name}: {error}") from error
+        values[name] = text if value is not None and name in _text_fields() else value
+    return values
+
+
+def default_dataset() -> str:
+    """The dataset that a bare revision refers to."""
+    from jobs.settings import Settings
+
+    return Settings().default_dataset
+
+
+@cache
+def known_fields() -> dict[str, Any]:
+    """Every field of both APIs, with its type."""
+    from sft.config import SFTConfig
+    from tuneyard_client.models import TrainingFields
+
+    engine = {name: info.annotation for name, info in SFTConfig.model_fields.items()}
+    return {**BESIDE_CONFIG, **engine, **get_type_hints(TrainingFields)}
+
+
+@cache
+def _text_fields() -> frozenset[str]:
+    return frozenset(name for name, kind in known_fields().items() if kind in (str, str | None))
+
+
+def _flatten(source: Fields) -> dict[str, Any]:
+    """A body of `POST /api/sft/train` with the fields of its `config` beside the others."""
+    nested = source.get("config") or {}
+    if not isinstance(nested, Mapping):
+        raise UsageProblem(f"config must hold the fields of a configuration, got {nested!r:.80}")
+    outer = {name: value for name, value in source.items() if name != "config"}
+    if twice := sorted({*outer} & {*nested}):
+        raise UsageProblem(f"{twice[0]} is given in config and beside it; give it once")
+    return {**outer, **nested}
+
+
+def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
+    unknown = [name for name in source if name not in known_fields()]
+    if unknown:
+        from sft.explanations import find_nearest
+
+        nearest = find_nearest(unknown[0], known_fields())
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        raise UsageProblem(f"{unknown[0]} is not a known field{hint}")
+    values: dict[str, Any] = {}
+    by_name: dict[str, str] = {}
+    for name, value in source.items():
+        translated = words.get(name, name)
+        if other := by_name.get(translated):
+            raise UsageProblem(f"{other} and {name} are two names of the same field; give one")
+        by_name[translated] = name
+        is_revision = name == "dataset_version" and translated == "dataset_name" and "@" not in str(value)
+        values[translated] = _Revision(value) if is_revision and isinstance(value, str) else value
+    return values
+
+
+@dataclass(frozen=True)
+class _Revision:
+    """Of a dataset that is named elsewhere."""
+
+    name: str
+
+
+def _join(sources: Sequence[Fields]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.items():
+            before = _dataset_of(values.get(name)) if isinstance(value, _Revision) else None
+            values[name] = f"{before}@{value.name}" if before and isinstance(value, _Revision) else value
+    return values
+
+
+def _dataset_of(reference: object) -> str | None:
+    """The dataset's name in `name@revision`."""
+    name, at, _ = reference.partition("@") if isinstance(reference, str) else ("", "", "")
+    return name if at and name else None
+
+
+def _training_submission(values: dict[str, Any]) -> Submission:
+    dataset = values.get("dataset_version")
+    if isinstance(dataset, str) and dataset.lower().endswith(_DATA_SUFFIXES):
+        raise UsageProblem(
+            f"--dataset {dataset!r} looks like a file, but names a revision; for a file below the data root or a Hub "
+            f"dataset use --set dataset_name={dataset}"
+        )
+    return Submission("training", values)
+
+
+def _sft_submission(values: dict[str, Any]) -> Submission:
+    _translate_training_only(values)
+    dataset, revision = values.get("dataset_name"), None
+    if isinstance(dataset, _Revision):
+        del values["dataset_name"]
+        if "config_id" in values:
+            revision = dataset.name
+        else:
+            values["dataset_name"] = f"{default_dataset()}@{dataset.name}"
+    if "config_id" not in values:
+        values.setdefault("dataset_format", "auto")
+    around = {name: values.pop(name) for name in BESIDE_CONFIG if name in values}
+    return Submission("sft", values, around, revision)
+
+
+def _translate_training_only(values: dict[str, Any]) -> None:
+    """Say in the SFT API's words what has another form there."""
+    given = {name: values.pop(name) for name in _TRAINING_ONLY if values.get(name) is not None}
+    for name in _TRAINING_ONLY:
+        values.pop(name, None)
+    if given.get("training_type", "sft") != "sft":
+        raise UsageProblem(f"training_type must be 'sft', got {given['training_type']!r}")
+    if "logging_backend" in given:
+        values.setdefault("tracking_backend", given["logging_backend"])
+    if "lora_version" in given:
+        if values.get("adapter_name") is None:
+            raise UsageProblem("lora_version needs lora_name (--name): the adapter to start from")
+        if values.get("adapter_path") is not None:
+            raise UsageProblem("lora_version and adapter_path both name an adapter to start from; give one")
+        values["adapter_path"] = f"models:/{values['adapter_name']}/{given['lora_version']}"
+    if "save_name" in given:
+        values["adapter_name"] = given["save_name"]
+
+
+def _require(submission: Submission) -> None:
+    is_sft = submission.dialect == "sft"
+    wanted = {
+        "base_model" if is_sft else "model_name": "a base model (--model)",
+        "dataset_name" if is_sft else "dataset_version": "a dataset (--dataset)",
+    }
+    missing = [words for name, words in wanted.items() if submission.fields.get(name) in (None, "")]
+    if missing:
+        raise UsageProblem(f"name {' and '.join(missing)}, in a --file, or by a saved --config")

@@ -1,0 +1,1 @@
+"""What is kept for clients of the API: keys, saved configurations, idempotency keys."""

@@ -1,0 +1,191 @@
+"""API keys: who may read, submit and administer. A key is shown once and kept only as a hash."""
+
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from jobs.storage.tables import ApiKey
+from sft.errors import InvalidConfig, StackError, TuneyardError
+
+logger = logging.getLogger(__name__)
+
+KEY_MARK = "ty_"  # makes a leaked key easy to search for
+SHOWN_CHARACTERS = 11  # of a key, in lists
+TTL_SECONDS = 3.0  # a revoked key works no longer than this
+NEW_KEY_SECONDS = 1.0  # a key that was just made is refused no longer than this
+
+
+class KeyScope(StrEnum):
+    """What a key allows; each includes those before it."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+    def includes(self, other: "KeyScope") -> bool:
+        """Whether a key of this scope may do what needs `other`."""
+        order = list(KeyScope)
+        return order.index(self) >= order.index(other)
+
+
+class KeyNotFound(TuneyardError, LookupError):
+    """No API key has this id."""
+
+    status = 404
+    code = "api_key_not_found"
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who a request comes from."""
+
+    key_id: UUID
+    name: str
+    scope: KeyScope
+
+
+@dataclass(frozen=True)
+class ApiKeySnapshot:
+    """The keys that are valid, by the SHA-256 of each. `is_open`: no key was ever made, so nothing asks for one."""
+
+    clients: Mapping[str, Client]
+    is_open: bool
+
+
+def create_key(engine: Engine, name: str, scope: KeyScope) -> tuple[ApiKey, str]:
+    """Make a key; its record and the key itself, which nothing keeps. Raises InvalidConfig for a blank name."""
+    if not name.strip() or not name.isprintable():
+        raise InvalidConfig(f"name must be printable and not blank, got {name!r}")
+    key = KEY_MARK + secrets.token_urlsafe(32)
+    # A random key of 256 bits can't be guessed from its hash: the slow hashes are for passwords.
+    record = ApiKey(name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value])
+    with Session(engine, expire_on_commit=False) as session:
+        session.add(record)
+        session.commit()
+        session.refresh(record)
+    return record, key
+
+
+def list_keys(engine: Engine) -> list[ApiKey]:
+    """Every key ever made, revoked ones included, oldest first."""
+    with Session(engine, expire_on_commit=False) as session:
+        return [*session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))]
+
+
+def revoke_key(engine: Engine, key_id: str) -> ApiKey:
+    """End a key's validity, for good; doing it again changes nothing. Raises KeyNotFound."""
+    try:
+        parsed = UUID(key_id)
+    except ValueError as error:
+        raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them") from error
+    with Session(engine, expire_on_commit=False) as session:
+        record = session.get(ApiKey, parsed)
+        if record is None:
+            raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them")
+        record.revoked_at = record.revoked_at or datetime.now(UTC)
+        session.commit()
+        return record
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key, in hexadecimal."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_book(engine: Engine) -> ApiKeySnapshot:
+    """The keys as the database has them. Revoking the last key does not open the service again."""
+    records = list_keys(engine)
+    clients = {
+        record.key_sha256: Client(record.id, record.name, max(map(KeyScope, record.scopes), key=list(KeyScope).index))
+        for record in records
+        if record.revoked_at is None
+    }
+    return ApiKeySnapshot(clients, is_open=not records)
+
+
+class ApiKeyCache:
+    """The key book, read again every few seconds, so that a request costs no query. Thread-safe.
+
+    Once keys were in use it never opens again, whatever becomes of the database: see `marker`.
+    """
+
+    def __init__(self, read: Callable[[], ApiKeySnapshot], marker: Path) -> None:
+        self._read = read
+        self._marker = marker  # a file that outlives this process, and the database
+        self.last_book: ApiKeySnapshot | None = None
+        self._read_at = 0.0
+        self._failure: tuple[float, StackError] | None = None  # of the last reading, if it failed
+        self._lock = threading.Lock()
+
+    @property
+    def is_known_to_be_closed(self) -> bool:
+        """Whether keys are in use, by what is known without asking the database."""
+        is_seen = self.last_book is not None and not self.last_book.is_open
+        return is_seen or self._marker.exists()
+
+    def fresh_book(self, key: str | None) -> ApiKeySnapshot | None:
+        """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
+        book, age = self.last_book, time.monotonic() - self._read_at
+        if book is None or age > TTL_SECONDS or (book.is_open and self._marker.exists()):
+            return None
+        is_unknown = key is not None and not book.is_open and hash_key(key) not in book.clients
+        return None if is_unknown and age > NEW_KEY_SECONDS else book
+
+    def refresh(self, key: str | None) -> ApiKeySnapshot:
+        """Read the book, or wait for another thread that does. Raises what reading raises, to those who waited too."""
+        asked_at = time.monotonic()
+        with self._lock:
+            book = self.fresh_book(key)
+            if book is None:
+                if self._failure and self._failure[0] > asked_at:
+                    raise type(self._failure[1])(str(self._failure[1]))
+                book = self._read_or_remember()
+                self._keep_closed(book)
+                self.last_book, self._read_at = book, time.monotonic()
+            return book
+
+    def _read_or_remember(self) -> ApiKeySnapshot:
+        try:
+            book = self._read()
+        except StackError as error:
+            self._failure = (time.monotonic(), error)
+            raise
+        self._failure = None
+        return book
+
+    def _keep_closed(self, book: ApiKeySnapshot) -> None:
+        """Refuse a database without keys where there were some. Raises StackError."""
+        was_closed = self.last_book is not None and not self.last_book.is_open
+        if not book.is_open:
+            if not was_closed:
+                remember_keys(self._marker)
+        elif was_closed or self._marker.exists():
+            raise StackError(
+                "API keys were in use here, and the database holds none: it is another one, or was emptied. Restore "
+                "it, or make a key with `tuneyard keys create NAME`"
+            )
+
+
+def keys_marker(home: Path) -> Path:
+    """The file in the state folder that says that API keys are in use."""
+    return home / "api-keys-in-use"
+
+
+def remember_keys(marker: Path) -> None:
+    """Leave the marker. A folder that can't be written is logged: this process remembers all the same."""
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch(mode=0o600)
+    except OSError as error:
+        logger.warning("%s could not be made (%s): a restarted API will not know that keys are in use", marker, error)

@@ -1,0 +1,1 @@
+"""Prefect: flow runs, work pools, the job queue, and the processes it starts."""

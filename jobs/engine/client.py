@@ -1,0 +1,74 @@
+"""Prefect's own client, with a deadline for each call."""
+
+import os
+from collections.abc import Callable
+from math import inf
+from typing import Any, TypeVar
+
+import httpx
+from prefect.client.base import PrefectHttpxSyncClient
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound, PrefectException
+from tenacity import retry_if_exception_type, retry_if_result
+
+from jobs.engine.credentials import find_password
+from jobs.network.bounded_http import bound
+from jobs.network.deadlines import breaker_for, call_deadline, seconds_left
+from jobs.retrying import patient
+from jobs.settings import Settings
+from sft.errors import StackError
+from sft.loopback import is_on_this_machine
+
+T = TypeVar("T")
+
+PAUSES = (0.25, inf)
+
+
+class PatientPrefectClient(PrefectHttpxSyncClient):
+    """Prefect's, which tries again while there is time, in place of five times with up to a minute between."""
+
+    def send(self, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
+        """One call. Raises as Prefect's own, and StackError while the server is known to be away."""
+        breaker = breaker_for("Prefect's API", str(self.base_url), httpx.TimeoutException)
+        with breaker.watch(), call_deadline():
+            return super().send(request, *args, **kwargs)
+
+    def _send_with_retry(
+        self,
+        request: httpx.Request,
+        send: Any,
+        send_args: Any,
+        send_kwargs: Any,
+        retry_codes: set[int] | None = None,
+        retry_exceptions: tuple[type[Exception], ...] = (),
+    ) -> httpx.Response:
+        is_passing = retry_if_result(lambda response: response.status_code in (retry_codes or ()))
+        tries = patient(retry_if_exception_type(retry_exceptions) | is_passing, seconds_left(), PAUSES)
+        response: httpx.Response = tries(super()._send_with_retry, request, send, send_args, send_kwargs)
+        return response
+
+
+def open_prefect_client(settings: Settings) -> SyncPrefectClient:
+    """Prefect's own client of the API that the settings name, with what that asks for; to be entered."""
+    key = os.environ.get("PREFECT_API_KEY")
+    url = str(settings.prefect_api_url)
+    by_proxy = {"trust_env": not is_on_this_machine(url)}
+    client = SyncPrefectClient(url, auth_string=find_password(settings), api_key=key, httpx_settings=by_proxy)
+    bound(client._client).__class__ = PatientPrefectClient  # Prefect's client makes its own, of its own class
+    return client
+
+
+def call(request: Callable[[], T]) -> T:
+    """Run a request to Prefect, turning what a client of ours can't act on into a StackError.
+
+    Each takes no longer than `jobs.network.deadlines` allows, tries again included.
+    """
+    try:
+        return request()
+    except ObjectNotFound as error:
+        raise StackError("Prefect does not know the deployment or work pool; run `tuneyard up`") from error
+    except httpx.HTTPStatusError as error:
+        said = f"{error.response.status_code} {error.response.text[:300]}"
+        raise StackError(f"Prefect's API refused a request ({said}); see `tuneyard status`") from error
+    except (httpx.HTTPError, PrefectException) as error:
+        raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error

@@ -1,0 +1,112 @@
+"""Who may use Prefect's API: what the local server asks its clients for, and how ours show it.
+
+The local server asks for a password, and for a token against forged requests of web pages, as soon as API keys are in
+use. Both stand in a profile of Prefect's own, which its server, workers and command line read; it is private.
+"""
+
+import os
+import secrets
+import tomllib
+from base64 import b64encode
+from collections.abc import Generator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from jobs.network.bounded_http import bound
+from jobs.settings import Settings
+from sft.loopback import is_on_this_machine
+
+USER = "tuneyard"
+TIMEOUT_SECONDS = 30.0
+
+
+class PrefectAuth(httpx.Auth):
+    """Shows the credentials with each request, and a CSRF token once the server has asked for one."""
+
+    requires_response_body = True
+
+    def __init__(self, api_url: str, credentials: dict[str, str]) -> None:
+        self._token_url = f"{api_url.rstrip('/')}/csrf-token"
+        self._credentials = credentials
+        self._client_id = str(uuid4())
+        self._token: dict[str, str] = {}
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        """The request, and once more with a new token where the server misses it or has forgotten the old one."""
+        request.headers.update(self._credentials | self._token)
+        response = yield request
+        if response.status_code != httpx.codes.FORBIDDEN or "CSRF token" not in response.text:
+            return
+        wanted = {"client": self._client_id}
+        answer = yield httpx.Request("GET", self._token_url, params=wanted, headers=self._credentials)
+        if answer.is_success:
+            self._token = {"Prefect-Csrf-Token": answer.json()["token"], "Prefect-Csrf-Client": self._client_id}
+            request.headers.update(self._token)
+            yield request
+
+
+def open_client(settings: Settings, timeout_seconds: float = TIMEOUT_SECONDS) -> httpx.Client:
+    """A plain client of the Prefect API that the settings name; a server on this machine is asked through no proxy."""
+    api_url = str(settings.prefect_api_url)
+    auth = PrefectAuth(api_url, find_credentials(settings))
+    by_proxy = not is_on_this_machine(api_url)
+    return bound(httpx.Client(base_url=api_url, timeout=timeout_seconds, trust_env=by_proxy, auth=auth))
+
+
+def find_credentials(settings: Settings) -> dict[str, str]:
+    """The header a Prefect server may ask for: the local one's password, or what Prefect's own variables name."""
+    if words := find_password(settings):
+        return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    return {}
+
+
+def find_password(settings: Settings) -> str | None:
+    """`user:password` of the Prefect server that the settings name, as Prefect's PREFECT_API_AUTH_STRING has it."""
+    profile = _read_profile(settings.home)
+    if profile.get("PREFECT_API_URL") == settings.prefect_api_url:
+        return profile["PREFECT_API_AUTH_STRING"]
+    return settings.prefect_auth_string.get_secret_value() if settings.prefect_auth_string else None
+
+
+def guard_server(settings: Settings, is_needed: bool) -> None:
+    """Have the local Prefect server, which starts next, ask for a password, or for none. It keeps the one it had.
+
+    Args:
+        settings: with the address of the server.
+    """
+    path = profile_path(settings.home)
+    if not is_needed:
+        path.unlink(missing_ok=True)
+        return
+    words = _read_profile(settings.home).get("PREFECT_API_AUTH_STRING") or f"{USER}:{secrets.token_urlsafe(24)}"
+    values = {
+        "PREFECT_API_URL": str(settings.prefect_api_url),
+        "PREFECT_API_AUTH_STRING": words,
+        "PREFECT_SERVER_API_AUTH_STRING": words,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    }
+    lines = [f'active = "{USER}"', "", f"[profiles.{USER}]", *(f'{name} = "{value}"' for name, value in values.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fresh.rename(path)
+
+
+def profile_path(home: Path) -> Path:
+    """Prefect's settings of this state folder's stack; absent while nobody needs a password."""
+    return home / "prefect" / "profiles.toml"
+
+
+def _read_profile(home: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(profile_path(home).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    profile: dict[str, str] = content.get("profiles", {}).get(USER, {})
+    return profile

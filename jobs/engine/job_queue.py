@@ -1,0 +1,173 @@
+"""`JobQueue`: the order in which waiting jobs start, as Prefect's workers take them: by work queue, then by time."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+
+from jobs.engine.runs import PrefectRuns, due_between, state_filter
+from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
+from tuneyard_wire.jobs import Priority
+
+# A priority is a work queue of the pool. Normal jobs are in the deployment's own, as are those of the Prefect UI.
+HIGH, LOW = "high", "low"
+_FIRST_RANK = 1
+_TAKEN = -1_000_000  # the place of a run that a worker has
+_UNKNOWN_RANK = 1_000_000  # a queue made a moment ago, which Prefect puts last
+
+_OCCUPYING = filters.FlowRunFilter(
+    state=state_filter([RunState.PENDING, RunState.RUNNING, RunState.CANCELLING, RunState.CRASHED], names=ONGOING_NAMES)
+)
+
+
+class Queue(NamedTuple):
+    """The line of jobs: whether any is being trained, and the ids of those that wait, next one first.
+
+    `waiting_for` says what keeps them waiting beside the jobs ahead, such as a work pool that is paused.
+    """
+
+    is_training_running: bool
+    waiting: list[UUID]
+    waiting_for: str | None = None
+
+
+def is_in_line(run: FlowRun) -> bool:
+    """Whether the run waits for a slot now. One that is set for later does not; one that goes on has its slot."""
+    if run.state is None or run.state.type is not StateType.SCHEDULED or run.state.name in ONGOING_NAMES:
+        return False
+    return run.next_scheduled_start_time is None or run.next_scheduled_start_time <= datetime.now(UTC)
+
+
+def priority_of(run: FlowRun) -> Priority:
+    """The priority a run's work queue stands for."""
+    return "high" if run.work_queue_name == HIGH else "low" if run.work_queue_name == LOW else "normal"
+
+
+class JobQueue:
+    """The line of one work pool, never kept: every question is answered from Prefect."""
+
+    def __init__(self, runs: PrefectRuns) -> None:
+        self._runs = runs
+
+    def queue_name(self, priority: Priority) -> str | None:
+        """The work queue of a priority, made if need be; None for the deployment's own."""
+        if priority == "normal":
+            return None
+        self._runs.ensure_queue(priority, _FIRST_RANK if priority == HIGH else None)
+        return priority
+
+    def is_busy(self) -> bool:
+        """Whether any job runs or waits for a slot."""
+        return self._count_occupied() > 0 or self._count_waiting() > 0
+
+    def places(self, runs: Iterable[FlowRun]) -> dict[UUID, int]:
+        """Places of those of these runs that wait: from 1 behind the free slots, so 0 or less has a free slot."""
+        waiting = sorted(filter(is_in_line, runs), key=_time)
+        if not waiting:
+            return {}
+        free = self._count_free()
+        ranks, blockers = self._runs.pool().ranks, self._runs.pool().blockers
+        places: dict[UUID, int] = {}
+        for name in {run.work_queue_name or "" for run in waiting}:
+            mine = [run for run in waiting if (run.work_queue_name or "") == name]
+            rank = ranks.get(name, _UNKNOWN_RANK)
+            is_blocked = blockers.of(name) is not None
+            # One that can't start does not hold up one that can; where neither can, the line is as it is.
+            ahead = [
+                other for other, its_rank in ranks.items() if its_rank < rank and (is_blocked or not blockers.of(other))
+            ]
+            offset = (self._count_waiting(ahead) if ahead else 0) - (0 if is_blocked else free)
+            places |= {run_id: place + offset for run_id, place in self._places_in(name, mine).items()}
+        return places
+
+    def starting(self) -> list[FlowRun]:
+        """The runs a worker takes next: as many of the line's first as slots are free."""
+        free = self._count_free()
+        return self._first(free) if free else []
+
+    def read(self) -> Queue:
+        """The whole line."""
+        occupied = self._count_occupied()
+        line = self._sorted(self._read_all())
+        pool = self._runs.pool()
+        able = [run.id for run in line if not pool.blockers.of(run.work_queue_name)]
+        starting = {*able[: max(0, pool.slots - occupied)]}
+        waiting = [run.id for run in line if run.id not in starting]
+        return Queue(occupied + len(starting) > 0, waiting, pool.blockers.summary())
+
+    def blocker_of(self, run: FlowRun) -> str | None:
+        """What keeps a run that is in line waiting beside those ahead of it."""
+        return self._runs.pool().blockers.of(run.work_queue_name) if is_in_line(run) else None
+
+    def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:
+        """Places from 1 within one work queue, of runs sorted by time: counted, and read only where there are gaps."""
+        last = self._count_waiting([queue], before=_time(runs[-1]))
+        if last == 0 and len(runs) == 1 and not is_in_line(self._runs.get(runs[0].id)):
+            return {runs[0].id: _TAKEN}  # while it was looked at; it must not be counted against itself
+        if len(runs) == 1:
+            return {runs[0].id: max(last, 1)}
+        first = self._count_waiting([queue], before=_time(runs[0]))
+        if last - first + 1 == len(runs):
+            return {run.id: first + index for index, run in enumerate(runs)}
+        between = self._sorted(self._read_all([queue], _time(runs[0]), _time(runs[-1])))
+        wanted = {run.id for run in runs}
+        return {run.id: first + index for index, run in enumerate(between) if run.id in wanted}
+
+    def _first(self, count: int) -> list[FlowRun]:
+        """The first of the line: the first of every work queue, then the first of those."""
+        found: list[FlowRun] = []
+        pool = self._runs.pool()
+        for name in (name for name in pool.ranks if not pool.blockers.of(name)):
+            wanted = _waiting(None, datetime.now(UTC))
+            found += self._runs.page(wanted, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, count, [name])
+        return self._sorted(found)[:count]
+
+    def _sorted(self, runs: Iterable[FlowRun]) -> list[FlowRun]:
+        ranks = self._runs.pool().ranks
+        return sorted(
+            runs, key=lambda run: (ranks.get(run.work_queue_name or "", _UNKNOWN_RANK), _time(run), str(run.id))
+        )
+
+    def _read_all(
+        self, queues: list[str] | None = None, after: datetime | None = None, before: datetime | None = None
+    ) -> Iterator[FlowRun]:
+        """Every waiting run of these queues and times; one that moves meanwhile comes once or not at all."""
+        before = before or datetime.now(UTC)
+        seen: set[UUID] = set()
+        while True:
+            wanted = _waiting(after, before, [*seen])
+            page = self._runs.page(wanted, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, queues=queues)
+            yield from page
+            if len(page) < PAGE_SIZE:
+                return
+            after = _time(page[-1])
+            seen = {run.id for run in page if _time(run) == after} | (seen if _time(page[0]) == after else set())
+
+    def _count_free(self) -> int:
+        slots = self._runs.pool().slots
+        return max(0, slots - self._count_occupied()) if slots else 0
+
+    def _count_occupied(self) -> int:
+        """Slots in use. A job that has ended needs its own no more, though Prefect hears of that a moment later."""
+        just_ended = self._runs.find_just_ended()
+        others = filters.FlowRunFilterId(not_any_=just_ended) if just_ended else None
+        return self._runs.count(_OCCUPYING.model_copy(update={"id": others}))
+
+    def _count_waiting(self, queues: list[str] | None = None, before: datetime | None = None) -> int:
+        return self._runs.count(_waiting(None, before or datetime.now(UTC)), queues)
+
+
+def _time(run: FlowRun) -> datetime:
+    return run.next_scheduled_start_time or datetime.now(UTC) + timedelta(days=1)
+
+
+def _waiting(after: datetime | None, before: datetime, excluded: list[UUID] | None = None) -> filters.FlowRunFilter:
+    return filters.FlowRunFilter(
+        state=state_filter([RunState.SCHEDULED], not_names=ONGOING_NAMES),
+        next_scheduled_start_time=due_between(after, before),
+        id=filters.FlowRunFilterId(not_any_=excluded) if excluded else None,
+    )

@@ -1,0 +1,250 @@
+"""`PrefectRuns`: the runs of the `finetune` flow and the work pool they wait in, over Prefect's API."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import filters
+from prefect.client.schemas.actions import DeploymentFlowRunCreate
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import to_state_create
+from sqlalchemy import Engine, func, select
+
+from jobs.engine.blockers import Blockers, describe_missing, find_blocker
+from jobs.engine.client import call
+from jobs.status import JobStatus
+from jobs.storage.connections import autocommit, translate_errors
+from jobs.storage.run_ids import RunIds
+from jobs.storage.tables import JobReport
+from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, PAGE_SIZE
+from sft.errors import JobNotFound, StackError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration.routes import ServerRoutes
+
+T = TypeVar("T")
+
+JUST_ENDED = timedelta(seconds=60)
+POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
+
+_FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The work pool: how many jobs can run at once, and its work queues' ranks, the first to be served lowest."""
+
+    slots: int
+    ranks: dict[str, int]
+    blockers: Blockers
+
+
+class PrefectRuns:
+    """Thread-safe. Every method raises StackError when Prefect or the database can't be reached or refuses.
+
+    Runs bear the ids of their jobs here, also those that were made in place of a lost one.
+    """
+
+    def __init__(self, client: SyncPrefectClient, work_pool: str, engine: Engine) -> None:
+        self.client = client
+        self.work_pool = work_pool
+        self._engine = engine
+        self._deployment: DeploymentResponse | None = None
+        self._flow_id: UUID | None = None
+        self._pool: tuple[float, Pool] | None = None
+        self._pool_lock = threading.Lock()
+
+    def create(self, state: State[Any], **values: Any) -> FlowRun:
+        """Make a run of the deployment from `parameters, tags, name, work_queue_name, idempotency_key`.
+
+        The parameters are those of a `JobSpec`, which has checked more of them than their JSON schema can: Prefect's
+        own check of that schema, which would be three fifths of the request's time, is left to the runs of its UI.
+        """
+        wanted = DeploymentFlowRunCreate(state=to_state_create(state), enforce_parameter_schema=False, **values)
+        body = wanted.model_dump(mode="json", exclude_unset=True)
+        was_known = self._deployment is not None
+        try:
+            return self._create_from(self._read_deployment().id, body)
+        except StackError as error:
+            if not was_known or not _means_missing(error):
+                raise
+        return self._create_from(self._read_deployment(again=True).id, body)
+
+    def _create_from(self, deployment_id: UUID, body: dict[str, Any]) -> FlowRun:
+        path: ServerRoutes = "/deployments/{id}/create_flow_run"
+        answer = call(lambda: self.client.request("POST", path, path_params={"id": deployment_id}, json=body))
+        return FlowRun.model_validate(answer.json())
+
+    def _read_deployment(self, again: bool = False) -> DeploymentResponse:
+        """The deployment, read once; `again` because it may have been made anew under other ids."""
+        if self._deployment is None or again:
+            self._deployment = call(lambda: self.client.read_deployment_by_name(DEPLOYMENT_NAME))
+        return self._deployment
+
+    def _read_flow_id(self, again: bool = False) -> UUID | None:
+        """The flow, read once; `again` because it may have been made anew. None when somebody has deleted it."""
+        if self._flow_id is None or again:
+            try:
+                self._flow_id = call(lambda: self.client.read_flow_by_name(FLOW_NAME)).id
+            except StackError as error:
+                if not _means_missing(error):
+                    raise
+        return self._flow_id
+
+    def get(self, job_id: UUID | str) -> FlowRun:
+        """One run. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        unknown = JobNotFound(f"Job {job_id} not found")
+        try:
+            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except ValueError as error:
+            raise unknown from error
+        try:
+            ids = self.read_ids()
+            run = _name_jobs([call(lambda: self.client.read_flow_run(ids.run_of(parsed)))], ids)[0]
+        except StackError as error:
+            raise unknown if _means_missing(error) else error from error.__cause__
+        flow_ids = (self._read_flow_id(again) for again in (False, True))
+        if run.flow_id not in flow_ids:  # read again only if need be
+            raise unknown
+        return run
+
+    def page(
+        self,
+        run_filter: filters.FlowRunFilter,
+        sort: FlowRunSort = FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit: int = PAGE_SIZE,
+        queues: list[str] | None = None,
+        offset: int = 0,
+    ) -> list[FlowRun]:
+        """The runs from `offset` on, in these work queues if given, that the filter lets through; at most 200."""
+        ids = self.read_ids()
+        found = call(
+            lambda: self.client.read_flow_runs(
+                flow_filter=_FLOW,
+                flow_run_filter=_name_runs(run_filter, ids),
+                work_queue_filter=_queue_filter(queues),
+                sort=sort,
+                limit=min(limit, PAGE_SIZE),
+                offset=offset,
+            )
+        )
+        return _name_jobs(found, ids)
+
+    def read_ids(self) -> RunIds:
+        """Which run stands for which job now."""
+        with translate_errors():
+            return RunIds(self._engine)
+
+    def find_just_ended(self) -> list[UUID]:
+        """Runs whose jobs have come to an end of their own that Prefect may not have been told of yet."""
+        after = func.now() - JUST_ENDED
+        own = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
+        wanted = select(func.coalesce(JobReport.run_id, JobReport.job_id)).where(JobReport.ended_at > after, own)
+        with translate_errors(), autocommit(self._engine) as connection:
+            return [*connection.execute(wanted).scalars()]
+
+    def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
+        """How many runs, in these work queues if given, the filter lets through."""
+        return call(
+            lambda: self.client.count_flow_runs(
+                flow_filter=_FLOW, flow_run_filter=run_filter, work_queue_filter=_queue_filter(queues)
+            )
+        )
+
+    def propose(self, run_id: UUID, state: State[Any], force: bool = False) -> None:
+        """Ask for a state; whether it came to that, only reading the run again tells."""
+        actual = self.read_ids().run_of(run_id)
+        call(lambda: self.client.set_flow_run_state(actual, state, force=force))
+
+    def forget_process(self, run_id: UUID) -> None:
+        """Clear the id of a process that is known to be gone."""
+        change = {"infrastructure_pid": None}
+        params = {"id": self.read_ids().run_of(run_id)}
+        call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params=params, json=change))
+
+    def pool(self) -> Pool:
+        """The work pool as it was a few seconds ago at most. A paused one has no slots."""
+        with self._pool_lock:
+            if self._pool is None or time.monotonic() - self._pool[0] > POOL_TTL_SECONDS:
+                self._pool = (time.monotonic(), self._read_pool())
+            return self._pool[1]
+
+    def _read_pool(self) -> Pool:
+        try:
+            pool = call(lambda: self.client.read_work_pool(self.work_pool))
+            queues = call(lambda: self.client.read_work_queues(self.work_pool))
+        except StackError as error:
+            if not _means_missing(error):
+                raise
+            return Pool(0, {}, Blockers(describe_missing(self.work_pool)))
+        slots = 1 if pool.concurrency_limit is None else pool.concurrency_limit
+        blocker = find_blocker(f"the work pool {pool.name}", pool.is_paused, pool.concurrency_limit)
+        found = {
+            queue.name: find_blocker(f"the work queue {queue.name}", queue.is_paused, queue.concurrency_limit)
+            for queue in queues
+        }
+        blockers = Blockers(blocker, {name: said for name, said in found.items() if said})
+        return Pool(0 if blocker else slots, {queue.name: queue.priority or 1 for queue in queues}, blockers)
+
+    def ensure_queue(self, name: str, rank: int | None) -> None:
+        """Make a work queue of this rank (the last one if None) unless there is one of the name, whatever its rank."""
+        if name in self.pool().ranks:
+            return
+        try:
+            call(lambda: self.client.create_work_queue(name, priority=rank, work_pool_name=self.work_pool))
+        except StackError as error:
+            if not isinstance(error.__cause__, ObjectAlreadyExists):
+                raise
+        with self._pool_lock:
+            self._pool = None
+
+
+def _name_jobs(runs: list[FlowRun], ids: RunIds) -> list[FlowRun]:
+    return [run if (job_id := ids.job_of(run.id)) == run.id else run.model_copy(update={"id": job_id}) for run in runs]
+
+
+def _name_runs(run_filter: filters.FlowRunFilter, ids: RunIds) -> filters.FlowRunFilter:
+    """The filter with the ids of runs in place of those of their jobs."""
+    if run_filter.id is None:
+        return run_filter
+    named = {
+        key: None if job_ids is None else [ids.run_of(job_id) for job_id in job_ids]
+        for key, job_ids in (("any_", run_filter.id.any_), ("not_any_", run_filter.id.not_any_))
+    }
+    return run_filter.model_copy(update={"id": filters.FlowRunFilterId(**named)})
+
+
+def _means_missing(error: StackError) -> bool:
+    cause = error.__cause__
+    refusal = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
+    return isinstance(cause, ObjectNotFound) or refusal == httpx.codes.NOT_FOUND
+
+
+def _queue_filter(names: list[str] | None) -> filters.WorkQueueFilter | None:
+    return filters.WorkQueueFilter(name=filters.WorkQueueFilterName(any_=names)) if names else None
+
+
+def state_filter(
+    types: Sequence[str] | None = None, names: Sequence[str] | None = None, not_names: Sequence[str] | None = None
+) -> filters.FlowRunFilterState:
+    """Runs in a state of one of these types *or* names; or of these types and none of `not_names`."""
+    by_type = filters.FlowRunFilterStateType.model_validate({"any_": [*types]}) if types else None
+    if names:
+        by_name = filters.FlowRunFilterStateName(any_=[*names])
+        return filters.FlowRunFilterState.model_validate({"operator": "or_", "type": by_type, "name": by_name})
+    excluded = filters.FlowRunFilterStateName(not_any_=[*not_names]) if not_names else None
+    return filters.FlowRunFilterState(type=by_type, name=excluded)
+
+
+def due_between(after: datetime | None, before: datetime) -> filters.FlowRunFilterNextScheduledStartTime:
+    """Runs that wait since a time from `after` to `before`, both included."""
+    return filters.FlowRunFilterNextScheduledStartTime.model_validate({"after_": after, "before_": before})

@@ -1,0 +1,198 @@
+"""Attempts at a job: which process may write for it, whether that one is alive, and how many were lost.
+
+A job is tried again when its process is gone. Each try holds a token, and whatever it writes (its report, a checkpoint,
+a version in the registry) asks for that token first: a process that was given up and comes back can't do harm.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from jobs.lifecycle.ends import has_ended, keep_run, record_end
+from jobs.status import JobStatus
+from jobs.storage.connections import wait_for_database
+from jobs.storage.run_ids import find_job
+from jobs.storage.tables import JobAttempt, engine_for
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+HOST = socket.gethostname()
+
+
+class Superseded(BaseException):
+    """Another process has taken the job over, or the job has been given up; this one must write nothing any more."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's hold on a job. It can be pickled, for the processes that train on several devices."""
+
+    database_url: str
+    job_id: UUID
+    number: int  # from 1
+    token: UUID
+
+    @classmethod
+    def begin(cls, database_url: str, run_id: UUID) -> "Attempt":
+        """Take the run's job over from whoever had it.
+
+        Raises:
+            Superseded: the job has ended; somebody has its run begun again all the same.
+            StackError: the database stays away.
+        """
+        token = uuid4()
+        values = {
+            "number": JobAttempt.number + 1, "token": token, "host": HOST, "pid": os.getpid(),
+            "heartbeat_at": func.now(), "is_interrupted": False, "cause": None, "message": None,
+        }  # fmt: skip
+        with wait_for_database(engine_for(database_url)) as connection:
+            job_id = find_job(connection, run_id)
+            lock_attempt(connection, job_id)
+            if status := has_ended(connection, job_id):
+                raise Superseded(f"job {job_id} has {status.value}; an end never changes, so it is not begun again")
+            taken = update(JobAttempt).where(JobAttempt.job_id == job_id).values(**values).returning(JobAttempt.number)
+            number: int = connection.execute(taken).scalar_one()
+        return cls(database_url, job_id, number, token)
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction during which nobody else can take the job over.
+
+        Raises:
+            Superseded: somebody has.
+            StackError: the database stays away.
+        """
+        with wait_for_database(engine_for(self.database_url)) as connection:
+            held = select(JobAttempt.job_id).where(JobAttempt.job_id == self.job_id, JobAttempt.token == self.token)
+            # A lock that lets heartbeats through, and no `lock_attempt`.
+            if connection.execute(held.with_for_update(read=True, key_share=True)).first() is None:
+                raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
+            yield connection
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Time to put something in its place outside of the database, while nobody else can take the job over.
+
+        Raises as `writing` does, before; a database that goes away meanwhile takes nothing back.
+        """
+        is_done = False
+        try:
+            with self.writing():
+                yield
+                is_done = True
+        except SQLAlchemyError as error:
+            if not is_done:
+                raise
+            logger.warning("The database went away meanwhile (%s)", type(error).__name__)
+
+    def beat(self) -> None:
+        """Say that this process is alive. Raises Superseded and SQLAlchemyError."""
+        mine = (JobAttempt.job_id == self.job_id) & (JobAttempt.token == self.token)
+        with engine_for(self.database_url).begin() as connection:
+            beaten = connection.execute(update(JobAttempt).where(mine).values(heartbeat_at=func.now()))
+        if beaten.rowcount == 0:
+            raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
+
+    def end(self, status: JobStatus, error: str | None = None, error_code: str | None = None) -> bool:
+        """Write the job's end and let go of it; False when it was cancelled meanwhile, which stays its end.
+
+        Raises as `writing` does.
+        """
+        with self.writing() as connection:
+            return record_end(connection, self.job_id, status, error, error_code)
+
+    def release(self, is_interrupted: bool = False, cause: str | None = None, message: str | None = None) -> None:
+        """Let go of the job, which was told to stop (`is_interrupted`) or was lost to a `cause`."""
+        said = {"token": None, "is_interrupted": is_interrupted, "cause": cause, "message": message}
+        with self.writing() as connection:
+            connection.execute(update(JobAttempt).where(JobAttempt.job_id == self.job_id).values(**said))
+
+
+class Heartbeat:
+    """Beats from a thread of its own while a job's process works on it; ends the process when it is superseded."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            try:
+                self._attempt.beat()
+            except SQLAlchemyError as error:
+                logger.warning("The database can't be reached (%s)", type(error).__name__)
+            except Superseded as error:
+                if not self._stopped.is_set():
+                    leave(error)
+
+
+def leave(error: Superseded) -> None:
+    """End this process at once: what it would tell Prefect of its end would be taken for the end of the job."""
+    logger.error("Given up: %s", error)
+    logging.shutdown()
+    os._exit(0)
+
+
+def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAttempt]:
+    """What is known of attempts at these jobs, by id; a job that never began is absent."""
+    with Session(engine, expire_on_commit=False) as session:
+        found = session.scalars(select(JobAttempt).where(JobAttempt.job_id.in_([*job_ids])))
+        return {attempt.job_id: attempt for attempt in found}
+
+
+def count_attempts(connection: Connection, job_ids: Iterable[UUID]) -> dict[UUID, int]:
+    """How many attempts at these jobs have begun, by id; a job that never began is absent."""
+    has_begun = JobAttempt.number > 0
+    wanted = select(JobAttempt.job_id, JobAttempt.number).where(JobAttempt.job_id.in_([*job_ids]), has_begun)
+    return {row.job_id: row.number for row in connection.execute(wanted)}
+
+
+def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:
+    """The job's row, made if need be, as nobody else can change it until the transaction ends."""
+    connection.execute(insert(JobAttempt).values(job_id=job_id).on_conflict_do_nothing())
+    with Session(connection, expire_on_commit=False) as session:
+        return session.scalars(select(JobAttempt).where(JobAttempt.job_id == job_id).with_for_update()).one()
+
+
+def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None = None) -> bool:
+    """Put down that the job is cancelled, which is its end, though its process may still save its last step.
+
+    From here on nobody begins it again. False when it had ended before.
+
+    Args:
+        run: as Prefect shows it, in case nobody has kept it yet.
+    """
+    now = {"cancelled_at": func.now()}
+    row = insert(JobAttempt).values(job_id=job_id, **now)
+    with engine.begin() as connection:
+        connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now))
+        keep_run(connection, job_id, run or {})
+        return record_end(connection, job_id, JobStatus.CANCELLED, is_stopped=False)
+
+
+def mark_interrupted(engine: Engine, run_id: UUID) -> None:
+    """Put down that a process was told to stop before its attempt at the run's job had begun."""
+    now = {"is_interrupted": True}
+    has_not_begun = JobAttempt.number == JobAttempt.settled
+    with engine.begin() as connection:
+        row = insert(JobAttempt).values(job_id=find_job(connection, run_id), **now)
+        connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now, where=has_not_begun))

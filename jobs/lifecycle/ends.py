@@ -1,0 +1,148 @@
+"""The end of a job: written once, in our own database; Prefect's state of the run follows it.
+
+Prefect lets anybody set any state of a run, and lets an ended one run again. So a job has ended when its report says
+so: whoever comes to an end of it (its process, a cancellation, the watchdog) writes it with `record_end`, which the
+first one wins and which has the webhook told in the same transaction.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Uuid, bindparam, func, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.orm import Session
+
+from jobs.spec import read_spec
+from jobs.status import JobStatus, is_without_deployment
+from jobs.storage.tables import JobAttempt, JobReport
+from jobs.vocabulary import FINAL_STATES, RunState, make_state
+from jobs.webhooks.call import NO_REASON, STATE_PREFIX, build_payload
+from jobs.webhooks.outbox import CLIENT, put_delivery
+from sft.errors import InvalidConfig
+
+BY_HAND = "ended_by_hand"
+RUN_FACTS = (
+    *("name", "parameters", "tags", "work_queue_name", "deployment_id"),
+    *("created", "expected_start_time", "start_time"),
+)
+STATES = {  # Prefect's, of a run whose job has ended
+    JobStatus.COMPLETED: make_state(RunState.COMPLETED),
+    JobStatus.FAILED: make_state(RunState.FAILED),
+    JobStatus.CANCELLED: make_state(RunState.CANCELLED),
+}
+ENDED = (*FINAL_STATES, RunState.CANCELLING)  # Prefect's types of ended jobs
+
+# Every submission sends it, and SQLAlchemy compiles an insert with ON CONFLICT each time.
+_KEEP_RUN = text(
+    "INSERT INTO job_reports (job_id, run) VALUES (:job_id, :facts) ON CONFLICT (job_id) DO UPDATE "
+    "SET run = excluded.run || coalesce(job_reports.run, '{}') || :begun RETURNING run"
+).bindparams(bindparam("job_id", type_=Uuid), bindparam("facts", type_=JSONB), bindparam("begun", type_=JSONB))
+
+
+def keep_run(
+    connection: Connection,
+    job_id: UUID,
+    run: Mapping[str, Any],
+    parameters: Mapping[str, Any] | None = None,
+    client: str = "",
+) -> dict[str, Any]:
+    """Keep what the job's run was when it was first seen: another one may have to be made from it.
+
+    Args:
+        run: as Prefect's API shows it.
+        parameters: what the job trains, now that it has begun; in place of what was kept of them.
+        client: who has submitted it.
+
+    Returns:
+        What is kept, of `RUN_FACTS` and `CLIENT`.
+    """
+    facts = {name: run[name] for name in RUN_FACTS if run.get(name) is not None}
+    begun = {"parameters": parameters} if parameters else {}
+    submitted = {CLIENT: client} if client else {}
+    values = {"job_id": job_id, "facts": facts | begun | submitted, "begun": begun}
+    return dict(connection.execute(_KEEP_RUN, values).scalar_one())
+
+
+def record_end(
+    connection: Connection,
+    job_id: UUID,
+    status: JobStatus,
+    error: str | None = None,
+    error_code: str | None = None,
+    is_told: bool = True,
+    is_stopped: bool = True,
+) -> bool:
+    """Write the job's end and have its webhook told, unless it has ended before: then False.
+
+    Args:
+        is_told: the webhook is to be called, if there is one.
+        is_stopped: no process may write for the job from here on; else one may save its last step.
+    """
+    if is_stopped:
+        connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(token=None))
+    end = {"status": status.value, "ended_at": func.now(), "error": error, "error_code": error_code}
+    row = insert(JobReport).values(job_id=job_id, **end)
+    is_open = JobReport.status.is_(None)
+    written = row.on_conflict_do_update(index_elements=["job_id"], set_=end, where=is_open).returning(JobReport.job_id)
+    if connection.execute(written).first() is None:
+        return False
+    report = read_report(connection, job_id)
+    url = ((report.run or {}).get("parameters") or {}).get("webhook_url")
+    if url and is_told:
+        put_delivery(connection, job_id, url, build_payload(job_id, status.value, report))
+    return True
+
+
+def read_report(connection: Connection, job_id: UUID) -> JobReport:
+    """The job's report, which there is. Detached."""
+    with Session(connection, expire_on_commit=False) as session:
+        return session.scalars(select(JobReport).where(JobReport.job_id == job_id)).one()
+
+
+def has_ended(connection: Connection, job_id: UUID) -> JobStatus | None:
+    """How the job has ended, None while it has not."""
+    status = connection.execute(select(JobReport.status).where(JobReport.job_id == job_id)).scalar()
+    return JobStatus(status) if status else None
+
+
+def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True) -> bool:
+    """Write the end of a run that Prefect shows as ended (`ENDED`) though its job said nothing of it; False if it did.
+
+    Somebody has set the state by hand, or it failed before it came to its own first line. One that a worker has
+    cancelled for want of its deployment has not ended: it is made again (`jobs.lifecycle.lost_runs`).
+    """
+    job_id = UUID(run["id"])
+    if has_ended(connection, job_id) is not None or is_abandoned(run):
+        return False
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    held = select(JobAttempt.token).where(JobAttempt.job_id == job_id).with_for_update()
+    is_at_work = connection.execute(held).scalar() is not None
+    keep_run(connection, job_id, run)
+    status, error, code = judge_end(run, read_report(connection, job_id), is_at_work)
+    if not is_told and run["state_type"] == RunState.COMPLETED:  # long ago, before ends were kept
+        status, error, code = JobStatus.COMPLETED, None, None
+    return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != RunState.CANCELLING)
+
+
+def is_abandoned(run: Mapping[str, Any]) -> bool:
+    """Whether a worker has cancelled the run since its deployment was deleted."""
+    message = (run.get("state") or {}).get("message")
+    return is_without_deployment(run["state_type"], message, run.get("deployment_id"))
+
+
+def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tuple[JobStatus, str | None, str | None]:
+    """What the end of such a run is: status, error and its code."""
+    kind = run["state_type"]
+    said = ((run.get("state") or {}).get("message") or "").removeprefix(STATE_PREFIX)
+    if kind in (RunState.CANCELLED, RunState.CANCELLING):
+        return JobStatus.CANCELLED, None, None
+    if kind == RunState.COMPLETED and report.result:
+        return JobStatus.COMPLETED, None, None
+    _, problem = read_spec(run["parameters"] or {})
+    if kind == RunState.FAILED and problem is not None:
+        return JobStatus.FAILED, problem, InvalidConfig.code
+    if kind == RunState.COMPLETED or is_at_work or not run["run_count"]:
+        error = f"somebody set this job's run to {kind.title()} in Prefect before it had come to an end of its own"
+        return JobStatus.FAILED, f"{error}: {said.splitlines()[0]}" if said.strip() else error, BY_HAND
+    return JobStatus.FAILED, report.error or (said.splitlines() or [NO_REASON])[0], report.error_code or "crashed"

@@ -1,0 +1,1 @@
+"""Calls of other servers with deadlines, and connections of clients with limits."""

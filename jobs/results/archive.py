@@ -1,0 +1,234 @@
+"""A job's adapter as one tar archive, the same bytes for the same files: its checksum is known before it is sent."""
+
+import functools
+import hashlib
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from jobs.folders import job_folder
+from jobs.network.deadlines import call_deadline
+from jobs.results.archive_members import Member, open_mlflow, watch_mlflow
+from jobs.service.job import Job
+from jobs.settings import Settings
+from jobs.status import JobStatus
+from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
+from sft.files.places import follow
+
+REPLACING_SECONDS = 0.05
+TRIES = 10  # at an adapter that is replaced while it is looked at
+_LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests for one adapter do not both read all of it
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An uncompressed tar archive, without owners and times so that it is reproducible; `name` is for its file."""
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        content = sum(len(self._header(member)) + _padded(member.size, tarfile.BLOCKSIZE) for member in self.members)
+        return _padded(content + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Its bytes from `start` to before `stop`, a chunk at a time; nothing is held in memory.
+
+        All files are opened before the first chunk, so that what is replaced later is still sent as it was.
+        """
+        stop = self.size if stop is None else stop
+        with ExitStack() as opened:
+            files = [file and opened.enter_context(file) for file in (member.open() for member in self.members)]
+            for place, chunk in self._pieces(files, start):
+                if place >= stop:
+                    return
+                if wanted := chunk[max(0, start - place) : stop - place]:
+                    yield wanted
+
+    def _pieces(self, files: Sequence[BinaryIO | None], start: int) -> Iterator[tuple[int, bytes]]:
+        """What the archive is made of, each with its place in it; contents before `start` are not read."""
+        place = 0
+        for member, file in zip(self.members, files, strict=True):
+            header = self._header(member)
+            yield place, header
+            content = place + len(header)
+            place = min(max(start, content), content + member.size)
+            for chunk in member.read(file, place - content):
+                yield place, chunk
+                place += len(chunk)
+            padding = bytes(-member.size % tarfile.BLOCKSIZE)
+            yield place, padding
+            place += len(padding)
+        yield place, bytes(self.size - place)
+
+    @staticmethod
+    def _header(member: Member) -> bytes:
+        info = tarfile.TarInfo(member.name)
+        info.size, info.mode = member.size, 0o644
+        return info.tobuf(tarfile.PAX_FORMAT)
+
+
+class Download(NamedTuple):
+    """An archive that can be sent, and the SHA-256 of its bytes in hex."""
+
+    archive: Archive
+    sha256: str
+
+
+def prepare_download(settings: Settings, job: Job) -> Download:
+    """A completed job's adapter as an archive whose files were all read once. Raises as `find_adapter`, `checksum`."""
+    for _ in range(TRIES - 1):
+        archive = find_adapter(settings, job)
+        try:
+            return Download(archive, checksum(archive))
+        except AdapterNotReady:  # replaced since it was listed
+            continue
+    archive = find_adapter(settings, job)
+    return Download(archive, checksum(archive))
+
+
+def checksum(archive: Archive) -> str:
+    """SHA-256 in hex, from reading every file once; remembered until a file changes.
+
+    Raises:
+        AdapterNotReady: a file changed meanwhile.
+        StackError: a file can't be fetched.
+    """
+    with _LOCKS[hash(archive) % len(_LOCKS)]:
+        return _checksum(archive)
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum(archive: Archive) -> str:
+    digest = hashlib.sha256()
+    try:
+        for chunk in archive.read():
+            digest.update(chunk)
+    except (OSError, httpx.HTTPError) as error:
+        raise StackError(f"the adapter can't be read: {type(error).__name__}: {error}") from error
+    return digest.hexdigest()
+
+
+def find_adapter(settings: Settings, job: Job) -> Archive:
+    """What a completed job made: from its folder if this machine has it, else from the registry.
+
+    Raises:
+        AdapterNotReady: the job has not completed.
+        AdapterNotFound: the files are in neither place.
+        StackError: the registry can't be reached.
+    """
+    if job.status is not JobStatus.COMPLETED:
+        if not job.status.is_terminal:
+            raise AdapterNotReady(f"Job {job.id} is {job.status}; ask for its adapter again once it has completed")
+        how = "failed" if job.status is JobStatus.FAILED else "was cancelled"
+        raise AdapterNotReady(f"Job {job.id} {how}, so it has no adapter. Only completed jobs have one")
+    result = job.result or {}
+    if not result.get("model_name") or not result.get("model_version"):
+        raise AdapterNotFound(f"Job {job.id} has not reported which adapter it registered")
+    name = f"{result['model_name']}-{result['model_version']}"
+    members = list_own_files(settings, job)
+    if not members:
+        members = list_registered_files(settings.mlflow_tracking_uri, result["model_name"], result["model_version"])
+    return Archive(name, tuple(sorted(members, key=lambda member: member.name)))
+
+
+def list_own_files(settings: Settings, job: Job) -> list[Member]:
+    """The adapter's files in the job's own folder, none where this machine does not have it.
+
+    Raises:
+        AdapterNotFound: a link among them leads out of the job's folder.
+        AdapterNotReady: the folder is being replaced.
+    """
+    if job.spec is None or job.output_path is None:
+        return []
+    try:
+        own = job_folder(settings, job.spec.config, job.id).resolve()
+    except InvalidConfig:  # allowed where the job ran, not here
+        return []
+    folder = follow(job.output_path, own)
+    if folder is None:
+        return []
+    for _ in range(TRIES):
+        if not folder.is_dir():
+            if not any(folder.parent.glob(f".{folder.name}-*")) and not folder.is_dir():
+                return []
+            time.sleep(REPLACING_SECONDS)  # between taking the former one away and putting the new one in its place
+            continue
+        try:
+            looked_at = folder.stat().st_ino
+            members = _list_files(folder, own)
+            if folder.stat().st_ino == looked_at:
+                return members
+        except FileNotFoundError:  # replaced meanwhile: made anew beside it and renamed
+            continue
+    if not folder.is_dir():  # only a replacement that was cut off is left
+        return []
+    raise AdapterNotReady(f"the adapter of job {job.id} is being replaced; ask again")
+
+
+def _list_files(folder: Path, own: Path) -> list[Member]:
+    members = []
+    for path in folder.rglob("*"):
+        target = follow(str(path), own)
+        if target is None:
+            raise AdapterNotFound(f"{path} leads out of the job's folder {own}; remove that link")
+        if target.is_file():
+            found = target.stat()
+            name = path.relative_to(folder).as_posix()
+            members.append(Member(name, found.st_size, target, found.st_mtime_ns, root=own))
+    return members
+
+
+def list_registered_files(tracking_uri: str | None, name: str, version: str) -> list[Member]:
+    """The files of a registered version, behind MLflow's artifact proxy.
+
+    Raises:
+        AdapterNotFound: the registry has no such version, or keeps its files where its proxy does not reach.
+        StackError: MLflow can't be reached.
+    """
+    base = f"{tracking_uri}".rstrip("/")
+    if urlsplit(base).scheme not in ("http", "https"):
+        raise AdapterNotFound(f"the adapter's files are not on this machine, and MLflow at {base} has no HTTP API")
+    try:
+        with open_mlflow(f"{base}/api/2.0/") as client, watch_mlflow(client), call_deadline():
+            answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {base} any more")
+            source = urlsplit(answer.raise_for_status().json()["model_version"]["source"])
+            if source.scheme != "mlflow-artifacts":
+                raise AdapterNotFound(f"models:/{name}/{version} is stored at {source.geturl()}; fetch it from there")
+            members = list(_list_artifacts(client, source.path.strip("/"), ""))
+    except httpx.HTTPError as error:
+        raise StackError(f"MLflow at {base} can't be reached ({type(error).__name__})") from error
+    if not members:
+        raise AdapterNotFound(f"models:/{name}/{version} has no files in the registry at {base}")
+    return members
+
+
+def _list_artifacts(client: httpx.Client, root: str, below: str) -> Iterator[Member]:
+    """Files of an artifact folder and those below it; MLflow gives paths relative to the folder asked for."""
+    answer = client.get("mlflow-artifacts/artifacts", params={"path": f"{root}/{below}".rstrip("/")})
+    files: list[dict[str, Any]] = answer.raise_for_status().json().get("files", [])
+    for file in files:
+        name = f"{below}/{file['path']}".lstrip("/")
+        if ".." in name.split("/"):
+            raise AdapterNotFound(f"the registry lists a file outside the adapter's folder: {name}")
+        if file["is_dir"]:
+            yield from _list_artifacts(client, root, name)
+        else:
+            url = client.base_url.join(f"mlflow-artifacts/artifacts/{quote(f'{root}/{name}')}")
+            yield Member(name, int(file.get("file_size", 0)), url=str(url))
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block

@@ -1,0 +1,115 @@
+"""The files of an adapter, on this machine or behind MLflow's artifact proxy, as they are read into its archive."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+
+from jobs.network.bounded_http import bound
+from jobs.network.deadlines import READ_SECONDS, breaker_for, call_deadline
+from sft.errors import AdapterNotReady, StackError
+from sft.files.places import is_opened_in
+from sft.loopback import is_on_this_machine
+
+CHUNK_BYTES = 1 << 20
+SLOWEST_BYTES_A_SECOND = 256 * 1024  # of MLflow, else it counts as away
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file to archive: on this machine, or at a URL."""
+
+    name: str
+    size: int
+    path: Path | None = None
+    changed_ns: int = 0
+    url: str = ""
+    root: Path | None = None  # which the file must lie in when it is opened: a link may have been put in its place
+
+    def open(self) -> BinaryIO | None:
+        """The file, None for one at a URL.
+
+        Raises:
+            AdapterNotReady: it is not the one that was listed.
+            StackError: it can't be read.
+        """
+        if self.path is None:
+            return None
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError as error:
+            raise self._changed() from error
+        except OSError as error:
+            raise StackError(f"the adapter's {self.name} can't be read ({type(error).__name__})") from error
+        found = os.fstat(file.fileno())
+        is_where_it_was = self.root is None or is_opened_in(file.fileno(), self.root)
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns) or not is_where_it_was:
+            file.close()
+            raise self._changed()
+        return file
+
+    def read(self, file: BinaryIO | None, start: int = 0) -> Iterator[bytes]:
+        """The content from `start` on, of the opened file if there is one.
+
+        Raises:
+            AdapterNotReady: it is not as long as it was.
+        """
+        left = self.size - start
+        if left == 0:
+            return
+        if file:
+            file.seek(start)
+        for chunk in iter(lambda: file.read(CHUNK_BYTES), b"") if file else _skip(self._download(), start):
+            left -= len(chunk)
+            if left < 0:
+                break
+            yield chunk
+        if left != 0:
+            raise self._changed()
+
+    def _changed(self) -> AdapterNotReady:
+        return AdapterNotReady(f"{self.name} changed while it was read; ask again")
+
+    def _download(self) -> Iterator[bytes]:
+        with open_mlflow(self.url) as client:
+            with watch_mlflow(client), call_deadline():
+                answer = client.send(client.build_request("GET", self.url), stream=True).raise_for_status()
+            with closing(answer):
+                yield from _read_in_time(answer, READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND)
+
+
+def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        if left := chunk[start:]:
+            yield left
+        start = max(0, start - len(chunk))
+
+
+def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
+    """The body; waiting for its bytes may take so long in all, what the reader takes between them does not count."""
+    chunks = answer.iter_bytes()
+    waited = 0.0
+    while True:
+        began = time.monotonic()
+        chunk = next(chunks, None)
+        waited += time.monotonic() - began
+        if chunk is None:
+            return
+        if waited > seconds:
+            raise httpx.ReadTimeout(f"MLflow has sent too little within {seconds:.0f} s")
+        yield chunk
+
+
+def open_mlflow(url: str) -> httpx.Client:
+    """A client of an MLflow server, each call of which ends by its deadline."""
+    return bound(httpx.Client(base_url=url, timeout=READ_SECONDS, trust_env=not is_on_this_machine(url)))
+
+
+def watch_mlflow(client: httpx.Client) -> AbstractContextManager[None]:
+    """One call. Raises StackError at once where the server is known to be away."""
+    return breaker_for("MLflow", str(client.base_url.copy_with(path="/")), httpx.TimeoutException).watch()

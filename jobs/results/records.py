@@ -1,0 +1,122 @@
+"""What a job leaves behind beside its result: the series of its metrics, its checkpoints."""
+
+import contextlib
+import csv
+import io
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, select
+
+from jobs.folders import checkpoint_folder
+from jobs.service.job import Job
+from jobs.settings import Settings
+from jobs.storage.connections import autocommit
+from jobs.storage.events import STEP_SERIES
+from jobs.storage.tables import JobEvent
+from sft.checkpoints.folders import MANIFEST, is_complete
+from sft.errors import InvalidConfig
+
+METRICS = (*STEP_SERIES[1:], "eval_loss")
+Series = dict[str, list[tuple[int, float]]]
+
+
+def read_series(engine: Engine, job_id: UUID) -> Series:
+    """`loss, learning_rate, grad_norm, tokens_per_second, eval_loss` as points (step, value) in order of steps.
+
+    A step that was trained twice, since the job was cut off and went on from a checkpoint, counts as it went last.
+    """
+    series: dict[str, dict[int, float]] = {name: {} for name in METRICS}
+    columns = (JobEvent.event, JobEvent.data["step"], JobEvent.data["recent"], JobEvent.data["eval_loss"])
+    wanted = select(*columns).where(JobEvent.job_id == job_id, JobEvent.event.in_(["step", "evaluate"]))
+    with autocommit(engine) as connection:
+        for event, step, recent, eval_loss in connection.execute(wanted.order_by(JobEvent.id)):
+            if event == "evaluate":
+                _add_points(series, step, {"eval_loss": eval_loss})
+                continue
+            for row in recent or []:
+                _add_points(series, row[0], dict(zip(STEP_SERIES[1:], row[1:], strict=True)))
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _add_points(series: dict[str, dict[int, float]], step: int, values: Mapping[str, float | None]) -> None:
+    for name, value in values.items():
+        if isinstance(value, int | float):  # a text would be a formula to whoever opens the CSV in a spreadsheet
+            series[name][step] = value
+
+
+def series_to_csv(series: Series) -> str:
+    """One line a step, one column a metric; empty where a step has no such value."""
+    by_metric = {name: dict(points) for name, points in series.items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *METRICS])
+    for step in sorted({step for points in by_metric.values() for step in points}):
+        writer.writerow([step, *(by_metric[name].get(step, "") for name in METRICS)])
+    return text.getvalue()
+
+
+def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[str, Any]]:
+    """The job's checkpoints in order of steps: `step, path, time, bytes, complete`.
+
+    Looked up in the job's folder; where this machine does not have it, or may not read it, taken from the job's
+    events, which know no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
+    """
+    folder = _visible_folder(settings, job)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # gone since, or another user's
+            numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            described = (_describe_checkpoint(step, path) for step, path in sorted(numbered))
+            return [checkpoint for checkpoint in described if checkpoint is not None]
+    kept = _reported_checkpoints(engine, job.id)
+    if job.spec is not None:
+        kept = kept[-job.spec.config.save_total_limit :]
+    return kept
+
+
+def _reported_checkpoints(engine: Engine, job_id: UUID) -> list[dict[str, Any]]:
+    wanted = select(JobEvent.data, JobEvent.created_at).where(JobEvent.job_id == job_id)
+    by_step: dict[int, dict[str, Any]] = {}
+    with autocommit(engine) as connection:
+        found = connection.execute(wanted.where(JobEvent.event == "checkpoint").order_by(JobEvent.id))
+        for data, created_at in found:
+            facts = {"step": data["step"], "path": data["path"], "time": created_at.isoformat()}
+            by_step[data["step"]] = facts | {"bytes": None, "complete": True}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+
+
+def _visible_folder(settings: Settings, job: Job) -> Path | None:
+    if job.spec is None:
+        return None
+    try:
+        folder = checkpoint_folder(settings, job.spec.config, job.id)
+    except InvalidConfig:  # allowed where the job ran, not here
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _describe_checkpoint(step: int, folder: Path) -> dict[str, Any] | None:
+    """What is known of a checkpoint; None for one that training took away or replaced while it was looked at."""
+    try:
+        looked_at = folder.stat().st_ino
+        complete = is_complete(folder)
+        written_at = (folder / MANIFEST if complete else folder).stat().st_mtime
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if folder.stat().st_ino != looked_at:  # of a folder that is gone `rglob` lists nothing, without an error
+            return None
+    except FileNotFoundError:
+        return None
+    return {
+        "step": step,
+        "path": str(folder),
+        "time": datetime.fromtimestamp(written_at, UTC).isoformat(),
+        "bytes": size,
+        "complete": complete,
+    }

@@ -1,0 +1,1 @@
+"""The jobs as the API and the Python interface use them."""

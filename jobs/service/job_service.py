@@ -1,0 +1,424 @@
+"""`JobService`: submit, follow, list and cancel jobs."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Cancelling, Paused, Scheduled
+from prefect.types._datetime import now
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from jobs.clients.configs import ConfigStore
+from jobs.clients.idempotency import RequestKey, find_claim, keep_answer, make_claim
+from jobs.engine.client import open_prefect_client
+from jobs.engine.job_queue import JobQueue, Queue
+from jobs.engine.listing import Cursor, JobFilters, Listing
+from jobs.engine.runs import PrefectRuns
+from jobs.lifecycle.attempts import count_attempts, mark_cancelled
+from jobs.lifecycle.ends import RUN_FACTS, keep_run, settle
+from jobs.network.deadlines import WRITE_SECONDS, allow
+from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
+from jobs.sanitizing.log_lines import escape
+from jobs.service.job import Job, job_from_report, job_from_run
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.status import JobStatus, status_of
+from jobs.storage.bounded_postgres import bounded_engine_for
+from jobs.storage.connections import autocommit, translate_errors
+from jobs.storage.reports import read_reports
+from jobs.storage.tables import JobReport
+from jobs.vocabulary import FINAL_STATES, StateName
+from jobs.webhooks.targets import check_target
+from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
+from tuneyard_wire.jobs import Priority
+
+logger = logging.getLogger(__name__)
+
+Strategy = Literal["queue", "reject"]
+
+TURN_SECONDS = 60.0
+SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
+RECENT = timedelta(minutes=5)
+BUSY_MESSAGE = "A training job is already running. Please try again later."
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was put in line, as it stood then; `queue_position` is set while others are ahead."""
+
+    id: UUID
+    status: JobStatus
+    queue_position: int | None
+    warnings: tuple[SubmissionWarning, ...] = ()
+
+
+class JobPage(NamedTuple):
+    """One page of a list, and the cursor of the next one."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+class JobService:
+    """Jobs of one Prefect server. Thread-safe; one a process is enough.
+
+    Every method raises StackError when Prefect or the database can't be reached.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.prefect_api_url is None or settings.database_url is None:
+            raise StackError("prefect_api_url and database_url must be set; call jobs.stack.local.ensure_up first")
+        self.settings = settings
+        self.engine = bounded_engine_for(settings.database_url)
+        self._opened = ExitStack()
+        self.client = self._opened.enter_context(open_prefect_client(settings))
+        self.configs = ConfigStore(self.engine)
+        self._runs = PrefectRuns(self.client, settings.work_pool, self.engine)
+        self.preflight = Preflight(settings)
+        self._line = JobQueue(self._runs)
+        self._listing = Listing(self._runs, self._line)
+        self._submitting = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections to Prefect; the service can't be used any more."""
+        self._opened.close()
+
+    # -- making and ending jobs
+
+    @allow(WRITE_SECONDS)
+    def submit(
+        self,
+        spec: JobSpec,
+        strategy: Strategy = "queue",
+        priority: Priority = "normal",
+        request: RequestKey | None = None,
+        doubts: Doubts = NO_DOUBTS,
+        client: str = "",
+    ) -> Submission:
+        """Make a job and put it in line. A `request` that came before gets its first answer again and makes no job.
+
+        Args:
+            client: Whose job it is: webhooks of one client's jobs keep none of another's waiting.
+            doubts: What the preflight found; kept with the answer, or raised in its place.
+
+        Raises:
+            TuneyardError: `doubts.refusal`, if there is one.
+            TrainingBusy: with `strategy="reject"`, when a job is running or in line.
+            IdempotencyKeyReused: the request's key came before with another body.
+            InvalidConfig: the webhook leads to an address that is neither public nor allowed.
+        """
+        self._check_webhook(spec)
+        if request is not None:
+            doubts.collect()  # no other submission waits for it behind the lock
+        elif refusal := doubts.refusal:
+            raise refusal
+        with self._submit_lock() as connection:
+            if request is not None:
+                return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
+            self._check_free(strategy)
+            run = self._create(spec, Scheduled(), priority, None, client, connection)
+        return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
+
+    @allow(WRITE_SECONDS)
+    def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
+        """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
+        self._check_webhook(spec)
+        return self._describe(self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority))
+
+    @allow(WRITE_SECONDS)
+    def start(self, job_id: UUID | str) -> Job:
+        """Put a created job in line; a job that has been started before is left as it is."""
+        with self._submit_lock():
+            run = self._runs.get(job_id)
+            if _is_created(run):
+                self._runs.propose(run.id, Scheduled(scheduled_time=now("UTC")), force=True)
+                run = self._runs.get(job_id)
+        return self._describe(run)
+
+    @allow(WRITE_SECONDS)
+    def cancel(self, job_id: UUID | str) -> Job:
+        """End a job: a waiting one at once, a running one as soon as its process is gone.
+
+        Raises:
+            JobConflict: when the job has already ended.
+        """
+        try:
+            run = self._runs.get(job_id)
+        except JobNotFound:
+            return self._cancel_kept(job_id)
+        self._check_not_ended(run)
+        if run.state and run.state.type is StateType.PAUSED:
+            with self._submit_lock():  # against a `start` at the same time
+                run = self._runs.get(job_id)
+                if run.state and run.state.type is StateType.PAUSED:
+                    self._mark_cancelled(run.id, run)
+                    self._runs.propose(run.id, Cancelled())
+                    return self._describe(self._runs.get(job_id))
+        self._mark_cancelled(run.id, run)  # from here on nobody begins it again
+        run = self._runs.get(job_id)
+        self._check_not_ended(run)
+        return self._cancel_started(run)
+
+    @allow(WRITE_SECONDS)
+    def stop(self, job_id: UUID | str) -> Job:
+        """`cancel`, content with a job that was cancelled before."""
+        try:
+            return self.cancel(job_id)
+        except JobConflict:
+            job = self.get(job_id)
+            if job.status is JobStatus.CANCELLED:
+                return job
+            raise
+
+    # -- looking at jobs
+
+    def get(self, job_id: UUID | str) -> Job:
+        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        try:
+            return self._describe(self._runs.get(job_id))
+        except JobNotFound:
+            if job := self._find_kept(job_id):
+                return job
+            raise
+
+    def list_jobs(
+        self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> JobPage:
+        """Jobs, newest first: all of them, or the first `limit` behind the cursor of the page before.
+
+        Raises:
+            InvalidConfig: the cursor is none of ours.
+        """
+        start = Cursor.decode(cursor) if cursor is not None else None
+        wanted = wanted or JobFilters()
+        runs, following = self._listing.page(wanted, start, limit)
+        jobs = self._describe_all(runs)
+        if wanted.statuses is not None:  # Prefect may show another state of an ended job, until that is put right
+            jobs = [job for job in jobs if job.status in wanted.statuses or not job.status.is_terminal]
+        return JobPage(jobs, following.encode() if following else None)
+
+    def queue(self) -> Queue:
+        """The line as it is now."""
+        return self._line.read()
+
+    def run_ids(self, job_id: UUID) -> list[UUID]:
+        """Prefect's runs of the job: a second one was made if the first was lost while it waited."""
+        return [*{job_id, self._runs.read_ids().run_of(job_id)}]
+
+    # -- inside
+
+    def _create(
+        self,
+        spec: JobSpec,
+        state: State[Any],
+        priority: Priority,
+        run_key: str | None = None,
+        client: str = "",
+        connection: Connection | None = None,
+    ) -> FlowRun:
+        """Make the run, and keep what it is made of by this connection, or one of its own."""
+        run = self._runs.create(
+            parameters=spec.to_parameters(),
+            state=state,
+            tags=spec.tags(),
+            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it into their logs
+            work_queue_name=self._line.queue_name(priority),
+            idempotency_key=run_key,
+        )
+        try:
+            with nullcontext(connection) if connection is not None else autocommit(self.engine) as own:
+                keep_run(own, run.id, _facts_of(run), client=client)
+        except SQLAlchemyError as error:
+            logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
+        return run
+
+    def _check_webhook(self, spec: JobSpec) -> None:
+        if spec.webhook_url:
+            check_target(spec.webhook_url, self.settings.webhook_allow)
+
+    def _check_free(self, strategy: Strategy) -> None:
+        if strategy == "reject" and self._line.is_busy():
+            raise TrainingBusy(BUSY_MESSAGE)
+
+    def _submit_once(
+        self,
+        connection: Connection,
+        request: RequestKey,
+        spec: JobSpec,
+        strategy: Strategy,
+        priority: Priority,
+        doubts: Doubts,
+        client: str,
+    ) -> Submission:
+        claim = find_claim(connection, request)
+        if claim is not None and claim.answer is not None:
+            return _read_answer(claim.answer)
+        run = self._find_by_key(claim.run_key) if claim else None
+        if run is None:
+            if refusal := doubts.refusal:
+                raise refusal
+            self._check_free(strategy)
+            claim = claim or make_claim(connection, request)
+            run = self._create(spec, Scheduled(), priority, claim.run_key, client, connection)
+        submission = self._look_at(run, doubts.warnings)
+        assert claim is not None  # noqa: S101 - for the type checker
+        keep_answer(connection, request, claim, _to_answer(submission))
+        return submission
+
+    def _find_by_key(self, run_key: str) -> FlowRun | None:
+        by_key = filters.FlowRunFilter(idempotency_key=filters.FlowRunFilterIdempotencyKey(any_=[run_key]))
+        return next(iter(self._runs.page(by_key, limit=1)), None)
+
+    def _check_not_ended(self, run: FlowRun) -> None:
+        job = self._describe(run)
+        is_final = run.state is not None and run.state.is_final()
+        if job.status.is_terminal and (is_final or job.status is not JobStatus.CANCELLED):
+            raise self._conflict(job)
+
+    def _conflict(self, job: Job) -> JobConflict:
+        how = f"is already {job.status}" if job.status is JobStatus.CANCELLED else f"has already {job.status}"
+        return JobConflict(f"Job {job.id} {how}; only a job that has not ended can be cancelled")
+
+    def _mark_cancelled(self, job_id: UUID, run: FlowRun | None = None) -> None:
+        with translate_errors():
+            mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
+
+    def _find_kept(self, job_id: UUID | str) -> Job | None:
+        """A job whose run is gone."""
+        try:
+            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except ValueError:
+            return None
+        with translate_errors(), autocommit(self.engine) as connection:
+            report = read_reports(connection, [parsed]).get(parsed)
+            attempt = count_attempts(connection, [parsed]).get(parsed)
+        return job_from_report(parsed, report, attempt) if report else None
+
+    def _cancel_kept(self, job_id: UUID | str) -> Job:
+        """Cancel a job whose run is gone."""
+        job = self.get(job_id)
+        if job.status.is_terminal:
+            raise self._conflict(job)
+        self._mark_cancelled(job.id)
+        return self.get(job_id)
+
+    def _cancel_started(self, run: FlowRun) -> Job:
+        """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.
+
+        Asking for Cancelled would let a run that a worker has just taken start all the same.
+        """
+        if run.state and run.state.type is StateType.SCHEDULED and run.infrastructure_pid:
+            self._runs.forget_process(run.id)  # of an earlier attempt; else it would stay Cancelling
+        is_crashed = run.state is not None and run.state.type is StateType.CRASHED
+        if run.state and run.state.type is not StateType.CANCELLING:
+            self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
+        return self._describe(self._runs.get(run.id))
+
+    def _look_at(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
+        place = self._line.places([run]).get(run.id)
+        status, position = _read_state(run, place)
+        return Submission(run.id, status, position, tuple(warnings))
+
+    def _describe(self, run: FlowRun) -> Job:
+        return self._describe_all([run])[0]
+
+    def _describe_all(self, runs: list[FlowRun]) -> list[Job]:
+        places = self._line.places(runs)
+        ids = [run.id for run in runs]
+        with translate_errors():
+            with autocommit(self.engine) as connection:
+                reports, attempts = read_reports(connection, ids), count_attempts(connection, ids)
+            if silent := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
+                self._settle(silent)
+                reports |= read_reports(self.engine, [run.id for run in silent])
+        jobs = [
+            job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
+            for run in runs
+        ]
+        return [
+            replace(job, waiting_for=self._line.blocker_of(run)) if job.status is JobStatus.QUEUED else job
+            for job, run in zip(jobs, runs, strict=True)
+        ]
+
+    def _settle(self, silent: list[FlowRun]) -> None:
+        """Write the ends of jobs that said nothing of theirs, so that every answer is the same."""
+        for run in silent:
+            assert run.state is not None  # noqa: S101 - it has ended
+            facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
+            with suppress(OperationalError), self.engine.begin() as connection:  # it registers; the watchdog will
+                settle(connection, facts)
+
+    @contextmanager
+    def _submit_lock(self) -> Iterator[Connection]:
+        """One submission at a time, over all processes. The connection commits every statement by itself.
+
+        A process waits with one connection only: the others would be lacking to the one that is at work.
+        """
+        with self._take_turn(), translate_errors(), autocommit(self.engine) as connection:
+            connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
+            try:
+                yield connection
+            finally:
+                try:
+                    connection.execute(select(func.pg_advisory_unlock(SUBMIT_LOCK)))
+                except SQLAlchemyError:
+                    connection.invalidate()  # a lock must not go back into the pool
+                    raise
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if not self._submitting.acquire(timeout=TURN_SECONDS):
+            raise StackError(f"other submissions have kept this one waiting for {TURN_SECONDS:.0f} s; send it again")
+        try:
+            yield
+        finally:
+            self._submitting.release()
+
+
+def _has_just_ended(run: FlowRun) -> bool:
+    """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
+    is_final = run.state is not None and run.state.type.value in FINAL_STATES
+    return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
+
+
+def _has_status(report: JobReport | None) -> bool:
+    """Whether the job's own end was written."""
+    return report is not None and report.status is not None
+
+
+def _facts_of(run: FlowRun) -> dict[str, Any]:
+    return run.model_dump(mode="json", include={*RUN_FACTS})
+
+
+def _is_created(run: FlowRun) -> bool:
+    return run.state is not None and run.state.type is StateType.PAUSED and run.state.name == StateName.CREATED
+
+
+def _read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:
+    """Status and queue position of a run at this place of the line: 0 or less means that a slot is free for it."""
+    has_free_slot = place is not None and place <= 0
+    state = run.state
+    status = status_of(state.type.value, state.name or "", has_free_slot) if state else JobStatus.CREATED
+    return status, place if status is JobStatus.QUEUED and place is not None else None
+
+
+def _to_answer(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": str(submission.id),
+        "status": submission.status.value,
+        "queue_position": submission.queue_position,
+        "warnings": [*submission.warnings],
+    }
+
+
+def _read_answer(answer: dict[str, Any]) -> Submission:
+    warnings = tuple(answer.get("warnings", ()))
+    return Submission(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"], warnings)

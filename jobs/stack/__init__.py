@@ -1,0 +1,1 @@
+"""The local stack: PostgreSQL, Prefect, MLflow and workers under a process manager."""

@@ -1,0 +1,69 @@
+"""`endpoints.json` in the state folder: where the servers of a stack are, for every process on the machine."""
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr, TypeAdapter
+
+from jobs.engine.credentials import find_password
+from jobs.settings import Settings
+from sft.errors import StackError
+
+VARIABLES = {
+    "database_url": "TUNEYARD_DATABASE_URL",
+    "prefect_api_url": "PREFECT_API_URL",
+    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+}
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """One stack. `ready` is set last, when every part was healthy."""
+
+    ready: bool
+    addresses: dict[str, str]  # by setting
+    local: tuple[str, ...]  # those of them that this stack serves itself
+    gpus: tuple[str, ...]  # one worker each
+
+    @classmethod
+    def read(cls, home: Path) -> "Endpoints | None":
+        """The endpoints of this state folder's stack, if one was started."""
+        try:
+            text = (home / "endpoints.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return _adapter().validate_json(text)
+
+    def write(self, home: Path) -> None:
+        """Publish: written beside, then renamed. Private, since a database address may hold a password."""
+        path = home / f"endpoints.json.{os.getpid()}"
+        path.touch(mode=0o600)
+        with path.open("wb") as file:
+            file.write(_adapter().dump_json(self, indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        path.rename(home / "endpoints.json")
+
+    def fill(self, settings: Settings) -> Settings:
+        """A copy of `settings` with this stack's addresses, and Prefect's password, where none is set from outside.
+
+        Raises:
+            StackError: one is missing that this stack took from outside.
+        """
+        missing = [name for name in VARIABLES if getattr(settings, name) is None]
+        for name in missing:
+            if name not in self.local:
+                raise StackError(
+                    f"the stack in {settings.home} was started with {VARIABLES[name]} set and has no such server "
+                    f"itself; set {VARIABLES[name]} here too, or run `tuneyard down` first"
+                )
+        filled = settings.model_copy(update={name: self.addresses[name] for name in missing})
+        password = find_password(filled) if "prefect_api_url" in missing else None
+        return filled.model_copy(update={"prefect_auth_string": SecretStr(password)}) if password else filled
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Endpoints]:
+    return TypeAdapter(Endpoints)

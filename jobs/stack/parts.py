@@ -1,0 +1,257 @@
+"""What the local stack consists of: its processes, their environment, their addresses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from jobs.network.proxies import bypass_proxies
+from jobs.project import code_environment
+from jobs.settings import Settings
+from jobs.stack import postgres
+from jobs.stack.postgres import has_account
+from jobs.stack.process_manager import Part, plain_home, run_folder
+from sft.errors import StackError
+from sft.files.disk import find_existing
+from sft.files.places import find_temporary
+from sft.loopback import bracket, is_on_this_machine
+
+LOCALHOST = "127.0.0.1"
+PYTHON = [sys.executable, "-P", "-m"]  # -P: the state folder's folders must not be taken for packages
+WORKER_POLL_SECONDS = 1
+
+# Usage reports that the parts and the libraries in them would send to their makers. `jobs.stack.pages` stops those that
+# no variable does.
+NO_REPORTS = {
+    "DO_NOT_TRACK": "1",  # Prefect's client
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "WANDB_ERROR_REPORTING": "false",
+}
+
+# Switching off more of Prefect's background services saves nothing measurable at rest; what costs is their one poller
+# (4% of a core) and each worker's poll (1% each, 3.5% at 0.5 s).
+PREFECT_SERVER = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",  # a job that waits its turn is not late
+}
+
+
+def database_urls(settings: Settings) -> tuple[str, str, str]:
+    """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or beside the given one."""
+    if settings.database_url is None:
+        data = plain_home(settings.home) / "postgres"
+        return (
+            postgres.local_url(data, "tuneyard"),
+            postgres.local_url(data, "prefect", "asyncpg"),
+            postgres.local_url(data, "mlflow"),
+        )
+    url = settings.database_url
+    return url, postgres.sibling_url(url, "prefect", "asyncpg"), postgres.sibling_url(url, "mlflow")
+
+
+def fill_addresses(settings: Settings) -> Settings:
+    """A copy in which every address is set, local ones for those that were not."""
+    return settings.model_copy(
+        update={
+            "database_url": database_urls(settings)[0],
+            "prefect_api_url": settings.prefect_api_url or f"http://{LOCALHOST}:{settings.prefect_port}/api",
+            "mlflow_tracking_uri": settings.mlflow_tracking_uri or f"http://{LOCALHOST}:{settings.mlflow_port}",
+        }
+    )
+
+
+def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
+    """The processes to run here, in the order in which they start."""
+    parts = []
+    if settings.database_url is None:
+        command = postgres.server_command(plain_home(settings.home) / "postgres")
+        parts.append(Part("postgres", command, 10, stop_signal="INT"))
+    if settings.prefect_api_url is None:
+        address = ["--host", LOCALHOST, "--port", str(settings.prefect_port)]
+        parts.append(Part("prefect", [*PYTHON, "jobs.stack.pages", "prefect", *address], 20))
+    if settings.mlflow_tracking_uri is None:
+        address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
+        # What `mlflow server` runs after importing all of MLflow a first time in a process that then only waits:
+        # 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
+        parts.append(Part("mlflow", [*PYTHON, "jobs.stack.pages", "mlflow", *address], 20))
+    if settings.prefect_api_url is None:
+        parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
+    if not settings.is_external:
+        scope = ["--local"] if settings.prefect_api_url is None else []
+        parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog", *scope], 30, stop_signal="KILL"))  # made for it
+    return parts
+
+
+def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
+    name = f"worker-{number}"
+    command = [
+        *PYTHON,
+        "jobs.stack.launch",
+        "--parent",
+        "--",
+        *PYTHON,
+        "prefect",
+        "worker",
+        "start",
+        "--type",
+        "process",
+    ]
+    command += ["--name", name]
+    command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
+    share = share_gpus(gpus, number, count_workers(settings, gpus))
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}
+    # SIGKILL: on SIGTERM the worker would let its job report an end that it has not come to.
+    return Part(name, command, 30, stop_signal="KILL", environment=environment)
+
+
+def count_workers(settings: Settings, gpus: list[str]) -> int:
+    """How many workers run here: as set, else one per GPU, else one."""
+    return settings.workers or len(gpus) or 1
+
+
+def share_gpus(gpus: list[str], number: int, workers: int) -> list[str]:
+    """The GPUs of this worker, from 0: an equal share of them, one that others have too when there are too few."""
+    return gpus[number::workers] or gpus[number % len(gpus) :][:1] if gpus else []
+
+
+def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -> list[str]:
+    """Device names for CUDA_VISIBLE_DEVICES, one per GPU that this process may use; no torch needed.
+
+    Args:
+        list_gpus: gives the text of `nvidia-smi -L`, empty without a driver.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [str(index) for index, _ in enumerate(line for line in list_gpus().splitlines() if line[:3] == "GPU")]
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    return names[: names.index("-1")] if "-1" in names else names  # as CUDA reads it
+
+
+def nvidia_smi() -> str:
+    """What `nvidia-smi -L` prints; empty where there is none or it fails."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def stack_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every part: ours, and what this stack sets in place of what is ours.
+
+    Prefect's and MLflow's variables are kept where that server is somebody else's, with its credentials.
+
+    The stack has its own temporary folder, gone when it stops:
+    Prefect's would be shared by all users of the machine and be writable by the first. Jobs may still be told to
+    write to the usual one.
+    """
+    roots = (*settings.allowed_output_roots, find_temporary())
+    resolved = fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
+    ours = {"PREFECT_": settings.prefect_api_url is None, "MLFLOW_": settings.mlflow_tracking_uri is None}
+    foreign = ("TUNEYARD_", *(prefix for prefix, is_ours in ours.items() if is_ours))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = code_environment(kept)
+    home = plain_home(settings.home)
+    for name, value in resolved.model_dump(mode="json", exclude_none=True).items():
+        if Settings.model_fields[name].validation_alias is None:
+            environment[f"TUNEYARD_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
+    _, prefect_database, mlflow_database = database_urls(settings)
+    environment |= NO_REPORTS | {
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(run_folder(settings.home) / "tmp"),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": str(resolved.prefect_api_url),
+        "MLFLOW_TRACKING_URI": str(resolved.mlflow_tracking_uri),
+        "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
+    }
+    if settings.prefect_api_url is None:
+        environment |= PREFECT_SERVER | {
+            "PREFECT_SERVER_API_HOST": LOCALHOST,
+            "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database,
+            "PREFECT_UI_STATIC_DIRECTORY": str(
+                home / "prefect" / "ui"
+            ),  # else a copy is made where Prefect is installed
+        }
+    if settings.mlflow_tracking_uri is None:
+        environment |= {
+            "_MLFLOW_SERVER_FILE_STORE": mlflow_database,
+            "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database,
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(home / "mlartifacts"),
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+    bypass_proxies(environment, own_hosts(settings))
+    place_caches(environment, home)
+    return environment
+
+
+def place_caches(environment: dict[str, str], home: Path) -> None:
+    """Give the parts a home, a name and a cache that can be written to, where the user has none, as in a container.
+
+    Models in a read-only cache of the Hub's are still found.
+    """
+    user = Path(environment.get("HOME") or "~").expanduser()
+    if not user.is_dir():
+        user = home
+    environment["HOME"] = str(user)
+    if not environment.keys() & {"LOGNAME", "USER"} and not has_account(os.getuid()):
+        environment["USER"] = f"uid-{os.getuid()}"  # torch asks for a name, which would raise
+    cache = Path(environment.get("XDG_CACHE_HOME") or user / ".cache")
+    if os.access(cache if cache.exists() else find_existing(cache), os.W_OK):
+        return
+    hub = cache / "huggingface" / "hub"
+    if hub.is_dir() and not environment.keys() & {"HF_HOME", "HF_HUB_CACHE"}:
+        environment["HF_HUB_CACHE"] = str(hub)
+    environment["XDG_CACHE_HOME"] = str(home / "cache")
+
+
+def own_hosts(settings: Settings) -> list[str]:
+    """The API's address where it is one that others may use too; every address of this machine is not one."""
+    return [] if is_on_this_machine(f"http://{bracket(settings.host)}") else [settings.host]
+
+
+def check_port(part: str, port: int, variable: str, host: str = LOCALHOST) -> None:
+    """Make sure that this port is free on `host`. Raises StackError naming part, port, holder and setting."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StackError(
+                f"{part} needs port {port}, which is taken{_holder(port)}; "
+                f"stop that process or set {variable} to a free port"
+            ) from error
+
+
+def _holder(port: int) -> str:
+    """`` by pid 12 (python)`` where the system lets us know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if is_holder and connection.pid is not None:
+                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def answers(url: str) -> bool:
+    """Whether something listens at this URL's host and port."""
+    host, port = url.split("//", 1)[1].split("/", 1)[0].rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=0.5).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""Whether the parts that jobs need answer, as `GET /ready` and `tuneyard doctor` tell it. Starts nothing."""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+import psycopg2
+
+from jobs.engine.blockers import describe_missing, find_blocker
+from jobs.engine.credentials import open_client
+from jobs.network.bounded_http import bound
+from jobs.network.deadlines import allow, call_deadline
+from jobs.settings import Settings
+from jobs.stack import parts, postgres
+from jobs.stack.endpoints import Endpoints
+from jobs.status import JobStatus, state_types
+from jobs.storage.tables import WATCHDOG_LOCK
+from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME
+from sft.loopback import is_on_this_machine
+
+TIMEOUT_SECONDS = 3.0
+JOB_STATES = {  # Prefect's state types; a job made and not started is `queued` here
+    "queued": state_types(JobStatus.QUEUED),
+    "running": state_types(JobStatus.STARTING, JobStatus.RUNNING),
+    "completed": state_types(JobStatus.COMPLETED),
+    "failed": state_types(JobStatus.FAILED),
+    "cancelled": state_types(JobStatus.CANCELLED),
+}
+
+
+@dataclass(frozen=True)
+class PartCheck:
+    """One part. `detail` says in a few words what it answered."""
+
+    ok: bool
+    detail: str
+
+
+def known_addresses(settings: Settings) -> Settings:
+    """`settings` with the addresses of the stack that runs, or else of the one that would be started."""
+    endpoints = Endpoints.read(settings.home)
+    return endpoints.fill(settings) if endpoints else parts.fill_addresses(settings)
+
+
+def check_parts(settings: Settings) -> dict[str, PartCheck]:
+    """Every part by name, asked at the same time; takes at most a few seconds."""
+    resolved = known_addresses(settings)
+    checks: dict[str, Callable[[], PartCheck]] = {
+        "database": functools.partial(_check_database, str(resolved.database_url)),
+        "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
+        "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
+        "worker": functools.partial(_check_worker, resolved),
+        "work_pool": functools.partial(_check_work_pool, resolved),
+        "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
+    }
+    with ThreadPoolExecutor(len(checks)) as pool:
+        running = {name: pool.submit(_within_time, check) for name, check in checks.items()}
+        return {name: check.result() for name, check in running.items()}
+
+
+def _within_time(check: Callable[[], PartCheck]) -> PartCheck:
+    with allow(TIMEOUT_SECONDS), call_deadline():
+        return check()
+
+
+def count_jobs(settings: Settings) -> dict[str, int]:
+    """How many jobs there are in each group of states. Raises httpx.HTTPError when Prefect can't tell."""
+    with open_client(known_addresses(settings), TIMEOUT_SECONDS) as client, call_deadline(TIMEOUT_SECONDS):
+        return {status: _count(client, types) for status, types in JOB_STATES.items()}
+
+
+def _count(client: httpx.Client, types: Sequence[str]) -> int:
+    wanted = {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": {"state": {"type": {"any_": types}}}}
+    return int(client.post("/flow_runs/count", json=wanted).raise_for_status().json())
+
+
+def _check_database(url: str) -> PartCheck:
+    ok = postgres.is_ready(url)
+    return PartCheck(ok, "takes connections" if ok else "takes no connections")
+
+
+def _check_watchdog(url: str) -> PartCheck:
+    try:
+        ok = postgres.is_locked(url, WATCHDOG_LOCK)
+    except psycopg2.OperationalError as error:
+        return PartCheck(False, f"not known, the database does not answer ({type(error).__name__})")
+    return PartCheck(ok, "at work" if ok else "none at work: no lost job is begun again and no webhook called")
+
+
+def _check_prefect(api_url: str) -> PartCheck:
+    return _ask(api_url, lambda client: client.get("/health"))
+
+
+def _check_mlflow(uri: str) -> PartCheck:
+    if not uri.startswith(("http://", "https://")):
+        return PartCheck(True, "no server: it is reached without HTTP")
+    return _ask(uri, lambda client: client.get("/health"))
+
+
+def _check_worker(settings: Settings) -> PartCheck:
+    try:
+        with open_client(settings, TIMEOUT_SECONDS) as client:
+            answer = client.post(f"/work_pools/{settings.work_pool}/workers/filter", json={}).raise_for_status()
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+    online = sum(worker["status"] == "ONLINE" for worker in answer.json())
+    return PartCheck(online > 0, f"{online} online in work pool {settings.work_pool}")
+
+
+def _check_work_pool(settings: Settings) -> PartCheck:
+    """Whether jobs can start: pool, work queues and deployment are there, and nobody has paused them."""
+    path = f"/work_pools/{settings.work_pool}"
+    try:
+        with open_client(settings, TIMEOUT_SECONDS) as client:
+            pool = client.get(path)
+            if pool.status_code == httpx.codes.NOT_FOUND:
+                return PartCheck(False, describe_missing(settings.work_pool))
+            queues = client.post(f"{path}/queues/filter", json={}).raise_for_status().json()
+            deployment = client.get(f"/deployments/name/{DEPLOYMENT_NAME}")
+        pool.raise_for_status()
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+    if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_pool_name"] != settings.work_pool:
+        return PartCheck(False, f"the deployment {DEPLOYMENT_NAME} is gone from Prefect; run `tuneyard up`")
+    parts = [(f"the work pool {settings.work_pool}", pool.json())]
+    parts += [(f"the work queue {queue['name']}", queue) for queue in queues]
+    found = [find_blocker(name, part["is_paused"], part["concurrency_limit"]) for name, part in parts]
+    blockers = [blocker for blocker in found if blocker]
+    return PartCheck(not blockers, "; ".join(blockers) or f"{settings.work_pool} lets jobs start")
+
+
+def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> PartCheck:
+    try:
+        with _client(base_url) as client:
+            status = request(client).status_code
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"does not answer ({type(error).__name__})")
+    return PartCheck(status == httpx.codes.OK, "answers" if status == httpx.codes.OK else f"answers {status}")
+
+
+def _client(base_url: str) -> httpx.Client:
+    return bound(httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=not is_on_this_machine(base_url)))

@@ -1,0 +1,1 @@
+"""Tuneyard's own tables in PostgreSQL: their schema, connections and rows."""

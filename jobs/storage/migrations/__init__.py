@@ -1,0 +1,1 @@
+"""The schema of Tuneyard's own tables, step by step."""

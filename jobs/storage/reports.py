@@ -1,0 +1,81 @@
+"""What a running job reports of itself, and how others read it: rows of `job_reports`."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from jobs.storage.events import STEP_SERIES, drop_non_finite, write_event
+from jobs.storage.tables import JobReport
+
+Writing = Callable[[], AbstractContextManager[Connection]]
+
+
+def write_report(engine: Engine, job_id: UUID, **fields: Any) -> None:
+    """Set these columns of the job's report, making it if need be."""
+    with engine.begin() as connection:
+        set_report(connection, job_id, **fields)
+
+
+def set_report(connection: Connection, job_id: UUID, **fields: Any) -> None:
+    """`write_report` as part of a transaction. The report of a job that has ended stays as it is."""
+    statement = insert(JobReport).values(job_id=job_id, **fields)
+    is_open = JobReport.status.is_(None)
+    connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields, where=is_open))
+
+
+def read_reports(database: Engine | Connection, job_ids: list[UUID]) -> dict[UUID, JobReport]:
+    """The reports of these jobs, by id; a job that has not reported yet is absent."""
+    with Session(database, expire_on_commit=False) as session:
+        reports = session.scalars(select(JobReport).where(JobReport.job_id.in_(job_ids))).all()
+        return {report.job_id: report for report in reports}
+
+
+class ProgressWriter:
+    """Writes a job's training progress at most once in `min_interval_seconds`; the last step is never left out.
+
+    Each write is also a `step` event, whose `recent` lists every step since the one before it.
+
+    Args:
+        writing: gives a transaction to write in, such as `Engine.begin` or `Attempt.writing`.
+    """
+
+    def __init__(self, writing: Writing, job_id: UUID, min_interval_seconds: float = 1.0) -> None:
+        self._writing = writing
+        self.job_id = job_id
+        self.min_interval_seconds = min_interval_seconds
+        self._written_at = float("-inf")
+        self._newest: dict[str, Any] = {}
+        self._kept_back: dict[str, Any] | None = None
+        self._recent: list[list[Any]] = []
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Report `step, total_steps, percent, epoch, loss, tokens_per_second, eta_seconds`."""
+        self._newest = self._kept_back = progress = drop_non_finite(progress)
+        self._recent.append([progress.get(name) for name in STEP_SERIES])
+        is_due = time.monotonic() - self._written_at >= self.min_interval_seconds
+        if is_due or progress["step"] >= progress["total_steps"]:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was kept back."""
+        if self._kept_back is None:
+            return
+        with self._writing() as connection:
+            set_report(connection, self.job_id, progress=self._kept_back)
+            write_event(connection, self.job_id, "step", self._kept_back | {"recent": self._recent})
+        self._kept_back, self._recent = None, []
+        self._written_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Training is over: nothing is left to do, though it may have stopped before `total_steps`, which stay."""
+        self.flush()
+        if self._newest and self._newest["step"] < self._newest["total_steps"]:
+            self._newest |= {"percent": 100.0, "eta_seconds": 0.0}
+            with self._writing() as connection:
+                set_report(connection, self.job_id, progress=self._newest)

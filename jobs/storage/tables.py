@@ -1,0 +1,188 @@
+"""Tuneyard's own small tables, on PostgreSQL through SQLAlchemy; their schema is `jobs/migrations`."""
+
+import functools
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    DateTime,
+    Engine,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from jobs.storage.schema import keep_current
+from jobs.storage.schema import migrate as migrate
+
+# PostgreSQL advisory locks, beside `jobs.storage.schema.SCHEMA_LOCK`
+WATCHDOG_LOCK = 7_415_003  # one watchdog is at work
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+
+class JobReport(Base):
+    """What a job says of itself while and after it runs, and its end. The job is Prefect's flow run; this is its annex.
+
+    Once `status` is set nothing of the row changes any more but `run_id` (see `jobs.lifecycle.ends`).
+    """
+
+    __tablename__ = "job_reports"
+    __table_args__ = (
+        Index("ix_job_reports_open", "job_id", postgresql_where=text("status IS NULL AND run IS NOT NULL")),
+        Index("ix_job_reports_ended_at", "ended_at"),
+        Index("ix_job_reports_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    phase: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    error: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(Text)
+    tracking_url: Mapped[str | None] = mapped_column(Text)
+    output_path: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str | None] = mapped_column(Text)  # completed, failed or cancelled: its end
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    run: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # as it was first seen: `jobs.lifecycle.ends.RUN_FACTS`
+    run_id: Mapped[UUID | None]  # of the run that stands for the job, where that is not the one of the job's id
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), onupdate=lambda: datetime.now(UTC)
+    )
+
+
+class JobEvent(Base):
+    """Something that happened in a job, in the order of `id`: a phase, a step, an evaluation, a checkpoint, its end."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[UUID]
+    event: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class JobAttempt(Base):
+    """The newest attempt at a job, and how many of those before it were lost."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, default=0)  # how many have begun
+    token: Mapped[UUID | None]  # of the process that may write for the job; none once it has let go or was given up
+    host: Mapped[str | None] = mapped_column(Text)
+    pid: Mapped[int | None] = mapped_column(Integer)
+    heartbeat_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    is_interrupted: Mapped[bool] = mapped_column(Boolean, default=False)  # it was told to stop: no attempt is lost
+    cause: Mapped[str | None] = mapped_column(Text)  # what it was lost to, as it saw it: an error's code and words
+    message: Mapped[str | None] = mapped_column(Text)
+    settled: Mapped[int] = mapped_column(Integer, default=0)  # the number of the last one that was given up
+    settled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    lost: Mapped[int] = mapped_column(Integer, default=0)
+    cancelled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class SavedConfig(Base):
+    """A named, possibly partial configuration, as it is now."""
+
+    __tablename__ = "saved_configs"
+
+    config_id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(Text)
+    config: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    version: Mapped[int] = mapped_column(Integer, default=1)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class SavedConfigVersion(Base):
+    """A saved configuration as it was or is, from version 1 on."""
+
+    __tablename__ = "saved_config_versions"
+
+    config_id: Mapped[UUID] = mapped_column(ForeignKey("saved_configs.config_id"), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    config: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """A client's `Idempotency-Key` and the one answer it gets."""
+
+    __tablename__ = "idempotency_keys"
+
+    scope: Mapped[str] = mapped_column(Text, primary_key=True)  # which endpoint, and whose key
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(Text)
+    answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), index=True)
+
+
+class ApiKey(Base):
+    """A client's key; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(Text)  # its first characters, to recognise it by
+    key_sha256: Mapped[str] = mapped_column(Text, unique=True)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class WebhookDelivery(Base):
+    """An event of a job that its webhook is told of: its start, a checkpoint, an end in one of its last statuses."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("job_id", "event_key"),
+        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    job_id: Mapped[UUID]
+    event: Mapped[str] = mapped_column(Text, default="ended")  # or started, checkpoint
+    event_key: Mapped[str] = mapped_column(Text)  # what there is one of in a job
+    status: Mapped[str] = mapped_column(Text)  # completed, failed or cancelled; running before the end
+    url: Mapped[str] = mapped_column(Text)
+    payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[str] = mapped_column(Text, default="pending")  # then delivered, failed or gone
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, default=list)  # time, status_code, error
+    next_attempt_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    client: Mapped[str] = mapped_column(Text, server_default="")  # who submitted the job, empty if nobody knows
+
+
+class Watermark(Base):
+    """How far a duty of the watchdog has come."""
+
+    __tablename__ = "marks"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    reached_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+@functools.cache
+def engine_for(database_url: str) -> Engine:
+    """The process's one connection pool for this database."""
+    return keep_current(create_engine(database_url, pool_pre_ping=True, pool_size=5, max_overflow=15))

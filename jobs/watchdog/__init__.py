@@ -1,0 +1,1 @@
+"""The watchdog: periodic tasks that hold whatever becomes of jobs, clients and the API."""

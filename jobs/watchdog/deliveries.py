@@ -1,0 +1,174 @@
+"""Webhooks as a duty of the watchdog: the ends that nobody has written yet are written, what is due is sent."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from sqlalchemy import Engine, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.engine.pool_runs import PoolRuns
+from jobs.lifecycle.ends import STATES, has_ended, settle
+from jobs.settings import Settings
+from jobs.storage.tables import Watermark, WebhookDelivery
+from jobs.vocabulary import FINAL_STATES, FLOW_NAME, PAGE_SIZE
+from jobs.webhooks.call import Outcome, send
+from jobs.webhooks.outbox import claim, find_due, keep_attempt, message_id, put_off, wake
+from jobs.webhooks.shares import SENDERS, AddressBusy, Shares, Ticket, name_receiver
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 1024
+MARK, ALL_ENDS = "ended_jobs", "all_ends"
+LONG_AGO = datetime.fromtimestamp(0, UTC)
+OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
+
+
+class Deliveries:
+    """Both halves of the duty, for one process."""
+
+    def __init__(self, engine: Engine, settings: Settings, prefect: httpx.Client) -> None:
+        self._engine = engine
+        self._prefect = prefect
+        self._runs = PoolRuns(prefect, settings.work_pool, engine)
+        self._tell_since = LONG_AGO
+        self._settings = settings
+        self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
+        self._shares = Shares()
+        self._is_behind = False  # there is more that is due than is sent
+        self._seen: dict[str, datetime] = {}  # ended jobs within the overlap, by when they ended
+
+    def send_due(self) -> None:
+        """Begin to send those that are due, as many to each receiver as it may have (`jobs.webhooks.shares`)."""
+        if self._shares.is_full:
+            return
+        due = find_due(self._engine, LOOKED_AT)
+        tickets: dict[UUID, Ticket] = {}
+        for one in due:
+            if ticket := self._shares.take(name_receiver(one.url), one.is_failing, one.client):
+                tickets[one.id] = ticket
+        self._is_behind = len(tickets) < len(due)
+        try:
+            for delivery in claim(self._engine, [*tickets]) if tickets else []:
+                ticket = tickets.pop(delivery.id)
+                try:
+                    self._senders.submit(self._send, delivery, ticket)  # which gives it back
+                except BaseException:
+                    self._shares.give_back(ticket)
+                    raise
+        finally:
+            for ticket in tickets.values():
+                self._shares.give_back(ticket)
+
+    def add_missing(self) -> None:
+        """Write every end of a job that was not: its process was killed, or somebody has set the state by hand.
+
+        The first time ever the ends of all jobs are, and the webhooks of old ones are not told again.
+        """
+        began_at = datetime.now(UTC)
+        with self._engine.connect() as connection:
+            marks = {
+                mark.name: mark.reached_at for mark in connection.execute(select(Watermark.name, Watermark.reached_at))
+            }
+        reached_at = marks.get(MARK)
+        self._tell_since = min(reached_at or began_at, began_at) - OVERLAP  # the clock may have been set back
+        since = self._tell_since if ALL_ENDS in marks else LONG_AGO
+        self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
+        for run in self._ended_runs(since) if self._count_unseen(since) else ():
+            self._settle(run)
+            self._seen[run["run_id"]] = datetime.fromisoformat(run["end_time"])
+        for name in (MARK, ALL_ENDS):
+            row = insert(Watermark).values(name=name, reached_at=began_at)
+            with self._engine.begin() as connection:
+                connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
+
+    def _settle(self, run: dict[str, Any]) -> None:
+        """Write the end of its job, unless it was written before, and have Prefect show that one."""
+        is_told = datetime.fromisoformat(run["end_time"]) >= self._tell_since
+        job_id = UUID(run["id"])
+        with self._engine.begin() as connection:
+            if settle(connection, run, is_told):
+                logger.info("The end of job %s is written by the watchdog", job_id)
+            status = has_ended(connection, job_id)
+        if status and STATES[status]["type"] != run["state_type"]:
+            self._runs.set_state(run["id"], {**STATES[status], "message": "It is how its job has ended."}, force=True)
+
+    def _count_unseen(self, since: datetime) -> int:
+        """How many ended jobs were not seen yet; counted by id, since people delete runs that were."""
+        answer = self._prefect.post("/flow_runs/count", json=_ended_since(since, [*self._seen]))
+        return int(answer.raise_for_status().json())
+
+    def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
+        """Jobs that have ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
+
+        Prefect leaves out those that were seen, and is not asked at all while it counts no others: to read thousands of
+        them each time would slow it down for everybody.
+        """
+        wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE_SIZE}
+        offset = 0
+        while True:
+            answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
+            page = self._runs.name_jobs(answer.raise_for_status().json())
+            yield from page
+            offset += len(page)
+            if len(page) < PAGE_SIZE:
+                return
+
+    def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> Outcome:
+        """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error.
+
+        Raises:
+            AddressBusy: it was not made, and is to be made later.
+        """
+        try:
+            return send(
+                delivery.url,
+                message_id(delivery),
+                delivery.payload,
+                self._secrets,
+                self._settings.webhook_allow,
+                lambda address: self._shares.enter(ticket, address),
+            )
+        except AddressBusy:
+            raise
+        except Exception as error:
+            logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
+            return Outcome(error=f"the answer could not be read ({type(error).__name__})")
+
+    def _send(self, delivery: WebhookDelivery, ticket: Ticket) -> None:
+        has_answered = None
+        try:
+            at = datetime.now(UTC)
+            outcome = self._call(delivery, ticket)
+            has_answered = outcome.status_code is not None
+            keep_attempt(self._engine, delivery, at, outcome)
+            came = outcome.error or f"the receiver answered {outcome.status_code}"
+            logger.log(
+                logging.INFO if outcome.is_delivered else logging.WARNING,
+                "Webhook of job %s (%s): %s", delivery.job_id, delivery.event_key, came,
+            )  # fmt: skip
+        except AddressBusy:
+            put_off(self._engine, delivery)
+        except Exception:
+            logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
+        finally:
+            self._shares.give_back(ticket, has_answered)
+        if self._is_behind and has_answered is not None:
+            with contextlib.suppress(SQLAlchemyError):  # the watchdog looks again by itself
+                wake(self._engine)
+
+
+def _ended_since(since: datetime, seen: list[str]) -> dict[str, Any]:
+    ended = {
+        "state": {"type": {"any_": FINAL_STATES}},
+        "end_time": {"after_": since.isoformat()},
+        "id": {"not_any_": seen},
+    }
+    return {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": ended}

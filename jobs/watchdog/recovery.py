@@ -1,0 +1,221 @@
+"""Recovery as a duty of the watchdog: a job whose process is gone or silent is begun again, or has failed at last.
+
+It is the only one to decide that. Prefect's own word for a lost process, Crashed, is a question put to it, and is shown
+as running until it is answered.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, text, update
+
+from jobs.engine.pool_runs import PoolRuns, StateRefused
+from jobs.engine.processes import (
+    find_processes,
+    find_reading_seconds,
+    has_stopped_process,
+    is_process_of,
+    kill_processes_of,
+)
+from jobs.lifecycle.attempts import HEARTBEAT_SECONDS, HOST, lock_attempt, read_attempts
+from jobs.lifecycle.ends import STATES, has_ended, keep_run, record_end
+from jobs.status import JobStatus
+from jobs.storage.tables import JobAttempt
+from jobs.vocabulary import FLOW_NAME, RunState, StateName, make_state
+from jobs.watchdog.stopwatch import Clock, Stopwatch
+
+logger = logging.getLogger(__name__)
+
+ACTIVE = [RunState.PENDING, RunState.RUNNING, RunState.CRASHED]
+SILENCE_SECONDS = 30.0  # without a heartbeat
+IDLE_SECONDS = 10.0  # without CPU time, for one that is silent because what it reads holds the interpreter
+GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
+PENDING_SECONDS = 30.0  # until a run that a worker has taken must have a process
+START_SECONDS = 300.0  # until a process must have begun
+LEAVE_SECONDS = 60.0  # until a process must have gone once it has let go of its job
+SAME_LOSS = timedelta(seconds=20)  # Prefect may tell twice of one crash
+
+REASONS = {
+    "killed": "the job's process was killed, perhaps for want of memory; see the logs of the worker and the system",
+    "lost_worker": "the worker was lost, and the job's process with it",
+    "timeout": f"the job's process gave no sign of life for {SILENCE_SECONDS:.0f} s and was ended",
+    "crashed": "the job's process ended without saying why; see the worker's log",
+}
+
+
+class Recovery:
+    """Sees to all jobs that have a process or should have one.
+
+    Args:
+        is_local: the workers are on this machine, so that processes can be seen and ended; else only heartbeats tell.
+        max_attempts: how many attempts at a job may be lost before it has failed.
+    """
+
+    def __init__(
+        self, engine: Engine, runs: PoolRuns, max_attempts: int, is_local: bool, clock: Clock = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._runs = runs
+        self._max_attempts = max_attempts
+        self._is_local = is_local
+        self._stopwatch = Stopwatch(clock)
+
+    def look(self) -> None:
+        """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
+        try:
+            runs, found = self._runs.read(ACTIVE, FLOW_NAME)
+            attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
+        except BaseException:
+            self._stopwatch.keep(set())  # nobody could be heard meanwhile
+            raise
+        jobs = {run["id"] for run in runs}
+        others = [run for run in found if run["state_type"] != RunState.CRASHED]
+        self._stopwatch.keep(jobs | {run["id"] for run in others})
+        if self._is_local:
+            self._end_others(others)
+        for run in runs:
+            cause = self._find_cause(run, attempts.get(UUID(run["id"])))
+            if cause is not None:
+                self._settle(run, cause)
+
+    def _find_cause(self, run: dict[str, Any], attempt: JobAttempt | None) -> str | None:
+        """What a job's attempt was lost to; None while it is not lost, or not known to be."""
+        has_begun = attempt is not None and attempt.number > attempt.settled
+        beats = attempt is not None and has_begun and attempt.token is not None
+        is_here = self._is_local and (attempt is None or not has_begun or attempt.host == HOST)
+        is_crashed = run["state_type"] == RunState.CRASHED
+        sign = (attempt.number, attempt.token, attempt.heartbeat_at) if attempt else None
+        silence = self._stopwatch.seconds(run["id"], "silence", sign)
+        if is_here:
+            has_process = _has_process(run, attempt)
+            seconds = self._stopwatch.seconds(run["id"], "process", has_process)
+            if not has_process:
+                return None if seconds < _gone_limit(run) else "killed" if beats else "crashed"
+            is_stopped = not beats and has_stopped_process(run["run_id"])
+            if self._stopwatch.seconds(run["id"], "stopped", is_stopped) >= SILENCE_SECONDS and is_stopped:
+                return "timeout"
+        elif run["state_type"] == RunState.PENDING:
+            return None  # a pool may take its time to make a place for it
+        if is_crashed:
+            self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
+        limit = SILENCE_SECONDS if beats else LEAVE_SECONDS if has_begun else START_SECONDS
+        if is_here and beats and self._is_reading(run, silence):
+            limit = START_SECONDS
+        if is_crashed and not is_here:
+            limit = 2 * HEARTBEAT_SECONDS
+        return None if silence < limit else "timeout" if is_here else "lost_worker"
+
+    def _is_reading(self, run: Mapping[str, Any], silence: float) -> bool:
+        """Whether a silent process is busy reading an input, which holds the interpreter: a limit of its own ends it.
+
+        Ended from here it would begin again, and end the same way.
+        """
+        if silence < SILENCE_SECONDS - IDLE_SECONDS:
+            return False
+        spent = find_reading_seconds(run["run_id"])
+        idle = self._stopwatch.seconds(run["id"], "reading", spent and round(spent, 1))
+        return spent is not None and idle < IDLE_SECONDS
+
+    def _end_others(self, runs: list[dict[str, Any]]) -> None:
+        """A run of another flow without a process has crashed: as `Running` it would hold a job's slot for ever."""
+        for run in runs:
+            has_process = _has_process(run, None)
+            seconds = self._stopwatch.seconds(run["id"], "process", has_process)
+            if not has_process and seconds >= _gone_limit(run):
+                with suppress(StateRefused):  # it has moved on
+                    self._runs.set_state(run["id"], make_state(RunState.CRASHED, "Its process was gone."))
+                    logger.info("Run %s, no job, has crashed: its process was gone", run["id"])
+
+    def _take_back(self, run: dict[str, Any], is_alive: bool) -> None:
+        """A job that is heard of has not crashed: the word was late and meant an attempt before."""
+        seconds = self._stopwatch.seconds(run["id"], "is alive", is_alive)
+        if is_alive and seconds >= GONE_SECONDS:
+            self._runs.set_state(run["id"], make_state(RunState.RUNNING), force=True)
+            logger.info("Job %s goes on: it is heard of", run["id"])
+
+    # -- what follows from it
+
+    def _settle(self, run: dict[str, Any], cause: str) -> None:
+        """End what is left of the attempt and decide: again, failed, or cancelled where somebody has asked for it."""
+        if self._is_local:
+            kill_processes_of(run["run_id"])
+        try:
+            self._decide(run, cause)
+        except StateRefused as error:
+            logger.info("Job %s has moved on: %s", run["id"], error)
+            return
+        self._stopwatch.forget(run["id"])
+
+    def _decide(self, run: dict[str, Any], cause: str) -> None:
+        """End the job or have it begin again. It is held meanwhile, against a cancellation."""
+        job_id = UUID(run["id"])
+        with self._engine.begin() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            attempt = lock_attempt(connection, job_id)
+            if status := has_ended(connection, job_id):
+                self._runs.set_state(run["id"], {**STATES[status], "message": "Its job has ended."}, force=True)
+                return
+            keep_run(connection, job_id, run)
+            changes = _count_loss(attempt)
+            # What the attempt said is said of none after it, which may never begin.
+            changes |= {"token": None, "is_interrupted": False, "cause": None, "message": None}
+            connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(**changes))
+            cause = attempt.cause or cause
+            if attempt.cancelled_at is not None or RunState.CANCELLING in self._runs.read_history(run["id"]):
+                record_end(connection, job_id, JobStatus.CANCELLED)
+                self._runs.set_state(run["id"], make_state(RunState.CANCELLED, "Cancelled; its process was gone."))
+                return
+            reason = attempt.message or REASONS.get(cause, cause)
+            if changes["lost"] < self._max_attempts:
+                self._runs.forget_process(run["id"])
+                state = self._again(run, attempt, reason)
+                self._runs.set_state(run["id"], state, force=state["name"] == StateName.LOST)
+                why = "told to stop" if attempt.is_interrupted else cause
+                logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
+                return
+            error = f"{reason}; it was the last of {self._max_attempts} attempts"
+            record_end(connection, job_id, JobStatus.FAILED, error, cause)
+            self._runs.set_state(run["id"], make_state(RunState.FAILED, error))
+            logger.info("Job %s has failed (%s)", run["id"], cause)
+
+    def _again(self, run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
+        """Scheduled for when it first was: at its old place in the line. No worker may take one without a deployment.
+
+        It would cancel it and never take anything again (`jobs.watchdog.idle_workers`): such a run waits for a new one.
+        """
+        said = "it was told to stop" if attempt.is_interrupted else reason
+        message = f"Attempt {attempt.number} ended: {said}. The job goes on by itself."
+        if not self._runs.has_deployment(run):
+            return make_state(RunState.PAUSED, message, StateName.LOST)
+        details = {"scheduled_time": run["expected_start_time"]}
+        return {**make_state(RunState.SCHEDULED, message, StateName.AWAITING_RETRY), "state_details": details}
+
+
+def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
+    pids = (run["infrastructure_pid"], attempt.pid if attempt else None)
+    return any(is_process_of(run["run_id"], pid) for pid in pids) or bool(find_processes(run["run_id"]))
+
+
+def _gone_limit(run: Mapping[str, Any]) -> float:
+    """How long a run may be without a process: longer while its worker is about to start one."""
+    is_starting = run["state_type"] == RunState.PENDING and not run["infrastructure_pid"]
+    return PENDING_SECONDS if is_starting else GONE_SECONDS
+
+
+def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
+    """The row's new `settled, settled_at, lost`: each attempt is counted once, one that was told to stop not at all.
+
+    One that never began counts too, but not when it may be the one that was settled a moment ago, told of again.
+    """
+    now = datetime.now(UTC)
+    if attempt.number > attempt.settled or attempt.is_interrupted:
+        lost = attempt.lost + (not attempt.is_interrupted)
+        return {"settled": attempt.number, "settled_at": now, "lost": lost}
+    if attempt.settled_at is not None and abs(now - attempt.settled_at) < SAME_LOSS:
+        return {"settled": attempt.settled, "settled_at": attempt.settled_at, "lost": attempt.lost}
+    return {"settled": attempt.settled, "settled_at": now, "lost": attempt.lost + 1}

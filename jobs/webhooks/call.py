@@ -1,0 +1,109 @@
+"""The call that tells a client of its job: what it says and how it is made."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from uuid import UUID
+
+import httpcore
+import httpx
+
+from jobs.storage.tables import JobReport
+from jobs.webhooks.signing import sign
+from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
+
+TIMEOUT_SECONDS = 15.0  # for all of one attempt but the name's resolution
+NO_REASON = "the job's process ended without saying why"
+STATE_PREFIX = "Flow run encountered an exception: "
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attempt: the receiver's status, or what kept it from answering."""
+
+    status_code: int | None = None
+    error: str | None = None
+    retry_after_seconds: float = 0.0
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the receiver took it."""
+        return self.status_code is not None and httpx.codes.is_success(self.status_code)
+
+
+def build_payload(job_id: UUID, status: str, report: JobReport | None, message: str | None = None) -> dict[str, Any]:
+    """The documented body: `job_id, status, tracking_url` and `output_path`, or `error` for a failed job."""
+    payload: dict[str, Any] = {"job_id": str(job_id), "status": status}
+    payload["tracking_url"] = report.tracking_url if report else None
+    if status == "failed":
+        said = (message or NO_REASON).removeprefix(STATE_PREFIX).splitlines()[0]
+        payload["error"] = (report.error if report else None) or said
+        payload["error_code"] = (report.error_code if report else None) or "crashed"
+        return payload
+    result = (report.result if report and status == "completed" else None) or {}
+    payload["output_path"] = report.output_path if report else None
+    for key in ("model_name", "model_version", "metrics"):
+        payload[key] = result.get(key)
+    return payload
+
+
+def build_event_payload(job_id: UUID, event: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of what is told before the end: `job_id, status, event`, and `step` and `path` of a checkpoint."""
+    told = {name: details[name] for name in ("step", "path") if name in details}
+    return {"job_id": str(job_id), "status": "running", "event": event, **told}
+
+
+def send(
+    url: str,
+    message_id: str,
+    payload: Mapping[str, Any],
+    secrets: Sequence[str],
+    allowed: Iterable[Network],
+    enter: Callable[[Address], None] = lambda _: None,
+) -> Outcome:
+    """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read.
+
+    `enter` is told of each address before it is connected to; what it raises is raised.
+    """
+    text = json.dumps(payload, separators=(",", ":"))
+    body, signed = text.encode(), sign(secrets, message_id, int(time.time()), text)
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_SECONDS)
+    network = GuardedNetwork(allowed, TIMEOUT_SECONDS, enter)
+    try:
+        target = httpx.URL(url)
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": target.netloc.decode(),
+            "Content-Type": "application/json",
+            "User-Agent": "Tuneyard",
+        }
+        place = httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
+        headers["Content-Length"] = str(len(body))
+        headers.update(signed.items())
+        with (
+            httpcore.ConnectionPool(network_backend=network) as pool,
+            pool.stream("POST", place, headers=headers, content=body, extensions={"timeout": timeouts}) as answer,
+        ):
+            found = {name.lower(): value for name, value in answer.headers}
+            return Outcome(answer.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1")))
+    except ForbiddenTarget as error:
+        return Outcome(error=str(error))
+    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+        return Outcome(error=f"{type(error).__name__}: {error}".rstrip(": ")[:300])
+    except (httpx.InvalidURL, httpcore.UnsupportedProtocol, OSError, UnicodeError) as error:
+        return Outcome(error=f"{type(error).__name__}: {error}"[:300])
+
+
+def read_retry_after(value: str) -> float:
+    """Seconds that a `Retry-After` header asks to wait: a number or an HTTP date; 0 for anything else."""
+    if value.strip().isdecimal():
+        return float(value.strip()[:9])
+    try:
+        moment = parsedate_to_datetime(value)
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):  # no date, or one that no datetime holds
+        return 0.0
+    return max(0.0, seconds)

@@ -1,0 +1,147 @@
+"""How many webhooks are sent at once, for whom and to whom: nobody keeps the others waiting.
+
+A receiver is a host and port. One that accepts and never answers holds a sender for as long as an attempt may last, so
+each may have a share of those that are free: eight when it is the only one, fewer beside others, and always one.
+Receivers at one address (names are cheap, so are ports) have 64 senders together; one that has no sender yet gets its
+first while they have fewer than 96.
+Attempts at receivers where one has failed have half of them at most, so that there is room for the others, and some
+are kept for receivers that answered when they were last called.
+
+All of that is counted for each client by itself, and a client (whose key the jobs were submitted with) has at most
+three times as many as are left for the others: addresses are cheap too, keys are not.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Hashable
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.webhooks.targets import Address, unwrap
+
+SENDERS = 192
+SHARE = 24  # a receiver has this part of the free senders
+CLIENT_SHARE = 3  # a client has so many times the free senders
+FAILING = SENDERS // 2  # for receivers at which an attempt has failed
+AT_ONE_ADDRESS, FIRST_AT_ONE_ADDRESS = SENDERS // 3, SENDERS // 2  # the latter for who has no other sender
+FOR_ANSWERING = 16
+REMEMBERED = 4096
+
+Receiver = tuple[str, str]  # of a client, its host and port
+
+
+class AddressBusy(Exception):
+    """The receivers at this address have all the senders that they may have. No attempt was made."""
+
+
+class Ticket:
+    """A sender's place: for whom, to whom, whether attempts there have failed, and the address that it calls."""
+
+    def __init__(self, receiver: Receiver, is_failing: bool) -> None:
+        self.receiver = receiver
+        self.is_failing = is_failing
+        self.address = ""
+
+    @property
+    def client(self) -> str:
+        """Whose delivery it is."""
+        return self.receiver[0]
+
+
+class Shares:
+    """Who has how many of the senders. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._failing = 0
+        self._clients = Counter[str]()
+        self._failing_of = Counter[str]()  # by client
+        self._receivers = Counter[Receiver]()
+        self._addresses = Counter[tuple[str, str]]()  # by client
+        self._answering: OrderedDict[Receiver, None] = OrderedDict()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no sender is free."""
+        return self._taken >= SENDERS
+
+    def take(self, name: str, is_failing: bool, client: str = "") -> Ticket | None:
+        """A place for a sender; None where this receiver or this client has its share."""
+        receiver = (client, name)
+        with self._lock:
+            is_answering = receiver in self._answering
+            free = SENDERS - self._taken - (0 if is_answering else FOR_ANSWERING)
+            if free <= 0 or not _has_room(self._clients[client], free):
+                return None
+            is_failing = is_failing and not is_answering
+            if is_failing and not _has_room(self._failing_of[client], FAILING - self._failing):
+                return None
+            if self._receivers[receiver] >= max(1.0, (SENDERS - self._taken) / SHARE):
+                return None
+            self._taken += 1
+            self._clients[client] += 1
+            self._receivers[receiver] += 1
+            self._failing += is_failing
+            self._failing_of[client] += is_failing
+            return Ticket(receiver, is_failing)
+
+    def enter(self, ticket: Ticket, address: Address) -> None:
+        """The sender is about to call this address, and leaves the one before. Raises AddressBusy."""
+        place = _name(address)
+        with self._lock:
+            self._leave(ticket)
+            limit = AT_ONE_ADDRESS if self._receivers[ticket.receiver] > 1 else FIRST_AT_ONE_ADDRESS
+            if self._addresses[ticket.client, place] >= limit:
+                raise AddressBusy(place)
+            self._addresses[ticket.client, place] += 1
+            ticket.address = place
+
+    def give_back(self, ticket: Ticket, has_answered: bool | None = None) -> None:
+        """The sender is free again; `has_answered` is None where nobody was called."""
+        with self._lock:
+            self._leave(ticket)
+            self._taken -= 1
+            self._failing -= ticket.is_failing
+            _count_down(self._clients, ticket.client)
+            _count_down(self._failing_of, ticket.client, ticket.is_failing)
+            _count_down(self._receivers, ticket.receiver)
+            if has_answered is not None:
+                self._answering.pop(ticket.receiver, None)
+            if has_answered:
+                self._answering[ticket.receiver] = None
+                if len(self._answering) > REMEMBERED:
+                    self._answering.popitem(last=False)
+
+    def _leave(self, ticket: Ticket) -> None:
+        if ticket.address:
+            _count_down(self._addresses, (ticket.client, ticket.address))
+            ticket.address = ""
+
+
+def _has_room(taken: int, free: int) -> bool:
+    """Whether a client with so many may have one more of what is free."""
+    return free > 0 and taken < max(1, CLIENT_SHARE * free)
+
+
+def name_receiver(url: str) -> str:
+    """Host and port of a webhook, however they are spelled."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{(parts.hostname or '').rstrip('.')}:{port}"
+    except ValueError:  # no attempt can be made at it
+        return ""
+
+
+def _name(address: Address) -> str:
+    """The address, or the network that one customer is given of IPv6."""
+    address = unwrap(address)
+    return str(IPv6Network((address, 64), strict=False)) if isinstance(address, IPv6Address) else str(address)
+
+
+def _count_down(counter: Counter[Any], name: Hashable, by: int = 1) -> None:
+    counter[name] -= by
+    if counter[name] <= 0:
+        del counter[name]

@@ -1,0 +1,1 @@
+"""Adapters: which layers get one, and the adapter that training starts from."""

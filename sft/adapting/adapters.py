@@ -1,0 +1,210 @@
+"""The adapter that training starts from: a new one, or an earlier one to go on from."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
+from transformers import PreTrainedModel
+
+from sft.adapting.adaptation import Adaptation, describe_start, plan_adaptation
+from sft.adapting.adapter_files import SETTINGS, WEIGHTS, find_contradiction
+from sft.adapting.injection import explain_misfit, find_lost
+from sft.config import SFTConfig
+from sft.confinement import step
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
+from sft.exhaustion import is_out_of_memory
+from sft.models.layers import find_layers
+from sft.models.model_texts import check_texts, read_object
+from sft.models.quantized import count_weights
+from sft.models.weights import find_pointer, find_weight_damage, read_shapes
+
+OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # by our names: what PEFT calls it
+# How an adapter's weights began matters only where PEFT would do it again, to the base model's weights too.
+START = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}|eva|corda")
+PLAIN = re.compile(r"[\w.-]+")  # a name
+SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
+
+
+def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, Adaptation]:
+    """What the trainer starts from: the model as it is, or with an earlier adapter to go on from.
+
+    A new adapter is made by the trainer, of the `settings` in what is returned beside the model.
+
+    Raises:
+        InvalidConfig: target modules the model does not have, or an adapter of another model.
+        ModelNotFound: the folder of `adapter_path` holds no adapter.
+        ModelNotSupported: no layer of the model can be adapted.
+    """
+    if not config.use_lora:
+        return model, Adaptation(None, sum(count_weights(parameter) for parameter in model.parameters()), {})
+    if config.adapter_path:
+        adapted = _load_start(model, config, Path(config.adapter_path))
+        found = describe_start(adapted)
+        kept = [sentence for settings in adapted.peft_config.values() for sentence in _list_kept(config, settings)]
+        return adapted, replace(found, warnings=(*found.warnings, *kept))
+    return model, plan_adaptation(model, config)
+
+
+def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
+    """As `add_adapter`, of a model that may be empty; an earlier adapter that is not here counts as a new one."""
+    folder = Path(config.adapter_path) if config.adapter_path else None
+    if folder is not None and (folder / SETTINGS).is_file():
+        _check_files(folder)
+        _check_kind(folder)
+        _try_patterns(model, folder)
+        settings = LoraConfig.from_pretrained(str(folder))
+        settings.inference_mode = False  # as it is saved, nothing of it is trained
+        _check_start(config, settings, model)
+        stored = {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()}
+        found = describe_start(model, settings, stored)
+        return replace(found, warnings=(*found.warnings, *_list_kept(config, settings)))
+    return add_adapter(model, config.model_copy(update={"adapter_path": None}))[1]
+
+
+def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> PeftModel:
+    _check_files(folder)
+    _check_kind(folder)
+    _try_patterns(model, folder)
+    subject = f"adapter_path {folder} does not fit base_model {config.base_model}"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, see below
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except Exception as error:
+        if any(map(is_out_of_memory, walk_causes(error))):
+            raise
+        raise InvalidConfig(f"{subject}: {_explain_misfit(model, error)}") from error
+    if misfit := _find_misfit(adapted, folder):
+        raise InvalidConfig(f"{subject}: {misfit}")
+    if lost := find_lost(adapted):
+        raise InvalidConfig(f"{subject}: PEFT loads nothing into {len(lost)} of its layers, {min(lost)} for one")
+    for adapter in adapted.peft_config.values():
+        _check_start(config, adapter, adapted.get_base_model())
+        adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
+    return adapted
+
+
+def _list_kept(config: SFTConfig, adapter: LoraConfig) -> Iterator[str]:
+    """What was asked for of a new adapter, other than by default, that the one to start from does not have."""
+    for name, field in OWN.items():
+        asked, own = getattr(config, name), getattr(adapter, field)
+        if asked not in (own, SFTConfig.model_fields[name].default):
+            yield f"{name} {asked} is not followed: the adapter in adapter_path keeps its own, {own}"
+    if config.lora_target_modules is not None:
+        yield "lora_target_modules is not followed: the adapter in adapter_path keeps the layers it has"
+
+
+def _check_files(folder: Path) -> None:
+    for name in (SETTINGS, WEIGHTS):
+        if not (folder / name).is_file():
+            has_pickle = name == WEIGHTS and (folder / "adapter_model.bin").is_file()
+            remedy = "save it again with `save_pretrained`" if has_pickle else "name the folder of a saved adapter"
+            found = ", only pickled weights (adapter_model.bin), which are not read" if has_pickle else ""
+            raise ModelNotFound(f"adapter_path {folder} has no {name}{found}; {remedy}")
+    check_texts(folder, f"adapter_path {folder}")
+    if damage := find_weight_damage(folder / WEIGHTS):
+        raise ModelUnusable(f"adapter_path {folder} can't be read: {WEIGHTS} {damage}")
+    if pointer := find_pointer(folder):
+        raise ModelUnusable(f"adapter_path {folder} {pointer}")
+    if contradiction := find_contradiction(folder):
+        raise ModelUnusable(f"adapter_path {folder} can't be used: {contradiction}")
+
+
+def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"its file lacks {error}"
+    text = " ".join(str(error).split())
+    found = SIZE_MISMATCH.search(text)
+    if found is None:
+        return text[:300] or type(error).__name__
+    name, saved, here = found.groups()
+    rows = str(getattr(model.get_input_embeddings(), "num_embeddings", None))
+    grown = saved.split(", ")[0]
+    if here.split(", ")[0] == rows != grown:
+        return (
+            f"the adapter was trained with a vocabulary of {grown} tokens and the model has {rows}; name the base "
+            "model whose embeddings were resized for it"
+        )
+    return f"{name} is of shape ({saved}) in the adapter and of shape ({here}) for this model"
+
+
+def _find_misfit(adapted: PeftModel, folder: Path) -> str | None:
+    """Layers of the adapter that the model lacks, or the other way round: PEFT passes over them."""
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+    expected = {name: list(value.shape) for name, value in saved if ".lora_" in name}
+    return explain_misfit(expected, {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()})
+
+
+def _check_kind(folder: Path) -> None:
+    """Only LoRA: other kinds of adapters name models, tokenizers and modules that PEFT would load with them."""
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
+        start = stored.get("init_lora_weights", True)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InvalidConfig(f"adapter_path {folder} has no adapter_config.json that can be read: {error}") from error
+    if kind != "LORA" or needs_module:
+        what = "it names a module to import (megatron_config)" if needs_module else f"its peft_type is {kind!r}"
+        raise InvalidConfig(f"adapter_path {folder} is not a plain LoRA adapter: {what}; name another one")
+    if not isinstance(start, bool | None) and not (isinstance(start, str) and START.fullmatch(start)):
+        raise InvalidConfig(
+            f"adapter_path {folder} can't be gone on from: its init_lora_weights {start!r:.60} would change the base "
+            "model by a computation that is not made here; merge it into its base model, or name another one"
+        )
+
+
+def _try_patterns(model: PreTrainedModel, folder: Path) -> None:
+    """Compare an adapter's patterns with the model's layers as PEFT will: one that never ends does not end here."""
+    stored = read_object(folder / SETTINGS)
+    with step(f"adapter_path {folder}: comparing the patterns in its {SETTINGS} with the model's layers"):
+        for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"):
+            values = stored.get(field) or ()
+            for pattern in (values,) if isinstance(values, str) else values:
+                if not isinstance(pattern, str) or PLAIN.fullmatch(pattern):
+                    continue
+                try:
+                    for name, _ in model.named_modules():
+                        for text in (pattern, rf"(.*\.)?({pattern})$", rf".*\.{pattern}\.(\d+)\."):
+                            re.match(text, name)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise InvalidConfig(
+                        f"adapter_path {folder}: {field} in its {SETTINGS} has no valid pattern ({error}); name "
+                        "another adapter"
+                    ) from error
+
+
+def _check_start(config: SFTConfig, adapter: LoraConfig, model: PreTrainedModel) -> None:
+    """An adapter to start from keeps its own shape; what asks for another kind can't be had, nor what never acts."""
+    if getattr(adapter, "alora_invocation_tokens", None):
+        raise InvalidConfig(
+            "the adapter in adapter_path acts only behind the tokens of its alora_invocation_tokens, which rows do not "
+            "have; start a new adapter"
+        )
+    if adapter.lora_alpha == 0:
+        raise InvalidConfig("the adapter in adapter_path has lora_alpha 0 and never acts; start a new adapter")
+    if config.save_merged_model and (reason := _find_merge_obstacle(adapter, model)):
+        raise InvalidConfig(f"save_merged_model: the adapter in adapter_path {reason}; set save_merged_model to false")
+    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")):
+        if getattr(config, name) and not getattr(adapter, name, False):
+            raise InvalidConfig(
+                f"{name} is true, but the adapter in adapter_path was made without {what} and keeps its kind; "
+                f"set {name} to false or start a new adapter"
+            )
+
+
+def _find_merge_obstacle(adapter: LoraConfig, model: PreTrainedModel) -> str | None:
+    """Why PEFT could not merge this adapter after training."""
+    if getattr(adapter, "layer_replication", None):
+        return "repeats layers (layer_replication), which a model without it can't"
+    if getattr(adapter, "lora_bias", False) and any(
+        layer.bias is None
+        for name, layer in find_layers(model).items()
+        if check_target_module_exists(adapter, name.removesuffix(".base_layer"))
+    ):
+        return "has biases (lora_bias) for layers without any"
+    return None

@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent, and training that continues from them."""

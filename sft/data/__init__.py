@@ -1,0 +1,1 @@
+"""Data files as token ids and labels."""

@@ -1,0 +1,43 @@
+"""Which rows are learned from and which are held out, decided by the rows' content alone."""
+
+import hashlib
+import json
+from operator import itemgetter
+
+from sft.data.data_files import BrokenRow, NumberedRow, Row
+
+
+def split_rows(
+    rows: list[NumberedRow], validation_split: float = 0.0, max_samples: int | None = None, seed: int = 0
+) -> tuple[list[NumberedRow], list[NumberedRow]]:
+    """Rows to learn from and rows held out, in the file's order.
+
+    `max_samples` picks by a seeded hash of each row's content, the held-out share by an unseeded one: equal rows
+    stay together, and adding rows moves none across. With two different rows and more neither side is left empty.
+    """
+    if max_samples is not None and len(rows) > max_samples:
+        by_hash = sorted(rows, key=lambda item: hash_row(item[1], str(seed)))
+        rows = sorted(by_hash[:max_samples], key=itemgetter(0))
+    hashes = {number: hash_row(row) for number, row in rows}
+    values = set(hashes.values())
+    if not validation_split or len(values) < 2:
+        return rows, []
+    held_out = {value for value in values if value < validation_split} or {min(values)}
+    if held_out == values:
+        held_out.remove(max(values))
+    train = [item for item in rows if hashes[item[0]] not in held_out]
+    return train, [item for item in rows if hashes[item[0]] in held_out]
+
+
+def hash_row(row: Row | BrokenRow, salt: str = "") -> float:
+    """A number in [0, 1) that depends on the row's content (and `salt`) alone.
+
+    Columns that are null do not count: Parquet has one for each that another row has.
+    """
+    values = row if isinstance(row, BrokenRow) else {name: value for name, value in row.items() if value is not None}
+    try:
+        text = salt + json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    except RecursionError:  # nested as deep as could just be read
+        text = salt + str(sorted(row))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,1 @@
+"""Faster arithmetic of a training step on CPUs."""

@@ -1,0 +1,1 @@
+"""Base models and tokenizers: finding, checking, loading and saving them."""

@@ -1,0 +1,61 @@
+"""A saved tokenizer that opens in transformers 4 too, which vLLM and many other tools run on.
+
+transformers 5 writes a class name, `TokenizersBackend`, and a list of tokens under a name that version 4 does not know.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sft.models.model_texts import PLAIN_CLASSES, read_object
+
+NEW_CLASS, OLD_CLASS = PLAIN_CLASSES
+CONFIG = "tokenizer_config.json"
+NOT_KEPT = ("is_local", "local_files_only")  # how it was loaded here
+SAMPLE = "Say 3: naïve  café,\n\tdef f(x): return '東京' + \"🙂\""
+
+
+def save_portable(tokenizer: PreTrainedTokenizerBase, folder: Path, base: Path) -> None:
+    """Write a tokenizer as versions 4 and 5 of transformers read it, its chat template included.
+
+    It keeps the class that the base model's folder names, where it then reads text as before.
+
+    Args:
+        base: folder of the base model.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    written = path.read_text(encoding="utf-8")
+    values = json.loads(written)
+    declared = read_object(base / CONFIG).get("tokenizer_class")
+    for name in dict.fromkeys((declared, OLD_CLASS)):
+        if isinstance(name, str) and name != NEW_CLASS and hasattr(transformers, name):
+            path.write_text(json.dumps(_make_portable(values, name), indent=2, ensure_ascii=False), encoding="utf-8")
+            if _reads_alike(tokenizer, folder):
+                return
+    path.write_text(written, encoding="utf-8")
+
+
+def _make_portable(values: dict[str, Any], name: str) -> dict[str, Any]:
+    made = {key: value for key, value in values.items() if key not in NOT_KEPT} | {"tokenizer_class": name}
+    if isinstance(made.get("extra_special_tokens"), list):  # version 4 wants a mapping there
+        made["additional_special_tokens"] = made.pop("extra_special_tokens")
+    return made
+
+
+def _reads_alike(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether what is saved there is the same tokenizer, as far as a text with all its special tokens shows."""
+    text = SAMPLE + "".join(tokenizer.all_special_tokens)
+    try:
+        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return all(
+            saved(text, add_special_tokens=add)["input_ids"] == tokenizer(text, add_special_tokens=add)["input_ids"]
+            for add in (False, True)
+        ) and set(saved.all_special_tokens) == set(tokenizer.all_special_tokens)
+    except Exception:  # of whatever kind: then the class does not fit
+        return False

@@ -1,0 +1,138 @@
+"""SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
+
+import heapq
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_liger_kernel_available
+from trl import SFTConfig as TrainerArguments
+
+from sft.config import SFTConfig, count_warmup_steps
+from sft.models.layers import count_layers
+from sft.training.layout import Layout
+
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random", "logits": "group_by_length"}
+MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
+# Hidden and intermediate vectors that a token keeps in a layer until the backward pass, and what is held at most over
+# them. Measured with adapters on all linear layers: PEFT's own layers, and ours (`sft.kernels.fused_lora`).
+KEPT_VECTORS = {"libraries": (18, 16), "fused": (16, 6)}
+
+
+class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is untyped here
+    """TRL's arguments for a process that trains on one device, however many GPUs it sees.
+
+    transformers would put the model into `nn.DataParallel`, which TRL refuses.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """How many GPUs this process trains on: one, or none."""
+        return min(int(super().n_gpu), 1)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps that warm up, of so many; `warmup_steps` holds a share of them."""
+        return count_warmup_steps(num_training_steps, self.warmup_steps)
+
+
+def build_arguments(
+    config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
+) -> TrainerArguments:
+    """TRL's arguments for this config.
+
+    The optimizer is one that `sft.training.optimizers.check_optimizer` has tried.
+    """
+    # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
+    packs_on_gpu = config.packing and layout in ("trl", "logits")
+    rows = 1 if packs_on_gpu else config.batch_size
+    options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
+    return OneDeviceArguments(
+        output_dir=str(checkpoint_dir),
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=config.gradient_accumulation_steps * (config.batch_size if packs_on_gpu else 1),
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.num_epochs,
+        max_steps=config.max_steps or -1,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type=SCHEDULERS[config.scheduler_type],
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        activation_checkpointing=checkpointing,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        metric_for_best_model="eval_loss" if config.early_stopping_patience else None,
+        eval_strategy="steps" if config.eval_steps and has_eval else "no",
+        eval_steps=config.eval_steps,
+        seed=config.seed,
+        use_liger_kernel=can_use_liger(layout),
+        packing=config.packing,
+        max_length=config.max_seq_length if config.packing else None,
+        padding_free=layout == "documents",
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows come ready, packed ones too
+        # Grouping by length draws from each process's own random numbers: they would disagree about who has what.
+        train_sampling_strategy="random" if config.packing or config.num_devices > 1 else SAMPLING[layout],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+
+
+def can_use_liger(layout: Layout) -> bool:
+    """Whether Liger's kernels for the layers are there and wanted: on CUDA, where training goes TRL's own way."""
+    return layout == "trl" and torch.cuda.is_available() and bool(is_liger_kernel_available())
+
+
+def needs_checkpointing(
+    config: SFTConfig, model: PreTrainedModel, layout: Layout, lengths: Sequence[int], free_bytes: int
+) -> bool:
+    """Whether the activations of the heaviest batch these rows can make are too much for the memory that is free."""
+    settings = model.config.get_text_config()
+    is_fused = layout != "trl" and config.use_lora and not config.use_dora and not _has_transposed_layers(model)
+    of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
+    hidden = model.get_input_embeddings().weight.shape[1]
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    inner = inner if isinstance(inner, int) else max(inner)  # of the widest layer, where each has its own
+    token_bytes = int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * model.dtype.itemsize)
+    return count_heaviest_batch(config, layout, lengths) * token_bytes > MEMORY_SHARE * free_bytes
+
+
+def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> int:
+    """Tokens of the heaviest batch that rows of these lengths can make, padding included where the layout pads."""
+    if config.packing:
+        return config.batch_size * config.max_seq_length
+    if config.max_batch_tokens:
+        return max(config.max_batch_tokens, max(lengths))
+    longest = heapq.nlargest(config.batch_size, lengths)
+    return sum(longest) if layout == "documents" else longest[0] * len(longest)
+
+
+def measure_free_memory() -> int:
+    """Bytes free for activations: on the CUDA device if there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def measure_peak_memory() -> int:
+    """Bytes held at most so far: on the CUDA device if there is one, else by this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _has_transposed_layers(model: PreTrainedModel) -> bool:
+    """GPT-2's weights lie that way."""
+    return any(isinstance(module, Conv1D) for module in model.modules())

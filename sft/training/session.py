@@ -1,0 +1,373 @@
+"""One training run, from a prepared dataset to a saved adapter."""
+
+import logging
+import pickle
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from sft.adapting.adaptation import describe_adaptation
+from sft.adapting.adapters import add_adapter
+from sft.callbacks import OnEvent
+from sft.chat.templates import apply_template
+from sft.checkpoints.best import find_best
+from sft.checkpoints.catching_up import CatchUp
+from sft.checkpoints.folders import clear_leftovers, find_newest_checkpoint
+from sft.checkpoints.stopping import EarlyStopping
+from sft.config import SFTConfig
+from sft.data.tokenization import PreparedData
+from sft.errors import CheckpointUnusable, InvalidConfig
+from sft.files.disk import telling_full_disk
+from sft.files.publication import Publishing, publish_folder
+from sft.kernels.packing import pack_rows
+from sft.long_rows import tell_beyond
+from sft.models.companions import make_folder, save_companions, settle_generation, try_saving
+from sft.models.hardware import check_hardware, inspect_hardware
+from sft.models.library_warnings import hearing_libraries
+from sft.models.loading import load_model, load_tokenizer, name_precision, quiet_transformers, tell_unread
+from sft.models.model_class import find_model_class
+from sft.models.model_settings import read_settings, tell_repairs
+from sft.training.arguments import (
+    build_arguments,
+    measure_free_memory,
+    measure_peak_memory,
+    needs_checkpointing,
+)
+from sft.training.event_callback import EventSender
+from sft.training.interruption import StepGuard, keep_last_step
+from sft.training.layout import check_packing, choose_layout
+from sft.training.learning import LearningCheck
+from sft.training.model_card import Provenance, name_base, write_card
+from sft.training.optimizers import check_optimizer
+from sft.training.precision import settle_dtype
+from sft.training.tables import check_positions, check_vocabulary
+from sft.training.trainer import SupervisedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingSession:
+    """Loads the model, evaluates, trains and saves. Everything happens on the calling thread.
+
+    Attributes:
+        adaptation: what is trained (`trainable_parameters`, `parameters`, `share`, `modules`) and what of the model
+            is `left_out` of it, with reasons.
+        warnings: sentences on what a user would not expect of this model and run; they are logged too.
+
+    Args:
+        prepared: what `sft.data.tokenization.prepare` made with the same config and model.
+        model_path: folder of the base model, as `sft.models.loading.find_model` gives it.
+        output_dir: checkpoints go to `checkpoints` in it, unless `checkpoint_dir` says otherwise; training resumes
+            from the newest whole one there.
+        publishing: entered while a checkpoint or the result is put in its place.
+        on_event: called with a name (`begin`, `step`, `log`, `epoch`, `evaluate`, `checkpoint`, `end`) and values.
+
+    Raises:
+        InvalidConfig: a value this machine or model can't do.
+        ModelNotFound: the model or the adapter to start from can't be read.
+    """
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        prepared: PreparedData,
+        model_path: Path,
+        output_dir: Path,
+        on_event: OnEvent | None = None,
+        checkpoint_dir: Path | None = None,
+        publishing: Publishing = nullcontext,
+    ) -> None:
+        check_optimizer(config)
+        set_seed(config.seed)
+        self.warnings: list[str] = check_hardware(config, inspect_hardware())
+        self.config = config
+        self.model_path = model_path
+        self.on_event: OnEvent = on_event or (lambda name, values: None)
+        self.output_dir = output_dir
+        self.checkpoint_dir = checkpoint_dir or output_dir / "checkpoints"
+        make_folder(output_dir, "output_dir")
+        make_folder(self.checkpoint_dir, "checkpoint_dir")
+        dtype = settle_dtype(config, self.checkpoint_dir)
+        with hearing_libraries() as heard:
+            self.tokenizer = load_tokenizer(model_path)
+            apply_template(self.tokenizer, config.template_name, required=False)
+            base = load_model(model_path, config, dtype)
+        self.warnings += [*tell_repairs(model_path), *tell_unread(base), *heard]
+        self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
+        self.warnings += check_positions(base, prepared, config)
+        self.warnings += settle_generation(base, self.tokenizer, model_path)
+        layout = choose_layout(base)
+        train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
+        checkpointing = config.gradient_checkpointing
+        if checkpointing == "auto":
+            lengths = list(train_rows["length"])
+            checkpointing = needs_checkpointing(config, base, layout, lengths, measure_free_memory())
+        if config.packing:
+            check_packing(base, layout)
+            train_rows = pack_rows(train_rows, config.max_seq_length)
+            eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
+        if config.max_batch_tokens:
+            self.warnings += tell_beyond(list(train_rows["length"]), config.max_batch_tokens)
+        self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
+        self._learning = LearningCheck()
+        with quiet_transformers(), hearing_libraries() as heard:
+            model, adaptation = add_adapter(base, config)
+            self.trainer = SupervisedTrainer(
+                model,
+                layout=layout,
+                args=build_arguments(config, layout, dtype, self.checkpoint_dir, checkpointing, eval_rows is not None),
+                train_dataset=train_rows,
+                eval_dataset=eval_rows,
+                processing_class=self.tokenizer,
+                peft_config=adaptation.settings,
+                callbacks=[
+                    self._learning,
+                    self._sender,
+                    self._guard,
+                    catch_up,
+                    *self._choose_stopping(eval_rows is not None),
+                ],
+                max_batch_tokens=config.max_batch_tokens,
+                loraplus_lr_ratio=config.loraplus_lr_ratio,
+                neftune_noise_alpha=config.neftune_noise_alpha,
+            )
+        _keep_adapters_exact(self.trainer.model)
+        self.trainer.remove_callback(PrinterCallback)
+        self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
+        self.trainer.publishing = publishing
+        self.trainer.precision = name_precision(dtype)
+        self.warnings += [*adaptation.warnings, *heard]
+        self.adaptation = describe_adaptation(self.trainer.model, adaptation.left_out)
+        self._log_adaptation()
+        self._sender.begin = {
+            "rows": len(train_rows),
+            "parameters": self.adaptation["parameters"],
+            "trainable_parameters": self.adaptation["trainable_parameters"],
+            "adapted": self.adaptation,
+            "device": str(self.trainer.args.device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "layout": layout,
+            "gradient_checkpointing": checkpointing,
+        }
+
+    def list_warnings(self) -> list[str]:
+        """`warnings`, for a process that can't reach them otherwise."""
+        return self.warnings
+
+    def _warn(self, sentences: list[str]) -> None:
+        self.warnings += sentences
+        for sentence in sentences:
+            logger.warning("%s", sentence)
+
+    def _log_adaptation(self) -> None:
+        facts = self.adaptation
+        layers = ", ".join(f"{name} ({count})" for name, count in facts["modules"].items()) or "the whole model"
+        counts = (facts["trainable_parameters"], facts["parameters"], facts["share"])
+        logger.info("Training %s: %s of %s weights (%.2f%%)", layers, *counts[:2], 100 * counts[2])
+        for sentence in self.warnings:
+            logger.warning("%s", sentence)
+
+    def evaluate(self) -> dict[str, Any]:
+        """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any)."""
+        if self.trainer.eval_dataset is None:
+            return {"eval_loss": None}
+        metrics: dict[str, Any] = self.trainer.evaluate()
+        return metrics
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the model as it was before training can still be evaluated after it: a new adapter switches off."""
+        return isinstance(self.trainer.model, PeftModel) and self.config.adapter_path is None
+
+    def evaluate_start(self) -> dict[str, Any]:
+        """`evaluate` of the model before any training, told as of step 0; after training only with `keeps_start`."""
+        is_trained = self.trainer.state.global_step > 0
+        if is_trained and not self.keeps_start:
+            raise RuntimeError("the start is gone: evaluate it before training")
+        with self._sender.at_start(), self.trainer.model.disable_adapter() if is_trained else nullcontext():
+            return self.evaluate()
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, from the newest whole checkpoint if there is one.
+
+        Returns `train_loss` (mean over all steps), `steps`, `tokens` (read in this call, prompts included),
+        `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device). With
+        `early_stopping_patience` the model is then that of the best evaluation, and the result has
+        `best_step`, `best_eval_loss` and `stopped_early` too.
+
+        A run that a signal stops (what its handler raises is not an Exception) saves a checkpoint of its last
+        whole step.
+
+        Raises:
+            LossNotFinite: the loss or its gradient became NaN or infinite.
+            LossExploded: the loss stayed far above where it began.
+            NothingLearned: the weights are those that training began with.
+            InvalidConfig: no step would have a learning rate above 0, or output_dir can't be written to.
+            ModelUnusable: something of the model that goes into the result can't be saved.
+            DiskFull: a checkpoint could not be written.
+            CheckpointUnusable: a checkpoint holds more than numbers, or the best one is damaged.
+        """
+        self._learning.remember(self.trainer.model)
+        if self.trainer.args.should_save:
+            with self.trainer.publishing(), quiet_transformers():
+                self._try_saving()
+                clear_leftovers(self.checkpoint_dir)
+        checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
+        started_at = time.monotonic()
+        with quiet_transformers():
+            output = self._run(checkpoint)
+        seconds = time.monotonic() - started_at
+        result = {
+            "train_loss": self.trainer.step_losses / max(self.trainer.counted_steps, 1),
+            "steps": output.global_step,
+            "tokens": self.trainer.trained_tokens,
+            "tokens_per_second": self.trainer.trained_tokens / seconds,
+            "train_seconds": seconds,
+            "peak_memory_bytes": measure_peak_memory(),
+        }
+        if self.config.early_stopping_patience:
+            result |= self._restore_best()
+        self._warn(self._learning.check(self.trainer.model))
+        self.on_event("end", result)
+        return result
+
+    def _run(self, checkpoint: Path | None) -> Any:
+        try:
+            return self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:  # of a load with weights_only, which ran nothing
+            raise CheckpointUnusable(
+                f"checkpoint {checkpoint} holds more than numbers and is not loaded; delete it and start the job again"
+            ) from error
+        except Exception:
+            raise
+        except BaseException:  # stopped from outside, by a signal
+            if self.config.use_lora:  # a whole model takes longer to write than a stop may
+                keep_last_step(self.trainer, self._guard)
+            raise
+        finally:
+            self._guard.release()
+
+    def save(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
+        """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
+
+        With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
+
+        Args:
+            provenance: what the model card tells of data and results.
+        """
+        with self.trainer.publishing():
+            return self._save(adapter_dir, provenance or Provenance())
+
+    def _save(self, adapter_dir: Path, provenance: Provenance) -> Path:
+        model = self.trainer.model
+        if isinstance(model, PeftModel):
+            for adapter in model.peft_config.values():
+                adapter.base_model_name_or_path = name_base(self.config.base_model)  # no folder of this machine
+        size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        with (
+            telling_full_disk(adapter_dir, "the adapter", size),
+            publish_folder(adapter_dir) as folder,
+            quiet_transformers(),
+        ):
+            # Left to choose, PEFT asks the Hub whether the vocabulary has grown; ours never does.
+            options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+            model.save_pretrained(folder, **options)
+            self._save_companions(folder)
+            self._write_card(folder, "adapter" if isinstance(model, PeftModel) else "full", provenance)
+        if self.config.save_merged_model and isinstance(model, PeftModel):
+            self._save_merged(adapter_dir, provenance)
+        return adapter_dir
+
+    def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
+        patience = self.config.early_stopping_patience
+        if patience is None:
+            return []
+        if not has_eval:
+            raise InvalidConfig(
+                f"early_stopping_patience {patience} needs held-out rows and there are none; "
+                "set validation_split above 0"
+            )
+        return [EarlyStopping(patience)]
+
+    def _restore_best(self) -> dict[str, Any]:
+        """Go back to the best checkpoint, and say which that is."""
+        state = self.trainer.state
+        best = find_best(state.log_history)
+        assert best is not None  # noqa: S101 - the Trainer evaluates after the last step in any case
+        if best.step != state.global_step:
+            self.trainer.load_weights(best.step)
+        return {
+            "best_step": best.step,
+            "best_eval_loss": best.eval_loss,
+            "stopped_early": state.global_step < state.max_steps,
+        }
+
+    def _try_saving(self) -> None:
+        """Whatever of the result can be made before training is made and thrown away, so that it can't fail later."""
+        adapters = [*self.trainer.model.peft_config.values()] if isinstance(self.trainer.model, PeftModel) else []
+        folder = self.output_dir
+        try_saving(folder, self.config.base_model, self._get_base(), self.model_path, self.tokenizer, adapters)
+
+    def _get_base(self) -> PreTrainedModel:
+        model = self.trainer.model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def _save_companions(self, folder: Path) -> None:
+        save_companions(folder, self.tokenizer, self._get_base().generation_config, self.model_path)
+
+    def _write_card(self, folder: Path, kind: str, provenance: Provenance) -> None:
+        facts = {
+            "rows": self._sender.begin["rows"],
+            "dtype": self._sender.begin["dtype"],
+            "adaptation": self.adaptation,
+        }
+        write_card(folder, kind, self.config, self.model_path, facts, provenance)
+
+    def _save_merged(self, adapter_dir: Path, provenance: Provenance) -> None:
+        target = adapter_dir.with_name("merged")
+        with quiet_transformers():
+            merged = self._merge(adapter_dir)
+        size = sum(parameter.nbytes for parameter in merged.parameters())
+        with (
+            telling_full_disk(target, "the merged model", size),
+            publish_folder(target) as folder,
+            quiet_transformers(),
+        ):
+            merged.generation_config = self._get_base().generation_config
+            merged.save_pretrained(folder)
+            self._save_companions(folder)
+            self._write_card(folder, "merged", provenance)
+
+    def _merge(self, adapter_dir: Path) -> PreTrainedModel:
+        """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
+        from transformers import GenerationConfig
+
+        settings = read_settings(self.model_path, f"base_model {self.config.base_model}")
+        stored = settings.dtype or torch.float32
+        base = find_model_class(settings, self.model_path).from_pretrained(
+            self.model_path,
+            config=settings,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            generation_config=GenerationConfig(),
+        )
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
+        return merged.to(stored)
+
+
+def _keep_adapters_exact(model: torch.nn.Module) -> None:
+    """In fp32, as they come back from a checkpoint: TRL casts those of a quantized model to bf16.
+
+    fp16's gradient scaling can't take bf16, and a resumed run would not be the same run.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()

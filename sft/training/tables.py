@@ -1,0 +1,169 @@
+"""The model's tables: whether every token id has an embedding, and every place in a row a position."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sft.config import SFTConfig
+from sft.data.tokenization import PreparedData
+from sft.errors import InvalidConfig, ModelUnusable, walk_causes
+from sft.exhaustion import is_out_of_memory
+
+FEW_TOKENS = 8  # a row that every model can read
+OFFSETS = 4  # places of a table that may stand for padding, counted in what a model declares (RoBERTa)
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData, config: SFTConfig
+) -> list[str]:
+    """Compare the token ids of all rows with the model's embeddings. Returns warnings.
+
+    Models pad their embeddings, so that there are often more of them than tokens; the reverse is a fault. A padding
+    token without an embedding is replaced: what stands in its place is never looked at. `model` may be empty.
+
+    Raises:
+        ModelUnusable: a row has a token that the model has no embedding for.
+    """
+    known = _count_embeddings(model)
+    if known is None:
+        return []
+    for rows in (prepared.load_train(), prepared.load_eval()):
+        if rows is not None and (found := _find_beyond(rows, known)):
+            number, token = found
+            raise ModelUnusable(
+                f"base_model {config.base_model} has embeddings for {known} tokens, but its tokenizer has "
+                f"{len(tokenizer)}, and row {number} uses token {token} ({tokenizer.convert_ids_to_tokens(token)!r}): "
+                f"resize the model's embeddings with `resize_token_embeddings({len(tokenizer)})` and save it, or use "
+                "the tokenizer that the model was trained with"
+            )
+    if len(tokenizer) <= known:
+        return []
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad >= known:
+        stand_ins = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.convert_ids_to_tokens(0)]
+        tokenizer.pad_token = next(
+            token for token in stand_ins if token is not None and tokenizer.convert_tokens_to_ids(token) < known
+        )
+    return [
+        f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {known}; no row uses the others, but "
+        "a text that does can't be read"
+    ]
+
+
+def check_positions(model: PreTrainedModel, prepared: PreparedData, config: SFTConfig) -> list[str]:
+    """Compare the longest row with the positions the model has. Returns warnings.
+
+    A model with a table of positions (GPT-2, OPT, GPT-J) reads no row that is longer; one that computes them (rotary
+    ones) does, though it was not made for it. Which it is, is tried out on a single layer. `model` may be empty.
+
+    Raises:
+        InvalidConfig: a row is longer than the table.
+    """
+    declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(declared, int) or declared <= 0:
+        declared = None
+    splits = (prepared.load_train(), prepared.load_eval())
+    longest = max(int(np.max(rows.with_format("numpy")["length"])) for rows in splits if rows is not None)
+    if declared is not None and longest <= declared - OFFSETS:
+        return []
+    capacity = measure_capacity(model, longest, declared)
+    if capacity is not None:
+        raise InvalidConfig(
+            f"rows of up to {longest} tokens do not fit base_model {config.base_model}, which has positions for "
+            f"{capacity}: set max_seq_length (cutoff_len) to {capacity} or less, and longer rows are cut, or left out "
+            "with excess_length_strategy drop"
+        )
+    if declared is None or longest <= declared:
+        return []
+    return [f"rows of up to {longest} tokens for a model made for {declared}; set max_seq_length to cut them"]
+
+
+def measure_capacity(model: PreTrainedModel, longest: int, declared: int | None = None) -> int | None:
+    """The longest row that the model reads; None where that is `longest` or more, or can't be found out."""
+    layer = _build_layer(model)
+    if layer is None or not _reads(layer, FEW_TOKENS) or _reads(layer, longest):
+        return None
+    low, high = FEW_TOKENS, longest  # it reads the one and not the other
+    if declared is not None and low < declared < high:
+        low, high = (declared, high) if _reads(layer, declared) else (low, declared)
+        if low + 1 < high and not _reads(layer, low + 1):
+            return low
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _reads(layer, middle) else (low, middle)
+    return low
+
+
+def _count_embeddings(model: PreTrainedModel) -> int | None:
+    """Tokens that can both be read and be predicted."""
+    counts = []
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.dim() == 2 and type(weight).__name__ != "Params4bit":
+            counts.append(int(weight.shape[0]))
+    return min(counts, default=None)
+
+
+def _find_beyond(rows: Dataset, known: int) -> tuple[int, int] | None:
+    """Number of the first row with an id that is not below `known`, and the id."""
+    table = rows.with_format("arrow")[:]
+    passed = 0
+    for part in table.column("input_ids").chunks:  # as they lie in the file, without a copy
+        ids = part.flatten().to_numpy()
+        beyond = np.flatnonzero(ids >= known)
+        if beyond.size:
+            ends = np.cumsum(part.value_lengths().to_numpy())
+            row = passed + int(np.searchsorted(ends, beyond[0], side="right"))
+            return int(table.column("row")[row].as_py()), int(ids[beyond[0]])
+        passed += len(part)
+    return None
+
+
+def _build_layer(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The model with a single layer and weights of 0, on the CPU; None where it can't be built.
+
+    The system gives memory for zeros only once they are read, so a large vocabulary costs nothing.
+    """
+    try:
+        settings = copy.deepcopy(model.config)
+        for part in {id(part): part for part in (settings, settings.get_text_config())}.values():
+            _shorten(part)
+        with init_empty_weights(include_buffers=False):  # buffers may hold positions
+            layer = type(model)(settings)
+        for module in layer.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, nn.Parameter(torch.zeros(weight.shape), requires_grad=False))
+    except Exception:  # of whatever kind: then it can't be tried
+        return None
+    return layer.eval()
+
+
+def _shorten(settings: Any) -> None:
+    for name in _list_counts(settings):
+        layers = getattr(settings, name)
+        for key, value in list(vars(settings).items()):
+            if isinstance(value, list) and len(value) == layers:
+                setattr(settings, key, value[:1])
+        setattr(settings, name, 1)
+
+
+def _list_counts(settings: Any) -> Iterator[str]:
+    return (name for name in LAYER_COUNTS if isinstance(vars(settings).get(name), int))
+
+
+def _reads(layer: PreTrainedModel, length: int) -> bool:
+    """Whether it takes a row of this many tokens. What it answers does not matter."""
+    try:
+        with torch.no_grad():
+            layer.base_model(input_ids=torch.zeros(1, length, dtype=torch.int64), use_cache=False)
+    except Exception as error:  # an index, a shape: each architecture has its own
+        return any(map(is_out_of_memory, walk_causes(error)))
+    return True

@@ -1,0 +1,246 @@
+"""TRL's SFTTrainer, made fast on a CPU, exact in evaluation, and careful with what goes wrong."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
+
+from sft.checkpoints.checkpointing import CheckpointingTrainer
+from sft.kernels.fused_lora import fuse_adapters
+from sft.training.batches import LengthGroups, NumberedCollator, SharedBatches, TokenBatches
+from sft.training.divergence import LossGuard, check_finite
+from sft.training.interruption import Stopped
+from sft.training.layout import LOSSES, Layout
+from sft.training.noise import EmbeddingNoise
+from sft.training.random_state import untouched_random_state
+
+
+class SupervisedTrainer(CheckpointingTrainer):
+    """SFTTrainer with whole checkpoints, and another loss path where `layout` asks for it.
+
+    - `documents`: rows laid end to end, attention run per document, head and loss on supervised positions only;
+    - `padded`: padded rows, head and loss on supervised positions only;
+    - `trl`: TRL's own path (its fused head scores supervised positions alone on CUDA);
+    - `logits`: padded rows, the model's own logits.
+
+    The loss is the same in all: the mean over the supervised tokens of all batches of an optimizer step.
+    Evaluation weighs every supervised token alike too, where the Trainer's own weighs batches.
+
+    Args:
+        max_batch_tokens: fill batches up to this many tokens; None for rows by number.
+        loraplus_lr_ratio: LoRA+, the learning rate of B over that of A; None for one rate.
+        neftune_noise_alpha: NEFTune; None for no noise.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        layout: Layout,
+        max_batch_tokens: int | None = None,
+        loraplus_lr_ratio: float | None = None,
+        neftune_noise_alpha: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.layout = layout
+        if layout != "trl":
+            fuse_adapters(self.model)
+        self.max_batch_tokens = max_batch_tokens
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.noise = None if neftune_noise_alpha is None else EmbeddingNoise(neftune_noise_alpha)
+        self.data_collator: Any = NumberedCollator(self.data_collator)
+        self.loss_guard = LossGuard(self.model.get_input_embeddings().weight.shape[0])
+        self.step_loss = 0.0  # of the last optimizer step, over all its batches and processes
+        self.step_losses, self.counted_steps = 0.0, 0  # the sum over all steps taken, and how many they are
+        self.grad_norm: float | None = None
+        self.trained_tokens = 0
+        self.is_stopping: Callable[[], bool] | None = None  # set where several processes must stop as one
+        self._open_step()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with noise on the embeddings where it was asked for."""
+        with self.noise.attach(self.model.get_input_embeddings()) if self.noise else nullcontext():
+            result = super().train(*args, **kwargs)
+        self.show_weights()
+        return result
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean negative log-likelihood of the supervised tokens, a scalar."""
+        if self.layout == "trl" or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        sum_loss = LOSSES[self.layout]
+        total, count = sum_loss(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
+        if num_items_in_batch is None:
+            return total / count.clamp(min=1)
+        # These are the tokens of all processes, and gradients are averaged over them.
+        return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def _sum_wrapped_nll(self, wrapper: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss as the forward pass of what DistributedDataParallel has wrapped: only so are gradients shared."""
+        sum_loss, forward, own = LOSSES[self.layout], self.model.forward, vars(self.model).get("forward")
+
+        def sum_once(**features: Any) -> tuple[Tensor, Tensor]:
+            self.model.forward = forward  # which the loss may go through itself
+            return sum_loss(self.model, features)
+
+        self.model.forward = sum_once
+        try:
+            total, count = wrapper(**inputs)
+            return total, count
+        finally:
+            del self.model.forward
+            if own is not None:
+                self.model.forward = own
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite, and Stopped."""
+        self._heed_stop()
+        rows = inputs.pop("rows", [])
+        mask = inputs.get("attention_mask")
+        self._batch_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._batch_rows += rows
+        if self.noise:
+            self.noise.read_lengths(inputs)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._batch_losses += loss.item()
+        self._check_finite("loss", loss.item(), rows)
+        return loss
+
+    def _heed_stop(self) -> None:
+        """Raises Stopped once any of the processes was told to stop: in all of them, so that none waits for another."""
+        if self.is_stopping is not None:
+            told = torch.tensor(float(self.is_stopping()), device=self.args.device)
+            if self.accelerator.reduce(told, "sum").item():
+                raise Stopped
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The mean loss over all supervised tokens of the held-out rows, whatever batch they came in."""
+        self.model.eval()
+        self.show_weights()
+        sums = torch.zeros(2, dtype=torch.float64)
+        with untouched_random_state():  # so that training goes on as if this had not been
+            for inputs in dataloader:
+                inputs.pop("rows", None)
+                prepared = self._prepare_inputs(inputs)
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    total, count = LOSSES[self.layout](self.model, prepared)
+                sums += torch.stack([total.detach().double(), count.double()]).cpu()
+        total, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}
+        return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, or LoRA+'s."""
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer: Any = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self.loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: checkpoints need no card."""
+
+    def _send_telemetry(self) -> None:
+        """None: nothing about a user's training leaves the machine."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in ("row", "rows") if name not in self._signature_columns]
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> DataLoader[Any]:
+        # Held-out rows are counted once: no process repeats some so that all have as many batches.
+        self.accelerator.even_batches = is_training
+        batches = self._choose_batches(dataset, batch_size, is_training)
+        if batches is None:
+            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+        rows = self._remove_unused_columns(dataset, description=description)
+        pin = self.args.dataloader_pin_memory
+        loader = self.accelerator.prepare(
+            DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        )
+        if loader.batch_sampler is not batches:
+            # A process's share of the batches. Where a resumed run skips some of it, accelerate looks for `set_epoch`
+            # at this name, and not finding it goes on with the order of the first epoch.
+            loader.batch_sampler.sampler = batches
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):  # draws an order that a resumed run could not draw again
+            return LengthGroups(sampler.lengths, sampler.batch_size, self.args.seed)
+        return sampler
+
+    def _choose_batches(
+        self, dataset: Dataset, batch_size: int, is_training: bool
+    ) -> TokenBatches | SharedBatches | None:
+        """Batches of our own where there is a budget of tokens, or several processes to train; else the Trainer's."""
+        processes, seed = self.accelerator.num_processes, self.args.seed
+        if self.max_batch_tokens is not None:
+            padded = self.layout != "documents"
+            if is_training:
+                return TokenBatches(dataset["length"], self.max_batch_tokens, padded, seed, multiple_of=processes)
+            return TokenBatches(dataset["length"], self.max_batch_tokens, padded)
+        if is_training and processes > 1:
+            return SharedBatches(SeedableRandomSampler(dataset, data_seed=seed), batch_size, processes)
+        return None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once before each optimizer step, with all its batches seen: the place to judge them."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.grad_norm = float(norm)
+        self._close_step()
+        return norm
+
+    def _open_step(self) -> None:
+        self._batch_losses, self._batch_tokens = 0.0, 0
+        self._batch_rows: list[int] = []
+
+    def _close_step(self) -> None:
+        """Take stock of the optimizer step. Raises LossNotFinite or LossExploded."""
+        loss, tokens, rows = self._batch_losses, self._batch_tokens, self._batch_rows
+        if self.accelerator.num_processes > 1:
+            sums = torch.tensor([loss / self.accelerator.num_processes, tokens], dtype=torch.float64)
+            loss, tokens = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+            rows = gather_object(rows)
+        self.step_loss = loss
+        self.step_losses += loss
+        self.counted_steps += 1
+        self.trained_tokens += int(tokens)
+        if not self.args.fp16:  # fp16's loss scaling meets infinite gradients and passes over them
+            self._check_finite("gradient", self.grad_norm or 0.0, rows)
+        self.loss_guard.check(loss, self._where(), rows, self.args.learning_rate)
+        self._open_step()
+
+    def _check_finite(self, what: str, value: float, rows: list[int]) -> None:
+        is_untrained = self.state.global_step == 0
+        check_finite(what, value, self._where(), rows, self.args.learning_rate, self.model, is_untrained)
+
+    def _where(self) -> str:
+        return f"step {self.state.global_step + 1} of {self.state.max_steps}"

@@ -1,0 +1,25 @@
+"""The key book of a running API."""
+
+import pytest
+
+from jobs.clients.keys import ApiKeyCache, ApiKeySnapshot, remember_keys
+from sft.errors import StackError
+
+
+def test_the_first_key_made_on_this_machine_counts_at_once(tmp_path):
+    books = [ApiKeySnapshot({}, is_open=True)]
+    ring = ApiKeyCache(lambda: books[-1], tmp_path / "home/api-keys-in-use")
+    assert ring.refresh(None).is_open
+    assert ring.fresh_book(None)
+    books.append(ApiKeySnapshot({}, is_open=False))
+    remember_keys(tmp_path / "home/api-keys-in-use")  # as `tuneyard keys create` does
+    assert ring.fresh_book(None) is None
+    assert not ring.refresh(None).is_open
+
+
+def test_a_database_without_keys_beside_the_marker_opens_nothing(tmp_path):
+    """Another database under the same state folder, a restored or an emptied one."""
+    remember_keys(tmp_path / "marker")
+    ring = ApiKeyCache(lambda: ApiKeySnapshot({}, is_open=True), tmp_path / "marker")
+    with pytest.raises(StackError, match="API keys were in use here"):
+        ring.refresh(None)

@@ -1,0 +1,62 @@
+"""When the deployments are made anew, and what stays as the user has it."""
+
+import httpx
+import pytest
+from prefect.utilities.callables import parameter_schema
+from pydantic import create_model
+
+from flows.finetune import finetune
+from flows.retrain import retrain
+from jobs.retrain_spec import RetrainSpec
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.stack import deployments
+from jobs.stack.deployments import FLOW_PARAMETERS, deploy, fingerprint
+from jobs.stack.parts import stack_environment
+
+
+@pytest.mark.parametrize(("flow", "model"), [(finetune, JobSpec), (retrain, RetrainSpec)])
+def test_the_parameters_of_a_flow_are_the_fields_of_its_model(flow, model):
+    form, schema = parameter_schema(flow).model_dump(), model.model_json_schema()
+    assert list(form["properties"]) == list(schema["properties"])
+    assert form["required"] == schema["required"]
+    for name, field in form["properties"].items():
+        assert field.get("default") == schema["properties"][name].get("default"), name
+        assert field["description"], name
+
+
+@pytest.mark.parametrize("model", [JobSpec, RetrainSpec])
+@pytest.mark.parametrize("change", [{"further": (int, 1)}, {"adapter_name": (str, "another default")}])
+def test_whatever_changes_a_form_changes_the_fingerprint(monkeypatch, model, change):
+    before = fingerprint("file", "gpu")
+    changed = create_model("Changed", __base__=model, **change)
+    models = tuple(changed if one is model else one for one in FLOW_PARAMETERS)
+    monkeypatch.setattr(deployments, "FLOW_PARAMETERS", models)
+    assert fingerprint("file", "gpu") != before
+
+
+def test_the_fingerprint_is_that_of_the_file_and_the_pool_too():
+    assert fingerprint("file", "gpu") == fingerprint("file", "gpu")
+    assert len({fingerprint("file", "gpu"), fingerprint("another", "gpu"), fingerprint("file", "cpu")}) == 3
+
+
+@pytest.mark.stack
+def test_schedules_are_the_users_once_the_deployment_is_there(stack: Settings, tmp_path):
+    url = str(stack.prefect_api_url)
+
+    def read():
+        found = httpx.get(f"{url}/deployments/name/retrain/retrain", timeout=30).raise_for_status().json()
+        return found["id"], {(one["id"], one["slug"], one["active"]) for one in found["schedules"]}
+
+    deployment_id, before = read()
+    nightly = {"schedule": {"cron": "0 3 * * *"}, "active": False, "parameters": {"adapter_name": "mine"}}
+    (made,) = (
+        httpx.post(f"{url}/deployments/{deployment_id}/schedules", json=[nightly | {"slug": "mine"}], timeout=30)
+        .raise_for_status()
+        .json()
+    )
+    try:
+        assert deploy(stack, stack.work_pool, tmp_path, stack_environment(stack))  # with no stamp: made anew
+        assert read() == (deployment_id, before | {(made["id"], "mine", False)})
+    finally:
+        httpx.delete(f"{url}/deployments/{deployment_id}/schedules/{made['id']}", timeout=30)

@@ -1,0 +1,134 @@
+"""What a model must be to be trained, and how its rows are laid out: found by changing tokens and looking."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from torch import Tensor
+
+from sft.adapting.shortened import small_windows
+from sft.errors import InvalidConfig, ModelNotSupported
+from sft.training.layout import check_packing, choose_layout
+
+IDS = {"vocab_size": 64, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+MAMBA = {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+
+
+def build(kind: str, **options: Any) -> t.PreTrainedModel:
+    torch.manual_seed(0)
+    wide = {**IDS, **SIZES, **options}
+    match kind:
+        case "bert":
+            return t.BertLMHeadModel(t.BertConfig(**wide))
+        case "roberta":
+            return t.RobertaForCausalLM(t.RobertaConfig(**wide))
+        case "electra":
+            return t.ElectraForCausalLM(t.ElectraConfig(**wide, embedding_size=32))
+        case "mamba":
+            return t.MambaForCausalLM(t.MambaConfig(**MAMBA))
+        case "mamba2":
+            return t.Mamba2ForCausalLM(t.Mamba2Config(**MAMBA, num_heads=8, head_dim=8, n_groups=1, chunk_size=16))
+        case "rwkv":
+            return t.RwkvForCausalLM(t.RwkvConfig(**{**IDS, "hidden_size": 32, "num_hidden_layers": 2}))
+        case "llama":
+            return t.LlamaForCausalLM(t.LlamaConfig(**wide))
+        case "mistral":
+            return t.MistralForCausalLM(t.MistralConfig(**wide, num_key_value_heads=2, sliding_window=32))
+        case "gpt2":
+            return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+        case "bloom":
+            return t.BloomForCausalLM(t.BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4))
+    raise ValueError(kind)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_model_that_looks_ahead_is_refused_and_the_same_as_a_decoder_is_not(kind: str) -> None:
+    with pytest.raises(ModelNotSupported, match="is not a causal language model"):
+        choose_layout(build(kind))
+    assert choose_layout(build(kind, is_decoder=True)) in ("padded", "logits")
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "rwkv"])
+def test_packing_is_refused_where_a_row_would_see_the_one_before_it(kind: str) -> None:
+    model = build(kind)
+    layout = choose_layout(model)
+    assert layout == "padded"
+    with pytest.raises(InvalidConfig, match="packing would let rows"):
+        check_packing(model, layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("llama", "documents"), ("mistral", "documents"), ("gpt2", "documents"), ("bloom", "padded")]
+)
+def test_packing_is_allowed_where_rows_are_apart(kind: str, wanted: str) -> None:
+    model = build(kind)
+    layout = choose_layout(model)
+    assert layout == wanted
+    check_packing(model, layout)
+
+
+class Strange(t.LlamaForCausalLM):
+    """A model that fails, or bends its logits, in a way nobody has thought of."""
+
+    fails_with: type[Exception] | None = None
+    bend = 0.0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        if self.bend:
+            output.logits = self.bend * torch.tanh(output.logits / self.bend)
+        return output
+
+
+class StrangeBackbone(t.LlamaModel):
+    """Takes whole rows alone, and fails on bounds of documents with this error."""
+
+    fails_with: type[Exception] = RuntimeError
+
+    def forward(self, *args: Any, cu_seq_lens_q: Tensor | None = None, **kwargs: Any) -> Any:
+        if cu_seq_lens_q is not None:
+            raise self.fails_with("not here")
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, AttributeError, NotImplementedError, KeyError, IndexError])
+def test_any_error_in_a_layouts_trial_leaves_it_for_another(error: type[Exception]) -> None:
+    model = build("llama")
+    attention = model.config._attn_implementation
+    model.model.__class__ = type("Backbone", (StrangeBackbone,), {"fails_with": error})
+    assert choose_layout(model) == "padded"
+    assert model.config._attn_implementation == attention
+
+
+def test_logits_that_are_bent_after_the_head_are_learned_from_as_they_are() -> None:
+    model = build("llama")
+    model.__class__ = type("Bent", (Strange,), {"bend": 20.0})
+    assert choose_layout(model) == "logits"
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, KeyError])
+def test_a_model_that_can_not_read_text_alone_is_refused_in_a_sentence(error: type[Exception]) -> None:
+    model = build("llama")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error("pixel_values are missing\nand more")
+
+    model.forward = fail
+    with pytest.raises(ModelNotSupported, match="can't compute logits for a row of text alone") as caught:
+        choose_layout(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_are_small_for_a_trial_and_as_before_after_it() -> None:
+    model = build("mistral")
+    with small_windows(model):
+        assert model.config.sliding_window == 4
+    assert model.config.sliding_window == 32
