@@ -1,5 +1,6 @@
 """Where things are and how they are reached: one frozen object, read from the environment."""
 
+import base64
 import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -10,13 +11,28 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
-from jobs.webhooks.signing import read_secret
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 
 
 def _split(value: Any) -> Any:
     return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()
+
+
+def read_secret(secret: str) -> bytes:
+    """The key of a `whsec_...` secret. Raises ValueError, which does not name it.
+
+    The library takes keys of any length and skips characters that are not base64; both are refused here.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes: openssl rand -base64 32")
+    return key
 
 
 def _check_secret(secret: SecretStr) -> SecretStr:

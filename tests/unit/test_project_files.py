@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,24 @@ def _code_of(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [*blocks, *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
+
+
+def test_the_architecture_page_has_the_import_rules():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for package in ("jobs", "sft"):
+        (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [package]]
+        section = page.partition(f"### The folders of `{package}`")[2].partition("\n#")[0]
+        rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+
+        assert [re.findall(r"`(\w+)`", row) for row in rows] == [re.findall(r"\w+", layer) for layer in layers]
+
+
+def test_every_folder_of_code_says_in_a_sentence_what_is_in_it():
+    folders = {path.parent for top in ("jobs", "sft", "cli") for path in (ROOT / top).rglob("*.py")}
+
+    assert [
+        folder for folder in folders if not (folder / "__init__.py").read_text(encoding="utf-8").startswith('"""')
+    ] == []
