@@ -31,8 +31,8 @@ def test_the_wheel_has_every_file_beside_the_code() -> None:
     shipped = {file for name in patterns for one in patterns[name] for file in _folder(name).glob(one)}
     beside = {
         file
-        for name in SETUPTOOLS["packages"]
-        for file in _folder(name).iterdir()
+        for top in TOPS
+        for file in (PROJECT_ROOT / top).rglob("*")
         if file.is_file() and file.suffix not in (".py", ".pyc", ".md")
     }
     assert beside == shipped
