@@ -33,6 +33,7 @@ OPTIONS = {
     "max_connections": "200",
     "shared_buffers": "64MB",
     "io_method": "sync",  # no I/O worker processes
+    "restart_after_crash": "off",  # the process manager restarts it; alone it may wait for a failed recovery
     "max_wal_size": "256MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",

@@ -18,7 +18,6 @@ from jobs.project import PROJECT_ROOT
 from jobs.settings import Settings
 from jobs.stack.postgres import ensure_databases, sibling_url
 from jobs.storage.schema import known_revisions
-from sft.files.places import find_temporary
 from sft.files.publication import publish_folder
 from tasks.dataset import resolve
 from tasks.dataset_registry import build_registry, read_stamp
@@ -206,14 +205,15 @@ def a_download_that_was_killed_is_made_again(target: Target) -> Iterator[Finding
     """The API process that sends an adapter is killed, at its first bytes and later; another one sends it whole."""
     job = train_one(target)
     ballast = Path(job["output_path"]) / "ballast.bin"
-    before = {*find_temporary().iterdir()}
+    scratch = target.folder / "scratch-of-downloads"
+    scratch.mkdir()
     try:
         with ballast.open("wb") as file:
             file.truncate(DOWNLOAD_BYTES)
         for number, least in enumerate((1, 2**20, 2**25)):
             place = target.folder / f"download-{number}"
             place.mkdir()
-            with another_api(target) as api:
+            with another_api(target, TMPDIR=str(scratch)) as api:
                 yield from _cut_download(api, target.keys["read"], job["job_id"], place, least)
         place = target.folder / "download-whole"
         with Tuneyard(target.url, target.keys["read"]) as client:
@@ -222,7 +222,7 @@ def a_download_that_was_killed_is_made_again(target: Target) -> Iterator[Finding
             yield Finding(Harm.UNSETTLED, "the download after those that were cut off is not whole")
     finally:
         ballast.unlink(missing_ok=True)
-    if left := [path.name for path in {*find_temporary().iterdir()} - before if path.name.startswith("tuneyard-")]:
+    if left := [path.name for path in scratch.iterdir()]:
         yield Finding(Harm.UNSETTLED, f"leftovers of a download: {left}")
 
 

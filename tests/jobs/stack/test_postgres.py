@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, text
 
 from jobs.stack import postgres
 from tests.bare_postgres import server
+from tests.conftest import wait_until
 
 
 def modes(folder: Path) -> dict[Path, int]:
@@ -66,6 +68,20 @@ def test_a_socket_that_a_killed_server_left_is_no_obstacle(tmp_path: Path) -> No
     (tmp_path / "postgres" / ".s.PGSQL.5432.lock").write_text(f"{os.getpid()}\n")
     with server(tmp_path) as url:
         assert postgres.is_ready(url)
+
+
+def test_a_server_whose_backend_was_killed_ends_for_the_process_manager_to_restart(tmp_path: Path) -> None:
+    """PostgreSQL 18.6 that recovers by itself waits for ever, once in some twenty times, when recovery can't write."""
+    with server(tmp_path) as url:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            backend = psutil.Process(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            postmaster = backend.parent()
+            assert postmaster is not None
+            backend.kill()
+            wait_until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE, 10)
+            connection.invalidate()
+        engine.dispose()
 
 
 def test_launch_enters_a_folder_and_names_itself_as_the_parent(tmp_path: Path) -> None:
