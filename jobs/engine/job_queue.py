@@ -7,9 +7,9 @@ from uuid import UUID
 
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
 
-from jobs.engine.runs import PrefectRuns, due_between, state_filter
+from jobs.engine.runs import PrefectRuns, WaitingRun, due_between, state_filter
+from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
 from tuneyard_wire.jobs import Priority
 
@@ -84,15 +84,16 @@ class JobQueue:
             places |= {run_id: place + offset for run_id, place in self._places_in(name, mine).items()}
         return places
 
-    def starting(self) -> list[FlowRun]:
+    def starting(self) -> list[WaitingRun]:
         """The runs a worker takes next: as many of the line's first as slots are free."""
         free = self._count_free()
         return self._first(free) if free else []
 
     def read(self) -> Queue:
         """The whole line."""
-        occupied = self._count_occupied()
-        line = self._sorted(self._read_all())
+        ids = self._runs.read_ids()
+        occupied = self._count_occupied(ids)
+        line = self._sorted(self._read_all(ids=ids))
         pool = self._runs.pool()
         able = [run.id for run in line if not pool.blockers.of(run.work_queue_name)]
         starting = {*able[: max(0, pool.slots - occupied)]}
@@ -117,30 +118,34 @@ class JobQueue:
         wanted = {run.id for run in runs}
         return {run.id: first + index for index, run in enumerate(between) if run.id in wanted}
 
-    def _first(self, count: int) -> list[FlowRun]:
+    def _first(self, count: int) -> list[WaitingRun]:
         """The first of the line: the first of every work queue, then the first of those."""
-        found: list[FlowRun] = []
-        pool = self._runs.pool()
+        found: list[WaitingRun] = []
+        pool, ids = self._runs.pool(), self._runs.read_ids()
         for name in (name for name in pool.ranks if not pool.blockers.of(name)):
             wanted = _waiting(None, datetime.now(UTC))
-            found += self._runs.page(wanted, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, count, [name])
+            found += self._runs.first_waiting(wanted, count, [name], ids)
         return self._sorted(found)[:count]
 
-    def _sorted(self, runs: Iterable[FlowRun]) -> list[FlowRun]:
+    def _sorted(self, runs: Iterable[WaitingRun]) -> list[WaitingRun]:
         ranks = self._runs.pool().ranks
         return sorted(
             runs, key=lambda run: (ranks.get(run.work_queue_name or "", _UNKNOWN_RANK), _time(run), str(run.id))
         )
 
     def _read_all(
-        self, queues: list[str] | None = None, after: datetime | None = None, before: datetime | None = None
-    ) -> Iterator[FlowRun]:
+        self,
+        queues: list[str] | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
+        ids: RunIds | None = None,
+    ) -> Iterator[WaitingRun]:
         """Every waiting run of these queues and times; one that moves meanwhile comes once or not at all."""
         before = before or datetime.now(UTC)
         seen: set[UUID] = set()
         while True:
             wanted = _waiting(after, before, [*seen])
-            page = self._runs.page(wanted, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, queues=queues)
+            page = self._runs.first_waiting(wanted, queues=queues, ids=ids)
             yield from page
             if len(page) < PAGE_SIZE:
                 return
@@ -151,9 +156,9 @@ class JobQueue:
         slots = self._runs.pool().slots
         return max(0, slots - self._count_occupied()) if slots else 0
 
-    def _count_occupied(self) -> int:
+    def _count_occupied(self, ids: RunIds | None = None) -> int:
         """Slots in use. A job that has ended needs its own no more, though Prefect hears of that a moment later."""
-        just_ended = self._runs.find_just_ended()
+        just_ended = (ids or self._runs.read_ids()).just_ended
         others = filters.FlowRunFilterId(not_any_=just_ended) if just_ended else None
         return self._runs.count(_OCCUPYING.model_copy(update={"id": others}))
 
@@ -161,7 +166,7 @@ class JobQueue:
         return self._runs.count(_waiting(None, before or datetime.now(UTC)), queues)
 
 
-def _time(run: FlowRun) -> datetime:
+def _time(run: FlowRun | WaitingRun) -> datetime:
     return run.next_scheduled_start_time or datetime.now(UTC) + timedelta(days=1)
 
 

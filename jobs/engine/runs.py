@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -17,14 +17,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import to_state_create
-from sqlalchemy import Engine, func, select
+from pydantic import BaseModel, TypeAdapter
+from sqlalchemy import Engine
 
 from jobs.engine.blockers import Blockers, describe_missing, find_blocker
 from jobs.engine.client import call
-from jobs.status import JobStatus
-from jobs.storage.connections import autocommit, translate_errors
+from jobs.storage.connections import translate_errors
 from jobs.storage.run_ids import RunIds
-from jobs.storage.tables import JobReport
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, PAGE_SIZE
 from sft.errors import JobNotFound, StackError
 
@@ -33,10 +32,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-JUST_ENDED = timedelta(seconds=60)
 POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
 
 _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
+
+
+class WaitingRun(BaseModel, frozen=True):
+    """What the order of the line is made of: a run's id, its work queue and since when it waits."""
+
+    id: UUID
+    work_queue_name: str | None
+    next_scheduled_start_time: datetime | None
+
+
+_WAITING_RUNS = TypeAdapter(list[WaitingRun])
 
 
 @dataclass(frozen=True)
@@ -139,18 +148,32 @@ class PrefectRuns:
         )
         return _name_jobs(found, ids)
 
+    def first_waiting(
+        self,
+        run_filter: filters.FlowRunFilter,
+        limit: int = PAGE_SIZE,
+        queues: list[str] | None = None,
+        ids: RunIds | None = None,
+    ) -> list[WaitingRun]:
+        """The runs that the filter lets through and that have waited longest; at most 200."""
+        ids = ids or self.read_ids()
+        wanted_queues = _queue_filter(queues)
+        body = {
+            "flows": _FLOW.model_dump(mode="json"),
+            "flow_runs": _name_runs(run_filter, ids).model_dump(mode="json", exclude_unset=True),
+            "work_pool_queues": wanted_queues.model_dump(mode="json") if wanted_queues else None,
+            "sort": FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
+            "limit": min(limit, PAGE_SIZE),
+        }
+        found = _WAITING_RUNS.validate_json(
+            call(lambda: self.client.request("POST", "/flow_runs/filter", json=body)).content
+        )
+        return [run.model_copy(update={"id": ids.job_of(run.id)}) for run in found]
+
     def read_ids(self) -> RunIds:
-        """Which run stands for which job now."""
+        """Which run stands for which job now, and which have just ended."""
         with translate_errors():
             return RunIds(self._engine)
-
-    def find_just_ended(self) -> list[UUID]:
-        """Runs whose jobs have come to an end of their own that Prefect may not have been told of yet."""
-        after = func.now() - JUST_ENDED
-        own = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
-        wanted = select(func.coalesce(JobReport.run_id, JobReport.job_id)).where(JobReport.ended_at > after, own)
-        with translate_errors(), autocommit(self._engine) as connection:
-            return [*connection.execute(wanted).scalars()]
 
     def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
         """How many runs, in these work queues if given, the filter lets through."""

@@ -6,7 +6,7 @@ Nothing here loads a model or reads rows; a plan does. What is not known within 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jobs.preflight.adapters import check_adapter
@@ -22,9 +22,16 @@ from jobs.spec import JobSpec
 __all__ = ["NO_DOUBTS", "Doubts", "Finding", "Preflight", "SubmissionWarning"]
 logger = logging.getLogger(__name__)
 
+Check = Callable[[JobSpec, Surroundings], Iterable[Finding]]
+
 SECONDS = 0.25  # for all of it; without findings it takes a few milliseconds
-AT_WORK_AT_MOST = 64  # checks that hang on a file system or server; beyond that none are begun
-CHECKS = (check_model, check_template, check_dataset, check_adapter, check_devices, check_output, check_tracking)
+AT_WORK_AT_MOST = 64  # groups of checks that hang on a file system or server; beyond that none are begun
+# Those beside each other look at one place, on one thread: where it hangs, none of them would get further.
+CHECKS: tuple[tuple[Check, ...], ...] = (
+    (check_model, check_template),
+    (check_dataset,),
+    (check_adapter, check_devices, check_output, check_tracking),
+)
 
 
 class _Answer(NamedTuple):
@@ -54,31 +61,38 @@ class Preflight:
         except (OSError, ValueError) as error:  # a state folder that is being made or moved
             logger.debug("Nothing is known before a submission: %s", error)
             return list
-        answers = [self._begin(number, spec, surroundings) for number in range(len(CHECKS))]
+        answers = [answer for checks in CHECKS for answer in self._begin(checks, spec, surroundings)]
 
         def collect() -> list[Finding]:
             findings: list[Finding] = []
             for answer in answers:
-                if answer is not None and answer.done.wait(max(0.0, deadline - time.monotonic())):
+                if answer.done.wait(max(0.0, deadline - time.monotonic())):
                     findings += answer.findings
             return findings
 
         return collect
 
-    def _begin(self, number: int, spec: JobSpec, surroundings: Surroundings) -> _Answer | None:
-        """Have a check made on a thread of its own, which may hang where this one may not."""
+    def _begin(self, checks: Sequence[Check], spec: JobSpec, surroundings: Surroundings) -> list[_Answer]:
+        """Have checks made on a thread of their own, which may hang where this one may not; none if too many do."""
         if not self._turns.acquire(blocking=False):
-            return None
-        answer = _Answer([], threading.Event())
+            return []
+        answers = [_Answer([], threading.Event()) for _ in checks]
 
         def run() -> None:
             try:
-                answer.findings.extend(CHECKS[number](spec, surroundings))
-            except Exception as error:  # a check that fails knows nothing; the job itself will tell
-                logger.debug("A check before a submission failed: %s: %s", type(error).__name__, error)
+                for check, answer in zip(checks, answers, strict=True):
+                    _make(check, spec, surroundings, answer)
             finally:
-                answer.done.set()
                 self._turns.release()
 
         threading.Thread(target=run, name="preflight", daemon=True).start()
-        return answer
+        return answers
+
+
+def _make(check: Check, spec: JobSpec, surroundings: Surroundings, answer: _Answer) -> None:
+    try:
+        answer.findings.extend(check(spec, surroundings))
+    except Exception as error:  # a check that fails knows nothing; the job itself will tell
+        logger.debug("A check before a submission failed: %s: %s", type(error).__name__, error)
+    finally:
+        answer.done.set()

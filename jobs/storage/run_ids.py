@@ -1,23 +1,41 @@
 """Which run stands for which job: the one of its id, but for a job whose run was lost while it waited."""
 
+from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, and_, func, or_, select
 
+from jobs.status import JobStatus
 from jobs.storage.connections import autocommit
 from jobs.storage.tables import JobReport
 
+JUST_ENDED = timedelta(seconds=60)
+
 
 class RunIds:
-    """The runs that stand for jobs of other ids, as they are now. None are known without a database."""
+    """The runs that stand for jobs of other ids, as they are now. None are known without a database.
+
+    Attributes:
+        just_ended: runs whose jobs have come to an end of their own that Prefect may not have been told of yet.
+    """
 
     def __init__(self, engine: Engine | None) -> None:
         self._by_job: dict[UUID, UUID] = {}
+        self.just_ended: list[UUID] = []
         if engine is not None:
-            wanted = select(JobReport.job_id, JobReport.run_id).where(JobReport.run_id.is_not(None))
-            with autocommit(engine) as connection:
-                self._by_job = {row.job_id: row.run_id for row in connection.execute(wanted)}
+            self._read(engine)
         self._by_run = {run_id: job_id for job_id, run_id in self._by_job.items()}
+
+    def _read(self, engine: Engine) -> None:
+        by_itself = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
+        has_just_ended = and_(JobReport.ended_at > func.now() - JUST_ENDED, by_itself)
+        wanted = select(JobReport.job_id, JobReport.run_id, has_just_ended.label("has_just_ended"))
+        with autocommit(engine) as connection:
+            for row in connection.execute(wanted.where(or_(JobReport.run_id.is_not(None), has_just_ended))):
+                if row.run_id is not None:
+                    self._by_job[row.job_id] = row.run_id
+                if row.has_just_ended:
+                    self.just_ended.append(row.run_id or row.job_id)
 
     @property
     def jobs(self) -> set[UUID]:

@@ -622,13 +622,13 @@ def test_what_takes_too_long_is_not_said_and_holds_up_nobody(settings, monkeypat
         release.wait(30)
         yield from ()
 
-    monkeypatch.setattr(preflight, "CHECKS", (hang, *preflight.CHECKS[1:]))
+    monkeypatch.setattr(preflight, "CHECKS", ((hang,), *preflight.CHECKS[1:]))
     looking = Preflight(settings)
     began = time.monotonic()
     findings = [looking.look(spec(base_model="a/b/c", use_qlora=True)) for _ in range(3)]
     assert time.monotonic() - began < 3 * 0.3
     assert {tuple(finding.field for finding in found) for found in findings} <= {("use_qlora",), ()}
-    monkeypatch.setattr(preflight, "CHECKS", (hang,) * 40)
+    monkeypatch.setattr(preflight, "CHECKS", ((hang,),) * 40)
     for _ in range(3):
         looking.look(spec())
     assert threading.active_count() < preflight.AT_WORK_AT_MOST + 20
@@ -639,7 +639,7 @@ def test_a_check_that_breaks_says_nothing(settings, monkeypatch):
     def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(preflight, "CHECKS", (fail, *preflight.CHECKS))
+    monkeypatch.setattr(preflight, "CHECKS", ((fail, *preflight.CHECKS[0]), *preflight.CHECKS[1:]))
     assert look(settings) == []
 
 
@@ -669,7 +669,7 @@ def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
 def test_what_is_told_beside_an_answer_is_waited_for_when_it_is_needed(settings, monkeypatch):
     release = threading.Event()
     found = [Finding(ModelNotFound, "base_model", "is not there")]
-    monkeypatch.setattr(preflight, "CHECKS", (lambda *_: found if release.wait(20) else [],))
+    monkeypatch.setattr(preflight, "CHECKS", ((lambda *_: found if release.wait(20) else [],),))
     doubts = Doubts(Preflight(settings, seconds=20).start(spec()), NAMES)
 
     assert doubts.refusal is None
