@@ -1,5 +1,6 @@
 """How commands end: exit codes, errors as lines and as JSON, closed pipes, and text that could mislead a terminal."""
 
+import functools
 import json
 import os
 import re
@@ -56,13 +57,14 @@ def refusal(status, code="x"):
 
 
 def start(arguments, url):
-    """A command in a process of its own, as a shell starts it."""
+    """A command in a process of its own, as a shell starts it; tests in the background may be deaf to SIGINT."""
     return subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments],
         cwd=PROJECT_ROOT,
         env={**os.environ, "TUNEYARD_URL": url, "PYTHONPATH": str(PROJECT_ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

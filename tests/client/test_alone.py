@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from jobs.project import PROJECT_ROOT
 from tests.client.scripted_service import Scripted
@@ -78,7 +79,8 @@ def test_the_full_package_has_the_client_too_and_asks_no_index_for_it():
         tomllib.loads((PROJECT_ROOT / place).read_text(encoding="utf-8"))
         for place in ("pyproject.toml", "client/pyproject.toml")
     )
-    assert {*client["tool"]["setuptools"]["packages"]} <= {*full["tool"]["setuptools"]["packages"]}
+    found = find_packages(str(PROJECT_ROOT), include=full["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert {*client["tool"]["setuptools"]["packages"]} <= {*found}
     assert client["project"]["version"] == full["project"]["version"]
     assert not any("tuneyard" in needed for needed in full["project"]["dependencies"])
     assert client["project"]["dependencies"] == ["httpx", "pydantic"]
