@@ -20,6 +20,7 @@ from sft.config import Amount, Count, SFTConfig
 from sft.errors import TuneyardError
 from sft.lengths import Name, PathText
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
+from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.jobs import Priority
 
 # The Training API's name of a field, where it differs from SFTConfig's.
@@ -100,13 +101,12 @@ class TrainingFields(RequestFields):
         check_template_name(self.template)
         values = {name: getattr(self, name) for name in (*ENGINE_FIELDS, *_SHARED)}
         values |= {ours: getattr(self, theirs) for theirs, ours in RENAMED.items()}
-        has_name = "@" in self.dataset_version
-        dataset = self.dataset_version if has_name else f"{default_dataset}@{self.dataset_version}"
+        dataset = DatasetReference.parse_version(self.dataset_version, default_dataset)
         has_start = self.lora_version is not None
         start = f"{_MODELS_SCHEME}{self.lora_name}/{self.lora_version}" if has_start else self.adapter_path
         return JobSpec.build(
             config=SFTConfig.from_dict(
-                {**values, "dataset_name": dataset, "dataset_format": "auto", "adapter_path": start}
+                {**values, "dataset_name": str(dataset), "dataset_format": "auto", "adapter_path": start}
             ),
             adapter_name=self.save_name or self.lora_name,
             tracking_backend=self._read_backend(),
@@ -141,10 +141,10 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     """The effective values of a job in the Training API's words."""
     config = spec.config.to_dict()
     view = {theirs: config.pop(ours) for theirs, ours in RENAMED.items()}
-    dataset = config.pop("dataset_name")
+    del config["dataset_name"]
     start = config.pop("adapter_path")
     config.pop("dataset_format")
-    view["dataset_version"] = dataset.removeprefix(f"{default_dataset}@")
+    view["dataset_version"] = spec.dataset.to_version(default_dataset)
     view |= {"training_type": "sft", "lora_name": spec.adapter_name, "lora_version": None, "save_name": None}
     view["adapter_path"] = start
     if start and start.startswith(_MODELS_SCHEME):

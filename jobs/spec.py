@@ -14,6 +14,7 @@ from sft.errors import InvalidConfig
 from sft.explanations import Matching, explain_validation_error
 from sft.lengths import JOB_BYTES, PATH_CHARACTERS
 from sft.rules import GIVEN, NULL, Rule
+from tuneyard_wire.dataset_reference import DatasetReference
 
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
@@ -129,18 +130,21 @@ class JobSpec(BaseModel):
             raise InvalidConfig(explain_validation_error(error, cls)) from error
 
     @property
+    def dataset(self) -> DatasetReference:
+        """The dataset that the configuration names."""
+        return DatasetReference.parse(self.config.dataset_name)
+
+    @property
     def registered_name(self) -> str:
         """The adapter's name in the registry: adapter_name, or one of the base model and the dataset."""
         if self.adapter_name:
             return self.adapter_name
         model = self.config.base_model.rsplit("/", 1)[-1]
-        dataset = self.config.dataset_name.split("@", 1)[0].rsplit("/", 1)[-1]
-        return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{dataset}".lower()).strip("-._") or "adapter"
+        return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{self.dataset.last_name}".lower()).strip("-._") or "adapter"
 
     def tags(self) -> list[str]:
         """What a job is found by, as tags of its run: model, adapter, dataset (with and without revision), metadata."""
-        dataset = self.config.dataset_name
-        names = {f"dataset:{dataset}", f"dataset:{dataset.split('@', 1)[0]}"}
+        names = {f"dataset:{self.dataset}", f"dataset:{self.dataset.name}"}
         pairs = [metadata_tag(key, value) for key, value in (self.metadata or {}).items()]
         made_by = [made_by_tag(self.made_by.flow)] if self.made_by else []
         return [f"model:{self.config.base_model}", f"adapter:{self.registered_name}", *sorted(names), *pairs, *made_by]

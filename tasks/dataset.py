@@ -31,6 +31,7 @@ from tasks.dataset_store import (
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
 from tasks.split_files import SUFFIXES, is_rows, pick_files
+from tuneyard_wire.dataset_reference import DatasetReference
 
 UNUSED_SHOWN = 10
 REGISTRY_BYTES = 6 * 2**20  # as which the DVC files of a registry count: half a minute's work beside a step's own time
@@ -51,6 +52,11 @@ class DatasetVersion:
     source: Literal["dvc", "file", "hub"]
     url: str
     unused: tuple[str, ...] = ()  # files beside them that look like rows
+
+    @property
+    def reference(self) -> DatasetReference:
+        """What it is called in results, model cards and tags: its name, and its revision if it has one."""
+        return DatasetReference(self.name, self.revision or None)
 
     @classmethod
     def of(cls, stored: StoredDataset, **origin: Any) -> Self:
@@ -95,16 +101,16 @@ def find_version(reference: str, settings: Settings, split: str) -> DatasetVersi
         InvalidConfig: a path that leaves the data root.
         InvalidDataset: files whose content is not what the registry recorded, or that can't be read.
     """
-    name, at, revision = reference.partition("@")
-    if at:
-        if not name or not revision or "\0" in reference:
-            raise DatasetNotFound(f"dataset {reference!r} is not of the form name@revision")
-        return resolve_registered(name, revision, settings, split)
+    named = DatasetReference.parse(reference)
+    if problem := named.find_problem():
+        raise DatasetNotFound(f"dataset_name {problem}")
+    if named.revision is not None:
+        return resolve_registered(named, settings, split)
     if local := find_local(reference, settings.data_root):
         return describe_local(reference, local, split)
     misses = [f"no file or folder {settings.data_root / reference}"]
     try:
-        return resolve_registered(reference, None, settings, split)
+        return resolve_registered(named, settings, split)
     except DatasetNotFound as error:
         misses.append(str(error))
     if not HUB_ID.fullmatch(reference):
@@ -150,12 +156,12 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
 
-def resolve_registered(name: str, revision: str | None, settings: Settings, split: str) -> DatasetVersion:
-    """A dataset of the registry at a revision (its main branch if None), fetched once through DVC."""
+def resolve_registered(named: DatasetReference, settings: Settings, split: str) -> DatasetVersion:
+    """A dataset of the registry at a revision (its main branch if none is named), fetched once through DVC."""
     registry = ensure_registry(settings)
-    wanted = revision or find_main_branch(registry)
+    name, wanted = named.name, named.revision or find_main_branch(registry)
     commit = find_commit(registry, wanted)
-    label = f"{name}@{wanted}"
+    label = str(DatasetReference(name, wanted))
     with reading_registry(registry, label), open_revision(registry, commit) as tree:
         with step(f"dataset_name {label}: to read the registry's DVC files", REGISTRY_BYTES):
             check_outputs(tree.repo, name)

@@ -84,7 +84,7 @@ def register(
         "output_dir": str(journal.folder),
         "model_name": adapter.name,
         "model_version": adapter.version,
-        "dataset": f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
+        "dataset": str(dataset.reference),
         "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
         **comparison,
@@ -101,7 +101,7 @@ def register(
 def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:
     """What the model card tells of the data and of what was measured."""
     return Provenance(
-        dataset=f"{dataset.name}@{dataset.revision}" if dataset.revision else dataset.name,
+        dataset=str(dataset.reference),
         dataset_commit=dataset.commit,
         dataset_md5=dataset.md5,
         hub_dataset=dataset.name if dataset.source == "hub" else None,

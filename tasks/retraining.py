@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from sft.explanations import explain_validation_error
 from tasks.dataset import DatasetVersion, resolve, resolve_registered
 from tasks.limits import reading_input
 from tasks.register import SPEC_TAG, RegisteredAdapter, find_latest, list_adapters
+from tuneyard_wire.dataset_reference import DatasetReference
 
 MAIN = "main"
 NEAREST = 3
@@ -64,7 +66,7 @@ def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
     if told := adapter.tags.get("dataset_source"):
         return told
     revision, commit = adapter.tags.get("dataset_revision"), adapter.tags.get("dataset_commit")
-    if "@" in config.dataset_name:
+    if DatasetReference.parse(config.dataset_name).revision is not None:
         return "dvc"
     return "file" if not commit else "hub" if revision == commit else "dvc"
 
@@ -81,7 +83,8 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
     source = find_source(adapter, config)
     if source == "dvc":
         with reading_input(settings, name):
-            return resolve_registered(name, wanted.dataset_version, settings, config.dataset_split)
+            asked = replace(DatasetReference.parse(name), revision=wanted.dataset_version)
+            return resolve_registered(asked, settings, config.dataset_split)
     if wanted.dataset_version not in (None, MAIN):
         raise InvalidConfig(
             f"dataset_version {wanted.dataset_version!r} is a version in the dataset registry, but {adapter.name} was "
@@ -103,7 +106,9 @@ def _describe(source: str) -> str:
 def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
     """The job that made the adapter, on the data as they are now."""
     spec, before = read_spec(adapter), adapter.tags.get("dataset_md5", "")
-    pinned = f"{dataset.name}@{dataset.commit}" if dataset.source == "dvc" else spec.config.dataset_name
+    pinned = (
+        str(DatasetReference(dataset.name, dataset.commit)) if dataset.source == "dvc" else spec.config.dataset_name
+    )
     config = spec.config.model_copy(update={"dataset_name": pinned})
     is_changed = dataset.md5 != before
     made_by = MadeBy(

@@ -1,1 +1,1 @@
-"""The service's responses, as the service writes them and its clients read them. Needs pydantic alone."""
+"""What the service and its clients say to each other, as both read and write it. Needs pydantic alone."""

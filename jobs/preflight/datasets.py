@@ -11,6 +11,7 @@ from jobs.spec import JobSpec
 from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from sft.files.places import follow
+from tuneyard_wire.dataset_reference import DatasetReference
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FIELD = "dataset_name"
@@ -19,29 +20,27 @@ FILES_AT_MOST = 20
 
 def check_dataset(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
     """A revision, name or file that is missing, or a file that can't be rows."""
-    reference = spec.config.dataset_name
-    name, at, revision = reference.partition("@")
-    if not at:
-        yield from _check_plain(reference, around)
-        return
-    data_root = around.settings.data_root
-    if _looks_like_file(revision):
+    dataset, data_root = spec.dataset, around.settings.data_root
+    if dataset.has_file_for_revision:
         yield Finding(
             DatasetNotFound,
             FIELD,
-            f"{revision!r} looks like a file. Put it below {data_root} and give it to the SFT API as dataset_name",
+            f"{dataset.revision!r} looks like a file, but stands for a revision; put it below {data_root} under a "
+            "name without @, and give it to the SFT API as dataset_name",
         )
-    elif not name or not revision:
-        yield Finding(DatasetNotFound, FIELD, f"{reference!r} is not of the form name@revision")
+    elif problem := dataset.find_problem():
+        yield Finding(DatasetNotFound, FIELD, problem)
+    elif dataset.revision is None:
+        yield from _check_name_alone(dataset, around)
     elif (view := find_view(around.settings, around.workers_are_here)) is not None:
-        problem = view.find_problem(name, revision)
+        problem = view.find_problem(dataset)
         if problem is not None:
             yield Finding(DatasetNotFound, FIELD, f"{problem}{around.hint}")
 
 
-def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
+def _check_name_alone(dataset: DatasetReference, around: Surroundings) -> Iterator[Finding]:
     """A file or folder below the data root, else a dataset of the registry, else one on the Hub."""
-    root = around.settings.data_root
+    root, reference = around.settings.data_root, dataset.name
     if not around.sees(root):
         return
     path = follow(reference, root)
@@ -52,7 +51,7 @@ def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
         yield from _check_file(reference, path)
     elif path.is_dir():
         yield from _check_folder(reference, path)
-    elif not _is_elsewhere(reference, around):
+    elif not _is_elsewhere(dataset, around):
         yield Finding(
             DatasetNotFound,
             FIELD,
@@ -61,16 +60,16 @@ def _check_plain(reference: str, around: Surroundings) -> Iterator[Finding]:
         )
 
 
-def _is_elsewhere(reference: str, around: Surroundings) -> bool:
+def _is_elsewhere(dataset: DatasetReference, around: Surroundings) -> bool:
     """Whether the registry or the Hub has it, or may have it."""
     view = find_view(around.settings, around.workers_are_here)
-    if view is None or view.find_problem(reference, None) is None:
+    if view is None or view.find_problem(dataset) is None:
         return True
-    if not HUB_ID.fullmatch(reference):
+    if not HUB_ID.fullmatch(dataset.name):
         return False
-    if find_cached("datasets", reference) is not None:
+    if find_cached("datasets", dataset.name) is not None:
         return True
-    found = find_on_hub("datasets", reference)
+    found = find_on_hub("datasets", dataset.name)
     return found is not Presence.ABSENT and not (found is Presence.UNREACHABLE and around.workers_are_here)
 
 
@@ -103,7 +102,3 @@ def _check_content(reference: str, path: Path) -> Iterator[Finding]:
         check_kind(path)
     except InvalidDataset as error:
         yield Finding(InvalidDataset, FIELD, f"{reference!r}: {error}")
-
-
-def _looks_like_file(revision: str) -> bool:
-    return revision.startswith(("/", "./", "../", "~")) or revision.lower().endswith(SUFFIXES)

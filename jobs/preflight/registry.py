@@ -17,6 +17,7 @@ from jobs.preflight.dvc_files import LARGEST, read_outputs
 from jobs.preflight.repository import NotKnown, Repository
 from jobs.project import find_sources
 from jobs.settings import Settings
+from tuneyard_wire.dataset_reference import DatasetReference
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ FOUND_AT_MOST = 10_000
 KNOWN_SECONDS = 10.0  # how long what was found is not looked for again
 NOT_FOUND = 1  # git's exit code for a revision that is none; others say that it could not look
 
-_found: dict[tuple[str, str, str | None], float] = {}
+_found: dict[tuple[Path, DatasetReference], float] = {}
 _looking = threading.BoundedSemaphore(AT_ONCE)
 
 
@@ -40,17 +41,17 @@ class RegistryView:
 
     folder: Path
     is_current: bool
-    built: frozenset[tuple[str, str]] = frozenset()  # name and revision that the sources give
+    built: frozenset[DatasetReference] = frozenset()  # that the sources give
 
-    def find_problem(self, name: str, revision: str | None) -> str | None:
+    def find_problem(self, dataset: DatasetReference) -> str | None:
         """Why it has no such dataset; None when it has, or that is not known."""
-        if (name, revision) in self.built:
+        if dataset in self.built:
             return None
-        key = (str(self.folder), name, revision)
+        key = (self.folder, dataset)
         if time.monotonic() - _found.get(key, float("-inf")) < KNOWN_SECONDS:
             return None
         try:
-            problem = self._look(name, revision) if self._is_git() else self._look_at_sources(name, revision)
+            problem = self._look(dataset) if self._is_git() else self._look_at_sources(dataset)
         except NotKnown as error:
             logger.debug("The registry %s could not be looked at: %s", self.folder, error)
             return None
@@ -63,16 +64,16 @@ class RegistryView:
     def _is_git(self) -> bool:
         return (self.folder / ".git").exists() or (self.folder / "HEAD").is_file()
 
-    def _look(self, name: str, revision: str | None) -> str | None:
+    def _look(self, dataset: DatasetReference) -> str | None:
         if not _looking.acquire(blocking=False):
             raise NotKnown("others look at registries")
         try:
-            return self._ask(Repository(self.folder), name, revision)
+            return self._ask(Repository(self.folder), dataset)
         finally:
             _looking.release()
 
-    def _ask(self, git: Repository, name: str, revision: str | None) -> str | None:
-        wanted = revision or ("main" if git.say("branch", "--list", "main") else "HEAD")
+    def _ask(self, git: Repository, dataset: DatasetReference) -> str | None:
+        name, wanted = dataset.name, dataset.revision or ("main" if git.say("branch", "--list", "main") else "HEAD")
         code, commit = git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
         if code == NOT_FOUND:
             tags = git.say("tag", "--list").split()
@@ -88,18 +89,20 @@ class RegistryView:
         if any(_is_at(place, name + suffix) for place in {*files, *outputs} for suffix in SUFFIXES):
             return None
         names = sorted({PurePosixPath(place).parts[0] for place in outputs})
-        return f"'{name}@{wanted}' is not in the dataset registry {self.folder}; it has: {_list(names)}"
+        asked = str(DatasetReference(name, wanted))
+        return f"{asked!r} is not in the dataset registry {self.folder}; it has: {_list(names)}"
 
-    def _look_at_sources(self, name: str, revision: str | None) -> str | None:
+    def _look_at_sources(self, dataset: DatasetReference) -> str | None:
         if not self.built:
             return None
-        versions = sorted({version for _, version in self.built})
-        names = sorted({known for known, _ in self.built})
-        if revision not in (*versions, "main", None):
-            return f"{revision!r} is not a revision in the dataset registry; tags: {_list(versions)}; branches: main"
-        if name in names:
+        versions = sorted({str(built.revision) for built in self.built})
+        names = sorted({built.name for built in self.built})
+        if dataset.revision not in (*versions, "main", None):
+            tags = _list(versions)
+            return f"{dataset.revision!r} is not a revision in the dataset registry; tags: {tags}; branches: main"
+        if dataset.name in names:
             return None
-        return f"{'@'.join(filter(None, (name, revision)))!r} is not in the dataset registry; it has: {_list(names)}"
+        return f"{str(dataset)!r} is not in the dataset registry; it has: {_list(names)}"
 
 
 def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None:
@@ -117,24 +120,24 @@ def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None
     return RegistryView(mirror, False) if mirror.exists() else None
 
 
-def _find_built(project: Path) -> frozenset[tuple[str, str]]:
+def _find_built(project: Path) -> frozenset[DatasetReference]:
     files = (project / "datasets/params.yaml", project / "dvc.yaml")
     return _find_built_once(project, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
 
 
 @functools.lru_cache(maxsize=4)
-def _find_built_once(project: Path, _changed: tuple[int, ...]) -> frozenset[tuple[str, str]]:
+def _find_built_once(project: Path, _changed: tuple[int, ...]) -> frozenset[DatasetReference]:
     return frozenset(_read_sources(project))
 
 
-def _read_sources(project: Path) -> Iterator[tuple[str, str]]:
+def _read_sources(project: Path) -> Iterator[DatasetReference]:
     """The datasets and versions that the default registry is built of."""
     try:
         versions = yaml.safe_load((project / "datasets/params.yaml").read_text(encoding="utf-8"))["versions"]
         outputs = [*read_outputs((project / "dvc.yaml").read_bytes())]
     except (OSError, yaml.YAMLError, KeyError, TypeError, NotKnown):
         return
-    yield from ((output, str(version)) for output in outputs for version in versions)
+    yield from (DatasetReference.parse(f"{output}@{version}") for output in outputs for version in versions)
 
 
 def _list_outputs(git: Repository, commit: str, files: list[str]) -> Iterator[str]:

@@ -69,7 +69,12 @@ def test_strict_refuses_and_makes_no_job(api, path):
             "dataset_version 'v9' is not a revision in the dataset reg",
         ),
         ({"dataset_version": "nope@v1.0"}, 404, "dataset_not_found", "'nope@v1.0' is not in the dataset registry"),
-        ({"dataset_version": "/data/acme.jsonl"}, 404, "dataset_not_found", "'/data/acme.jsonl' looks like a file."),
+        (
+            {"dataset_version": "/data/acme.jsonl"},
+            404,
+            "dataset_not_found",
+            "'/data/acme.jsonl' looks like a file, but stands for",
+        ),
         ({"use_qlora": True}, 422, "invalid_config", "use_qlora needs a CUDA device and no worker has one"),
         ({"num_devices": 4096}, 422, "invalid_config", "num_devices is 4096, but there is no GPU"),
         ({"output_dir": "/usr/share/x"}, 422, "invalid_config", "output_dir must lie under one of "),

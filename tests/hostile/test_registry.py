@@ -188,9 +188,11 @@ import sys
 from sft.confinement import Limits, confined
 from tasks import dataset
 from jobs.settings import Settings
+from tuneyard_wire.dataset_reference import DatasetReference
 dataset.REGISTRY_BYTES = 0
 with confined(Limits(None, 0.5, None)):
-    dataset.resolve_registered("x", "main", Settings(home=sys.argv[1], dataset_registry=sys.argv[2]), "train")
+    settings = Settings(home=sys.argv[1], dataset_registry=sys.argv[2])
+    dataset.resolve_registered(DatasetReference("x", "main"), settings, "train")
 """
 
 

@@ -18,6 +18,7 @@ from jobs.stack.endpoints import Endpoints
 from sft.chat.registry import TEMPLATES
 from sft.errors import ModelNotFound
 from tests.client.scripted_service import Scripted, ScriptedService
+from tuneyard_wire.dataset_reference import DatasetReference
 
 EMPTY_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor
 ONE_HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
@@ -307,8 +308,8 @@ def test_a_dataset_of_the_registry(with_registry, reference):
         ("nope@main", "'nope@main' is not in the dataset registry {}; it has: added, "),
         ("x@-v", "'-v' is not a revision"),
         ("@v1", "'@v1' is not of the form name@revision"),
-        ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file. Put it below "),
-        ("x@rows.csv", "'rows.csv' looks like a file. Put it below "),
+        ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file, but stands for a revision; put it below "),
+        ("x@rows.csv", "'rows.csv' looks like a file, but stands for a revision; put it below "),
     ],
 )
 def test_a_dataset_that_the_registry_lacks(with_registry, repository, reference, told):
@@ -359,8 +360,8 @@ def test_many_datasets_are_found_in_time(settings, tmp_path):
     folder = make_repository(tmp_path / "many", {f"d{n}.dvc": f"outs:\n- path: data{n}\n" for n in range(1000)})
     view = registry.RegistryView(folder, True)
     began = time.monotonic()
-    assert view.find_problem("data999", "main") is None
-    assert "it has: data0, data1, data10" in view.find_problem("nothing", "main")
+    assert view.find_problem(DatasetReference("data999", "main")) is None
+    assert "it has: data0, data1, data10" in view.find_problem(DatasetReference("nothing", "main"))
     assert time.monotonic() - began < 2.5
 
 

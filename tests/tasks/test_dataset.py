@@ -148,8 +148,8 @@ def test_what_killed_jobs_left_of_another_dataset_goes_and_what_is_being_made_st
         ("datasets@v1.0", r"the dataset has no train\.jsonl"),
         ("../registry@v1.0", r"dataset \.\./registry@v1\.0 is not in the registry"),
         ("/handbook@v1.0", r"dataset /handbook@v1\.0 is not in the registry"),
-        ("handbook@", "dataset 'handbook@' is not of the form name@revision"),
-        ("@v1.0", "dataset '@v1.0' is not of the form name@revision"),
+        ("handbook@", "dataset_name 'handbook@' is not of the form name@revision"),
+        ("@v1.0", "dataset_name '@v1.0' is not of the form name@revision"),
     ],
 )
 def test_what_is_not_there_is_named(settings: Settings, reference: str, message: str) -> None:
