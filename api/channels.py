@@ -13,6 +13,7 @@ from uuid import UUID
 
 from anyio import CapacityLimiter, to_thread
 
+from jobs.errors import JobNotFound
 from jobs.results.feed import ENDING_POLL_SECONDS, ENDING_SECONDS, POLL_SECONDS, STATE_SECONDS
 from jobs.results.news import News, read_news
 from jobs.sanitizing.seldom import SeldomLog
@@ -21,7 +22,7 @@ from jobs.service.job_service import JobService
 from jobs.storage.connections import translate_errors
 from jobs.storage.events import BATCH_ROWS, read_events
 from jobs.storage.tables import JobEvent
-from sft.errors import JobNotFound, StackError
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from api.stream_limit import limit_streams
 from api.streaming import encode_row
 from api.values import check_values
 from jobs.clients.keys import ApiKeyCache, keys_marker
+from jobs.errors import PlanningFailed
 from jobs.network.connection_guard import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
 from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
@@ -35,7 +36,7 @@ from jobs.service.access import StackAccess
 from jobs.service.planner import Planner
 from jobs.settings import Settings
 from jobs.stack.readiness import check_parts, count_jobs
-from sft.errors import PlanningFailed, StackError
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,12 @@ from api.request_fields import (
     WebhookUrl,
     request_field,
 )
+from jobs.errors import InvalidSavedConfig
 from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
 from jobs.storage.tables import SavedConfig
 from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, InvalidSavedConfig, TemplateNotFound
+from sft.errors import InvalidConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
 from sft.lengths import Name
 from sft.rules import CONFIG_RULES

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from cli.exit import UsageProblem
+from jobs.errors import ConfigNotFound, JobNotFound
 from jobs.sanitizing.log_lines import escape
 from jobs.storage.id_prefixes import is_prefix
-from sft.errors import ConfigNotFound, JobNotFound, TuneyardError
+from sft.errors import TuneyardError
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard

@@ -1,5 +1,7 @@
 """The one error tree: every error a user can cause or fix, each with its HTTP status and a stable code.
 
+Here are its root and what a training can raise; a service adds its own (`jobs.errors`).
+
 A message names the field, the value and the remedy. Each class is also a standard error type, takes the
 message as its only argument and so survives pickling (Prefect pickles what a flow raises).
 """
@@ -23,18 +25,6 @@ class InvalidConfig(TuneyardError, ValueError):
 
     status = 400
     code = "invalid_config"
-
-
-class InvalidSavedConfig(InvalidConfig):
-    """A saved configuration, or what a request's changes make of it, that can't work."""
-
-    code = "invalid_saved_config"
-
-
-class InvalidCursor(InvalidConfig):
-    """A place in a list of jobs that this service never named."""
-
-    code = "invalid_cursor"
 
 
 class ModelNotFound(TuneyardError, LookupError):
@@ -123,90 +113,12 @@ class CheckpointUnusable(TuneyardError, RuntimeError):
     code = "checkpoint_unusable"
 
 
-class JobNotFound(TuneyardError, ValueError):
-    """No job has this id. A ValueError because the documented Python interface says so."""
-
-    status = 404
-    code = "job_not_found"
-
-
-class ConfigNotFound(TuneyardError, ValueError):
-    """No saved configuration has this id. A ValueError because the documented Python interface says so."""
-
-    status = 404
-    code = "config_not_found"
-
-
-class JobConflict(TuneyardError, RuntimeError):
-    """What was asked for does not fit the job's present state."""
-
-    status = 400
-    code = "job_conflict"
-
-
-class TrainingBusy(TuneyardError, RuntimeError):
-    """`strategy=reject` and a job is running or queued."""
-
-    status = 409
-    code = "training_busy"
-
-
-class AdapterNotReady(TuneyardError, RuntimeError):
-    """The adapter was asked for before its job had completed, or while its files were being replaced."""
-
-    status = 409
-    code = "adapter_not_ready"
-
-
-class AdapterNotFound(TuneyardError, LookupError):
-    """The job has completed, but its adapter's files are neither here nor in the registry."""
-
-    status = 404
-    code = "adapter_not_found"
-
-
-class IdempotencyKeyReused(TuneyardError, ValueError):
-    """An Idempotency-Key that was sent before with another body."""
-
-    status = 422
-    code = "idempotency_key_reused"
-
-
 class StackError(TuneyardError, RuntimeError):
     """A part of the local stack did not start or can't be reached."""
 
     status = 503
     code = "stack_unavailable"
     is_worth_retrying = True
-
-
-class SchemaMismatch(StackError):
-    """Tuneyard's own database has a schema that this version can't use, or could not bring up to date."""
-
-    code = "schema_mismatch"
-    is_worth_retrying = False
-
-
-class RegistryUnavailable(TuneyardError, ConnectionError):
-    """MLflow, which keeps metrics and adapters, could not be reached for as long as a job waits for it."""
-
-    status = 503
-    code = "registry_unavailable"
-    is_worth_retrying = True
-
-
-class RegistryRefused(TuneyardError, RuntimeError):
-    """MLflow refuses what a job must have, though what was deleted there is restored where that is possible."""
-
-    status = 502
-    code = "registry_refused"
-
-
-class PlanningFailed(TuneyardError, RuntimeError):
-    """A plan could not be made where it was asked for, for no fault of the request's."""
-
-    status = 503
-    code = "planning_failed"
 
 
 def find_error(code: str) -> type[TuneyardError]:

@@ -7,7 +7,8 @@ processes that never met them.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sft.errors import DiskFull, InvalidConfig, RegistryUnavailable, StackError, TuneyardError, walk_causes
+from jobs.errors import RegistryUnavailable
+from sft.errors import DiskFull, InvalidConfig, StackError, TuneyardError, walk_causes
 from sft.exhaustion import is_out_of_memory
 from sft.files.disk import is_about_space, is_about_temporary
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
+from jobs.errors import RegistryUnavailable
 from jobs.retrying import patient, waited_seconds
-from sft.errors import RegistryUnavailable
 from tasks.causes import is_mlflow_away, name_kinds
 
 if TYPE_CHECKING:

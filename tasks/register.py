@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from jobs.errors import RegistryRefused
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from sft.errors import ModelNotFound, RegistryRefused
+from sft.errors import ModelNotFound
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset import DatasetVersion

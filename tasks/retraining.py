@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from jobs.errors import AdapterNotFound
 from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
 from jobs.spec import JobSpec, MadeBy
 from jobs.vocabulary import RETRAIN_FLOW_NAME
 from sft.config import SFTConfig
-from sft.errors import AdapterNotFound, DatasetNotFound, InvalidConfig
+from sft.errors import DatasetNotFound, InvalidConfig
 from sft.explanations import explain_validation_error
 from tasks.dataset import DatasetVersion, resolve, resolve_registered
 from tasks.limits import reading_input

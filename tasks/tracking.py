@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from jobs.errors import RegistryRefused
 from jobs.sanitizing.log_lines import escape
 from sft.config import SFTConfig
-from sft.errors import RegistryRefused
 from tasks.causes import is_mlflow_away
 from tasks.dataset import DatasetVersion
 from tasks.outage import MetricSender, keep_trying

@@ -10,12 +10,13 @@ from uuid import UUID
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from jobs.errors import ConfigNotFound
 from jobs.sanitizing.storable import find_unstorable_text, is_storable
 from jobs.storage.connections import translate_errors
 from jobs.storage.id_prefixes import id_range
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
 from sft.config import SFTConfig
-from sft.errors import ConfigNotFound, InvalidConfig
+from sft.errors import InvalidConfig
 from sft.explanations import explain_problems
 from sft.lengths import JOB_BYTES, NAME_CHARACTERS
 

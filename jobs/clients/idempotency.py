@@ -7,8 +7,8 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from jobs.errors import IdempotencyKeyReused
 from jobs.storage.tables import IdempotencyKey
-from sft.errors import IdempotencyKeyReused
 
 KEPT = timedelta(hours=48)
 

@@ -15,8 +15,9 @@ from uuid import UUID
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from jobs.errors import KeyNotFound
 from jobs.storage.tables import ApiKey
-from sft.errors import InvalidConfig, StackError, TuneyardError
+from sft.errors import InvalidConfig, StackError
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,6 @@ class KeyScope(StrEnum):
         """Whether a key of this scope may do what needs `other`."""
         order = list(KeyScope)
         return order.index(self) >= order.index(other)
-
-
-class KeyNotFound(TuneyardError, LookupError):
-    """No API key has this id."""
-
-    status = 404
-    code = "api_key_not_found"
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from jobs.engine.job_queue import JobQueue
 from jobs.engine.runs import PrefectRuns, state_filter
+from jobs.errors import InvalidCursor
 from jobs.spec import made_by_tag, metadata_tag
 from jobs.status import JobStatus, state_types
 from jobs.storage.id_prefixes import find_offset, id_range
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, StateName
-from sft.errors import InvalidCursor
 
 _CREATED = frozenset({JobStatus.CREATED})
 _QUEUED = frozenset({JobStatus.QUEUED})

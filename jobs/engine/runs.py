@@ -22,10 +22,11 @@ from sqlalchemy import Engine
 
 from jobs.engine.blockers import Blockers, describe_missing, find_blocker
 from jobs.engine.client import call
+from jobs.errors import JobNotFound
 from jobs.storage.connections import translate_errors
 from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, PAGE_SIZE
-from sft.errors import JobNotFound, StackError
+from sft.errors import StackError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration.routes import ServerRoutes

@@ -14,13 +14,14 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import job_folder
 from jobs.network.deadlines import call_deadline
 from jobs.results.archive_members import Member, open_mlflow, watch_mlflow
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.status import JobStatus
-from sft.errors import AdapterNotFound, AdapterNotReady, InvalidConfig, StackError
+from sft.errors import InvalidConfig, StackError
 from sft.files.places import follow
 
 REPLACING_SECONDS = 0.05

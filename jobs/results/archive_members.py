@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 import httpx
 
+from jobs.errors import AdapterNotReady
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import READ_SECONDS, breaker_for, call_deadline
-from sft.errors import AdapterNotReady, StackError
+from sft.errors import StackError
 from sft.files.places import is_opened_in
 from sft.loopback import is_on_this_machine
 

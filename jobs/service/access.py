@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Self
 
+from jobs.errors import SchemaMismatch
 from jobs.network.deadlines import READ_SECONDS
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
 from jobs.stack.local import ensure_up
 from jobs.storage.connections import look_at_database
 from jobs.storage.schema import ensure_current
-from sft.errors import SchemaMismatch, StackError
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from jobs.engine.client import open_prefect_client
 from jobs.engine.job_queue import JobQueue, Queue
 from jobs.engine.listing import Cursor, JobFilters, Listing
 from jobs.engine.runs import PrefectRuns
+from jobs.errors import JobConflict, JobNotFound, TrainingBusy
 from jobs.lifecycle.attempts import count_attempts, mark_cancelled
 from jobs.lifecycle.ends import RUN_FACTS, keep_run, settle
 from jobs.network.deadlines import WRITE_SECONDS, allow
@@ -37,7 +38,7 @@ from jobs.storage.reports import read_reports
 from jobs.storage.tables import JobReport
 from jobs.vocabulary import FINAL_STATES, StateName
 from jobs.webhooks.targets import check_target
-from sft.errors import JobConflict, JobNotFound, StackError, TrainingBusy
+from sft.errors import StackError
 from tuneyard_wire.jobs import Priority
 
 logger = logging.getLogger(__name__)

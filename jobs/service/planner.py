@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import PlanningFailed
 from jobs.keeper import NOTE, PARENT
 from jobs.scratch import Scratch, lending_scratch, make_scratch
 from jobs.service.turns import Turns
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
-from sft.errors import PlanningFailed, find_error
+from sft.errors import find_error
 from sft.files.places import find_temporary
 
 TIMEOUT_SECONDS = 120.0

@@ -13,7 +13,8 @@ import psycopg2
 from sqlalchemy import Connection, Engine, create_engine, event, func, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from sft.errors import SchemaMismatch, StackError
+from jobs.errors import SchemaMismatch
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 

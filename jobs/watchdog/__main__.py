@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.engine.credentials import open_client
 from jobs.engine.pool_runs import PoolRuns
+from jobs.errors import SchemaMismatch
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
@@ -37,7 +38,7 @@ from jobs.watchdog.hands import Hands
 from jobs.watchdog.idle_workers import IdleWorkers
 from jobs.watchdog.recovery import Recovery
 from jobs.webhooks.outbox import CHANNEL
-from sft.errors import SchemaMismatch, StackError
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 

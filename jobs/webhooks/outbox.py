@@ -26,9 +26,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
+from jobs.errors import DeliveryNotFound
 from jobs.storage.tables import JobEvent, JobReport, WebhookDelivery
 from jobs.webhooks.call import Outcome
-from sft.errors import TuneyardError
 
 ENDED = "ended"  # the event of a payload that names none
 CHANNEL = "tuneyard_watchdog"  # a NOTIFY here wakes the watchdog
@@ -40,13 +40,6 @@ PUT_OFF = timedelta(seconds=2)
 PLACES = 16  # of one host's deliveries for one client that are looked at; it has no more senders at once
 CLIENT = "client"  # in `JobReport.run`
 BATCH_ROWS = 500
-
-
-class DeliveryNotFound(TuneyardError, LookupError):
-    """The job has no delivery with this id."""
-
-    status = 404
-    code = "delivery_not_found"
 
 
 def add_delivery(engine: Engine, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:

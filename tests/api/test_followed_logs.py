@@ -14,9 +14,10 @@ from prefect.client.schemas.sorting import LogSort
 from api import log_channels
 from api.log_channels import LogHub
 from api.streaming import send_log
+from jobs.errors import JobNotFound
 from jobs.service.job import Job
 from jobs.status import JobStatus
-from sft.errors import JobNotFound, StackError
+from sft.errors import StackError
 
 LISTENERS = 30
 

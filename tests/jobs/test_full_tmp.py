@@ -6,10 +6,11 @@ import tempfile
 
 import pytest
 
+from jobs.errors import PlanningFailed
 from jobs.service.planner import Planner
 from jobs.settings import Settings
 from sft.confinement import open_note
-from sft.errors import InvalidConfig, PlanningFailed
+from sft.errors import InvalidConfig
 
 
 @pytest.fixture

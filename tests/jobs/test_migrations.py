@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, inspect, text
 
 from api.main import create_app
+from jobs.errors import SchemaMismatch
 from jobs.service.access import StackAccess
 from jobs.stack.postgres import ensure_databases, sibling_url
 from jobs.storage.bounded_postgres import bounded_engine_for
@@ -20,7 +21,6 @@ from jobs.storage.schema import MIGRATIONS, ensure_current, known_revisions, mig
 from jobs.storage.tables import engine_for
 from jobs.watchdog.__main__ import watch
 from jobs.webhooks.outbox import add_delivery, list_deliveries
-from sft.errors import SchemaMismatch
 from tests.bare_postgres import upgrade
 
 NEWER = "9999"

@@ -19,7 +19,8 @@ from mlflow.exceptions import MlflowException
 from prefect.exceptions import PrefectHTTPStatusError
 from safetensors import SafetensorError
 
-from sft.errors import DatasetNotFound, DiskFull, InvalidConfig, RegistryUnavailable, StackError, TrainingDiverged
+from jobs.errors import RegistryUnavailable
+from sft.errors import DatasetNotFound, DiskFull, InvalidConfig, StackError, TrainingDiverged
 from tasks.causes import Cause, explain
 from tests.conftest import free_port
 

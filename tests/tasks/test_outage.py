@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import RestException
 
+from jobs.errors import RegistryUnavailable
 from sft.config import SFTConfig
-from sft.errors import RegistryUnavailable
 from tasks.dataset import DatasetVersion
 from tasks.outage import MOST_RACES, MetricSender, keep_trying
 from tasks.register import register_adapter

@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 
+from jobs.errors import RegistryRefused
 from sft.config import SFTConfig
-from sft.errors import RegistryRefused
 from tasks.dataset import DatasetVersion
 from tasks.register import register_adapter
 from tasks.tracking import EXPERIMENT, JOB_TAG, KIND_TAG, MlflowTracker

@@ -14,8 +14,10 @@ import pytest
 import typer
 import yaml
 
+import jobs.errors
+import sft.errors
 from cli.__main__ import main
-from sft import errors
+from sft.errors import TuneyardError
 from tasks import causes
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,7 @@ BLOCKS = [
 OF_REQUESTS = {  # answers to a request, or the base of others: no job fails with one
     *("invalid_saved_config", "invalid_cursor", "job_not_found", "config_not_found", "job_conflict", "training_busy"),
     *("adapter_not_ready", "adapter_not_found", "idempotency_key_reused", "planning_failed", "training_diverged"),
+    *("api_key_not_found", "delivery_not_found"),
 }
 
 
@@ -86,9 +89,8 @@ def test_the_page_of_the_api_has_every_code_that_a_job_can_fail_with():
         (DOCS / "reference/api.md").read_text(encoding="utf-8").partition("| `error_code` |")[2].partition("\n\n")[0]
     )
     listed = set(re.findall(r"`([a-z_]+)`", table))
-    kinds = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TuneyardError)
-    ]
+    names = {**vars(jobs.errors), **vars(sft.errors)}
+    kinds = [kind for kind in names.values() if isinstance(kind, type) and issubclass(kind, TuneyardError)]
     codes = {kind.code for kind in kinds} | {code for _, code, *_ in causes._KINDS}
     assert codes - listed == OF_REQUESTS
 

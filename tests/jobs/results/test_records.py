@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import create_engine
 
+from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.results import archive, records
 from jobs.results.archive import checksum, prepare_download
@@ -26,7 +27,7 @@ from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from sft.checkpoints.folders import publish_checkpoint, rotate_checkpoints, stage_checkpoint
 from sft.config import SFTConfig
-from sft.errors import AdapterNotFound, AdapterNotReady, StackError
+from sft.errors import StackError
 from sft.files.publication import publish_folder
 
 JOB_ID = UUID("550e8400-e29b-41d4-a716-446655440000")

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.engine.runs import POOL_TTL_SECONDS
+from jobs.errors import ConfigNotFound, IdempotencyKeyReused, JobConflict, JobNotFound
 from jobs.preflight import Doubts
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
@@ -21,7 +22,7 @@ from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from jobs.storage.tables import IdempotencyKey
 from sft.config import SFTConfig
-from sft.errors import ConfigNotFound, IdempotencyKeyReused, InvalidConfig, JobConflict, JobNotFound, StackError
+from sft.errors import InvalidConfig, StackError
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

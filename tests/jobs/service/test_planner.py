@@ -7,10 +7,11 @@ import time
 import psutil
 import pytest
 
+from jobs.errors import PlanningFailed
 from jobs.service.planner import PlanCancelled, Planner, plan_once
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.errors import DatasetNotFound, InvalidConfig, ModelNotFound, PlanningFailed, TemplateNotFound
+from sft.errors import DatasetNotFound, InvalidConfig, ModelNotFound, TemplateNotFound
 from tests.conftest import wait_until
 from tests.tiny_models import save_tiny_llama
 

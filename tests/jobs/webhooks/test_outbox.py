@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
+from jobs.errors import DeliveryNotFound
 from jobs.stack import local as local_stack
 from jobs.stack.parts import stack_environment
 from jobs.storage.tables import WebhookDelivery, engine_for
 from jobs.webhooks.call import Outcome
 from jobs.webhooks.outbox import (
     KEPT_TRYING,
-    DeliveryNotFound,
     add_delivery,
     keep_attempt,
     list_deliveries,

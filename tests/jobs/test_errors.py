@@ -1,0 +1,43 @@
+"""Errors of the service: the codes and statuses that clients rely on."""
+
+import pickle
+
+import pytest
+
+from jobs import errors
+from sft.errors import TuneyardError, find_error
+
+CODES = {
+    "InvalidSavedConfig": ("invalid_saved_config", 400, ValueError),
+    "InvalidCursor": ("invalid_cursor", 400, ValueError),
+    "JobNotFound": ("job_not_found", 404, ValueError),
+    "ConfigNotFound": ("config_not_found", 404, ValueError),
+    "KeyNotFound": ("api_key_not_found", 404, LookupError),
+    "DeliveryNotFound": ("delivery_not_found", 404, LookupError),
+    "JobConflict": ("job_conflict", 400, RuntimeError),
+    "TrainingBusy": ("training_busy", 409, RuntimeError),
+    "IdempotencyKeyReused": ("idempotency_key_reused", 422, ValueError),
+    "AdapterNotReady": ("adapter_not_ready", 409, RuntimeError),
+    "AdapterNotFound": ("adapter_not_found", 404, LookupError),
+    "PlanningFailed": ("planning_failed", 503, RuntimeError),
+    "SchemaMismatch": ("schema_mismatch", 503, RuntimeError),
+    "RegistryUnavailable": ("registry_unavailable", 503, ConnectionError),
+    "RegistryRefused": ("registry_refused", 502, RuntimeError),
+}
+
+
+def test_every_error_is_listed_here():
+    found = {name for name, kind in vars(errors).items() if getattr(kind, "__module__", None) == errors.__name__}
+    assert found == {*CODES}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_client_sees_the_same_code_status_and_standard_type(name):
+    kind = getattr(errors, name)
+    code, status, standard = CODES[name]
+
+    assert (kind.code, kind.status) == (code, status)
+    assert issubclass(kind, TuneyardError)
+    assert issubclass(kind, standard)
+    assert find_error(code) is kind
+    assert str(pickle.loads(pickle.dumps(kind("what and why")))) == "what and why"  # noqa: S301 - our own
