@@ -34,7 +34,7 @@ _RESULT: dict[str, Any] = {
     "model_name": "handbook",
     "model_version": "3",
     "rows": JobRows.example(),
-    "warnings": ["fields that are not followed, nor learned: source (899 rows)"],
+    "warnings": ["fields that are not used: source (899 rows)"],
     "adapted": {
         "trainable_parameters": 9232384,
         "parameters": 1552946688,

@@ -1,1 +1,1 @@
-"""Adapters: which layers get one, and the adapter that training starts from."""
+"""LoRA adapters: which layers get one, and which adapter training starts from."""

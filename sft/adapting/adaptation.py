@@ -1,4 +1,4 @@
-"""What of a model is adapted, what is left as it is, and why: found by trying, said before anything is trained."""
+"""Chooses the layers that get an adapter, by trying PEFT's settings on the model, and explains which are left out."""
 
 import copy
 import re
@@ -23,27 +23,27 @@ from sft.models.layers import LeftOut, describe_experts, describe_layers, find_l
 from sft.models.quantized import count_weights
 
 NOT_REACHED = "rows of text do not pass through them"
-ODD = "they compute something else than a linear layer does"
+ODD = "they do not compute what a linear layer computes"
 ROUTES = "they route tokens to experts, as the base model has learned to"
 STACKED = "they are stacked parameters, not linear layers"
 TOGETHER = "PEFT adapts them only together with the stacked experts"
 LOST = "PEFT does not load their weights back from the adapter that it saves"
 GUESS = (
     "trained weights are counted for all linear layers of the decoder, and can be fewer: which of them a row of text "
-    "passes through can't be told of this model before its weights are loaded"
+    "passes through is known only once the weights of this model are loaded"
 )
-MANY = 3  # parts that a sentence names
+MANY = 3  # parts named in a sentence
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """An adapter before it is made.
+    """The plan for an adapter.
 
     Attributes:
-        settings: PEFT's, with targets that a trial has shown to work; None where no new adapter is made.
-        trainable: weights that will be trained.
-        modules: how many layers of each name get an adapter.
-        is_guess: whether it may be fewer, as a model without its weights does not tell.
+        settings: PEFT's, with targets that worked in a trial; None if no new adapter is made.
+        trainable: number of weights that will be trained.
+        modules: number of adapted layers, by the last part of their name.
+        is_guess: the numbers are upper bounds, as this model shows no more without its weights.
     """
 
     settings: LoraConfig | None
@@ -63,13 +63,12 @@ class _Targets:
 
 
 def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
-    """Choose what gets an adapter. The model is left as it was; it may be empty (on the meta device).
+    """Choose the layers that get an adapter. The model is left unchanged; it may be empty (on the meta device).
 
-    By default these are all linear layers that a row of text passes through, but for the head and the routers that
-    choose experts.
+    The default is all linear layers that a row of text passes through, except the head and the routers of experts.
 
     Raises:
-        InvalidConfig: `lora_target_modules` names what this model does not have or can't have adapted.
+        InvalidConfig: `lora_target_modules` names layers that the model lacks or that can't be adapted.
         ModelNotSupported: no layer of the model can be adapted.
     """
     targets = _choose_targets(model, config)
@@ -96,16 +95,16 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
 def describe_start(
     model: nn.Module, settings: LoraConfig | None = None, stored: dict[str, list[int]] | None = None
 ) -> Adaptation:
-    """What an adapter to start from adapts: one that the model has, or that these settings would make.
+    """Describe the adapter that training starts from: the model's own, or the one these settings would make.
 
-    `stored` are the shapes of the weights in the file that would be loaded into it.
+    `stored` has the shapes of the weights in the adapter's file.
 
     Raises:
         InvalidConfig: the settings do not fit the model.
     """
     found: AdaptedLayers | None = read_layers(model)
     if settings is not None:
-        # What it trains as a whole or by token hangs on PeftModel, which an empty model can't be.
+        # Fully trained modules and single tokens need a PeftModel, which can't be made of an empty model.
         layers = copy.copy(settings)
         layers.modules_to_save = layers.trainable_token_indices = None
         found, error = try_settings(model, layers)
@@ -132,12 +131,12 @@ def describe_start(
 
 
 def _count_whole(model: nn.Module, settings: LoraConfig) -> int:
-    """Weights of the modules that an adapter has trained copies of, and of the tokens that it has vectors for."""
+    """Number of weights in `modules_to_save` (fully trained copies) and `trainable_token_indices`."""
     whole = _count_ending(model, tuple(settings.modules_to_save or ()))
     tokens: Any = settings.trainable_token_indices or {}
     if isinstance(tokens, list):
         names = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-        tokens = dict.fromkeys(names[:1], tokens)  # the table of the tokens that are read
+        tokens = dict.fromkeys(names[:1], tokens)  # the input embeddings
     for ending, indices in tokens.items():
         tables = [module for name, module in model.named_modules() if name.endswith(ending)]
         whole += sum(len(indices) * int(table.weight.shape[1]) for table in tables[:1])
@@ -154,7 +153,7 @@ def _find_ending(model: nn.Module, endings: tuple[str, ...]) -> dict[str, nn.Mod
 
 
 def _list_whole(model: nn.Module, settings: LoraConfig) -> dict[str, list[int]]:
-    """The weights that an adapter's file has of modules it has copies of, by name, each with its shape."""
+    """Shapes, by name in the adapter's file, of the weights of the modules in `modules_to_save`."""
     return {
         f"{PREFIX}{name}.{part}": list(weight.shape)
         for name, module in _find_ending(model, tuple(settings.modules_to_save or ())).items()
@@ -164,7 +163,7 @@ def _list_whole(model: nn.Module, settings: LoraConfig) -> dict[str, list[int]]:
 
 
 def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:
-    """What is trained of a model with its adapter, counted on the model itself."""
+    """Count the trained weights and adapted layers of a model that has its adapter."""
     total = sum(count_weights(parameter) for parameter in model.parameters())
     found = read_layers(model)
     return {
@@ -217,7 +216,7 @@ def _build_settings(model: PreTrainedModel, config: SFTConfig, targets: _Targets
 
 
 def _check_rank(model: PreTrainedModel, config: SFTConfig, targets: _Targets, error: Exception) -> None:
-    """Raise InvalidConfig where the layers fail for a rank beyond all of their sides, which makes nothing better."""
+    """Raise InvalidConfig if lora_r exceeds both sides of every target layer: a higher rank gains nothing."""
     shapes = [parameter.shape for name in targets.modules for parameter in model.get_submodule(name).parameters()]
     widest = max((side for shape in shapes for side in shape), default=0)
     if config.lora_r > widest > 0:
@@ -232,9 +231,9 @@ def _is_what_was_wanted(found: AdaptedLayers, targets: _Targets) -> bool:
 
 
 def _narrow(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> None:
-    """Leave out the kinds of layers that PEFT refuses or makes something else of.
+    """Leave out the kinds of layers that PEFT refuses or adapts differently than asked.
 
-    Raises InvalidConfig where such a kind was asked for by name.
+    Raises InvalidConfig if `lora_target_modules` names such a kind.
     """
     kinds: dict[str, set[str]] = {}
     for name in targets.modules:
@@ -252,14 +251,13 @@ def _narrow(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> Non
 
 
 def _leave_out_lost(model: PreTrainedModel, config: SFTConfig, targets: _Targets, lost: frozenset[str]) -> None:
-    """What is trained must come back when the adapter is loaded.
+    """Leave out layers whose trained weights PEFT would not load back from the saved adapter.
 
-    Raises InvalidConfig for what was asked for by name, ModelNotSupported where nothing comes back.
+    Raises InvalidConfig if `lora_target_modules` names one, ModelNotSupported if no layer is left.
     """
     if lost >= targets.modules | targets.parameters:
         raise ModelNotSupported(
-            f"base_model {config.base_model} can't be trained with LoRA: {LOST}, so that the adapter would be without "
-            "effect"
+            f"base_model {config.base_model} can't be trained with LoRA: {LOST}, so the adapter would have no effect"
         )
     _check_asked(config, lost, LOST)
     modules, experts = lost & targets.modules, find_expert_parameters(model)
@@ -272,7 +270,7 @@ def _leave_out_lost(model: PreTrainedModel, config: SFTConfig, targets: _Targets
 def _check_asked(
     config: SFTConfig, names: Collection[str], reason: str, refusal: Exception | None = None, every: bool = False
 ) -> None:
-    """Raises InvalidConfig where one of these layers, which can't be adapted, was asked for by name."""
+    """Raise InvalidConfig if `lora_target_modules` names one of these layers, which can't be adapted."""
     asked = [item for item in config.lora_target_modules or () if any(name.endswith(item) for name in names)]
     if asked or every:
         shown = asked[0] if asked else name_end(min(names))
@@ -293,7 +291,7 @@ def _count_names(found: AdaptedLayers) -> dict[str, int]:
 
 
 def _warn(model: nn.Module, left_out: Iterable[LeftOut]) -> Iterator[str]:
-    """Sentences on what a user would not expect: routers are left out as a matter of course."""
+    """Warnings about layers without an adapter; none about routers, which are always left out."""
     total = sum(count_weights(parameter) for parameter in model.parameters())
     by_reason: dict[str, list[LeftOut]] = {}
     for part in left_out:

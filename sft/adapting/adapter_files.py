@@ -1,4 +1,4 @@
-"""The file of an adapter to start from against its settings. Needs no model and no torch, so that the API can look."""
+"""Checks an adapter's weights file against its settings, without a model and without torch, so that the API can."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from sft.models.model_texts import read_object
 from sft.models.weights import read_shapes
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-TOKENS = "trainable_tokens_delta"  # the vectors of single tokens, in PEFT's names
+TOKENS = "trainable_tokens_delta"  # PEFT's name for the vectors of single tokens
 
 
 def find_contradiction(folder: Path, most_bytes: int | None = None) -> str | None:
-    """What an adapter's settings name and its whole file lacks, or numbers in it that are none; None when all is well.
+    """Explain what an adapter's file lacks of its settings, or that it holds NaN; None if all is well.
 
     Args:
-        most_bytes: of the file's numbers, beyond which they are not looked at.
+        most_bytes: read at most so many bytes of weights when looking for NaN.
     """
     settings, names = read_object(folder / SETTINGS), list(read_shapes(folder / WEIGHTS))
     if not names:
@@ -37,7 +37,7 @@ def find_contradiction(folder: Path, most_bytes: int | None = None) -> str | Non
 
 
 def find_lacking(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> str | None:
-    """A weight of a module that is saved as a whole which an adapter's file lacks, or has in another shape."""
+    """Explain which weight of `modules_to_save` an adapter's file lacks or has in another shape; None if none."""
     for name, shape in expected.items():
         if name not in stored:
             return f"its file lacks {name}, of a module in its modules_to_save"

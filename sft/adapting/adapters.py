@@ -1,4 +1,4 @@
-"""The adapter that training starts from: a new one, or an earlier one to go on from."""
+"""The adapter that training starts from: a new one, or the one in `adapter_path`."""
 
 import json
 import re
@@ -23,20 +23,20 @@ from sft.models.model_texts import check_texts, read_object
 from sft.models.quantized import count_weights
 from sft.models.weights import find_pointer, find_weight_damage, read_shapes
 
-OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # by our names: what PEFT calls it
-# How an adapter's weights began matters only where PEFT would do it again, to the base model's weights too.
+OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # our name: PEFT's name
+# Other initializations are refused: PEFT would repeat them when it loads the adapter, and change the base weights.
 START = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}|eva|corda")
-PLAIN = re.compile(r"[\w.-]+")  # a name
+PLAIN = re.compile(r"[\w.-]+")  # a name, not a pattern
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 
 
 def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedModel | PeftModel, Adaptation]:
-    """What the trainer starts from: the model as it is, or with an earlier adapter to go on from.
+    """Load the adapter in `adapter_path` into the model, or plan a new one.
 
-    A new adapter is made by the trainer, of the `settings` in what is returned beside the model.
+    The trainer makes a new adapter from the `settings` of the returned Adaptation.
 
     Raises:
-        InvalidConfig: target modules the model does not have, or an adapter of another model.
+        InvalidConfig: the model lacks the target modules, or the adapter is for another model.
         ModelNotFound: the folder of `adapter_path` holds no adapter.
         ModelNotSupported: no layer of the model can be adapted.
     """
@@ -51,14 +51,14 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
 
 
 def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
-    """As `add_adapter`, of a model that may be empty; an earlier adapter that is not here counts as a new one."""
+    """Plan what `add_adapter` does, on a model that may be empty; a missing adapter_path counts as a new adapter."""
     folder = Path(config.adapter_path) if config.adapter_path else None
     if folder is not None and (folder / SETTINGS).is_file():
         _check_files(folder)
         _check_kind(folder)
         _try_patterns(model, folder)
         settings = LoraConfig.from_pretrained(str(folder))
-        settings.inference_mode = False  # as it is saved, nothing of it is trained
+        settings.inference_mode = False  # saved adapters have true, which would count no weight as trained
         _check_start(config, settings, model)
         stored = {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()}
         found = describe_start(model, settings, stored)
@@ -73,7 +73,7 @@ def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> Peft
     subject = f"adapter_path {folder} does not fit base_model {config.base_model}"
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, see below
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error of ours, below
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:
         if any(map(is_out_of_memory, walk_causes(error))):
@@ -85,12 +85,12 @@ def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> Peft
         raise InvalidConfig(f"{subject}: PEFT loads nothing into {len(lost)} of its layers, {min(lost)} for one")
     for adapter in adapted.peft_config.values():
         _check_start(config, adapter, adapted.get_base_model())
-        adapter.base_model_name_or_path = model.name_or_path  # an id would be looked up at each checkpoint
+        adapter.base_model_name_or_path = model.name_or_path  # PEFT would look a Hub id up at each checkpoint
     return adapted
 
 
 def _list_kept(config: SFTConfig, adapter: LoraConfig) -> Iterator[str]:
-    """What was asked for of a new adapter, other than by default, that the one to start from does not have."""
+    """Warnings about LoRA settings, other than defaults, that the adapter in adapter_path overrides."""
     for name, field in OWN.items():
         asked, own = getattr(config, name), getattr(adapter, field)
         if asked not in (own, SFTConfig.model_fields[name].default):
@@ -134,14 +134,14 @@ def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
 
 
 def _find_misfit(adapted: PeftModel, folder: Path) -> str | None:
-    """Layers of the adapter that the model lacks, or the other way round: PEFT passes over them."""
+    """Explain which layers only the adapter or only the model has, which PEFT ignores; None if there are none."""
     saved = get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
     expected = {name: list(value.shape) for name, value in saved if ".lora_" in name}
     return explain_misfit(expected, {name: shape for name, (_, shape) in read_shapes(folder / WEIGHTS).items()})
 
 
 def _check_kind(folder: Path) -> None:
-    """Only LoRA: other kinds of adapters name models, tokenizers and modules that PEFT would load with them."""
+    """Accept LoRA only: other kinds of adapters name models, tokenizers and modules that PEFT would load too."""
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, needs_module = stored.get("peft_type"), bool(stored.get("megatron_config"))
@@ -153,13 +153,13 @@ def _check_kind(folder: Path) -> None:
         raise InvalidConfig(f"adapter_path {folder} is not a plain LoRA adapter: {what}; name another one")
     if not isinstance(start, bool | None) and not (isinstance(start, str) and START.fullmatch(start)):
         raise InvalidConfig(
-            f"adapter_path {folder} can't be gone on from: its init_lora_weights {start!r:.60} would change the base "
-            "model by a computation that is not made here; merge it into its base model, or name another one"
+            f"adapter_path {folder} can't be trained further: its init_lora_weights {start!r:.60} would change the "
+            "base model's weights; merge it into its base model, or name another one"
         )
 
 
 def _try_patterns(model: PreTrainedModel, folder: Path) -> None:
-    """Compare an adapter's patterns with the model's layers as PEFT will: one that never ends does not end here."""
+    """Match an adapter's patterns against the model's layers as PEFT will, within the time limit of `step`."""
     stored = read_object(folder / SETTINGS)
     with step(f"adapter_path {folder}: comparing the patterns in its {SETTINGS} with the model's layers"):
         for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"):
@@ -179,7 +179,7 @@ def _try_patterns(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_start(config: SFTConfig, adapter: LoraConfig, model: PreTrainedModel) -> None:
-    """An adapter to start from keeps its own shape; what asks for another kind can't be had, nor what never acts."""
+    """Raise InvalidConfig for an adapter that has no effect, can't be merged, or lacks the DoRA or rsLoRA asked for."""
     if getattr(adapter, "alora_invocation_tokens", None):
         raise InvalidConfig(
             "the adapter in adapter_path acts only behind the tokens of its alora_invocation_tokens, which rows do not "
@@ -198,7 +198,7 @@ def _check_start(config: SFTConfig, adapter: LoraConfig, model: PreTrainedModel)
 
 
 def _find_merge_obstacle(adapter: LoraConfig, model: PreTrainedModel) -> str | None:
-    """Why PEFT could not merge this adapter after training."""
+    """Why PEFT can't merge this adapter after training; None if it can."""
     if getattr(adapter, "layer_replication", None):
         return "repeats layers (layer_replication), which a model without it can't"
     if getattr(adapter, "lora_bias", False) and any(

@@ -1,4 +1,4 @@
-"""What PEFT makes of its settings in a model, tried and taken off again."""
+"""Injects an adapter with PEFT on trial, reads which layers it adapts, and removes it again."""
 
 import copy
 import warnings
@@ -12,14 +12,14 @@ from torch import nn
 
 from sft.models.quantized import count_weights
 
-PREFIX = "base_model.model."  # of names in an adapter's file
+PREFIX = "base_model.model."  # of the weights' names in an adapter's file
 
 
 class AdaptedLayers(NamedTuple):
-    """Names of the layers and of the stacked parameters that have an adapter, and how many weights that trains.
+    """Names of the adapted layers and stacked parameters, and the number of trained weights.
 
-    `lost` are those of them that PEFT, given what it saves of them, loads nothing into. `saved` are the weights that an
-    adapter's file has of them, each with its shape, where it was asked for.
+    `lost` are adapted layers whose saved weights PEFT does not load back. `saved` has the names and shapes of the
+    weights in an adapter's file; `read_layers` leaves both empty.
     """
 
     modules: set[str]
@@ -30,14 +30,14 @@ class AdaptedLayers(NamedTuple):
 
 
 def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers | None, Exception | None]:
-    """What these settings adapt, or PEFT's error. The model, which may be empty, is left as it was."""
+    """What these settings adapt, or PEFT's error. The model, which may be empty, is left unchanged."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers that lie the other way, of targets that match nothing
+            warnings.simplefilter("ignore")  # about transposed layers and targets that match nothing
             inject_adapter_in_model(copy.deepcopy(settings), model, low_cpu_mem_usage=True)
         return read_layers(model)._replace(lost=find_lost(model), saved=tuple(_list_saved(model))), None
-    except Exception as error:  # whatever it is, these settings can't be had
+    except Exception as error:  # any error of PEFT means that these settings do not work
         return None, error
     finally:
         _take_off(model)
@@ -46,7 +46,7 @@ def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers 
 
 
 def read_layers(model: nn.Module) -> AdaptedLayers:
-    """What of a model has an adapter."""
+    """Find the layers of a model that have an adapter."""
     modules: set[str] = set()
     parameters: set[str] = set()
     for name, module in model.named_modules():
@@ -57,10 +57,10 @@ def read_layers(model: nn.Module) -> AdaptedLayers:
 
 
 def find_lost(model: nn.Module) -> frozenset[str]:
-    """Which adapters PEFT does not put back when it loads what it saves of this model, whose state stays as it is.
+    """Names of the adapted layers that PEFT does not load back from what it saves. Leaves the model's state unchanged.
 
-    Where transformers renames weights of a model's files, PEFT does the same with those of an adapter, whose names are
-    the model's already: some come to name nothing, and it goes on without them.
+    If transformers renames the weights of a model's files, PEFT also renames those of the adapter, which have the
+    model's names already: some then match no layer and are ignored.
     """
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     in_file = {PREFIX + name.removeprefix(PREFIX): value.detach().clone() for name, value in saved.items()}
@@ -74,7 +74,7 @@ def find_lost(model: nn.Module) -> frozenset[str]:
 
 
 def explain_misfit(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> str | None:
-    """Layers of an adapter's file that the model lacks, or the other way round: PEFT passes over them."""
+    """Explain which layers only the adapter's file or only the model has, which PEFT ignores; None if none."""
     found = {name: shape for name, shape in stored.items() if ".lora_" in name}
     if strange := sorted(found.keys() - expected.keys()):
         return f"the model has no place for {len(strange)} of its {len(found)} weights, {strange[0]} for one"
@@ -99,7 +99,7 @@ def _name_plainly(name: str, module: LoraLayer) -> str:
 
 
 def _take_off(model: nn.Module) -> None:
-    """Put every layer back in the place of its adapter."""
+    """Replace every adapted layer with its base layer."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer) and ".base_layer" not in name:
             parent, _, short = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What `lora_target_modules` names in a model."""
+"""Resolves `lora_target_modules` to the layers of a model."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ NAMED = re.compile(r"[\w.-]+")  # a layer's name or the end of one, as opposed t
 
 
 class NamedTargets(NamedTuple):
-    """Names of linear layers and of stacked parameters; `aside` are layers that were named but no text reaches."""
+    """Names of linear layers and of stacked parameters; `aside` are named layers that no row of text reaches."""
 
     modules: set[str]
     parameters: set[str]
@@ -30,14 +30,14 @@ def find_named(
     reached: set[str],
     default: set[str],
 ) -> NamedTargets:
-    """Read names, ends of names, patterns of whole names, `all-linear`, and names of stacked parameters.
+    """Resolve names, ends of names, regular expressions of whole names, `all-linear`, and stacked parameters.
 
     Args:
         reached: layers that a row of text passes through.
         default: what `all-linear` means.
 
     Raises:
-        InvalidConfig: one names nothing that can be trained.
+        InvalidConfig: an item names nothing that can be trained.
     """
     found = NamedTargets(set(), set(), set())
     for item in items:

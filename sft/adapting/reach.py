@@ -1,4 +1,4 @@
-"""Which layers a row of text passes through, and carries a gradient back to: found by trying."""
+"""Finds the layers that a row of text passes through and sends a gradient back to, by a trial pass."""
 
 import functools
 import re
@@ -16,14 +16,14 @@ from sft.errors import ModelNotSupported
 from sft.models.experts import find_expert_parameters, is_expert_list
 
 TRIAL_TOKENS = 12
-MOST_TRIES = 8  # of a training pass, which may leave out layers at random (LayerDrop)
+MOST_TRIES = 8  # passes in training mode, which may skip layers at random (LayerDrop)
 UNMASKED = "sdpa_unmasked"
 
 
 class Reach(NamedTuple):
-    """Layers that a row of text passes through; those whose result is `odd` can't carry an adapter.
+    """Layers that a row of text passes through; `odd` layers have an output that an adapter can't be added to.
 
-    Where `is_guess`, there may be fewer.
+    With `is_guess` the real set may be smaller.
     """
 
     reached: set[str]
@@ -32,16 +32,15 @@ class Reach(NamedTuple):
 
 
 def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
-    """Those of the named layers that take part in what a row of text gives, and get a gradient for it.
+    """Find which of the named layers affect the logits of a row of text and get a gradient.
 
-    A vision tower gets no row of text. `odd` are those that give something else than a linear layer does, as a router
-    that returns a tuple. Of the experts of a layer, which are alike, all count as reached when one is: a short text
-    comes to few of them.
+    A vision tower, for one, does neither. `odd` layers return something else than a linear layer, such as a router
+    that returns a tuple. If one expert of a layer is reached, all its experts count as reached, as a short text is
+    routed to only a few of them.
 
-    The model may be empty (on the meta device). Where nothing can be computed there, what belongs to the decoder
-    counts as reached.
+    The model may be empty (on the meta device). If its pass fails there, all layers of the decoder count as reached.
 
-    Raises ModelNotSupported where a pass forward and backward is not possible.
+    Raises ModelNotSupported if a forward and backward pass fails on a model with weights.
     """
     try:
         reached, odd = _pass_through(model, names)
@@ -52,10 +51,10 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
             raise ModelNotSupported(
                 f"base_model {name} gives no gradient for a row of text: {lines[0].partition('. ')[0]}"
             ) from error
-        try:  # some can't do without a mask
+        try:  # some models need a mask
             mask = torch.ones(1, 1, TRIAL_TOKENS, TRIAL_TOKENS, dtype=torch.bool, device="meta")
             reached, odd = _pass_through(model, names, attention_mask=mask)
-        except Exception:  # of whatever kind: it computes with values that are not there
+        except Exception:  # the model computes with values, which the meta device does not have
             return Reach(_guess_reached(model, names), set(), is_guess=True)
     siblings = {name: _describe_siblings(model, name) for name in names}
     found = {siblings[name] for name in reached} - {None}
@@ -65,7 +64,7 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
 def _pass_through(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> tuple[set[str], set[str]]:
     reached: set[str] = set()
     odd: set[str] = set()
-    with _standing_still(model), ExitStack() as hooks:
+    with _frozen(model), ExitStack() as hooks:
         for name in names:
             hooks.callback(model.get_submodule(name).register_forward_hook(_mark(name, reached, odd)).remove)
         output = model(input_ids=draw_text(model, TRIAL_TOKENS), use_cache=False, **inputs)
@@ -75,7 +74,7 @@ def _pass_through(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> 
 
 
 def _find_passed_by(model: PreTrainedModel, names: set[str], **inputs: Tensor) -> set[str]:
-    """Those that training computes without, by taking their weights past them and past any adapter of theirs."""
+    """Layers whose forward is not called in training mode: their weights are used directly, bypassing any adapter."""
     left = set(names)
     model.train()
     try:
@@ -87,7 +86,7 @@ def _find_passed_by(model: PreTrainedModel, names: set[str], **inputs: Tensor) -
                 if not left:
                     break
                 model(input_ids=draw_text(model, TRIAL_TOKENS), use_cache=False, **inputs)
-    except Exception:  # of whatever kind: training is tried as a whole before the first step
+    except Exception:  # a model that fails in training mode is refused before the first step
         return set()
     finally:
         model.eval()
@@ -95,7 +94,7 @@ def _find_passed_by(model: PreTrainedModel, names: set[str], **inputs: Tensor) -
 
 
 def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:
-    """Token ids of a random text, (1, length), none of them one that stands for an image or the like."""
+    """Token ids of a random text without special tokens (images and the like). (1, length)"""
     config = model.config
     special = {value for name, value in _list_token_ids(config)}
     vocabulary = min(model.get_input_embeddings().weight.shape[0], config.get_text_config().vocab_size)
@@ -126,8 +125,8 @@ def _mark(name: str, reached: set[str], odd: set[str]) -> Callable[..., Any]:
             odd.add(name)
             return None
         if inputs[0].device.type != "meta" and not bool(inputs[0].any()):
-            return None  # of which an adapter could learn nothing
-        # As an adapter would, it adds something that learns; its gradient is that of the layer's result.
+            return None  # an adapter learns nothing from an input of zeros
+        # Adds a trainable 0 where an adapter would add B A x; its gradient is the sum over the layer's output.
         marked = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         if marked.requires_grad:
             marked.register_hook(note)
@@ -137,14 +136,14 @@ def _mark(name: str, reached: set[str], odd: set[str]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _standing_still(model: PreTrainedModel) -> Iterator[None]:
-    """With no weight taking a gradient and no dropout; on the meta device experts pass on what they get."""
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Freeze all weights and turn dropout off; on the meta device experts return their input."""
     was_training, trained = model.training, [weight for weight in model.parameters() if weight.requires_grad]
     stubs = []
     model.eval()
     for weight in trained:
         weight.requires_grad_(False)
-    if is_empty := _is_empty(model):  # which expert a token goes to depends on values there are none of
+    if is_empty := _is_empty(model):  # routing tokens to experts needs values
         holders = {name.rpartition(".")[0] for name in find_expert_parameters(model)}
         stubs = [model.get_submodule(name) for name in holders]
     for stub in stubs:
@@ -162,11 +161,11 @@ def _standing_still(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _without_masks(model: PreTrainedModel) -> Iterator[None]:
-    """Transformers reads values to see which mask of attention it can do without, and of padding tokens."""
-    AttentionInterface.register(UNMASKED, _attend)  # that no mask is known for
+    """Keep transformers from building masks and looking for padding, both of which read values."""
+    AttentionInterface.register(UNMASKED, _attend)  # transformers builds no mask for an unknown implementation
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     before = [(vars(config), dict(vars(config))) for config in configs.values()]
-    for values, _ in before:  # past the configurations' own validation
+    for values, _ in before:  # set in __dict__, as the configurations validate what is assigned
         values.update({name: None for name in ("pad_token_id",) if name in values})
         values["_attn_implementation_internal"] = UNMASKED
     try:
@@ -177,7 +176,7 @@ def _without_masks(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attend(module: nn.Module, *states: Any, softcap: Any = None, **kwargs: Any) -> Any:
-    """SDPA, with what else a model attends with, as sinks; a cap of its scores changes nothing of what passes where."""
+    """SDPA plus the model's other trainable inputs to attention, such as sinks; a softcap does not affect reach."""
     output, weights = sdpa_attention_forward(module, *states, **kwargs)
     return output + _sum_learning(kwargs.values()), weights
 
@@ -187,17 +186,17 @@ def _is_empty(model: PreTrainedModel) -> bool:
 
 
 def _pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What experts get, with what they are weighted by."""
+    """Stand-in for experts: their input, plus the routing weights so that these get a gradient."""
     return hidden + _sum_learning([*args, *kwargs.values()])
 
 
 def _sum_learning(values: Iterable[Any]) -> Tensor | int:
-    """Of those tensors that a gradient goes back from."""
+    """Sum of the tensors that need a gradient."""
     return sum(value.sum() for value in values if isinstance(value, Tensor) and value.requires_grad)
 
 
 def _describe_siblings(model: PreTrainedModel, name: str) -> str | None:
-    """The same for all experts of a layer: the name without the expert's number; None for what is in no expert."""
+    """The name with `*` for the expert's number, the same for all experts of a layer; None outside of experts."""
     for number in re.finditer(r"\.\d+\.", name):
         if is_expert_list(model, name[: number.start()]):
             return name[: number.start()] + ".*." + name[number.end() :]
@@ -207,7 +206,7 @@ def _describe_siblings(model: PreTrainedModel, name: str) -> str | None:
 def _guess_reached(model: PreTrainedModel, names: set[str]) -> set[str]:
     try:
         decoder = model.get_decoder()
-    except Exception:  # it knows of none
+    except Exception:  # the model has no such method
         decoder = None
     inside = {id(module) for module in (model if decoder is None else decoder).modules()}
     return {name for name in names if id(model.get_submodule(name)) in inside}

@@ -1,4 +1,4 @@
-"""A model made small for a trial: its first layers, and windows that a short text is longer than."""
+"""Shrinks a model for a trial: its first layers only, and attention windows shorter than the trial's text."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,15 +9,15 @@ from transformers import PreTrainedModel
 
 WINDOW = 4  # tokens
 CHUNK = "attention_chunk_size"
-PLACES = ("layer_idx", "layer_id", "layer_number", "idx", "training")  # what a layer is, not of which kind
+PLACES = ("layer_idx", "layer_id", "layer_number", "idx", "training")  # attributes that do not tell a layer's kind
 
 
 @contextmanager
 def first_layers(model: PreTrainedModel) -> Iterator[None]:
-    """With no more layers than it takes to have one of each kind: tiny batches are slow in all of a large model."""
+    """Keep the first layers up to one of each kind, as even tiny batches are slow through all of a large model."""
     try:
         backbone: Any = model.get_decoder() or model.base_model
-    except Exception:  # it knows of none
+    except Exception:  # the model has no such method
         backbone = model.base_model
     stacks = [(name, child) for name, child in backbone.named_children() if isinstance(child, nn.ModuleList)]
     if len(stacks) != 1:
@@ -34,14 +34,14 @@ def first_layers(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def small_windows(model: PreTrainedModel) -> Iterator[None]:
-    """With every window or chunk of attention, wherever its size is kept, so small that short texts go beyond it."""
+    """Set every attention window or chunk size to WINDOW, so that short texts exceed it."""
     with _made_small(model, lambda name: name.endswith("window") or name in ("sliding_window_size", CHUNK)):
         yield
 
 
 @contextmanager
 def small_selections(model: PreTrainedModel) -> Iterator[None]:
-    """Where an index selects the tokens that attention sees, with fewer of them than a short text has."""
+    """Set the number of tokens selected by an index (sparse attention) to WINDOW, so that short texts exceed it."""
     with _made_small(model, lambda name: name.startswith("index") and "topk" in name):
         yield
 

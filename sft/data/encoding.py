@@ -1,4 +1,4 @@
-"""Rows as token ids and labels in one Arrow file, and what became of each of them."""
+"""Renders and tokenizes rows into an Arrow file of token ids and labels, and counts what became of each row."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,17 +17,17 @@ from sft.models.weights import telling_unusable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # label of a token that is read but not learned
+IGNORED = -100  # label of a token that does not contribute to the loss (cross_entropy's ignore_index)
 BATCH_ROWS = 512
 
 
 def write_split(
     config: SFTConfig, tokenizer: "PreTrainedTokenizerBase", rows: list[NumberedRow], path: Path
 ) -> SplitReport:
-    """Write the rows that have something to learn; the first token is never predicted, so it does not count.
+    """Write the rows that have a supervised token; the first token does not count, as it is never predicted.
 
     Raises:
-        InvalidDataset: a row that can't be read, or one too long, where the configuration calls that an error.
+        InvalidDataset: a row can't be read or is too long, and the configuration makes that an error.
         TemplateNotFound: the template does not suit the tokenizer.
     """
     import pyarrow as pa
@@ -53,7 +53,10 @@ def write_split(
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[SupervisedText]) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids of each text and their labels: the id where the token touches a supervised span, else -100."""
+    """Yield token ids and labels of each text: a label is the id if the token overlaps a supervised span, else -100.
+
+    Tokens are matched to spans by the tokenizer's character offsets; both are in order, so one pass suffices.
+    """
     encoded = tokenizer(
         [item.text for item in texts],
         add_special_tokens=False,
@@ -79,7 +82,7 @@ def _encode_rows(
     texts: list[tuple[int, SupervisedText]],
     report: SplitReport,
 ) -> Iterator[tuple[list[int], list[int], int, int]]:
-    """Ids, labels, length and number of every row that is used."""
+    """Yield ids, labels, length and number of every row that is used."""
     if not texts:
         return
     limit = config.max_seq_length
@@ -95,7 +98,7 @@ def _encode_rows(
         if len(ids) > limit:
             report.note("truncated", number)
             ids, labels = ids[:limit], labels[:limit]
-        supervised = sum(label != IGNORED for label in labels[1:])
+        supervised = sum(label != IGNORED for label in labels[1:])  # position t is predicted from those before it
         if not supervised:
             report.note("dropped", number)
             continue

@@ -1,4 +1,4 @@
-"""Which characters of a training text are learned: the assistant's turns, each with the token that ends it."""
+"""Finds the characters of a training text that are supervised: assistant turns with their end-of-turn token."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class SupervisedText(NamedTuple):
-    """A text and the character ranges `[start, end)` of it that are learned, in order.
+    """A text and its supervised character ranges `[start, end)`, in order.
 
-    `rewritten` counts earlier answers that are read only, since the chat template writes them in another way than the
-    model would be asked to (Qwen3's own takes out their reasoning). `empty` counts learned answers without any text;
-    `ignored` names the row's fields that are not followed, by the reader or by the template.
+    `rewritten` counts earlier answers that are not supervised, because the chat template writes them differently than
+    the model would generate them (Qwen3's removes their reasoning). `empty` counts supervised answers without text;
+    `ignored` names fields of the row that the reader or the template does not use.
     """
 
     text: str
@@ -32,10 +32,10 @@ class SupervisedText(NamedTuple):
 
 
 class Renderer(NamedTuple):
-    """A tokenizer whose template `sft.chat.templates.apply_template` has set, and the token that ends an answer.
+    """Renders rows with a tokenizer whose template `apply_template` has set; `stop_token` ends an answer.
 
-    `train_on_prompt` has everything up to the end of the last answer learned, `mask_history` the last answer alone.
-    `varying` gets what of the template would change from day to day (`sft.chat.steady.TOLD`).
+    With `train_on_prompt` everything up to the end of the last answer is supervised, with `mask_history` the last
+    answer only. `varying` collects the parts of the template that change from day to day (`sft.chat.steady`).
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -45,13 +45,13 @@ class Renderer(NamedTuple):
     varying: set[str] | None = None
 
     def render(self, row: Conversation | PlainText) -> SupervisedText:
-        """Write one row as the text the model is trained on.
+        """Render one row as the text the model is trained on.
 
-        A conversation goes through the tokenizer's chat template, whatever that writes (a beginning-of-sequence
-        token, say) being all there is. Plain text gets the tokenizer's own beginning, and `stop_token` at its end.
+        A conversation is rendered by the chat template, and nothing is added to it, no beginning-of-sequence token
+        either. Plain text gets the tokenizer's beginning-of-sequence token, and `stop_token` at its end.
 
         Raises:
-            InvalidDataset: the chat template refuses the conversation, leaves a part of it out, or does not show
+            InvalidDataset: the chat template refuses the conversation, leaves out a part of it, or does not show
                 where an answer begins.
         """
         rendered = self._render_plain_text(row) if isinstance(row, PlainText) else self._render_conversation(row)
@@ -92,7 +92,7 @@ class Renderer(NamedTuple):
         )
 
     def _add_prompt(self, row: Conversation, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """With `train_on_prompt` all up to the last learned answer's end, but for turns that are read only."""
+        """With `train_on_prompt`: everything up to the last supervised answer's end, except turns of weight 0."""
         if not spans or not self.train_on_prompt:
             return spans
         end, start, learned = spans[-1][1], 0, []
@@ -109,12 +109,12 @@ class Renderer(NamedTuple):
         return [*learned, (start, end)]
 
     def _find_turn(self, row: Conversation, index: int, text: str) -> tuple[int, int] | None:
-        """Where the answer `messages[index]` stands in the whole text; None if it is written otherwise there.
+        """Character range of the answer `messages[index]` in the whole text; None if it is written differently there.
 
-        It begins where the prompt of inference ends: after what the template writes for the messages before it with
-        `add_generation_prompt`. There are none before a first one: it begins after what opens an answer elsewhere,
-        so that a system prompt which the template writes by itself is not learned. It ends with the first stop token
-        after its content.
+        It starts where the prompt at inference ends: after the messages before it, rendered with
+        `add_generation_prompt`. A first message has none before it: it starts after the text that opens an answer
+        elsewhere, so that a default system prompt of the template is not supervised. It ends with the first stop
+        token after its content.
         """
         messages, answer = row.messages, row.messages[index]
         is_last = index == len(messages) - 1
@@ -146,14 +146,14 @@ class Renderer(NamedTuple):
         return start, end
 
     def _find_opening(self, tools: list[Tool] | None) -> str:
-        """What the template writes before an answer: the end of a prompt. Empty if it writes none."""
+        """The text that `add_generation_prompt` adds to a prompt; empty if it adds none."""
         question: list[Message] = [{"role": "user", "content": "?"}]
         without, with_opening = (self._write(question, tools, add_generation_prompt=asks) for asks in (False, True))
         return with_opening[len(without) :] if with_opening.startswith(without) else ""
 
     def _write(self, messages: list[Message], tools: list[Tool] | None, add_generation_prompt: bool = False) -> str:
         try:
-            with step():  # a long conversation is written once for each answer
+            with step():  # a long conversation is rendered once for each answer
                 return write_steadily(
                     self.tokenizer, messages, self.varying, tools=tools, add_generation_prompt=add_generation_prompt
                 )
@@ -161,7 +161,7 @@ class Renderer(NamedTuple):
             raise InvalidDataset(f"the chat template refuses this conversation: {error}") from error
         except MemoryError:
             raise
-        except Exception as error:  # the template is code of the model's makers and may fail in any way
+        except Exception as error:  # the template comes with the model and may fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise InvalidDataset(f"the chat template can't write this conversation: {reason}") from error
 
@@ -177,7 +177,7 @@ class Renderer(NamedTuple):
 
 
 def _name_reasoning(message: Message) -> Message:
-    """The message with its reasoning under every name that templates know: each of them reads another one."""
+    """Copy a message's reasoning to every field name that templates read: each reads another one."""
     if "reasoning_content" not in message:
         return message
     return message | dict.fromkeys(REASONING, message["reasoning_content"])

@@ -1,4 +1,4 @@
-"""A data file as token ids and labels in a folder of Arrow files, made once for the same content."""
+"""Tokenizes a data file into a folder of Arrow files with token ids and labels, cached by content."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT_VERSION = 3  # of the folder's files
-CODE = ("data/*.py", "chat/*.py", "models/tokenizer_class.py")  # whose change makes other rows of the same data
+CODE = ("data/*.py", "chat/*.py", "models/tokenizer_class.py")  # code that the tokens depend on; part of the key
 LIBRARIES = ("jinja2", "tokenizers", "transformers")
 TOKENIZER_FILES = (
     "*token*.json",
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "*.model",
     "chat_template*",
     "config.json",
-    "additional_chat_templates/*.jinja",  # those that a tokenizer has beside its default one: for tools, say
+    "additional_chat_templates/*.jinja",  # named templates beside the default one, for tools for instance
 )
 
 
@@ -42,13 +42,13 @@ class PreparedData:
     """A folder with `train.arrow`, perhaps `eval.arrow`, and `manifest.json`.
 
     Attributes:
-        stats: by split (`train`, `eval`; None without held-out rows) the counts of `SplitReport`.
-        notes: by split, row numbers: `invalid` as pairs with the reason, `dropped`, `too_long`, `truncated`; the
+        stats: counts of `SplitReport` by split (`train`, `eval`; None without held-out rows).
+        notes: row numbers by split: `invalid` as pairs with the reason, `dropped`, `too_long`, `truncated`; the
             first 100 of each.
         reasons: by split, why rows can't be read: `reason`, `count` and the first `rows`.
-        ignored: fields of rows and messages that hold something and are not followed, by the number of rows.
-        advice: what a user should know of these rows: pairs of a stable code and a sentence.
-        was_cached: an earlier call had made the folder.
+        ignored: fields of rows and messages that have a value and are not used, with the number of rows.
+        advice: what a user should know about these rows: pairs of a stable code and a sentence.
+        was_cached: the folder was made by an earlier call.
     """
 
     def __init__(self, folder: Path, was_cached: bool) -> None:
@@ -67,7 +67,7 @@ class PreparedData:
         return [message for _, message in self.advice]
 
     def describe_rows(self) -> dict[str, Any]:
-        """What became of the rows, for a job's result: by split the counts and reasons, and the ignored fields."""
+        """Counts and reasons by split, and the ignored fields, for a job's result."""
         splits = {
             name: counts and counts | {"skipped": count_skipped(counts), "reasons": self.reasons[name]}
             for name, counts in self.stats.items()
@@ -75,13 +75,13 @@ class PreparedData:
         return {**splits, "ignored": self.ignored}
 
     def load_train(self) -> "Dataset":
-        """Rows of `input_ids`, `labels` (-100 where not learned), `length` and `row`, the number in the file from 1."""
+        """Rows of `input_ids`, `labels` (-100: not supervised), `length` and `row`, the number in the file from 1."""
         from datasets import Dataset
 
         return Dataset.from_file(str(self.folder / "train.arrow"))
 
     def load_eval(self) -> "Dataset | None":
-        """The held-out rows, as `load_train` gives them; None when none are held out."""
+        """The held-out rows in the same columns; None when none are held out."""
         from datasets import Dataset
 
         return Dataset.from_file(str(self.folder / "eval.arrow")) if self.stats["eval"] else None
@@ -90,14 +90,14 @@ class PreparedData:
 def prepare(
     config: SFTConfig, model_path: Path, train_file: Path, cache_dir: Path, eval_file: Path | None = None
 ) -> PreparedData:
-    """Tokenize a data file for training, or find what an earlier call made of the same content.
+    """Tokenize a data file for training, or return the cached folder for the same content.
 
-    Held-out rows are those of `eval_file`, else a share `validation_split` of the rows, chosen by a hash of each
-    row so that none changes sides when rows are added. Reads the model's tokenizer, not its weights.
+    Held-out rows are those of `eval_file`, else a share `validation_split` of the rows, chosen by a hash of each row,
+    so that no row changes its split when rows are added. Reads the model's tokenizer, not its weights.
 
     Raises:
-        InvalidDataset: a file that can't be read, nothing to learn from, or rows that the configuration calls an
-            error.
+        InvalidDataset: a file can't be read, no row can be learned from, or a row is one that the configuration makes
+            an error.
         TemplateNotFound: the template is unknown or does not suit the tokenizer.
     """
     check_template_name(config.template_name)
@@ -120,7 +120,7 @@ def prepare(
 def _write_splits(
     config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None, folder: Path
 ) -> dict[str, Any]:
-    """The Arrow files, and what the manifest has of them."""
+    """Write the Arrow files; returns their part of the manifest."""
     from sft.models.loading import load_tokenizer
 
     size = sum(path.stat().st_size for path in find_tokenizer_files(model_path))
@@ -155,14 +155,14 @@ def _advise(config: SFTConfig, reports: dict[str, SplitReport]) -> Iterator[tupl
             yield "rows_skipped", f"{what}: {', '.join(report.list_skipped(config))}"
     if ignored := sum((report.ignored for report in reports.values()), Counter[str]()):
         fields = ", ".join(f"{field} ({rows} rows)" for field, rows in ignored.most_common())
-        yield "ignored_fields", f"fields that are not followed, nor learned: {fields}"
+        yield "ignored_fields", f"fields that are not used: {fields}"
     if empty := sum(report.empty for report in reports.values()):
-        yield "empty_answers", f"{empty} answers have no text: what is learned of them is to end the turn at once"
+        yield "empty_answers", f"{empty} answers have no text: the model learns to end the turn at once"
     if rewritten := sum(report.rewritten for report in reports.values()):
         yield (
             "template",
-            f"{rewritten} answers are read but not learned: the chat template writes them in another way once the "
-            "conversation goes on (it takes out their reasoning, say), or does not show where a first one begins; "
+            f"{rewritten} answers are not trained on: the chat template writes them differently once the conversation "
+            "continues (it removes their reasoning, say), or does not show where a first one begins; "
             "a named template_name, such as qwen3, keeps them",
         )
     for part in sorted(set().union(*(report.varying for report in reports.values()))):
@@ -188,7 +188,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None) -> dict[str, Any]:
-    """Everything the tokens and labels depend on."""
+    """The parts of the cache key: everything that tokens and labels depend on."""
     files = find_tokenizer_files(model_path)
     template = TEMPLATES.get(config.template_name)
     fields = {
@@ -222,7 +222,7 @@ def _hash_code() -> dict[str, str]:
 
 
 def find_tokenizer_files(model_path: Path) -> list[Path]:
-    """The files that a model's tokenizer and chat template are read from, and may be."""
+    """The files in a model's folder that its tokenizer and chat template may be read from."""
     return sorted({path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()})
 
 

@@ -1,4 +1,4 @@
-"""Causal attention of one document by blocks of queries, for bf16 on CPUs, where SDPA's own kernel is slow."""
+"""Causal attention of one document in blocks of queries, for bf16 on CPUs, where SDPA's own kernel is slow."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 _NOT_PLAIN = ("dropout", "softcap", "sliding_window")
 
-BLOCK = 64  # queries; a block looks at no key behind its last one
+BLOCK = 64  # queries; those of a block are scored against the keys up to the block's end only
 
 
 def suits_blocks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
-    """Whether a layer's attention can go by blocks, and gains by it: plain and causal, in bf16 on a CPU."""
+    """Whether `attend_in_blocks` suits this layer and beats SDPA: plain causal attention in bf16 on a CPU."""
     is_causal = options.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     is_plain = is_causal and key.shape == value.shape and not any(options.get(name) for name in _NOT_PLAIN)
@@ -20,9 +20,10 @@ def suits_blocks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, o
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    """softmax(scale q k' + causal) v, products in the inputs' dtype; `scale` is 1 / sqrt(Dh) if None.
+    """softmax(scale q k' + causal mask) v, products in the inputs' dtype; `scale` is 1 / sqrt(Dh) if None.
 
-    Half the work of the whole square, and nothing of its size is kept: the backward pass forms the weights again.
+    Takes half the work of the full (T, T) square and keeps nothing of its size: the backward pass recomputes the
+    attention weights block by block.
 
     Args:
         query: (H, T, Dh).
@@ -37,15 +38,23 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
 
 
 class _BlockAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """Forward and backward of one block of b queries against the S keys up to its end, with g = dL/dO.
+
+    P = softmax(scale Q K'), O = P V
+    dV = P' g;  dP = g V';  dS = P * (dP - rowsum(P * dP));  dQ = scale dS K;  dK = dS' (scale Q)
+
+    Heads are grouped by the key head they share: G = Hkv groups of M = H / Hkv query heads.
+    """
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, length, width = query.shape
         groups = key.shape[0]
-        scaled = (query * scale).view(groups, heads // groups, length, width)
+        scaled = (query * scale).view(groups, heads // groups, length, width)  # (G, M, T, Dh)
         out = torch.empty_like(scaled)
         for rows in _blocks(length):
-            weights = _weigh(scaled, key, rows)
-            out[:, :, rows] = torch.bmm(weights, value[:, : rows.stop]).view_as(out[:, :, rows])
+            weights = _weigh(scaled, key, rows)  # (G, M * b, S)
+            out[:, :, rows] = torch.bmm(weights, value[:, : rows.stop]).view_as(out[:, :, rows])  # (G, M, b, Dh)
         ctx.save_for_backward(scaled, key, value)
         ctx.scale = scale
         return out.reshape(query.shape)
@@ -54,21 +63,22 @@ class _BlockAttention(torch.autograd.Function):  # type: ignore[misc]  # torch i
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled, key, value = ctx.saved_tensors
         groups, width = key.shape[0], key.shape[2]
-        grad = grads[0].reshape(scaled.shape)
+        grad = grads[0].reshape(scaled.shape)  # (G, M, T, Dh)
         query_grad = torch.empty_like(scaled)
+        # Every later block adds to a key's gradient: sums in fp32, as bf16 would lose the small terms.
         key_grad, value_grad = torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(key, dtype=torch.float32)
         for rows in _blocks(scaled.shape[2]):
-            weights = _weigh(scaled, key, rows)
-            out_grad = grad[:, :, rows].reshape(groups, -1, width)
-            weight_grad = torch.bmm(out_grad, value[:, : rows.stop].transpose(1, 2))
-            score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
+            weights = _weigh(scaled, key, rows)  # (G, M * b, S)
+            out_grad = grad[:, :, rows].reshape(groups, -1, width)  # (G, M * b, Dh)
+            weight_grad = torch.bmm(out_grad, value[:, : rows.stop].transpose(1, 2))  # (G, M * b, S)
+            score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)  # dS
             query_grad[:, :, rows] = torch.bmm(score_grad, key[:, : rows.stop]).view_as(query_grad[:, :, rows])
             key_grad[:, : rows.stop] += torch.bmm(
                 score_grad.transpose(1, 2), scaled[:, :, rows].reshape(groups, -1, width)
             )
             value_grad[:, : rows.stop] += torch.bmm(weights.transpose(1, 2), out_grad)
         return (
-            query_grad.mul_(ctx.scale).reshape(grads[0].shape),
+            query_grad.mul_(ctx.scale).reshape(grads[0].shape),  # (H, T, Dh)
             key_grad.to(key.dtype),
             value_grad.to(value.dtype),
             None,
@@ -80,10 +90,11 @@ def _blocks(length: int) -> list[slice]:
 
 
 def _weigh(scaled: Tensor, key: Tensor, rows: slice) -> Tensor:
-    """Attention weights of a block's queries. (Hkv, H / Hkv * block, keys up to its end)"""
+    """Attention weights of a block's queries over the keys up to its end. (G, M * b, S)"""
     groups, members, _, width = scaled.shape
     count = rows.stop - rows.start
     scores = torch.bmm(scaled[:, :, rows].reshape(groups, -1, width), key[:, : rows.stop].transpose(1, 2))
-    ahead = torch.ones(count, count, dtype=torch.bool, device=key.device).triu_(1)
+    # Only the last b keys, the block's own, can lie after a query.
+    ahead = torch.ones(count, count, dtype=torch.bool, device=key.device).triu_(1)  # (b, b)
     scores.view(groups, members, count, -1)[..., rows.start :].masked_fill_(ahead, float("-inf"))
     return torch.softmax(scores, dim=-1)

@@ -1,19 +1,19 @@
-"""Dropout for CPUs, where most of what torch's own takes goes into drawing a random number for each element."""
+"""Dropout for CPUs with a quarter of the random numbers, whose drawing takes most of the time of torch's own."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-STEPS = 2**16  # a probability is taken as a number of these
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # an element's bits, by its size in bytes
+STEPS = 2**16  # an element is decided by 16 random bits, so a probability is a multiple of 1 / 65536
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # an integer as wide as an element of so many bytes
 
 
 class QuickDropout(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """As `nn.Dropout`, from a quarter as many random numbers: one of 64 bits of torch's generator serves four elements.
+    """`nn.Dropout` that takes four elements' masks from one 64-bit number of torch's generator.
 
-    An element is dropped with probability `p`, which is the `rate` asked for rounded to 1/65536; those kept are scaled
-    by 1 / (1 - p). Like torch's own, a run draws the same again from the same state of the generator.
+    y = keep * x / (1 - p), with keep = 0 with probability `p`, which is `rate` rounded to 1 / 65536. As with torch's
+    own, the same generator state gives the same mask.
 
     Args:
         rate: from 0, below 1.
@@ -24,7 +24,7 @@ class QuickDropout(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.p = quantize(rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x with some of its elements 0 and the others scaled, in training."""
+        """Drop and scale elements of x while training; x itself in evaluation."""
         if not self.training or not self.p:
             return x
         dropped: Tensor = _Dropout.apply(x, draw_kept(x.shape, self.p), 1 / (1 - self.p))
@@ -37,23 +37,26 @@ def quantize(rate: float) -> float:
 
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """True for what is kept: each element is dropped with probability `p`, a multiple of 1/65536."""
+    """Boolean mask of this shape, False with probability `p`, a multiple of 1 / 65536."""
     count = shape.numel()
+    # Each int64 is read as four int16, uniform from -32768 to 32767: below p * 65536 - 32768 with probability p.
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     return draws[:count].view(shape) >= round(p * STEPS) - STEPS // 2
 
 
 def spread(kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as one of all bits of an element of `dtype`: a product with truth values takes ten times as long."""
+    """Widen a boolean mask to all bits (-1) or none (0): multiplying by booleans takes ten times as long."""
     return kept.to(BITS[dtype.itemsize]).neg_()
 
 
 def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask of `spread` keeps it, else 0."""
+    """x where the mask from `spread` keeps it, else 0: a bitwise and of x's bits."""
     return (x.view(mask.dtype) & mask).view(x.dtype)
 
 
 class _Dropout(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """y = scale * keep * x, so dx = scale * keep * dy; keeps the boolean mask, one byte an element."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)

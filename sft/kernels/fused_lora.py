@@ -1,4 +1,4 @@
-"""LoRA's linear layer as one node of autograd, for CPUs: PEFT's own forward makes some ten passes over its result."""
+"""LoRA's linear layer as one autograd node, for CPUs: PEFT's own forward makes some ten passes over the output."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from sft.kernels.dropout import QuickDropout, apply_mask, draw_kept, spread
 
 
 def fuse_adapters(model: nn.Module) -> int:
-    """Let every plain LoRA layer over an `nn.Linear` compute as one node; returns how many there are.
+    """Compute every plain LoRA layer over an `nn.Linear` as one autograd node; returns how many there are.
 
-    The values are PEFT's, in another order of rounding. A layer that is merged or disabled at the time, has several
-    active adapters or a variant of LoRA (DoRA, say) goes PEFT's own way. Dropout is `QuickDropout` in both.
+    The values are PEFT's up to the order of rounding. A layer that is merged or disabled, has several active adapters
+    or is a variant of LoRA (DoRA, say) uses PEFT's own forward. Dropout is `QuickDropout` in both.
     """
     replace_dropout(model)
     layers = [module for module in model.modules() if type(module) is lora.Linear and _is_plain(module)]
@@ -25,7 +25,7 @@ def fuse_adapters(model: nn.Module) -> int:
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Let every adapter drop by `QuickDropout`."""
+    """Replace the dropout of every LoRA layer with `QuickDropout`."""
     for module in model.modules():
         if isinstance(module, lora.LoraLayer):
             for name, dropout in module.lora_dropout.items():
@@ -45,17 +45,23 @@ def _forward(module: lora.Linear, usual: Callable[..., Tensor], x: Tensor, *args
     name = active[0]
     base = module.base_layer
     x = x.to(base.weight.dtype)
-    low, high, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    low, high, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]  # (R, I), (O, R)
     dropout = module.lora_dropout[name]
     kept = None
     if isinstance(dropout, QuickDropout) and dropout.training and dropout.p:
         kept, scale = draw_kept(x.shape, dropout.p), scale / (1 - dropout.p)
     out: Tensor = _LoraLinear.apply(x, kept, base.weight, base.bias, low, high, scale)
-    return out.view(*x.shape[:-1], -1)  # here, as a view made within could not be changed in place
+    return out.view(*x.shape[:-1], -1)  # here: autograd forbids in-place changes of a view made inside the Function
 
 
 class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """x W' + b + s (z A') B', z being x where it is `kept`: (..., I) to (N, O), with W (O, I), A (R, I), B (O, R)."""
+    """y = x W' + bias + s (z A') B' with z = keep * x; W and bias are frozen. g = dL/dy:
+
+    dA = (s g B)' z;  dB = s g' (z A');  dx = g W + keep * (s g B) A
+
+    Shapes: x (..., I), flattened to N rows; keep as x, None for all ones; W (O, I); A (R, I); B (O, R); y and g (N, O).
+    s is PEFT's scaling times dropout's 1 / (1 - p). Products are in W's dtype, dA and dB in that of A and B.
+    """
 
     @staticmethod
     def forward(
@@ -68,12 +74,12 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is un
         b: Tensor,
         scale: float,
     ) -> Tensor:
-        rows = x.flatten(0, -2)
-        seen = rows if kept is None else apply_mask(rows, spread(kept.view(rows.shape), x.dtype))
+        rows = x.flatten(0, -2)  # (N, I)
+        seen = rows if kept is None else apply_mask(rows, spread(kept.view(rows.shape), x.dtype))  # z
         narrow_a, narrow_b = a.to(weight.dtype), b.to(weight.dtype) * scale
         inner = seen @ narrow_a.T  # (N, R)
-        out = nn.functional.linear(rows, weight, bias).addmm_(inner, narrow_b.T)
-        # x rather than what is left of it: layers side by side have it in common.
+        out = nn.functional.linear(rows, weight, bias).addmm_(inner, narrow_b.T)  # (N, O)
+        # x and not z: layers side by side (q, k, v) save the same x, so it is held once.
         ctx.save_for_backward(x, kept, inner, weight, narrow_a, narrow_b)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
         return out
@@ -83,12 +89,12 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is un
         x, kept, inner, weight, a, b = ctx.saved_tensors
         grad, rows = grads[0], x.flatten(0, -2)  # (N, O), (N, I)
         mask = None if kept is None else spread(kept.view(rows.shape), x.dtype)
-        inner_grad = grad @ b  # (N, R), the scale in it
-        a_grad = (inner_grad.T @ (rows if mask is None else apply_mask(rows, mask))).to(ctx.dtypes[0])
-        b_grad = (grad.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scale)
+        inner_grad = grad @ b  # s g B: (N, R); `b` was saved times s
+        a_grad = (inner_grad.T @ (rows if mask is None else apply_mask(rows, mask))).to(ctx.dtypes[0])  # (R, I)
+        b_grad = (grad.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scale)  # (O, R)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = grad @ weight
+            x_grad = grad @ weight  # (N, I)
             if mask is None:
                 x_grad.addmm_(inner_grad, a)
             else:

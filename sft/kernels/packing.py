@@ -1,4 +1,4 @@
-"""Documents laid end to end in one row without padding, each attending to itself alone."""
+"""Documents concatenated into one row without padding, with attention inside each document only."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ DOCUMENT_ATTENTION = "sdpa_by_document"
 
 
 def register_document_attention() -> None:
-    """Make `DOCUMENT_ATTENTION` known to transformers as an attention implementation."""
+    """Register `DOCUMENT_ATTENTION` with transformers as an attention implementation."""
     AttentionInterface.register(DOCUMENT_ATTENTION, attend_by_document)
     AttentionMaskInterface.register(DOCUMENT_ATTENTION, _build_mask)
 
@@ -33,14 +33,14 @@ def attend_by_document(
     cu_seq_lens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA run once for each document: no mask of the row's length squared, no work across documents.
+    """Run SDPA once for each document: no (T, T) mask and no work across documents.
 
-    In bf16 on a CPU a document goes by blocks, in half the time of SDPA's own kernel.
+    In bf16 on a CPU `attend_in_blocks` is used, which takes half the time of SDPA's own kernel.
 
     Args:
         query: (1, H, T, Dh); key and value: (1, Hkv, T, Dh).
-        attention_mask: taken as it is when there are no document bounds (evaluation with padding, generation).
-        sliding_window: positions a token sees, itself included; None for all before it.
+        attention_mask: used as it is when there are no document bounds (evaluation with padding, generation).
+        sliding_window: number of positions a token attends to, itself included; None for all up to it.
         cu_seq_lens_q: bounds of the documents, from 0 to T. (documents + 1,)
 
     Returns:
@@ -53,12 +53,12 @@ def attend_by_document(
         return whole, None
     in_blocks = suits_blocks(module, query, key, value, {**kwargs, "sliding_window": sliding_window})
     outputs = []
-    # Split at once: the gradient of a slice would be a row of zeros for each document, and their sum.
+    # One split instead of a slice per document: each slice's gradient would be a zero tensor as long as the row.
     lengths = cu_seq_lens_q.diff().tolist()
     for parts in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
         if in_blocks:
-            found = attend_in_blocks(parts[0][0], parts[1][0], parts[2][0], kwargs.get("scaling"))
-            outputs.append(found.transpose(0, 1)[None])
+            found = attend_in_blocks(parts[0][0], parts[1][0], parts[2][0], kwargs.get("scaling"))  # (H, L, Dh)
+            outputs.append(found.transpose(0, 1)[None])  # (1, L, H, Dh)
             continue
         mask = None if sliding_window is None else _build_window_mask(parts[0].shape[2], sliding_window, query.device)
         outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
@@ -66,17 +66,17 @@ def attend_by_document(
 
 
 def _build_window_mask(length: int, sliding_window: int, device: torch.device) -> Tensor | None:
-    """True where a token may look, (1, 1, T, T); None when the window holds the whole text."""
+    """True where a token attends, (1, 1, T, T); None when the window covers the whole text."""
     if length <= sliding_window:
         return None
-    ahead = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return ((ahead >= 0) & (ahead < sliding_window))[None, None]
+    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]  # i - j
+    return ((behind >= 0) & (behind < sliding_window))[None, None]
 
 
 def _build_mask(
     batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """No mask for whole rows without padding, where `attend_by_document` knows the bounds; else SDPA's own."""
+    """None for rows without padding, whose bounds `attend_by_document` knows; else SDPA's mask."""
     if attention_mask is None and q_length == kv_length:
         return None
     return sdpa_mask(
@@ -85,14 +85,14 @@ def _build_mask(
 
 
 def pack_rows(rows: Dataset, length: int) -> Dataset:
-    """TRL's best-fit packing into rows of `length` tokens, with the lengths of the documents in `seq_lengths`.
+    """Pack rows into rows of `length` tokens by TRL's best fit; `seq_lengths` has the documents' lengths.
 
-    Where the rows have numbers in `row`, `rows` lists those of a packed row's documents.
+    If the rows have their numbers in `row`, `rows` lists the numbers of each packed row's documents.
     """
     columns = ["input_ids", "labels"]
     if "row" not in rows.column_names:
         return pack_dataset(rows.select_columns(columns), length)
-    # TRL packs columns of one value a token, so the number takes that shape on the way through.
+    # TRL packs columns with one value per token, so the row number is repeated for each token and picked out after.
     spread = rows.with_format("arrow").map(_spread_numbers, batched=True).with_format(None)
     packed = pack_dataset(spread.select_columns([*columns, "rows"]), length)
     return packed.map(_gather_numbers, batched=True)

@@ -1,4 +1,4 @@
-"""Which rows a batch holds, filled up to a budget of tokens, and which rows they were in the data file."""
+"""Batch samplers: batches filled up to a token budget, grouped by length, or dealt to several processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untyped here
     """Batches of row indices, each of at most `max_tokens` tokens; a longer row is a batch of its own.
 
-    What is put together is decided once, by the seed; each epoch has the batches in another order. So the number of
-    batches is the same in every epoch, and a resumed run sees the batches an uninterrupted one sees.
+    The seed decides once which rows share a batch; each epoch shuffles the batches. So every epoch has the same
+    number of batches, and a resumed run sees the batches that an uninterrupted one sees.
 
     Args:
         lengths: tokens of each row.
-        padded: whether the rows of a batch are padded to the longest: then rows of like length go together and
-            the padding counts.
+        padded: the rows of a batch are padded to the longest: rows of similar length share a batch, whose size is
+            rows * longest instead of the sum of lengths.
         seed: None keeps the rows in their order, for evaluation.
-        multiple_of: the number of batches is made a multiple of this (processes that train side by side) by
-            splitting batches, and by repeating some when every batch has one row.
+        multiple_of: make the number of batches a multiple of this (the number of training processes), by splitting
+            the largest batches, or by repeating batches when each has one row.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untype
     ) -> None:
         self.seed = seed
         self.epoch = 0
-        self.sampler = self  # where accelerate looks for `set_epoch` below the samplers it wraps this one in
+        self.sampler = self  # accelerate wraps this sampler and calls `set_epoch` on the wrapper's `.sampler`
         order = list(range(len(lengths)))
         if seed is not None:
             order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -49,16 +49,16 @@ class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untype
             yield self.batches[index]
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of the batches is that of this epoch, from 0."""
+        """Order the batches for this epoch, counted from 0."""
         self.epoch = epoch
 
 
 class LengthGroups(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
-    """Rows of like length side by side, in an order that the seed and the epoch decide; transformers' grouping.
+    """transformers' grouping of rows by length, in an order that depends on seed and epoch alone.
 
     Args:
         lengths: tokens of each row.
-        rows: in a group; the longest row of all is in the first.
+        rows: batch size; the longest row of all is in the first batch, so that running out of memory shows at once.
     """
 
     def __init__(self, lengths: Sequence[int], rows: int, seed: int) -> None:
@@ -77,13 +77,13 @@ class LengthGroups(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
 
 
 class SharedBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untyped here
-    """Batches of `batch_size` rows for `processes` that take them in turn, as many each, with no row twice.
+    """Batches of `batch_size` rows, dealt in turn to `processes`: the same number each, no row twice.
 
-    The rows that are left at the end of an epoch are dealt out in equal parts, where accelerate's own sharding would
-    fill up with rows from the beginning. Only when there are fewer of them than processes some are repeated.
+    The rows left at the end of an epoch are split evenly between the processes; accelerate's own sharding would fill
+    up with rows from the beginning. Rows are repeated only when fewer are left than there are processes.
 
     Args:
-        sampler: gives the rows of an epoch in order; has `set_epoch`.
+        sampler: yields the rows of an epoch in order; has `set_epoch`.
     """
 
     def __init__(self, sampler: Any, batch_size: int, processes: int) -> None:
@@ -114,6 +114,7 @@ def _fill(order: list[int], lengths: Sequence[int], max_tokens: int, padded: boo
     batches: list[list[int]] = []
     size, longest = 0, 0
     for index in order:
+        # Tokens of the last batch with this row: rows * longest when padded, else the sum of lengths.
         grown = (len(batches[-1]) + 1) * max(longest, lengths[index]) if batches and padded else size + lengths[index]
         if not batches or grown > max_tokens:
             batches.append([])
@@ -135,9 +136,9 @@ def _round_up(batches: list[list[int]], multiple_of: int) -> None:
 
 
 class NumberedCollator:
-    """A collator whose batches also say in `rows` which rows of the data file they hold.
+    """A collator that adds `rows` to a batch: the numbers of its rows in the data file, for messages.
 
-    Rows come with a number in `row`, packed ones with a list in `rows`; without either `rows` is empty.
+    An example has its number in `row`, a packed one a list of numbers in `rows`; without either `rows` is empty.
     """
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:

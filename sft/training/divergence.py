@@ -1,4 +1,4 @@
-"""When training has gone wrong for good, and what to tell the user then."""
+"""Stops training whose loss is NaN, infinite or exploded, with a message that names the step and the rows."""
 
 import math
 from collections.abc import Sequence
@@ -10,22 +10,21 @@ from sft.models.finite import find_broken_weight
 if TYPE_CHECKING:
     from torch import nn
 
-PATIENCE_STEPS = 5
-FACTOR_OF_START = 2.0
-SHARE_OF_RANDOM = 0.9  # a model whose outputs have collapsed hovers at 1
+PATIENCE_STEPS = 5  # one hard batch must not end a run
+FACTOR_OF_START = 2.0  # an untrained model starts at about ln(V), which alone is not an explosion
+SHARE_OF_RANDOM = 0.9  # of ln(V); a model whose outputs have collapsed stays near 1
 SHOWN_ROWS = 20
 
 
 class LossGuard:
     """Stops a run whose loss has exploded.
 
-    Exploded means: for `PATIENCE_STEPS` optimizer steps in a row the loss was above both `SHARE_OF_RANDOM` of what
-    guessing every token at random has, ln(vocabulary), and `FACTOR_OF_START` times the lowest of the first
-    `PATIENCE_STEPS` steps.
-    A run that learns comes near neither; one hard batch, or a model that begins untrained, is not enough.
+    Exploded: for PATIENCE_STEPS optimizer steps in a row
+    loss > max(SHARE_OF_RANDOM * ln(V), FACTOR_OF_START * min(loss of the first PATIENCE_STEPS steps)),
+    where ln(V) is the loss of guessing every token at random. A run that learns comes near neither.
 
     Args:
-        vocabulary: number of tokens the model tells apart.
+        vocabulary: V, the number of tokens the model predicts.
     """
 
     def __init__(self, vocabulary: int) -> None:
@@ -34,7 +33,7 @@ class LossGuard:
         self._above = 0
 
     def check(self, loss: float, where: str, rows: Sequence[int], learning_rate: float) -> None:
-        """Take the loss of one optimizer step. Raises LossExploded, naming the step and the rows of its batch."""
+        """Check the loss of one optimizer step. Raises LossExploded, naming the step and the rows of its batch."""
         if len(self._first) < PATIENCE_STEPS:
             self._first.append(loss)
             return
@@ -58,11 +57,11 @@ def check_finite(
     model: "nn.Module | None" = None,
     is_untrained: bool = False,
 ) -> None:
-    """Raises LossNotFinite, naming the step and the rows of its batch, when `value` is NaN or infinite.
+    """Raise LossNotFinite, naming the step and the rows of its batch, when `value` is NaN or infinite.
 
     Args:
-        model: whose weights may be the reason.
-        is_untrained: no weight has been changed yet, so the learning rate is not the reason.
+        model: checked for broken weights, which may be the cause.
+        is_untrained: no weight has been changed yet, so the learning rate is not the cause.
 
     Raises:
         ModelUnusable: the base model's own weights hold such values.
@@ -81,7 +80,7 @@ def check_finite(
 
 
 def check_base(model: "nn.Module", found: str, is_untrained: bool = True) -> None:
-    """Raises ModelUnusable when weights that no step has changed hold NaN or infinities; `found` is what showed it."""
+    """Raise ModelUnusable when weights that no step has changed are NaN or infinite; `found` says how it showed."""
     if name := find_broken_weight(model, is_untrained):
         raise ModelUnusable(
             f"base_model can't be trained: {name} holds NaN or infinite numbers, in its files or in the dtype they are "
@@ -90,7 +89,7 @@ def check_base(model: "nn.Module", found: str, is_untrained: bool = True) -> Non
 
 
 def name_rows(rows: Sequence[int]) -> str:
-    """`: the batch had rows 3, 7 of the data file`; empty when the numbers are not known."""
+    """`; the batch had rows 3, 7 of the data file`; empty when the numbers are not known."""
     if not rows:
         return ""
     numbers = sorted(rows)

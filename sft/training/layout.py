@@ -1,4 +1,4 @@
-"""How the rows of a batch are laid out for a model: the fastest way it gets the right loss in."""
+"""Chooses how the rows of a batch are laid out: the fastest layout that gives this model the right loss."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,19 +25,19 @@ LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "trl": sum_fused_nll,
     "logits": sum_logits_nll,
 }
-LENGTHS = (6, 9)  # of the texts of a trial, tokens
-LOUD = 60.0  # a logit that a cap would bend
+LENGTHS = (6, 9)  # tokens of the two trial texts
+LOUD = 60.0  # a logit that softcapping (Gemma: 30) changes
 
 
 def choose_layout(model: PreTrainedModel) -> Layout:
-    """The fastest layout this model gets the right loss in: found by trying, not by its name.
+    """Choose the fastest layout that gives this model the right loss, by a trial and not by its name.
 
-    What each layout gives for two short random texts is compared with the model's own logits, in its first layers
-    alone. A layout that fails in whatever way is not taken. With `documents` the model is left with its attention run
-    by document.
+    Each layout's loss of two short random texts, through the model's first layers only, is compared with the
+    cross-entropy of the model's own logits. A layout that fails is not chosen. With `documents` the model is left
+    with `DOCUMENT_ATTENTION` set.
 
     Raises:
-        ModelNotSupported: the model gives no logits that a later token leaves alone.
+        ModelNotSupported: the model is not causal, or no layout gives the right loss.
     """
     check_causality(model)
     attention = model.config._attn_implementation
@@ -65,7 +65,7 @@ def choose_layout(model: PreTrainedModel) -> Layout:
 
 
 def check_causality(model: PreTrainedModel) -> None:
-    """A causal model's logits do not depend on what comes later. Raises ModelNotSupported, ModelUnusable."""
+    """Check that logits do not depend on later tokens. Raises ModelNotSupported, ModelUnusable."""
     try:
         with _trying(model):
             ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]
@@ -86,25 +86,28 @@ def check_causality(model: PreTrainedModel) -> None:
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
         raise ModelNotSupported(
-            f"base_model {_name(model)} is not a causal language model: a later token changes what it says of an "
-            "earlier one, so it would learn with sight of the answer; take a model that writes from left to right"
+            f"base_model {_name(model)} is not a causal language model: a later token changes the logits of an "
+            "earlier one, so training would see the answers; choose a model that writes from left to right"
         )
 
 
 def check_packing(model: PreTrainedModel, layout: Layout) -> None:
-    """Rows that are laid into one sequence must not see one another. Raises InvalidConfig."""
+    """Check that rows packed into one sequence do not attend to each other. Raises InvalidConfig."""
     with _trying(model, small_windows, small_selections):
         if not isolates(model, layout):
             raise InvalidConfig(
-                f"packing would let rows of base_model {_name(model)} see those before them in a sequence; set packing "
-                "to false"
+                f"with packing, base_model {_name(model)} would attend from a row to the rows before it in the "
+                "sequence; set packing to false"
             )
 
 
 def isolates(model: PreTrainedModel, layout: Layout) -> bool:
-    """Whether a text laid behind another one keeps its loss when that one is changed, near it and further off."""
+    """Whether a text's loss stays the same when the text before it in the sequence changes.
+
+    Its first prediction and the others are compared apart, as a leak may affect only those near the boundary.
+    """
     first, second = (draw_text(model, length, seed) for seed, length in enumerate(LENGTHS))
-    start = first.shape[1] + 1  # of what is predicted of the second text
+    start = first.shape[1] + 1  # first predicted token of the second text
     parts = [slice(start, start + 1), slice(start + 1, None)]
     losses = []
     try:
@@ -114,7 +117,7 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
                 labels = torch.full_like(batch["labels"], -100)
                 labels[:, part] = batch["labels"][:, part]
                 losses.append(_sum_loss(model, layout, batch | {"labels": labels}))
-    except Exception:  # a model that can't be given the bounds of texts
+    except Exception:  # the model does not accept the documents' bounds
         return False
     near = _sum_plain_nll(model, second[:, :2])
     wanted = torch.tensor([near, _sum_plain_nll(model, second) - near])
@@ -127,7 +130,7 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
 
 @contextmanager
 def _trying(model: PreTrainedModel, *smaller: Callable[[PreTrainedModel], Any]) -> Iterator[None]:
-    """For a trial: no gradient, no dropout, and the model made smaller in these ways where it still runs so."""
+    """For a trial: no gradient, no dropout, and the model shrunk in each of these ways that it still runs with."""
     was_training = model.training
     model.eval()
     try:
@@ -150,7 +153,7 @@ def _runs(model: PreTrainedModel, make_small: Callable[[PreTrainedModel], Any]) 
 
 
 def _gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any], texts: list[Tensor]) -> bool:
-    """Whether the layout's loss is that of the model's own logits, large ones too, which some models bend."""
+    """Whether the layout's loss equals that of the model's own logits, also where softcapping bends large ones."""
     try:
         logits = [_compute_logits(model, ids) for ids in texts]
         factor = LOUD / max(float(part.abs().max()) for part in logits)
@@ -159,7 +162,7 @@ def _gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, A
                 wanted = sum(_sum_plain_nll(model, ids) for ids in texts)
                 if not _agrees(_sum_loss(model, layout, batch), wanted, _loss_tolerance(model)):
                     return False
-    except Exception:  # of whatever kind: another layout is tried
+    except Exception:  # after any error the next layout is tried
         return False
     return True
 
@@ -174,7 +177,7 @@ def _sum_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any]) -> 
 
 @contextmanager
 def _louder(model: PreTrainedModel, factor: float) -> Iterator[None]:
-    """With what comes out of the layers, and so the logits, larger by this factor."""
+    """Multiply the last hidden states, and so the logits, by this factor."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if hasattr(output, "last_hidden_state"):
@@ -199,7 +202,7 @@ def _collate(texts: list[Tensor], padding_free: bool, device: torch.device) -> d
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> bool:
-    """Whether the model's attention is now this one; some models know no other than their own."""
+    """Set the model's attention implementation; False if the model supports only its own."""
     register_document_attention()
     if model.config._attn_implementation != name:
         try:
@@ -210,14 +213,14 @@ def _set_attention(model: PreTrainedModel, name: str) -> bool:
 
 
 def _compute_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits  # (1, T, V)
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"{ids.shape[1]} tokens get logits of the shape {tuple(logits.shape)}")
     return logits.float()
 
 
 def _compute_in_training(model: PreTrainedModel, ids: Tensor) -> None:
-    """Some models ask for more while they are trained: which of the tokens are of images, say."""
+    """Run a forward pass in training mode: some models need more inputs there (which tokens are images, say)."""
     model.train()
     try:
         with untouched_random_state():  # dropout draws
@@ -240,7 +243,7 @@ def _loss_tolerance(model: PreTrainedModel) -> float:
 
 
 def _tolerance(model: PreTrainedModel) -> float:
-    """What rounding may do to a value; a wrong head or mask shows far more."""
+    """Relative error that rounding may cause; a wrong head or mask causes far more."""
     return 1e-4 if model.dtype == torch.float32 else 3e-2
 
 

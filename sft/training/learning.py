@@ -1,4 +1,4 @@
-"""Whether a run can learn and has learned: a job that changes nothing must not count as done."""
+"""Checks that a run can change weights and that it did: a job that changes nothing must not complete."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from sft.training.effect import VISIBLE, is_visible, sample_weights
 
 
 class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Before training at least one step must have a learning rate above 0; afterwards a weight must have changed.
+    """Before training, checks that a step has a learning rate above 0; after it, that a weight has changed.
 
-    `trainer` is set once there is one; `remember` is called with the model as training finds it.
+    Set `trainer` once it exists, and call `remember` with the model before the first step.
     """
 
     def __init__(self) -> None:
@@ -26,17 +26,17 @@ class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is u
         self._is_resumed = False
 
     def remember(self, model: nn.Module) -> None:
-        """Note the trained weights as they are now."""
+        """Store hashes and samples of the trainable weights, to compare with after training."""
         self._start = {name: _hash(weight) for name, weight in _find_weights(model)}
         self._sample = sample_weights(_find_weights(model))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises InvalidConfig when no step that is left has a learning rate above 0."""
+        """Raise InvalidConfig when no remaining step has a learning rate above 0."""
         self._is_resumed = state.global_step > 0
         scheduler = kwargs["lr_scheduler"]
-        rates = getattr(scheduler, "lr_lambdas", None)  # of schedules by formula, which all of ours are
+        rates = getattr(scheduler, "lr_lambdas", None)  # all of our schedules are LambdaLR
         left = range(state.global_step, state.max_steps)
         if rates and left and not any(rate(step) > 0 for step in left for rate in rates):
             raise InvalidConfig(
@@ -47,15 +47,15 @@ class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the step, and whether it can change a weight."""
+        """Count the step, and whether it can change a weight: learning rate and gradient are not 0."""
         self.steps += 1
         self.learning_steps += max(kwargs["lr_scheduler"].get_last_lr()) > 0 and self.trainer.grad_norm != 0
 
     def check(self, model: nn.Module) -> list[str]:
-        """Compare with the weights that were there before. Returns warnings.
+        """Compare the weights with those before training. Returns warnings.
 
         Raises:
-            NothingLearned: no weight that has an effect is another one now.
+            NothingLearned: no weight that affects the output has changed.
         """
         changed = {name for name, weight in _find_weights(model) if _hash(weight) != self._start.get(name)}
         had_none = self.steps > 0 and self.learning_steps == 0 and not self._is_resumed
@@ -65,7 +65,7 @@ class LearningCheck(TrainerCallback):  # type: ignore[misc]  # transformers is u
             rate = self.trainer.args.learning_rate
             return [
                 f"training has changed next to nothing: after {self.steps} optimizer steps no layer has moved by more "
-                f"than {VISIBLE:g} of its weights, which shows in no answer; raise learning_rate {rate:g}"
+                f"than {VISIBLE:g} of its weights, too little to change an answer; raise learning_rate {rate:g}"
             ]
         return list(_warn_of_idle(model, changed))
 
@@ -75,11 +75,11 @@ def _find_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _hash(weight: Tensor) -> int:
-    return int(torch.hash_tensor(weight.detach()).view(torch.int64))  # of uint64, which Python is not given
+    return int(torch.hash_tensor(weight.detach()).view(torch.int64))  # uint64 has no conversion to int
 
 
 def _find_effective(model: nn.Module, changed: set[str]) -> set[str]:
-    """Of the changed weights those that change what the model answers: an A counts for nothing beside a B of zeros."""
+    """The changed weights that affect the output: A has no effect while B is zero, as the layer adds B A x."""
     zeros = {name for name, weight in _find_weights(model) if ".lora_B." in name and not weight.detach().any()}
     return {name for name in changed - zeros if name.replace(".lora_A.", ".lora_B.") not in zeros}
 

@@ -1,4 +1,4 @@
-"""NEFTune (https://arxiv.org/abs/2310.05914): noise on the input embeddings while training."""
+"""NEFTune (https://arxiv.org/abs/2310.05914): uniform noise on the input embeddings during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 
 class EmbeddingNoise:
-    """Adds uniform noise of at most alpha / sqrt(L D) to the embeddings of each document of L tokens.
+    """Adds alpha / sqrt(L D) * uniform(-1, 1) to the (B, T, D) embeddings, L being the length of a token's document.
 
-    transformers' own NEFTune takes the width of the batch for L: with documents laid end to end in one row the noise
-    would shrink with their number, with padding it would depend on the neighbours. The paper takes the real length.
+    transformers' own NEFTune uses the batch's width T for L: with documents concatenated into one row the noise would
+    shrink with their number, and with padding it would depend on the other rows. The paper uses the real length.
     """
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
-        self._lengths: Tensor | None = None  # of the token's document, or anything that broadcasts to (B, T, 1)
+        self._lengths: Tensor | None = None  # L of each token; broadcasts to (B, T, 1)
 
     @contextmanager
     def attach(self, embeddings: nn.Module) -> Iterator[None]:
-        """Noise on what this layer gives in training mode, within the block."""
+        """Add noise to this layer's output in training mode, inside the `with` block."""
         handle = embeddings.register_forward_hook(self._add)
         try:
             yield
@@ -29,14 +29,14 @@ class EmbeddingNoise:
             handle.remove()
 
     def read_lengths(self, inputs: dict[str, Any]) -> None:
-        """Take the documents' lengths from the batch about to be seen."""
+        """Read the documents' lengths from the batch that comes next."""
         if "cu_seq_lens_q" in inputs:
-            lengths = inputs["cu_seq_lens_q"].diff()
-            self._lengths = lengths.repeat_interleave(lengths)[None, :, None]
+            lengths = inputs["cu_seq_lens_q"].diff()  # (documents,)
+            self._lengths = lengths.repeat_interleave(lengths)[None, :, None]  # (1, T, 1)
         elif "attention_mask" in inputs:
-            self._lengths = inputs["attention_mask"].sum(dim=1)[:, None, None]
+            self._lengths = inputs["attention_mask"].sum(dim=1)[:, None, None]  # (B, 1, 1)
         else:
-            self._lengths = torch.tensor(inputs["input_ids"].shape[1])
+            self._lengths = torch.tensor(inputs["input_ids"].shape[1])  # ()
 
     def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if not module.training or self._lengths is None:

@@ -1,4 +1,4 @@
-"""Whether an optimizer works on this machine, found out by taking a step with it before the model is loaded."""
+"""Checks that an optimizer works on this machine by taking a step with it before the model is loaded."""
 
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,14 +14,14 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 
 LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor", "sgd", "rmsprop")
-SIDE = 64  # of the layers that are tried on: large enough for optimizers that work by block
+SIDE = 64  # width of the trial layers; 64 x 64 = 4096 weights, from which bitsandbytes' blockwise states apply
 
 
 def check_optimizer(config: SFTConfig) -> None:
-    """Take a step on a tiny model with the optimizer that `optimizer_type` names.
+    """Take a step on a tiny model with the optimizer named by `optimizer_type`.
 
     Raises:
-        InvalidConfig: transformers does not know it, or it does not work here; the message says what it needs.
+        InvalidConfig: transformers does not know it, or it fails on this machine; the message says why.
     """
     name = config.optimizer_type
     known = [known.value for known in OptimizerNames]
@@ -45,7 +45,7 @@ def check_optimizer(config: SFTConfig) -> None:
 
 
 def _take_step(name: str) -> None:
-    """Build the optimizer as the Trainer does, take a step, and put its state back as a resumed run does."""
+    """Build the optimizer as the Trainer does, take a step, and load its state as a resumed run does."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Linear(SIDE, SIDE), nn.Linear(SIDE, SIDE)).to(device)

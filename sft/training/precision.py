@@ -1,4 +1,4 @@
-"""The dtype of a run, chosen once: a run that goes on from a checkpoint keeps what it began with."""
+"""The compute dtype of a run, chosen once: a run resumed from a checkpoint keeps its dtype."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from sft.models.loading import BF16_GAIN, DTYPES, choose_dtype, inspect_machine,
 
 
 def settle_dtype(config: SFTConfig, checkpoint_dir: Path) -> torch.dtype:
-    """The dtype to compute in. `auto` is what the newest checkpoint was trained in, else what this machine does best.
+    """Choose the compute dtype. `auto` means that of the newest checkpoint, else the fastest on this machine.
 
-    Where two dtypes are about as fast, a machine measured again might choose the other one, and the resumed run would
-    end with other weights.
+    When two dtypes are about equally fast, a second measurement could choose the other one, and the resumed run would
+    end with different weights.
 
     Raises:
         InvalidConfig: the machine can't compute in it.
@@ -33,13 +33,15 @@ def fix_precision(
     output_dir: Path | None = None,
     checkpoint_dir: Path | None = None,
 ) -> SFTConfig:
-    """The configuration with what its `mixed_precision: auto` comes to; a job and its plan ask with the same record.
+    """Replace `mixed_precision: auto` in the configuration; a job and its plan use the same record.
+
+    The first of these decides: the newest checkpoint, an earlier attempt's choice, `chosen`, the measurement.
 
     Args:
-        record_dir: folder where what was measured on this machine is kept.
-        chosen: what `auto` is to be on this machine, instead of what is measured.
-        output_dir: of a job, which keeps it there for its later attempts.
-        checkpoint_dir: of a job; what its newest checkpoint was trained in comes first.
+        record_dir: folder with the measurements of this machine.
+        chosen: the administrator's choice for `auto` on this machine, instead of a measurement.
+        output_dir: of a job; the choice is stored there for later attempts.
+        checkpoint_dir: of a job.
 
     Raises:
         InvalidConfig: the machine can't compute in it.

@@ -1,4 +1,4 @@
-"""The model's tables: whether every token id has an embedding, and every place in a row a position."""
+"""Checks that every token id of the rows has an embedding, and every position in a row a position embedding."""
 
 import copy
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from sft.data.tokenization import PreparedData
 from sft.errors import InvalidConfig, ModelUnusable, walk_causes
 from sft.exhaustion import is_out_of_memory
 
-FEW_TOKENS = 8  # a row that every model can read
-OFFSETS = 4  # places of a table that may stand for padding, counted in what a model declares (RoBERTa)
+FEW_TOKENS = 8  # a row this short fits every model
+OFFSETS = 4  # RoBERTa-like tables reserve their first positions for padding but count them as declared
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -26,8 +26,8 @@ def check_vocabulary(
 ) -> list[str]:
     """Compare the token ids of all rows with the model's embeddings. Returns warnings.
 
-    Models pad their embeddings, so that there are often more of them than tokens; the reverse is a fault. A padding
-    token without an embedding is replaced: what stands in its place is never looked at. `model` may be empty.
+    Models pad their embeddings, so having more embeddings than tokens is normal; fewer is an error. A padding token
+    without an embedding is replaced by another token, as padding is never attended to. `model` may be empty.
 
     Raises:
         ModelUnusable: a row has a token that the model has no embedding for.
@@ -59,10 +59,10 @@ def check_vocabulary(
 
 
 def check_positions(model: PreTrainedModel, prepared: PreparedData, config: SFTConfig) -> list[str]:
-    """Compare the longest row with the positions the model has. Returns warnings.
+    """Compare the longest row with the model's number of positions. Returns warnings.
 
-    A model with a table of positions (GPT-2, OPT, GPT-J) reads no row that is longer; one that computes them (rotary
-    ones) does, though it was not made for it. Which it is, is tried out on a single layer. `model` may be empty.
+    A model with a table of positions (GPT-2, OPT, GPT-J) fails on a longer row; one that computes them (rotary) runs,
+    outside the range it was trained for. A trial on a single layer shows which it is. `model` may be empty.
 
     Raises:
         InvalidConfig: a row is longer than the table.
@@ -87,11 +87,11 @@ def check_positions(model: PreTrainedModel, prepared: PreparedData, config: SFTC
 
 
 def measure_capacity(model: PreTrainedModel, longest: int, declared: int | None = None) -> int | None:
-    """The longest row that the model reads; None where that is `longest` or more, or can't be found out."""
+    """Tokens of the longest row that the model runs on, by bisection; None if that is `longest` or more, or unknown."""
     layer = _build_layer(model)
     if layer is None or not _reads(layer, FEW_TOKENS) or _reads(layer, longest):
         return None
-    low, high = FEW_TOKENS, longest  # it reads the one and not the other
+    low, high = FEW_TOKENS, longest  # invariant: `low` tokens run, `high` fail
     if declared is not None and low < declared < high:
         low, high = (declared, high) if _reads(layer, declared) else (low, declared)
         if low + 1 < high and not _reads(layer, low + 1):
@@ -103,7 +103,7 @@ def measure_capacity(model: PreTrainedModel, longest: int, declared: int | None 
 
 
 def _count_embeddings(model: PreTrainedModel) -> int | None:
-    """Tokens that can both be read and be predicted."""
+    """Rows of the smaller of the input and output embeddings, (V, D); None for quantized ones."""
     counts = []
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight = getattr(module, "weight", None)
@@ -113,10 +113,10 @@ def _count_embeddings(model: PreTrainedModel) -> int | None:
 
 
 def _find_beyond(rows: Dataset, known: int) -> tuple[int, int] | None:
-    """Number of the first row with an id that is not below `known`, and the id."""
+    """Number of the first row that has an id >= `known`, and that id."""
     table = rows.with_format("arrow")[:]
     passed = 0
-    for part in table.column("input_ids").chunks:  # as they lie in the file, without a copy
+    for part in table.column("input_ids").chunks:  # Arrow's own buffers, without a copy
         ids = part.flatten().to_numpy()
         beyond = np.flatnonzero(ids >= known)
         if beyond.size:
@@ -128,9 +128,9 @@ def _find_beyond(rows: Dataset, known: int) -> tuple[int, int] | None:
 
 
 def _build_layer(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The model with a single layer and weights of 0, on the CPU; None where it can't be built.
+    """The model with a single layer and zero weights, on the CPU; None if it can't be built.
 
-    The system gives memory for zeros only once they are read, so a large vocabulary costs nothing.
+    The operating system backs zeros with memory only when they are touched, so a large vocabulary costs little.
     """
     try:
         settings = copy.deepcopy(model.config)
@@ -141,7 +141,7 @@ def _build_layer(model: PreTrainedModel) -> PreTrainedModel | None:
         for module in layer.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 module.register_parameter(name, nn.Parameter(torch.zeros(weight.shape), requires_grad=False))
-    except Exception:  # of whatever kind: then it can't be tried
+    except Exception:  # any error means there is no trial model
         return None
     return layer.eval()
 
@@ -160,10 +160,10 @@ def _list_counts(settings: Any) -> Iterator[str]:
 
 
 def _reads(layer: PreTrainedModel, length: int) -> bool:
-    """Whether it takes a row of this many tokens. What it answers does not matter."""
+    """Whether the forward pass of a row of this many tokens runs; its output does not matter."""
     try:
         with torch.no_grad():
             layer.base_model(input_ids=torch.zeros(1, length, dtype=torch.int64), use_cache=False)
-    except Exception as error:  # an index, a shape: each architecture has its own
+    except Exception as error:  # index or shape errors, different in each architecture
         return any(map(is_out_of_memory, walk_causes(error)))
     return True

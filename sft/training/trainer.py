@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, made fast on a CPU, exact in evaluation, and careful with what goes wrong."""
+"""TRL's SFTTrainer with faster losses on CPUs, a token-weighted evaluation loss, and checks for divergence."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,19 +25,19 @@ from sft.training.random_state import untouched_random_state
 
 
 class SupervisedTrainer(CheckpointingTrainer):
-    """SFTTrainer with whole checkpoints, and another loss path where `layout` asks for it.
+    """SFTTrainer with atomic checkpoints and a loss that `layout` selects:
 
-    - `documents`: rows laid end to end, attention run per document, head and loss on supervised positions only;
-    - `padded`: padded rows, head and loss on supervised positions only;
-    - `trl`: TRL's own path (its fused head scores supervised positions alone on CUDA);
-    - `logits`: padded rows, the model's own logits.
+    - `documents`: rows concatenated into (1, T), attention per document, head and loss on supervised positions only;
+    - `padded`: rows padded to (B, T), head and loss on supervised positions only;
+    - `trl`: TRL's own loss (on CUDA its fused head scores supervised positions only);
+    - `logits`: rows padded to (B, T), the model's own logits.
 
-    The loss is the same in all: the mean over the supervised tokens of all batches of an optimizer step.
-    Evaluation weighs every supervised token alike too, where the Trainer's own weighs batches.
+    The loss is the same in all: sum of NLL / number of supervised tokens, over all batches of an optimizer step.
+    Evaluation divides the same way over all held-out rows, where the Trainer averages the batches' means.
 
     Args:
-        max_batch_tokens: fill batches up to this many tokens; None for rows by number.
-        loraplus_lr_ratio: LoRA+, the learning rate of B over that of A; None for one rate.
+        max_batch_tokens: fill batches up to this many tokens; None for a fixed number of rows.
+        loraplus_lr_ratio: LoRA+, lr(B) / lr(A); None for one rate.
         neftune_noise_alpha: NEFTune; None for no noise.
     """
 
@@ -59,15 +59,15 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.noise = None if neftune_noise_alpha is None else EmbeddingNoise(neftune_noise_alpha)
         self.data_collator: Any = NumberedCollator(self.data_collator)
         self.loss_guard = LossGuard(self.model.get_input_embeddings().weight.shape[0])
-        self.step_loss = 0.0  # of the last optimizer step, over all its batches and processes
-        self.step_losses, self.counted_steps = 0.0, 0  # the sum over all steps taken, and how many they are
+        self.step_loss = 0.0  # loss of the last optimizer step, over all its batches and processes
+        self.step_losses, self.counted_steps = 0.0, 0  # sum of step_loss over the steps taken, and their number
         self.grad_norm: float | None = None
         self.trained_tokens = 0
-        self.is_stopping: Callable[[], bool] | None = None  # set where several processes must stop as one
+        self.is_stopping: Callable[[], bool] | None = None  # set when several processes must stop at the same step
         self._open_step()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, with noise on the embeddings where it was asked for."""
+        """The Trainer's `train`, with NEFTune's noise on the embeddings if it is configured."""
         with self.noise.attach(self.model.get_input_embeddings()) if self.noise else nullcontext():
             result = super().train(*args, **kwargs)
         self.show_weights()
@@ -87,15 +87,15 @@ class SupervisedTrainer(CheckpointingTrainer):
         total, count = sum_loss(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
         if num_items_in_batch is None:
             return total / count.clamp(min=1)
-        # These are the tokens of all processes, and gradients are averaged over them.
+        # num_items_in_batch counts the tokens of all processes; DDP averages gradients over them, hence the factor.
         return total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
     def _sum_wrapped_nll(self, wrapper: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The loss as the forward pass of what DistributedDataParallel has wrapped: only so are gradients shared."""
+        """Compute the loss as the DDP wrapper's forward pass: it averages the gradients of no other."""
         sum_loss, forward, own = LOSSES[self.layout], self.model.forward, vars(self.model).get("forward")
 
         def sum_once(**features: Any) -> tuple[Tensor, Tensor]:
-            self.model.forward = forward  # which the loss may go through itself
+            self.model.forward = forward  # the loss may call it
             return sum_loss(self.model, features)
 
         self.model.forward = sum_once
@@ -110,8 +110,8 @@ class SupervisedTrainer(CheckpointingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite, and Stopped."""
-        self._heed_stop()
+        """Run one batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite, and Stopped."""
+        self._raise_if_stopped()
         rows = inputs.pop("rows", [])
         mask = inputs.get("attention_mask")
         self._batch_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
@@ -123,21 +123,21 @@ class SupervisedTrainer(CheckpointingTrainer):
         self._check_finite("loss", loss.item(), rows)
         return loss
 
-    def _heed_stop(self) -> None:
-        """Raises Stopped once any of the processes was told to stop: in all of them, so that none waits for another."""
+    def _raise_if_stopped(self) -> None:
+        """Raise Stopped in all processes once one of them is asked to stop, so that none waits in a collective call."""
         if self.is_stopping is not None:
-            told = torch.tensor(float(self.is_stopping()), device=self.args.device)
-            if self.accelerator.reduce(told, "sum").item():
+            is_stopping = torch.tensor(float(self.is_stopping()), device=self.args.device)
+            if self.accelerator.reduce(is_stopping, "sum").item():
                 raise Stopped
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """The mean loss over all supervised tokens of the held-out rows, whatever batch they came in."""
+        """Mean loss over all supervised tokens of the held-out rows, independent of how they are batched."""
         self.model.eval()
         self.show_weights()
-        sums = torch.zeros(2, dtype=torch.float64)
-        with untouched_random_state():  # so that training goes on as if this had not been
+        sums = torch.zeros(2, dtype=torch.float64)  # NLL, supervised tokens; fp64 so that a long sum loses nothing
+        with untouched_random_state():  # evaluation must not change the training that follows
             for inputs in dataloader:
                 inputs.pop("rows", None)
                 prepared = self._prepare_inputs(inputs)
@@ -149,7 +149,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's, or LoRA+'s."""
+        """Create the Trainer's optimizer, or LoRA+'s."""
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -163,10 +163,10 @@ class SupervisedTrainer(CheckpointingTrainer):
         return self.optimizer
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: checkpoints need no card."""
+        """Write no model card: checkpoints need none."""
 
     def _send_telemetry(self) -> None:
-        """None: nothing about a user's training leaves the machine."""
+        """Send nothing: no data about a user's training leaves the machine."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -175,7 +175,7 @@ class SupervisedTrainer(CheckpointingTrainer):
     def _get_dataloader(
         self, dataset: Dataset, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
     ) -> DataLoader[Any]:
-        # Held-out rows are counted once: no process repeats some so that all have as many batches.
+        # False for evaluation: accelerate would repeat rows to give all processes as many batches.
         self.accelerator.even_batches = is_training
         batches = self._choose_batches(dataset, batch_size, is_training)
         if batches is None:
@@ -186,21 +186,21 @@ class SupervisedTrainer(CheckpointingTrainer):
             DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
         )
         if loader.batch_sampler is not batches:
-            # A process's share of the batches. Where a resumed run skips some of it, accelerate looks for `set_epoch`
-            # at this name, and not finding it goes on with the order of the first epoch.
+            # accelerate's shard of the batches for this process. When a resumed run skips batches, accelerate looks
+            # for `set_epoch` at this attribute; without it every epoch would have the order of the first.
             loader.batch_sampler.sampler = batches
         return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):  # draws an order that a resumed run could not draw again
+        if isinstance(sampler, LengthGroupedSampler):  # its order can't be reproduced when a run resumes
             return LengthGroups(sampler.lengths, sampler.batch_size, self.args.seed)
         return sampler
 
     def _choose_batches(
         self, dataset: Dataset, batch_size: int, is_training: bool
     ) -> TokenBatches | SharedBatches | None:
-        """Batches of our own where there is a budget of tokens, or several processes to train; else the Trainer's."""
+        """Our batch sampler for a token budget or for several training processes; None for the Trainer's."""
         processes, seed = self.accelerator.num_processes, self.args.seed
         if self.max_batch_tokens is not None:
             padded = self.layout != "documents"
@@ -212,7 +212,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         return None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called once before each optimizer step, with all its batches seen: the place to judge them."""
+        """Called once before each optimizer step, after all its batches: check their loss and gradient here."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.grad_norm = float(norm)
         self._close_step()
@@ -223,7 +223,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         self._batch_rows: list[int] = []
 
     def _close_step(self) -> None:
-        """Take stock of the optimizer step. Raises LossNotFinite or LossExploded."""
+        """Sum up and check the optimizer step. Raises LossNotFinite or LossExploded."""
         loss, tokens, rows = self._batch_losses, self._batch_tokens, self._batch_rows
         if self.accelerator.num_processes > 1:
             sums = torch.tensor([loss / self.accelerator.num_processes, tokens], dtype=torch.float64)
@@ -233,7 +233,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.step_losses += loss
         self.counted_steps += 1
         self.trained_tokens += int(tokens)
-        if not self.args.fp16:  # fp16's loss scaling meets infinite gradients and passes over them
+        if not self.args.fp16:  # fp16's loss scaler skips steps with infinite gradients
             self._check_finite("gradient", self.grad_norm or 0.0, rows)
         self.loss_guard.check(loss, self._where(), rows, self.args.learning_rate)
         self._open_step()

@@ -170,7 +170,7 @@ def test_a_link_to_itself_and_a_folder_of_thousands_of_names_are_told_in_a_sente
 def test_an_adapter_that_would_be_computed_anew_is_refused(tmp_path, start):
     """`pissa_niter_999999999` had kept a plan, and a job, computing without end."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": start}))
-    with pytest.raises(InvalidConfig, match="can't be gone on from: its init_lora_weights"):
+    with pytest.raises(InvalidConfig, match="can't be trained further: its init_lora_weights"):
         adapters._check_kind(tmp_path)
     for usual in (True, False, None, "gaussian", "pissa_niter_16"):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": usual}))

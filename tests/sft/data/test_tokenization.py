@@ -190,7 +190,7 @@ def test_answers_that_the_template_rewrites_are_told_of(
     )
     path = write_rows([{"messages": talk("Hi", "Yo", "Why?", "So", "When?", "Now")}])
     data = prepare(make_config(dataset_format="chat"), model, path, tmp_path / "cache")
-    assert [warning[:42] for warning in data.warnings] == ["2 answers are read but not learned: the ch"]
+    assert [warning[:42] for warning in data.warnings] == ["2 answers are not trained on: the chat tem"]
 
 
 def test_second_call_finds_what_the_first_made(
@@ -395,8 +395,8 @@ def test_fields_that_are_not_followed_are_counted_and_said(
     assert data.advice == [
         (
             "ignored_fields",
-            "fields that are not followed, nor learned: source (8 rows), weight (3 rows), label (1 rows)",
+            "fields that are not used: source (8 rows), weight (3 rows), label (1 rows)",
         ),
-        ("empty_answers", "1 answers have no text: what is learned of them is to end the turn at once"),
+        ("empty_answers", "1 answers have no text: the model learns to end the turn at once"),
     ]
     assert prepare(make_config(), model_path, write_rows(rows), tmp_path / "cache").advice == data.advice

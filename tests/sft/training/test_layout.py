@@ -61,7 +61,7 @@ def test_packing_is_refused_where_a_row_would_see_the_one_before_it(kind: str) -
     model = build(kind)
     layout = choose_layout(model)
     assert layout == "padded"
-    with pytest.raises(InvalidConfig, match="packing would let rows"):
+    with pytest.raises(InvalidConfig, match="with packing, base_model"):
         check_packing(model, layout)
 
 
