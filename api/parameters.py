@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.job_query import METADATA_PREFIX
-from sft.explanations import TOLD_AT_ONCE, find_nearest
+from sft.explanations import MOST_PROBLEMS, find_nearest
 
 
 async def check_parameters(request: Request) -> None:
@@ -33,7 +33,7 @@ async def check_parameters(request: Request) -> None:
             takes_several = known[name]
         if count > 1 and not takes_several:
             problems.append(f"{name} must be given once, got it {count} times")
-        if len(problems) > TOLD_AT_ONCE:  # a URL has room for thousands, and looking for what was meant takes time
+        if len(problems) > MOST_PROBLEMS:  # a URL has room for thousands, and looking for what was meant takes time
             break
     if problems:
         raise RequestValidationError(

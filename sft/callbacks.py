@@ -1,4 +1,4 @@
-"""What a training run tells of itself while it runs."""
+"""Callbacks that a user's code can attach to a training run."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 class SFTCallback:
-    """Base class of a user's callbacks: override what is of interest. `trainer` is what trains, `event` its news."""
+    """Base class of a user's callbacks: override the methods you need. `event` has the values of the event."""
 
     def on_train_begin(self, trainer: Any, event: dict[str, Any]) -> None:
         """Before the first step."""
@@ -44,7 +44,7 @@ CALLBACK_METHODS = {
 def send_to_callbacks(callbacks: Sequence[SFTCallback], trainer: Any) -> OnEvent:
     """An `on_event` that calls each callback's method for the event, with this trainer.
 
-    What a callback raises is logged; the others are called all the same, and the training goes on.
+    An exception in a callback is logged; the other callbacks are still called, and training continues.
     """
 
     def send(name: str, event: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`SFTConfig`: everything that decides what is trained. Frozen, serializable, the only home of its defaults."""
+"""`SFTConfig`: the frozen, serializable configuration of a training run, with all its defaults."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,8 +12,8 @@ from sft.lengths import ModuleNames, Name, PathText
 from sft.rules import CONFIG_RULES
 
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
-# Larger ones make no sense, and some parts below can't hold them: Prefect answers no list that has a number beyond
-# 64 bits in it, and PostgreSQL gives it 1e30 back as an integer.
+# Larger numbers make no sense and break other parts: Prefect can't return a list that has a number beyond 64 bits,
+# and PostgreSQL returns 1e30 to it as an integer.
 Count = Annotated[int, Field(le=2**31 - 1)]
 Amount = Annotated[float, Field(le=1e9)]
 
@@ -120,7 +120,7 @@ class SFTConfig(BaseModel):
     @field_validator("lora_target_modules", mode="before")
     @classmethod
     def _read_target_modules(cls, value: Any) -> Any:
-        """`all` (or `all-linear`) means every linear layer, and one name needs no list."""
+        """Read `all` (or `all-linear`) as every linear layer, and a single name as a list of one."""
         if value in ("all", "all-linear", ["all"], ["all-linear"]):
             return None
         names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -176,6 +176,6 @@ def count_warmup_steps(steps: int, warmup_ratio: float) -> int:
 
 
 def _number_fields(schema: dict[str, Any]) -> None:
-    """Prefect's form shows fields by `position`; PostgreSQL's JSON forgets the order they are declared in."""
+    """Number the fields by `position`, which orders Prefect's form: PostgreSQL's JSON does not keep their order."""
     for position, field in enumerate(schema["properties"].values()):
         field["position"] = position

@@ -1,8 +1,8 @@
-"""Limits on what other people's files may take while they are read: rows, tokenizers, chat templates.
+"""Limits on CPU time and memory for reading untrusted files: rows, tokenizers, chat templates.
 
-A chat template is a program and a tokenizer's pattern may never end, and both hold the interpreter, so that no handler
-of Python's runs meanwhile. The kernel therefore ends the process with SIGPROF. What it was at stands in a note, a file
-that its parent has open too, which says why it ended (`explain_end`).
+A chat template is a program and a tokenizer's pattern may never end, and both hold the GIL, so no Python signal
+handler runs meanwhile. The kernel therefore ends the process with SIGPROF. The process notes its current step in a
+file that its parent has open too, from which `explain_end` says why it ended.
 """
 
 import json
@@ -18,24 +18,24 @@ from pathlib import Path
 
 from sft.errors import ModelUnusable, ResourceLimit, TuneyardError, walk_causes
 
-SECONDS_A_MEGABYTE = 5.0  # of input, beside what a step may take anyway
+SECONDS_A_MEGABYTE = 5.0  # of input, added to a step's time limit
 NOTE_BYTES = 1024
 WHAT_CHARACTERS = 200
-PANIC = "PanicException"  # of the module pyo3_runtime, which can't be imported: Rust's libraries, tokenizers for one
-# Signals that an input can end a process with: too much time, an allocation that failed outside of Python, a stack that
-# is full. SIGKILL is somebody else's.
+PANIC = "PanicException"  # raised by Rust libraries (tokenizers); its module pyo3_runtime can't be imported
+# Signals by which an input can end a process: too much time, an allocation that failed outside of Python, a stack
+# overflow. SIGKILL comes from elsewhere.
 FATAL = (signal.SIGPROF, signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
-NO_THREAD_MEMORY = 127  # glibc leaves with it when it has no memory for a thread
-NO_THREAD = "ThreadPoolBuildError"  # Rust's, for the same reason
+NO_THREAD_MEMORY = 127  # glibc's exit code when it has no memory for a thread
+NO_THREAD = "ThreadPoolBuildError"  # Rust's error for the same
 REMEDY = "name another dataset, model or template"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds are of CPU time. Memory is what may be allocated beside what the process has. None: no limit."""
+    """Seconds of CPU time; bytes that may be allocated beyond what the process already has. None: no limit."""
 
     memory_bytes: int | None
-    step_seconds: float  # of one piece of work: to write a row by the template, say
+    step_seconds: float  # for one step, such as rendering a row
     total_seconds: float | None
 
 
@@ -54,7 +54,7 @@ class _Confinement:
 
     def end(self, default: str) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if not default:  # what comes next is nobody's input
+        if not default:  # what comes next reads no input
             self.what = ""
             self.write_note(0)
 
@@ -64,22 +64,22 @@ class _Confinement:
             os.pwrite(self.note, (json.dumps(told) if self.what else "").encode().ljust(NOTE_BYTES), 0)
 
 
-_current: _Confinement | None = None  # of the process, as timers and limits are
+_current: _Confinement | None = None  # one per process, as timers and limits are
 
 
 @contextmanager
 def confined(limits: Limits, note: int | None = None, default: str = "") -> Iterator[None]:
-    """Hold what runs within the block to these limits; each `step` of it to its time.
+    """Apply these limits inside the block, and the time limit of a step to each `step` in it.
 
-    Within another such block it does nothing.
+    Does nothing inside another such block.
 
     Args:
-        note: file descriptor of `open_note`, where a parent looks for what this process was at.
-        default: what that is where no step says; if empty, only steps can be at fault.
+        note: file descriptor of `open_note`, where the parent reads the current step.
+        default: name of the work outside of steps; if empty, only steps are limited.
 
     Raises:
-        ResourceLimit: no more memory could be had. Beyond the limits of time the process ends.
-        ModelUnusable: a library of Rust's gave up.
+        ResourceLimit: the memory limit is reached. At a time limit the process ends.
+        ModelUnusable: a Rust library panicked.
     """
     global _current
     if _current is not None:
@@ -94,7 +94,7 @@ def confined(limits: Limits, note: int | None = None, default: str = "") -> Iter
         problem = _explain_error(error, confinement)
         if problem is None:
             raise
-        error.__traceback__ = None  # its frames hold what has taken the memory
+        error.__traceback__ = None  # its frames hold the memory
         raise problem from None
     finally:
         for kind, before in lowered:
@@ -105,13 +105,13 @@ def confined(limits: Limits, note: int | None = None, default: str = "") -> Iter
 
 @contextmanager
 def step(what: str = "", size_bytes: int = 0) -> Iterator[None]:
-    """Say what the block does, with the field that names it, and allow it its time; outside of `confined` nothing.
+    """Name the work of the block for messages and start its time limit; does nothing outside of `confined`.
 
-    A step within another one begins anew, and what is left of the outer one is not timed.
+    An inner step starts a new time limit; the rest of the outer one is then not timed.
 
     Args:
-        what: as before if empty.
-        size_bytes: of what is read, which allows more time.
+        what: the field and the work; empty keeps the current name.
+        size_bytes: size of the input, which extends the time limit.
     """
     if _current is None:
         yield
@@ -126,10 +126,10 @@ def step(what: str = "", size_bytes: int = 0) -> Iterator[None]:
 
 
 def check_room(what: str, size_bytes: int) -> None:
-    """Refuse what is read whole and is longer than the memory for it; outside of `confined` nothing.
+    """Refuse an input that is read at once and exceeds the memory limit; does nothing outside of `confined`.
 
     Raises:
-        ResourceLimit: naming it.
+        ResourceLimit: naming the input.
     """
     most = _current.limits.memory_bytes if _current else None
     if most is not None and size_bytes > most:
@@ -137,7 +137,7 @@ def check_room(what: str, size_bytes: int) -> None:
 
 
 def open_note() -> int:
-    """A nameless file for the note of a child, which inherits it; in memory where that can be, as disks may be full."""
+    """Open an anonymous file for a child's note, which inherits it; in memory if possible, as disks may be full."""
     if sys.platform == "linux":
         return os.memfd_create("note")
     with tempfile.TemporaryFile() as file:
@@ -145,17 +145,17 @@ def open_note() -> int:
 
 
 def is_reading(note: Path) -> bool:
-    """Whether the process of this note is at what it is held to limits for. Raises OSError."""
+    """Whether the process of this note is in confined work. Raises OSError."""
     with note.open("rb") as file:
         return bool(file.read(NOTE_BYTES).strip())
 
 
 def explain_end(code: int, note: int) -> ResourceLimit | None:
-    """Why a child has ended with this code; None where that had nothing to do with its input.
+    """Explain why a child exited with this code; None if its input is not the cause.
 
     Args:
-        code: as `subprocess` gives it, negative for a signal.
-        note: the child's, of `open_note`.
+        code: as in `subprocess`, negative for a signal.
+        note: the child's note, from `open_note`.
     """
     content = os.pread(note, NOTE_BYTES, 0).rstrip()
     number = signal.SIGABRT if code == NO_THREAD_MEMORY else -code
@@ -174,7 +174,7 @@ def explain_end(code: int, note: int) -> ResourceLimit | None:
 
 
 def _explain_error(error: BaseException, confinement: _Confinement) -> TuneyardError | None:
-    """What the input is at fault for: memory that could not be had, or a panic of Rust's, which is not an Exception."""
+    """Translate errors that the input causes: no memory, or a Rust panic, which is not an Exception."""
     chain = [*walk_causes(error)]
     if panic := next((one for one in chain if type(one).__name__ == PANIC), None):
         if NO_THREAD in str(panic) and confinement.limits.memory_bytes is not None:
@@ -194,7 +194,7 @@ def _explain_memory(what: str, memory_bytes: int | None) -> str:
 
 
 def _lower(limits: Limits) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Lower this process's limits, for as long as it wants to be held to them; which, and what they were."""
+    """Lower this process's resource limits; yields each one with its former value."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     wanted: dict[int, int] = {}
     if limits.total_seconds is not None:

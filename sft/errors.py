@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 
 class TuneyardError(Exception):
-    """Base of the tree. `status` is the HTTP status an API answers with, `code` a stable machine-readable name.
+    """Base of the tree. `status` is the HTTP status of the API's response, `code` a stable machine-readable name.
 
-    `is_worth_retrying`: it may well pass by itself, so that a job that raised it is begun again.
+    `is_worth_retrying`: the cause may be temporary, so a job that raised it gets another attempt.
     """
 
     status: int = 500
@@ -21,14 +21,14 @@ class TuneyardError(Exception):
 
 
 class InvalidConfig(TuneyardError, ValueError):
-    """A value in a job's configuration that can't work."""
+    """A value in a job's configuration is not valid."""
 
     status = 400
     code = "invalid_config"
 
 
 class ModelNotFound(TuneyardError, LookupError):
-    """A base model or a start adapter that is in none of the places looked at."""
+    """A base model or the adapter in adapter_path was not found."""
 
     status = 404
     code = "model_not_found"
@@ -42,21 +42,21 @@ class ModelNotSupported(TuneyardError, ValueError):
 
 
 class ModelUnusable(ModelNotFound):
-    """A base model or a start adapter that is there, but whose files can't be read, trained or saved here."""
+    """A base model or the adapter in adapter_path exists, but its files can't be read, trained or saved here."""
 
     status = 400
     code = "model_unusable"
 
 
 class DatasetNotFound(TuneyardError, LookupError):
-    """A dataset or one of its revisions that is in none of the places looked at."""
+    """A dataset or a revision of it was not found."""
 
     status = 404
     code = "dataset_not_found"
 
 
 class InvalidDataset(TuneyardError, ValueError):
-    """Rows that can't be read or hold nothing to learn from."""
+    """Rows that can't be read or have no supervised tokens."""
 
     status = 400
     code = "invalid_dataset"
@@ -70,14 +70,14 @@ class ResourceLimit(TuneyardError, RuntimeError):
 
 
 class TemplateNotFound(TuneyardError, LookupError):
-    """A chat template name that is not known, or one the tokenizer lacks tokens for."""
+    """An unknown chat template, or one that needs tokens the tokenizer lacks."""
 
     status = 400
     code = "template_not_found"
 
 
 class TrainingDiverged(TuneyardError, ArithmeticError):
-    """Training can't go on: the numbers have left the range in which anything is learned."""
+    """Training can't continue: loss or gradients have left the range in which the model learns."""
 
     code = "training_diverged"
 
@@ -89,26 +89,26 @@ class LossNotFinite(TrainingDiverged):
 
 
 class LossExploded(TrainingDiverged):
-    """The loss stayed far above where it began."""
+    """The loss stayed far above its first values."""
 
     code = "loss_exploded"
 
 
 class NothingLearned(TuneyardError, ArithmeticError):
-    """Training ended with the weights it began with, so there is no result to keep."""
+    """Training left the weights unchanged, so there is no result to keep."""
 
     code = "nothing_learned"
 
 
 class DiskFull(TuneyardError, OSError):
-    """No space is left, or too little for a job, where it writes."""
+    """The disk that a job writes to is full, or has too little space for it."""
 
     status = 507
     code = "disk_full"
 
 
 class CheckpointUnusable(TuneyardError, RuntimeError):
-    """A checkpoint that is needed is damaged, or holds what may not be loaded."""
+    """A required checkpoint is damaged, or contains pickled objects, which are not loaded."""
 
     code = "checkpoint_unusable"
 
@@ -122,7 +122,7 @@ class StackError(TuneyardError, RuntimeError):
 
 
 def find_error(code: str) -> type[TuneyardError]:
-    """The class of a code, to raise again what another process has raised; TuneyardError for an unknown one."""
+    """The error class of a code, to re-raise an error of another process; TuneyardError if unknown."""
     left: list[type[TuneyardError]] = [TuneyardError]
     while left:
         kind = left.pop()
@@ -133,7 +133,7 @@ def find_error(code: str) -> type[TuneyardError]:
 
 
 def walk_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what a group holds, and what each was raised from or while handling, outermost first."""
+    """Yield the error, the members of exception groups, and each one's causes and contexts, outermost first."""
     left, seen = [error], set[int]()
     while left:
         current = left.pop(0)

@@ -1,6 +1,6 @@
-"""Errors that say that memory has run out, by whatever library.
+"""Recognizes out-of-memory errors of any library.
 
-They are known by their names: comparing with the classes would load torch in processes that never met it.
+They are compared by name and message: comparing classes would import torch in processes that do without it.
 """
 
 _NAMES = {"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "builtins.MemoryError"}
@@ -11,12 +11,12 @@ _WORDS = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "cusparse_status_alloc_failed",
-    "cannot allocate memory",  # the system's own, of a thread or a mapping
+    "cannot allocate memory",  # the operating system's, for a thread or a mapping
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this error, whatever it came from, says so."""
+    """Whether this error says that memory has run out."""
     if {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__} & _NAMES:
         return True
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""What is wrong with given values, told to whoever gave them: the field, the value and what it must be.
+"""Explains invalid values to the user who sent them: the field, the value and what it must be.
 
 Pydantic's own messages show regular expressions, names of Python types and its jargon; none of them reaches a client.
 """
@@ -13,9 +13,9 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, Vali
 from pydantic_core import CoreSchema, core_schema
 
 SHOWN_CHARACTERS = 80
-TOLD_AT_ONCE = 50  # looking for what was meant takes a millisecond each
+MOST_PROBLEMS = 50  # in a message; finding the nearest name takes a millisecond each
 
-# By pydantic's type of an error. The values in braces are of its context.
+# By pydantic's error type. The values in braces come from the error's context.
 _WORDS = {
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -38,7 +38,7 @@ _WORDS = {
 }
 _OTHERWISE = "is not valid here"
 
-# Words for one thing: of the two interfaces, and of the programs that their users come from.
+# Names for the same field: in the two interfaces, and in other programs that users come from.
 SAME = [
     frozenset(words.split())
     for words in (
@@ -59,8 +59,8 @@ SAME = [
     )
 ]
 BESIDE_CONFIG = ("adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata")
-_OWN_PREFIX = "Value error, "  # what pydantic puts before a message of ours
-# What pydantic writes into a place for the alternatives of a field: nobody has given a field or key of this name.
+_OWN_PREFIX = "Value error, "  # pydantic puts it before our messages
+# Parts of an error's location that name a union's alternative, not a field or key of the input.
 _ALTERNATIVE = re.compile(
     r"bool|int|float|str|none|literal\[.*|(list|tuple|dict|set|nullable|union|function|constrained|lax-or-strict)\b.*"
 )
@@ -69,9 +69,9 @@ _KEY = "[key]"
 
 @dataclass(frozen=True)
 class Matching:
-    """Annotation of text: it must match the expression, which only schemas show; people are told the words.
+    """Annotation of text that must match an expression, which only schemas show; messages have the words instead.
 
-    An expression that begins with `^` is matched from end to end. The words follow the field's name: `must be ...`.
+    An expression that begins with `^` must match the whole text. The words follow the field's name: `must be ...`.
     """
 
     pattern: str
@@ -84,7 +84,7 @@ class Matching:
         return {**handler(schema), "pattern": self.pattern}
 
     def check(self, text: str) -> str:
-        """The text. Raises ValueError with the words."""
+        """Return the text if it matches. Raises ValueError with the words."""
         match = re.fullmatch if self.pattern.startswith("^") else re.search
         if not match(self.pattern, text):
             raise ValueError(self.words)
@@ -92,12 +92,12 @@ class Matching:
 
 
 def find_nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was most likely meant: another word for it, one spelled alike, or one that is part of it."""
+    """Find the known name most likely meant: a synonym, a similar spelling, or a name that is part of the other."""
     names = list(known)
     same = next((words for words in SAME if name in words), frozenset())
     if found := next((known_name for known_name in names if known_name in same), None):
         return found
-    if same or name in BESIDE_CONFIG:  # meant something else than what is spelled alike
+    if same or name in BESIDE_CONFIG:  # a synonym; similar spellings mean something else
         return None
     if alike := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         return alike[0]
@@ -107,25 +107,25 @@ def find_nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def explain_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Every problem of a pydantic error, one a line; an unknown field names the nearest one of the model."""
+    """Explain every problem of a pydantic error, one per line; an unknown field gets the nearest known name."""
     fields = [field.alias or name for name, field in model.model_fields.items()]
     return explain_problems(error.errors(include_url=False), fields)
 
 
 def explain_problems(problems: Sequence[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
-    """Pydantic's problems as lines `field: what it must be, got value`; one line for the alternatives of a field."""
+    """Explain pydantic's problems as lines `field: what it must be, got value`; one line for all alternatives."""
     by_place: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
-    for problem in problems[:TOLD_AT_ONCE]:
+    for problem in problems[:MOST_PROBLEMS]:
         by_place.setdefault(_place(problem["loc"]), []).append(problem)
     whole = by_place.pop((), [])
     lines = [_explain((), [problem], known_fields) for problem in whole]
     lines += [
         _explain(place, found, known_fields)
         for place, found in by_place.items()
-        if not _is_told_deeper(place, found, by_place)
+        if not _is_explained_deeper(place, found, by_place)
     ]
-    if len(problems) > TOLD_AT_ONCE:
-        lines.append(f"and {len(problems) - TOLD_AT_ONCE} problems more")
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - MOST_PROBLEMS} more problems")
     return "\n".join(lines)
 
 
@@ -134,10 +134,10 @@ def _place(loc: Sequence[str | int]) -> tuple[str | int, ...]:
     return (*loc[:1], *rest)
 
 
-def _is_told_deeper(
+def _is_explained_deeper(
     place: tuple[str | int, ...], problems: list[Mapping[str, Any]], places: Iterable[tuple[str | int, ...]]
 ) -> bool:
-    """Whether what is wrong lies within the value: an alternative fits but for it, or a list is empty without it."""
+    """Whether another problem explains this one: a nested one of the right alternative, or of a list's only entry."""
     is_vague = any(len(problem["loc"]) > len(place) or problem["type"] == "too_short" for problem in problems)
     return is_vague and any(len(other) > len(place) and other[: len(place)] == place for other in places)
 
@@ -148,7 +148,7 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
         nearest = find_nearest(str(place[-1]), known_fields)
         hint = f"; did you mean {nearest}?" if nearest else ""
         if not nearest and place[-1] in BESIDE_CONFIG:
-            hint = "; it is not part of a configuration: give it beside config when a job is started"
+            hint = "; it is not part of a configuration: send it beside config when you start a job"
         return f"{name} is not a known field{hint}"
     if kind == "missing":
         return f"{name or 'body'} is required"
@@ -186,5 +186,5 @@ def _plain(value: Any) -> Any:
 
 
 def shorten(text: str) -> str:
-    """The text, or the beginning of a longer one."""
+    """Cut a long text."""
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

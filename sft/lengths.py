@@ -1,6 +1,6 @@
-"""How long the texts and lists of a job may be: more than anybody needs, less than what any part below can hold.
+"""Maximum lengths of a job's texts and lists: more than anybody needs, less than any other part can hold.
 
-Prefect takes parameters of 512 KiB in all, a file system paths of 4096 bytes.
+Prefect accepts parameters of 512 KiB in total, a file system paths of 4096 bytes.
 """
 
 from typing import Annotated

@@ -1,10 +1,10 @@
-"""Rows that are longer than a batch may be."""
+"""Warns about rows that are longer than max_batch_tokens."""
 
 from collections.abc import Sequence
 
 
-def tell_beyond(lengths: Sequence[int], max_tokens: int) -> list[str]:
-    """A sentence on rows that are longer than a batch may be, if there are any."""
+def warn_of_long_rows(lengths: Sequence[int], max_tokens: int) -> list[str]:
+    """One warning about rows that are longer than `max_tokens`, if there are any."""
     longer = [length for length in lengths if length > max_tokens]
     if not longer:
         return []

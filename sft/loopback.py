@@ -1,4 +1,4 @@
-"""Addresses of this machine, which no proxy may stand before."""
+"""Loopback addresses, which must never be reached through a proxy."""
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -7,7 +7,7 @@ HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Whether this URL's host is a loopback address or a name of one. False for what is not a URL."""
+    """Whether a URL's host is a loopback address or a name of one. False for an invalid URL."""
     try:
         host = (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:
@@ -22,5 +22,5 @@ def is_on_this_machine(url: str) -> bool:
 
 
 def bracket(host: str) -> str:
-    """A host as it stands in a URL."""
+    """A host as written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

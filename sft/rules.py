@@ -1,11 +1,11 @@
-"""Rules between fields, each written once: for validation, and for the JSON Schema that clients read."""
+"""Rules between fields, written once for validation and for the JSON Schema."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-# What a field may have to be: one exact value, left out (or null), or given.
+# Requirements on a field besides an exact value: left out (or null), or given.
 NULL, GIVEN = object(), object()
 Fields = dict[str, Any]
 Schema = dict[str, Any]
@@ -32,9 +32,9 @@ class Rule:
                 raise ValueError(self.refusals[name])
 
     def show(self, properties: Schema) -> Schema:
-        """The rule as JSON Schema, in the form that generators of data can work with.
+        """Add the rule to a JSON Schema, in a form that data generators support.
 
-        Where single fields exclude each other it is what may not be; else each alternative is complete in itself.
+        Fields that exclude each other become a `not`; otherwise each alternative is a complete schema.
 
         Args:
             properties: The properties of the schema that the rule is for.

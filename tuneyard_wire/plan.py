@@ -304,7 +304,7 @@ _EXAMPLE: dict[str, Any] = {
             "is_cut": False,
         }
     ],
-    "warnings": [{"code": "duplicates", "message": "13 rows are there more than once", "rows": [31, 402]}],
+    "warnings": [{"code": "duplicates", "message": "13 rows are duplicates of earlier ones", "rows": [31, 402]}],
     "was_tokenized_before": False,
 }
 

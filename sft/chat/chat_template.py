@@ -1,4 +1,4 @@
-"""What a named chat template is."""
+"""The parameters of a named chat template."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class ChatTemplate(NamedTuple):
-    """How a conversation is written.
+    """How a conversation is rendered.
 
     Attributes:
         file: name of a file in `sft/chat/jinja`, without `.jinja`.
         stop_token: ends every assistant turn; None is the tokenizer's own end-of-sequence token.
         special_tokens: each must be one token of the tokenizer.
         writes_bos: the text begins with the tokenizer's beginning-of-sequence token, which it must have.
-        takes_bos: the text begins as any text of this tokenizer does, with that token or without.
+        takes_bos: the text begins with that token if the tokenizer adds it to any text.
         settings: Jinja that sets variables the file reads, for a family whose members differ in those alone.
     """
 
@@ -26,7 +26,7 @@ class ChatTemplate(NamedTuple):
     settings: str = ""
 
     def list_missing(self, has_token: Callable[[str], bool], has_bos: bool, has_eos: bool) -> list[str]:
-        """What the template needs and a tokenizer lacks, in words."""
+        """Describe what the template needs and the tokenizer lacks."""
         missing = [token for token in self.special_tokens if not has_token(token)]
         if self.writes_bos and not has_bos:
             missing.append("a beginning-of-sequence token")

@@ -1,11 +1,10 @@
-"""The named chat templates: a Jinja file for each family, and this table of what a name stands for.
+"""The named chat templates: a Jinja file for each family, and this table of names.
 
-Each file is the form its models publish as `chat_template` on the Hugging Face Hub, but for what its first comment
-says; where LLaMA-Factory's template of that name differs from what the models were trained on, the models' own form is
-taken.
+Each file has the `chat_template` that its models publish on the Hugging Face Hub, except for what its first comment
+says. If LLaMA-Factory's template of that name differs from what the models were trained on, the models' own is used.
 """
 
-# ruff: noqa: RUF001  # DeepSeek's tokens are written so
+# ruff: noqa: RUF001  # DeepSeek's tokens have such characters
 
 from sft.chat.chat_template import ChatTemplate
 
@@ -21,7 +20,7 @@ _SMOLLM2_SYSTEM = "{%- set default_system = 'You are a helpful AI assistant name
 _THINKS = "{%- set thinks = true %}"
 
 TEMPLATES = {
-    # Turns are marked by plain text, or end with the end-of-sequence token: any tokenizer can write them.
+    # Turns are marked by plain text or end with the end-of-sequence token: works with any tokenizer.
     "default": ChatTemplate("default", takes_bos=True),
     "empty": ChatTemplate("empty", takes_bos=True),
     "alpaca": ChatTemplate("alpaca", takes_bos=True),
@@ -29,7 +28,7 @@ TEMPLATES = {
     "llama2": ChatTemplate("llama2", writes_bos=True),
     "mistral": ChatTemplate("mistral", writes_bos=True),
     "deepseek": ChatTemplate("deepseek", writes_bos=True),
-    # ChatML, and the families that write it.
+    # ChatML, and the families that use it.
     "chatml": _CHATML,
     "qwen": _QWEN._replace(settings=_QWEN_SYSTEM),
     "qwen3": _QWEN._replace(settings=_THINKS),
@@ -46,7 +45,7 @@ TEMPLATES = {
     "phi": _PHI3,
     "phi3": _PHI3,
     "zephyr": ChatTemplate("zephyr"),
-    # Tokens of their own for turns, calls and results.
+    # Own special tokens for turns, calls and results.
     "deepseek3": _DEEPSEEK3,
     "deepseekr1": _DEEPSEEK3._replace(settings=_THINKS),
 }

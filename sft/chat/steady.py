@@ -1,4 +1,4 @@
-"""Chat templates write the same text on any day: what they read of the clock and draw at random is fixed, and said."""
+"""Makes chat templates deterministic: fixes the date and the random numbers that they use, and reports both."""
 
 import random
 import sys
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - what Llama's own templates write where they have no clock
+DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - the date Llama's own templates use without a clock
 LIBRARY = "transformers.utils.chat_template_utils"
 RANDOM = ("random", "lipsum")  # of Jinja
 SEED = 0
-TOLD = {
+VARYING = {
     "clock": (
         f"the chat template writes the present date: rows have {DATE:%d %b %Y} in its place, so that the same job has "
         "the same tokens on any day; a model that is asked later sees that day's date"
@@ -29,10 +29,10 @@ TOLD = {
 def write_steadily(
     tokenizer: "PreTrainedTokenizerBase", messages: Any, varying: set[str] | None = None, **options: Any
 ) -> str:
-    """What the tokenizer's chat template writes, the same whenever it is asked.
+    """Render messages with the tokenizer's chat template, with the same result at any time.
 
     Args:
-        varying: gets the keys of `TOLD` that hold for this template.
+        varying: collects the keys of `VARYING` that apply to this template.
     """
     found: set[str] = set() if varying is None else varying
     with _same_draws(str(tokenizer.chat_template), found), _standing_clock(found):
@@ -40,7 +40,7 @@ def write_steadily(
 
 
 class _Clock:
-    """Stands for `datetime` where transformers' `strftime_now` asks for the present."""
+    """Replaces `datetime` for transformers' `strftime_now`."""
 
     def __init__(self, found: set[str]) -> None:
         self.found = found
@@ -52,8 +52,8 @@ class _Clock:
 
 @contextmanager
 def _standing_clock(found: set[str]) -> Iterator[None]:
-    """What a template is given by name becomes plain data, so that it can be given no other function."""
-    library: Any = sys.modules[LIBRARY]  # which the tokenizer has loaded; the API, which has none, must not
+    """Patches the clock in transformers' module: a template gets only plain data by name, so no function of ours."""
+    library: Any = sys.modules[LIBRARY]  # loaded with the tokenizer; the API has none and must not import it
     own = library.datetime
     library.datetime = _Clock(found)
     try:
@@ -64,7 +64,7 @@ def _standing_clock(found: set[str]) -> Iterator[None]:
 
 @contextmanager
 def _same_draws(template: str, found: set[str]) -> Iterator[None]:
-    """Jinja draws by Python's own generator, which goes on afterwards as if nothing had been drawn."""
+    """Seeds Python's generator, which Jinja uses, and restores its state afterwards."""
     if not any(name in template for name in RANDOM):
         yield
         return

@@ -1,4 +1,4 @@
-"""Named chat templates, as LLaMA-Factory's users know them. Imports neither torch nor transformers."""
+"""Looks up named chat templates and sets them on a tokenizer. Imports neither torch nor transformers."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from sft.chat.registry import TEMPLATES
 from sft.chat.steady import write_steadily
 from sft.confinement import step
 from sft.errors import TemplateNotFound
-from sft.models.weights import telling_unusable
+from sft.models.weights import raising_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 
 def list_templates() -> list[str]:
-    """Every name a `template_name` may have."""
+    """List the valid values of `template_name`."""
     return [AUTO, *TEMPLATES]
 
 
 def check_template_name(name: str) -> None:
-    """Raises TemplateNotFound, naming what is known, unless a template has this name."""
+    """Raise TemplateNotFound, listing the known names, unless a template has this name."""
     if name in list_templates():
         return
     nearest = difflib.get_close_matches(name, list_templates(), n=1, cutoff=0.6)
@@ -37,12 +37,12 @@ def check_template_name(name: str) -> None:
 def explain_lack(
     name: str, tokenizer: T, list_missing: Callable[[T, ChatTemplate], list[str]], has_template: bool
 ) -> str | None:
-    """Why a tokenizer can't write by the template of this name and which it can, None if it can.
+    """Explain why a tokenizer can't use the template of this name and which ones it can; None if it can.
 
     Args:
-        tokenizer: it, or what is known of it.
-        list_missing: what it lacks of what a template needs.
-        has_template: it has a chat template of its own.
+        tokenizer: the tokenizer, or what is known about it.
+        list_missing: lists what the tokenizer lacks for a template.
+        has_template: whether it has its own chat template.
     """
     if name != AUTO and (missing := list_missing(tokenizer, TEMPLATES[name])):
         lack = f"{name} needs {', '.join(missing)}, which the tokenizer of this model lacks"
@@ -59,14 +59,14 @@ def _suggest(tokenizer: T, list_missing: Callable[[T, ChatTemplate], list[str]])
 
 
 def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bool = True) -> str:
-    """Make the tokenizer write conversations by this template, and return the token that ends an assistant turn.
+    """Set the tokenizer's chat template, and return the token that ends an assistant turn.
 
-    Sets `chat_template` and `eos_token`, so that a model saved with the tokenizer stops after its answer. Without
-    `required`, a base model's tokenizer with no chat template passes under `auto`: plain text needs none.
+    Sets `chat_template` and `eos_token`, so that a model saved with the tokenizer stops after its answer. If not
+    `required`, a tokenizer without a chat template is accepted under `auto`: plain text needs none.
 
     Raises:
-        TemplateNotFound: the name is unknown, the tokenizer lacks a token the template needs, or `auto` is asked
-            of a tokenizer that has no usable chat template.
+        TemplateNotFound: the name is unknown, the tokenizer lacks a token the template needs, or the name is `auto`
+            and the tokenizer has no usable chat template.
     """
     check_template_name(name)
     if name == AUTO and not required and not tokenizer.chat_template and tokenizer.eos_token:
@@ -85,16 +85,16 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", name: str, required: bo
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer puts its beginning-of-sequence token before a plain text."""
+    """Whether the tokenizer adds its beginning-of-sequence token to plain text."""
     if tokenizer.bos_token is None:
         return False
-    with telling_unusable("base_model: its tokenizer"):
+    with raising_unusable("base_model: its tokenizer"):
         ids: list[int] = tokenizer("a")["input_ids"]
     return ids[:1] == [tokenizer.bos_token_id]
 
 
 def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The first special token the tokenizer's own template writes after an answer."""
+    """Find the first special token that the tokenizer's own template writes after an answer."""
     answer = "Quite so"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
@@ -102,8 +102,8 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
             text = write_steadily(tokenizer, messages)
     except MemoryError:
         raise
-    except Exception as error:  # the model's template is its makers' code
-        reason = str(error)[:300]  # it may be of any length
+    except Exception as error:  # the template comes with the model and may fail in any way
+        reason = str(error)[:300]
         raise TemplateNotFound(
             f"template_name auto: this model's own chat template can't write a question and its answer ({reason}); "
             f"{_suggest(tokenizer, _list_missing)}"
@@ -114,8 +114,8 @@ def _find_stop_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     found = re.search("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)), tail)
     if not special or not found:
         raise TemplateNotFound(
-            "template_name auto: this model's own chat template ends an answer without a special token, so training "
-            f"could not teach it to stop; {_suggest(tokenizer, _list_missing)}"
+            "template_name auto: this model's own chat template ends an answer without a special token, so the model "
+            f"could not learn to stop; {_suggest(tokenizer, _list_missing)}"
         )
     return found.group()
 

@@ -1,4 +1,4 @@
-"""The best of a run's evaluations, as the Trainer's log tells it."""
+"""Finds the best evaluation in the Trainer's log."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ class Best(NamedTuple):
 
 
 def find_best(log: Iterable[Mapping[str, Any]]) -> Best | None:
-    """The best of the evaluations in a log, the first one if several are equal; None without any."""
+    """The evaluation with the lowest loss, the first one of equal ones; None without any."""
     losses = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
     if not losses:
         return None

@@ -1,4 +1,4 @@
-"""What a resumed run owes: the evaluation of a step it was stopped right after."""
+"""Runs the evaluation that was missed before a resume."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 
 class CatchUp(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Evaluates before the first step where the checkpoint's own step was due and its log has no evaluation of it.
+    """Evaluates before the first step if an evaluation was due at the checkpoint's step and its log has none.
 
     So early stopping decides as in an uninterrupted run.
     """
@@ -17,7 +17,7 @@ class CatchUp(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Catch up."""
+        """Run the missed evaluation."""
         step = state.global_step
         if step == 0 or args.eval_strategy != IntervalStrategy.STEPS:
             return

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with checkpoints that are published whole, and that a run goes on from exactly."""
+"""TRL's SFTTrainer with checkpoints that are published atomically and resume exactly."""
 
 import json
 from contextlib import nullcontext
@@ -23,21 +23,21 @@ from sft.checkpoints.folders import (
     staged_folder,
 )
 from sft.errors import CheckpointUnusable
-from sft.files.disk import telling_full_disk
+from sft.files.disk import raising_disk_full
 from sft.files.publication import Publishing
 
 
 class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
-    """Makes each checkpoint aside, seals it and puts it in its place; deletes no good one for a torn one."""
+    """Saves each checkpoint to a staging folder, seals it with a manifest and renames it into place."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._published: set[Path] = set()  # the checkpoints of this process, known to be whole
+        self._published: set[Path] = set()  # checkpoints saved by this process, known to be intact
         self.publishing: Publishing = nullcontext
         self.precision = "none"
 
     def load_weights(self, step: int) -> None:
-        """Take over the weights of the checkpoint of this step. Raises CheckpointUnusable."""
+        """Load the weights of the checkpoint of this step. Raises CheckpointUnusable."""
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         damage = find_damage(folder)
         if damage is not None:
@@ -46,23 +46,23 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         self._load_best_model()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, which takes a step too many when it is resumed after the last one."""
+        """The Trainer's epoch, skipped after the last step: when resumed there, the Trainer takes one step more."""
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """What the Trainer saves, made aside and published whole. Raises DiskFull."""
+        """Save what the Trainer saves to a staging folder and publish it. Raises DiskFull."""
         with self.publishing() if self.args.should_save else nullcontext():
             self._publish_checkpoint(Path(self.args.output_dir), self.state.global_step, self.args.should_save)
 
     def _publish_checkpoint(self, directory: Path, step: int, leads: bool) -> None:
         self.store_flos()
         try:
-            with telling_full_disk(directory, f"the checkpoint of step {step}", self._measure_checkpoint()):
+            with raising_disk_full(directory, f"the checkpoint of step {step}", self._measure_checkpoint()):
                 if leads:
                     stage_checkpoint(directory, step)
-                self.accelerator.wait_for_everyone()  # each process adds the state of its random numbers
+                self.accelerator.wait_for_everyone()  # each process adds its random state
                 self._write_checkpoint(staged_folder(directory, step))
                 self.accelerator.wait_for_everyone()
                 if leads:
@@ -78,9 +78,9 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         self.accelerator.wait_for_everyone()
 
     def show_weights(self) -> None:
-        """Have the model hold the weights to use: schedule-free optimizers train others, and change them in `eval`.
+        """Put the weights for inference into the model: schedule-free optimizers swap them in with `eval`.
 
-        The Trainer puts the optimizer back into `train` at the next step.
+        The Trainer calls the optimizer's `train` again at the next step.
         """
         if self.optimizer is not None and callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()
@@ -93,12 +93,12 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
         self._save_rng_state(str(folder))
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nothing reads
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks; the result gets a true one
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the result gets a model card
             self.state.save_to_json(str(folder / STATE))
             (folder / PRECISION).write_text(json.dumps({"mixed_precision": self.precision}), encoding="utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As the Trainer's. Left to choose, PEFT reads the base model's config.json again for its vocabulary."""
+        """The Trainer's `_save`, but PEFT is kept from reading the base model's config.json again."""
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
             return
@@ -109,7 +109,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped 
             del self.model.save_pretrained
 
     def _measure_checkpoint(self) -> int:
-        """About the bytes of a checkpoint: of what is trained and of what the optimizer keeps."""
+        """Approximate bytes of a checkpoint: trained weights and optimizer state."""
         kept = [value for values in self.optimizer.state.values() for value in values.values()]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return sum(value.nbytes for value in (*trained, *kept) if isinstance(value, Tensor))

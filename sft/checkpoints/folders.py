@@ -1,6 +1,6 @@
-"""Training checkpoints that are there whole or not at all, and known by their content to be so.
+"""Atomic training checkpoints, verified by the hashes of their files.
 
-A checkpoint is made in a hidden folder, synced to disk, sealed with a manifest of its files' hashes and renamed.
+A checkpoint is written to a hidden folder, synced to disk, sealed with a manifest of its files' hashes and renamed.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from sft.files.publication import sync_path, sync_tree
 logger = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"
-STAGE = ".saving"  # in the checkpoints' folder: what is being made, and what is being deleted
+STAGE = ".saving"  # in the checkpoints' folder: checkpoints being written or deleted
 STATE = "trainer_state.json"
-PRECISION = "precision.json"  # what `mixed_precision` came to: a resumed run must not choose anew
+PRECISION = "precision.json"  # the `mixed_precision` that was chosen: a resumed run keeps it
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 def stage_checkpoint(directory: Path, step: int) -> Path:
-    """An empty folder to make the checkpoint of this step in; `publish_checkpoint` puts it in its place."""
+    """Make an empty folder to write the checkpoint of this step to; `publish_checkpoint` renames it into place."""
     clear_leftovers(directory)
     folder = staged_folder(directory, step)
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def staged_folder(directory: Path, step: int) -> Path:
 
 
 def publish_checkpoint(staged: Path) -> Path:
-    """Seal what was made and put it in its place, for a torn one of that step if need be. Returns the place."""
+    """Seal a staged checkpoint and rename it into place, replacing a damaged one of that step. Returns its path."""
     directory = staged.parents[1]
     seal_checkpoint(staged)
     target = directory / staged.name
@@ -51,7 +51,7 @@ def publish_checkpoint(staged: Path) -> Path:
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Write the manifest that says which files there are, how long each is and its hash, and all of it to disk."""
+    """Write the manifest with name, size and hash of each file, and sync everything to disk."""
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
@@ -67,17 +67,17 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file the checkpoint was sealed with is there in full, going by name and size: a quick look."""
+    """Whether every file in the manifest exists with its size; a quick check that reads no contents."""
     return find_damage(folder, read=False) is None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the checkpoint holds exactly what it was sealed with, going by its files' hashes."""
+    """Whether the checkpoint's files match the hashes in its manifest."""
     return find_damage(folder) is None
 
 
 def find_damage(folder: Path, read: bool = True) -> str | None:
-    """What is wrong with a checkpoint; None when nothing is. Without `read` contents are not looked at."""
+    """Explain what is wrong with a checkpoint; None if nothing is. Without `read`, hashes are not checked."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         files = json.loads(text)["files"]
@@ -103,26 +103,26 @@ def find_damage(folder: Path, read: bool = True) -> str | None:
 
 
 def find_newest_checkpoint(directory: Path, needs_best: bool = False) -> Path | None:
-    """The whole `checkpoint-N` with the highest N; damaged ones are passed over.
+    """The intact `checkpoint-N` with the highest N; damaged ones are skipped.
 
-    With `needs_best` it must be its run's best so far, or that one must be whole too (early stopping goes back to it).
+    With `needs_best` its run's best checkpoint so far must be intact too, as early stopping goes back to that one.
     """
     for path in list_checkpoints(directory):
         damage = find_damage(path) or (find_best_damage(path) if needs_best else None)
         if damage is None:
             return path
-        logger.warning("Passed over %s: %s", path, damage)
+        logger.warning("Skipped checkpoint %s: %s", path, damage)
     return None
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Every `checkpoint-N`, whole or not, the highest N first."""
+    """Every `checkpoint-N`, intact or not, the highest N first."""
     found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
 def read_precision(directory: Path) -> str | None:
-    """The `mixed_precision` that the newest checkpoint was trained in; None when there is none that says so."""
+    """The `mixed_precision` recorded in the newest checkpoint; None without one."""
     for path in list_checkpoints(directory):
         if is_complete(path) and (path / PRECISION).is_file():
             return str(json.loads((path / PRECISION).read_text(encoding="utf-8"))["mixed_precision"])
@@ -130,7 +130,7 @@ def read_precision(directory: Path) -> str | None:
 
 
 def find_best_damage(folder: Path) -> str | None:
-    """What is wrong with the best checkpoint of the run that this whole one is of."""
+    """Explain what is wrong with the best checkpoint of this checkpoint's run; None if nothing is."""
     best = find_best(json.loads((folder / STATE).read_text(encoding="utf-8"))["log_history"])
     if best is None or folder.name == f"checkpoint-{best.step}":
         return None
@@ -139,10 +139,10 @@ def find_best_damage(folder: Path) -> str | None:
 
 
 def rotate_checkpoints(newest: Path, limit: int, best_step: int | None, trusted: Iterable[Path]) -> None:
-    """Delete the oldest checkpoints beyond `limit`, never `newest`, which was just made, nor that of `best_step`.
+    """Delete the oldest checkpoints beyond `limit`, but never `newest` or that of `best_step`.
 
-    Those that are damaged go first and do not count. So do those of later steps: they are of a run that had to go
-    back. Contents are read again unless the folder is in `trusted`.
+    Damaged ones are deleted first and do not count, and so are those of later steps, left by a run that had to go
+    back. Hashes are checked again unless the folder is in `trusted`.
     """
     trusted, kept = set(trusted), 1
     best = newest.with_name(f"checkpoint-{best_step}")
@@ -160,13 +160,13 @@ def rotate_checkpoints(newest: Path, limit: int, best_step: int | None, trusted:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove what a save that was cut off left behind."""
+    """Remove what an interrupted save left behind."""
     if (directory / STAGE).exists():
         shutil.rmtree(directory / STAGE)
 
 
 def _discard(folder: Path) -> None:
-    """Take a checkpoint out of sight at once, then delete it: cut off, this leaves nothing that looks like one."""
+    """Rename a checkpoint to the staging folder, then delete it: an interruption leaves no partial checkpoint."""
     stage = folder.parent / STAGE
     stage.mkdir(exist_ok=True)
     former = folder.rename(stage / f"{folder.name}-{uuid4().hex}")

@@ -1,4 +1,4 @@
-"""Early stopping: the best checkpoint is kept, and training ends once nothing gets better."""
+"""Early stopping: keeps the best checkpoint and ends training when evaluations stop improving."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from sft.checkpoints.best import find_best
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Asks for a checkpoint at every evaluation that is the best so far, and for the end after `patience` without.
+    """Saves a checkpoint at every best evaluation so far, and stops after `patience` evaluations without one.
 
-    All it knows it reads from the Trainer's log, which checkpoints carry: a resumed run stops where a whole one does.
-    transformers' own callback needs `save_steps` to be a multiple of `eval_steps` and forgets its count at a resume.
+    Its state is the Trainer's log, which is in each checkpoint, so a resumed run stops where an uninterrupted one
+    does. transformers' own callback needs `save_steps` to be a multiple of `eval_steps` and loses its count.
     """
 
     def __init__(self, patience: int) -> None:
@@ -20,15 +20,15 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A run that was cut off after its last evaluation is over."""
+        """Stop at once if the run was interrupted after its last evaluation."""
         best = find_best(state.log_history)
         if best is not None and best.evaluations_since >= self.patience:
             control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide what this evaluation means."""
+        """Save if this evaluation is the best, stop if patience is used up."""
         best = find_best(state.log_history)
-        if best is None:  # nothing of ours was measured
+        if best is None:  # the log has no held-out loss
             return
         control.should_save = control.should_save or best.step == state.global_step
         control.should_training_stop = control.should_training_stop or best.evaluations_since >= self.patience

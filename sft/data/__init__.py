@@ -1,1 +1,1 @@
-"""Data files as token ids and labels."""
+"""Reads data files and turns their rows into token ids and labels."""

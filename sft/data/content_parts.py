@@ -1,4 +1,4 @@
-"""A message's content: text, or parts of which only text (and an assistant's thinking) can be learned."""
+"""Reads a message's content: text, or content parts, of which only text and an assistant's thinking are supported."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ THINKING = "thinking"
 
 
 def join_parts(content: Any, where: str, ignored: set[str]) -> tuple[Any, str]:
-    """The text of all parts, None if none has any, and the text of thinking parts; other content as it is.
+    """Join the text of all parts (None if none has text) and of the thinking parts; other content is unchanged.
 
     Raises:
         InvalidDataset: naming the part that is not text.

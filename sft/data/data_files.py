@@ -1,4 +1,4 @@
-"""Data files as numbered rows: JSON, JSONL, CSV and Parquet. What can't be read is one row's fault, not the file's."""
+"""Reads JSON, JSONL, CSV and Parquet files into numbered rows; a row that can't be read does not fail the file."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from sft.data.file_content import COMPRESSED_SUFFIXES, RECODE, check_kind, expla
 from sft.data.json_text import parse_json
 from sft.errors import InvalidDataset
 
-DELIMITERS = ";\t|"  # beside the comma
+DELIMITERS = ";\t|"  # accepted besides the comma
 MOST_COLUMNS = 10_000
 
 Row = dict[str, Any]
 
 
 class BrokenRow(NamedTuple):
-    """A row that can't be read: what stands in the file, and why."""
+    """A row that can't be read: its text in the file, and the reason."""
 
     text: str
     reason: str
@@ -34,8 +34,8 @@ NumberedRow = tuple[int, Row | BrokenRow]  # the number counts from 1: the line 
 def read_rows(path: Path) -> list[NumberedRow]:
     """The rows of a `.json` (one list), `.jsonl`, `.parquet` or `.csv` file, in order.
 
-    A line that is not a JSON object and a ragged line of a CSV file come back as a `BrokenRow`. What Parquet fills up
-    nested values with, a null for each key that another row has, is left out, so that its rows are those of JSONL.
+    A line that is not a JSON object and a ragged line of a CSV file become a `BrokenRow`. Parquet has a null for each
+    nested key that another row has; these are left out, so that the rows equal those of JSONL.
 
     Raises:
         InvalidDataset: the file as a whole is missing, of another kind, empty, or malformed.
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> list[NumberedRow]:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows `read_rows` gives, those that can't be read included; 0 for an empty file. Raises as it does."""
+    """Number of rows that `read_rows` returns, broken ones included; 0 for an empty file. Raises as `read_rows`."""
     if path.suffix.lower() == ".jsonl" and path.is_file():
         check_kind(path)
         with _reading(path), path.open("rb") as file:
@@ -59,7 +59,7 @@ def count_rows(path: Path) -> int:
 
 
 def shorten(value: Any) -> str:
-    """`repr`, at most 60 characters of it."""
+    """`repr`, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
@@ -99,7 +99,7 @@ def _read_json(path: Path) -> list[NumberedRow]:
         if error.msg == "Extra data" and error.lineno > 1:  # one object a line under the wrong suffix
             return _read_lines(content)
         raise InvalidDataset(f"{path.name} line {error.lineno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, very deep nesting
         raise InvalidDataset(f"{path.name} can't be read as JSON: {error}") from error
     if isinstance(rows, dict):
         keys = shorten(list(rows))
@@ -111,7 +111,7 @@ def _read_json(path: Path) -> list[NumberedRow]:
 
 def _read_jsonl(path: Path) -> list[NumberedRow]:
     content = read_utf8(path)
-    if _begins_list(content):  # one list of all rows under the wrong suffix, or else rows that are not objects
+    if _begins_list(content):  # a JSON list under the wrong suffix, or rows that are not objects
         try:
             return _read_json(path)
         except InvalidDataset:
@@ -120,7 +120,7 @@ def _read_jsonl(path: Path) -> list[NumberedRow]:
 
 
 def _count_lines(line: bytes) -> int:
-    """How many `_read_lines` makes of what a file takes for one: an old Mac's lines end in a carriage return."""
+    """Number of rows in what iterating a file yields as one line: old Mac lines end in a carriage return."""
     return sum(1 for part in line.splitlines() if part.strip()) if b"\r" in line else 1
 
 
@@ -149,7 +149,7 @@ def _check_object(row: Any, text: str) -> Row | BrokenRow:
 
 
 def _read_csv(path: Path) -> list[NumberedRow]:
-    text = read_utf8(path).decode("utf-8", "surrogateescape")  # a byte that is not UTF-8 spoils its row alone
+    text = read_utf8(path).decode("utf-8", "surrogateescape")  # a byte that is not UTF-8 breaks only its row
     limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
     try:
         return list(enumerate(_read_records(io.StringIO(text, newline=""), _find_delimiter(text), path.name), 1))
@@ -158,7 +158,7 @@ def _read_csv(path: Path) -> list[NumberedRow]:
 
 
 def _find_delimiter(text: str) -> str:
-    """The comma, unless the header has none and one other character that spreadsheets put between cells."""
+    """The comma, unless the header has none and contains exactly one of DELIMITERS."""
     header = text.lstrip("\r\n").partition("\n")[0]
     found = [mark for mark in DELIMITERS if mark in header]
     return found[0] if len(found) == 1 and "," not in header else ","
@@ -215,7 +215,7 @@ def _read_parquet(path: Path) -> list[NumberedRow]:
 
 
 def count_parquet_rows(path: Path) -> int:
-    """The rows that a Parquet file says it has. Raises InvalidDataset when it contradicts itself or is too wide."""
+    """Number of rows in a Parquet file's metadata. Raises InvalidDataset if it is inconsistent or too wide."""
     import pyarrow
     import pyarrow.parquet
 
@@ -242,7 +242,7 @@ def _check_columns(name: str, count: int) -> None:
 
 
 def _drop_nulls(value: Any) -> Any:
-    """The value without the keys that are null, at any depth; a null in a list stays."""
+    """Remove keys whose value is null, at any depth; a null in a list stays."""
     if isinstance(value, dict):
         return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
     return [_drop_nulls(item) for item in value] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from sft.data.formats import Conversation, read_row
 from sft.data.row_report import SplitReport, clean_reason
 from sft.data.supervision import Renderer, SupervisedText
 from sft.errors import InvalidDataset
-from sft.models.weights import telling_unusable
+from sft.models.weights import raising_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def _encode_rows(
     limit = config.max_seq_length
     first, last, size = texts[0][0], texts[-1][0], sum(len(text.text) for _, text in texts)
     what = f"base_model {config.base_model}: its tokenizer on the rows {first} to {last}"
-    with step(what, size), telling_unusable(what):
+    with step(what, size), raising_unusable(what):
         encoded = list(encode(tokenizer, [text for _, text in texts]))
     for (number, text), (ids, labels) in zip(texts, encoded, strict=True):
         report.note_text(text)

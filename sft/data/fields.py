@@ -1,4 +1,4 @@
-"""Named values of a row or a message that know which of them were read, so that none is passed over in silence."""
+"""Tracks which fields of a row or message are read, so that ignored ones are reported."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ class Fields:
         self._read: set[str] = set()
 
     def take(self, *names: str) -> Any:
-        """The first of these that holds something, else the first that is not null, else None. It counts as read."""
+        """The first of these that is not empty, else the first that is not null, else None. Marks it as read."""
         for is_wanted in (_holds_something, _is_there):
             for name in names:
                 if name in self.values and is_wanted(self.values[name]):
@@ -23,7 +23,7 @@ class Fields:
         return None
 
     def list_ignored(self, prefix: str = "") -> Iterator[str]:
-        """Names of what holds something and was not read."""
+        """Names of fields that have a value and were not read."""
         if self.values.keys() <= self._read:
             return
         for name, value in self.values.items():

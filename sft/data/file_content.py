@@ -1,4 +1,4 @@
-"""What a data file really holds, by its first bytes, and its text whatever the encoding."""
+"""Recognizes a data file's real type by its first bytes, and reads text in UTF-8, UTF-16 or UTF-32."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ RECODE = "if the file is in Windows-1252, Latin-1 or GB18030, convert it with `i
 
 
 def check_kind(path: Path) -> None:
-    """Raises InvalidDataset, with what to do, for a file that is not what its suffix says, or is not a file."""
+    """Raise InvalidDataset, with a remedy, for a file that is not what its suffix says, or not a regular file."""
     if is_special(path):
         raise InvalidDataset(f"{path.name} is a pipe, a socket or a device; put the file itself there")
     with path.open("rb") as stream:
@@ -50,8 +50,8 @@ def check_kind(path: Path) -> None:
 def read_utf8(path: Path) -> bytes:
     """A text file's content as UTF-8 without a byte order mark; UTF-16 and UTF-32 are converted.
 
-    Those two are told by their mark, or by where the zeros of the first characters stand. Bytes that are not UTF-8 are
-    left for the reader to report, row by row.
+    Those two are recognized by their byte order mark, or by the positions of zero bytes in the first characters.
+    Bytes that are not UTF-8 are left for the reader to report, row by row.
     """
     content = path.read_bytes()
     encoding = json.detect_encoding(content[:4])
@@ -66,11 +66,11 @@ def read_utf8(path: Path) -> bytes:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a text file's bytes can be read as they are, its byte order mark apart."""
+    """Whether a text file can be read without conversion, apart from a byte order mark."""
     with path.open("rb") as stream:
         return json.detect_encoding(stream.read(4)) in ("utf-8", "utf-8-sig")
 
 
 def explain_bytes(error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are not UTF-8, and what to do."""
+    """Explain what is wrong with bytes that are not UTF-8, with a remedy."""
     return f"not UTF-8: {error.reason} at byte {error.start + 1}; {RECODE}"

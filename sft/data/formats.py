@@ -1,4 +1,4 @@
-"""Rows as conversations or plain text: alpaca, chat and completion datasets."""
+"""Reads rows of alpaca, chat and completion datasets as conversations or plain text."""
 
 from typing import NamedTuple
 
@@ -12,20 +12,20 @@ CHAT_COLUMNS = ("messages", "conversations")
 
 
 class Conversation(NamedTuple):
-    """Messages of `role` and `content`; the assistant's turns from `supervised_from` on are learned.
+    """Messages of `role` and `content`; assistant turns from `supervised_from` on are supervised.
 
-    `ignored` names the row's and messages' fields that hold something and are not followed.
+    `ignored` names fields of the row and its messages that have a value and are not used.
     """
 
     messages: list[Message]
     supervised_from: int = 0
     tools: list[Tool] | None = None  # functions the assistant may call
-    read_only: frozenset[int] = frozenset()  # places of turns whose weight is 0: not learned
+    read_only: frozenset[int] = frozenset()  # indices of turns with weight 0: not supervised
     ignored: frozenset[str] = frozenset()
 
 
 class PlainText(NamedTuple):
-    """Text that no template touches; `completion` is learned, `prompt` is only read."""
+    """Text rendered without a template; `completion` is supervised, `prompt` is not."""
 
     prompt: str
     completion: str
@@ -99,7 +99,7 @@ def _read_chat(row: Fields, ignored: set[str], _: str | None) -> Conversation:
     if column is None:
         raise InvalidDataset(f"chat needs a column messages or conversations; columns are {_list_columns(row.values)}")
     messages = read_messages(row.take(column), column, ignored)
-    # A system message among the others wins; the column is then counted as ignored, unless it says the same.
+    # A system message among the messages wins; the column then counts as ignored, unless it is equal.
     first = messages[0]
     if first["role"] != "system" or row.values.get("system") == first["content"]:
         system = _read_text(row, "system", "chat", required=False)
@@ -121,7 +121,7 @@ def _read_completion(row: Fields, ignored: set[str], text_field: str | None) -> 
 
 
 def _holds_messages(value: object) -> bool:
-    """A list, or the text of one as a CSV file has it."""
+    """Whether it is a list, or text of a JSON list, as in a CSV file."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             value = parse_json(value)

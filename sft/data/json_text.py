@@ -1,11 +1,11 @@
-"""JSON as data files have it: a key that is there twice is refused, since one of its values would be lost."""
+"""Parses JSON of data files and refuses duplicate keys, as one of the values would be lost."""
 
 import json
 from typing import Any
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError (JSONDecodeError where the syntax is wrong) or RecursionError."""
+    """Parse a JSON text. Raises ValueError (JSONDecodeError for wrong syntax) or RecursionError."""
     return _DECODER.decode(text)
 
 

@@ -1,4 +1,4 @@
-"""Messages of a conversation, OpenAI's or ShareGPT's, in the one form that chat templates read."""
+"""Converts messages in OpenAI's or ShareGPT's format to the form that chat templates read."""
 
 import json
 from typing import Any
@@ -9,11 +9,11 @@ from sft.data.fields import EMPTY, Fields
 from sft.data.json_text import parse_json
 from sft.errors import InvalidDataset
 
-Message = dict[str, Any]  # role, content; perhaps tool_calls, tool_call_id, name, reasoning_content; `weight` 0
+Message = dict[str, Any]  # role, content; optional tool_calls, tool_call_id, name, reasoning_content; `weight` 0
 Tool = dict[str, Any]  # {"type": "function", "function": {"name": ..., ...}}
 
-FUNCTION_CALL = "function_call"  # ShareGPT's role of an assistant's turn that is a call, as JSON
-REASONING = ("reasoning_content", "reasoning", "thinking")  # an assistant's, under whichever name
+FUNCTION_CALL = "function_call"  # ShareGPT's role of an assistant's turn that is a call as JSON
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names that templates use for an assistant's reasoning
 FLAGS = ("loss", "train")  # ms-swift's and Axolotl's names for a weight, true or false
 ROLES = {
     "system": "system",
@@ -32,10 +32,10 @@ ROLES = {
 
 
 def read_messages(value: Any, column: str, ignored: set[str] | None = None) -> list[Message]:
-    """A column's messages; a text cell (of a CSV file) may hold them as JSON.
+    """Read a column's messages; a text cell (of a CSV file) may hold them as JSON.
 
-    `ignored` gets the names of fields that hold something and are not followed, as `messages[].name`. A turn whose
-    `weight` is 0 keeps it: it is read and not learned.
+    `ignored` collects the names of fields that have a value and are not used, as `messages[].name`. A turn whose
+    `weight` is 0 keeps it: it is not supervised.
 
     Raises:
         InvalidDataset: naming the message and what is wrong with it.
@@ -48,9 +48,9 @@ def read_messages(value: Any, column: str, ignored: set[str] | None = None) -> l
 
 
 def read_tools(row: Fields, ignored: set[str] | None = None) -> list[Tool] | None:
-    """The functions a row offers, a list or JSON text, each as OpenAI writes it; None without any.
+    """Read a row's functions, a list or JSON text, in OpenAI's form; None without any.
 
-    They are in the column `tools`, or `functions` as OpenAI first called it.
+    They are in the column `tools`, or in `functions`, OpenAI's earlier name.
     """
     column = "tools" if row.values.get("tools") not in EMPTY else "functions"
     tools = row.take(column)
@@ -66,7 +66,7 @@ def read_tools(row: Fields, ignored: set[str] | None = None) -> list[Tool] | Non
 
 
 def read_json_cell(value: Any, where: str, beginning: str = "") -> Any:
-    """What a text holds as JSON (if it begins so); any other value as it is."""
+    """Parse a text as JSON (if it starts with `beginning`); any other value is returned unchanged."""
     if not isinstance(value, str) or not value.strip().startswith(beginning):
         return value
     try:
@@ -80,7 +80,7 @@ def _read_tool(tool: Any, where: str, ignored: set[str]) -> Tool:
     function = tool.get("function") if isinstance(tool, dict) else None
     if isinstance(function, dict):
         ignored.update(f"tools[].{key}" for key in tool.keys() - {"type", "function"} if tool[key] not in EMPTY)
-    elif isinstance(tool, dict):  # as in `functions`, or beside `type` as the Responses API has it
+    elif isinstance(tool, dict):  # as in `functions`, or flat beside `type` as in the Responses API
         function = {key: value for key, value in tool.items() if (key, value) != ("type", "function")}
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidDataset(f"{where} must be a function with a name, got {shorten(tool)}")
@@ -91,7 +91,7 @@ def _read_tool(tool: Any, where: str, ignored: set[str]) -> Tool:
 
 
 def _read_message(message: Any, where: str, ignored: set[str]) -> Message:
-    """`role` and `content` (OpenAI) or `from` and `value` (ShareGPT); a list of text parts is joined."""
+    """Read `role` and `content` (OpenAI) or `from` and `value` (ShareGPT); text parts are joined."""
     message = read_json_cell(message, where, "{")
     if not isinstance(message, dict):
         raise InvalidDataset(f"{where} must be a message with role and content, got {shorten(message)}")
@@ -120,7 +120,7 @@ def _read_message(message: Any, where: str, ignored: set[str]) -> Message:
 
 
 def _read_answer(fields: Fields, role: str, read: Message, thought: str, where: str, ignored: set[str]) -> None:
-    """What an assistant's turn alone may have: calls, reasoning, a weight."""
+    """Read what only an assistant's turn may have: calls, reasoning, a weight."""
     calls = fields.take("tool_calls", FUNCTION_CALL)
     if role == FUNCTION_CALL and not calls:
         calls, read["content"] = read_json_cell(read["content"], f"{where}'s call"), None
@@ -138,7 +138,7 @@ def _read_answer(fields: Fields, role: str, read: Message, thought: str, where: 
 
 
 def _read_weight(fields: Fields, where: str) -> bool:
-    """Whether a turn is learned: OpenAI's `weight`, or a flag of the same meaning."""
+    """Whether a turn is supervised: OpenAI's `weight`, or a flag with the same meaning."""
     weight = fields.take("weight")
     if not (weight is None or (isinstance(weight, int | float) and weight in (0, 1))):
         raise InvalidDataset(f"{where} has the weight {shorten(weight)}; known are 0 (read only) and 1 (learned)")
@@ -147,14 +147,14 @@ def _read_weight(fields: Fields, where: str) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    """Whether it says yes or no: a table of numbers has 0 and 1 for it. A measured loss does not."""
+    """Whether the value is a flag: true, false, 0 or 1; a column `loss` may hold measured losses instead."""
     return isinstance(value, int | float) and value in (0, 1)
 
 
 def _read_call(call: Any, where: str, ignored: set[str]) -> dict[str, Any]:
-    """`{"type": "function", "function": {"name", "arguments"}}`, the arguments as an object, as templates expect.
+    """Read a call as `{"type": "function", "function": {"name", "arguments"}}`, with arguments as an object.
 
-    See "Tool use" in https://huggingface.co/docs/transformers/chat_extras: OpenAI has them as JSON text.
+    Templates expect an object ("Tool use" in https://huggingface.co/docs/transformers/chat_extras); OpenAI has text.
     """
     call = read_json_cell(call, where, "{")
     outer = Fields(call if isinstance(call, dict) else {})
@@ -178,7 +178,7 @@ def _read_call(call: Any, where: str, ignored: set[str]) -> dict[str, Any]:
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Templates write it as JSON: what is none (NaN, a date of a Parquet file) is refused."""
+    """Refuse values that JSON, and so a template, can't represent: NaN, a date from a Parquet file."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a chat template left out of a conversation: an error where it is part of the text, else named as ignored."""
+"""Checks that a chat template renders all of a conversation: text left out is an error, other fields are reported."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,14 +9,14 @@ from sft.errors import InvalidDataset
 
 CALLING_TEMPLATES = "qwen, qwen3, llama3, mistral or deepseek3"
 THOUGHT_END = "</think>"
-SHORT = 12  # characters, of which a template's own words may have the same
-REFERENCES = ("name", "tool_call_id", "tool_calls[].id")  # fields that templates may write or not
+SHORT = 12  # characters; shorter text may occur in the template's own words
+REFERENCES = ("name", "tool_call_id", "tool_calls[].id")  # fields that templates need not render
 
-Write = Callable[[list[Message], list[Tool] | None], str]  # what the chat template makes of messages and tools
+Write = Callable[[list[Message], list[Tool] | None], str]  # renders messages and tools
 
 
 def check_calls(answer: Message, index: int, written: str) -> None:
-    """Raises InvalidDataset when the template wrote an answer that calls functions, but not all of it."""
+    """Raise InvalidDataset if the template rendered an answer with function calls incompletely."""
     if "tool_calls" not in answer:
         return
     if not all(call["function"]["name"] in written for call in answer["tool_calls"]):
@@ -29,12 +29,12 @@ def check_calls(answer: Message, index: int, written: str) -> None:
 
 
 def check_nothing_is_lost(text: str, row: Conversation, write: Write) -> None:
-    """Many templates pass over roles and tools they do not know. Raises InvalidDataset when this one did."""
+    """Raise InvalidDataset if the template left out a message or tools: many ignore roles they do not know."""
     for index, message in enumerate(row.messages):
         content = message["content"].strip()
-        if message["role"] == "assistant":  # reasoning within it may go: see find_unwritten
+        if message["role"] == "assistant":  # reasoning in it may be removed: see find_unwritten
             content = content.rpartition(THOUGHT_END)[2].strip()
-        as_json = json.dumps(content, ensure_ascii=False)[1:-1]  # Llama 3.1 writes the result of a call so
+        as_json = json.dumps(content, ensure_ascii=False)[1:-1]  # Llama 3.1 renders tool results as JSON
         if content not in text and as_json not in text:
             raise InvalidDataset(
                 f"messages[{index}]: the chat template leaves out this {message['role']} message; "
@@ -48,7 +48,7 @@ def check_nothing_is_lost(text: str, row: Conversation, write: Write) -> None:
 
 
 def _may_hide_a_loss(text: str, row: Conversation) -> bool:
-    """Whether a part that was left out could still be found in the text: in another message, or in the template."""
+    """Whether a part that is left out could still be found in the text: in another message or in the template."""
     if row.tools or any("tool_calls" in message for message in row.messages):
         return True
     whole = [message["content"] for message in row.messages]
@@ -64,7 +64,7 @@ def _may_hide_a_loss(text: str, row: Conversation) -> bool:
 
 
 def _check_marked(row: Conversation, write: Write) -> None:
-    """Have the template write the same conversation of words that stand nowhere else, and look for each of them."""
+    """Render the conversation with unique marker words in place of its texts, and look for each of them."""
     marks: dict[str, str] = {}
 
     def mark(what: str) -> str:
@@ -77,7 +77,7 @@ def _check_marked(row: Conversation, write: Write) -> None:
     tools = [tool | {"function": tool["function"] | {"name": mark(no_tools)}} for tool in row.tools or []]
     try:
         text = write(messages, tools or None)
-    except InvalidDataset:  # a template may want names or forms that it knows
+    except InvalidDataset:  # a template may accept only certain names or forms
         return
     for word, loss in marks.items():
         if word not in text:
@@ -110,7 +110,7 @@ def _mark_message(message: Message, index: int, mark: Callable[[str], str]) -> M
 
 
 def find_unwritten(text: str, row: Conversation, write: Callable[[list[Message]], str]) -> frozenset[str]:
-    """Fields of messages that the template passed over: its text is the same without them."""
+    """Fields of messages that the template ignores: the text is the same without them."""
     unwritten = set(_find_lost_reasoning(text, row.messages))
     for field in (REASONING[0], *REFERENCES):
         values = [value for message in row.messages for value in _list_values(message, field)]

@@ -1,4 +1,4 @@
-"""What became of the rows of a file: counts, the first rows of each kind, reasons, fields that were not followed."""
+"""Reports what became of a file's rows: counts, first rows of each kind, reasons, ignored fields."""
 
 from collections import Counter
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from sft.config import SFTConfig
 from sft.data.supervision import SupervisedText
 
-NOTES_KEPT = 100  # of each kind; the counts are exact
-REASONS_KEPT = 100  # different ones
+NOTES_KEPT = 100  # row numbers of each kind; counts are exact
+REASONS_KEPT = 100  # different reasons
 ROWS_OF_A_REASON = 5
 OTHER_REASONS = "other reasons"
 REASON_LENGTH = 500  # characters
@@ -20,15 +20,15 @@ class SplitReport:
     """What became of the rows of one split.
 
     Attributes:
-        counts: `rows` = `used` + `dropped` (no supervised token left) + `invalid` + `too_long` (left out for its
-            length); `truncated` of the used and dropped; `tokens` and `supervised_tokens` of the used.
-        notes: by the same names, the first rows of each kind that is not simply used.
-        reasons: why rows can't be read, each with how many rows and the first of them; rows whose reasons are beyond
+        counts: `rows` = `used` + `dropped` (no supervised token) + `invalid` + `too_long` (left out); `truncated`
+            counts used and dropped rows; `tokens` and `supervised_tokens` count used ones.
+        notes: the first rows of each kind except `used`, by the same names.
+        reasons: why rows can't be read, each with its number of rows and the first of them; rows with reasons beyond
             the hundredth different one count under the last.
-        rewritten: answers that are not learned since the chat template rewrites them.
-        empty: learned answers without any text.
-        ignored: fields that hold something and are not followed, by the number of rows.
-        varying: what the chat template reads of the clock or draws at random (`sft.chat.steady.TOLD`).
+        rewritten: answers that are not supervised because the chat template rewrites them.
+        empty: supervised answers without text.
+        ignored: fields that have a value and are not used, with the number of rows.
+        varying: uses of the clock or of random numbers by the chat template (`sft.chat.steady.VARYING`).
     """
 
     def __init__(self, rows: int) -> None:
@@ -42,7 +42,7 @@ class SplitReport:
         self.varying: set[str] = set()
 
     def note(self, kind: str, number: int, reason: str | None = None) -> None:
-        """Count a row and, of the first ones, keep its number."""
+        """Count a row and keep the numbers of the first ones."""
         self.counts[kind] += 1
         if len(self.notes[kind]) < NOTES_KEPT:
             self.notes[kind].append(number if reason is None else [number, clean_reason(reason)])
@@ -56,17 +56,17 @@ class SplitReport:
                 told["rows"].append(number)
 
     def note_text(self, text: SupervisedText) -> None:
-        """Count what a row's text leaves out or has too little of."""
+        """Count what a rendered row reports: rewritten and empty answers, ignored fields."""
         self.rewritten += text.rewritten
         self.empty += text.empty
         self.ignored.update(text.ignored)
 
     def explain_emptiness(self, config: SFTConfig) -> str:
-        """Why no row was used."""
+        """Explain why no row was used."""
         return f"of {self.counts['rows']} rows {', '.join(self.list_skipped(config))}"
 
     def list_skipped(self, config: SFTConfig) -> list[str]:
-        """How many rows are not used, by why."""
+        """Number of unused rows by reason, as phrases."""
         counts, parts = self.counts, []
         if counts["invalid"]:
             number, reason = self.notes["invalid"][0]  # type: ignore[misc]  # invalid rows have a reason
@@ -79,5 +79,5 @@ class SplitReport:
 
 
 def clean_reason(reason: str) -> str:
-    """Fit to be logged and sent, whatever a broken row had in it."""
+    """Make a reason safe to log and send, whatever a broken row contains."""
     return reason[:REASON_LENGTH].encode("utf-8", "backslashreplace").decode()

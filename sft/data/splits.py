@@ -1,4 +1,4 @@
-"""Which rows are learned from and which are held out, decided by the rows' content alone."""
+"""Splits rows into training and held-out rows by a hash of their content."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from sft.data.data_files import BrokenRow, NumberedRow, Row
 def split_rows(
     rows: list[NumberedRow], validation_split: float = 0.0, max_samples: int | None = None, seed: int = 0
 ) -> tuple[list[NumberedRow], list[NumberedRow]]:
-    """Rows to learn from and rows held out, in the file's order.
+    """Split into training rows and held-out rows, in the file's order.
 
-    `max_samples` picks by a seeded hash of each row's content, the held-out share by an unseeded one: equal rows
-    stay together, and adding rows moves none across. With two different rows and more neither side is left empty.
+    `max_samples` selects by a seeded hash of each row's content, the held-out share by an unseeded one: equal rows
+    stay together, and adding rows moves none to the other split. With two or more different rows neither is empty.
     """
     if max_samples is not None and len(rows) > max_samples:
         by_hash = sorted(rows, key=lambda item: hash_row(item[1], str(seed)))
@@ -30,14 +30,14 @@ def split_rows(
 
 
 def hash_row(row: Row | BrokenRow, salt: str = "") -> float:
-    """A number in [0, 1) that depends on the row's content (and `salt`) alone.
+    """Hash a row's content (and `salt`) to a number in [0, 1).
 
-    Columns that are null do not count: Parquet has one for each that another row has.
+    Null columns do not count: Parquet has one for each column that another row has.
     """
     values = row if isinstance(row, BrokenRow) else {name: value for name, value in row.items() if value is not None}
     try:
         text = salt + json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
-    except RecursionError:  # nested as deep as could just be read
+    except RecursionError:  # nested almost too deep to be read
         text = salt + str(sorted(row))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

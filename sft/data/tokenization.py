@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.chat.registry import TEMPLATES
-from sft.chat.steady import TOLD
+from sft.chat.steady import VARYING
 from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
 from sft.confinement import step
@@ -166,7 +166,7 @@ def _advise(config: SFTConfig, reports: dict[str, SplitReport]) -> Iterator[tupl
             "a named template_name, such as qwen3, keeps them",
         )
     for part in sorted(set().union(*(report.varying for report in reports.values()))):
-        yield f"template_{part}", TOLD[part]
+        yield f"template_{part}", VARYING[part]
     unused = reports["eval"].counts
     if unused["rows"] and not unused["used"]:
         what = f"none of the {unused['rows']} rows held out for evaluation can be used"

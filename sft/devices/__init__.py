@@ -1,1 +1,1 @@
-"""One training run on several devices."""
+"""Training on several devices: the launcher and the DDP worker processes."""

@@ -1,4 +1,4 @@
-"""One process of a `DistributedSession`: does what it is told over the connection, until that closes."""
+"""Worker process of a `DistributedSession`: runs commands from a connection until that closes."""
 
 import os
 import queue
@@ -18,7 +18,7 @@ from sft.training.session import TrainingSession
 
 
 def main() -> None:
-    """Serve the group this process was launched for."""
+    """Connect to the launcher and serve its commands."""
     port, secret = os.environ.pop(ADDRESS_VARIABLE).split(":")
     rank = int(os.environ["RANK"])
     if torch.cuda.is_available():
@@ -42,16 +42,16 @@ def main() -> None:
             result = None
         except Exception as error:
             connection.send(("error", error))
-            continue  # the group is ended from outside; dying here would only bring the others down with other errors
+            continue  # the launcher ends all processes; exiting here would make the others fail with other errors
         connection.send(("result", result))
 
 
 def _read_commands(
     connection: Connection, commands: "queue.Queue[tuple[str, tuple[Any, ...]]]", stopping: threading.Event
 ) -> None:
-    """Pass commands on, `stop` past all others.
+    """Put commands on the queue; `stop` sets an event instead, ahead of all others.
 
-    When the connection closes, the process that owns the group is gone, and so is this one.
+    When the connection closes, the launcher's process has ended, so this one exits.
     """
     try:
         while True:
@@ -82,7 +82,7 @@ def _open(
 
 
 def _do(session: Any, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:
-    if method == "save" and rank != 0:  # all have the same weights
+    if method == "save" and rank != 0:  # all processes have the same weights
         return None
     return getattr(session, method)(*arguments)
 

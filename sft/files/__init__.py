@@ -1,1 +1,1 @@
-"""Files and folders: complete or absent, within their roots, on a disk that may be full."""
+"""Files and folders: atomic publication, allowed roots, temporary folders, full disks."""

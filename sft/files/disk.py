@@ -1,4 +1,4 @@
-"""A full disk, told as what it is."""
+"""Raises out-of-space errors as DiskFull, and measures free space."""
 
 import errno
 import os
@@ -13,17 +13,17 @@ from sft.errors import DiskFull, walk_causes
 
 SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_TEMPORARY = "No usable temporary directory"  # `tempfile` has no class for it
+NO_TEMPORARY = "No usable temporary directory"  # the error of `tempfile` has no class of its own
 PROBE_BYTES = 1 << 20
 
 
 @contextmanager
-def telling_full_disk(folder: Path, what: str, needed_bytes: int) -> Iterator[None]:
-    """What fails within the block because no more could be written below `folder` is raised as DiskFull.
+def raising_disk_full(folder: Path, what: str, needed_bytes: int) -> Iterator[None]:
+    """Raise errors of the block as DiskFull if no more can be written below `folder`.
 
     Args:
-        what: is being written, for the message.
-        needed_bytes: that it takes.
+        what: what is being written, for the message.
+        needed_bytes: the space it needs.
     """
     free_bytes = measure_free(folder)
     try:
@@ -35,12 +35,12 @@ def telling_full_disk(folder: Path, what: str, needed_bytes: int) -> Iterator[No
 
 
 def measure_free(folder: Path) -> int:
-    """Bytes free where this folder is or will be."""
+    """Free bytes on the disk of this folder, which need not exist yet."""
     return shutil.disk_usage(find_existing(folder)).free
 
 
 def find_existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
@@ -54,21 +54,21 @@ def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int) -
 
 
 def is_about_space(error: BaseException) -> bool:
-    """Whether this error, whatever it came from, says that no more could be written."""
+    """Whether this error says that the disk or a quota is full."""
     if is_about_temporary(error) or (isinstance(error, OSError) and error.errno in FULL):
         return True
     if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "") in SQLITE_FULL:
         return True
-    return any(f"os error {number})" in str(error) for number in FULL)  # safetensors' way to say it
+    return any(f"os error {number})" in str(error) for number in FULL)  # safetensors' message
 
 
 def is_about_temporary(error: BaseException) -> bool:
-    """Whether Python has found no folder for temporary files that it could write to."""
+    """Whether `tempfile` found no folder that it can write to."""
     return isinstance(error, FileNotFoundError) and NO_TEMPORARY in str(error)
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether nothing more can be written: torch's errors carry no number."""
+    """Whether the disk is full, found by writing to it, as torch's errors carry no errno."""
     try:
         with tempfile.TemporaryFile(dir=find_existing(folder)) as file:
             os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)

@@ -1,6 +1,6 @@
-"""Temporary folders beside a target, whose content is made there and then renamed into place.
+"""Temporary folders beside a target, in which its content is written and then renamed into place.
 
-Each is locked while its maker lives, so that later makers can tell what killed ones left from what is in use.
+Each is locked while its process lives, so that others can tell leftovers of killed processes from folders in use.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ SUFFIX = ".tuneyard"
 
 @contextmanager
 def fresh_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty folder beside `folder`, which goes with the block unless it was renamed; leftovers go too."""
+    """Make an empty folder beside `folder`, removed after the block unless renamed; removes leftovers first."""
     remove_leftovers(folder.parent)
     fresh, lock = _make(folder)
     try:
@@ -28,9 +28,9 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what killed makers have left in this folder."""
+    """Remove temporary folders that killed processes left in this folder."""
     for found in place.glob(f".*-????????{SUFFIX}"):
-        with contextlib.suppress(OSError):  # it is being made, or gone, or this file system knows no locks
+        with contextlib.suppress(OSError):  # in use, gone, or the file system has no locks
             lock = _open(found)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,8 +45,8 @@ def _make(folder: Path) -> tuple[Path, int]:
         try:
             lock = _open(fresh)
         except FileNotFoundError:
-            continue  # somebody took it for a leftover before it was locked
-        with contextlib.suppress(OSError):  # a file system without locks: what is left over there stays
+            continue  # another process removed it as a leftover before it was locked
+        with contextlib.suppress(OSError):  # a file system without locks: leftovers stay
             fcntl.flock(lock, fcntl.LOCK_EX)
         if fresh.exists():
             return fresh, lock

@@ -1,4 +1,4 @@
-"""Names that somebody gave, followed no further than they may lead."""
+"""Resolves paths given by users and rejects those that leave the allowed roots."""
 
 import os
 import stat
@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 def find_temporary() -> Path:
-    """The temporary folder by its name: for a full one `tempfile.gettempdir` takes another, the working folder say."""
+    """The configured temporary folder; if it is full, `tempfile.gettempdir` would silently choose another one."""
     named = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")  # noqa: S108
     return Path(named).resolve()
 
 
 def follow(name: str, root: Path, further: Iterable[Path] = ()) -> Path | None:
-    """Where `name` leads from `root`, links followed, whether there is something or not.
+    """Resolve `name` below `root`, following links; the path need not exist.
 
-    None when that is neither in `root` nor in one of the `further` folders, or is not a name a file can have.
+    None if the result is neither in `root` nor in one of the `further` folders, or is not a valid path.
     """
     try:
         found = (root / name).resolve()
-        found.exists()  # a name that is too long is refused here, not by whoever opens it
-    except (OSError, ValueError, RuntimeError):  # a NUL character is a ValueError, a circle of links a RuntimeError
+        found.exists()  # refuse a name that is too long here, not when it is opened
+    except (OSError, ValueError, RuntimeError):  # a NUL character is a ValueError, a loop of links a RuntimeError
         return None
     return found if _is_in(found, (root, *further)) else None
 
 
 def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
-    """A link below `folder`, at any depth, that leads neither into it nor into one of the `further` folders."""
+    """Find a link below `folder`, at any depth, that leads out of it and of the `further` folders."""
     roots = (folder, *further)
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -37,24 +37,24 @@ def find_way_out(folder: Path, further: Iterable[Path] = ()) -> Path | None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether there is neither a file nor a folder at the path but a pipe, a socket or a device.
+    """Whether the path is a pipe, a socket or a device.
 
-    To open a pipe waits for somebody who writes into it, for ever.
+    Opening a pipe blocks until a writer opens it, possibly for ever.
     """
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def find_foreign(path: Path, root: Path) -> Path | None:
-    """The first folder on the way from `root` down to `path` that another account may put links into; None if none.
+    """The first folder between `root` and `path` in which another account may create links; None if none.
 
-    That is one that belongs neither to this account nor to the system's, or that everybody may write to.
+    That is a folder owned by neither this account nor root, or writable by everybody.
     """
     for folder in reversed([path, *path.parents]):
         if folder == root or not folder.is_relative_to(root):
             continue
         try:
             found = folder.lstat()
-        except OSError:  # not there yet, or not to be seen: it is made by this account, or refused
+        except OSError:  # it does not exist yet or is not readable: this account makes it, or fails to
             return None
         if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             return folder
@@ -62,9 +62,9 @@ def find_foreign(path: Path, root: Path) -> Path | None:
 
 
 def is_opened_in(handle: int, root: Path) -> bool:
-    """Whether an open file lies in `root`, whatever links led to it when it was opened.
+    """Whether an open file lies in `root`, whichever links led to it.
 
-    Taken for granted where the system (other than Linux) does not say where an open file lies.
+    True on systems (other than Linux) that do not tell an open file's path.
     """
     try:
         found = Path(f"/proc/self/fd/{handle}").readlink()

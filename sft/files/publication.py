@@ -1,6 +1,6 @@
-"""Folders that are there whole or not at all: made beside their place, synced to disk, then renamed.
+"""Publishes folders atomically: written beside their place, synced to disk, then renamed.
 
-What a killed maker leaves beside them is removed by the next one.
+Leftovers of a killed process are removed by the next publication.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ from pathlib import Path
 
 from sft.files.fresh_folders import fresh_folder
 
-# Entered while something is put in its place; raises where this process may not (any more).
+# Context entered around the rename; raises if this process may not publish (any more).
 Publishing = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
 def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place when the block ends without an error.
+    """Yield an empty folder beside `folder` that replaces it when the block ends without an error.
 
-    With `replace` a former folder of that name goes; without it the former one stays and the new one is dropped
-    (two makers of the same content).
+    With `replace` an existing folder is replaced; without it the existing one stays and the new one is dropped (two
+    processes that make the same content).
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with fresh_folder(folder) as temporary:
         yield temporary
         allowed = ~read_umask()
         temporary.chmod(0o777 & allowed)
-        for path in temporary.rglob("*"):  # some writers, safetensors' among them, make files only their owner reads
+        for path in temporary.rglob("*"):  # some writers, safetensors among them, make files private to their owner
             path.chmod((0o777 if path.is_dir() else 0o666) & allowed)
         sync_tree(temporary)
         _put_in_place(temporary, folder, replace)
@@ -36,14 +36,14 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def read_umask() -> int:
-    """What this process gives nobody else. It can't be asked for without setting it: nothing opens up meanwhile."""
+    """Read this process's umask. That requires setting it, to the strictest value for the moment."""
     current = os.umask(0o077)
     os.umask(current)
     return current
 
 
 def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:
-    """Rename; whoever else does so at the same moment is either replaced or left, as `replace` says."""
+    """Rename; a folder that another process publishes at the same moment is replaced or kept, as `replace` says."""
     while True:
         if folder.exists():
             if not replace:
@@ -59,8 +59,8 @@ def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:
 
 
 def discard_folder(folder: Path) -> None:
-    """Remove a folder so that nobody sees it half gone: renamed first, then emptied. No error if it is gone already."""
-    with fresh_folder(folder) as former, contextlib.suppress(FileNotFoundError):  # another process has
+    """Remove a folder atomically: rename it, then delete it. No error if it does not exist."""
+    with fresh_folder(folder) as former, contextlib.suppress(FileNotFoundError):  # another process removed it
         folder.rename(former / folder.name)
 
 

@@ -1,4 +1,4 @@
-"""What is saved beside the weights: tokenizer, chat template, generation config. Tried out before training."""
+"""Saves tokenizer, chat template and generation config beside the weights; saving is tried before training."""
 
 import copy
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from sft.models.portable_tokenizer import save_portable
 
 
 def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
-    """Give the model a generation config that can be saved and that stops where an answer ends. Returns warnings.
+    """Set a generation config that can be saved and that stops at the end of an answer. Returns warnings.
 
-    Published ones often hold values that transformers warns about when it reads them and refuses to write, such as a
-    temperature without sampling. What can't be written is left out.
+    Published ones often have values that transformers warns about on reading and refuses to write, such as a
+    temperature without sampling. Values that can't be written are left out.
 
     Args:
         path: folder of the base model.
@@ -38,12 +38,12 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _read_generation(model: PreTrainedModel, path: Path) -> dict[str, Any]:
-    """The values of the model's generation config, valid or not; older models have them in their configuration."""
+    """Read the model's generation config, valid or not; older models have it in config.json."""
     if (path / GENERATION_CONFIG_NAME).exists():
         return read_object(path / GENERATION_CONFIG_NAME)
     try:
         values: dict[str, Any] = GenerationConfig.from_model_config(model.config).to_diff_dict()
-    except Exception:  # of whatever kind: without it generation has its defaults
+    except Exception:  # without a readable one generation has its defaults
         return {}
     return values
 
@@ -51,13 +51,13 @@ def _read_generation(model: PreTrainedModel, path: Path) -> dict[str, Any]:
 def save_companions(
     folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, model_path: Path
 ) -> None:
-    """Write the tokenizer with its chat template, and the generation config."""
+    """Save the tokenizer with its chat template, and the generation config."""
     save_portable(tokenizer, folder, model_path)
     generation.save_pretrained(folder)
 
 
 def make_folder(folder: Path, field: str) -> None:
-    """Make a folder that a job writes to. Raises InvalidConfig or DiskFull, naming the field that says where it is."""
+    """Make a folder that a job writes to. Raises InvalidConfig or DiskFull, naming the field that sets it."""
     with _writing_to(folder, field):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -70,11 +70,11 @@ def try_saving(
     tokenizer: PreTrainedTokenizerBase,
     configs: list[Any],
 ) -> None:
-    """Write all that a result has beside its weights into a folder that goes again.
+    """Save everything but the weights to a temporary folder, to find errors before training.
 
     Args:
-        name: of the base model, for messages.
-        configs: of the adapters, which are written too.
+        name: the base model, for messages.
+        configs: the adapters' configs, which are saved too.
 
     Raises:
         InvalidConfig: nothing can be written there.
@@ -114,12 +114,12 @@ def _saving(part: str, name: str) -> Iterator[None]:
 
 
 def _keep_valid(values: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
-    """A config of as many of these values as can be written together, and the names of the others."""
+    """A config of the values that can be saved together, and the names of the others."""
     settled, left_out = GenerationConfig(), list[str]()
     stops = values.get("eos_token_id")
     if stops is not None and not all(type(token) is int for token in (stops if isinstance(stops, list) else [stops])):
         values, left_out = {**values, "eos_token_id": None}, ["eos_token_id"]
-    # `do_sample` decides which of the others make sense.
+    # `do_sample` first: it decides which of the others are valid.
     for name in sorted(values, key=lambda name: name != "do_sample"):
         if name.startswith("_") or name in ("transformers_version", "pad_token_id"):  # the tokenizer's counts
             continue
@@ -135,6 +135,6 @@ def _is_valid(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
         config.to_json_string()
-    except Exception:  # of whatever kind: the question is whether it can be saved
+    except Exception:  # any error means that it can't be saved
         return False
     return True

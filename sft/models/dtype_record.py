@@ -1,6 +1,6 @@
-"""What `mixed_precision: auto` came to on a machine: measured once and kept, so that a seed gives the same run again.
+"""Records what `mixed_precision: auto` means on a machine: measured once, so that a seed reproduces a run.
 
-Loads no torch: `tuneyard doctor` reads the record too.
+Does not import torch: `tuneyard doctor` reads the record too.
 """
 
 import fcntl
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
-FILE = "dtype.json"  # by machine, since several may share a folder
+FILE = "dtype.json"  # has an entry per machine, since several may share a folder
 
 
 class DtypeRecord(NamedTuple):
-    """`mixed_precision` is what was faster; the times are of one matrix product."""
+    """`mixed_precision` is the faster one; the seconds are those of one matrix product."""
 
     mixed_precision: str
     fp32_seconds: float
@@ -39,12 +39,12 @@ def name_cpu() -> str:
 
 
 def describe_machine() -> str:
-    """What a measurement holds for: this processor with this torch."""
+    """The key of a measurement: processor and torch version."""
     return f"{name_cpu()}, torch {version('torch')}"
 
 
 def read_record(folder: Path) -> DtypeRecord | None:
-    """What was measured on this machine; None when nothing was."""
+    """Read this machine's measurement; None without one."""
     try:
         return DtypeRecord(**json.loads((folder / FILE).read_text(encoding="utf-8"))[describe_machine()])
     except (OSError, ValueError, KeyError, TypeError):
@@ -52,12 +52,12 @@ def read_record(folder: Path) -> DtypeRecord | None:
 
 
 def measure_once(folder: Path, measure: Callable[[], tuple[str, float, float]]) -> DtypeRecord:
-    """What was measured on this machine; who asks first measures, and those beside wait for it.
+    """Return this machine's measurement; the first caller measures while concurrent ones wait.
 
-    Where the folder can't be written to it is measured each time.
+    If the folder can't be written to, each call measures.
 
     Args:
-        measure: gives `mixed_precision`, and the seconds in fp32 and in bf16.
+        measure: returns `mixed_precision`, and the seconds in fp32 and in bf16.
     """
     with _alone(folder):
         if found := read_record(folder):
@@ -75,7 +75,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / f".{FILE}.lock").open("w")
-    except OSError:  # a folder that is only read: nobody keeps anything there
+    except OSError:  # a read-only folder has no record to lock
         yield
         return
     with lock:

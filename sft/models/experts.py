@@ -1,4 +1,4 @@
-"""Mixtures of experts as transformers keeps them: experts in stacked parameters, and the routers beside them."""
+"""Finds stacked expert parameters, lists of experts and routers in mixture-of-experts models of transformers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ FUSED_DIMENSIONS = 3  # (experts, in, out) or (experts, out, in)
 
 
 def find_expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, the parameters that hold the weights of several experts in one tensor."""
+    """Find parameters that stack the weights of several experts in one tensor, by name."""
     counts = set(_list_expert_counts(getattr(model, "config", None)))
     found = {}
     for name, module in model.named_modules():
@@ -21,23 +21,23 @@ def find_expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             is_flat = parameter.dim() == FUSED_DIMENSIONS - 1 and "expert" in name.rpartition(".")[2].lower()
             if is_stack or is_flat or (parameter.dim() == FUSED_DIMENSIONS and "expert" in name.lower()):
                 found[f"{name}.{short}"] = parameter
-    # A matrix with a row for each expert is their biases, or a router's scores.
+    # A matrix with a row per expert has their biases or is a router.
     return {name: parameter for name, parameter in found.items() if parameter.dim() == FUSED_DIMENSIONS} or {
         name: parameter for name, parameter in found.items() if min(parameter.shape) not in counts
     }
 
 
 def is_expert_list(model: nn.Module, name: str) -> bool:
-    """Whether this module of the model is a list of experts, which are alike."""
+    """Whether this module is a list of equal experts."""
     counts = set(_list_expert_counts(getattr(model, "config", None)))
     module = model.get_submodule(name)
     return isinstance(module, nn.ModuleList) and len(module) in counts and "expert" in name.rpartition(".")[2].lower()
 
 
 def find_routers(model: nn.Module) -> set[str]:
-    """Names of the linear layers that decide which expert sees a token: they have an output for each expert.
+    """Names of the linear layers that route tokens to experts: they have one output per expert.
 
-    So are those before them in a router of several layers.
+    Earlier layers of a router with several layers count too.
     """
     modules = dict(model.named_modules())
     blocks: dict[str, set[int]] = {}
@@ -55,7 +55,7 @@ def find_routers(model: nn.Module) -> set[str]:
         for short, module in modules[place].named_modules()
         if isinstance(module, nn.Linear) and module.out_features in counts and short.count(".") <= 1
     }
-    # A router of several layers goes by its name: its last one may have a place for no expert at all.
+    # A router with several layers is found by its name: its last layer may have an output for "no expert".
     routing = {
         f"{place}.{short}"
         for place in blocks
@@ -71,7 +71,7 @@ def find_routers(model: nn.Module) -> set[str]:
 
 
 def _list_expert_counts(config: Any) -> Iterator[int]:
-    """Every number of experts that a configuration or one nested in it names."""
+    """Yield every number of experts in a configuration and those nested in it."""
     if config is None:
         return
     for name, value in vars(config).items():

@@ -1,4 +1,4 @@
-"""Whether the numbers in a file of weights, or in a model, are finite. The API looks too, which has no torch."""
+"""Checks that weights, in a file or a model, are finite. Works without torch, as the API checks files too."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHUNK_BYTES = 2**24
-# By safetensors' names: bytes of a number, and the bits of its highest and next byte that are all set in NaN and
-# infinities alone. Numbers are stored lowest byte first.
+# By safetensors' dtype: bytes per number, and the exponent's bits in its highest and next byte, which are all set
+# only in NaN and infinities. Numbers are little-endian.
 FORMATS = {"F64": (8, 0x7F, 0xF0), "F32": (4, 0x7F, 0x80), "BF16": (2, 0x7F, 0x80), "F16": (2, 0x7C, 0x00)}
 
 
 def find_not_finite(path: Path, most_bytes: int | None = None) -> str | None:
-    """The first tensor of a whole safetensors file that holds NaN or an infinity.
+    """Find the first tensor of an intact safetensors file that holds NaN or an infinity.
 
     Args:
-        most_bytes: tensors beyond so many are not looked at.
+        most_bytes: stop after so many bytes of tensors.
     """
     left = most_bytes
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def find_not_finite(path: Path, most_bytes: int | None = None) -> str | None:
 
 
 def find_broken_weight(model: "nn.Module", with_trained: bool) -> str | None:
-    """The first weight of a model that holds NaN or an infinity, among those that are trained or without them."""
+    """Find the first weight of a model that holds NaN or an infinity, including trained weights or not."""
     for name, weight in model.named_parameters():
         if (
             (with_trained or not weight.requires_grad)
@@ -54,7 +54,7 @@ def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _are_finite(numbers: bytes, dtype: str) -> bool:
-    """Looks at the highest byte of each number alone, as long as none is near the largest that there are."""
+    """Checks the highest byte of each number; the next one only if a number is very large."""
     width, high, low = FORMATS[dtype]
     highest = numbers[width - 1 :: width].translate(_mark(high))
     if 1 not in highest:
@@ -64,5 +64,5 @@ def _are_finite(numbers: bytes, dtype: str) -> bool:
 
 
 def _mark(bits: int) -> bytes:
-    """For each byte 1 where it has all these bits, else 0."""
+    """Translation table of bytes: 1 if a byte has all these bits, else 0."""
     return bytes(byte & bits == bits for byte in range(256))

@@ -1,4 +1,4 @@
-"""What a job asks of the machine, compared with what it has, before anything is loaded."""
+"""Compares what a job requires of the machine with what it has, before anything is loaded."""
 
 import importlib.util
 import os
@@ -7,20 +7,20 @@ from typing import NamedTuple
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # over all devices in sight
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # over all visible devices
 INSTALL_CUDA = "install it with `pip install -c constraints.txt -e '.[cuda]'`"
 
 
 class Hardware(NamedTuple):
-    """The facts."""
+    """GPUs, CPU cores and installed packages that matter to a job."""
 
-    gpus: int  # that this process sees
+    gpus: int  # visible to this process
     cores: int
     has_bitsandbytes: bool
 
 
 def inspect_hardware() -> Hardware:
-    """Those of the machine this runs on."""
+    """Inspect the machine this runs on."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -28,7 +28,7 @@ def inspect_hardware() -> Hardware:
 
 
 def check_hardware(config: SFTConfig, hardware: Hardware) -> list[str]:
-    """Raises InvalidConfig for devices, a placement or a method that this machine can't give. Returns warnings."""
+    """Raise InvalidConfig for devices, a placement or a method that this machine lacks. Returns warnings."""
     check_devices(config.num_devices, hardware.gpus, hardware.cores)
     if config.use_qlora:
         check_qlora(hardware)
@@ -36,9 +36,9 @@ def check_hardware(config: SFTConfig, hardware: Hardware) -> list[str]:
 
 
 def check_devices(num_devices: int, gpus: int, cores: int) -> None:
-    """Raises InvalidConfig when there are fewer devices than the job asks for.
+    """Raise InvalidConfig if there are fewer devices than the job asks for.
 
-    Without CUDA the processes share the cores of the CPU: of use to rehearse a job for several GPUs, not to be faster.
+    Without CUDA the processes share the CPU's cores: useful to rehearse a job for several GPUs, but not faster.
     """
     if gpus and num_devices > gpus:
         raise InvalidConfig(
@@ -53,7 +53,7 @@ def check_devices(num_devices: int, gpus: int, cores: int) -> None:
 
 
 def check_qlora(hardware: Hardware) -> None:
-    """Raises InvalidConfig where weights can't be held in 4 bits."""
+    """Raise InvalidConfig if weights can't be loaded in 4 bits here."""
     if not hardware.gpus:
         raise InvalidConfig("use_qlora needs a CUDA device and there is none; set use_qlora to false for plain LoRA")
     if not hardware.has_bitsandbytes:
@@ -63,7 +63,7 @@ def check_qlora(hardware: Hardware) -> None:
 
 
 def _check_placement(config: SFTConfig, hardware: Hardware) -> list[str]:
-    """`device_map` may name the job's own device: training runs on one, or on a copy of the model each."""
+    """Check that `device_map` names the job's own device: a job trains on one device, or a model copy on each."""
     place = config.device_map
     if place is None:
         return []

@@ -1,4 +1,4 @@
-"""A model's linear layers and stacked parameters, by name, and how names are shortened for people and for PEFT."""
+"""Finds a model's linear layers by name, and shortens names for messages and for PEFT."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -14,7 +14,7 @@ from sft.models.quantized import count_weights
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A part that gets no adapter: what it is, how many weights it has, and why."""
+    """A part of the model without an adapter: what it is, how many weights it has, and why."""
 
     what: str
     parameters: int
@@ -22,7 +22,7 @@ class LeftOut:
 
 
 def find_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer but the head and what shares its matrix with the head or the embeddings."""
+    """Every linear layer except the head and layers tied to the head or the embeddings."""
     outer = [model.get_output_embeddings(), model.get_input_embeddings()]
     heads = {id(module.weight) for module in outer if isinstance(getattr(module, "weight", None), torch.Tensor)}
     return {
@@ -33,14 +33,14 @@ def find_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def count_layers(model: PreTrainedModel) -> int:
-    """As the configuration says, under whichever name; else the length of the longest list of modules."""
+    """Number of layers in the configuration, under any of its names; else the length of the longest ModuleList."""
     told = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     longest = max((len(child) for child in model.modules() if isinstance(child, nn.ModuleList)), default=1)
     return told if isinstance(told, int) else longest
 
 
 def describe_layers(layers: dict[str, nn.Module], names: Iterable[str], reason: str) -> list[LeftOut]:
-    """One entry for each kind of layer, with a `*` for the numbers of those it stands for."""
+    """One entry per kind of layer, with `*` in place of layer numbers."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(names):
         kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", name), []).append(name)
@@ -55,7 +55,7 @@ def describe_layers(layers: dict[str, nn.Module], names: Iterable[str], reason: 
 
 
 def describe_experts(experts: dict[str, nn.Parameter], reason: str) -> list[LeftOut]:
-    """One entry for all stacked parameters; none where there are none."""
+    """One entry for all stacked parameters; none if there are none."""
     if not experts:
         return []
     names = ", ".join(sorted({name_end(name) for name in experts}))
@@ -68,7 +68,7 @@ def name_end(name: str) -> str:
 
 
 def name_shortly(wanted: Collection[str], everything: Iterable[str], parts: int = 1) -> list[str]:
-    """For PEFT: the last parts of the names where these mean nothing but what is wanted, else whole names."""
+    """For PEFT: the last parts of the names if these match nothing else, otherwise whole names."""
 
     def end(name: str) -> str:
         return ".".join(name.split(".")[-parts:])

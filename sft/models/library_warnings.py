@@ -1,4 +1,4 @@
-"""What transformers, PEFT and TRL warn of while a model is loaded, as sentences among a job's own warnings."""
+"""Collects warnings of transformers, PEFT and TRL while a model is loaded, to report them with a job's warnings."""
 
 import logging
 import warnings
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 LIBRARIES = ("transformers", "peft", "trl", "accelerate")
 SHOWN_CHARACTERS = 300
-# Told by Tuneyard in sentences of its own, whatever the libraries say: `sft.models.weight_names` (the first three),
+# Tuneyard reports these in its own sentences: `sft.models.weight_names` (the first three),
 # `sft.models.companions`, `sft.training.tables`, `sft.chat.templates`, `sft.kernels.packing` (attention run
 # by document), `sft.training.arguments`.
 COVERED = (
@@ -36,10 +36,10 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def hearing_libraries() -> Iterator[list[str]]:
-    """The list that is yielded fills with what the libraries warn of within the block, each sentence once.
+def collecting_warnings() -> Iterator[list[str]]:
+    """Yields a list that collects the libraries' warnings in the block, each one once.
 
-    They log it as they always do; what a filter makes an error stays one.
+    They are still logged; a warning that a filter turns into an error still raises.
     """
     heard: list[str] = []
     collector = _Collector(heard)

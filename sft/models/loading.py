@@ -1,4 +1,4 @@
-"""Base models and their tokenizers: found by name, loaded in the dtype the machine is fast in."""
+"""Finds base models and tokenizers by name and loads them in the dtype that is fastest on this machine."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from sft.models.model_settings import read_settings
 from sft.models.model_texts import check_texts
 from sft.models.tokenizer_class import find_tokenizer_class
 from sft.models.weight_names import check_loading, check_stored_names
-from sft.models.weights import check_weights, telling_unusable
+from sft.models.weights import check_weights, raising_unusable
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_SECONDS = 3.0
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
-DTYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names, by mixed_precision
-BF16_GAIN = 0.9  # bf16 must need less than this share of fp32's time to be worth its rounding
+DTYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}  # mixed_precision: torch's name
+BF16_GAIN = 0.9  # bf16 must take less than this share of fp32's time to be worth its rounding
 
 
 class Machine(NamedTuple):
-    """What the choice of a dtype depends on. `measure_gemm` gives the seconds of one product in fp32 and in bf16."""
+    """What the choice of a dtype depends on. `measure_gemm` returns seconds per product in fp32 and in bf16."""
 
     has_cuda: bool
     has_cuda_bf16: bool
@@ -40,14 +40,14 @@ class Machine(NamedTuple):
 
 
 def find_model(name: str, model_root: Path, allowed_roots: Sequence[Path] = ()) -> Path:
-    """The folder of a base model: below the model root, in the local Hugging Face cache, or fetched from the Hub.
+    """Find the folder of a base model: below the model root, in the local Hugging Face cache, or from the Hub.
 
     Args:
-        allowed_roots: where links in the model root may lead, beside the model root itself.
+        allowed_roots: folders besides the model root that links in it may point to.
 
     Raises:
-        ModelUnusable: a text file of it is too long to be one.
-        ModelNotFound: it is in none of these; the message names every place looked at. Without a reachable Hub this
+        ModelUnusable: one of its text files is too large.
+        ModelNotFound: it is in none of these; the message lists the places searched. Without a reachable Hub this
             takes a few seconds.
     """
     root = Path(os.path.normpath(model_root.absolute()))
@@ -73,20 +73,20 @@ def find_model(name: str, model_root: Path, allowed_roots: Sequence[Path] = ()) 
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The model's fast tokenizer; one without a pad token pads with its end-of-sequence or unknown token.
+    """Load the model's fast tokenizer; without a pad token it pads with its end-of-sequence or unknown token.
 
     Raises:
-        ModelUnusable: the folder has no tokenizer that can be read.
-        InvalidConfig: the tokenizer has no fast version, which tells where each token stands in the text.
+        ModelUnusable: the folder has no readable tokenizer.
+        InvalidConfig: the tokenizer has no fast version, which maps tokens to characters.
     """
     tokenizer_class: Any = find_tokenizer_class(path)
     if tokenizer_class is None:
         from transformers import AutoTokenizer
 
         tokenizer_class = AutoTokenizer
-    with telling_unusable(f"the tokenizer of base_model {path.name}", path):
+    with raising_unusable(f"the tokenizer of base_model {path.name}", path):
         tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
-        tokenizer.encode("Hello", add_special_tokens=False)  # some settings are looked at only now
+        tokenizer.encode("Hello", add_special_tokens=False)  # some settings are read only now
     if not tokenizer.is_fast:
         raise InvalidConfig(f"base_model {path.name} has no fast tokenizer (tokenizer.json), which training needs")
     if tokenizer.pad_token is None:
@@ -95,14 +95,14 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-    """The model from safetensors alone, never running code of its own: frozen weights in the compute dtype.
+    """Load the model from safetensors only, without running code of the model: frozen weights in the compute dtype.
 
-    Full fine-tuning keeps its weights in fp32. `dtype` is what `choose_dtype` says, where the caller has it already.
+    Full fine-tuning keeps its weights in fp32. `dtype` is the result of `choose_dtype`, if the caller has it already.
 
     Raises:
-        InvalidConfig: QLoRA or a dtype this machine can't do.
-        ModelUnusable: files of the model are missing or damaged, or of no kind that can be read here.
-        ModelNotSupported: the model is none that writes text.
+        InvalidConfig: this machine does not support QLoRA or the dtype.
+        ModelUnusable: files of the model are missing, damaged or of an unsupported kind.
+        ModelNotSupported: the model does not generate text.
     """
     import torch
     from transformers import GenerationConfig
@@ -113,17 +113,17 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     check_weights(path, subject)
     dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
-    options["generation_config"] = GenerationConfig()  # not the published one, which need not be valid
+    options["generation_config"] = GenerationConfig()  # the published one may be invalid
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():
         place = config.device_map or int(os.environ.get("LOCAL_RANK", 0))
         options["device_map"] = {"": int(place) if isinstance(place, str) and place.isdecimal() else place}
-        if config.device_map in SPREADING:  # over one GPU, or it would have been refused
+        if config.device_map in SPREADING:  # over one GPU; several were refused before
             options["device_map"] = config.device_map
     empty = build_empty(path, subject)
-    notes = check_stored_names(empty, path, subject)  # before memory is taken for sizes that are not those of the files
-    with telling_unusable(subject, path), quiet_transformers():
+    notes = check_stored_names(empty, path, subject)  # before memory is allocated for wrong sizes
+    with raising_unusable(subject, path), quiet_transformers():
         model, loading = find_model_class(empty.config, path).from_pretrained(
             path,
             config=read_settings(path, subject),
@@ -138,16 +138,16 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     return loaded
 
 
-def tell_unread(model: "PreTrainedModel") -> list[str]:
-    """Sentences on weights in the files of a model just loaded that are not used, or not as its configuration says."""
+def list_unread_weights(model: "PreTrainedModel") -> list[str]:
+    """Warnings about weights in a loaded model's files that are not used, or not as its configuration says."""
     return list(getattr(model, "stored_notes", []))
 
 
 def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
-    """The dtype to compute in. `auto` takes bf16 (else fp16) on CUDA, and on a CPU what was measured to be faster.
+    """Choose the compute dtype. `auto` means bf16 (else fp16) on CUDA, and on a CPU the one measured to be faster.
 
     Raises:
-        InvalidConfig: the machine can't compute in the dtype asked for.
+        InvalidConfig: the machine does not support the dtype asked for.
     """
     import torch
 
@@ -165,7 +165,7 @@ def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
 
 
 def inspect_machine() -> Machine:
-    """The facts of the machine this runs on."""
+    """Inspect the machine this runs on."""
     import torch
 
     has_cuda = torch.cuda.is_available()
@@ -175,7 +175,7 @@ def inspect_machine() -> Machine:
 def measure_gemm(size: int = 768, repeats: int = 5) -> tuple[float, float]:
     """Seconds of one `size` x `size` matrix product on the CPU, in fp32 and in bf16: the best of `repeats`.
 
-    They take turns, so that what else the machine does disturbs both alike.
+    The two alternate, so that other load affects both alike.
     """
     import torch
 
@@ -189,7 +189,7 @@ def time_product(dtype: "torch.dtype", size: int, repeats: int, device: str = "c
 
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds = []
-    for _ in range(repeats + 1):  # the first one also sets the kernel up
+    for _ in range(repeats + 1):  # the first one warms up
         start = time.perf_counter()
         _ = left @ right
         if device != "cpu":
@@ -199,17 +199,16 @@ def time_product(dtype: "torch.dtype", size: int, repeats: int, device: str = "c
 
 
 def name_precision(dtype: "torch.dtype | str") -> str:
-    """The `mixed_precision` that asks for this dtype."""
+    """The `mixed_precision` for this dtype."""
     wanted = str(dtype).removeprefix("torch.")
     return next(precision for precision, name in DTYPES.items() if name == wanted)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without warnings of names that libraries are about to give up.
+    """Silence progress bars, deprecation warnings, and the table of unused weights.
 
-    Nor the table of a model's weights that are not used, which `sft.models.weight_names` tells in a sentence.
-    A person's own settings come back afterwards.
+    `sft.models.weight_names` reports unused weights in one sentence. The user's own settings are restored.
     """
     from transformers.utils import logging
 
@@ -234,7 +233,7 @@ def _is_untold(record: "LogRecord") -> bool:
 
 
 def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Path]) -> None:
-    """Neither the folder nor a file in it may be a link to somewhere else. Raises ModelNotFound."""
+    """Check that neither the folder nor a file in it is a link that leaves the roots. Raises ModelNotFound."""
     if follow(str(folder), root, allowed_roots) is None:
         way_out: Path | None = folder
     else:
@@ -250,7 +249,7 @@ def _check_links(name: str, folder: Path, root: Path, allowed_roots: Sequence[Pa
 def _is_link(path: Path) -> bool:
     try:
         return path.is_symlink()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
@@ -275,7 +274,7 @@ def _fetch_from_hub(name: str) -> Path:
 def _list_hub_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    transport_error = HfHubHTTPError.__mro__[1]  # the root of its HTTP client's errors, whichever client that is
+    transport_error = HfHubHTTPError.__mro__[1]  # base class of the HTTP client's errors (requests or httpx)
     return (OSError, HFValidationError, transport_error)
 
 

@@ -1,4 +1,4 @@
-"""Which of transformers' classes reads a base model so that it writes text, and the model it makes without weights."""
+"""Chooses transformers' auto class for a base model, and builds the model without weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def find_model_class(settings: Any, path: Path) -> Any:
-    """The auto class for these settings: the one that makes what the model was saved as, if there are several.
+    """The auto class for these settings; of several, the one that makes the class the model was saved as.
 
-    Text is also written by models that can look at images; their language part is trained on rows of text.
+    Models that also read images are included; their language part is trained on rows of text.
 
     Raises:
-        ModelNotSupported: none of them knows the model's type.
+        ModelNotSupported: no auto class knows the model's type.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 

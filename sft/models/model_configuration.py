@@ -1,4 +1,4 @@
-"""What a model's config.json asks for, looked at before any library believes it."""
+"""Checks a model's config.json before any library uses it."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from typing import Any
 
 from sft.errors import ModelUnusable
 
-MOST_PARTS = 4096  # layers or experts; the most that a published model has are 126 layers and 2,048 experts
-# `num_hidden_layers`, `n_layer`, `num_local_experts`, `depth` …, but not the size of an expert.
+MOST_PARTS = 4096  # layers or experts; published models have at most 126 layers and 2,048 experts
+# Matches `num_hidden_layers`, `n_layer`, `num_local_experts`, `depth` …, but not the size of an expert.
 _COUNT = re.compile(r"(.*_)?(layers?|experts?|depths?|num_blocks)(_per_(stage|stack|group))?")
 _IMPLEMENTATION = "implementation"  # as in `_attn_implementation`: a name, or a repository on the Hub with code to run
 
@@ -17,8 +17,9 @@ Named = tuple[str, Any]
 
 
 def check_configuration(folder: Path, subject: str) -> None:
-    """Refuse a config.json with more layers or experts than any model has, which would be made one by one for ever, and
-    one that names code on the Hub. A file that can't be read is left to who reads it.
+    """Refuse a config.json that has more layers or experts than any model or names code on the Hub.
+
+    Too many layers would be built one by one without end. A file that can't be read is refused by its reader.
 
     Raises:
         ModelUnusable: naming the field and the value.
@@ -41,7 +42,7 @@ def check_configuration(folder: Path, subject: str) -> None:
 
 
 def _walk(content: Any) -> Iterator[Named]:
-    """Every value with the name of its field, or of the field whose list or parts it is in."""
+    """Yield every value with the name of its field, or of the field that contains it."""
     left: list[Named] = [("", content)]
     while left:
         name, value = left.pop()

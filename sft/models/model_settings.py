@@ -1,4 +1,4 @@
-"""A base model's config.json as transformers' configuration, and what is wrong with it in one sentence."""
+"""Reads a base model's config.json as transformers' configuration and explains errors in one sentence."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from sft.errors import ModelUnusable, TuneyardError
 from sft.files.temporary import temporary_folder
 from sft.models.model_texts import read_object
 from sft.models.settings_repairs import repair
-from sft.models.weights import telling_unusable
+from sft.models.weights import raising_unusable
 
 CONFIG = "config.json"
 REMEDY = "compare it with the published one"
@@ -27,7 +27,7 @@ POSITIVE = (
     "n_heads",
     "vocab_size",
 )
-NOT_NEGATIVE = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0 in models that count otherwise (GLM-5)
+NOT_NEGATIVE = ("num_key_value_heads", "head_dim", "intermediate_size")  # may be 0 (GLM-5)
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -43,10 +43,10 @@ MOST_TRIES = 20
 
 
 def read_settings(path: Path, subject: str) -> Any:
-    """The configuration of the model in this folder, without the entries that `tell_repairs` names.
+    """Read the configuration of the model in this folder, without the entries that `describe_repairs` names.
 
     Raises:
-        ModelUnusable: it can't be read, or can't be right.
+        ModelUnusable: it can't be read or is not valid.
     """
     values = read_object(path / CONFIG)
     _check_sizes(values, subject)
@@ -63,16 +63,16 @@ def read_settings(path: Path, subject: str) -> Any:
     raise ModelUnusable(f"{subject} can't be read: its {CONFIG} has many entries of another kind; {REMEDY}")
 
 
-def tell_repairs(path: Path) -> list[str]:
-    """A sentence on entries of config.json that are not followed, if there are any."""
+def describe_repairs(path: Path) -> list[str]:
+    """A warning about entries of config.json that are not used, if there are any."""
     return repair(read_object(path / CONFIG))[1]
 
 
 @contextmanager
 def explaining(values: dict[str, Any], subject: str, path: Path) -> Iterator[None]:
-    """What a library raises within the block because of config.json is raised as ModelUnusable, naming the entry."""
+    """Raise a library's errors about config.json as ModelUnusable, naming the entry."""
     try:
-        with telling_unusable(subject, path):
+        with raising_unusable(subject, path):
             yield
     except TuneyardError as error:
         cause = error.__cause__
@@ -94,7 +94,7 @@ def _parse(repaired: dict[str, Any] | None, path: Path) -> Any:
 
 
 def _check_sizes(values: dict[str, Any], subject: str) -> None:
-    """Numbers that no model has, of the model itself or of its language part. Raises ModelUnusable."""
+    """Refuse impossible sizes, of the model or of its language part. Raises ModelUnusable."""
     text = values.get("text_config")
     for part in (values, text if isinstance(text, dict) else {}):
         for problem in (*_list_sizes(part), *_list_rates(part)):
@@ -119,7 +119,7 @@ def _list_sizes(part: dict[str, Any]) -> Iterator[str]:
 
 
 def _list_rates(part: dict[str, Any]) -> Iterator[str]:
-    """Of dropout. None is usual for some that are not read, but not for attention."""
+    """Describe invalid dropout rates. null is usual for rates that are not used, but not for attention."""
     for name, rate in part.items():
         is_rate = name.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(rate, int | float)
         if (is_rate and not 0 <= rate < 1) or (name == "attention_dropout" and rate is None):
@@ -127,7 +127,7 @@ def _list_rates(part: dict[str, Any]) -> Iterator[str]:
 
 
 def _explain(values: dict[str, Any], error: BaseException) -> str | None:
-    """A sentence on the entry that a library's error is about; None where that can't be told."""
+    """Explain the entry that a library's error is about; None if it is not known."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
     if "trust_remote_code" in text:
@@ -166,7 +166,7 @@ def _explain(values: dict[str, Any], error: BaseException) -> str | None:
 
 
 def _convert(values: dict[str, Any], error: BaseException | None) -> bool:
-    """Write a number as the kind that is wanted where it stays the same number; whether one was."""
+    """Convert numbers between int and float where the value stays the same; returns whether one was converted."""
     field, text = FIELD.search(str(error)), str(error)
     if field is None:
         return False

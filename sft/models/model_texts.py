@@ -1,4 +1,4 @@
-"""The text files of a model or an adapter: none is read that is longer than any real one."""
+"""Refuses text files of a model or an adapter that are larger than any real one."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ from sft.errors import ModelUnusable
 from sft.files.places import is_special
 
 MB = 2**20
-TEMPLATES = "additional_chat_templates"  # the one folder that tokenizers look into
-# Above the largest published ones: Gemma's tokenizer.json has 33 MB, the index of a model of 700 shards 10 MB.
+TEMPLATES = "additional_chat_templates"  # the only subfolder that tokenizers read
+# Above the largest published ones: Gemma's tokenizer.json has 33 MB, the index of a model with 700 shards 10 MB.
 LIMITS_BYTES = {
     "config.json": 16 * MB,
     "adapter_config.json": 16 * MB,
@@ -28,12 +28,12 @@ LIMITS_BYTES = {
     "*.model": 64 * MB,
 }
 
-# What `tokenizer_class` names where the class has no special tokens of its own: what its files do not name, it lacks.
+# Tokenizer classes without special tokens of their own: they have only those that their files name.
 PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def check_texts(folder: Path, subject: str) -> None:
-    """Refuse text files that would take all memory of whatever reads them, and what is not a file: see `is_special`.
+    """Refuse text files that would use up the reader's memory, and special files (see `is_special`).
 
     Raises:
         ModelUnusable: naming the file, its size and the limit.
@@ -53,7 +53,7 @@ def check_texts(folder: Path, subject: str) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that can be read."""
+    """Read the object in a JSON file; empty if it is missing or can't be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

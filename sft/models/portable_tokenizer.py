@@ -1,6 +1,6 @@
-"""A saved tokenizer that opens in transformers 4 too, which vLLM and many other tools run on.
+"""Saves a tokenizer so that it also loads in transformers 4, which vLLM and many other tools use.
 
-transformers 5 writes a class name, `TokenizersBackend`, and a list of tokens under a name that version 4 does not know.
+transformers 5 writes the class name `TokenizersBackend` and a list of tokens in a form that version 4 does not read.
 """
 
 import json
@@ -14,14 +14,14 @@ from sft.models.model_texts import PLAIN_CLASSES, read_object
 
 NEW_CLASS, OLD_CLASS = PLAIN_CLASSES
 CONFIG = "tokenizer_config.json"
-NOT_KEPT = ("is_local", "local_files_only")  # how it was loaded here
+NOT_KEPT = ("is_local", "local_files_only")  # loading options, not part of the tokenizer
 SAMPLE = "Say 3: naïve  café,\n\tdef f(x): return '東京' + \"🙂\""
 
 
 def save_portable(tokenizer: PreTrainedTokenizerBase, folder: Path, base: Path) -> None:
-    """Write a tokenizer as versions 4 and 5 of transformers read it, its chat template included.
+    """Save a tokenizer with its chat template in a form that transformers 4 and 5 read.
 
-    It keeps the class that the base model's folder names, where it then reads text as before.
+    It keeps the class named in the base model's folder if that tokenizes text as before.
 
     Args:
         base: folder of the base model.
@@ -43,13 +43,13 @@ def save_portable(tokenizer: PreTrainedTokenizerBase, folder: Path, base: Path) 
 
 def _make_portable(values: dict[str, Any], name: str) -> dict[str, Any]:
     made = {key: value for key, value in values.items() if key not in NOT_KEPT} | {"tokenizer_class": name}
-    if isinstance(made.get("extra_special_tokens"), list):  # version 4 wants a mapping there
+    if isinstance(made.get("extra_special_tokens"), list):  # version 4 expects a mapping
         made["additional_special_tokens"] = made.pop("extra_special_tokens")
     return made
 
 
 def _reads_alike(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether what is saved there is the same tokenizer, as far as a text with all its special tokens shows."""
+    """Whether the saved tokenizer encodes a sample text with all special tokens as before."""
     text = SAMPLE + "".join(tokenizer.all_special_tokens)
     try:
         saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -57,5 +57,5 @@ def _reads_alike(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
             saved(text, add_special_tokens=add)["input_ids"] == tokenizer(text, add_special_tokens=add)["input_ids"]
             for add in (False, True)
         ) and set(saved.all_special_tokens) == set(tokenizer.all_special_tokens)
-    except Exception:  # of whatever kind: then the class does not fit
+    except Exception:  # any error means that the class does not fit
         return False

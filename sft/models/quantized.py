@@ -1,4 +1,4 @@
-"""Weights that are stored in fewer bits than they have numbers."""
+"""Checks and counts quantized weights."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from sft.errors import ModelUnusable
 
 
 def check_quantization(settings: Any, subject: str) -> None:
-    """Whether a model that is stored quantized can be loaded here, before it is: transformers' own check.
+    """Check with transformers whether a model that is stored quantized can be loaded here.
 
-    It passes over a method that it does not know, and takes the stored numbers for the weights. Raises ModelUnusable
-    for such a one; for what the machine lacks, whatever the library raises.
+    transformers ignores an unknown method and would use the stored numbers as the weights. Raises ModelUnusable for
+    an unknown method, and the library's error for what the machine lacks.
     """
     from transformers.quantizers import AutoHfQuantizer
 
@@ -30,7 +30,7 @@ def check_quantization(settings: Any, subject: str) -> None:
 
 
 def count_weights(parameter: torch.Tensor) -> int:
-    """How many weights a parameter holds; bitsandbytes stores 4-bit ones two a byte."""
+    """Number of weights in a parameter; bitsandbytes stores two 4-bit weights per byte."""
     if type(parameter).__name__ == "Params4bit":
         storage = getattr(parameter, "quant_storage", torch.uint8)
         return int(parameter.numel() * 2 * storage.itemsize)

@@ -1,12 +1,11 @@
-"""Entries of a config.json that say nothing of the model, and would disturb what reads it: left aside, and said."""
+"""Removes entries of a config.json that do not describe the model and would disturb its readers."""
 
 import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
-# How a model's outputs come and what is computed beside them: training asks for what it needs. By name: what it is
-# then, or None where the entry is left out.
+# Options of a model's outputs, which training sets itself: by name, the value to use, or None to remove the entry.
 OF_THE_OUTPUT: dict[str, Any] = {
     "return_dict": True,
     "use_return_dict": None,
@@ -22,7 +21,7 @@ OF_THE_OUTPUT: dict[str, Any] = {
     "generation_config": None,
     "device_map": None,
 }
-USUAL = {"use_cache": (True, False)}  # what is left as it is
+USUAL = {"use_cache": (True, False)}  # values that are kept
 OF_CLASSES = (
     "attribute_map",
     "base_config_key",
@@ -38,7 +37,7 @@ SHOWN_CHARACTERS = 60
 
 
 def repair(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values of a config.json without such entries, and a sentence on them if there are any."""
+    """Return the values of a config.json without such entries, and a warning about them if there are any."""
     repaired = copy.deepcopy(values)
     told = [f"{name} {_show(value)}" for name, value in _repair(repaired)]
     if not told:
@@ -80,7 +79,7 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _is_of_python(name: str) -> bool:
-    """Whether the entry would take the place of a method, or the like, of a configuration's class."""
+    """Whether the entry would shadow a method or another attribute of the configuration's class."""
     from transformers import PreTrainedConfig
 
     found = inspect.getattr_static(PreTrainedConfig, name, None)

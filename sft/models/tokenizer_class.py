@@ -1,4 +1,4 @@
-"""Which class reads a model's tokenizer, without `AutoTokenizer`: importing that loads torch, which takes seconds."""
+"""Finds a model's tokenizer class without `AutoTokenizer`, whose import loads torch and takes seconds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from sft.models.model_texts import PLAIN_CLASSES, read_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DECLARED = {  # by model type: what tokenizer_config.json may declare so that AutoTokenizer takes the class it names
+DECLARED = {  # by model type: classes in tokenizer_config.json that AutoTokenizer then uses
     "llama": (*PLAIN_CLASSES, "GPT2Tokenizer"),
     "gpt2": (*PLAIN_CLASSES, "GPT2Tokenizer"),
     "qwen2": ("Qwen2Tokenizer",),
@@ -20,7 +20,7 @@ DECLARED = {  # by model type: what tokenizer_config.json may declare so that Au
 
 
 def find_tokenizer_class(path: Path) -> "type[PreTrainedTokenizerBase] | None":
-    """The class `AutoTokenizer` would take for the model in a folder, where that is simple to say; else None."""
+    """The class that `AutoTokenizer` would use for the model in a folder in simple cases; else None."""
     config, declared = read_object(path / "config.json"), read_object(path / "tokenizer_config.json")
     name = declared.get("tokenizer_class")
     known = DECLARED.get(str(config.get("model_type")), ())

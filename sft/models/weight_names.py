@@ -1,4 +1,4 @@
-"""The names of a model's weights: what its files hold against what its configuration has places for."""
+"""Compares the names and shapes of the weights in a model's files with the model that its configuration builds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-COMPARED_BYTES = 2**22  # of two tables that should be one
-DTYPES = {  # torch's names by safetensors'; those of others do not matter here
+COMPARED_BYTES = 2**22  # compared of two tables that should be tied
+DTYPES = {  # safetensors' name: torch's name; others do not matter here
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -32,17 +32,17 @@ def check_stored_names(model: "PreTrainedModel", path: Path, subject: str) -> li
 
     Args:
         model: on the meta device, where it stays.
-        path: its folder, whose files `check_weights` has found whole.
+        path: its folder, whose files `check_weights` has checked.
 
-    Returns sentences on weights that are not used.
+    Returns warnings about weights that are not used.
 
     Raises:
-        ModelUnusable: the model has weights that would be drawn at random.
+        ModelUnusable: some of the model's weights would be initialized at random.
     """
     from sft.models.loading import quiet_transformers
 
     if getattr(model.config, "quantization_config", None):
-        return []  # the files hold other tensors than the model has; the job finds out
+        return []  # quantized files hold other tensors than the model; the job checks them
     try:
         with quiet_transformers():
             _, loading = type(model).from_pretrained(
@@ -62,7 +62,7 @@ def check_stored_names(model: "PreTrainedModel", path: Path, subject: str) -> li
 
 
 def check_loading(loading: Mapping[str, Any], subject: str) -> None:
-    """Refuse a model of which transformers has found something missing, or of another shape, and drawn it at random.
+    """Refuse a model if transformers found weights missing or of another shape and initialized them at random.
 
     Raises ModelUnusable.
     """
@@ -82,7 +82,7 @@ def check_loading(loading: Mapping[str, Any], subject: str) -> None:
 
 
 def describe_unread(loading: Mapping[str, Any]) -> list[str]:
-    """A sentence on weights in the files that the configuration has no place for, if there are any."""
+    """A warning about weights in the files that the configuration has no place for, if there are any."""
     names = sorted(loading["unexpected_keys"])
     if not names:
         return []
@@ -93,7 +93,7 @@ def describe_unread(loading: Mapping[str, Any]) -> list[str]:
 
 
 def describe_untied(model: "PreTrainedModel", path: Path, subject: str) -> list[str]:
-    """A sentence on two tables of the files that are one by the configuration, if there are any."""
+    """A warning about two different tables in the files that the configuration ties, if there are any."""
     places = {name: file for file in list_weight_files(path, subject) for name in read_shapes(file)}
     for head, table in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         if head in places and table in places and not _is_same(places[head], head, places[table], table):
@@ -115,7 +115,7 @@ def _read_empty(path: Path, subject: str) -> dict[str, "Tensor"]:
 
 
 def _is_same(file: Path, name: str, other_file: Path, other: str) -> bool:
-    """Whether two tensors begin alike."""
+    """Whether the first COMPARED_BYTES of two tensors are equal."""
     from safetensors import safe_open
 
     parts = []

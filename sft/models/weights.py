@@ -1,4 +1,4 @@
-"""The files of a model or an adapter, looked at before anything is loaded: pointers, torn files, missing parts."""
+"""Checks the weight files of a model or an adapter before loading: Git LFS pointers, truncated files, missing parts."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from sft.models.model_configuration import check_configuration
 from sft.models.model_texts import check_texts
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-SMALL_BYTES = 1024  # a pointer is smaller
-# safetensors itself reads 100 MB, which take a gigabyte once parsed; 100 bytes a tensor are usual.
+SMALL_BYTES = 1024  # Git LFS pointers are smaller
+# safetensors accepts 100 MB, which take a gigabyte once parsed; usual are 100 bytes per tensor.
 LARGEST_HEADER = 50_000_000
-LARGEST_JSON = 2**30  # of a header or an index: any
+LARGEST_JSON = 2**30  # default limit for headers and indexes: any size
 SMALL_NUMBERS = ("F8", "F6", "F4", "I8", "U8", "I4", "U4")
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 64
 ADAPTER = "adapter_config.json"
@@ -28,7 +28,7 @@ OTHER_WEIGHTS = {
     "*.pth": "pickled weights",
     "*.gguf": "GGUF files",
 }
-# Bits of a number by safetensors' names; names that are not here are not judged.
+# Bits per number by safetensors' dtype; the sizes of other dtypes are not checked.
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32} | {
     "F64": 64,
     "I64": 64,
@@ -39,14 +39,14 @@ BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16
 
 
 @contextmanager
-def telling_unusable(subject: str, folder: Path | None = None) -> Iterator[None]:
-    """What a library raises within the block because of a model's files is raised as ModelUnusable.
+def raising_unusable(subject: str, folder: Path | None = None) -> Iterator[None]:
+    """Raise a library's errors about a model's files as ModelUnusable.
 
-    It may be of any type. Ours, and what the machine lacks (memory, disk), go on as they are.
+    Errors of any type are translated, except our own and those about a lack of memory or disk.
 
     Args:
-        subject: `base_model NAME`, say: what the message begins with.
-        folder: whose files are looked at for a better reason, such as a Git LFS pointer.
+        subject: the beginning of the message, such as `base_model NAME`.
+        folder: its files are searched for a better reason, such as a Git LFS pointer.
     """
     try:
         yield
@@ -60,11 +60,10 @@ def telling_unusable(subject: str, folder: Path | None = None) -> Iterator[None]
 
 
 def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) -> None:
-    """Whether every weight file that will be read is there in full, going by names, headers and sizes, and no text
-    file is out of all proportion.
+    """Check by names, headers and sizes that every weight file is complete and that no text file is too large.
 
     Args:
-        most_bytes: a header or index that is longer is taken for good, for those who have little time.
+        most_bytes: larger headers and indexes are not checked, for callers with little time.
 
     Raises:
         ModelUnusable: naming the file, what is wrong with it, and the remedy.
@@ -93,7 +92,7 @@ def check_weights(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) ->
 
 
 def _find_small_numbers(path: Path, tensors: dict[str, Any]) -> str | None:
-    """A weight in numbers of 8 bits or fewer: where nothing says how to scale them, they would be taken as they are."""
+    """Find a weight stored in 8 bits or fewer: without a quantization_config it would be loaded unscaled."""
     for name, facts in tensors.items():
         if str(facts["dtype"]).startswith(SMALL_NUMBERS) and len(facts["shape"]) > 1 and name.endswith("weight"):
             return f"{name} of {path.name} is in {facts['dtype']}"
@@ -101,12 +100,12 @@ def _find_small_numbers(path: Path, tensors: dict[str, Any]) -> str | None:
 
 
 def find_weight_damage(path: Path, most_bytes: int = LARGEST_JSON) -> str | None:
-    """What is wrong with a safetensors file; None when nothing is. Reads its header alone, up to `most_bytes`."""
+    """Explain what is wrong with a safetensors file; None if nothing is. Reads only its header, up to `most_bytes`."""
     return _inspect(path, most_bytes)[0]
 
 
 def _inspect(path: Path, most_bytes: int) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a safetensors file, and its tensors where nothing is and the header is no longer than that."""
+    """Explain what is wrong with a safetensors file, or return its tensors if its header is at most `most_bytes`."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -132,12 +131,12 @@ def _inspect(path: Path, most_bytes: int) -> tuple[str | None, dict[str, Any]]:
 
 
 def _find_contradiction(tensors: dict[str, Any], room: int, size: int) -> str | None:
-    """Whether a header's tensors are what fills the rest of the file, one behind the other.
+    """Explain if a header's tensors do not fill the rest of the file without gaps; None if they do.
 
-    Raises ValueError and the like for a header of another form.
+    Raises ValueError and the like for a malformed header.
 
     Args:
-        room: bytes behind the header.
+        room: bytes after the header.
         size: bytes of the file.
     """
     places = sorted((*facts["data_offsets"], name) for name, facts in tensors.items())
@@ -161,14 +160,14 @@ def _find_contradiction(tensors: dict[str, Any], room: int, size: int) -> str | 
 
 
 def read_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """dtype and shape of each tensor of a whole safetensors file."""
+    """Read dtype and shape of each tensor in an intact safetensors file."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return {name: (facts["dtype"], facts["shape"]) for name, facts in header.items() if name != "__metadata__"}
 
 
 def find_pointer(folder: Path) -> str | None:
-    """A sentence on a file of this folder that is a Git LFS pointer, None when there is none."""
+    """Explain which file of this folder is a Git LFS pointer; None if none is."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         try:
             if path.is_file() and path.stat().st_size < SMALL_BYTES and is_pointer(path.read_bytes()):
@@ -182,18 +181,18 @@ def find_pointer(folder: Path) -> str | None:
 
 
 def is_pointer(beginning: bytes) -> bool:
-    """Whether a file that begins like this stands for another one that Git LFS has."""
+    """Whether a file that begins like this is a Git LFS pointer."""
     return beginning.startswith(POINTER[: max(len(beginning), 8)]) and len(beginning) >= 8
 
 
 def measure_header(path: Path) -> int:
-    """Bytes of a safetensors file's header, as it says."""
+    """Size of a safetensors file's header, from its first 8 bytes."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(8), "little")
 
 
 def list_weight_files(folder: Path, subject: str, most_bytes: int = LARGEST_JSON) -> list[Path]:
-    """The files that weights are read from; none where only an index beyond `most_bytes` names them."""
+    """List the files that weights are read from; none if the index that names them exceeds `most_bytes`."""
     index = folder / INDEX
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]

@@ -1,1 +1,1 @@
-"""What a job would take, told before it runs: tokens, steps, memory, disk, time, warnings."""
+"""Plans a job before it runs: tokens, steps, memory, disk space, time, warnings."""

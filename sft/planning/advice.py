@@ -1,18 +1,18 @@
-"""What a user should know before the job is paid for."""
+"""Warnings about a job's configuration and data, before it runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sft.config import SFTConfig, count_warmup_steps
-from sft.long_rows import tell_beyond
+from sft.long_rows import warn_of_long_rows
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import MAX_LISTED, TokenRows, find_duplicates, find_overlap
 
 LORA_RATES = (5e-5, 2e-3)
 FULL_RATES = (1e-6, 1e-4)
-SHORT_ANSWER = 3  # tokens, the one that ends the turn included
-SHORT_SHARE = 0.1  # of the rows, from which near-empty answers are worth a word
+SHORT_ANSWER = 3  # tokens, including the end-of-turn token
+SHORT_SHARE = 0.1  # share of rows from which near-empty answers are reported
 FEW_ROWS = 30
 FEW_STEPS = 10
 
@@ -27,7 +27,7 @@ def advise(
     held_out: TokenRows | None,
     steps: int,
 ) -> list[Advice]:
-    """Warnings: each a stable `code`, a `message`, and `rows` where rows of the data file are meant."""
+    """Collect warnings: each has a stable `code`, a `message`, and `rows` of the data file if it is about rows."""
     return [
         *_check_rate(config),
         *_check_rows(config, stats),
@@ -39,7 +39,7 @@ def advise(
 
 
 def advise_resources(memory: dict[str, Any], disk: dict[str, Any], config: SFTConfig) -> Iterator[Advice]:
-    """What the machine has too little of."""
+    """Warnings about too little memory or disk space."""
     if not memory["fits"]:
         largest = memory["largest_batch_size"]
         remedy = f"batch_size {largest} fits" if largest else "no batch_size fits; lower max_seq_length"
@@ -75,7 +75,7 @@ def _check_rows(config: SFTConfig, stats: dict[str, dict[str, int] | None]) -> I
     rows, used = counts["rows"], counts["used"]
     left_out = {
         "invalid": "can't be read",
-        "dropped": "have nothing to learn",
+        "dropped": "have no supervised tokens",
         "too_long": f"are longer than max_seq_length {config.max_seq_length} and are left out",
     }
     for name, what in left_out.items():
@@ -86,25 +86,25 @@ def _check_rows(config: SFTConfig, stats: dict[str, dict[str, int] | None]) -> I
         most = "most rows are" if share > 0.5 else f"{counts['truncated']} of {rows} rows are"
         yield _warn("rows_truncated", f"{most} cut at max_seq_length {config.max_seq_length}, so answers end midway")
     if used < FEW_ROWS:
-        yield _warn("few_rows", f"only {used} rows to learn from")
+        yield _warn("few_rows", f"only {used} rows to train on")
     if counts["supervised_tokens"] < 0.05 * counts["tokens"]:
         share = counts["supervised_tokens"] / counts["tokens"]
-        yield _warn("little_supervised", f"only {share:.1%} of the tokens are learned, the rest is only read")
+        yield _warn("little_supervised", f"only {share:.1%} of the tokens contribute to the loss")
 
 
 def _check_content(train: TokenRows, held_out: TokenRows | None) -> Iterator[Advice]:
     if duplicates := find_duplicates(train):
-        yield _warn("duplicates", f"{len(duplicates)} rows are there more than once", duplicates)
+        yield _warn("duplicates", f"{len(duplicates)} rows are duplicates of earlier ones", duplicates)
     if held_out is not None:
         whole, asked = find_overlap(train, held_out)
         if whole:
             yield _warn(
-                "eval_overlap", f"{len(whole)} held-out rows are also learned from: eval_loss will flatter", whole
+                "eval_overlap", f"{len(whole)} held-out rows are also trained on: eval_loss will be too low", whole
             )
         if asked:
             yield _warn(
                 "eval_prompt_overlap",
-                f"{len(asked)} held-out rows ask what a learned row asks in the same words",
+                f"{len(asked)} held-out rows have the same prompt as a training row",
                 asked,
             )
     short = [int(number) for number in train.numbers[train.supervised <= SHORT_ANSWER]]
@@ -113,17 +113,17 @@ def _check_content(train: TokenRows, held_out: TokenRows | None) -> Iterator[Adv
 
 
 def _check_batches(config: SFTConfig, train: TokenRows) -> Iterator[Advice]:
-    """Batches that the rows can't fill, or that a row does not fit into."""
+    """Warnings about batches that the rows can't fill, or that a row does not fit into."""
     rows, longest = len(train.lengths), int(train.lengths.max())
     wanted = config.get_effective_batch_size()
     if config.max_batch_tokens and config.max_batch_tokens < longest:
         beyond = [int(number) for number in train.numbers[train.lengths > config.max_batch_tokens]]
-        [message] = tell_beyond(train.lengths.tolist(), config.max_batch_tokens)
+        [message] = warn_of_long_rows(train.lengths.tolist(), config.max_batch_tokens)
         yield _warn("rows_beyond_batch", message, beyond)
     elif not config.max_batch_tokens and not config.packing and wanted > rows:
         yield _warn(
             "batch_beyond_rows",
-            f"an optimizer step is to take {wanted} rows and there are {rows}: each epoch is one step of all of them; "
+            f"an optimizer step takes {wanted} rows and there are {rows}: each epoch is one step of all of them; "
             "lower batch_size or gradient_accumulation_steps",
         )
 
@@ -151,7 +151,7 @@ def _check_model(config: SFTConfig, shape: ModelShape, train: TokenRows) -> Iter
     if config.adapter_path and not Path(config.adapter_path).is_dir():
         yield _warn(
             "start_adapter",
-            "the adapter to start from is in the registry and not looked at before the job: counted with lora_r as "
+            "the adapter in adapter_path is in the registry and not read before the job: counted with lora_r as "
             "configured",
         )
 

@@ -1,4 +1,4 @@
-"""How long a job takes: by what its like took before, else by a probe, else by the device's own matrix products."""
+"""Estimates a job's duration: from similar past jobs, else from a probe, else from the device's matmul speed."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -10,23 +10,23 @@ from sft.planning.probe import Probe
 from sft.planning.shape import ModelShape
 from sft.planning.steps import Batches
 
-EFFICIENCY = 0.35  # of the device's own matrix product; what training reached on CPUs where nothing was measured
-# On a CPU, measured with SmolLM2-135M in bf16 and fp32. A whole model passes by the caches that hold a probe's layers,
-# and its first step goes into memory that the system has yet to give: so many steps' time more. Machines differ: a
-# busy one with fast bf16 took 1.15 and a whole step, a quiet one in fp32 neither.
+EFFICIENCY = 0.35  # training's share of the matmul speed, as reached on CPUs; used when nothing was measured
+# On a CPU, measured with SmolLM2-135M in bf16 and fp32: a whole model exceeds the caches that hold a probe's layers,
+# and its first step touches new memory, which takes the time of so many steps more. Machines differ: a busy one with
+# fast bf16 took 1.15 and a whole step, a quiet one in fp32 neither.
 WHOLE_MODEL = 1.05
 FIRST_STEPS = 0.5
-STARTUP_SECONDS = 8.0  # from the job's start to its first batch: process, libraries, model
-FINISH_SECONDS = 4.0  # from the end of training: adapter, registry
-LIKE_TOKENS = 1.5  # a past job's steps may have so many times this one's tokens, or so many times fewer
+STARTUP_SECONDS = 8.0  # from the job's start to its first batch: process, imports, model
+FINISH_SECONDS = 4.0  # after training: saving and registering the adapter
+LIKE_TOKENS = 1.5  # largest ratio between the tokens per step of this job and a similar one
 RUNS_USED = 5
-FORWARD_SHARE = 0.45  # of a LoRA step
-FULL_FORWARD_SHARE = 1 / 3  # where every weight has a gradient
+FORWARD_SHARE = 0.45  # of a LoRA step's time
+FULL_FORWARD_SHARE = 1 / 3  # of a step's time if every weight has a gradient: forward 2, backward 4 FLOPs a weight
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """What a completed job of the same base model took."""
+    """Measurements of a completed job with the same base model."""
 
     tokens_per_second: float
     tokens_per_step: float
@@ -41,7 +41,7 @@ class PastRun:
 def find_like(
     runs: list[PastRun], shape: ModelShape, device: Device, checkpointing: bool, tokens_per_step: float
 ) -> list[PastRun]:
-    """The newest runs of the same work: as many trained weights, same dtype and device, steps of like size."""
+    """Find the newest similar runs: same number of trained weights, dtype and device, and steps of similar size."""
     return [
         run
         for run in runs
@@ -64,14 +64,14 @@ def plan_time(
     runs: list[PastRun],
     probe: Probe | None,
 ) -> dict[str, Any]:
-    """The answer's `time`.
+    """Plan the response's `time`.
 
     Args:
-        supervised_share: learned tokens of all.
-        eval_tokens: of the held-out rows.
-        like: past runs of the same work; `runs`: all of the same base model, for what goes on around training.
+        supervised_share: share of the tokens that are supervised.
+        eval_tokens: tokens of the held-out rows.
+        like: similar past runs; `runs`: all runs of the same base model, for the time around training.
     """
-    tokens = batches.trained * batches.mean_tokens  # a device's
+    tokens = batches.trained * batches.mean_tokens  # per device
     forward_share = FORWARD_SHARE if config.use_lora else FULL_FORWARD_SHARE
     recompute = 1.0 + forward_share if checkpointing else 1.0  # the layers' forward pass a second time
     if like:
@@ -92,7 +92,7 @@ def plan_time(
         layers, head = shape.matrix_parameters / speed, supervised_share * shape.hidden * shape.vocabulary / speed
         per_token = layers + head
         train = tokens * (layers * recompute + head)
-    evaluations = 2 + (batches.steps // config.eval_steps if config.eval_steps else 0)  # before and after, too
+    evaluations = 2 + (batches.steps // config.eval_steps if config.eval_steps else 0)  # 2: before and after training
     evaluate = evaluations * eval_tokens * per_token * forward_share / config.num_devices
     startup = _typical([run.startup_seconds for run in runs], STARTUP_SECONDS)
     finish = _typical([run.finish_seconds for run in runs], FINISH_SECONDS)

@@ -1,4 +1,4 @@
-"""The device a plan is made for: the one of the machine that makes it."""
+"""Inspects the device of the machine that makes the plan."""
 
 from typing import Any, NamedTuple
 
@@ -10,22 +10,22 @@ GEMM_REPEATS = 4
 
 
 class Device(NamedTuple):
-    """Where the job would compute, and in what."""
+    """The device and dtype that the job would compute with."""
 
     name: str
     kind: str  # cpu or cuda
     dtype: str
-    bytes_each: int  # of a number in dtype
+    bytes_each: int  # per number of dtype
     total_bytes: int
     free_bytes: int
-    flops_per_second: float  # of this dtype's matrix product, measured
+    flops_per_second: float  # measured for a matrix product in dtype
 
 
 def inspect_device(config: SFTConfig) -> Device:
-    """The device, its free memory and how fast it multiplies.
+    """Find the device, its free memory and its matmul speed.
 
     Raises:
-        InvalidConfig: mixed_precision or QLoRA that it can't do.
+        InvalidConfig: the device does not support mixed_precision or QLoRA.
     """
     import psutil
     import torch
@@ -51,7 +51,7 @@ def inspect_device(config: SFTConfig) -> Device:
 
 
 def describe_device(device: Device) -> dict[str, Any]:
-    """The answer's `device`."""
+    """The response's `device`."""
     return {
         "name": device.name,
         "kind": device.kind,

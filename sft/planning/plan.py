@@ -1,4 +1,4 @@
-"""The whole plan of a job, from its configuration and its prepared rows."""
+"""Makes the complete plan of a job from its configuration and its prepared rows."""
 
 import logging
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, count_skipped
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.model_class import build_empty
-from sft.models.model_settings import tell_repairs
+from sft.models.model_settings import describe_repairs
 from sft.models.weight_names import check_stored_names
 from sft.models.weights import check_weights
 from sft.planning.advice import advise, advise_resources
@@ -31,15 +31,15 @@ logger = logging.getLogger(__name__)
 def make_plan(
     config: SFTConfig, prepared: PreparedData, model_path: Path, past_runs: list[PastRun], free_disk_bytes: int
 ) -> dict[str, Any]:
-    """What the job would take, as plain JSON values.
+    """Plan the job; returns plain JSON values.
 
     Args:
-        prepared: what `sft.data.tokenization.prepare` made with the same config and model.
+        prepared: the result of `sft.data.tokenization.prepare` for the same config and model.
         past_runs: completed jobs of the same base model, newest first.
-        free_disk_bytes: where the job will write.
+        free_disk_bytes: free space on the disk that the job writes to.
 
     Raises:
-        InvalidConfig: a value this machine or model can't do.
+        InvalidConfig: this machine or model does not support a value.
         ModelNotFound: the model can't be read.
     """
     from sft.kernels.loss import CHUNK_POSITIONS
@@ -55,7 +55,9 @@ def make_plan(
     held_out_rows = prepared.load_eval()
     held_out = None if held_out_rows is None else read_tokens(held_out_rows)
     empty = build_empty(model_path, f"base_model {config.base_model}")
-    stored_notes = tell_repairs(model_path) + check_stored_names(empty, model_path, f"base_model {config.base_model}")
+    stored_notes = describe_repairs(model_path) + check_stored_names(
+        empty, model_path, f"base_model {config.base_model}"
+    )
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
     shape, device = measure_shape(empty, config, model_path), inspect_device(config)
@@ -113,7 +115,7 @@ def make_plan(
 
 
 def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
-    """A split's counts, and which rows were left out or cut and why; None when the split has none."""
+    """A split's counts, and the rows that were left out or cut, with reasons; None if the split has no rows."""
     counts = prepared.stats[split]
     if counts is None:
         return None
@@ -135,7 +137,7 @@ def _probe(
     rows: TokenRows,
     batches: Batches,
 ) -> Probe | None:
-    """Measured on this machine; None where too much would have to be loaded."""
+    """Probe the model on this machine; None if too much would have to be loaded."""
     if config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
         return None
     lengths = [int(rows.lengths[index]) for index in batches.sample]

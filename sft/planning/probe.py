@@ -1,4 +1,7 @@
-"""A few layers of the model take a real batch through the real trainer, and are timed."""
+"""Times a real batch through a few layers of the model with the real trainer.
+
+seconds per token = (t(FEW) + (layers - FEW) * (t(MORE) - t(FEW)) / (MORE - FEW)) / tokens
+"""
 
 import json
 import logging
@@ -22,33 +25,33 @@ if TYPE_CHECKING:
 
     from sft.training.layout import Layout
 
-FEW, MORE = 1, 3  # layers; what one layer takes is the difference
-REPEATS = 2  # timed, of which the fastest counts: what disturbs only ever slows down
-ENOUGH_SECONDS = 0.5  # after which nothing is timed again
-MAX_SECONDS = 0.3  # that a pass may be expected to take; a longer batch is probed with fewer of its rows
-ENOUGH_TOKENS = 192  # for a matrix product as fast as that of a whole batch
-HEAD_POSITIONS = 128  # the head is timed on at most so many
-FEW_POSITIONS = 4  # learned where the layers alone are timed
+FEW, MORE = 1, 3  # layers; one layer's time is a share of the difference
+REPEATS = 2  # timings, of which the fastest counts, as other load can only slow one down
+ENOUGH_SECONDS = 0.5  # no repeat after a timing this long
+MAX_SECONDS = 0.3  # expected time of a pass; of a longer batch fewer rows are probed
+ENOUGH_TOKENS = 192  # enough for matrix products to reach a whole batch's speed
+HEAD_POSITIONS = 128  # positions that the head is timed on, at most
+FEW_POSITIONS = 4  # supervised positions when only the layers are timed
 
 
 class Probe(NamedTuple):
-    """What was measured. Seconds are of forward and backward; the head's are per learned token."""
+    """The measurements. Seconds cover forward and backward; the head's are per supervised token."""
 
     tokens: int
     layout: "Layout"
-    few_seconds: float  # of these tokens through FEW layers
-    layer_seconds: float  # of these tokens through one layer more
+    few_seconds: float  # for these tokens through FEW layers
+    layer_seconds: float  # for these tokens through one more layer
     head_seconds: float
-    optimizer_seconds: float  # of one optimizer step, a trained weight
-    layer_activation_bytes: float  # kept for the backward pass, a token and layer
+    optimizer_seconds: float  # for one optimizer step, per trained weight
+    layer_activation_bytes: float  # saved for the backward pass, per token and layer
 
     def predict_layers(self, layers: int) -> float:
-        """Seconds of a token through all layers."""
+        """Seconds per token through all layers."""
         return (self.few_seconds + (layers - FEW) * self.layer_seconds) / self.tokens
 
 
 class ProbeRows(PreparedData):
-    """A few rows of a prepared dataset, to learn from alone."""
+    """A prepared dataset reduced to a few training rows."""
 
     def __init__(self, whole: PreparedData, indices: list[int]) -> None:
         self.whole = whole
@@ -56,15 +59,15 @@ class ProbeRows(PreparedData):
         self.stats = whole.stats
 
     def load_train(self) -> "Dataset":
-        """These rows."""
+        """The selected rows."""
         return self.whole.load_train().select(self.indices)
 
     def load_eval(self) -> None:
-        """None."""
+        """None: no held-out rows."""
 
 
 def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype: str, indices: list[int]) -> Probe:
-    """Time the rows at `indices` as one batch. Loads no more of the model than `MORE` layers, embeddings and head."""
+    """Time the rows at `indices` as one batch. Loads only `MORE` layers of the model, embeddings and head."""
     from sft.models.loading import quiet_transformers
     from sft.training.session import TrainingSession
 
@@ -99,14 +102,14 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
 
 
 def fits_probe(shape: ModelShape, bytes_each: int, free_bytes: int) -> bool:
-    """Whether loading a few layers takes little of what is free."""
+    """Whether loading a few layers takes only a small part of the free memory."""
     outer = shape.parameters - shape.matrix_parameters
     needed = (outer + MORE * shape.matrix_parameters / shape.layers) * bytes_each
     return shape.layers > MORE and 4 * needed < free_bytes and needed < 2**31
 
 
 def choose_rows(shape: ModelShape, lengths: list[int], flops_per_second: float) -> list[int]:
-    """Which of a batch's rows, of these lengths, are enough for a pass of about MAX_SECONDS; at least one."""
+    """Choose rows of a batch, given their lengths, for a pass of about MAX_SECONDS; at least one."""
     per_token = 4 * MORE * shape.matrix_parameters / shape.layers
     wanted = max(MAX_SECONDS * flops_per_second / per_token, ENOUGH_TOKENS)
     kept: list[int] = []
@@ -119,7 +122,7 @@ def choose_rows(shape: ModelShape, lengths: list[int], flops_per_second: float) 
 
 
 def shorten_model(model_path: Path, folder: Path, layers: int) -> None:
-    """A folder with the same model, but for the number of its layers; the files are links."""
+    """Make a folder with the same model but fewer layers; the weight files are links."""
     folder.mkdir()
     for file in model_path.iterdir():
         if file.name != "config.json":
@@ -130,7 +133,7 @@ def shorten_model(model_path: Path, folder: Path, layers: int) -> None:
 
 
 def _shorten_settings(settings: dict[str, Any], layers: int) -> None:
-    """Set the number of layers, under whichever name, and cut what is listed layer by layer."""
+    """Set the number of layers, under any of its names, and cut lists that have an entry per layer."""
     for nested in [value for value in settings.values() if isinstance(value, dict)]:
         _shorten_settings(nested, layers)
     name = next((name for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if name in settings), None)
@@ -144,7 +147,7 @@ def _shorten_settings(settings: dict[str, Any], layers: int) -> None:
 
 
 def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
-    """The same work a batch, without what goes on around it."""
+    """The same configuration per batch, without evaluation, checkpoints and other side work."""
     from sft.models.loading import name_precision
 
     changes = {
@@ -164,13 +167,13 @@ def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
 
 
 def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """The labels with no more than `count` of them learned, the first ones."""
+    """Keep the first `count` supervised labels and set the others to -100."""
     learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)
     return labels.masked_fill(learned > count, IGNORED)
 
 
 def _measure_kept_bytes(trainer: Any, batch: dict[str, Any]) -> int:
-    """Bytes that a batch keeps between forward and backward, weights aside. It also warms the kernels up."""
+    """Bytes that autograd saves between forward and backward, without weights. Also warms up the kernels."""
     sizes: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
 
@@ -204,7 +207,7 @@ def _time(run: Callable[[], Any]) -> float:
 
 
 def _cut_layers(model: nn.Module, layers: int) -> None:
-    """Leave the first layers of the model's stack."""
+    """Keep only the first layers of the model."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.ModuleList) and len(child) == MORE:
@@ -216,7 +219,7 @@ def _cut_layers(model: nn.Module, layers: int) -> None:
 
 @contextmanager
 def _without_comments() -> Iterator[None]:
-    """Transformers would list every weight that the shorter model does not use, and TRL comment on its batch."""
+    """Silence transformers' list of the weights that the shorter model does not use, and TRL's batch warnings."""
     logging.disable(logging.WARNING)
     try:
         yield

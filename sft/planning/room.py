@@ -1,4 +1,4 @@
-"""Whether a job's files fit the disk, asked before anything is loaded."""
+"""Checks that a job's files fit on the disk, before anything is loaded."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from sft.training.optimizers import check_optimizer
 def check_room(
     config: SFTConfig, prepared: PreparedData, model_path: Path, output_dir: Path, checkpoint_dir: Path
 ) -> None:
-    """Raises DiskFull when the checkpoints, the adapter and the merged model would not fit where they go.
+    """Raise DiskFull if the checkpoints, the adapter and the merged model would not fit on their disks.
 
-    What is there of the job already, checkpoints that it goes on from, needs no room any more. Raises InvalidConfig
-    and ModelNotFound as `sft.planning.plan.make_plan` does.
+    Checkpoints that the job already has need no more space. Raises InvalidConfig and ModelNotFound as
+    `sft.planning.plan.make_plan` does.
     """
     check_optimizer(config)
     check_hardware(config, inspect_hardware())

@@ -1,4 +1,4 @@
-"""A few rows as the model will read them, with what it learns of them marked."""
+"""Shows a few rendered rows with their supervised parts marked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,16 @@ from sft.planning.tokens import IGNORED, TokenRows
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PLACES = (0.1, 0.5, 0.9)  # a short row, a middling one, a long one
-MAX_CHARACTERS = 4000  # shown of a row
+PLACES = (0.1, 0.5, 0.9)  # quantiles of the length: a short, a medium and a long row
+MAX_CHARACTERS = 4000  # shown per row
 
 
 def show_samples(dataset: "Dataset", rows: TokenRows, tokenizer_path: Path) -> list[dict[str, Any]]:
-    """Up to three rows: `row` (its number), `tokens`, `supervised_tokens`, and `parts`, the text cut where it changes
-    between read and learned; `is_cut` when only the first 4,000 characters are shown."""
+    """Render up to three rows.
+
+    Each has `row` (its number), `tokens`, `supervised_tokens`, and `parts`, the text split into supervised and other
+    parts; `is_cut` if only the first 4,000 characters are shown.
+    """
     from sft.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)

@@ -1,4 +1,4 @@
-"""The model as far as a plan needs it: how many weights, of which layers, trained how."""
+"""Counts a model's weights for a plan: all, per layer, and trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class ModelShape(NamedTuple):
-    """A base model and what is trained of it."""
+    """Sizes of a base model and of what is trained."""
 
-    parameters: int  # of the base model, tied ones once
+    parameters: int  # of the base model; tied weights count once
     trainable: int
-    matrix_parameters: int  # those a token is multiplied with in the layers: neither embeddings nor head
+    matrix_parameters: int  # weights of the layers' matrices: without embeddings and head
     layers: int
     hidden: int
     vocabulary: int
-    context: int | None  # the longest text it was made for
-    stored_bytes: int  # of its weight files
+    context: int | None  # context length in tokens
+    stored_bytes: int  # size of its weight files
     adaptation: "Adaptation"
 
     @property
     def share(self) -> float:
-        """Of the weights of the model with its adapter that are trained."""
+        """Trained weights over all weights of the model with its adapter."""
         added = self.trainable if self.adaptation.modules else 0
         return self.trainable / (self.parameters + added)
 
@@ -37,7 +37,7 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
     """Count weights. `model` may be empty (`build_empty`); `path` is its folder.
 
     Raises:
-        InvalidConfig: target modules the model does not have.
+        InvalidConfig: the model lacks the target modules.
         ModelNotSupported: no layer of the model can be adapted.
     """
     from sft.adapting.adapters import plan_adapter
@@ -66,11 +66,11 @@ def measure_shape(model: "PreTrainedModel", config: SFTConfig, path: Path) -> Mo
 
 
 def measure_weight(shape: ModelShape) -> int:
-    """Bytes of one weight as the base model's files hold it."""
+    """Bytes per weight in the base model's files."""
     return max(round(shape.stored_bytes / shape.parameters), 1)
 
 
 def measure_companions(path: Path) -> int:
-    """Bytes of the tokenizer's files in a model's folder."""
+    """Total bytes of the tokenizer's files in a model's folder."""
     files = {file for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()}
     return sum(file.stat().st_size for file in files)

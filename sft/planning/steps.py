@@ -1,4 +1,4 @@
-"""Into which batches the rows go, and how many optimizer steps come of it."""
+"""Simulates the batches of a job and counts its optimizer steps."""
 
 import bisect
 import math
@@ -9,32 +9,32 @@ import numpy as np
 from sft.config import SFTConfig
 from sft.planning.tokens import Ints, TokenRows
 
-MIN_BATCHES = 200  # simulated at least, so that means and maxima hold still
+MIN_BATCHES = 200  # batches simulated at least, for stable means and maxima
 
 
 class Batches(NamedTuple):
-    """The batches of a job, per device. `sample` indexes the rows of one that is as heavy as the mean."""
+    """The batches of a job, per device. `sample` has the row indices of a batch of about mean size."""
 
     per_epoch: int
     steps: int  # optimizer steps of the whole job
     epochs: float
     mean_tokens: float
     max_tokens: int
-    padded_tokens: int  # an epoch's batches of batch_size rows, each padded to its longest
-    packed_rows: int | None  # with packing: sequences that the rows are laid into
+    padded_tokens: int  # tokens per epoch in batches of batch_size rows, each padded to its longest row
+    packed_rows: int | None  # number of packed sequences, with packing
     sample: list[int]
 
     @property
     def trained(self) -> float:
-        """Batches of the whole job, per device."""
+        """Number of batches of the whole job, per device."""
         return self.per_epoch * self.epochs
 
 
 def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
-    """Cut the shuffled rows into batches, as often as gives a steady picture.
+    """Cut the shuffled rows into at least MIN_BATCHES batches.
 
     Args:
-        is_padded: whether the trainer pads a batch to its longest row; matters to `max_batch_tokens` alone.
+        is_padded: whether the trainer pads a batch to its longest row; matters only with `max_batch_tokens`.
     """
     packed = None
     if config.packing:
@@ -67,7 +67,7 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
 
 
 def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing, as TRL's `pack_dataset(strategy="bfd")`: the row indices of each packed sequence."""
+    """Pack by best-fit decreasing, as TRL's `pack_dataset(strategy="bfd")`; returns row indices per sequence."""
     space: list[tuple[int, int]] = []  # (tokens left, sequence), sorted
     packs: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
@@ -82,7 +82,7 @@ def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:
 
 
 def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches) -> dict[str, Any]:
-    """The answer's `batches`."""
+    """The response's `batches`."""
     tokens = int(rows.lengths.sum())
     return {
         "rows_per_step": config.get_effective_batch_size(),
@@ -97,7 +97,7 @@ def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches) -> di
 
 
 def _count_padded(config: SFTConfig, lengths: Ints) -> int:
-    """Tokens an epoch holds when each batch of `batch_size` rows is padded to its longest; the seed's first shuffle."""
+    """Tokens per epoch with `batch_size` rows padded to the longest, in the seed's first shuffle."""
     order = np.random.default_rng(config.seed).permutation(len(lengths))
     size = config.batch_size
     return sum(
@@ -106,7 +106,7 @@ def _count_padded(config: SFTConfig, lengths: Ints) -> int:
 
 
 def _shuffle(config: SFTConfig, units: int) -> list[list[int]]:
-    """The batches of several shuffles of so many rows or packed sequences."""
+    """Batches of several shuffles of so many rows or packed sequences."""
     generator = np.random.default_rng(config.seed)
     groups: list[list[int]] = []
     while len(groups) < MIN_BATCHES:

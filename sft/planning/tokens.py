@@ -1,4 +1,4 @@
-"""How long the rows are, how much of them is learned, which are there twice."""
+"""Statistics of prepared rows: lengths, supervised tokens, duplicates, overlap with held-out rows."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,37 +9,37 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100
-FIRST_EDGE = 32  # tokens; each further edge of the histogram is twice the one before
-MAX_LISTED = 100  # row numbers named at most
+FIRST_EDGE = 32  # tokens; each further edge of the histogram is twice the previous one
+MAX_LISTED = 100  # row numbers listed at most
 Ints = NDArray[np.int64]
 
 
 class TokenRows(NamedTuple):
-    """The rows of a split as they are learned from. `numbers`: in the data file, from 1; all arrays are (rows,)."""
+    """The prepared rows of a split. `numbers` are those in the data file, from 1; all arrays are (rows,)."""
 
     lengths: Ints
-    supervised: Ints  # tokens that are learned; the first of a row is never predicted and does not count
-    prompts: list[bytes]  # the ids before the first learned one
+    supervised: Ints  # supervised tokens; the first token of a row does not count, as it is never predicted
+    prompts: list[bytes]  # the ids before the first supervised one
     texts: list[bytes]  # all ids
     numbers: Ints
 
 
 def read_lengths(dataset: "Dataset") -> Ints:
-    """The lengths alone, (rows,): the tokens are not looked at."""
+    """Read only the lengths, (rows,), not the tokens."""
     return np.array(dataset["length"], dtype=np.int64)
 
 
 def read_tokens(dataset: "Dataset") -> TokenRows:
-    """The columns of `PreparedData.load_train()` or `load_eval()`, without making Python lists of them."""
+    """Read the columns of `PreparedData.load_train()` or `load_eval()` without converting them to Python lists."""
     table = dataset.with_format("arrow")[:]
     ids, labels = (table.column(name).combine_chunks() for name in ("input_ids", "labels"))
     bounds = ids.offsets.to_numpy().astype(np.int64)
     flat_ids, learned = ids.values.to_numpy(), labels.values.to_numpy() != IGNORED
     learned[bounds[:-1]] = False
-    before = np.concatenate([[0], np.cumsum(learned)])  # learned tokens before each position
+    before = np.concatenate([[0], np.cumsum(learned)])  # supervised tokens before each position, (tokens + 1,)
     supervised = before[bounds[1:]] - before[bounds[:-1]]
     where = np.flatnonzero(learned)
-    firsts = where[before[bounds[:-1]]]  # every row has a learned token, or it would not be there
+    firsts = where[before[bounds[:-1]]]  # (rows,); every prepared row has a supervised token
     pieces = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), firsts.tolist(), strict=True))
     return TokenRows(
         np.diff(bounds),
@@ -51,7 +51,7 @@ def read_tokens(dataset: "Dataset") -> TokenRows:
 
 
 def describe_tokens(rows: TokenRows) -> dict[str, Any]:
-    """Lengths in tokens: extremes, percentiles, and a histogram whose bins are `from <= length < to`."""
+    """Describe lengths in tokens: extremes, percentiles, and a histogram with bins `from <= length < to`."""
     lengths = rows.lengths
     edges = [0, FIRST_EDGE]
     while edges[-1] <= lengths.max():
@@ -72,7 +72,7 @@ def describe_tokens(rows: TokenRows) -> dict[str, Any]:
 
 
 def find_duplicates(rows: TokenRows) -> list[int]:
-    """Numbers of the rows whose very tokens an earlier row has."""
+    """Numbers of the rows whose tokens equal those of an earlier row."""
     seen: set[bytes] = set()
     found = []
     for number, text in zip(rows.numbers.tolist(), rows.texts, strict=True):
@@ -83,7 +83,7 @@ def find_duplicates(rows: TokenRows) -> list[int]:
 
 
 def find_overlap(train: TokenRows, held_out: TokenRows) -> tuple[list[int], list[int]]:
-    """Numbers of the held-out rows that are learned from too, and of those whose prompt alone is."""
+    """Numbers of the held-out rows that equal a training row, and of those with only the prompt of one."""
     texts, prompts = set(train.texts), {prompt for prompt in train.prompts if prompt}
     whole, asked = [], []
     for number, text, prompt in zip(held_out.numbers.tolist(), held_out.texts, held_out.prompts, strict=True):

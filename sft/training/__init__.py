@@ -1,1 +1,1 @@
-"""One training run, from prepared rows to a saved adapter."""
+"""Trains an adapter from prepared rows and saves it."""

@@ -1,4 +1,4 @@
-"""SFTConfig as TRL's and PEFT's own arguments, and what the machine's memory decides."""
+"""Converts SFTConfig to TRL's arguments, and decides on gradient checkpointing by the free memory."""
 
 import heapq
 import resource
@@ -19,36 +19,36 @@ from sft.training.layout import Layout
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random", "logits": "group_by_length"}
-MEMORY_SHARE = 0.7  # of what is free, that activations may fill before they are recomputed instead
-# Hidden and intermediate vectors that a token keeps in a layer until the backward pass, and what is held at most over
-# them. Measured with adapters on all linear layers: PEFT's own layers, and ours (`sft.kernels.fused_lora`).
+MEMORY_SHARE = 0.7  # share of the free memory that activations may fill before they are recomputed instead
+# Hidden (D) and intermediate (F) vectors that a layer saves per token for the backward pass. Measured with adapters
+# on all linear layers: PEFT's own layers, and ours (`sft.kernels.fused_lora`).
 KEPT_VECTORS = {"libraries": (18, 16), "fused": (16, 6)}
 
 
 class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is untyped here
     """TRL's arguments for a process that trains on one device, however many GPUs it sees.
 
-    transformers would put the model into `nn.DataParallel`, which TRL refuses.
+    transformers would wrap the model in `nn.DataParallel`, which TRL refuses.
     """
 
     @property
     def n_gpu(self) -> int:
-        """How many GPUs this process trains on: one, or none."""
+        """Number of GPUs this process trains on: one, or none."""
         return min(int(super().n_gpu), 1)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Steps that warm up, of so many; `warmup_steps` holds a share of them."""
+        """Number of warmup steps; `warmup_steps` holds a share of all steps."""
         return count_warmup_steps(num_training_steps, self.warmup_steps)
 
 
 def build_arguments(
     config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
 ) -> TrainerArguments:
-    """TRL's arguments for this config.
+    """Build TRL's arguments for this config.
 
-    The optimizer is one that `sft.training.optimizers.check_optimizer` has tried.
+    `sft.training.optimizers.check_optimizer` has checked the optimizer before.
     """
-    # A packed row of TRL's own path is one long sequence with a mask of its length squared: one at a time.
+    # In TRL's own path a packed row is one sequence with a (T, T) mask: one row per batch.
     packs_on_gpu = config.packing and layout in ("trl", "logits")
     rows = 1 if packs_on_gpu else config.batch_size
     options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
@@ -79,8 +79,8 @@ def build_arguments(
         packing=config.packing,
         max_length=config.max_seq_length if config.packing else None,
         padding_free=layout == "documents",
-        dataset_kwargs={"skip_prepare_dataset": True},  # the rows come ready, packed ones too
-        # Grouping by length draws from each process's own random numbers: they would disagree about who has what.
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenized and packed already
+        # Grouping by length uses each process's own random state, so processes would disagree about the order.
         train_sampling_strategy="random" if config.packing or config.num_devices > 1 else SAMPLING[layout],
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
@@ -91,26 +91,26 @@ def build_arguments(
 
 
 def can_use_liger(layout: Layout) -> bool:
-    """Whether Liger's kernels for the layers are there and wanted: on CUDA, where training goes TRL's own way."""
+    """Whether to use Liger's kernels for the layers: installed, on CUDA, with the layout `trl`."""
     return layout == "trl" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
 def needs_checkpointing(
     config: SFTConfig, model: PreTrainedModel, layout: Layout, lengths: Sequence[int], free_bytes: int
 ) -> bool:
-    """Whether the activations of the heaviest batch these rows can make are too much for the memory that is free."""
+    """Whether the activations of the largest possible batch of these rows exceed the free memory."""
     settings = model.config.get_text_config()
     is_fused = layout != "trl" and config.use_lora and not config.use_dora and not _has_transposed_layers(model)
     of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
     hidden = model.get_input_embeddings().weight.shape[1]
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    inner = inner if isinstance(inner, int) else max(inner)  # of the widest layer, where each has its own
+    inner = inner if isinstance(inner, int) else max(inner)  # the widest layer's, if layers differ
     token_bytes = int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * model.dtype.itemsize)
     return count_heaviest_batch(config, layout, lengths) * token_bytes > MEMORY_SHARE * free_bytes
 
 
 def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> int:
-    """Tokens of the heaviest batch that rows of these lengths can make, padding included where the layout pads."""
+    """Tokens of the largest batch that rows of these lengths can form, with padding if the layout pads."""
     if config.packing:
         return config.batch_size * config.max_seq_length
     if config.max_batch_tokens:
@@ -120,19 +120,19 @@ def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[in
 
 
 def measure_free_memory() -> int:
-    """Bytes free for activations: on the CUDA device if there is one, else in main memory."""
+    """Free bytes for activations: on the CUDA device if there is one, else in main memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
 
 
 def measure_peak_memory() -> int:
-    """Bytes held at most so far: on the CUDA device if there is one, else by this process."""
+    """Peak memory in bytes so far: of the CUDA device if there is one, else of this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _has_transposed_layers(model: PreTrainedModel) -> bool:
-    """GPT-2's weights lie that way."""
+    """Whether layers store transposed weights (`Conv1D`), as GPT-2 does."""
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Turns what the Trainer does into events."""
+"""Sends events for the Trainer's progress."""
 
 import time
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from sft.callbacks import OnEvent
 
 
 class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Turns the Trainer's callbacks into events, reading loss and tokens off the trainer it is given.
+    """Turns the Trainer's callbacks into events; loss and tokens are read from the trainer.
 
-    `on_event` is called with the event's name and values, on the thread that trains; `begin` holds what the first
-    event says beside the steps.
+    `on_event` is called with the event's name and values, on the training thread; `begin` has further values of the
+    first event.
     """
 
     def __init__(self, on_event: OnEvent) -> None:
@@ -28,7 +28,7 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Tell of an evaluation within the block as of step 0, whenever it comes."""
+        """Send evaluations inside the block as those of step 0, whenever they run."""
         self._is_at_start = True
         try:
             yield
@@ -45,11 +45,11 @@ class EventSender(TrainerCallback):  # type: ignore[misc]  # transformers is unt
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the rate this step learns at; afterwards the scheduler has moved on."""
+        """Store this step's learning rate, before the scheduler advances."""
         self.learning_rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Send `step`, with the loss of this very step."""
+        """Send `step`, with the loss of this step."""
         seconds = time.monotonic() - self.started_at
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         event = {

@@ -1,4 +1,4 @@
-"""What a training run that is stopped leaves behind: its last whole step."""
+"""Stops a training run by a signal without losing its last complete step."""
 
 import logging
 import signal
@@ -19,44 +19,44 @@ Handler = Callable[[int, Any], Any] | int
 
 
 class Stopped(BaseException):
-    """A process of a group was told to stop; raised between two batches, in all of them between the same two."""
+    """A DDP worker was asked to stop; raised between two batches, the same two in all workers."""
 
 
 class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Holds SIGTERM and SIGINT back while an optimizer step changes the weights: a stop leaves no half of a step.
+    """Defers SIGTERM and SIGINT while an optimizer step changes the weights, so that no step is left incomplete.
 
-    Works where Python delivers signals, on the main thread; on others nothing interrupts a step anyway.
+    Works on the main thread, where Python delivers signals; on other threads nothing interrupts a step.
     """
 
     def __init__(self) -> None:
         self._handlers: dict[int, Handler] = {}
         self._held: list[int] = []
-        self._random_state: RandomState | None = None  # as the last whole step left it
+        self._random_state: RandomState | None = None  # after the last complete step
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hold back from here on."""
+        """Start deferring signals."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
             handler = signal.getsignal(number)
-            if handler is not None:  # None: not Python's, so it could not be put back
+            if handler is not None:  # None: not installed by Python, so it could not be restored
                 self._handlers[number] = handler
                 signal.signal(number, lambda number, _frame: self._held.append(number))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The weights are those of `global_step` again."""
+        """The weights are those of `global_step` again: stop deferring."""
         self._random_state = RandomState.capture()
         self.release()
 
     def rewind_random_state(self) -> None:
-        """Forget the random numbers that a step drew which is not whole."""
+        """Restore the random state of the last complete step."""
         if self._random_state is not None:
             self._random_state.restore()
 
     def release(self) -> None:
-        """Let signals through; one that was held back arrives now, and raises what its handler raises."""
+        """Restore the handlers; a deferred signal is handled now, and raises what its handler raises."""
         handlers, self._handlers = self._handlers, {}
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -66,7 +66,7 @@ class StepGuard(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
 
 
 def keep_last_step(trainer: Trainer, guard: StepGuard) -> None:
-    """Save a checkpoint of the last whole step, unless it has one. What goes wrong is logged: the stop goes on."""
+    """Save a checkpoint of the last complete step, unless it has one. Errors are logged, as the run must stop."""
     step = trainer.state.global_step
     if step == 0 or is_whole(Path(trainer.args.output_dir) / f"checkpoint-{step}"):
         return

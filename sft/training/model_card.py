@@ -1,4 +1,4 @@
-"""The README.md of a result: what it is, what it was made of, and how to load it. Nothing in it is guessed."""
+"""Writes a result's model card (README.md): what it is, how it was trained, and how to load it."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,28 +7,28 @@ import yaml
 
 from sft.config import SFTConfig
 
-CARD_CHARACTERS = 100_000  # what is looked for stands at the top
-MEASURES = {  # by the name in a result: what it is called in the card
+CARD_CHARACTERS = 100_000  # read of a base model's card; its metadata is at the top
+MEASURES = {  # name in a result: name in the card
     "train_loss": "mean training loss",
     "base_eval_loss": "held-out loss of the base model",
     "eval_loss": "held-out loss of the result",
     "steps": "optimizer steps",
-    "tokens": "tokens read in training",
+    "tokens": "tokens processed in training",
 }
 
 
 class Provenance(NamedTuple):
-    """What a card tells that the session does not know by itself; None where nobody knows."""
+    """Facts for the card that the session does not know; None if unknown."""
 
     dataset: str | None = None  # with its revision
     dataset_commit: str | None = None
     dataset_md5: str | None = None
-    hub_dataset: str | None = None  # its id, where it is one of the Hub
-    measures: dict[str, float] | None = None  # of MEASURES
+    hub_dataset: str | None = None  # its id, if it is from the Hub
+    measures: dict[str, float] | None = None  # keys of MEASURES
 
 
 def name_base(base_model: str) -> str:
-    """The base model as others know it: an id stays, of a path on this machine only the folder's name."""
+    """The base model's public name: a Hub id unchanged, of a local path only the folder's name."""
     is_path = base_model.startswith(("/", "~", "."))
     return Path(base_model).name if is_path else base_model.strip("/")
 
@@ -45,8 +45,8 @@ def write_card(
 
     Args:
         kind: `adapter`, `merged` or `full`.
-        model_path: folder of the base model, whose licence is looked up.
-        facts: of the run: `rows`, `dtype`, and `adaptation` as the session has it.
+        model_path: folder of the base model, for its licence.
+        facts: the run's `rows`, `dtype`, and the session's `adaptation`.
     """
     base = name_base(config.base_model)
     license_fields = read_license(model_path)
@@ -57,7 +57,7 @@ def write_card(
 
 
 def read_license(model_path: Path) -> dict[str, str]:
-    """`license`, `license_name` and `license_link` as the base model's own card states them; empty without one."""
+    """Read `license`, `license_name` and `license_link` from the base model's card; empty without one."""
     try:
         with (model_path / "README.md").open(encoding="utf-8") as file:
             text = file.read(CARD_CHARACTERS)
@@ -69,7 +69,7 @@ def read_license(model_path: Path) -> dict[str, str]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether this can be the id of a repository on the Hub."""
+    """Whether this is a valid id of a Hub repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -129,7 +129,7 @@ def _list_data(config: SFTConfig, facts: dict[str, Any], provenance: Provenance)
         "dataset": f"`{Path(name).name if name.startswith('/') else name}`",
         "commit": provenance.dataset_commit and f"`{provenance.dataset_commit}`",
         "MD5": provenance.dataset_md5 and f"`{provenance.dataset_md5}`",
-        "rows learned from": facts.get("rows"),
+        "training rows": facts.get("rows"),
         "format": config.dataset_format,
         "chat template": config.template_name,
         "longest row in tokens": config.max_seq_length,
@@ -154,8 +154,8 @@ def _list_method(config: SFTConfig, facts: dict[str, Any]) -> dict[str, Any]:
         **(lora or {"method": "full fine-tuning"}),
         "trained weights": share,
         "epochs": None if config.max_steps else config.num_epochs,
-        "steps at most": config.max_steps,
-        "rows a step": config.get_effective_batch_size(),
+        "maximum steps": config.max_steps,
+        "rows per step": config.get_effective_batch_size(),
         "learning rate": f"{config.learning_rate:g}, {config.scheduler_type}, warmup {config.warmup_ratio:g}",
         "optimizer": config.optimizer_type,
         "weight decay": config.weight_decay,
@@ -174,7 +174,7 @@ def _write_results(measures: dict[str, float]) -> str:
     }
     if not rows:
         return "Not measured."
-    return _write_table(rows) + "\n\nLosses are mean negative log-likelihoods of a supervised token, in nats."
+    return _write_table(rows) + "\n\nLosses are the mean negative log-likelihood per supervised token, in nats."
 
 
 def _write_use(kind: str, base: str) -> str:

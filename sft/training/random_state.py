@@ -1,4 +1,4 @@
-"""The state of all random numbers a training run draws."""
+"""Saves and restores the state of all random number generators that training uses."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RandomState(NamedTuple):
-    """Python's, NumPy's and torch's, on the CPU and on each CUDA device this process uses."""
+    """Generator states of Python, NumPy and torch, on the CPU and on each CUDA device this process uses."""
 
     python: tuple[Any, ...]
     numpy: Any
@@ -20,12 +20,12 @@ class RandomState(NamedTuple):
 
     @classmethod
     def capture(cls) -> "RandomState":
-        """The state now."""
+        """Capture the present state."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
-        """Go back to this state."""
+        """Set all generators to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
@@ -35,7 +35,7 @@ class RandomState(NamedTuple):
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """What is drawn within the block changes nothing of what is drawn after it."""
+    """Restore the random state after the block."""
     state = RandomState.capture()
     try:
         yield

@@ -1,4 +1,4 @@
-"""One training run, from a prepared dataset to a saved adapter."""
+"""Runs one training, from a prepared dataset to a saved adapter."""
 
 import logging
 import pickle
@@ -22,16 +22,16 @@ from sft.checkpoints.stopping import EarlyStopping
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
 from sft.errors import CheckpointUnusable, InvalidConfig
-from sft.files.disk import telling_full_disk
+from sft.files.disk import raising_disk_full
 from sft.files.publication import Publishing, publish_folder
 from sft.kernels.packing import pack_rows
-from sft.long_rows import tell_beyond
+from sft.long_rows import warn_of_long_rows
 from sft.models.companions import make_folder, save_companions, settle_generation, try_saving
 from sft.models.hardware import check_hardware, inspect_hardware
-from sft.models.library_warnings import hearing_libraries
-from sft.models.loading import load_model, load_tokenizer, name_precision, quiet_transformers, tell_unread
+from sft.models.library_warnings import collecting_warnings
+from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.models.model_class import find_model_class
-from sft.models.model_settings import read_settings, tell_repairs
+from sft.models.model_settings import describe_repairs, read_settings
 from sft.training.arguments import (
     build_arguments,
     measure_free_memory,
@@ -52,24 +52,24 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingSession:
-    """Loads the model, evaluates, trains and saves. Everything happens on the calling thread.
+    """Loads the model, evaluates, trains and saves, on the calling thread.
 
     Attributes:
-        adaptation: what is trained (`trainable_parameters`, `parameters`, `share`, `modules`) and what of the model
-            is `left_out` of it, with reasons.
-        warnings: sentences on what a user would not expect of this model and run; they are logged too.
+        adaptation: what is trained (`trainable_parameters`, `parameters`, `share`, `modules`), and the parts of the
+            model that are `left_out`, with reasons.
+        warnings: sentences about unexpected properties of this model and run; they are logged too.
 
     Args:
-        prepared: what `sft.data.tokenization.prepare` made with the same config and model.
-        model_path: folder of the base model, as `sft.models.loading.find_model` gives it.
-        output_dir: checkpoints go to `checkpoints` in it, unless `checkpoint_dir` says otherwise; training resumes
-            from the newest whole one there.
-        publishing: entered while a checkpoint or the result is put in its place.
+        prepared: the result of `sft.data.tokenization.prepare` for the same config and model.
+        model_path: folder of the base model, from `sft.models.loading.find_model`.
+        output_dir: checkpoints go to its `checkpoints`, unless `checkpoint_dir` is set; training resumes from the
+            newest intact one there.
+        publishing: context entered around the rename that publishes a checkpoint or the result.
         on_event: called with a name (`begin`, `step`, `log`, `epoch`, `evaluate`, `checkpoint`, `end`) and values.
 
     Raises:
-        InvalidConfig: a value this machine or model can't do.
-        ModelNotFound: the model or the adapter to start from can't be read.
+        InvalidConfig: this machine or model does not support a value.
+        ModelNotFound: the model or the adapter in adapter_path can't be read.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class TrainingSession:
         make_folder(output_dir, "output_dir")
         make_folder(self.checkpoint_dir, "checkpoint_dir")
         dtype = settle_dtype(config, self.checkpoint_dir)
-        with hearing_libraries() as heard:
+        with collecting_warnings() as heard:
             self.tokenizer = load_tokenizer(model_path)
             apply_template(self.tokenizer, config.template_name, required=False)
             base = load_model(model_path, config, dtype)
-        self.warnings += [*tell_repairs(model_path), *tell_unread(base), *heard]
+        self.warnings += [*describe_repairs(model_path), *list_unread_weights(base), *heard]
         self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
@@ -112,10 +112,10 @@ class TrainingSession:
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
         if config.max_batch_tokens:
-            self.warnings += tell_beyond(list(train_rows["length"]), config.max_batch_tokens)
+            self.warnings += warn_of_long_rows(list(train_rows["length"]), config.max_batch_tokens)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         self._learning = LearningCheck()
-        with quiet_transformers(), hearing_libraries() as heard:
+        with quiet_transformers(), collecting_warnings() as heard:
             model, adaptation = add_adapter(base, config)
             self.trainer = SupervisedTrainer(
                 model,
@@ -156,7 +156,7 @@ class TrainingSession:
         }
 
     def list_warnings(self) -> list[str]:
-        """`warnings`, for a process that can't reach them otherwise."""
+        """Return `warnings`, for callers in another process."""
         return self.warnings
 
     def _warn(self, sentences: list[str]) -> None:
@@ -181,11 +181,11 @@ class TrainingSession:
 
     @property
     def keeps_start(self) -> bool:
-        """Whether the model as it was before training can still be evaluated after it: a new adapter switches off."""
+        """Whether the start can still be evaluated after training: a new adapter can be disabled."""
         return isinstance(self.trainer.model, PeftModel) and self.config.adapter_path is None
 
     def evaluate_start(self) -> dict[str, Any]:
-        """`evaluate` of the model before any training, told as of step 0; after training only with `keeps_start`."""
+        """`evaluate` the model as it was before training, as of step 0; after training only with `keeps_start`."""
         is_trained = self.trainer.state.global_step > 0
         if is_trained and not self.keeps_start:
             raise RuntimeError("the start is gone: evaluate it before training")
@@ -193,24 +193,24 @@ class TrainingSession:
             return self.evaluate()
 
     def train(self) -> dict[str, Any]:
-        """Train to the end, from the newest whole checkpoint if there is one.
+        """Train to the end, from the newest intact checkpoint if there is one.
 
         Returns `train_loss` (mean over all steps), `steps`, `tokens` (read in this call, prompts included),
         `tokens_per_second`, `train_seconds`, `peak_memory_bytes` (of this process, or of the CUDA device). With
-        `early_stopping_patience` the model is then that of the best evaluation, and the result has
-        `best_step`, `best_eval_loss` and `stopped_early` too.
+        `early_stopping_patience` the model is then that of the best evaluation, and the result also has
+        `best_step`, `best_eval_loss` and `stopped_early`.
 
-        A run that a signal stops (what its handler raises is not an Exception) saves a checkpoint of its last
-        whole step.
+        A run stopped by a signal (whose handler raises a BaseException) saves a checkpoint of its last complete
+        step.
 
         Raises:
             LossNotFinite: the loss or its gradient became NaN or infinite.
-            LossExploded: the loss stayed far above where it began.
-            NothingLearned: the weights are those that training began with.
+            LossExploded: the loss stayed far above its first values.
+            NothingLearned: training left the weights unchanged.
             InvalidConfig: no step would have a learning rate above 0, or output_dir can't be written to.
-            ModelUnusable: something of the model that goes into the result can't be saved.
+            ModelUnusable: a part of the model that belongs to the result can't be saved.
             DiskFull: a checkpoint could not be written.
-            CheckpointUnusable: a checkpoint holds more than numbers, or the best one is damaged.
+            CheckpointUnusable: a checkpoint contains pickled objects, or the best one is damaged.
         """
         self._learning.remember(self.trainer.model)
         if self.trainer.args.should_save:
@@ -239,13 +239,13 @@ class TrainingSession:
     def _run(self, checkpoint: Path | None) -> Any:
         try:
             return self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except pickle.UnpicklingError as error:  # of a load with weights_only, which ran nothing
+        except pickle.UnpicklingError as error:  # raised by weights_only before any object is loaded
             raise CheckpointUnusable(
-                f"checkpoint {checkpoint} holds more than numbers and is not loaded; delete it and start the job again"
+                f"checkpoint {checkpoint} contains pickled objects and is not loaded; delete it and start the job again"
             ) from error
         except Exception:
             raise
-        except BaseException:  # stopped from outside, by a signal
+        except BaseException:  # a signal handler raised
             if self.config.use_lora:  # a whole model takes longer to write than a stop may
                 keep_last_step(self.trainer, self._guard)
             raise
@@ -253,12 +253,12 @@ class TrainingSession:
             self._guard.release()
 
     def save(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
-        """Publish the adapter (with `use_lora` false: the model) with tokenizer, chat template and generation config.
+        """Publish the adapter (with `use_lora` false the model) with tokenizer, chat template and generation config.
 
-        With `save_merged_model` the merged model too, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
+        With `save_merged_model` also the merged model, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
 
         Args:
-            provenance: what the model card tells of data and results.
+            provenance: data and results, for the model card.
         """
         with self.trainer.publishing():
             return self._save(adapter_dir, provenance or Provenance())
@@ -267,14 +267,14 @@ class TrainingSession:
         model = self.trainer.model
         if isinstance(model, PeftModel):
             for adapter in model.peft_config.values():
-                adapter.base_model_name_or_path = name_base(self.config.base_model)  # no folder of this machine
+                adapter.base_model_name_or_path = name_base(self.config.base_model)  # no path of this machine
         size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         with (
-            telling_full_disk(adapter_dir, "the adapter", size),
+            raising_disk_full(adapter_dir, "the adapter", size),
             publish_folder(adapter_dir) as folder,
             quiet_transformers(),
         ):
-            # Left to choose, PEFT asks the Hub whether the vocabulary has grown; ours never does.
+            # Otherwise PEFT asks the Hub whether the vocabulary was extended, which ours never is.
             options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
             model.save_pretrained(folder, **options)
             self._save_companions(folder)
@@ -295,7 +295,7 @@ class TrainingSession:
         return [EarlyStopping(patience)]
 
     def _restore_best(self) -> dict[str, Any]:
-        """Go back to the best checkpoint, and say which that is."""
+        """Load the best checkpoint's weights, and return its step and loss."""
         state = self.trainer.state
         best = find_best(state.log_history)
         assert best is not None  # noqa: S101 - the Trainer evaluates after the last step in any case
@@ -308,7 +308,7 @@ class TrainingSession:
         }
 
     def _try_saving(self) -> None:
-        """Whatever of the result can be made before training is made and thrown away, so that it can't fail later."""
+        """Save the parts of the result that exist before training to a temporary folder, to find errors early."""
         adapters = [*self.trainer.model.peft_config.values()] if isinstance(self.trainer.model, PeftModel) else []
         folder = self.output_dir
         try_saving(folder, self.config.base_model, self._get_base(), self.model_path, self.tokenizer, adapters)
@@ -334,7 +334,7 @@ class TrainingSession:
             merged = self._merge(adapter_dir)
         size = sum(parameter.nbytes for parameter in merged.parameters())
         with (
-            telling_full_disk(target, "the merged model", size),
+            raising_disk_full(target, "the merged model", size),
             publish_folder(target) as folder,
             quiet_transformers(),
         ):
@@ -344,7 +344,7 @@ class TrainingSession:
             self._write_card(folder, "merged", provenance)
 
     def _merge(self, adapter_dir: Path) -> PreTrainedModel:
-        """A second copy of the base model with the adapter merged in fp32, in the dtype the base is stored in."""
+        """Load the base model again and merge the adapter in fp32; returned in the dtype the base is stored in."""
         from transformers import GenerationConfig
 
         settings = read_settings(self.model_path, f"base_model {self.config.base_model}")
@@ -362,9 +362,9 @@ class TrainingSession:
 
 
 def _keep_adapters_exact(model: torch.nn.Module) -> None:
-    """In fp32, as they come back from a checkpoint: TRL casts those of a quantized model to bf16.
+    """Cast adapters to fp32, as they are loaded from a checkpoint: TRL casts those of a quantized model to bf16.
 
-    fp16's gradient scaling can't take bf16, and a resumed run would not be the same run.
+    fp16's gradient scaler does not support bf16, and a resumed run would differ.
     """
     if not isinstance(model, PeftModel):
         return

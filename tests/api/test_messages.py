@@ -157,7 +157,7 @@ def test_a_configuration_of_the_wrong_type(model, config):
 
 def test_many_problems_are_not_looked_into_one_by_one():
     message = refuse(TrainingRequest, {f"field{number}": 1 for number in range(5000)})
-    assert message.endswith("and 4950 problems more")
+    assert message.endswith("and 4950 more problems")
 
 
 def test_nobodys_words_stand_for_two_fields():
@@ -179,7 +179,7 @@ def test_the_nearest_name(name, nearest):
 @pytest.mark.parametrize("name", ["adapter_name", "webhook_url", "metadata", "tracking_backend", "webhook_events"])
 def test_what_belongs_beside_a_configuration_is_said_to(name):
     with pytest.raises(
-        ValueError, match=f"{name} is not a known field; it is not part of a configuration: give it besi"
+        ValueError, match=f"{name} is not a known field; it is not part of a configuration: send it besi"
     ):
         SFTConfig.from_dict({"base_model": "m", "dataset_name": "d", "dataset_format": "chat", name: "x"})
 

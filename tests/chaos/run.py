@@ -29,7 +29,7 @@ from tests.chaos.watcher import Watcher
 AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
-TOLD_SECONDS = 240.0  # for receivers that answer 500 to take every end
+DELIVERY_SECONDS = 240.0  # for receivers that answer 500 to take every end
 READY_SECONDS = 90.0  # for what the last faults hit to come back
 SHOWN = 5  # recoveries that took longest
 GONE_SECONDS = 30.0  # for the processes of jobs that have ended
@@ -135,7 +135,7 @@ def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
             faults=faults.done,
         )
 
-    wait_until(lambda: judge(look()).counts["undelivered"] == 0, time.monotonic() + TOLD_SECONDS)
+    wait_until(lambda: judge(look()).counts["undelivered"] == 0, time.monotonic() + DELIVERY_SECONDS)
     return look()
 
 

@@ -169,7 +169,7 @@ def test_without_its_best_checkpoint_a_run_goes_back_to_before_it(
     damage(best / "adapter_model.safetensors")
     again, resumed = finish(open_run("whole", "stopping", **fields))
     assert (again, resumed["best_step"], resumed["steps"]) == (whole, result["best_step"], result["steps"])
-    assert f"Passed over {best}: adapter_model.safetensors is not what was written" in caplog.text
+    assert f"Skipped checkpoint {best}: adapter_model.safetensors is not what was written" in caplog.text
     assert all(find_newest_checkpoint(folder) == path for path in list_checkpoints(folder)[:1])
 
 

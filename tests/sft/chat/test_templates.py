@@ -394,7 +394,7 @@ def test_auto_without_a_chat_template_suggests_names(tokenizer: PreTrainedTokeni
 @pytest.mark.parametrize(
     ("jinja", "message"),
     [
-        ("{% for message in messages %}{{ message['content'] }}\n{% endfor %}", "could not teach it to stop"),
+        ("{% for message in messages %}{{ message['content'] }}\n{% endfor %}", "could not learn to stop"),
         ("{{ raise_exception('never') }}", r"can't write a question and its answer \(never\)"),
     ],
 )

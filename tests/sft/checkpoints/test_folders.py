@@ -31,7 +31,7 @@ from sft.checkpoints.folders import (
 from sft.data.tokenization import PreparedData
 from sft.devices.launcher import open_session as open_on_devices
 from sft.errors import CheckpointUnusable, DiskFull, find_error
-from sft.files.disk import telling_full_disk
+from sft.files.disk import raising_disk_full
 from sft.training.session import TrainingSession
 from tests.sft.child import kill_child, start_child
 
@@ -287,7 +287,7 @@ def test_an_adapter_that_finds_no_room_is_a_full_disk_too(small_disk: Path, open
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_by_its_number(tmp_path: Path, number: int) -> None:
     def write() -> None:
-        with telling_full_disk(tmp_path / "new", "the adapter", 5_000_000):
+        with raising_disk_full(tmp_path / "new", "the adapter", 5_000_000):
             try:
                 raise OSError(number, os.strerror(number))
             except OSError as error:
@@ -300,7 +300,7 @@ def test_a_full_disk_is_told_by_its_number(tmp_path: Path, number: int) -> None:
 
 
 def test_other_errors_are_no_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), telling_full_disk(tmp_path, "the adapter", 0):
+    with pytest.raises(PermissionError), raising_disk_full(tmp_path, "the adapter", 0):
         raise PermissionError(errno.EACCES, "not yours")
 
 
@@ -347,7 +347,7 @@ def test_a_planted_pickle_runs_nothing(open_session: Open, checkpoints: Path, tm
     seal_checkpoint(newest)  # by one who may write here, and knows the manifest
     session = open_session(save_steps=2, max_steps=5)
     if name in LOADED:
-        with pytest.raises(CheckpointUnusable, match=f"{newest} holds more than numbers and is not loaded"):
+        with pytest.raises(CheckpointUnusable, match=f"{newest} contains pickled objects and is not loaded"):
             session.train()
     else:
         session.train()  # not even looked at

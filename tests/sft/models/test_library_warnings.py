@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sft.models.library_warnings import hearing_libraries
+from sft.models.library_warnings import collecting_warnings
 
 
 @pytest.mark.parametrize("name", ["transformers.modeling_utils", "peft.tuners.lora.model", "trl.trainer.sft_trainer"])
 def test_a_librarys_warning_is_heard_once(name: str) -> None:
-    with hearing_libraries() as heard:
+    with collecting_warnings() as heard:
         for _ in range(2):
             logging.getLogger(name).warning("Some weights of %s were not\ninitialized", "X")
         logging.getLogger(name).info("not this")
@@ -24,14 +24,14 @@ def test_a_librarys_warning_is_heard_once(name: str) -> None:
 
 def test_pythons_warnings_are_heard_and_filters_stay(tmp_path: Path) -> None:
     place = str(tmp_path / "peft" / "tuners.py")
-    with hearing_libraries() as heard, pytest.raises(UserWarning):  # an error here, as pytest's filters have it
+    with collecting_warnings() as heard, pytest.raises(UserWarning):  # an error here, as pytest's filters have it
         warnings.warn_explicit("tied", UserWarning, place, 1)
     assert heard == []
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         shown: list[str] = []
         warnings.showwarning = lambda message, *rest: shown.append(str(message))
-        with hearing_libraries() as heard:
+        with collecting_warnings() as heard:
             warnings.warn_explicit("tied", UserWarning, place, 1)
             warnings.warn_explicit("soon gone", FutureWarning, place, 2)
             warnings.warn_explicit("mine", UserWarning, str(tmp_path / "mine.py"), 3)

@@ -16,11 +16,11 @@ from sft.models.loading import (
     Machine,
     choose_dtype,
     find_model,
+    list_unread_weights,
     load_model,
     load_tokenizer,
     measure_gemm,
     quiet_transformers,
-    tell_unread,
 )
 from sft.training.session import TrainingSession
 from tests.tiny_models import save_tiny_model
@@ -201,5 +201,5 @@ def test_weights_that_the_configuration_has_no_place_for_are_told(
         with quiet_transformers():
             LlamaForCausalLM(LlamaConfig(**content | {"attention_bias": True})).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(content | change), encoding="utf-8")
-    told = tell_unread(load_model(folder, make_config()))
+    told = list_unread_weights(load_model(folder, make_config()))
     assert [sentence[:9] for sentence in told] == ([names] if names else [])

@@ -9,7 +9,7 @@ import pytest
 from sft.errors import ModelUnusable
 from sft.models.loading import load_model
 from sft.models.model_class import build_empty
-from sft.models.model_settings import read_settings, tell_repairs
+from sft.models.model_settings import describe_repairs, read_settings
 from tests.sweep.tiny import build_model
 
 SUBJECT = "base_model tiny"
@@ -59,7 +59,7 @@ def configure(model_path, tmp_path):
 )
 def test_entries_that_say_nothing_of_the_model_are_left_aside_and_said(configure, make_config, fields):
     folder = configure(**fields)
-    told = tell_repairs(folder)
+    told = describe_repairs(folder)
     assert len(told) == 1
     assert all(f"{name} {value!r}" in told[0] for name, value in fields.items())
     settings = load_model(folder, make_config()).config
@@ -80,7 +80,7 @@ def test_entries_that_say_nothing_of_the_model_are_left_aside_and_said(configure
     ids=str,
 )
 def test_usual_entries_are_said_nothing_of(configure, fields):
-    assert tell_repairs(configure(**fields)) == []
+    assert describe_repairs(configure(**fields)) == []
 
 
 def test_a_run_on_such_a_model_is_the_run_on_the_plain_one(configure, model_path, open_session):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.errors import ModelUnusable
-from sft.models.loading import load_model, tell_unread
+from sft.models.loading import list_unread_weights, load_model
 from sft.models.model_class import build_empty
 from sft.models.weight_names import check_stored_names
 from tests.sweep.tiny import build_model
@@ -60,7 +60,7 @@ def test_weights_that_are_not_used_are_told_by_plan_and_job(folder, make_config,
     config = make_config()
     planned = check_stored_names(build_empty(folder), folder, "base_model tiny")
     loaded = load_model(folder, config)
-    assert planned == tell_unread(loaded)
+    assert planned == list_unread_weights(loaded)
     assert len(planned) == len(told)
     assert all(sentence.startswith(start) for sentence, start in zip(planned, told, strict=True)), planned
 
