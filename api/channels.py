@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from jobs.errors import JobNotFound
 from jobs.results.feed import ENDING_POLL_SECONDS, ENDING_SECONDS, POLL_SECONDS, STATE_SECONDS
 from jobs.results.news import News, read_news
-from jobs.sanitizing.seldom import SeldomLog
+from jobs.sanitizing.log_lines import SeldomLog
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
 from jobs.storage.connections import translate_errors

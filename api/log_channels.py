@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import Log
 from api.channels import AWAY_SECONDS, wake
 from jobs.errors import JobNotFound
 from jobs.results.logs import LogFeed
-from jobs.sanitizing.seldom import SeldomLog
+from jobs.sanitizing.log_lines import SeldomLog
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
 from sft.errors import StackError

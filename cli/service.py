@@ -41,8 +41,8 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
 
 def local_url() -> str:
     """Where `tuneyard serve` listens with the settings of this environment."""
+    from jobs.network.proxies import bracket
     from jobs.settings import Settings
-    from sft.loopback import bracket
 
     settings = Settings()
     is_everywhere = settings.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound

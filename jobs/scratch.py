@@ -1,47 +1,26 @@
 """Temporary folders for processes that may be killed: the parent makes the folder and removes it afterwards.
 
-If the parent was killed too, the next process that makes one removes it: a folder is locked while its users live.
+If the parent was killed too, the next process that makes one removes it.
 """
 
 import contextlib
-import fcntl
 import os
-import shutil
-import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
+
+from sft.files.temporary_folders import LockedFolder, make_locked_folder, remove_unused
 
 SCRATCH = "TUNEYARD_SCRATCH"  # such a folder, for the process that is started
 Use = Literal["planner", "job", "single-plan"]
-YOUNG_SECONDS = 60.0  # between making a folder and locking it
 
 
-class Scratch(NamedTuple):
-    """A folder and the lock on it, which whoever uses it inherits."""
-
-    folder: Path
-    lock: int
-
-    def remove(self) -> None:
-        """Remove it with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self.lock)
-
-
-def make_scratch(use: Use, place: str | None = None) -> Scratch:
+def make_scratch(use: Use, place: Path | None = None) -> LockedFolder:
     """A new folder, in `place` or where temporary files go; those of the dead are removed. Raises OSError."""
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(use), dir=place))
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:
-        folder.rmdir()
-        raise
-    sweep(folder.parent)
-    return Scratch(folder, lock)
+    scratch = make_locked_folder(_prefix(use), place=place)
+    sweep(scratch.folder.parent)
+    return scratch
 
 
 @contextlib.contextmanager
@@ -70,21 +49,7 @@ def use_scratch() -> None:
 def sweep(place: Path) -> None:
     """Remove the folders in `place` that nobody uses any more."""
     for use in get_args(Use):
-        for folder in place.glob(f"{_prefix(use)}*"):
-            with contextlib.suppress(OSError):
-                _remove_unused(folder)
-
-
-def _remove_unused(folder: Path) -> None:
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        found = os.fstat(lock)
-        is_ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        if is_ours and time.time() - found.st_mtime > YOUNG_SECONDS:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
+        remove_unused(place.glob(f"{_prefix(use)}*"), only_private=True)
 
 
 def _prefix(use: str) -> str:

@@ -8,6 +8,18 @@ message as its only argument and so survives pickling (Prefect pickles what a fl
 
 from collections.abc import Iterator
 
+# By name and message: comparing classes would import torch in processes that do without it.
+_MEMORY_ERRORS = {"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "builtins.MemoryError"}
+_MEMORY_WORDS = (
+    "defaultcpuallocator: ",  # torch on a CPU: "can't allocate memory" or "not enough memory: you tried to allocate"
+    "you tried to allocate",
+    "out of memory",  # "CUDA error: out of memory", "CUDA out of memory", NCCL's, HIP's
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusparse_status_alloc_failed",
+    "cannot allocate memory",  # the operating system's, for a thread or a mapping
+)
+
 
 class TuneyardError(Exception):
     """Base of the tree. `status` is the HTTP status of the API's response, `code` a stable machine-readable name.
@@ -144,3 +156,11 @@ def walk_causes(error: BaseException | None) -> Iterator[BaseException]:
         if isinstance(current, BaseExceptionGroup):
             left += current.exceptions
         left += [current.__cause__, None if current.__suppress_context__ else current.__context__]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this error, of any library, says that memory has run out."""
+    if {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__} & _MEMORY_ERRORS:
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _MEMORY_WORDS)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jobs.errors import RegistryUnavailable
-from sft.errors import DiskFull, InvalidConfig, StackError, TuneyardError, walk_causes
-from sft.exhaustion import is_out_of_memory
+from sft.errors import DiskFull, InvalidConfig, StackError, TuneyardError, is_out_of_memory, walk_causes
 from sft.files.disk import is_about_space, is_about_temporary
 
 DETAIL_CHARACTERS = 500

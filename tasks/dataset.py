@@ -10,13 +10,13 @@ from typing import Any, Literal, Self
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from jobs.sanitizing.redaction import hide_passwords
+from jobs.sanitizing.log_lines import hide_passwords
 from jobs.settings import Settings
 from sft.confinement import check_room, step
 from sft.data.file_content import COMPRESSED_SUFFIXES, check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.files.places import follow
-from sft.files.temporary import temporary_folder
+from sft.files.temporary_folders import temporary_folder
 from tasks.dataset_registry import ensure_registry, git
 from tasks.dataset_registry_outputs import check_md5, check_outputs
 from tasks.dataset_store import (

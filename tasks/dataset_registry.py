@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock
 
 from jobs.project import find_sources as find_project
-from jobs.sanitizing.redaction import hide_passwords
+from jobs.sanitizing.log_lines import hide_passwords
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, StackError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import DatasetNotFound
-from sft.files.temporary import temporary_folder
+from sft.files.temporary_folders import temporary_folder
 from tasks.dataset_store import StoredDataset, combine_md5, hash_file, store_dataset
 from tasks.split_files import list_held_out
 

@@ -14,20 +14,21 @@ from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.folders import job_folder
 from jobs.lifecycle.attempts import Attempt, Heartbeat, Superseded, leave
 from jobs.lifecycle.ends import keep_run
-from jobs.sanitizing.log_lines import escape, keep_lines_whole
-from jobs.sanitizing.redaction import hide_passwords
+from jobs.sanitizing.log_lines import escape, hide_passwords, keep_lines_whole
 from jobs.settings import Settings
 from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus
 from jobs.storage.events import write_event
 from jobs.storage.reports import ProgressWriter, set_report
+from jobs.webhooks.call import build_event_payload
+from jobs.webhooks.outbox import put_delivery
 from sft.errors import StackError
-from tasks.announcements import announce
 from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.failure_log import is_debugging
@@ -133,7 +134,7 @@ class Journal:
         if event in ("begin", "epoch", "evaluate", "checkpoint"):
             with self.attempt.writing() as connection:
                 write_event(connection, self.job_id, event, details)
-                announce(connection, self.job_id, self.spec, event, details)
+                _announce(connection, self.job_id, self.spec, event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
             self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
         if event == "end":
@@ -156,7 +157,7 @@ def open_journal(settings: Settings, run_id: UUID, spec: JobSpec) -> Iterator[Jo
             journal.write(error=None, error_code=None)
             journal.enter("starting")
             with journal.attempt.writing() as connection:
-                announce(connection, journal.job_id, journal.spec, "started", {})
+                _announce(connection, journal.job_id, journal.spec, "started", {})
             yield journal
     except Superseded as error:
         leave(error)
@@ -234,3 +235,9 @@ def _let_go(journal: Journal, **why: Any) -> None:
         journal.attempt.release(**why)
     except (StackError, SQLAlchemyError) as error:
         logger.warning("The end of this attempt could not be told (%s)", type(error).__name__)
+
+
+def _announce(connection: Connection, job_id: UUID, spec: JobSpec, event: str, details: dict[str, Any]) -> None:
+    """Put down that the job's webhook is to be told of this event; once, however many attempts come by it."""
+    if spec.webhook_url and event in (spec.webhook_events or ()):
+        put_delivery(connection, job_id, spec.webhook_url, build_event_payload(job_id, event, details))

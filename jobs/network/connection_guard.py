@@ -28,7 +28,7 @@ from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
 from jobs.network.refused_connection import RefusedConnection
-from jobs.sanitizing.seldom import SeldomLog
+from jobs.sanitizing.log_lines import SeldomLog
 from sft.errors import InvalidConfig
 
 logger = logging.getLogger(__name__)

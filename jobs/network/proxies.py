@@ -5,11 +5,11 @@ the proxy for 127.0.0.1. Servers elsewhere are still reached by the proxy.
 """
 
 from collections.abc import Iterable, MutableMapping
-from ipaddress import AddressValueError, IPv6Address
-
-from sft.loopback import HOSTS
+from ipaddress import AddressValueError, IPv6Address, ip_address
+from urllib.parse import urlsplit
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
+HOSTS = ("localhost", "127.0.0.1", "::1")  # this machine
 
 
 def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] = ()) -> list[str]:
@@ -80,3 +80,23 @@ def _is_readable(entry: str) -> bool:
     except httpx.InvalidURL:
         return False
     return True
+
+
+def is_on_this_machine(url: str) -> bool:
+    """Whether a URL's host is a loopback address or a name of one. False for an invalid URL."""
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def bracket(host: str) -> str:
+    """A host as written in a URL: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host

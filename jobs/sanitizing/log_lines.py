@@ -1,13 +1,16 @@
-"""A log record is one line, whatever the names in it contain: nobody can write a second one, or move the cursor."""
+"""What may stand in a log: one line a record, without passwords, and no warning thousands of times.
+
+Names in a record contain what they like: nobody can write a second line with one, or move the cursor.
+"""
 
 import logging
 import re
 import textwrap
+import time
 import traceback
 from typing import Any
 
-from jobs.sanitizing.redaction import hide_passwords
-
+PERIOD_SECONDS = 60.0
 # Ours, and those through which Prefect tells how a run of ours came out.
 LOGGERS = (
     "api",
@@ -27,6 +30,11 @@ _CONTROL = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
+HIDDEN = "***"
+
+# Looked for from `://` on, not from where a scheme might begin: that would be every letter of a text without end.
+_PASSWORD = re.compile(r"((?<=[A-Za-z0-9+.-])://[^\s/?#:@]*:)[^\s/?#]*@")
+_TOKEN = re.compile(r"(https?://)[^\s/?#:@]+@")  # git's way to give one: as the user's name, without a password
 
 
 class OneLineRecord(logging.LogRecord):
@@ -56,3 +64,29 @@ def escape(text: str) -> str:
 def _make_record(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
     is_ours = any(name == logger or name.startswith(f"{logger}.") for logger in LOGGERS)
     return (OneLineRecord if is_ours else logging.LogRecord)(name, *args, **kwargs)
+
+
+def hide_passwords(text: str) -> str:
+    """The text with `***` in place of the password, or the token, in each URL in it."""
+    return _TOKEN.sub(rf"\g<1>{HIDDEN}@", _PASSWORD.sub(rf"\g<1>{HIDDEN}@", text))
+
+
+class SeldomLog:
+    """Writes the first warning of a kind at once; those of the minute after are counted only."""
+
+    def __init__(self, logger: logging.Logger, period_seconds: float = PERIOD_SECONDS) -> None:
+        self._logger = logger
+        self._period_seconds = period_seconds
+        self._written_at: dict[str, float] = {}
+        self._kept_back: dict[str, int] = {}
+
+    def warn(self, text: str) -> None:
+        """Write a warning unless one of the same text, whatever its figures, was written lately."""
+        kind = "".join(letter for letter in text if not letter.isdigit())
+        now = time.monotonic()
+        if now - self._written_at.get(kind, float("-inf")) < self._period_seconds:
+            self._kept_back[kind] = self._kept_back.get(kind, 0) + 1
+            return
+        self._written_at[kind] = now
+        more = self._kept_back.pop(kind, 0)
+        self._logger.warning("%s%s", text, f" (and {more} more of the kind before)" if more else "")

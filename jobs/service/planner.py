@@ -16,13 +16,14 @@ from typing import Any
 
 from jobs.errors import PlanningFailed
 from jobs.keeper import NOTE, PARENT
-from jobs.scratch import Scratch, lending_scratch, make_scratch
+from jobs.scratch import lending_scratch, make_scratch
 from jobs.service.turns import Turns
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
 from sft.errors import find_error
 from sft.files.places import find_temporary
+from sft.files.temporary_folders import LockedFolder
 
 TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
@@ -50,7 +51,7 @@ class Planner:
         self._lock = threading.Lock()
         self._is_closed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: Scratch | None = None
+        self._scratch: LockedFolder | None = None
 
     def start(self) -> None:
         """Have the planner process load its libraries, unless it runs already or the planner is closed.
@@ -66,7 +67,7 @@ class Planner:
             place = find_temporary()
             is_short = len(os.fsencode(place)) <= LONGEST_FOLDER  # a socket's path is limited
             try:
-                self._scratch = make_scratch("planner", str(place) if is_short else "/tmp")  # noqa: S108
+                self._scratch = make_scratch("planner", place if is_short else Path("/tmp"))  # noqa: S108
             except OSError as error:
                 raise PlanningFailed(
                     f"the planner process needs a temporary folder ({error}); free some space"

@@ -1,4 +1,4 @@
-"""The call that tells a client of its job: what it says and how it is made."""
+"""The call that tells a client of its job: what it says, how it is made and signed."""
 
 import json
 import time
@@ -11,9 +11,10 @@ from uuid import UUID
 
 import httpcore
 import httpx
+from standardwebhooks import Webhook
 
+from jobs.settings import read_secret
 from jobs.storage.tables import JobReport
-from jobs.webhooks.signing import sign
 from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 
 TIMEOUT_SECONDS = 15.0  # for all of one attempt but the name's resolution
@@ -107,3 +108,15 @@ def read_retry_after(value: str) -> float:
     except (ValueError, OverflowError):  # no date, or one that no datetime holds
         return 0.0
     return max(0.0, seconds)
+
+
+def sign(secrets: Iterable[str], message_id: str, timestamp: int, body: str) -> dict[str, str]:
+    """The headers of an attempt at `timestamp` (epoch seconds): one signature for each secret, none without any.
+
+    As Standard Webhooks (https://www.standardwebhooks.com) says.
+    """
+    headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
+    at = datetime.fromtimestamp(timestamp, UTC)
+    if signatures := [Webhook(read_secret(secret)).sign(message_id, at, body) for secret in secrets]:
+        headers["webhook-signature"] = " ".join(signatures)
+    return headers

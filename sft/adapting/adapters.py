@@ -16,8 +16,7 @@ from sft.adapting.adapter_files import SETTINGS, WEIGHTS, find_contradiction
 from sft.adapting.injection import explain_misfit, find_lost
 from sft.config import SFTConfig
 from sft.confinement import step
-from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, walk_causes
-from sft.exhaustion import is_out_of_memory
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, is_out_of_memory, walk_causes
 from sft.models.layers import find_layers
 from sft.models.model_texts import check_texts, read_object
 from sft.models.quantized import count_weights

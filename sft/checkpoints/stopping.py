@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from sft.checkpoints.best import find_best
 
@@ -32,3 +33,23 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers is u
             return
         control.should_save = control.should_save or best.step == state.global_step
         control.should_training_stop = control.should_training_stop or best.evaluations_since >= self.patience
+
+
+class CatchUp(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Evaluates before the first step if an evaluation was due at the checkpoint's step and its log has none.
+
+    So early stopping decides in a resumed run as in an uninterrupted one.
+    """
+
+    trainer: Trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Run the missed evaluation."""
+        step = state.global_step
+        if step == 0 or args.eval_strategy != IntervalStrategy.STEPS:
+            return
+        is_due = step % state.eval_steps == 0 or step >= state.max_steps
+        if is_due and not any("eval_loss" in entry and entry["step"] == step for entry in state.log_history):
+            self.trainer.evaluate()

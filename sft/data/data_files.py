@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.confinement import step
+from sft.data.fields import parse_json
 from sft.data.file_content import COMPRESSED_SUFFIXES, RECODE, check_kind, explain_bytes, is_utf8, read_utf8
-from sft.data.json_text import parse_json
 from sft.errors import InvalidDataset
 
 DELIMITERS = ";\t|"  # accepted besides the comma

@@ -1,5 +1,6 @@
-"""Tracks which fields of a row or message are read, so that ignored ones are reported."""
+"""Tracks which fields of a row or message are read, so that ignored ones are reported; refuses duplicate keys."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,3 +38,20 @@ def _holds_something(value: Any) -> bool:
 
 def _is_there(value: Any) -> bool:
     return value is not None
+
+
+def parse_json(text: str) -> Any:
+    """Parse a JSON text. Raises ValueError (JSONDecodeError for wrong syntax, or a duplicate key) or RecursionError."""
+    return _DECODER.decode(text)
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice!r} more than once")
+    return built
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object)

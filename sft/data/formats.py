@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from sft.data.data_files import Row, shorten
-from sft.data.fields import EMPTY, Fields
-from sft.data.json_text import parse_json
+from sft.data.fields import EMPTY, Fields, parse_json
 from sft.data.messages import Message, Tool, read_json_cell, read_messages, read_tools
 from sft.errors import InvalidDataset
 

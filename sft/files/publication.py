@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sft.files.fresh_folders import fresh_folder
+from sft.files.temporary_folders import fresh_folder
 
 # Context entered around the rename; raises if this process may not publish (any more).
 Publishing = Callable[[], AbstractContextManager[None]]

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.errors import DiskFull, InvalidConfig, ModelUnusable, walk_causes
 from sft.files.disk import is_about_space
-from sft.files.fresh_folders import fresh_folder
+from sft.files.temporary_folders import fresh_folder
 from sft.models.model_texts import read_object
 from sft.models.portable_tokenizer import save_portable
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import ModelUnusable, TuneyardError
-from sft.files.temporary import temporary_folder
+from sft.files.temporary_folders import temporary_folder
 from sft.models.model_texts import read_object
 from sft.models.settings_repairs import repair
 from sft.models.weights import raising_unusable

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft.errors import ModelUnusable, TuneyardError, walk_causes
-from sft.exhaustion import is_out_of_memory
+from sft.errors import ModelUnusable, TuneyardError, is_out_of_memory, walk_causes
 from sft.files.disk import is_about_space
 from sft.models.model_configuration import check_configuration
 from sft.models.model_texts import check_texts

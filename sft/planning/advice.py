@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SFTConfig, count_warmup_steps
-from sft.long_rows import warn_of_long_rows
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import MAX_LISTED, TokenRows, find_duplicates, find_overlap
+from sft.training.batches import warn_of_long_rows
 
 LORA_RATES = (5e-5, 2e-3)
 FULL_RATES = (1e-6, 1e-4)

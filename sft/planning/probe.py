@@ -16,7 +16,7 @@ from torch import nn
 
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
-from sft.files.temporary import temporary_folder
+from sft.files.temporary_folders import temporary_folder
 from sft.planning.shape import ModelShape
 from sft.planning.tokens import IGNORED
 

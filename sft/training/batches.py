@@ -149,3 +149,14 @@ class NumberedCollator:
         batch = self.collate(examples)
         numbers = [example["rows"] if "rows" in example else [example.get("row")] for example in examples]
         return batch | {"rows": [number for group in numbers for number in group if number is not None]}
+
+
+def warn_of_long_rows(lengths: Sequence[int], max_tokens: int) -> list[str]:
+    """One warning about rows that are longer than `max_tokens`, if there are any."""
+    longer = [length for length in lengths if length > max_tokens]
+    if not longer:
+        return []
+    return [
+        f"{len(longer)} rows are longer than max_batch_tokens {max_tokens} and each is a batch alone, of up to "
+        f"{max(longer)} tokens; raise it to {max(longer)}, or lower max_seq_length"
+    ]

@@ -16,16 +16,14 @@ from sft.adapting.adapters import add_adapter
 from sft.callbacks import OnEvent
 from sft.chat.templates import apply_template
 from sft.checkpoints.best import find_best
-from sft.checkpoints.catching_up import CatchUp
 from sft.checkpoints.folders import clear_leftovers, find_newest_checkpoint
-from sft.checkpoints.stopping import EarlyStopping
+from sft.checkpoints.stopping import CatchUp, EarlyStopping
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
 from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.files.disk import raising_disk_full
 from sft.files.publication import Publishing, publish_folder
 from sft.kernels.packing import pack_rows
-from sft.long_rows import warn_of_long_rows
 from sft.models.companions import make_folder, save_companions, settle_generation, try_saving
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.library_warnings import collecting_warnings
@@ -38,6 +36,7 @@ from sft.training.arguments import (
     measure_peak_memory,
     needs_checkpointing,
 )
+from sft.training.batches import warn_of_long_rows
 from sft.training.event_callback import EventSender
 from sft.training.interruption import StepGuard, keep_last_step
 from sft.training.layout import check_packing, choose_layout

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
-from sft.errors import InvalidConfig, ModelUnusable, walk_causes
-from sft.exhaustion import is_out_of_memory
+from sft.errors import InvalidConfig, ModelUnusable, is_out_of_memory, walk_causes
 
 FEW_TOKENS = 8  # a row this short fits every model
 OFFSETS = 4  # RoBERTa-like tables reserve their first positions for padding but count them as declared

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.sanitizing.log_lines import LOGGERS, keep_lines_whole
-from jobs.sanitizing.redaction import hide_passwords
+from jobs.sanitizing.log_lines import LOGGERS, hide_passwords, keep_lines_whole
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
 from tasks.dataset_registry import git

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from jobs.project import PROJECT_ROOT
 from jobs.scratch import lending_scratch, make_scratch, sweep
 from sft.errors import DiskFull
-from sft.files.temporary import temporary_folder
+from sft.files.temporary_folders import temporary_folder
 
 MAKE_FILES = """
 import os, pathlib, tempfile, time
@@ -88,30 +88,40 @@ def test_a_process_that_is_killed_leaves_no_temporary_files(place, use):
 
 def test_files_go_once_starter_and_process_were_killed_and_no_sooner(place):
     scratch = make_scratch("job")
-    long_ago = time.time() - 3600
     with start({"TUNEYARD_SCRATCH": str(scratch.folder)}, [scratch.lock]) as process:
         os.close(scratch.lock)  # the starter was killed
-        os.utime(scratch.folder, (long_ago, long_ago))
         sweep(place)
         assert len(list(scratch.folder.iterdir())) == 2
         process.send_signal(signal.SIGKILL)
-    os.utime(scratch.folder, (long_ago, long_ago))
     make_scratch("planner").remove()
     assert not list(place.iterdir())
 
 
-def test_what_others_have_made_or_is_young_is_left_alone(place):
+def test_what_others_have_made_is_left_alone(place):
     target = place / "target"
     target.mkdir(mode=0o700)
-    for folder in (place / "tuneyard-job-open", place / "tuneyard-job-young"):
-        folder.mkdir(mode=0o700)
+    (place / "tuneyard-job-open").mkdir()
     (place / "tuneyard-job-link").symlink_to(target)
     (place / "tuneyard-job-file").touch()
     (place / "tuneyard-job-open").chmod(0o770)
-    for name in ("target", "tuneyard-job-open"):
-        os.utime(place / name, (0, 0))
     sweep(place)
-    assert len(list(place.iterdir())) == 5
+    assert len(list(place.iterdir())) == 4
+
+
+def test_makers_that_sweep_at_once_take_no_folder_from_each_other(place):
+    """A folder that is swept between its making and its locking is made again."""
+
+    def make():
+        for _ in range(50):
+            scratch = make_scratch("job")
+            (scratch.folder / "file").touch()
+            assert scratch.folder.is_dir()
+            scratch.remove()
+
+    with ThreadPoolExecutor(8) as pool:
+        for made in [pool.submit(make) for _ in range(8)]:
+            made.result()
+    assert not list(place.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["gone", "read-only", "a file"])

@@ -7,11 +7,10 @@ import pytest
 
 from jobs.engine.client import open_prefect_client
 from jobs.engine.credentials import open_client
-from jobs.network.proxies import bypass_proxies
+from jobs.network.proxies import bypass_proxies, is_on_this_machine
 from jobs.settings import Settings
 from jobs.stack.parts import stack_environment
 from jobs.stack.readiness import check_parts
-from sft.loopback import is_on_this_machine
 from tuneyard_client import Tuneyard
 
 OWN = ("http://127.0.0.1:4200/api", "http://localhost:9", "http://[::1]:1")  # nothing listens on 9

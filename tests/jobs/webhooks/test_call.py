@@ -12,8 +12,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.settings import Settings
 from jobs.storage.tables import JobReport
-from jobs.webhooks.call import build_event_payload, build_payload, read_retry_after, send
-from jobs.webhooks.signing import sign
+from jobs.webhooks.call import build_event_payload, build_payload, read_retry_after, send, sign
 from tests.conftest import WEBHOOK_SECRETS
 from tests.receiver import Receiver
 
