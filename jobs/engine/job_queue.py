@@ -64,12 +64,12 @@ class JobQueue:
         """Whether any job runs or waits for a slot."""
         return self._count_occupied() > 0 or self._count_waiting() > 0
 
-    def places(self, runs: Iterable[FlowRun]) -> dict[UUID, int]:
+    def places(self, runs: Iterable[FlowRun], ids: RunIds | None = None) -> dict[UUID, int]:
         """Places of those of these runs that wait: from 1 behind the free slots, so 0 or less has a free slot."""
         waiting = sorted(filter(is_in_line, runs), key=_time)
         if not waiting:
             return {}
-        free = self._count_free()
+        free = self._count_free(ids)
         ranks, blockers = self._runs.pool().ranks, self._runs.pool().blockers
         places: dict[UUID, int] = {}
         for name in {run.work_queue_name or "" for run in waiting}:
@@ -152,9 +152,9 @@ class JobQueue:
             after = _time(page[-1])
             seen = {run.id for run in page if _time(run) == after} | (seen if _time(page[0]) == after else set())
 
-    def _count_free(self) -> int:
+    def _count_free(self, ids: RunIds | None = None) -> int:
         slots = self._runs.pool().slots
-        return max(0, slots - self._count_occupied()) if slots else 0
+        return max(0, slots - self._count_occupied(ids)) if slots else 0
 
     def _count_occupied(self, ids: RunIds | None = None) -> int:
         """Slots in use. A job that has ended needs its own no more, though Prefect hears of that a moment later."""

@@ -110,7 +110,7 @@ class PrefectRuns:
                     raise
         return self._flow_id
 
-    def get(self, job_id: UUID | str) -> FlowRun:
+    def get(self, job_id: UUID | str, ids: RunIds | None = None) -> FlowRun:
         """One run. Raises JobNotFound for an unknown id, one that is not a UUID included."""
         unknown = JobNotFound(f"Job {job_id} not found")
         try:
@@ -118,8 +118,8 @@ class PrefectRuns:
         except ValueError as error:
             raise unknown from error
         try:
-            ids = self.read_ids()
-            run = _name_jobs([call(lambda: self.client.read_flow_run(ids.run_of(parsed)))], ids)[0]
+            known = ids or self.read_ids()
+            run = _name_jobs([call(lambda: self.client.read_flow_run(known.run_of(parsed)))], known)[0]
         except StackError as error:
             raise unknown if _means_missing(error) else error from error.__cause__
         flow_ids = (self._read_flow_id(again) for again in (False, True))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, Uuid, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -23,12 +23,20 @@ from jobs.lifecycle.ends import has_ended, keep_run, record_end
 from jobs.status import JobStatus
 from jobs.storage.connections import wait_for_database
 from jobs.storage.run_ids import find_job
-from jobs.storage.tables import JobAttempt, engine_for
+from jobs.storage.tables import JobAttempt, JobReport, engine_for
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 HOST = socket.gethostname()
+
+_WANTED = func.unnest(bindparam("ids", type_=ARRAY(Uuid))).table_valued("job_id", name="wanted").render_derived()
+_JOBS = (
+    select(JobReport, JobAttempt.job_id, JobAttempt.number)
+    .select_from(_WANTED)
+    .outerjoin(JobReport, JobReport.job_id == _WANTED.c.job_id)
+    .outerjoin(JobAttempt, JobAttempt.job_id == _WANTED.c.job_id)
+)
 
 
 class Superseded(BaseException):
@@ -159,11 +167,15 @@ def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAtte
         return {attempt.job_id: attempt for attempt in found}
 
 
-def count_attempts(connection: Connection, job_ids: Iterable[UUID]) -> dict[UUID, int]:
-    """How many attempts at these jobs have begun, by id; a job that never began is absent."""
-    has_begun = JobAttempt.number > 0
-    wanted = select(JobAttempt.job_id, JobAttempt.number).where(JobAttempt.job_id.in_([*job_ids]), has_begun)
-    return {row.job_id: row.number for row in connection.execute(wanted)}
+def read_jobs(connection: Connection, job_ids: list[UUID]) -> tuple[dict[UUID, JobReport], dict[UUID, int]]:
+    """What these jobs have reported, and how many attempts at them have begun, by id and in one statement.
+
+    A job that has not reported yet is absent from the first, one that never began from the second.
+    """
+    with Session(connection, expire_on_commit=False) as session:
+        rows = session.execute(_JOBS, {"ids": job_ids}).all()
+    reports = {report.job_id: report for report, _, _ in rows if report is not None}
+    return reports, {job_id: number for _, job_id, number in rows if number}
 
 
 def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:

@@ -23,7 +23,7 @@ from jobs.engine.job_queue import JobQueue, Queue
 from jobs.engine.listing import Cursor, JobFilters, Listing
 from jobs.engine.runs import PrefectRuns
 from jobs.errors import JobConflict, JobNotFound, TrainingBusy
-from jobs.lifecycle.attempts import count_attempts, mark_cancelled
+from jobs.lifecycle.attempts import mark_cancelled, read_jobs
 from jobs.lifecycle.ends import RUN_FACTS, keep_run, settle
 from jobs.network.deadlines import WRITE_SECONDS, allow
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
@@ -35,6 +35,7 @@ from jobs.status import JobStatus, status_of
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.connections import autocommit, translate_errors
 from jobs.storage.reports import read_reports
+from jobs.storage.run_ids import RunIds
 from jobs.storage.tables import JobReport
 from jobs.vocabulary import FINAL_STATES, StateName
 from jobs.webhooks.targets import check_target
@@ -183,8 +184,9 @@ class JobService:
 
     def get(self, job_id: UUID | str) -> Job:
         """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        ids = self._runs.read_ids()
         try:
-            return self._describe(self._runs.get(job_id))
+            return self._describe_all([self._runs.get(job_id, ids)], ids)[0]
         except JobNotFound:
             if job := self._find_kept(job_id):
                 return job
@@ -299,9 +301,9 @@ class JobService:
         except ValueError:
             return None
         with translate_errors(), autocommit(self.engine) as connection:
-            report = read_reports(connection, [parsed]).get(parsed)
-            attempt = count_attempts(connection, [parsed]).get(parsed)
-        return job_from_report(parsed, report, attempt) if report else None
+            reports, attempts = read_jobs(connection, [parsed])
+        report = reports.get(parsed)
+        return job_from_report(parsed, report, attempts.get(parsed)) if report else None
 
     def _cancel_kept(self, job_id: UUID | str) -> Job:
         """Cancel a job whose run is gone."""
@@ -331,12 +333,11 @@ class JobService:
     def _describe(self, run: FlowRun) -> Job:
         return self._describe_all([run])[0]
 
-    def _describe_all(self, runs: list[FlowRun]) -> list[Job]:
-        places = self._line.places(runs)
-        ids = [run.id for run in runs]
+    def _describe_all(self, runs: list[FlowRun], ids: RunIds | None = None) -> list[Job]:
+        places = self._line.places(runs, ids)
         with translate_errors():
             with autocommit(self.engine) as connection:
-                reports, attempts = read_reports(connection, ids), count_attempts(connection, ids)
+                reports, attempts = read_jobs(connection, [run.id for run in runs])
             if silent := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
                 self._settle(silent)
                 reports |= read_reports(self.engine, [run.id for run in silent])

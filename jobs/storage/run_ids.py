@@ -11,6 +11,12 @@ from jobs.storage.tables import JobReport
 
 JUST_ENDED = timedelta(seconds=60)
 
+_BY_ITSELF = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
+_HAS_JUST_ENDED = and_(JobReport.ended_at > func.now() - JUST_ENDED, _BY_ITSELF)
+_IDS = select(JobReport.job_id, JobReport.run_id, _HAS_JUST_ENDED.label("has_just_ended")).where(
+    or_(JobReport.run_id.is_not(None), _HAS_JUST_ENDED)
+)
+
 
 class RunIds:
     """The runs that stand for jobs of other ids, as they are now. None are known without a database.
@@ -27,11 +33,8 @@ class RunIds:
         self._by_run = {run_id: job_id for job_id, run_id in self._by_job.items()}
 
     def _read(self, engine: Engine) -> None:
-        by_itself = JobReport.status.in_((JobStatus.COMPLETED.value, JobStatus.FAILED.value))
-        has_just_ended = and_(JobReport.ended_at > func.now() - JUST_ENDED, by_itself)
-        wanted = select(JobReport.job_id, JobReport.run_id, has_just_ended.label("has_just_ended"))
         with autocommit(engine) as connection:
-            for row in connection.execute(wanted.where(or_(JobReport.run_id.is_not(None), has_just_ended))):
+            for row in connection.execute(_IDS):
                 if row.run_id is not None:
                     self._by_job[row.job_id] = row.run_id
                 if row.has_just_ended:
