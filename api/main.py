@@ -29,7 +29,8 @@ from api.streaming import encode_row
 from api.values import check_values
 from jobs.clients.keys import ApiKeyCache, keys_marker
 from jobs.errors import PlanningFailed
-from jobs.network.connection_guard import ConnectionGuard, ConnectionLimits, limits_for, raise_descriptor_limit
+from jobs.network.connection_guard import ConnectionGuard
+from jobs.network.connection_limits import ConnectionLimits, limits_for, raise_descriptor_limit
 from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.service.access import StackAccess

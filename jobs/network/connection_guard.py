@@ -6,99 +6,37 @@ lifespan (decision 22).
 """
 
 import asyncio
+import json
 import logging
 import os
-import resource
 import socket
 import time
-from asyncio import AbstractEventLoop, BaseTransport
+from asyncio import AbstractEventLoop
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any, cast
+from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet
 
-import h11
 import psutil
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
-from jobs.network.refused_connection import RefusedConnection
+from jobs.network.connection_limits import ConnectionLimits
+from jobs.network.connection_waits import Wait, WaitsFor, count_unsent_bytes, find_wait, has_sent_more, is_gone
 from jobs.sanitizing.log_lines import SeldomLog
-from sft.errors import InvalidConfig
 
 logger = logging.getLogger(__name__)
 
-MOST_DESCRIPTORS = 65536  # what the process asks for where it may have more
-MOST_CONNECTIONS = 4096
 SWEEP_SECONDS = 1.0
 LISTEN_SECONDS, LISTEN_TRIES = 0.05, 200
 DEFER_SECONDS = 1
 BATCHES = 16  # who makes room looks at every connection, so it makes some more
-HEADER_SECONDS = 20.0
-UNREAD_SECONDS = 60.0
+RETRY_SECONDS = 5  # after which a client that is refused may try again
 OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"  # asyncio's words
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """How many connections there may be, and for how long a client may keep the server waiting."""
-
-    connections: int
-    accepted_at_once: int  # asyncio takes so many before the first of them is looked at
-    body_seconds: float
-    header_seconds: float = HEADER_SECONDS  # from the connection, or the end of its idle time, to the whole head
-    unread_seconds: float = UNREAD_SECONDS  # without one byte taken of an answer
-
-
-class WaitsFor(StrEnum):
-    """What a server waits for while it can do nothing else for a connection."""
-
-    HEADERS = "headers"
-    BODY = "a body"
-    NEXT = "another request"  # uvicorn limits that itself
-    READER = "a client that reads"
-    HANDSHAKE = "the handshake of a web socket"  # a head that uvicorn took and its web socket library did not
-
-
-@dataclass
-class Wait:
-    """How long a connection has been waited for, in sweeps: of a time in which the server was busy only one counts."""
-
-    phase: WaitsFor
-    cycle: object  # uvicorn's object of one request
-    unsent_bytes: int
-    began: float
-    sweeps: int = 0
-    sweeps_without_progress: int = 0
-
-
-def limits_for(descriptors: int, connections: int | None, body_seconds: float) -> ConnectionLimits:
-    """Half of the descriptors are for connections: files, the database and other servers need the rest.
-
-    Raises:
-        InvalidConfig: more connections are wished for than the descriptors allow.
-    """
-    most = descriptors // 2
-    if connections is not None and connections > most:
-        raise InvalidConfig(
-            f"max_connections must be at most {most} with {descriptors} open files (ulimit -n), got {connections}"
-        )
-    return ConnectionLimits(connections or min(most, MOST_CONNECTIONS), max(1, descriptors // 16), body_seconds)
-
-
-def raise_descriptor_limit() -> int:
-    """Raise this process's limit of open files as far as it may go; what it is then."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    return most if soft == resource.RLIM_INFINITY else soft
 
 
 class ConnectionGuard:
@@ -210,7 +148,7 @@ class Guard:
         """Notice who has sent another request before the answer begins: no client that waits for answers does that."""
 
         async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and _has_sent_more(connection):
+            if message["type"] == "http.response.start" and has_sent_more(connection):
                 self._hurried.add(connection)
             await send(message)
 
@@ -250,7 +188,7 @@ class Guard:
 
     def _make_room(self, excess: int) -> bool:
         """Cut off whom the server waits for: of the address with most of them, the one that has waited longest."""
-        excess -= sum(map(_is_gone, self._connections))
+        excess -= sum(map(is_gone, self._connections))
         if excess <= 0:
             return True
         waits = {connection: wait for connection in self._connections if (wait := self._observe(connection))}
@@ -268,7 +206,7 @@ class Guard:
         phase = find_wait(connection)
         if phase is None:
             return None
-        cycle, unsent = getattr(connection, "cycle", None), _unsent_bytes(connection.transport)
+        cycle, unsent = getattr(connection, "cycle", None), count_unsent_bytes(connection.transport)
         known = self._waits.get(connection)
         if known is None or known.phase is not phase or known.cycle is not cycle:
             now = time.monotonic()
@@ -295,46 +233,28 @@ class Guard:
             connection.transport.abort()  # `close` would wait for a client to read what is left
 
 
-def find_wait(connection: Any) -> WaitsFor | None:
-    """What a connection of uvicorn's waits for; None while the server has something to do, and for open web sockets."""
-    transport: BaseTransport | None = getattr(connection, "transport", None)
-    if transport is None:
-        return None
-    if not hasattr(connection, "timeout_keep_alive_task"):  # of uvicorn's classes those of web sockets lack it
-        is_open = getattr(connection, "handshake_complete", True) or transport.is_closing()
-        return None if is_open else WaitsFor.HANDSHAKE
-    if _unsent_bytes(transport):
-        return WaitsFor.READER
-    if transport.is_closing():
-        return None
-    cycle = connection.cycle
-    if cycle is None or cycle.response_complete:
-        return WaitsFor.HEADERS if connection.timeout_keep_alive_task is None else WaitsFor.NEXT
-    if cycle.more_body and not cycle.waiting_for_100_continue and not connection.flow.read_paused:
-        return WaitsFor.BODY
-    return None
-
-
-def _has_sent_more(connection: Any) -> bool:
-    """Whether the next request has come already, by either of uvicorn's HTTP/1.1 protocols."""
-    if hasattr(connection, "pipeline"):
-        return bool(connection.pipeline)
-    return connection.conn.their_state is h11.DONE and bool(connection.conn.trailing_data[0].strip())
-
-
-def _is_gone(connection: Any) -> bool:
-    """Whether it is being closed and nothing is left to send."""
-    transport = getattr(connection, "transport", None)
-    return transport is not None and transport.is_closing() and not _unsent_bytes(transport)
-
-
-def _unsent_bytes(transport: Any) -> int:
-    return int(transport.get_write_buffer_size())
-
-
 def _address(connection: Any) -> str:
     return str(connection.client[0]) if connection.client else ""
 
 
 def _name(phases: Counter[WaitsFor]) -> str:
     return ", ".join(f"{phase} ({count})" for phase, count in sorted(phases.items()))
+
+
+class RefusedConnection(asyncio.Protocol):
+    """Says 503 as every error of the API is said, and closes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Answer whatever is going to be asked."""
+        detail = f"The service has {self._limit} connections open and takes no more; try again in {RETRY_SECONDS} s"
+        body = json.dumps({"detail": detail, "code": "too_many_connections", "request_id": uuid4().hex})
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nRetry-After: {RETRY_SECONDS}\r\nConnection: close\r\n\r\n"
+        )
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - for the type checker
+        transport.write((head + body).encode())
+        transport.close()

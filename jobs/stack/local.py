@@ -5,47 +5,39 @@ until `down`.
 """
 
 import dataclasses
-import functools
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import filelock
-import httpx
 import psutil
 from sqlalchemy import make_url
 
-from jobs.clients.keys import keys_marker, list_keys
-from jobs.engine.credentials import guard_server
 from jobs.engine.processes import is_job_process
 from jobs.folders import make_home
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import tighten
 from jobs.settings import Settings
-from jobs.stack import deployments, parts, postgres
+from jobs.stack import deployments, parts
 from jobs.stack.endpoints import VARIABLES, Endpoints
 from jobs.stack.process_manager import (
     ALIVE_STATES,
-    Part,
     Supervisor,
     kill_processes,
     log_path,
-    make_run_folder,
     run_folder,
     stack_processes,
 )
-from jobs.storage.tables import WATCHDOG_LOCK, engine_for, migrate
+from jobs.stack.startup import bring_up, launch
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-LOG_LINES = 20
 SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack is stopped
 
 
@@ -193,7 +185,7 @@ def _start(settings: Settings) -> Settings:
     supervisor, endpoints = Supervisor(settings.home), Endpoints.read(settings.home)
     if endpoints is not None and supervisor.processes():
         resolved = endpoints.fill(settings)
-        _bring_up(settings, resolved, supervisor, list(endpoints.gpus), is_fresh=False)
+        bring_up(settings, resolved, supervisor, list(endpoints.gpus), is_fresh=False)
     else:
         _stop(settings.home)  # what a killed supervisord has left behind
         if closed := tighten(settings.home):
@@ -205,133 +197,15 @@ def _start(settings: Settings) -> Settings:
             logger.warning(note)
         endpoints = Endpoints(False, {name: getattr(resolved, name) for name in VARIABLES}, local, tuple(gpus))
         try:
-            _launch(settings, supervisor, parts.build_parts(settings, gpus))
+            launch(settings, supervisor, parts.build_parts(settings, gpus))
             endpoints.write(settings.home)
-            _bring_up(settings, resolved, supervisor, gpus, is_fresh=True)
+            bring_up(settings, resolved, supervisor, gpus, is_fresh=True)
         except BaseException:
             _stop(settings.home)
             raise
     endpoints = dataclasses.replace(endpoints, ready=True)
     endpoints.write(settings.home)
     return endpoints.fill(settings)
-
-
-def _launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> None:
-    """Check the ports, make the database cluster and start supervisord, which starts nothing yet."""
-    if settings.prefect_api_url is None:
-        parts.check_port("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT")
-    if settings.mlflow_tracking_uri is None:
-        parts.check_port("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT")
-    make_run_folder(settings.home)
-    if settings.database_url is None:
-        postgres.prepare_cluster(settings.home / "postgres")
-    (settings.home / "prefect").mkdir(mode=0o700, exist_ok=True)
-    supervisor.launch(wanted, parts.stack_environment(settings))
-
-
-def _bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpus: list[str], is_fresh: bool) -> None:
-    """Start part after part as its needs are met, each until it is healthy."""
-    began = datetime.now(UTC).isoformat()
-    deadline = time.monotonic() + settings.start_timeout_seconds
-    names = [part.name for part in parts.build_parts(settings, gpus)]
-
-    def wait_for(name: str, check: Callable[[], bool]) -> None:
-        _wait_until_healthy(settings.home, supervisor, name, check, deadline, is_fresh)
-
-    assert resolved.database_url is not None  # noqa: S101 - for the type checker
-    assert resolved.prefect_api_url is not None  # noqa: S101
-    local = [name for name in ("prefect", "mlflow") if name in names]
-    if "postgres" in names:
-        maintenance = postgres.sibling_url(resolved.database_url, "postgres")
-        supervisor.start("postgres")
-        wait_for("postgres", lambda: postgres.is_ready(maintenance))
-        postgres.ensure_databases(maintenance, ["tuneyard", *local])
-    else:
-        postgres.ensure_databases(resolved.database_url, local)
-    migrate(resolved.database_url)
-    if is_fresh and "prefect" in names:
-        is_key_needed = (
-            settings.require_api_key
-            or keys_marker(settings.home).exists()
-            or bool(list_keys(engine_for(resolved.database_url)))
-        )
-        guard_server(resolved, is_key_needed)
-    for name in local:
-        supervisor.start(name)
-    if "prefect" in names:
-        wait_for("prefect", lambda: _is_healthy(f"{resolved.prefect_api_url}/health"))
-    supervisor.start("watchdog")
-    if "prefect" in names:
-        _bring_up_workers(settings, resolved, supervisor, gpus, began, wait_for)
-    if "mlflow" in names:
-        wait_for("mlflow", lambda: _is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
-    wait_for("watchdog", lambda: postgres.is_locked(str(resolved.database_url), WATCHDOG_LOCK))
-
-
-def _bring_up_workers(
-    settings: Settings,
-    resolved: Settings,
-    supervisor: Supervisor,
-    gpus: list[str],
-    began: str,
-    wait_for: Callable[[str, Callable[[], bool]], None],
-) -> None:
-    """Pool, cut-off runs, workers and deployments; the workers boot while the deployments are made."""
-    deployments.ensure_work_pool(resolved, settings.work_pool, parts.count_workers(settings, gpus))
-    processes = supervisor.processes()
-    workers = [name for name in processes if name.startswith("worker-")]
-    idle = [name for name in workers if processes[name].state not in ALIVE_STATES]
-    if idle == workers:
-        deployments.restart_cut_off_runs(resolved, settings.work_pool)
-    for name in idle:
-        supervisor.start(name)
-    deployments.deploy(resolved, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))
-
-    def is_online(name: str) -> bool:
-        return name in deployments.online_workers(resolved, settings.work_pool, began)
-
-    for name in idle:
-        wait_for(name, functools.partial(is_online, name))
-
-
-def _is_healthy(url: str) -> bool:
-    """Whether a part answers; one that starts may refuse, hang up or take its time."""
-    try:
-        return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-def _is_mlflow_ready(url: str, timeout_seconds: float = 60) -> bool:
-    """Whether it serves its database: it makes its tables when first asked, one caller at a time must do so."""
-    if not _is_healthy(f"{url}/health"):
-        return False
-    try:
-        search = httpx.post(
-            f"{url}/api/2.0/mlflow/experiments/search",
-            json={"max_results": 1},
-            timeout=timeout_seconds,
-            trust_env=False,
-        )
-    except httpx.TransportError:
-        return False
-    return search.status_code == httpx.codes.OK
-
-
-def _wait_until_healthy(
-    home: Path, supervisor: Supervisor, name: str, check: Callable[[], bool], deadline: float, is_fresh: bool
-) -> None:
-    """Wait for a part; one that fails on a first start fails at once. Raises StackError with its last log lines."""
-    while not check():
-        process = supervisor.processes().get(name)
-        state = process.state if process else "GONE"
-        has_failed = state in ("FATAL", "GONE") or (is_fresh and state == "BACKOFF")
-        if has_failed or time.monotonic() > deadline:
-            path = log_path(home, name)
-            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-            why = f"did not start ({state})" if has_failed else "took longer than TUNEYARD_START_TIMEOUT_SECONDS"
-            raise StackError("\n".join([f"{name} {why}; the end of {path}:", *text.splitlines()[-LOG_LINES:]]))
-        time.sleep(0.1)
 
 
 def _stop(home: Path) -> bool:

@@ -13,7 +13,8 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.network.connection_guard import ConnectionGuard, limits_for, raise_descriptor_limit
+from jobs.network.connection_guard import ConnectionGuard
+from jobs.network.connection_limits import limits_for, raise_descriptor_limit
 from jobs.network.hosts import KnownHosts
 from jobs.settings import Settings
 

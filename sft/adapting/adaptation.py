@@ -1,6 +1,5 @@
 """Chooses the layers that get an adapter, by trying PEFT's settings on the model, and explains which are left out."""
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -12,8 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sft.adapting.adapter_files import find_lacking
-from sft.adapting.injection import PREFIX, AdaptedLayers, explain_misfit, read_layers, try_settings
+from sft.adapting.injection import AdaptedLayers, read_layers, try_settings
 from sft.adapting.named_targets import find_named
 from sft.adapting.reach import find_reached
 from sft.config import SFTConfig
@@ -85,81 +83,11 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
         settings = _build_settings(model, config, targets)
         found, error = try_settings(model, settings)
     if found is None or not (found.modules or found.parameters):
-        reason = f" ({_first_line(error)})" if error else ""
+        reason = f" ({first_sentence(error)})" if error else ""
         raise ModelNotSupported(f"base_model {config.base_model} has no layer that LoRA can adapt{reason}")
     left_out = tuple(targets.left_out)
-    warnings = (*([GUESS] if targets.is_guess else []), *_warn(model, left_out))
-    return Adaptation(settings, found.trainable, _count_names(found), left_out, warnings, targets.is_guess)
-
-
-def describe_start(
-    model: nn.Module, settings: LoraConfig | None = None, stored: dict[str, list[int]] | None = None
-) -> Adaptation:
-    """Describe the adapter that training starts from: the model's own, or the one these settings would make.
-
-    `stored` has the shapes of the weights in the adapter's file.
-
-    Raises:
-        InvalidConfig: the settings do not fit the model.
-    """
-    found: AdaptedLayers | None = read_layers(model)
-    if settings is not None:
-        # Fully trained modules and single tokens need a PeftModel, which can't be made of an empty model.
-        layers = copy.copy(settings)
-        layers.modules_to_save = layers.trainable_token_indices = None
-        found, error = try_settings(model, layers)
-        if found is None:
-            raise InvalidConfig(f"adapter_path does not fit base_model: {_first_line(error)}") from error
-        if found.lost:
-            raise InvalidConfig(
-                f"adapter_path does not fit base_model: PEFT loads nothing into {len(found.lost)} of its layers, "
-                f"{min(found.lost)} for one"
-            )
-        if stored is not None:
-            misfit = explain_misfit(dict(found.saved), stored) or find_lacking(_list_whole(model, settings), stored)
-            if misfit:
-                raise InvalidConfig(f"adapter_path does not fit base_model: {misfit}")
-        found = found._replace(trainable=found.trainable + _count_whole(model, settings))
-    assert found is not None  # noqa: S101 - for the type checker
-    experts = {
-        name.replace(".base_layer", "").removeprefix("base_model.model."): weights
-        for name, weights in find_expert_parameters(model).items()
-    }
-    rest = {name: weights for name, weights in experts.items() if name not in found.parameters}
-    left_out = tuple(describe_experts(rest, STACKED))
-    return Adaptation(None, found.trainable, _count_names(found), left_out, tuple(_warn(model, left_out)))
-
-
-def _count_whole(model: nn.Module, settings: LoraConfig) -> int:
-    """Number of weights in `modules_to_save` (fully trained copies) and `trainable_token_indices`."""
-    whole = _count_ending(model, tuple(settings.modules_to_save or ()))
-    tokens: Any = settings.trainable_token_indices or {}
-    if isinstance(tokens, list):
-        names = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-        tokens = dict.fromkeys(names[:1], tokens)  # the input embeddings
-    for ending, indices in tokens.items():
-        tables = [module for name, module in model.named_modules() if name.endswith(ending)]
-        whole += sum(len(indices) * int(table.weight.shape[1]) for table in tables[:1])
-    return whole
-
-
-def _count_ending(model: nn.Module, endings: tuple[str, ...]) -> int:
-    found = _find_ending(model, endings).values()
-    return sum(count_weights(parameter) for module in found for parameter in module.parameters())
-
-
-def _find_ending(model: nn.Module, endings: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if endings and name.endswith(endings)}
-
-
-def _list_whole(model: nn.Module, settings: LoraConfig) -> dict[str, list[int]]:
-    """Shapes, by name in the adapter's file, of the weights of the modules in `modules_to_save`."""
-    return {
-        f"{PREFIX}{name}.{part}": list(weight.shape)
-        for name, module in _find_ending(model, tuple(settings.modules_to_save or ())).items()
-        for part, weight in module.named_parameters()
-        if "Params4bit" not in type(weight).__name__
-    }
+    warnings = (*([GUESS] if targets.is_guess else []), *list_warnings(model, left_out))
+    return Adaptation(settings, found.trainable, count_names(found), left_out, warnings, targets.is_guess)
 
 
 def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:
@@ -170,7 +98,7 @@ def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[s
         "trainable_parameters": found.trainable,
         "parameters": total,
         "share": found.trainable / max(total, 1),
-        "modules": _count_names(found),
+        "modules": count_names(found),
         "left_out": [asdict(part) for part in left_out],
     }
 
@@ -244,7 +172,7 @@ def _narrow(model: PreTrainedModel, config: SFTConfig, targets: _Targets) -> Non
         names = group.modules | group.parameters
         if not names or (found is not None and _is_what_was_wanted(found, group)):
             continue
-        reason = f"PEFT refuses them: {_first_line(refusal)}" if refusal else TOGETHER
+        reason = f"PEFT refuses them: {first_sentence(refusal)}" if refusal else TOGETHER
         _check_asked(config, names, reason, refusal, every=bool(group.parameters))
         targets.modules -= names
         targets.left_out += describe_layers({name: model.get_submodule(name) for name in names}, names, reason)
@@ -279,18 +207,19 @@ def _check_asked(
         ) from refusal
 
 
-def _first_line(error: Exception | None) -> str:
+def first_sentence(error: Exception | None) -> str:
     """The first sentence of a library's message, without its tag."""
     lines = re.sub(r"^\[[^\]]*\]\s*", "", str(error or "").strip()).splitlines()
     return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
-def _count_names(found: AdaptedLayers) -> dict[str, int]:
+def count_names(found: AdaptedLayers) -> dict[str, int]:
+    """Number of adapted layers, by the last part of their name."""
     names = [name.rpartition(".")[2] for name in found.modules] + [name_end(name) for name in found.parameters]
     return dict(sorted(Counter(names).items()))
 
 
-def _warn(model: nn.Module, left_out: Iterable[LeftOut]) -> Iterator[str]:
+def list_warnings(model: nn.Module, left_out: Iterable[LeftOut]) -> Iterator[str]:
     """Warnings about layers without an adapter; none about routers, which are always left out."""
     total = sum(count_weights(parameter) for parameter in model.parameters())
     by_reason: dict[str, list[LeftOut]] = {}

@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import PreTrainedModel
 
-from sft.adapting.adaptation import Adaptation, describe_start, plan_adaptation
+from sft.adapting.adaptation import Adaptation, plan_adaptation
 from sft.adapting.adapter_files import SETTINGS, WEIGHTS, find_contradiction
 from sft.adapting.injection import explain_misfit, find_lost
+from sft.adapting.start_adapter import describe_start
 from sft.config import SFTConfig
 from sft.confinement import step
 from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, is_out_of_memory, walk_causes

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from sft.checkpoints.folders import PRECISION, read_precision
 from sft.config import SFTConfig
@@ -74,3 +75,15 @@ def _read(output_dir: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if found in DTYPES else None
+
+
+def keep_adapters_exact(model: torch.nn.Module) -> None:
+    """Cast adapters to fp32, as they are loaded from a checkpoint: TRL casts those of a quantized model to bf16.
+
+    fp16's gradient scaler does not support bf16, and a resumed run would differ.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()

@@ -7,9 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from sft.adapting.adaptation import describe_adaptation
 from sft.adapting.adapters import add_adapter
@@ -21,15 +20,13 @@ from sft.checkpoints.stopping import CatchUp, EarlyStopping
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
 from sft.errors import CheckpointUnusable, InvalidConfig
-from sft.files.disk import raising_disk_full
-from sft.files.publication import Publishing, publish_folder
+from sft.files.publication import Publishing
 from sft.kernels.packing import pack_rows
-from sft.models.companions import make_folder, save_companions, settle_generation, try_saving
+from sft.models.companions import make_folder, settle_generation
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.library_warnings import collecting_warnings
 from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
-from sft.models.model_class import find_model_class
-from sft.models.model_settings import describe_repairs, read_settings
+from sft.models.model_settings import describe_repairs
 from sft.training.arguments import (
     build_arguments,
     measure_free_memory,
@@ -41,9 +38,10 @@ from sft.training.event_callback import EventSender
 from sft.training.interruption import StepGuard, keep_last_step
 from sft.training.layout import check_packing, choose_layout
 from sft.training.learning import LearningCheck
-from sft.training.model_card import Provenance, name_base, write_card
+from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
-from sft.training.precision import settle_dtype
+from sft.training.precision import keep_adapters_exact, settle_dtype
+from sft.training.result_writer import ResultWriter
 from sft.training.tables import check_positions, check_vocabulary
 from sft.training.trainer import SupervisedTrainer
 
@@ -100,6 +98,7 @@ class TrainingSession:
         self.warnings += check_vocabulary(base, self.tokenizer, prepared, config)
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
+        self._writer = ResultWriter(config, model_path, self.tokenizer)
         layout = choose_layout(base)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
@@ -135,7 +134,7 @@ class TrainingSession:
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
-        _keep_adapters_exact(self.trainer.model)
+        keep_adapters_exact(self.trainer.model)
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing
@@ -214,7 +213,7 @@ class TrainingSession:
         self._learning.remember(self.trainer.model)
         if self.trainer.args.should_save:
             with self.trainer.publishing(), quiet_transformers():
-                self._try_saving()
+                self._writer.try_writing(self.trainer.model, self.output_dir)
                 clear_leftovers(self.checkpoint_dir)
         checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
         started_at = time.monotonic()
@@ -259,27 +258,13 @@ class TrainingSession:
         Args:
             provenance: data and results, for the model card.
         """
+        facts = {
+            "rows": self._sender.begin["rows"],
+            "dtype": self._sender.begin["dtype"],
+            "adaptation": self.adaptation,
+        }
         with self.trainer.publishing():
-            return self._save(adapter_dir, provenance or Provenance())
-
-    def _save(self, adapter_dir: Path, provenance: Provenance) -> Path:
-        model = self.trainer.model
-        if isinstance(model, PeftModel):
-            for adapter in model.peft_config.values():
-                adapter.base_model_name_or_path = name_base(self.config.base_model)  # no path of this machine
-        size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        with (
-            raising_disk_full(adapter_dir, "the adapter", size),
-            publish_folder(adapter_dir) as folder,
-            quiet_transformers(),
-        ):
-            # Otherwise PEFT asks the Hub whether the vocabulary was extended, which ours never is.
-            options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-            model.save_pretrained(folder, **options)
-            self._save_companions(folder)
-            self._write_card(folder, "adapter" if isinstance(model, PeftModel) else "full", provenance)
-        if self.config.save_merged_model and isinstance(model, PeftModel):
-            self._save_merged(adapter_dir, provenance)
+            self._writer.write(self.trainer.model, adapter_dir, facts, provenance or Provenance())
         return adapter_dir
 
     def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
@@ -305,68 +290,3 @@ class TrainingSession:
             "best_eval_loss": best.eval_loss,
             "stopped_early": state.global_step < state.max_steps,
         }
-
-    def _try_saving(self) -> None:
-        """Save the parts of the result that exist before training to a temporary folder, to find errors early."""
-        adapters = [*self.trainer.model.peft_config.values()] if isinstance(self.trainer.model, PeftModel) else []
-        folder = self.output_dir
-        try_saving(folder, self.config.base_model, self._get_base(), self.model_path, self.tokenizer, adapters)
-
-    def _get_base(self) -> PreTrainedModel:
-        model = self.trainer.model
-        return model.get_base_model() if isinstance(model, PeftModel) else model
-
-    def _save_companions(self, folder: Path) -> None:
-        save_companions(folder, self.tokenizer, self._get_base().generation_config, self.model_path)
-
-    def _write_card(self, folder: Path, kind: str, provenance: Provenance) -> None:
-        facts = {
-            "rows": self._sender.begin["rows"],
-            "dtype": self._sender.begin["dtype"],
-            "adaptation": self.adaptation,
-        }
-        write_card(folder, kind, self.config, self.model_path, facts, provenance)
-
-    def _save_merged(self, adapter_dir: Path, provenance: Provenance) -> None:
-        target = adapter_dir.with_name("merged")
-        with quiet_transformers():
-            merged = self._merge(adapter_dir)
-        size = sum(parameter.nbytes for parameter in merged.parameters())
-        with (
-            raising_disk_full(target, "the merged model", size),
-            publish_folder(target) as folder,
-            quiet_transformers(),
-        ):
-            merged.generation_config = self._get_base().generation_config
-            merged.save_pretrained(folder)
-            self._save_companions(folder)
-            self._write_card(folder, "merged", provenance)
-
-    def _merge(self, adapter_dir: Path) -> PreTrainedModel:
-        """Load the base model again and merge the adapter in fp32; returned in the dtype the base is stored in."""
-        from transformers import GenerationConfig
-
-        settings = read_settings(self.model_path, f"base_model {self.config.base_model}")
-        stored = settings.dtype or torch.float32
-        base = find_model_class(settings, self.model_path).from_pretrained(
-            self.model_path,
-            config=settings,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            generation_config=GenerationConfig(),
-        )
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
-        return merged.to(stored)
-
-
-def _keep_adapters_exact(model: torch.nn.Module) -> None:
-    """Cast adapters to fp32, as they are loaded from a checkpoint: TRL casts those of a quantized model to bf16.
-
-    fp16's gradient scaler does not support bf16, and a resumed run would differ.
-    """
-    if not isinstance(model, PeftModel):
-        return
-    for weight in model.parameters():
-        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            weight.data = weight.data.float()

@@ -16,7 +16,8 @@ import httpx
 import pytest
 import uvicorn
 
-from jobs.network.connection_guard import OUT_OF_DESCRIPTORS, ConnectionGuard, ConnectionLimits, limits_for
+from jobs.network.connection_guard import OUT_OF_DESCRIPTORS, ConnectionGuard
+from jobs.network.connection_limits import ConnectionLimits, limits_for
 from jobs.settings import PROJECT_ROOT
 from sft.errors import InvalidConfig
 from tests.attack.connections import BEGINNINGS, HALF_BODY, HALF_HEADERS, hold_half_open, keep_coming

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from jobs.stack.local import _is_mlflow_ready
+from jobs.stack.startup import is_mlflow_ready
 
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK"
 
@@ -42,10 +42,10 @@ def starting_server(how: str) -> Iterator[str]:
 @pytest.mark.parametrize("how", ["silent", "hangs up", "half an answer", "nonsense", "an error"])
 def test_a_server_that_starts_is_not_ready_and_raises_nothing(how: str) -> None:
     with starting_server(how) as url:
-        assert not _is_mlflow_ready(url, timeout_seconds=0.2)
-    assert not _is_mlflow_ready(url, timeout_seconds=0.2)  # nor is one that does not listen
+        assert not is_mlflow_ready(url, timeout_seconds=0.2)
+    assert not is_mlflow_ready(url, timeout_seconds=0.2)  # nor is one that does not listen
 
 
 def test_a_server_that_answers_is() -> None:
     with starting_server("ready") as url:
-        assert _is_mlflow_ready(url)
+        assert is_mlflow_ready(url)

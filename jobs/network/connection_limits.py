@@ -1,0 +1,46 @@
+"""How many connections a server takes, and how long it waits for a client."""
+
+import resource
+from dataclasses import dataclass
+
+from sft.errors import InvalidConfig
+
+MOST_DESCRIPTORS = 65536  # what the process asks for where it may have more
+MOST_CONNECTIONS = 4096
+HEADER_SECONDS = 20.0
+UNREAD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How many connections there may be, and for how long a client may keep the server waiting."""
+
+    connections: int
+    accepted_at_once: int  # asyncio takes so many before the first of them is looked at
+    body_seconds: float
+    header_seconds: float = HEADER_SECONDS  # from the connection, or the end of its idle time, to the whole head
+    unread_seconds: float = UNREAD_SECONDS  # without one byte taken of an answer
+
+
+def limits_for(descriptors: int, connections: int | None, body_seconds: float) -> ConnectionLimits:
+    """Half of the descriptors are for connections: files, the database and other servers need the rest.
+
+    Raises:
+        InvalidConfig: more connections are wished for than the descriptors allow.
+    """
+    most = descriptors // 2
+    if connections is not None and connections > most:
+        raise InvalidConfig(
+            f"max_connections must be at most {most} with {descriptors} open files (ulimit -n), got {connections}"
+        )
+    return ConnectionLimits(connections or min(most, MOST_CONNECTIONS), max(1, descriptors // 16), body_seconds)
+
+
+def raise_descriptor_limit() -> int:
+    """Raise this process's limit of open files as far as it may go; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return most if soft == resource.RLIM_INFINITY else soft
