@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from api.request_fields import wire_fields
 from api.training_request import TrainingRequest
 from sft.config import SFTConfig
 
@@ -23,7 +24,7 @@ TrainConfig: type[BaseModel] = create_model(  # type: ignore[call-overload]  # w
     __doc__="The effective values of a job, in the Training API's words.",
     **{
         name: (field.annotation, ...)
-        for name, field in TrainingRequest.model_fields.items()
+        for name, field in wire_fields(TrainingRequest).items()
         if name not in ("metadata", "priority", "logging_backend")
     },
 )

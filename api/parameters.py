@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.job_query import METADATA_PREFIX
+from api.request_fields import wire_fields
 from sft.explanations import MOST_PROBLEMS, find_nearest
 
 
@@ -46,7 +47,7 @@ def body_fields(scope: Mapping[str, Any]) -> list[str]:
     route = scope.get("route")
     field = getattr(route, "body_field", None)
     model = field.field_info.annotation if field is not None else None
-    return [*model.model_fields] if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return [*wire_fields(model)] if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
 def _explain_unknown(name: str, request: Request, route: APIRoute, known: Mapping[str, bool]) -> str:

@@ -5,6 +5,8 @@ the Training API documents as a number or text.
 """
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -13,19 +15,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     Strict,
     WithJsonSchema,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
 
-from jobs.spec import Metadata
+from jobs.spec import SubmissionOptions
 from sft.chat.templates import list_templates
 from sft.config import Amount, SFTConfig
 from sft.explanations import Matching
-from sft.lengths import LIST_ENTRIES, PATH_CHARACTERS, Name, PathText
+from sft.lengths import LIST_ENTRIES, Name, PathText
 from sft.rules import Rule, Schema
 
 # Of an Amount, greater than 0.
@@ -48,24 +48,11 @@ _NUMBER_OR_TEXT = {
 }
 LearningRate = Annotated[Amount, BeforeValidator(_read_number), WithJsonSchema(_NUMBER_OR_TEXT)]
 ModelId = Annotated[PathText, Matching(r"\S", "must not be blank")]
-WebhookUrl = Annotated[
-    PathText, WithJsonSchema({"type": "string", "format": "uri", "maxLength": PATH_CHARACTERS})
-]  # checked by `jobs.spec`
 TemplateName = Annotated[Name, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
-
-
-class _Closed:
-    """Says in the schema of a mapping that it has no other keys."""
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
-        return {**handler(core), "additionalProperties": False}
-
-
-MetadataPairs = Annotated[Metadata, _Closed()]
-
 ModuleList = Annotated[list[Name], Field(max_length=LIST_ENTRIES, json_schema_extra={"minItems": 1})]  # `sft.config`
 ModuleText = Annotated[str, Matching(r"[^,\s]", "must name a layer, or be left out for all linear ones")]
 _ALSO_TEXT = {"learning_rate"}
+_OPTIONS = SubmissionOptions.model_fields
 _TYPES: dict[str, Any] = {
     "base_model": ModelId,
     "dataset_name": ModelId,
@@ -87,11 +74,18 @@ class RequestFields(BaseModel):
         problems = [
             f"{name}: must be a number, got {value!r}"
             for name, value in given
-            if name in cls.model_fields and not _may_be(value, name, cls.model_fields[name].annotation)
+            if name in (fields := wire_fields(cls)) and not _may_be(value, name, fields[name].annotation)
         ]
         if problems:
             raise ValueError("\n".join(problems))
         return values
+
+
+@cache
+def wire_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a request by their names there: what is trained, then what is done around it."""
+    fields = sorted(model.model_fields.items(), key=lambda item: item[0] in _OPTIONS)
+    return {field.alias or name: field for name, field in fields}
 
 
 def _may_be(value: Any, name: str, annotation: Any) -> bool:
@@ -125,10 +119,20 @@ def _strict_about_truth(annotation: Any) -> Any:
     return Annotated[bool, Strict()] if annotation is bool else annotation
 
 
-def with_rules(*rules: Rule) -> ConfigDict:
-    """Configuration of a model of requests whose schema shows rules between its fields."""
+def with_rules(*rules: Rule, names: Mapping[str, str] | None = None) -> ConfigDict:
+    """Configuration of a model of requests whose schema shows rules between its fields.
 
-    def add(schema: Schema) -> None:
-        schema["allOf"] = [rule.show(schema["properties"]) for rule in rules]
+    Args:
+        names: What fields of the rules are called in requests, where they have another name.
+    """
+
+    def add(schema: Schema, model: type[BaseModel]) -> None:
+        order_properties(schema, model)
+        schema["allOf"] = [rule.show(schema["properties"], names or {}) for rule in rules]
 
     return ConfigDict(json_schema_extra=add)
+
+
+def order_properties(schema: Schema, model: type[BaseModel]) -> None:
+    """Show the options last, as `wire_fields` does; pydantic puts what is inherited first."""
+    schema["properties"] = {name: schema["properties"][name] for name in wire_fields(model)}

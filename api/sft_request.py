@@ -14,14 +14,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from api.request_fields import (
-    MetadataPairs,
-    RequestFields,
-    WebhookUrl,
-    request_field,
-)
+from api.request_fields import RequestFields, order_properties, request_field
 from jobs.errors import InvalidSavedConfig
-from jobs.spec import EVENTS_RULE, AdapterName, JobSpec, SavedConfigRef, TrackingBackend, WebhookEvents
+from jobs.spec import OPTION_RULES, JobOptions, JobSpec, SavedConfigRef, SubmissionOptions
 from jobs.storage.tables import SavedConfig
 from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
@@ -29,7 +24,6 @@ from sft.errors import InvalidConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
 from sft.lengths import Name
 from sft.rules import CONFIG_RULES
-from tuneyard_wire.jobs import Priority
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
     "ConfigFields",
@@ -39,14 +33,15 @@ ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # 
 )
 
 
-def _show_config_rule(schema: dict[str, Any]) -> None:
-    """A whole configuration, or changes to a saved one."""
+def _show_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Of the options, and: a whole configuration, or changes to a saved one."""
+    order_properties(schema, model)
     fields = ConfigFields.model_json_schema()
     properties = fields["properties"]
     rules = [rule.show(properties) for rule in CONFIG_RULES]
     required = [name for name, field in SFTConfig.model_fields.items() if field.is_required()]
     whole = {"properties": {"config": {"allOf": [fields, {"required": required}, *rules]}}, "required": ["config"]}
-    schema["allOf"] = [EVENTS_RULE.show(schema["properties"])]
+    schema["allOf"] = [rule.show(schema["properties"]) for rule in OPTION_RULES]
     schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
 
 
@@ -55,10 +50,6 @@ class _OfConfig:
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return ConfigFields.model_json_schema()
-
-
-AROUND_CONFIG = {"adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata"}
-BESIDE_CONFIG = {*AROUND_CONFIG, "config_id", "priority"}
 
 
 class _WithConfig(BaseModel, extra="forbid"):
@@ -77,25 +68,15 @@ class _WithConfig(BaseModel, extra="forbid"):
         return values
 
 
-class TrainBody(_WithConfig):
+class TrainBody(SubmissionOptions, _WithConfig):
     """A job: its configuration, and what to do around it."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_show_config_rule)
+    model_config = ConfigDict(json_schema_extra=_show_rules)
 
     config: Annotated[dict[str, Any], _OfConfig()] | None = Field(
         None, description="The fields of SFTConfig; laid over config_id's if set."
     )
     config_id: Name | None = Field(None, description="Start from this saved configuration.")
-    adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
-    tracking_backend: TrackingBackend = "mlflow"
-    webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
-    webhook_events: WebhookEvents | None = Field(
-        None, description="What it is called for beside the end: `started`, and `checkpoint` for each that is saved."
-    )
-    metadata: MetadataPairs | None = Field(
-        None, description="Up to 16 pairs of text, kept with the job and filtered by."
-    )
-    priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
 
     @model_validator(mode="after")
     def _check_config(self) -> Self:
@@ -109,8 +90,11 @@ class TrainBody(_WithConfig):
         origin = (
             SavedConfigRef(config_id=str(saved.config_id), version=saved.version, name=saved.name) if saved else None
         )
-        around = self.model_dump(include=AROUND_CONFIG)
-        return JobSpec.build(config=config, saved_config=origin, **around)
+        options = {name: getattr(self, name) for name in JobOptions.model_fields}
+        return JobSpec.build(config=config, saved_config=origin, **options)
+
+
+BESIDE_CONFIG = {name for name in TrainBody.model_fields if name != "config"}
 
 
 class _OfConfigFields:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from cli.exit import UsageProblem
 from cli.values import check_json, load_yaml
+from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig, TrainingFields
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -16,24 +17,9 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 
-# The SFT API's name of a field, where it differs from the Training API's.
-SFT_NAMES = {
-    "model_name": "base_model",
-    "dataset_version": "dataset_name",
-    "template": "template_name",
-    "cutoff_len": "max_seq_length",
-    "lora_name": "adapter_name",
-}
-TRAINING_NAMES = {sft: training for training, sft in SFT_NAMES.items() if sft != "dataset_name"}
-BESIDE_CONFIG = {
-    "adapter_name": str,
-    "tracking_backend": str,
-    "webhook_url": str,
-    "webhook_events": list,
-    "metadata": dict,
-    "priority": str,
-    "config_id": str,
-}
+SFT_NAMES = {training: sft for sft, training in TRAINING_NAMES.items()}
+# A dataset_name says more than a dataset_version: it has no other word.
+_TRAINING_NAMES = {sft: training for sft, training in TRAINING_NAMES.items() if sft != "dataset_name"}
 # Only the SFT API can say what these say.
 _SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
 # Of the Training API; said otherwise in the SFT API.
@@ -105,7 +91,7 @@ def build_submission(
     sources = [_flatten(file), given, _flatten(settings)]
     names = [name for source in (file, settings, *sources, {"config_id": config} if config else {}) for name in source]
     is_sft = any(mark in names for mark in _SFT_MARKS)
-    values = _join([_translate(source, SFT_NAMES if is_sft else TRAINING_NAMES) for source in sources])
+    values = _join([_translate(source, SFT_NAMES if is_sft else _TRAINING_NAMES) for source in sources])
     if config is not None:
         values["config_id"] = config
     submission = _sft_submission(values) if is_sft else _training_submission(values)
@@ -138,10 +124,9 @@ def default_dataset() -> str:
 def known_fields() -> dict[str, Any]:
     """Every field of both APIs, with its type."""
     from sft.config import SFTConfig
-    from tuneyard_client.models import TrainingFields
 
     engine = {name: info.annotation for name, info in SFTConfig.model_fields.items()}
-    return {**BESIDE_CONFIG, **engine, **get_type_hints(TrainingFields)}
+    return {**get_type_hints(AroundConfig), **engine, **get_type_hints(TrainingFields)}
 
 
 @cache
@@ -223,7 +208,7 @@ def _sft_submission(values: dict[str, Any]) -> Submission:
             values["dataset_name"] = f"{default_dataset()}@{dataset.name}"
     if "config_id" not in values:
         values.setdefault("dataset_format", "auto")
-    around = {name: values.pop(name) for name in BESIDE_CONFIG if name in values}
+    around = {name: values.pop(name) for name in get_type_hints(AroundConfig) if name in values}
     return Submission("sft", values, around, revision)
 
 

@@ -1,23 +1,34 @@
-"""`JobSpec`: a job before it runs, in the words of the training library; both interfaces translate to it."""
+"""A job before it runs: `JobOptions`, what it has besides the engine's configuration, and `JobSpec`, the two together.
+
+Both interfaces' requests inherit the options; docs/how-to/add-an-option.md goes from a new one to where it is used.
+"""
 
 import functools
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from jobs.sanitizing.storable import find_unstorable_text
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
-from sft.explanations import Matching, explain_validation_error
-from sft.lengths import JOB_BYTES, PATH_CHARACTERS
+from sft.explanations import PLACES, Matching, explain_validation_error
+from sft.lengths import JOB_BYTES, PATH_CHARACTERS, PathText
 from sft.rules import GIVEN, NULL, Rule
 from tuneyard_wire.dataset_reference import DatasetReference
+from tuneyard_wire.fields import Priority, TrackingBackend, WebhookEvent
 
-TrackingBackend = Literal["mlflow", "wandb"]
-WebhookEvent = Literal["started", "checkpoint"]
 WebhookEvents = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=16)]
 MetadataKey = Annotated[str, Matching(r"^[A-Za-z0-9_.\-]{1,64}$", "must be 1 to 64 letters, digits, '.', '_' and '-'")]
 AdapterName = Annotated[
@@ -29,7 +40,12 @@ AdapterName = Annotated[
     ),
 ]
 MetadataValue = Annotated[str, StringConstraints(max_length=256)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue], Field(max_length=16, json_schema_extra={"additionalProperties": False})
+]
+WebhookUrl = Annotated[
+    PathText, WithJsonSchema({"type": "string", "format": "uri", "maxLength": PATH_CHARACTERS})
+]  # checked by `JobOptions`
 
 _URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
 REMEMBERED_LENGTH = 16384  # characters of a job's parameters
@@ -58,26 +74,28 @@ class MadeBy(BaseModel):
     fingerprint: str = Field(description="Digest of data, configuration and base model: such a job is made once.")
 
 
-EVENTS_RULE = Rule(
-    {"webhook_events": NULL},
-    {"webhook_events": GIVEN, "webhook_url": GIVEN},
-    {"webhook_url": "webhook_events needs webhook_url; name what to call"},
+# Rules between options; requests show them in the OpenAPI document.
+OPTION_RULES = (
+    Rule(
+        {"webhook_events": NULL},
+        {"webhook_events": GIVEN, "webhook_url": GIVEN},
+        {"webhook_url": "webhook_events needs webhook_url; name what to call"},
+    ),
 )
 
 
-class JobSpec(BaseModel):
-    """What to train and what to do around it. Its dump is exactly the parameters of the `finetune` flow."""
+class JobOptions(BaseModel):
+    """What a job has besides its configuration. The only home of these fields, their defaults and their rules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: SFTConfig
-    adapter_name: AdapterName | None = Field(None, description="Name in the registry; made up if unset.")
+    adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
-    webhook_url: str | None = Field(None, max_length=PATH_CHARACTERS, description="Called once the job has ended.")
-    webhook_events: WebhookEvents | None = Field(None, description="What it is called for beside the end.")
+    webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
+    webhook_events: WebhookEvents | None = Field(
+        None, description="What it is called for beside the end: `started`, and `checkpoint` for each that is saved."
+    )
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
-    saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
-    made_by: MadeBy | None = Field(None, description="What made the job, if no person did.")
 
     @field_validator("webhook_url")
     @classmethod
@@ -105,9 +123,27 @@ class JobSpec(BaseModel):
         return metadata
 
     @model_validator(mode="after")
-    def _check_events(self) -> "JobSpec":
-        EVENTS_RULE.check(self)
+    def _check_options(self) -> Self:
+        for rule in OPTION_RULES:
+            rule.check(self)
         return self
+
+
+PLACES.update(dict.fromkeys(JobOptions.model_fields, "send it beside config when you start a job"))
+
+
+class SubmissionOptions(JobOptions):
+    """The options of a request: those of the job, and where it waits, which only Prefect's queue of its run says."""
+
+    priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
+
+
+class JobSpec(JobOptions):
+    """What to train and what to do around it. Its dump is exactly the parameters of the `finetune` flow."""
+
+    config: SFTConfig = Field(description="What to train, on what, and how.")
+    saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
+    made_by: MadeBy | None = Field(None, description="What made the job, if no person did.")
 
     @model_validator(mode="after")
     def _check_text(self) -> "JobSpec":

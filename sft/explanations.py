@@ -58,7 +58,9 @@ SAME = [
         "status state",
     )
 ]
-BESIDE_CONFIG = ("adapter_name", "tracking_backend", "webhook_url", "webhook_events", "metadata")
+# Names that are not fields of a configuration, and where they belong. The library by itself knows none; `jobs.spec`
+# adds the options of a job.
+PLACES: dict[str, str] = {}
 _OWN_PREFIX = "Value error, "  # pydantic puts it before our messages
 # Parts of an error's location that name a union's alternative, not a field or key of the input.
 _ALTERNATIVE = re.compile(
@@ -97,7 +99,7 @@ def find_nearest(name: str, known: Iterable[str]) -> str | None:
     same = next((words for words in SAME if name in words), frozenset())
     if found := next((known_name for known_name in names if known_name in same), None):
         return found
-    if same or name in BESIDE_CONFIG:  # a synonym; similar spellings mean something else
+    if same or name in PLACES:  # a synonym; similar spellings mean something else
         return None
     if alike := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         return alike[0]
@@ -147,8 +149,8 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
     if kind == "extra_forbidden":
         nearest = find_nearest(str(place[-1]), known_fields)
         hint = f"; did you mean {nearest}?" if nearest else ""
-        if not nearest and place[-1] in BESIDE_CONFIG:
-            hint = "; it is not part of a configuration: send it beside config when you start a job"
+        if not nearest and place[-1] in PLACES:
+            hint = f"; it is not part of a configuration: {PLACES[str(place[-1])]}"
         return f"{name} is not a known field{hint}"
     if kind == "missing":
         return f"{name or 'body'} is required"

@@ -1,6 +1,8 @@
 """Rules between fields, written once for validation and for the JSON Schema."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -31,19 +33,24 @@ class Rule:
             for name in _find_breaks(self.otherwise, values):
                 raise ValueError(self.refusals[name])
 
-    def show(self, properties: Schema) -> Schema:
+    def show(self, properties: Schema, names: Mapping[str, str] = MappingProxyType({})) -> Schema:
         """Add the rule to a JSON Schema, in a form that data generators support.
 
         Fields that exclude each other become a `not`; otherwise each alternative is a complete schema.
 
         Args:
             properties: The properties of the schema that the rule is for.
+            names: What fields are called there, where they have another name.
         """
-        if len(self.either) == len(self.otherwise) == 1 and GIVEN not in self.otherwise.values():
-            broken = self.either | self.otherwise
+        either, otherwise = (
+            {names.get(name, name): wanted for name, wanted in fields.items()}
+            for fields in (self.either, self.otherwise)
+        )
+        if len(either) == len(otherwise) == 1 and GIVEN not in otherwise.values():
+            broken = either | otherwise
             shown = {name: {"not": _show_value(properties, name, wanted)} for name, wanted in broken.items()}
             return {"not": {"properties": shown, "required": [*broken]}}
-        return {"anyOf": [_show_fields(properties, fields) for fields in (self.either, self.otherwise)]}
+        return {"anyOf": [_show_fields(properties, fields) for fields in (either, otherwise)]}
 
 
 def _find_breaks(fields: Fields, values: BaseModel) -> list[str]:

@@ -14,9 +14,10 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tuneyard_client.errors import UnexpectedAnswer, error_for
-from tuneyard_client.models import AroundConfig, Config, JobFilters, Strategy
+from tuneyard_client.models import Config, JobFilters, Strategy
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
+from tuneyard_wire.fields import AroundConfig
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, LogLine, Metrics

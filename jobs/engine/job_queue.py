@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from jobs.engine.runs import PrefectRuns, WaitingRun, due_between, state_filter
 from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
-from tuneyard_wire.jobs import Priority
+from tuneyard_wire.fields import Priority
 
 # A priority is a work queue of the pool. Normal jobs are in the deployment's own, as are those of the Prefect UI.
 HIGH, LOW = "high", "low"

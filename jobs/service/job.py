@@ -12,7 +12,7 @@ from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus, is_without_deployment
 from jobs.storage.tables import JobReport
 from sft.errors import InvalidConfig
-from tuneyard_wire.jobs import Priority
+from tuneyard_wire.fields import Priority
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from jobs.storage.tables import JobReport
 from jobs.vocabulary import FINAL_STATES, StateName
 from jobs.webhooks.targets import check_target
 from sft.errors import StackError
-from tuneyard_wire.jobs import Priority
+from tuneyard_wire.fields import Priority
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core._pydantic_core import list_all_errors
 
 from api.errors import explain_request
+from api.request_fields import wire_fields
 from api.sft_request import BESIDE_CONFIG, ConfigBody, ConfigChange, ConfigFields, TrainBody
 from api.training_request import TrainingRequest
 from jobs.spec import JobSpec
@@ -65,14 +66,14 @@ def refuse(model: type[BaseModel], body: dict[str, Any]) -> str | None:
         model.model_validate(body)
     except ValidationError as error:
         problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
-        return explain_request(problems, "application/json", [*model.model_fields])
+        return explain_request(problems, "application/json", [*wire_fields(model)])
     return None
 
 
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (TrainingRequest, [*TrainingRequest.model_fields]),
+        (TrainingRequest, [*wire_fields(TrainingRequest)]),
         (ConfigFields, [*ConfigFields.model_fields]),
         (TrainBody, [*TrainBody.model_fields]),
         (ConfigBody, [*ConfigBody.model_fields]),
@@ -163,7 +164,7 @@ def test_many_problems_are_not_looked_into_one_by_one():
 def test_nobodys_words_stand_for_two_fields():
     words = [word for group in SAME for word in group]
     assert len(words) == len(set(words))
-    for fields in (TrainingRequest.model_fields, SFTConfig.model_fields):
+    for fields in (wire_fields(TrainingRequest), SFTConfig.model_fields):
         assert all(len(group & set(fields)) <= 1 for group in SAME)
 
 

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from api.main import create_app
+from api.request_fields import wire_fields
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.settings import Settings
@@ -77,7 +78,7 @@ def groups(names: list[str]) -> list[tuple[str, ...]]:
 
 
 def test_every_switch_and_every_optional_field_is_compared():
-    fields = {*SFTConfig.model_fields, *TrainingRequest.model_fields}
+    fields = {*SFTConfig.model_fields, *wire_fields(TrainingRequest)}
     optional = {
         name for name in fields if name in SFTConfig.model_fields and SFTConfig.model_fields[name].default is None
     }
@@ -88,7 +89,7 @@ def test_every_switch_and_every_optional_field_is_compared():
 
 
 def test_the_training_api_documents_its_rules():
-    names = [name for name in VALUES if name in TrainingRequest.model_fields]
+    names = [name for name in VALUES if name in wire_fields(TrainingRequest)]
     bodies = [{name: VALUES[name] for name in group} for group in groups(names)]
 
     assert find_differences(TrainingRequest, "TrainingRequest", bodies) == []

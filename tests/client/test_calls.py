@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.training_request import TrainingRequest
 from jobs.project import PROJECT_ROOT
 from sft.config import SFTConfig
 from tests.client.scripted_service import Scripted
@@ -27,7 +26,6 @@ from tuneyard_client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
-from tuneyard_client.models import TrainingFields
 
 STARTED = Scripted(body=json.dumps({"job_id": "1", "status": "started", "message": "Training job started"}))
 
@@ -52,10 +50,6 @@ def test_both_clients_offer_the_same(one, other):
     offered = interface(other)
     offered["close"] = offered.pop("aclose", None)
     assert interface(one) == {name: value for name, value in offered.items() if value is not None}
-
-
-def test_the_typed_fields_are_those_of_the_service():
-    assert set(TrainingFields.__annotations__) == set(TrainingRequest.model_fields)
 
 
 def test_a_submission_carries_its_fields_the_api_key_and_a_new_idempotency_key(service, call):

@@ -1,0 +1,100 @@
+"""What a job may be given, in the words of both interfaces.
+
+Types alone, and no pydantic: the command line makes its options of them, and it starts at once. The models that check
+the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests compare the two.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypedDict
+
+Priority = Literal["high", "normal", "low"]
+TrackingBackend = Literal["mlflow", "wandb"]
+WebhookEvent = Literal["started", "checkpoint"]
+
+# The Training API's name of a field, where it is not the one of SFTConfig or JobOptions, which the SFT API takes.
+TRAINING_NAMES = {
+    "base_model": "model_name",
+    "dataset_name": "dataset_version",  # where a bare revision is one of the default dataset
+    "template_name": "template",
+    "max_seq_length": "cutoff_len",
+    "adapter_name": "lora_name",
+}
+
+
+class OptionFields(TypedDict, total=False):
+    """The options of a job that both interfaces call alike, each with its help on the command line."""
+
+    tracking_backend: Annotated[TrackingBackend, "Where metrics are shown."]
+    webhook_url: Annotated[str | None, "URL to call when the job has ended."]
+    webhook_events: Annotated[Sequence[WebhookEvent] | None, "Call the webhook for this too; may be repeated."]
+    metadata: Annotated[Mapping[str, str] | None, "A label; may be repeated."]
+    priority: Annotated[Priority, "Priority in the queue."]
+
+
+class AroundConfig(OptionFields, total=False):
+    """What `POST /api/sft/train` takes beside `config`."""
+
+    config_id: str | None
+    adapter_name: str | None
+
+
+class TrainingFields(OptionFields, total=False):
+    """The body of `POST /train`; the service's defaults stand for what is left out."""
+
+    model_name: str
+    dataset_version: str
+    template: str
+    cutoff_len: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float | str
+    num_epochs: float
+    training_type: Literal["sft"]
+    lora_name: str | None
+    lora_version: int | str | None
+    adapter_path: str | None
+    save_name: str | None
+    logging_backend: TrackingBackend | None
+    dataset_split: str
+    dataset_text_field: str | None
+    max_samples: int | None
+    excess_length_strategy: Literal["truncate", "drop", "error"]
+    invalid_rows: Literal["skip", "error"]
+    train_on_prompt: bool
+    mask_history: bool
+    validation_split: float
+    use_lora: bool
+    use_qlora: bool
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_target_modules: list[str] | str | None
+    use_dora: bool
+    use_rslora: bool
+    loraplus_lr_ratio: float | None
+    max_batch_tokens: int | None
+    max_steps: int | None
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    neftune_noise_alpha: float | None
+    optimizer_type: str | None
+    scheduler_type: Literal["cosine", "linear", "constant"]
+    mixed_precision: Literal["auto", "bf16", "fp16", "none"]
+    gradient_checkpointing: bool | Literal["auto"]
+    packing: bool
+    num_devices: int
+    device_map: str | None
+    logging_steps: int
+    save_steps: int
+    eval_steps: int | None
+    early_stopping_patience: int | None
+    save_total_limit: int
+    output_dir: str | None
+    checkpoint_dir: str | None
+    save_merged_model: bool
+    run_name: str | None
+    wandb_project: str | None
+    wandb_entity: str | None
+    wandb_run_name: str | None
+    seed: int
