@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.metrics import Metrics, Snapshot
+from api.metrics import ServiceMetrics, Snapshot
 from tuneyard_wire.service import Health, PartReadiness, Readiness
 
 router = APIRouter(tags=["Service"])
@@ -35,7 +35,7 @@ async def get_readiness(request: Request) -> Readiness:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def get_metrics(request: Request) -> Response:
     """Figures in Prometheus' text format: requests, jobs by status, readiness of the parts, this process."""
-    metrics: Metrics = request.app.state.metrics
+    metrics: ServiceMetrics = request.app.state.metrics
     text = await to_thread.run_sync(metrics.render, limiter=CapacityLimiter(1))
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from api.dependencies import get_service
 from api.errors import SFT_PREFIX
 from api.ranges import read_range
 from api.responses import respond
-from api.service import get_service
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
 from jobs.results.archive import Download, prepare_download

@@ -20,7 +20,7 @@ from api.errors import install_error_handlers
 from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.log_channels import LogHub
-from api.metrics import Metrics, Snapshot
+from api.metrics import ServiceMetrics, Snapshot
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.stream_keys import OpenStreams
@@ -93,7 +93,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.open_streams = OpenStreams(lambda: app.state.keys.refresh(None))
     app.state.stream_limit = limit_streams(min(settings.max_streams, connections // 2), connections // 2)
     app.state.readiness = Snapshot(lambda: check_parts(settings), READINESS_TTL_SECONDS)
-    app.state.metrics = Metrics(Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness)
+    app.state.metrics = ServiceMetrics(
+        Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness
+    )
     install_error_handlers(app)
     for router in (plan_routes.router, train_routes.router, sft_routes.router, job_routes.router, health.router):
         app.include_router(router)

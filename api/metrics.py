@@ -53,7 +53,7 @@ class Snapshot(Generic[T]):
             return self._value[1]
 
 
-class Metrics:
+class ServiceMetrics:
     """What is counted of requests, and what is looked up when Prometheus asks."""
 
     def __init__(self, jobs: Snapshot[dict[str, int]], readiness: Snapshot[dict[str, PartCheck]]) -> None:

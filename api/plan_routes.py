@@ -7,10 +7,10 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request
 
+from api.dependencies import get_service
 from api.errors import SFT_PREFIX
 from api.limits import ClientLimit, client_name
 from api.responses import respond
-from api.service import get_service
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.preflight.surroundings import Surroundings, find_surroundings

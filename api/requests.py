@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import describe_error, error_response, printable
-from api.metrics import Metrics
+from api.metrics import ServiceMetrics
 from sft.errors import TuneyardError
 
 logger = logging.getLogger("api.requests")
@@ -26,7 +26,7 @@ CLIENT_WENT_AWAY = 499  # as nginx calls it; nobody receives it
 class RequestRecorder:
     """ASGI middleware. Streams pass through it as they come."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self.app = app
         self.metrics = metrics
 

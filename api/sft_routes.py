@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from api.dependencies import Strict, get_service
 from api.idempotency import read_request_key
 from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
 from api.responses import respond, write_jobs
-from api.service import get_service
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
-from api.strictness import Strict
 from api.train_routes import describe_alike
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from api.dependencies import Strict, get_service
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
 from api.responses import respond, write_jobs
-from api.service import get_service
-from api.strictness import Strict
 from api.training_request import TrainingRequest, config_view, field_names
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters

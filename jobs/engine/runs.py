@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import Engine
 
 from jobs.engine.blockers import Blockers, describe_missing, find_blocker
-from jobs.engine.client import call
+from jobs.engine.prefect_client import call
 from jobs.errors import JobNotFound
 from jobs.storage.connections import translate_errors
 from jobs.storage.run_ids import RunIds

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.preflight.dataset_registry import find_view
 from jobs.preflight.findings import Finding
 from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
-from jobs.preflight.registry import find_view
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.data.file_content import check_kind

@@ -12,7 +12,7 @@ from jobs.preflight.models import find_model_folder
 from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.chat.chat_template import ChatTemplate
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import AUTO, explain_lack
 from sft.errors import ModelUnusable, TemplateNotFound
 from sft.models.model_texts import PLAIN_CLASSES, check_texts, read_object

@@ -13,7 +13,7 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import Log
 from prefect.client.schemas.sorting import LogSort
 
-from jobs.engine.client import call
+from jobs.engine.prefect_client import call
 from jobs.sanitizing.log_lines import escape
 from jobs.service.job import Job
 from jobs.vocabulary import PAGE_SIZE

@@ -18,9 +18,9 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs.clients.configs import ConfigStore
 from jobs.clients.idempotency import RequestKey, find_claim, keep_answer, make_claim
-from jobs.engine.client import open_prefect_client
 from jobs.engine.job_queue import JobQueue, Queue
 from jobs.engine.listing import Cursor, JobFilters, Listing
+from jobs.engine.prefect_client import open_prefect_client
 from jobs.engine.runs import PrefectRuns
 from jobs.errors import JobConflict, JobNotFound, TrainingBusy
 from jobs.lifecycle.attempts import mark_cancelled, read_jobs

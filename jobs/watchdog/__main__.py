@@ -33,7 +33,7 @@ from jobs.storage.schema import ensure_current
 from jobs.storage.tables import WATCHDOG_LOCK, engine_for
 from jobs.watchdog.cancellations import Cancellations
 from jobs.watchdog.clock_steps import ClockSteps
-from jobs.watchdog.deliveries import Deliveries
+from jobs.watchdog.deliveries import Deliverer
 from jobs.watchdog.hands import Hands
 from jobs.watchdog.idle_workers import IdleWorkers
 from jobs.watchdog.recovery import Recovery
@@ -146,7 +146,7 @@ def main() -> None:
     prefect = open_client(settings, timeout_seconds=10)
     is_local = LOCAL_FLAG in sys.argv[1:]
     runs = PoolRuns(prefect, settings.work_pool, engine)
-    deliveries = Deliveries(engine, settings, prefect)
+    deliveries = Deliverer(engine, settings, prefect)
     duties = [
         PeriodicTask("clock", 2.0, ClockSteps(engine).look),
         PeriodicTask("webhooks", 2.0, deliveries.send_due, on_wake=True),

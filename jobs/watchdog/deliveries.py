@@ -18,7 +18,7 @@ from jobs.lifecycle.ends import STATES, has_ended, settle
 from jobs.settings import Settings
 from jobs.storage.tables import Watermark, WebhookDelivery
 from jobs.vocabulary import FINAL_STATES, FLOW_NAME, PAGE_SIZE
-from jobs.webhooks.call import Outcome, send
+from jobs.webhooks.call import CallOutcome, send
 from jobs.webhooks.outbox import claim, find_due, keep_attempt, message_id, put_off, wake
 from jobs.webhooks.shares import SENDERS, AddressBusy, Shares, Ticket, name_receiver
 
@@ -30,8 +30,8 @@ LONG_AGO = datetime.fromtimestamp(0, UTC)
 OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
 
 
-class Deliveries:
-    """Both halves of the duty, for one process."""
+class Deliverer:
+    """Delivers webhooks: finds jobs that have ended, and makes the calls that are due."""
 
     def __init__(self, engine: Engine, settings: Settings, prefect: httpx.Client) -> None:
         self._engine = engine
@@ -121,7 +121,7 @@ class Deliveries:
             if len(page) < PAGE_SIZE:
                 return
 
-    def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> Outcome:
+    def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> CallOutcome:
         """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error.
 
         Raises:
@@ -140,7 +140,7 @@ class Deliveries:
             raise
         except Exception as error:
             logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
-            return Outcome(error=f"the answer could not be read ({type(error).__name__})")
+            return CallOutcome(error=f"the answer could not be read ({type(error).__name__})")
 
     def _send(self, delivery: WebhookDelivery, ticket: Ticket) -> None:
         has_answered = None

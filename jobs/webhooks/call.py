@@ -23,7 +23,7 @@ STATE_PREFIX = "Flow run encountered an exception: "
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallOutcome:
     """What came of one attempt: the receiver's status, or what kept it from answering."""
 
     status_code: int | None = None
@@ -65,7 +65,7 @@ def send(
     secrets: Sequence[str],
     allowed: Iterable[Network],
     enter: Callable[[Address], None] = lambda _: None,
-) -> Outcome:
+) -> CallOutcome:
     """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read.
 
     `enter` is told of each address before it is connected to; what it raises is raised.
@@ -89,13 +89,13 @@ def send(
             pool.stream("POST", place, headers=headers, content=body, extensions={"timeout": timeouts}) as answer,
         ):
             found = {name.lower(): value for name, value in answer.headers}
-            return Outcome(answer.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1")))
+            return CallOutcome(answer.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1")))
     except ForbiddenTarget as error:
-        return Outcome(error=str(error))
+        return CallOutcome(error=str(error))
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-        return Outcome(error=f"{type(error).__name__}: {error}".rstrip(": ")[:300])
+        return CallOutcome(error=f"{type(error).__name__}: {error}".rstrip(": ")[:300])
     except (httpx.InvalidURL, httpcore.UnsupportedProtocol, OSError, UnicodeError) as error:
-        return Outcome(error=f"{type(error).__name__}: {error}"[:300])
+        return CallOutcome(error=f"{type(error).__name__}: {error}"[:300])
 
 
 def read_retry_after(value: str) -> float:

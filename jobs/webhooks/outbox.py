@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import DeliveryNotFound
 from jobs.storage.tables import JobEvent, JobReport, WebhookDelivery
-from jobs.webhooks.call import Outcome
+from jobs.webhooks.call import CallOutcome
 
 ENDED = "ended"  # the event of a payload that names none
 CHANNEL = "tuneyard_watchdog"  # a NOTIFY here wakes the watchdog
@@ -147,7 +147,7 @@ def wake(engine: Engine) -> None:
         connection.execute(text(f"NOTIFY {CHANNEL}"))
 
 
-def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcome: Outcome) -> None:
+def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcome: CallOutcome) -> None:
     """Put down what came of an attempt, and when the next one is."""
     attempt = {"time": at.isoformat(), "status_code": outcome.status_code, "error": outcome.error}
     first_try = delivery.expires_at - KEPT_TRYING
@@ -162,7 +162,7 @@ def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcom
         connection.execute(update(WebhookDelivery).where(WebhookDelivery.id == delivery.id).values(**changes))
 
 
-def _state_after(outcome: Outcome, is_last: bool) -> str:
+def _state_after(outcome: CallOutcome, is_last: bool) -> str:
     if outcome.is_delivered:
         return "delivered"
     if outcome.status_code == 410:  # Gone: the receiver wants no more

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from sft.chat.chat_template import ChatTemplate
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.chat.steady import write_steadily
 from sft.confinement import step
 from sft.errors import TemplateNotFound

@@ -23,7 +23,7 @@ from sft.errors import StackError
 from sft.files.publication import Publishing
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.loading import name_precision
-from sft.planning.room import check_room
+from sft.planning.disk_space import check_disk_space
 from sft.training.model_card import Provenance
 from sft.training.precision import settle_dtype
 from sft.training.session import TrainingSession
@@ -49,7 +49,7 @@ def open_session(
 
     Raises DiskFull, before anything is loaded, if the job's files would not fit.
     """
-    check_room(config, prepared, model_path, output_dir, checkpoint_dir or output_dir / "checkpoints")
+    check_disk_space(config, prepared, model_path, output_dir, checkpoint_dir or output_dir / "checkpoints")
     kind = TrainingSession if config.num_devices == 1 else DistributedSession
     return kind(config, prepared, model_path, output_dir, on_event, checkpoint_dir, publishing)
 

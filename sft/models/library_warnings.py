@@ -8,7 +8,7 @@ from contextlib import contextmanager
 LIBRARIES = ("transformers", "peft", "trl", "accelerate")
 SHOWN_CHARACTERS = 300
 # Tuneyard reports these in its own sentences: `sft.models.weight_names` (the first three),
-# `sft.models.companions`, `sft.training.tables`, `sft.chat.templates`, `sft.kernels.packing` (attention run
+# `sft.models.companions`, `sft.training.embeddings`, `sft.chat.templates`, `sft.kernels.packing` (attention run
 # by document), `sft.training.arguments`.
 COVERED = (
     "LOAD REPORT",

@@ -45,8 +45,8 @@ def make_plan(
     from sft.kernels.loss import CHUNK_POSITIONS
     from sft.models.loading import load_tokenizer
     from sft.training.arguments import needs_checkpointing
+    from sft.training.embeddings import check_positions, check_vocabulary
     from sft.training.optimizers import check_optimizer
-    from sft.training.tables import check_positions, check_vocabulary
 
     check_optimizer(config)
     check_hardware(config, inspect_hardware())

@@ -34,6 +34,7 @@ from sft.training.arguments import (
     needs_checkpointing,
 )
 from sft.training.batches import warn_of_long_rows
+from sft.training.embeddings import check_positions, check_vocabulary
 from sft.training.event_callback import EventSender
 from sft.training.interruption import StepGuard, keep_last_step
 from sft.training.layout import check_packing, choose_layout
@@ -42,7 +43,6 @@ from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
 from sft.training.precision import keep_adapters_exact, settle_dtype
 from sft.training.result_writer import ResultWriter
-from sft.training.tables import check_positions, check_vocabulary
 from sft.training.trainer import SupervisedTrainer
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api.dependencies import get_service
 from api.main import create_app
-from api.service import get_service
 from jobs.clients.keys import ApiKeySnapshot, Client, KeyScope, hash_key
 from jobs.settings import Settings
 from tuneyard_wire.plan import Plan

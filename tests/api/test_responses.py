@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api import sft_routes, train_routes
+from api.dependencies import get_service
 from api.main import create_app
 from api.responses import respond
-from api.service import get_service
 from api.training_request import TrainingRequest
 from jobs.clients.keys import ApiKeySnapshot
 from jobs.service.job import Job

@@ -17,8 +17,8 @@ import uvicorn
 from starlette.exceptions import HTTPException
 
 from api import channels
+from api.dependencies import get_service
 from api.main import create_app
-from api.service import get_service
 from api.stream_limit import limit_streams
 from api.streaming import encode_row, send_events
 from jobs.clients.keys import KeyScope, create_key, revoke_key

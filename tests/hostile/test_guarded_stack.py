@@ -22,8 +22,8 @@ from mlflow import MlflowClient
 from sqlalchemy import create_engine, text
 
 from jobs.clients.keys import KeyScope, create_key
-from jobs.engine.client import open_prefect_client
 from jobs.engine.credentials import find_password, open_client, profile_path
+from jobs.engine.prefect_client import open_prefect_client
 from jobs.project import code_environment
 from jobs.sanitizing.log_lines import escape
 from jobs.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 from jobs.lifecycle.ends import keep_run
 from jobs.settings import Settings
 from jobs.storage.tables import WebhookDelivery, engine_for, migrate
-from jobs.watchdog.deliveries import Deliveries
+from jobs.watchdog.deliveries import Deliverer
 from jobs.webhooks.outbox import add_delivery, find_due, list_deliveries
 from tests import bare_postgres
 from tests.conftest import wait_until
@@ -42,7 +42,7 @@ def engine(settings):
 
 @pytest.fixture
 def duty(settings, engine):
-    duty = Deliveries(engine, settings, httpx.Client())
+    duty = Deliverer(engine, settings, httpx.Client())
     yield duty
     wait_until(lambda: not duty._shares._taken, 20)
 

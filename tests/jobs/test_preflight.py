@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from jobs import preflight
-from jobs.preflight import Doubts, Finding, Preflight, hub, registry
+from jobs.preflight import Doubts, Finding, Preflight, dataset_registry, hub
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.stack.endpoints import Endpoints
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.errors import ModelNotFound
 from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_wire.dataset_reference import DatasetReference
@@ -34,7 +34,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(hub, "_unreachable_until", 0.0)
-    for remembered in (hub._known, hub._asking, registry._found):
+    for remembered in (hub._known, hub._asking, dataset_registry._found):
         remembered.clear()
 
 
@@ -358,7 +358,7 @@ def test_a_registrys_files_take_no_time_whatever_they_hold(settings, tmp_path, k
 def test_many_datasets_are_found_in_time(settings, tmp_path):
     """Which took a process of git's each, and so longer than a submission waits."""
     folder = make_repository(tmp_path / "many", {f"d{n}.dvc": f"outs:\n- path: data{n}\n" for n in range(1000)})
-    view = registry.RegistryView(folder, True)
+    view = dataset_registry.RegistryView(folder, True)
     began = time.monotonic()
     assert view.find_problem(DatasetReference("data999", "main")) is None
     assert "it has: data0, data1, data10" in view.find_problem(DatasetReference("nothing", "main"))

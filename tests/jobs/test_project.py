@@ -10,7 +10,7 @@ from setuptools import find_packages
 
 from jobs import project
 from jobs.project import PROJECT_ROOT, code_environment, find_sources
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.errors import StackError
 from tasks.dataset_registry import find_sources as find_registry_sources
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from api.main import create_app
 from jobs.clients.keys import ApiKeyCache
-from jobs.engine.client import call, open_prefect_client
+from jobs.engine.prefect_client import call, open_prefect_client
 from jobs.network.deadlines import Breaker, allow, call_deadline, seconds_left
 from jobs.results.archive import list_registered_files
 from jobs.results.archive_members import Member

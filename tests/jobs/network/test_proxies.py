@@ -5,8 +5,8 @@ import urllib.request
 import httpx
 import pytest
 
-from jobs.engine.client import open_prefect_client
 from jobs.engine.credentials import open_client
+from jobs.engine.prefect_client import open_prefect_client
 from jobs.network.proxies import bypass_proxies, is_on_this_machine
 from jobs.settings import Settings
 from jobs.stack.parts import stack_environment

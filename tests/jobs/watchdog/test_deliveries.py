@@ -21,7 +21,7 @@ from jobs.stack.postgres import ensure_databases, sibling_url
 from jobs.storage.events import write_event
 from jobs.storage.tables import Watermark, WebhookDelivery, engine_for, migrate
 from jobs.watchdog.clock_steps import ClockSteps
-from jobs.watchdog.deliveries import Deliveries
+from jobs.watchdog.deliveries import Deliverer
 from jobs.webhooks import shares
 from jobs.webhooks.call import build_event_payload
 from jobs.webhooks.outbox import add_delivery, forget_old_deliveries, list_deliveries
@@ -109,7 +109,7 @@ def test_a_dead_receiver_has_one_share_however_it_is_spelled(stack, engine, rece
 
 
 def check_it_is_called(stack, engine, receiver, servers, waiting):
-    duty = Deliveries(engine, stack, httpx.Client())
+    duty = Deliverer(engine, stack, httpx.Client())
     try:
         for _ in range(3):
             duty.send_due()
@@ -128,7 +128,7 @@ def check_it_is_called(stack, engine, receiver, servers, waiting):
 
 def test_attempts_that_find_their_address_busy_are_made_later_and_not_counted(stack, engine, receiver, monkeypatch):
     monkeypatch.setattr(shares, "FIRST_AT_ONE_ADDRESS", 0)
-    duty = Deliveries(engine, stack, httpx.Client())
+    duty = Deliverer(engine, stack, httpx.Client())
     job_id = uuid4()
     add_delivery(engine, job_id, receiver.url, {"job_id": str(job_id), "status": "completed"})
     duty.send_due()
@@ -162,7 +162,7 @@ def test_a_database_that_was_away_does_not_end_the_sending(stack, database_url, 
         return psycopg2.connect(make_url(database_url).set(drivername="postgresql").render_as_string(False))
 
     faulty = create_engine("postgresql+psycopg2://", creator=connect, poolclass=NullPool)
-    duty = Deliveries(faulty, stack, httpx.Client())
+    duty = Deliverer(faulty, stack, httpx.Client())
     for _ in range(AT_ONCE + 1):
         with pytest.raises(OperationalError):
             duty.send_due()
@@ -180,7 +180,7 @@ def test_a_database_that_was_away_does_not_end_the_sending(stack, database_url, 
 
 
 def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefect, receiver):
-    duty = Deliveries(engine, stack, prefect)
+    duty = Deliverer(engine, stack, prefect)
     with closing(JobService(stack)) as service:
         service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
         try:
@@ -209,7 +209,7 @@ def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefec
     for job_id in (*first, last, later):
         (delivery,) = list_deliveries(engine, job_id)
         assert (delivery.event, delivery.status) == ("ended", "cancelled")
-    Deliveries(engine, stack, prefect).add_missing()  # another process, which has seen none of them
+    Deliverer(engine, stack, prefect).add_missing()  # another process, which has seen none of them
     assert len(list_deliveries(engine, last)) == 1
 
 

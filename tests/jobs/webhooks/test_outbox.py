@@ -16,7 +16,7 @@ from jobs.errors import DeliveryNotFound
 from jobs.stack import local as local_stack
 from jobs.stack.parts import stack_environment
 from jobs.storage.tables import WebhookDelivery, engine_for
-from jobs.webhooks.call import Outcome
+from jobs.webhooks.call import CallOutcome
 from jobs.webhooks.outbox import (
     KEPT_TRYING,
     add_delivery,
@@ -154,11 +154,11 @@ def test_whatever_an_answer_holds_the_delivery_ends(engine, receive, date):
 @pytest.mark.parametrize("seconds", [7 * 86400.0, 1e12, 1e300])
 def test_after_three_days_it_has_failed_and_no_wait_is_longer(engine, waiting, seconds):
     before, after = waiting.expires_at - timedelta(seconds=1), waiting.expires_at + timedelta(seconds=1)
-    keep_attempt(engine, waiting, before, Outcome(503, None, seconds))
+    keep_attempt(engine, waiting, before, CallOutcome(503, None, seconds))
     kept = only(engine, waiting.job_id)
     assert (kept.state, kept.next_attempt_at) == ("pending", waiting.expires_at)
 
-    keep_attempt(engine, waiting, after, Outcome(error="ConnectError"))
+    keep_attempt(engine, waiting, after, CallOutcome(error="ConnectError"))
     kept = only(engine, waiting.job_id)
     assert (kept.state, kept.next_attempt_at, len(kept.attempts)) == ("failed", None, 2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import chat_template_utils
 
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.data.tokenization import prepare
 
 PLAIN = TEMPLATES["chatml"].jinja

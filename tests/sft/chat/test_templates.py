@@ -23,7 +23,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sft.chat.registry import TEMPLATES
+from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import apply_template, check_template_name, list_templates
 from sft.data.encoding import encode
 from sft.data.formats import Conversation

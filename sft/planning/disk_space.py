@@ -16,7 +16,7 @@ from sft.planning.tokens import read_lengths
 from sft.training.optimizers import check_optimizer
 
 
-def check_room(
+def check_disk_space(
     config: SFTConfig, prepared: PreparedData, model_path: Path, output_dir: Path, checkpoint_dir: Path
 ) -> None:
     """Raise DiskFull if the checkpoints, the adapter and the merged model would not fit on their disks.

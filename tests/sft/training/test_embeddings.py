@@ -27,7 +27,7 @@ from transformers import (
 from sft.data.tokenization import prepare
 from sft.errors import InvalidConfig, ModelUnusable
 from sft.planning.plan import make_plan
-from sft.training.tables import measure_capacity
+from sft.training.embeddings import measure_capacity
 
 TABLE = 64
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": TABLE}
