@@ -23,9 +23,8 @@ from pydantic.fields import FieldInfo
 
 from jobs.spec import SubmissionOptions
 from sft.chat.templates import list_templates
-from sft.config import Amount, SFTConfig
+from sft.config import LIST_ENTRIES, Amount, Name, PathText, SFTConfig
 from sft.explanations import Matching
-from sft.lengths import LIST_ENTRIES, Name, PathText
 from sft.rules import Rule, Schema
 
 # Of an Amount, greater than 0.

@@ -19,10 +19,9 @@ from jobs.errors import InvalidSavedConfig
 from jobs.spec import OPTION_RULES, JobOptions, JobSpec, SavedConfigRef, SubmissionOptions
 from jobs.storage.tables import SavedConfig
 from sft.chat.templates import check_template_name
-from sft.config import SFTConfig
+from sft.config import Name, SFTConfig
 from sft.errors import InvalidConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
-from sft.lengths import Name
 from sft.rules import CONFIG_RULES
 
 ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time

@@ -7,9 +7,8 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 from api.request_fields import LearningRate, ModelId, RequestFields, TemplateName, request_field, with_rules
 from jobs.spec import OPTION_RULES, AdapterName, JobOptions, JobSpec, SubmissionOptions
 from sft.chat.templates import check_template_name
-from sft.config import Amount, Count, SFTConfig
+from sft.config import Amount, Count, Name, PathText, SFTConfig
 from sft.errors import TuneyardError
-from sft.lengths import Name, PathText
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, TrackingBackend

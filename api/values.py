@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 
-from sft.lengths import LIST_ENTRIES
+from sft.config import LIST_ENTRIES
 
 Place = tuple[str | int, ...]
 Problem = tuple[Place, str, Any]

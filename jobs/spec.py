@@ -21,10 +21,9 @@ from pydantic import (
 )
 
 from jobs.sanitizing.storable import find_unstorable_text
-from sft.config import SFTConfig
+from sft.config import JOB_BYTES, PATH_CHARACTERS, PathText, SFTConfig
 from sft.errors import InvalidConfig
 from sft.explanations import PLACES, Matching, explain_validation_error
-from sft.lengths import JOB_BYTES, PATH_CHARACTERS, PathText
 from sft.rules import GIVEN, NULL, Rule
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import Priority, TrackingBackend, WebhookEvent

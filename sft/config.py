@@ -8,9 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
-from sft.lengths import ModuleNames, Name, PathText
 from sft.rules import CONFIG_RULES
 
+# Limits of texts and lists: longer than any use needs, shorter than what other parts refuse. Prefect takes parameters of
+# up to 512 KiB in all, a file system paths of up to 4096 bytes.
+NAME_CHARACTERS = 250
+PATH_CHARACTERS = 4096
+LIST_ENTRIES = 4096
+JOB_BYTES = 256 * 1024  # of a job, or of a saved configuration, as JSON
+
+Name = Annotated[str, Field(max_length=NAME_CHARACTERS)]
+PathText = Annotated[str, Field(max_length=PATH_CHARACTERS)]
+ModuleNames = Annotated[
+    tuple[Annotated[str, Field(max_length=NAME_CHARACTERS)], ...], Field(max_length=LIST_ENTRIES)
+]  # names, ends of names and patterns
 DatasetFormat = Literal["alpaca", "chat", "completion", "auto"]
 # Larger numbers make no sense and break other parts: Prefect can't return a list that has a number beyond 64 bits,
 # and PostgreSQL returns 1e30 to it as an integer.

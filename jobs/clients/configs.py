@@ -15,10 +15,9 @@ from jobs.sanitizing.storable import find_unstorable_text, is_storable
 from jobs.storage.connections import translate_errors
 from jobs.storage.id_prefixes import id_range
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
-from sft.config import SFTConfig
+from sft.config import JOB_BYTES, NAME_CHARACTERS, SFTConfig
 from sft.errors import InvalidConfig
 from sft.explanations import explain_problems
-from sft.lengths import JOB_BYTES, NAME_CHARACTERS
 
 
 class ConfigStore:

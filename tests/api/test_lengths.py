@@ -16,9 +16,8 @@ from api.sft_request import ConfigBody, TrainBody
 from api.training_request import TrainingRequest
 from api.values import MOST_VALUES, NESTED, check_values
 from jobs.clients.configs import _check
-from sft.config import SFTConfig
+from sft.config import JOB_BYTES, LIST_ENTRIES, NAME_CHARACTERS, PATH_CHARACTERS, SFTConfig
 from sft.errors import InvalidConfig
-from sft.lengths import JOB_BYTES, LIST_ENTRIES, NAME_CHARACTERS, PATH_CHARACTERS
 from tests.conftest import stack_settings
 
 LONG = "x" * 900_000
