@@ -10,8 +10,8 @@ from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
 from sft.rules import CONFIG_RULES
 
-# Limits of texts and lists: longer than any use needs, shorter than what other parts refuse. Prefect takes parameters of
-# up to 512 KiB in all, a file system paths of up to 4096 bytes.
+# Limits of texts and lists: more than any use needs, less than other parts refuse. Prefect takes parameters of up to
+# 512 KiB in all, a file system paths of up to 4096 bytes.
 NAME_CHARACTERS = 250
 PATH_CHARACTERS = 4096
 LIST_ENTRIES = 4096
