@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from cli.exit import UsageProblem
 from cli.values import check_json, load_yaml
+from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig, TrainingFields
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Submission:
         fields = dict(self.fields)
         if self.revision is not None:
             saved = client.configs.get(config_id).config.get("dataset_name")
-            fields["dataset_name"] = f"{_dataset_of(saved) or default_dataset()}@{self.revision}"
+            fields["dataset_name"] = _name_dataset(_dataset_of(saved) or default_dataset(), self.revision)
         return replace(self, fields=fields, around={**self.around, "config_id": config_id}, revision=None)
 
     def send(self, client: "Tuneyard", strategy: "Strategy", strict: bool) -> "Submitted":
@@ -160,8 +161,9 @@ def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
         if other := by_name.get(translated):
             raise UsageProblem(f"{other} and {name} are two names of the same field; give one")
         by_name[translated] = name
-        is_revision = name == "dataset_version" and translated == "dataset_name" and "@" not in str(value)
-        values[translated] = _Revision(value) if is_revision and isinstance(value, str) else value
+        is_reference = name == "dataset_version" and translated == "dataset_name" and isinstance(value, str)
+        is_revision = is_reference and DatasetReference.parse(value).revision is None
+        values[translated] = _Revision(value) if is_revision else value
     return values
 
 
@@ -177,14 +179,19 @@ def _join(sources: Sequence[Fields]) -> dict[str, Any]:
     for source in sources:
         for name, value in source.items():
             before = _dataset_of(values.get(name)) if isinstance(value, _Revision) else None
-            values[name] = f"{before}@{value.name}" if before and isinstance(value, _Revision) else value
+            values[name] = _name_dataset(before, value.name) if before and isinstance(value, _Revision) else value
     return values
 
 
 def _dataset_of(reference: object) -> str | None:
     """The dataset's name in `name@revision`."""
-    name, at, _ = reference.partition("@") if isinstance(reference, str) else ("", "", "")
-    return name if at and name else None
+    named = DatasetReference.parse(reference) if isinstance(reference, str) else None
+    return named.name or None if named and named.revision is not None else None
+
+
+def _name_dataset(name: str, revision: str) -> str:
+    """`name@revision`, of a revision that names no dataset itself."""
+    return str(DatasetReference.parse_version(revision, name))
 
 
 def _training_submission(values: dict[str, Any]) -> Submission:
@@ -205,7 +212,7 @@ def _sft_submission(values: dict[str, Any]) -> Submission:
         if "config_id" in values:
             revision = dataset.name
         else:
-            values["dataset_name"] = f"{default_dataset()}@{dataset.name}"
+            values["dataset_name"] = _name_dataset(default_dataset(), dataset.name)
     if "config_id" not in values:
         values.setdefault("dataset_format", "auto")
     around = {name: values.pop(name) for name in get_type_hints(AroundConfig) if name in values}
