@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jobs.daemon_threads import DaemonThreads
 from jobs.preflight.adapters import check_adapter
 from jobs.preflight.datasets import check_dataset
 from jobs.preflight.findings import NO_DOUBTS, Doubts, Finding, SubmissionWarning
@@ -32,6 +33,8 @@ CHECKS: tuple[tuple[Check, ...], ...] = (
     (check_dataset,),
     (check_adapter, check_devices, check_output, check_tracking),
 )
+
+_threads = DaemonThreads("preflight")
 
 
 class _Answer(NamedTuple):
@@ -85,7 +88,7 @@ class Preflight:
             finally:
                 self._turns.release()
 
-        threading.Thread(target=run, name="preflight", daemon=True).start()
+        _threads.start(run)
         return answers
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs.clients.configs import ConfigStore
 from jobs.clients.idempotency import RequestKey, find_claim, keep_answer, make_claim
+from jobs.daemon_threads import DaemonThreads
 from jobs.engine.job_queue import JobQueue, Queue
 from jobs.engine.listing import Cursor, JobFilters, Listing
 from jobs.engine.prefect_client import open_prefect_client
@@ -49,6 +50,7 @@ Strategy = Literal["queue", "reject"]
 TURN_SECONDS = 60.0
 SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
 RECENT = timedelta(minutes=5)
+_threads = DaemonThreads("keep-run")
 BUSY_MESSAGE = "A training job is already running. Please try again later."
 
 
@@ -126,14 +128,19 @@ class JobService:
             if request is not None:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
             self._check_free(strategy)
-            run = self._create(spec, Scheduled(), priority, None, client, connection)
-        return self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
+            run = self._create(spec, Scheduled(), priority)
+        keeping = _threads.start(lambda: self._keep(run, client))
+        submission = self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
+        keeping.result()
+        return submission
 
     @allow(WRITE_SECONDS)
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
         self._check_webhook(spec)
-        return self._describe(self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority))
+        run = self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority)
+        self._keep(run)
+        return self._describe(run)
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
@@ -218,17 +225,8 @@ class JobService:
 
     # -- inside
 
-    def _create(
-        self,
-        spec: JobSpec,
-        state: State[Any],
-        priority: Priority,
-        run_key: str | None = None,
-        client: str = "",
-        connection: Connection | None = None,
-    ) -> FlowRun:
-        """Make the run, and keep what it is made of by this connection, or one of its own."""
-        run = self._runs.create(
+    def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
+        return self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
             tags=spec.tags(),
@@ -236,12 +234,14 @@ class JobService:
             work_queue_name=self._line.queue_name(priority),
             idempotency_key=run_key,
         )
+
+    def _keep(self, run: FlowRun, client: str = "", connection: Connection | None = None) -> None:
+        """Keep what a new run is made of, by this connection or one of its own."""
         try:
             with nullcontext(connection) if connection is not None else autocommit(self.engine) as own:
                 keep_run(own, run.id, _facts_of(run), client=client)
         except SQLAlchemyError as error:
             logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
-        return run
 
     def _check_webhook(self, spec: JobSpec) -> None:
         if spec.webhook_url:
@@ -270,7 +270,8 @@ class JobService:
                 raise refusal
             self._check_free(strategy)
             claim = claim or make_claim(connection, request)
-            run = self._create(spec, Scheduled(), priority, claim.run_key, client, connection)
+            run = self._create(spec, Scheduled(), priority, claim.run_key)
+            self._keep(run, client, connection)
         submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
         keep_answer(connection, request, claim, _to_answer(submission))

@@ -1,0 +1,40 @@
+"""Threads for calls that may hang."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from jobs.daemon_threads import DaemonThreads
+from jobs.project import PROJECT_ROOT
+
+HANGING = """
+import threading
+from jobs.daemon_threads import DaemonThreads
+DaemonThreads("hanging").start(threading.Event().wait)
+"""
+
+
+def test_a_call_has_its_result_or_its_error() -> None:
+    threads = DaemonThreads("test")
+    assert threads.start(lambda: 7).result(10) == 7
+    with pytest.raises(ZeroDivisionError):
+        threads.start(lambda: 1 // 0).result(10)
+    with pytest.raises(SystemExit):
+        threads.start(sys.exit).result(10)
+    assert threads.start(threading.get_ident).result(10) != threading.get_ident()
+
+
+def test_threads_are_kept_and_a_call_that_hangs_holds_up_no_other() -> None:
+    threads, release = DaemonThreads("test"), threading.Event()
+    hanging = [threads.start(release.wait) for _ in range(3)]
+    used = {threads.start(threading.get_ident).result(10) for _ in range(20)}
+    assert len(used) <= 3  # one that has just answered may not be idle yet
+    assert not any(future.done() for future in hanging)
+    release.set()
+    assert all(future.result(10) for future in hanging)
+
+
+def test_a_process_ends_while_a_call_hangs() -> None:
+    subprocess.run([sys.executable, "-c", HANGING], cwd=PROJECT_ROOT, timeout=60, check=True)
