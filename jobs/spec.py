@@ -6,7 +6,8 @@ Both interfaces' requests inherit the options; docs/how-to/add-an-option.md goes
 import functools
 import json
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -194,18 +195,54 @@ def made_by_tag(flow: str) -> str:
     return f"made_by:{flow}"
 
 
-def read_spec(parameters: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
-    """The job that a run's parameters describe, or what is wrong with them: they can be edited in Prefect's UI."""
-    text = json.dumps(parameters)
+class JobParameters(NamedTuple):
+    """The parameters of a run as `read_spec` reads them.
+
+    Attributes:
+        spec: The job, of the names that are known; None if it can't be one.
+        problem: Why the flow refuses the parameters, a problem a line; None if it takes them.
+        options: The job's, or those of them that are valid where the job is not.
+        raw_config: The configuration as it stands there.
+    """
+
+    spec: JobSpec | None
+    problem: str | None
+    options: JobOptions
+    raw_config: dict[str, Any]
+
+
+def read_spec(parameters: Mapping[str, Any] | None) -> JobParameters:
+    """The job that a run's parameters describe; they can be edited in Prefect's UI. Nothing else takes them apart."""
+    text = json.dumps(parameters or {})
     return _read_once(text) if len(text) <= REMEMBERED_LENGTH else _read(text)
 
 
-def _read(text: str) -> tuple[JobSpec | None, str | None]:
-    known = {key: value for key, value in json.loads(text).items() if key in JobSpec.model_fields}
+def _read(text: str) -> JobParameters:
+    values: dict[str, Any] = json.loads(text)
+    config = values.get("config")
+    raw_config = config if isinstance(config, dict) else {}
+    spec, problem = _check(values)
+    if spec is None:
+        values = {name: value for name, value in values.items() if name in JobSpec.model_fields}
+        spec, _ = _check(values)
+    return JobParameters(spec, problem, spec or _read_options(values), raw_config)
+
+
+def _check(values: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
     try:
-        return JobSpec.build(**known), None
-    except InvalidConfig as error:
-        return None, str(error)
+        return JobSpec.model_validate(values), None
+    except ValidationError as error:
+        return None, explain_validation_error(error, JobSpec)
+
+
+def _read_options(values: dict[str, Any]) -> JobOptions:
+    """The valid ones: who gave a webhook is told even of a job whose configuration is none."""
+    given = {name: value for name, value in values.items() if name in JobOptions.model_fields}
+    try:
+        return JobOptions.model_validate(given)
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        return _read_options({name: value for name, value in given.items() if name not in wrong} if wrong else {})
 
 
 # A list of jobs asks for the same ones again and again, and checking them took a sixth of its time.

@@ -75,7 +75,7 @@ class Journal:
         run = context.flow_run.model_dump(mode="json") if context and context.flow_run else {}
         run["start_time"] = run.get("start_time") or datetime.now(UTC).isoformat()
         with self.attempt.writing() as connection:
-            kept, _ = read_spec(keep_run(connection, self.job_id, run).get("parameters") or {})
+            kept = read_spec(keep_run(connection, self.job_id, run).get("parameters")).spec
             if self.attempt.number > 1 and kept is not None and kept != spec:
                 logger.warning("This run's parameters were edited after its job had begun; that changes nothing of it")
                 spec = kept

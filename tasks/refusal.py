@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.lifecycle.ends import keep_run, record_end
 from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import read_spec
 from jobs.status import JobStatus
 from jobs.storage.run_ids import find_job
 from jobs.storage.tables import engine_for
@@ -23,8 +23,6 @@ from sft.errors import InvalidConfig, walk_causes
 from tasks.causes import is_about_parameters
 
 logger = logging.getLogger(__name__)
-
-SPECS: dict[str, type[JobSpec | RetrainSpec]] = {FLOW_NAME: JobSpec, RETRAIN_FLOW_NAME: RetrainSpec}
 
 
 def fail_if_refused(end: BaseException) -> None:
@@ -50,14 +48,15 @@ def fail_if_refused(end: BaseException) -> None:
 
 
 def _explain(flow_name: str, run: FlowRun) -> str | None:
-    spec = SPECS.get(flow_name)
-    if spec is None:
-        return None
-    try:
-        spec.build(**run.parameters)
-    except InvalidConfig as error:
-        return "; ".join(str(error).splitlines())
-    return None
+    problem = None
+    if flow_name == FLOW_NAME:
+        problem = read_spec(run.parameters).problem
+    elif flow_name == RETRAIN_FLOW_NAME:
+        try:
+            RetrainSpec.build(**run.parameters)
+        except InvalidConfig as error:
+            problem = str(error)
+    return "; ".join(problem.splitlines()) if problem else None
 
 
 def _end_job(run: FlowRun, message: str) -> None:

@@ -50,7 +50,7 @@ def _list_names(names: list[str]) -> str:
     return f"it has {', '.join(sorted(names))}" if names else "it has no adapter yet; train it once with a job"
 
 
-def read_spec(adapter: RegisteredAdapter) -> JobSpec:
+def read_settings(adapter: RegisteredAdapter) -> JobSpec:
     """The job that made it. Raises InvalidConfig when this version of the service can't have such a job any more."""
     try:
         return adapter.to_spec()
@@ -80,7 +80,7 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
         InvalidConfig: a version of something that has none.
         InvalidDataset: it can't be read.
     """
-    config, name = read_spec(adapter).config, adapter.tags["dataset"]
+    config, name = read_settings(adapter).config, adapter.tags["dataset"]
     source = find_source(adapter, config)
     if source == "dvc":
         with reading_input(settings, name):
@@ -106,7 +106,7 @@ def _describe(source: str) -> str:
 
 def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
     """The job that made the adapter, on the data as they are now."""
-    spec, before = read_spec(adapter), adapter.tags.get("dataset_md5", "")
+    spec, before = read_settings(adapter), adapter.tags.get("dataset_md5", "")
     pinned = (
         str(DatasetReference(dataset.name, dataset.commit)) if dataset.source == "dvc" else spec.config.dataset_name
     )

@@ -6,17 +6,15 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 
-from jobs.spec import JobSpec
-from sft.errors import InvalidConfig
+from jobs.spec import read_spec
 
 
 def tag_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Give a run from Prefect's UI or a schedule the tags of its job, as it starts; a hook of the flow."""
-    known = {key: value for key, value in flow_run.parameters.items() if key in JobSpec.model_fields}
-    try:
-        tags = {*JobSpec.build(**known).tags()}
-    except InvalidConfig:
-        return  # the flow itself fails with this error in a moment
+    spec = read_spec(flow_run.parameters).spec
+    if spec is None:
+        return  # the flow itself fails in a moment, and says why
+    tags = {*spec.tags()}
     if tags <= set(flow_run.tags):
         return
     with get_client(sync_client=True) as client:

@@ -88,7 +88,7 @@ def record_end(
     if connection.execute(written).first() is None:
         return False
     report = read_report(connection, job_id)
-    url = ((report.run or {}).get("parameters") or {}).get("webhook_url")
+    url = read_spec((report.run or {}).get("parameters")).options.webhook_url
     if url and is_told:
         put_delivery(connection, job_id, url, build_payload(job_id, status.value, report))
     return True
@@ -139,7 +139,7 @@ def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tu
         return JobStatus.CANCELLED, None, None
     if kind == RunState.COMPLETED and report.result:
         return JobStatus.COMPLETED, None, None
-    _, problem = read_spec(run["parameters"] or {})
+    problem = read_spec(run["parameters"]).problem
     if kind == RunState.FAILED and problem is not None:
         return JobStatus.FAILED, problem, InvalidConfig.code
     if kind == RunState.COMPLETED or is_at_work or not run["run_count"]:

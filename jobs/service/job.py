@@ -64,18 +64,17 @@ def job_from_run(
         run = run.model_copy(update=first)
     is_settled = report is not None and report.run is not None and (attempt or report.status)
     parameters = (report.run or {}).get("parameters") if report and is_settled else None
-    spec, problem = read_spec(parameters or run.parameters)
+    read = read_spec(parameters or run.parameters)
     failed = status is JobStatus.FAILED
-    if report and report.status:
-        problem = None
+    problem = None if report and report.status else read.problem
     error = report.error if report and report.error else _explain_state(run)
     return Job(
         id=run.id,
         name=run.name,
         status=status,
         priority=priority_of(run),
-        spec=spec,
-        raw_config=_raw_config(parameters or run.parameters),
+        spec=read.spec,
+        raw_config=dict(read.raw_config),  # what was read is remembered
         created_at=run.created,
         started_at=_read_start(run) if attempt or not (report and report.status) else None,
         ended_at=(report and report.ended_at) or (run.end_time if status.is_terminal else None),
@@ -117,11 +116,6 @@ def job_from_report(job_id: UUID, report: JobReport, attempt: int | None = None)
         | {key: facts[key] for key in ("created", "start_time", "work_queue_name", "tags") if key in facts}
     )
     return job_from_run(run, JobStatus.QUEUED, None, report, attempt)
-
-
-def _raw_config(parameters: dict[str, Any]) -> dict[str, Any]:
-    config = parameters.get("config")
-    return dict(config) if isinstance(config, dict) else {}
 
 
 def _find_code(problem: str | None, report: JobReport | None) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.spec import JobSpec
+from jobs.spec import JobOptions, JobSpec, read_spec
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 
@@ -86,3 +86,40 @@ def test_text_that_cannot_be_stored_is_refused(text):
         JobSpec.build(config=make_config(), metadata={"k": text})
     with pytest.raises(InvalidConfig, match="run_name"):
         JobSpec.build(config=make_config(run_name=text))
+
+
+PLAIN = {"base_model": "gpt2", "dataset_name": "tatsu-lab/alpaca", "dataset_format": "alpaca"}
+
+
+def test_what_is_read_of_parameters_is_the_job_they_were_made_of():
+    spec = JobSpec.build(config=make_config(), webhook_url="https://example.com", metadata={"team": "a"})
+    read = read_spec(spec.to_parameters())
+    assert (read.spec, read.problem, read.options, read.raw_config) == (spec, None, spec, spec.config.to_dict())
+
+
+def test_a_name_that_is_not_known_is_a_problem_and_hides_no_job():
+    read = read_spec({"config": PLAIN, "metadatas": {}})
+    assert read.spec == JobSpec.build(config=PLAIN)
+    assert read.problem == "metadatas is not a known field; did you mean metadata?"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "webhook_url"),
+    [
+        (None, None),
+        ({}, None),
+        ({"cls": 1, "self": 1, "webhook_url": "https://example.com"}, "https://example.com"),
+        ({"config": "text", "webhook_url": "https://example.com"}, "https://example.com"),
+        ({"config": {"lora_r": -1}, "webhook_url": "https://example.com", "metadata": 5}, "https://example.com"),
+        ({"config": {}, "webhook_url": "https://example.com", "webhook_events": ["ended"]}, "https://example.com"),
+        ({"config": PLAIN, "webhook_url": 1}, None),
+        ({"config": PLAIN, "webhook_url": "file:///etc/passwd", "webhook_events": ["started"]}, None),
+        ({"config": PLAIN, "webhook_events": ["started"]}, None),
+    ],
+)
+def test_of_parameters_that_are_no_job_the_valid_options_are_read(parameters, webhook_url):
+    read = read_spec(parameters)
+    assert read.spec is None
+    assert read.problem
+    assert type(read.options) is JobOptions
+    assert read.options.webhook_url == webhook_url

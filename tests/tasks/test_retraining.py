@@ -12,7 +12,7 @@ from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
 from tasks.dataset import DatasetVersion, resolve
 from tasks.register import SPEC_TAG, RegisteredAdapter
-from tasks.retraining import build_job, digest_job, look_at_data, read_spec
+from tasks.retraining import build_job, digest_job, look_at_data, read_settings
 
 LOOK = RetrainSpec(adapter_name="support")
 
@@ -125,4 +125,4 @@ def test_settings_that_are_no_longer_valid_are_named():
     spec["config"]["lora_r"] = 0
     adapter = RegisteredAdapter("support", "3", "", {SPEC_TAG: json.dumps(spec)})
     with pytest.raises(InvalidConfig, match=r"version 3 of support was trained with .*\(config.lora_r: .*got 0\)"):
-        read_spec(adapter)
+        read_settings(adapter)
