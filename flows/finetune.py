@@ -1,15 +1,15 @@
 """A job: one dataset version and one base model in, one registered adapter out."""
 
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.parameters import takes
 from jobs.settings import Settings
-from jobs.spec import JobSpec, MadeBy, Metadata, SavedConfigRef, WebhookEvents
+from jobs.spec import JobSpec
 from jobs.vocabulary import FLOW_NAME
-from sft.config import SFTConfig
 from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
 from tasks.journal import open_journal
@@ -30,38 +30,10 @@ from tasks.train import train
     on_failure=[notify, forget_old_jobs],
     on_cancellation=[notify, forget_old_jobs],
 )
-def finetune(
-    config: SFTConfig,
-    adapter_name: str | None = None,
-    tracking_backend: Literal["mlflow", "wandb"] = "mlflow",
-    webhook_url: str | None = None,
-    webhook_events: WebhookEvents | None = None,
-    metadata: Metadata | None = None,
-    saved_config: SavedConfigRef | None = None,
-    made_by: MadeBy | None = None,
-) -> dict[str, Any]:
-    """Fine-tune a LoRA adapter and register it.
-
-    Args:
-        config: What to train, on what, and how.
-        adapter_name: The adapter's name in the registry; made up from model and dataset if empty.
-        tracking_backend: Where per-step metrics are shown.
-        webhook_url: Called once the job has ended.
-        webhook_events: What it is called for beside the end.
-        metadata: Up to 16 pairs of text that are kept with the job.
-        saved_config: The saved configuration that config was made from.
-        made_by: What made the job, if no person did.
-    """
-    spec = JobSpec.build(
-        config=config,
-        adapter_name=adapter_name,
-        tracking_backend=tracking_backend,
-        webhook_url=webhook_url,
-        webhook_events=webhook_events,
-        metadata=metadata,
-        saved_config=saved_config,
-        made_by=made_by,
-    )
+@takes(JobSpec)
+def finetune(**values: Any) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter and register it."""
+    spec = JobSpec.build(**values)
     config, settings = spec.config, Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
         config = journal.spec.config  # of the first attempt

@@ -18,7 +18,8 @@ from jobs.stack.parts import stack_environment
 @pytest.mark.parametrize(("flow", "model"), [(finetune, JobSpec), (retrain, RetrainSpec)])
 def test_the_parameters_of_a_flow_are_the_fields_of_its_model(flow, model):
     form, schema = parameter_schema(flow).model_dump(), model.model_json_schema()
-    assert list(form["properties"]) == list(schema["properties"])
+    assert set(form["properties"]) == set(schema["properties"])
+    assert [*form["properties"]][: len(schema["required"])] == schema["required"], "what is required comes first"
     assert form["required"] == schema["required"]
     for name, field in form["properties"].items():
         assert field.get("default") == schema["properties"][name].get("default"), name
