@@ -70,10 +70,11 @@ class RequestFields(BaseModel):
     @classmethod
     def _check_types(cls, values: Any) -> Any:
         given = values.items() if isinstance(values, dict) else ()
+        fields = wire_fields(cls)
         problems = [
             f"{name}: must be a number, got {value!r}"
             for name, value in given
-            if name in (fields := wire_fields(cls)) and not _may_be(value, name, fields[name].annotation)
+            if name in fields and not _may_be(value, name, fields[name].annotation)
         ]
         if problems:
             raise ValueError("\n".join(problems))
