@@ -126,5 +126,8 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     if start and start.startswith(_MODELS_SCHEME):
         name, _, version = start.removeprefix(_MODELS_SCHEME).rpartition("/")
         view |= {"lora_name": name, "lora_version": version, "save_name": spec.adapter_name, "adapter_path": None}
-    options = {name: getattr(spec, name) for name in _SHOWN_OPTIONS}
-    return view | config | {name: [*value] if isinstance(value, tuple) else value for name, value in options.items()}
+    view |= config
+    for name in _SHOWN_OPTIONS:
+        value = getattr(spec, name)
+        view[name] = [*value] if isinstance(value, tuple) else value
+    return view
