@@ -13,14 +13,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.clients.keys import ApiKeyCache, ApiKeySnapshot, KeyScope, hash_key, read_book
+from jobs.clients.keys import ApiKeyCache, ApiKeySnapshot, KeyScope, hash_key, read_snapshot
 from jobs.network.deadlines import allow, allowed_seconds
 from jobs.network.hosts import FORBIDDEN, MISDIRECTED, explain, explain_origin, find_unknown_host, find_unknown_origin
 from jobs.service.access import StackAccess
 from jobs.settings import Settings
 from jobs.stack.readiness import known_addresses
 from jobs.storage.bounded_postgres import bounded_engine_for
-from jobs.storage.connections import look_at_database
+from jobs.storage.connections import watch_database
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ BIND_SECONDS = 10
 def read_keys(settings: Settings) -> ApiKeySnapshot:
     """The keys of a database that is up; starts nothing. Raises StackError."""
     url = str(known_addresses(settings).database_url)
-    with look_at_database(url):
-        return read_book(bounded_engine_for(url))
+    with watch_database(url):
+        return read_snapshot(bounded_engine_for(url))
 
 
 class Authentication:
@@ -83,17 +83,17 @@ class Authentication:
         key = presented_key(Headers(scope=scope))
         if key is None and self.is_key_required:
             raise HTTPException(401, "An API key is required; `tuneyard keys create NAME` makes one", CHALLENGE)
-        book = self.ring.fresh_book(key)
-        if book is None:
+        snapshot = self.ring.fresh_snapshot(key)
+        if snapshot is None:
             may_start = path_below_root(scope) not in STARTS_NOTHING
             # Those of the common pool may all be waiting for the stack to start; who does not wait needs one apart.
             limiter = None if may_start else CapacityLimiter(1)
-            book = await to_thread.run_sync(self._refresh, key, may_start, limiter=limiter)
-        if book.is_open and not self.is_key_required:
+            snapshot = await to_thread.run_sync(self._refresh, key, may_start, limiter=limiter)
+        if snapshot.is_open and not self.is_key_required:
             return
         if key is None:
             raise HTTPException(401, "An API key is required: send it as Authorization: Bearer KEY", CHALLENGE)
-        client = book.clients.get(hash_key(key))
+        client = snapshot.clients.get(hash_key(key))
         if client is None:
             raise HTTPException(401, "This API key is not known or was revoked", CHALLENGE)
         scope["state"]["client"] = client
@@ -134,9 +134,9 @@ def presented_key(headers: Headers) -> str | None:
     return headers.get("X-API-Key") or None
 
 
-def warn_if_open_to_others(book: ApiKeySnapshot, settings: Settings) -> None:
+def warn_if_open_to_others(snapshot: ApiKeySnapshot, settings: Settings) -> None:
     """Say so when this process listens beyond this machine and nobody needs a key. Waits until it listens."""
-    if not book.is_open or settings.require_api_key:
+    if not snapshot.is_open or settings.require_api_key:
         return
     addresses = listening_addresses(BIND_SECONDS)
     if open_ones := [address for address in addresses if not address.startswith(LOOPBACK)]:

@@ -1,4 +1,4 @@
-"""Callbacks of jobs that run elsewhere: called in this process as the job's events come in."""
+"""Calls callbacks in this process for the events of jobs that run elsewhere."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ AWAY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class JobHandle:
-    """What a callback gets as `trainer`."""
+    """The `trainer` argument of a callback: the job's id and config."""
 
     job_id: str
     config: SFTConfig
@@ -31,10 +31,10 @@ class JobHandle:
 def start_callbacks(
     service: JobService, job: Job, config: SFTConfig, callbacks: Sequence[SFTCallback], closing: threading.Event
 ) -> threading.Thread:
-    """Call these with the job's events, from its first one to its end, on a thread that ends with the job.
+    """Call these for the job's events, from first to last, on a thread that ends with the job.
 
-    `on_step_end` is called at most once a second, `on_train_end` once, however the job ends. The thread is a daemon:
-    it does not keep a process alive that is done. It also ends once `closing` is set.
+    `on_step_end` is called at most once a second, `on_train_end` once, however the job ends. The thread is a daemon, so
+    it does not keep the process alive. It also ends once `closing` is set.
     """
     handle = JobHandle(str(job.id), config)
     name = f"callbacks-{job.id}"

@@ -15,20 +15,20 @@ __all__ = ["SFTCallback", "SFTConfig", "SFTTrainer"]
 
 
 class SFTTrainer:
-    """Trains in this process: no server, no queue, nothing registered.
+    """Trains in this process, without a server, a queue or the registry.
 
     Args:
         config: what to train, on what, and how.
-        callbacks: called on this thread with this trainer; what one raises is logged.
+        callbacks: called on this thread with this trainer; their exceptions are logged.
     """
 
     def __init__(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> None:
         self.config = config
         self.callbacks = list(callbacks or [])
-        self.job_id = str(uuid4())  # names the folder of this training, as a job's id does
+        self.job_id = str(uuid4())  # the name of this training's folder, like a job's id
 
     def train(self) -> dict[str, Any]:
-        """Fetch the data, train, evaluate and save; the model and dataset are looked up as for a job.
+        """Fetch the data, train, evaluate and save; model and dataset are found as for a job.
 
         Returns `train_loss, eval_loss` (None without held-out rows), `adapter_path, output_dir, model_name,
         model_version` (None, since it is not registered) and `metrics`. `on_train_end` gets it as `result`.
@@ -49,7 +49,7 @@ class SFTTrainer:
     def _train(self) -> dict[str, Any]:
         from sft.data.tokenization import prepare
         from sft.devices.launcher import open_session
-        from sft.models.loading import find_model  # torch and the like: seconds to import, so only where it is used
+        from sft.models.loading import find_model  # imports torch, which takes seconds, so only here
         from sft.training.precision import fix_precision
         from tasks.dataset import resolve
         from tasks.model import locate_adapter

@@ -1,1 +1,1 @@
-"""`make demo`: one real job, shown to a person."""
+"""`make demo`: runs one real job and shows its progress and result."""

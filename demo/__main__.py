@@ -1,4 +1,4 @@
-"""`make demo`: posts one real training job and shows a person what happens. The last line is one JSON object."""
+"""`make demo`: posts one real training job and shows its progress. The last line is one JSON object."""
 
 import json
 import os
@@ -44,8 +44,8 @@ API_START_SECONDS = 60
 
 
 def main() -> int:
-    """Set up what is missing, run the job, show the difference it made, stop what was started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside cleans up like Ctrl-C
+    """Set up what is missing, run the job, compare the adapter with the base model, and stop what was started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up like Ctrl-C
     bypass_proxies(os.environ)
     console = Console()
     settings = Settings()
@@ -98,7 +98,7 @@ def run_job(console: Console, api_url: str, settings: Settings) -> dict[str, Any
 
 
 def answers_of(settings: Settings, result: dict[str, Any]) -> list[dict[str, str]]:
-    """Answers of the base model and the adapter to held-out questions, from a process with plain peft only."""
+    """Answers of the base model and the adapter to held-out questions, from a process that uses only peft."""
     model = settings.model_root / MODEL_NAME
     questions = resolve(result["dataset"], settings).eval_file
     command = [sys.executable, "-m", "demo.answers", str(model), result["adapter_path"], str(questions)]
@@ -125,7 +125,7 @@ def running_stack(console: Console, settings: Settings) -> Iterator[Settings]:
 
 @contextmanager
 def running_api(console: Console, settings: Settings) -> Iterator[str]:
-    """The REST API; one that runs already is used and left running."""
+    """The REST API; one that already runs is used and left running."""
     url = f"http://127.0.0.1:{settings.api_port}"
     if _is_tuneyard(url):
         yield url

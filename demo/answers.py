@@ -1,4 +1,4 @@
-"""Prints what a base model and an adapter on it answer to held-out questions, with plain transformers and peft.
+"""Prints the answers of a base model and its adapter to held-out questions, with plain transformers and peft.
 
     python -m demo.answers MODEL_DIR ADAPTER_DIR EVAL_FILE
 

@@ -1,4 +1,4 @@
-"""The demo's base model: SmolLM2-135M-Instruct, from a package on PyPI instead of a model hub."""
+"""Provides the demo's base model, SmolLM2-135M-Instruct, from a PyPI package instead of a model hub."""
 
 import contextlib
 import importlib.util
@@ -33,7 +33,7 @@ def ensure_demo_model(model_root: Path) -> Path:
 
 
 def _find_gguf() -> Path:
-    """The model file inside the installed package, which is not imported: what it needs is not installed."""
+    """Find the model file in the installed package, without importing it: its dependencies are not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     files = sorted(path for folder in folders for path in folder.glob("*.gguf"))
@@ -51,7 +51,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain floats by now; these two make save_pretrained write a GGUF model that can't be read.
+    # The weights are plain floats now; with these two save_pretrained would write an unreadable GGUF model.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.generation_config = GenerationConfig(
@@ -65,14 +65,14 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the progress bars and notes of the conversion; the former settings come back afterwards."""
+    """Silence the conversion's progress bars and warnings; the settings are restored afterwards."""
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        # The GGUF reader's own progress bar has no switch: it writes to the stderr of the moment.
+        # The GGUF reader's progress bar can't be turned off: it writes to the present sys.stderr.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

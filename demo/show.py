@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""The demo's terminal output."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ SHOWN_CHARACTERS = 160
 
 
 def show_intro(console: Console) -> None:
-    """Say what is about to happen."""
+    """Explain what the demo does."""
     console.rule("[bold]Tuneyard demo[/bold]")
     console.print("One real job: POST → Prefect → DVC → tokenize → LoRA SFT → evaluate → MLflow → adapter.\n")
 
 
 def show_links(console: Console, settings: Settings, job_id: str) -> None:
-    """Where to watch the job in a browser."""
+    """Show where to watch the job in a browser."""
     prefect_url = str(settings.prefect_api_url).removesuffix("/api")
     console.print(f"\nPrefect  {prefect_url}/runs/flow-run/{job_id}", soft_wrap=True)
     console.print(f"MLflow   {settings.mlflow_tracking_uri}\n", soft_wrap=True)

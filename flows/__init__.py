@@ -1,1 +1,1 @@
-"""One file a flow."""
+"""The Prefect flows, one file each."""

@@ -1,8 +1,8 @@
-"""`python -m flows`: the process of a job, Prefect's engine on the run that PREFECT__FLOW_RUN_ID names.
+"""`python -m flows`: a job's process: runs Prefect's engine for the flow run in PREFECT__FLOW_RUN_ID.
 
-`python -m prefect.engine` does the same; this one starts sooner, and waits for a Prefect server that is away just then.
-Given as a deployment's `command` (behind `jobs.keeper`) it also does without the supervisor that Prefect otherwise
-starts before the engine, which imports Prefect a first time.
+It does what `python -m prefect.engine` does, but starts faster and waits for a Prefect server that is down. As the
+deployment's `command` (through `jobs.keeper`) it also avoids the supervisor process that Prefect otherwise starts
+before the engine, and that imports Prefect too.
 """
 
 import gc
@@ -11,21 +11,21 @@ import runpy
 import threading
 
 from flows.waiting import wait_for_prefect
-from jobs.early_stop import heed_early_stop
+from jobs.early_stop import record_early_stop
 from jobs.keeper import end_with_parent
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
 from jobs.scratch import use_scratch
 
-LEAVE_SECONDS = 20.0  # for what is left to say once the job is done
-YOUNG_OBJECTS = 500_000  # made between two looks for garbage: the default of 700 costs a second while libraries load
+LEAVE_SECONDS = 20.0  # for the last log lines and reports once the job is done
+YOUNG_OBJECTS = 500_000  # objects between garbage collections: the default of 700 costs a second during imports
 
 
 def main() -> None:
     """Run the job to its end."""
     keep_private()
     end_with_parent()
-    heed_early_stop()
+    record_early_stop()
     use_scratch()
     gc.set_threshold(YOUNG_OBJECTS)
     bypass_proxies(os.environ)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def end_within(seconds: float) -> None:
-    """End this process if it has not ended by then: at its exit a library may wait for a thread that waits for ever."""
+    """Exit within this time even if a library's exit handler waits for a thread without end."""
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Has the data changed since an adapter was trained? Then a job with the same settings on the new data."""
+"""Submits a job for an adapter whose dataset has changed since it was trained, with the same configuration."""
 
 import logging
 from contextlib import closing
@@ -16,7 +16,7 @@ from jobs.service.retraining import submit_retraining
 from jobs.settings import Settings
 from jobs.storage.connections import PATIENCE_SECONDS
 from jobs.vocabulary import RETRAIN_FLOW_NAME
-from tasks.journal import let_log_lines_through
+from tasks.journal import show_log_lines
 from tasks.retraining import build_job, find_adapter, look_at_data
 
 logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
@@ -24,9 +24,9 @@ logger = logging.getLogger("flows.retrain")  # Prefect loads this file under ano
 
 @flow(name=RETRAIN_FLOW_NAME, validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
 def retrain(adapter_name: str, dataset_version: str | None = None, force: bool = False) -> dict[str, Any] | State[Any]:
-    """Compare the data an adapter was trained on with the dataset as it is now; submit a job if they differ.
+    """Compare an adapter's training data with the present dataset; submit a job if they differ.
 
-    A look that submits nothing ends in a state that says why: Unchanged, AlreadyRetraining, FailedBefore,
+    A run that submits nothing ends in a state that says why: Unchanged, AlreadyRetraining, FailedBefore,
     CancelledBefore or CompletedBefore, each of Prefect's type Cancelled.
 
     Args:
@@ -34,7 +34,7 @@ def retrain(adapter_name: str, dataset_version: str | None = None, force: bool =
         dataset_version: Branch, tag or commit of its dataset to look at; the main branch of the registry if unset.
         force: Submit a job though nothing has changed, or such a job has ended before.
     """
-    let_log_lines_through()
+    show_log_lines()
     wanted = RetrainSpec.build(adapter_name=adapter_name, dataset_version=dataset_version, force=force)
     settings = Settings()
     adapter = find_adapter(settings, wanted.adapter_name)
@@ -42,7 +42,7 @@ def retrain(adapter_name: str, dataset_version: str | None = None, force: bool =
     if dataset.md5 == adapter.tags.get("dataset_md5") and not wanted.force:
         return _end("Unchanged", f"{dataset.name} has not changed since version {adapter.version} of {adapter.name}")
     spec = build_job(adapter, dataset, str(flow_run.get_id()), settings)
-    with allow(PATIENCE_SECONDS), closing(JobService(settings)) as service:  # nobody waits for the answer
+    with allow(PATIENCE_SECONDS), closing(JobService(settings)) as service:  # no client waits for the response
         made = submit_retraining(service, spec, wanted.force)
     if not made.is_new:
         return _end(made.state_name, made.reason)

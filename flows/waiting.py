@@ -1,4 +1,4 @@
-"""A job that starts while Prefect's server is away, since that is being started anew, waits for it."""
+"""Waits at a job's start for a Prefect server that is down, for example restarting."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ SERVER_ERROR = 500
 
 
 def wait_for_prefect(patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Return once the server answers anything, or when it has not for so long: then Prefect says what is wrong."""
+    """Return once the server responds, or after `patience_seconds`: then Prefect's own error says what is wrong."""
     if url := os.environ.get("PREFECT_API_URL"):
-        told = f"Prefect does not answer at {url}; waiting for it\n"
+        told = f"Prefect does not respond at {url}; waiting for it\n"
         tries = patient(retry_if_not_result(bool), patience_seconds, PAUSES, lambda _: sys.stderr.write(told))
         tries(_answers, f"{url}/health")
 

@@ -1,1 +1,1 @@
-"""The job without HTTP or torch: submit, follow, list and cancel; what is stored; the local stack."""
+"""Manages jobs without HTTP and torch: submit, follow, list, cancel; storage; the local stack."""

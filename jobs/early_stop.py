@@ -1,7 +1,7 @@
-"""A job's process that is told to stop before its attempt has begun says so, and the stop counts as no lost attempt.
+"""Records a SIGTERM received during a job's start-up, so that it is not counted as a failed attempt.
 
-Its first seconds go into importing libraries, where nothing is to be saved and no handler may do much: the process
-becomes another one, of this module, that notes the stop and ends.
+A job's first seconds are spent importing libraries, when there is nothing to save and a signal handler can do little.
+The handler therefore replaces the process (exec) with this module, which records the stop and exits.
 """
 
 import os
@@ -10,18 +10,18 @@ import sys
 from types import FrameType
 
 
-def heed_early_stop() -> None:
-    """Handle SIGTERM until the attempt has begun, which has its own way to stop; one that was held back comes now."""
+def record_early_stop() -> None:
+    """Handle SIGTERM until the attempt begins, which has its own handler; a blocked signal is delivered now."""
     signal.signal(signal.SIGTERM, _become_note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _become_note(_number: int, _frame: FrameType | None) -> None:
-    os.execv(sys.executable, [sys.executable, "-m", "jobs.early_stop"])  # noqa: S606 - that is the point
+    os.execv(sys.executable, [sys.executable, "-m", "jobs.early_stop"])  # noqa: S606 - replaces this process
 
 
 def main() -> None:
-    """Put the stop down for the job that PREFECT__FLOW_RUN_ID names."""
+    """Record the stop for the job of PREFECT__FLOW_RUN_ID."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from uuid import UUID
 

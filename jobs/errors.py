@@ -4,13 +4,13 @@ from sft.errors import InvalidConfig, StackError, TuneyardError
 
 
 class InvalidSavedConfig(InvalidConfig):
-    """A saved configuration, or what a request's changes make of it, that can't work."""
+    """A saved configuration, or the result of a request's changes to it, is not valid."""
 
     code = "invalid_saved_config"
 
 
 class InvalidCursor(InvalidConfig):
-    """A place in a list of jobs that this service never named."""
+    """A pagination cursor that this service did not return."""
 
     code = "invalid_cursor"
 
@@ -44,7 +44,7 @@ class DeliveryNotFound(TuneyardError, LookupError):
 
 
 class JobConflict(TuneyardError, RuntimeError):
-    """What was asked for does not fit the job's present state."""
+    """The request does not fit the job's present state."""
 
     status = 400
     code = "job_conflict"
@@ -58,14 +58,14 @@ class TrainingBusy(TuneyardError, RuntimeError):
 
 
 class IdempotencyKeyReused(TuneyardError, ValueError):
-    """An Idempotency-Key that was sent before with another body."""
+    """An Idempotency-Key was sent before with a different body."""
 
     status = 422
     code = "idempotency_key_reused"
 
 
 class AdapterNotReady(TuneyardError, RuntimeError):
-    """The adapter was asked for before its job had completed, or while its files were being replaced."""
+    """The adapter was requested before its job completed, or while its files were being replaced."""
 
     status = 409
     code = "adapter_not_ready"
@@ -79,21 +79,21 @@ class AdapterNotFound(TuneyardError, LookupError):
 
 
 class PlanningFailed(TuneyardError, RuntimeError):
-    """A plan could not be made where it was asked for, for no fault of the request's."""
+    """Planning failed for a reason other than the request."""
 
     status = 503
     code = "planning_failed"
 
 
 class SchemaMismatch(StackError):
-    """Tuneyard's own database has a schema that this version can't use, or could not bring up to date."""
+    """The schema of Tuneyard's database does not suit this version, or its migration failed."""
 
     code = "schema_mismatch"
     is_worth_retrying = False
 
 
 class RegistryUnavailable(TuneyardError, ConnectionError):
-    """MLflow, which keeps metrics and adapters, could not be reached for as long as a job waits for it."""
+    """MLflow, which keeps metrics and adapters, could not be reached within the time a job waits for it."""
 
     status = 503
     code = "registry_unavailable"
@@ -101,7 +101,7 @@ class RegistryUnavailable(TuneyardError, ConnectionError):
 
 
 class RegistryRefused(TuneyardError, RuntimeError):
-    """MLflow refuses what a job must have, though what was deleted there is restored where that is possible."""
+    """MLflow refuses a call that a job can't do without, even after deleted items were restored where possible."""
 
     status = 502
     code = "registry_refused"

@@ -1,4 +1,4 @@
-"""Where a job's files are, and whether the state folder is one that they can be in."""
+"""Paths of a job's files, and checks of the state folder."""
 
 import os
 import socket
@@ -13,22 +13,22 @@ from sft.errors import StackError
 
 
 def job_folder(settings: Settings, config: SFTConfig, job_id: UUID | str) -> Path:
-    """The job's own folder; nothing is made. Raises InvalidConfig when it would lie outside every allowed root."""
+    """Path of the job's folder, without creating it. Raises InvalidConfig if it is outside the allowed roots."""
     return settings.output_folder(config.output_dir) / str(job_id)
 
 
 def checkpoint_folder(settings: Settings, config: SFTConfig, job_id: UUID | str) -> Path:
-    """Where the job's `checkpoint-N` folders go. Raises InvalidConfig as `job_folder` does."""
+    """Folder of the job's `checkpoint-N` folders. Raises InvalidConfig as `job_folder` does."""
     if config.checkpoint_dir:
         return settings.output_folder(config.checkpoint_dir) / str(job_id)
     return job_folder(settings, config, job_id) / "checkpoints"
 
 
 def make_home(home: Path) -> None:
-    """Make the state folder, and try in it what the stack will do: private files, renames, links.
+    """Create the state folder, and try what the stack needs there: private files, renames, links.
 
     Raises:
-        StackError: it can't be made or written to, or its file system lacks one of these.
+        StackError: it can't be created or written to, or its file system lacks one of these.
     """
     try:
         os.fsencode(str(home)).decode()
@@ -51,7 +51,7 @@ def make_home(home: Path) -> None:
 
 
 def _try_folder(scratch: Path) -> None:
-    """Raise OSError for what does not work in this folder."""
+    """Raise OSError if one of these does not work in this folder."""
     first = scratch / "first"
     first.touch()
     first.chmod(0o600)
@@ -59,7 +59,7 @@ def _try_folder(scratch: Path) -> None:
         raise OSError(0, "its file system keeps no access rights")
     first.rename(scratch / "second")
     (scratch / "link").symlink_to(scratch / "second")
-    if sys.platform == "linux":  # where a folder's own path may be longer than a socket's
+    if sys.platform == "linux":  # elsewhere the socket's path may be too long
         folder = os.open(scratch, os.O_RDONLY)
         try:
             with socket.socket(socket.AF_UNIX) as probe:

@@ -1,9 +1,9 @@
-"""A job's first process: starts the one that trains and waits for it. What Prefect's worker runs.
+"""`python -m jobs.keeper`, run by Prefect's worker: starts a job's training process and waits for it.
 
-A worker that is stopped kills the process it has started within a tenth of a second. That is this one, of 10 MB: the
-one that trains gets SIGTERM from the kernel when this one dies, and time to save its last step. Its exit is always 0:
-whether a job that ended without a word is to be begun again is the watchdog's to decide, not the worker's. Where it has
-ended by what it was given to read, another attempt would too, and its end is written from here (`jobs.overrun`).
+A worker that is stopped kills the process it has started within a tenth of a second. That is this one, of 10 MB; the
+training process then gets SIGTERM from the kernel, and time to save its last step. The exit code is always 0, because
+the watchdog and not the worker decides whether a lost job is retried. If the training process was ended by its input,
+another attempt would be too, so the job's end is written from here (`jobs.overrun`).
 """
 
 import ctypes
@@ -17,16 +17,16 @@ from jobs.privacy import UMASK
 from jobs.scratch import lending_scratch
 from sft.confinement import explain_end, open_note
 
-NOTE = "TUNEYARD_NOTE"  # file descriptor of a note of what the job reads (`sft.confinement`)
-PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts one of ours
+NOTE = "TUNEYARD_NOTE"  # file descriptor of the note on what the job reads (`sft.confinement`)
+PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts this one
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, where the kernel can (Linux).
+    """Have the kernel send this process SIGTERM when its parent dies (on Linux).
 
-    The kernel reports no parent that died before, so its pid is compared with the one in PARENT; where it differs, this
-    process gets the signal at once.
+    The kernel does not report a parent that died earlier, so its pid is compared with the one in PARENT; if it
+    differs, this process gets the signal at once.
     """
     expected = os.environ.get(PARENT) or str(os.getppid())
     if sys.platform == "linux":
@@ -36,7 +36,7 @@ def end_with_parent() -> None:
 
 
 def main() -> int:
-    """Run `python -m flows` to its end, passing on every SIGTERM and SIGINT."""
+    """Run `python -m flows` to its end, forwarding SIGTERM and SIGINT."""
     child: subprocess.Popen[bytes] | None = None
     held: list[int] = []
 
@@ -50,9 +50,9 @@ def main() -> int:
         signal.signal(number, pass_on)
     end_with_parent()
     os.umask(UMASK)
-    # Held back from the child until it can heed it (`jobs.early_stop`).
+    # The child inherits the blocked signal and unblocks it once it can handle it (`jobs.early_stop`).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    # In a session of its own: a signal to the worker's group would reach it twice.
+    # In its own session: a signal to the worker's process group would reach it twice.
     note = open_note()
     with lending_scratch("job") as (more, handles):
         environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more

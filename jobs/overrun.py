@@ -1,6 +1,6 @@
-"""`python -m jobs.overrun MESSAGE`: writes the end of a job whose process was ended by what it was given to read.
+"""`python -m jobs.overrun MESSAGE`: writes the end of a job whose process exceeded the limits on reading its input.
 
-Run by the job's keeper. Another attempt would end the same way. The watchdog then sets the state of Prefect's run.
+Run by the job's keeper, as another attempt would end the same way. The watchdog then sets the state of Prefect's run.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""What other accounts of the machine may see of a service's files: nothing.
+"""Keeps the service's files private to its account.
 
-Each process of ours creates files for its own account only, whatever library writes them. A state folder from before
-that is closed when the stack starts.
+Each of our processes creates files for its own account only, whatever library writes them. A state folder made by an
+earlier version is made private when the stack starts.
 """
 
 import os
@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UMASK = 0o077
-OTHERS = 0o077  # rights of the group and of everybody else
+OTHERS = 0o077  # permissions of group and others
 
 
 def keep_private() -> None:
-    """From here on this process, and what it starts, makes files and folders that only its account can open."""
+    """Set the umask so that this process and its children create private files and folders."""
     os.umask(UMASK)
 
 
 def tighten(folder: Path) -> int:
-    """Take the rights of other accounts from a folder of ours and all in it; how many had some.
+    """Remove other accounts' permissions from a folder of ours and all in it; returns how many entries had some.
 
-    The folder itself comes first, which closes the way to the rest. Links are not followed, and a file that has another
-    name elsewhere, which may be somebody's on purpose, keeps its rights, as does what belongs to somebody else.
+    The folder itself comes first, which already protects the rest. Links are not followed. Files with further hard
+    links, which may be shared on purpose, and files of other accounts keep their permissions.
     """
     if not is_ours_alone(folder):
         return 0
@@ -30,14 +30,14 @@ def tighten(folder: Path) -> int:
 
 
 def is_ours_alone(folder: Path) -> bool:
-    """Whether a folder can be one that was made for the service: not a system's, a temporary or a home folder."""
+    """Whether a folder may be the service's own: not a system, temporary or home folder."""
     found = folder.lstat()
     shared = found.st_mode & stat.S_ISVTX or folder.resolve() in (Path("/"), Path.home().resolve())
     return stat.S_ISDIR(found.st_mode) and not shared and found.st_uid in (os.geteuid(), 0)
 
 
 def find_open(folder: Path) -> Iterator[Path]:
-    """What other accounts can open in a folder, or reach it by; nothing below a folder that is closed to them."""
+    """Yield what other accounts can open in a folder, skipping folders that are closed to them."""
     try:
         mode = folder.stat().st_mode
     except OSError:
@@ -50,7 +50,7 @@ def find_open(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path, is_reachable: bool = False) -> Iterator[Path]:
-    """All below a folder but links; with `is_reachable` not what is below a closed folder."""
+    """Yield everything below a folder except links; with `is_reachable` skip folders closed to others."""
     try:
         entries = [*os.scandir(folder)]
     except OSError:  # gone, or not ours to look into
@@ -70,7 +70,7 @@ def _walk(folder: Path, is_reachable: bool = False) -> Iterator[Path]:
 
 
 def _close(path: Path) -> bool:
-    """Whether it was open and is not any more; a link that is put in its place meanwhile is not followed."""
+    """Make a path private; returns whether it was open. Does not follow a link that replaces it meanwhile."""
     try:
         held = os.open(path, getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK) | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # gone meanwhile, or not ours

@@ -1,4 +1,4 @@
-"""Where Tuneyard's own code and files are: in a checkout, or installed from a wheel."""
+"""Locates Tuneyard's own code and files, in a checkout or an installed wheel."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sft.errors import StackError
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent  # of the code: the checkout, or site-packages
+PROJECT_ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 MANIFEST = "prefect.yaml"
 
 
@@ -17,7 +17,7 @@ def is_checkout() -> bool:
 
 
 def find_sources() -> Path:
-    """The folder of prefect.yaml, dvc.yaml, constraints.txt and datasets/; a wheel puts them below `share/tuneyard`.
+    """Find the folder of prefect.yaml, dvc.yaml, constraints.txt and datasets/ (a wheel's `share/tuneyard`).
 
     Raises:
         StackError: the installation lacks them.
@@ -35,7 +35,7 @@ def find_sources() -> Path:
 
 
 def default_home() -> Path:
-    """The state folder where none is set: in the checkout, or one for each user, the same from every folder."""
+    """The default state folder: in the checkout, otherwise one per user."""
     if is_checkout():
         return PROJECT_ROOT / ".tuneyard"
     chosen = Path(os.environ.get("XDG_DATA_HOME", ""))
@@ -43,7 +43,7 @@ def default_home() -> Path:
 
 
 def code_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for a Python of ours: with this very code, whichever checkout is installed, and UTF-8 for text."""
+    """`environment` for our Python processes: with this code on the path, and UTF-8 mode."""
     found = environment.get("PYTHONPATH", "")
     root = str(PROJECT_ROOT)
     is_needed = is_checkout() and os.pathsep not in root and root not in found.split(os.pathsep)

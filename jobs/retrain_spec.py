@@ -1,4 +1,4 @@
-"""`RetrainSpec`: a look at whether an adapter's data has changed, before it runs."""
+"""`RetrainSpec`: the parameters of the `retrain` flow."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sft.explanations import explain_validation_error
 
 
 class RetrainSpec(BaseModel):
-    """Its fields are exactly the parameters of the `retrain` flow."""
+    """Which adapter to check for changed data. The fields are exactly the parameters of the `retrain` flow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Retry calls to a server that is away, with growing pauses: for the service and for its jobs."""
+"""Retries calls to a server that is down, with exponential backoff."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from math import inf
 
 from tenacity import RetryCallState, Retrying, retry_base, stop_before_delay, wait_exponential
 
-PAUSES = (0.5, 5.0)  # seconds: the first one, doubled with each try, and the longest
+PAUSES = (0.5, 5.0)  # seconds: the first pause, doubled with each try, and the longest
 
 
 def patient(
@@ -16,13 +16,13 @@ def patient(
     tell: Callable[[str], object] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Retrying:
-    """Call a function until its outcome is not worth another try; that outcome is returned or raised as it is.
+    """Call a function until its outcome is not worth a retry; that outcome is returned or raised.
 
     Args:
-        again: which outcomes are worth another try. A BaseException, such as a signal handler's, never is.
-        seconds: no try begins later than this; then the last outcome stands, whatever it is.
-        tell: called once, before the first pause, with the name of what was raised.
-        sleep: makes a pause; what it raises ends the tries.
+        again: whether an outcome is worth a retry. A BaseException, such as a signal handler's, never is.
+        seconds: no try starts later than this; then the last outcome counts.
+        tell: called once, before the first pause, with the name of the exception.
+        sleep: pauses; an exception in it ends the retries.
     """
 
     def is_worth_it(state: RetryCallState) -> bool:
@@ -44,6 +44,6 @@ def patient(
 
 
 def waited_seconds(tries: Retrying) -> float:
-    """How long the last call of this thread took with its pauses; 0 when its first try stood."""
+    """Seconds that this thread's last call took with its pauses; 0 if the first try succeeded."""
     paused = tries.statistics["idle_for"] > 0
     return time.monotonic() - float(tries.statistics["start_time"]) if paused else 0.0

@@ -17,7 +17,7 @@ Use = Literal["planner", "job", "single-plan"]
 
 
 def make_scratch(use: Use, place: Path | None = None) -> LockedFolder:
-    """A new folder, in `place` or where temporary files go; those of the dead are removed. Raises OSError."""
+    """Make a folder in `place` or the temporary folder, and remove those of dead processes. Raises OSError."""
     scratch = make_locked_folder(_prefix(use), place=place)
     sweep(scratch.folder.parent)
     return scratch
@@ -41,13 +41,13 @@ def lending_scratch(use: Use) -> Iterator[tuple[dict[str, str], list[int]]]:
 
 
 def use_scratch() -> None:
-    """Make Python's temporary files of this process in the folder that it was given, if any."""
+    """Let `tempfile` in this process use the folder that it was given, if any."""
     if folder := os.environ.pop(SCRATCH, None):
         tempfile.tempdir = folder
 
 
 def sweep(place: Path) -> None:
-    """Remove the folders in `place` that nobody uses any more."""
+    """Remove folders in `place` that no process uses any more."""
     for use in get_args(Use):
         remove_unused(place.glob(f"{_prefix(use)}*"), only_private=True)
 

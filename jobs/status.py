@@ -1,4 +1,4 @@
-"""What state a job is in: Prefect's states on one side, the words of both documented interfaces on the other."""
+"""Maps Prefect's states to a job's status, and the status to the words of both documented interfaces."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ _BY_STATE_TYPE = {
     RunState.CANCELLED: JobStatus.CANCELLED,
     RunState.COMPLETED: JobStatus.COMPLETED,
     RunState.FAILED: JobStatus.FAILED,
-    RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.watchdog.recovery` has decided what becomes of it
+    RunState.CRASHED: JobStatus.RUNNING,  # until `jobs.watchdog.recovery` has decided to retry or fail it
 }
 
 TRAIN_STATUS_NAMES: dict[JobStatus, "TrainStatus"] = {
@@ -80,11 +80,11 @@ def status_of(state_type: str, state_name: str, has_free_slot: bool) -> JobStatu
 
 
 def state_types(*statuses: JobStatus) -> list[RunState]:
-    """The types of states that stand for these statuses, as far as a type alone says it."""
+    """Prefect's state types for these statuses, where a type alone determines the status."""
     return [kind for kind, status in _BY_STATE_TYPE.items() if status in statuses]
 
 
 def is_without_deployment(state_type: str, message: str | None, deployment_id: object) -> bool:
-    """Whether Prefect's worker has cancelled a run because somebody has deleted its deployment, which is not an end."""
+    """Whether Prefect's worker cancelled a run because its deployment was deleted, which does not end the job."""
     said = f"Deployment {deployment_id} no longer exists"
     return state_type in (RunState.CANCELLED, RunState.CANCELLING) and (message or "").startswith(said)

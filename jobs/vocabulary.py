@@ -1,6 +1,6 @@
-"""The words shared with Prefect: flows, the deployment of jobs, types and names of states, the size of a page.
+"""Names shared with Prefect: flows, the deployment of jobs, types and names of states, the page size.
 
-Written here, not taken from Prefect, whose import takes a second and 100 MB that the watchdog does without.
+Not imported from Prefect, whose import takes a second and 100 MB, which the watchdog does without.
 """
 
 from enum import StrEnum
@@ -8,8 +8,8 @@ from typing import Any
 
 FLOW_NAME = "finetune"  # the flow whose runs are jobs
 RETRAIN_FLOW_NAME = "retrain"
-DEPLOYMENT_NAME = f"{FLOW_NAME}/sft"  # as prefect.yaml has it
-PAGE_SIZE = 200  # the most that Prefect lists at once
+DEPLOYMENT_NAME = f"{FLOW_NAME}/sft"  # as in prefect.yaml
+PAGE_SIZE = 200  # Prefect's largest page
 
 
 class RunState(StrEnum):
@@ -30,19 +30,19 @@ FINAL_STATES = (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
 
 
 class StateName(StrEnum):
-    """Names of states that say more than the type does."""
+    """Names of states that are more specific than their type."""
 
-    AWAITING_RETRY = "AwaitingRetry"  # scheduled: has begun before and goes on
-    RETRYING = "Retrying"  # the same, as Prefect's own retries say it
-    CREATED = "Created"  # paused: a job made but not started
-    LOST = "Lost"  # paused: a job that has begun, is to go on and must wait for another deployment
-    MADE_AGAIN = "MadeAgain"  # paused: a run that is not known yet to stand for its job
+    AWAITING_RETRY = "AwaitingRetry"  # scheduled: has run before and will resume
+    RETRYING = "Retrying"  # the same, set by Prefect's own retries
+    CREATED = "Created"  # paused: a job that was created but not started
+    LOST = "Lost"  # paused: a job that has run and waits to resume until its deployment exists again
+    MADE_AGAIN = "MadeAgain"  # paused: a re-created run that is not mapped to its job yet
 
 
 ONGOING_NAMES = (StateName.AWAITING_RETRY, StateName.RETRYING)
 
 
 def make_state(kind: RunState, message: str | None = None, name: str | None = None) -> dict[str, Any]:
-    """A state as Prefect's API takes it; without a name it is called as its type, `Cancelled`, say."""
+    """A state for Prefect's API; without a name it gets that of its type, such as `Cancelled`."""
     said = {} if message is None else {"message": message}
     return {"type": kind.value, "name": name or kind.capitalize(), **said}

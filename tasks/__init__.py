@@ -1,1 +1,1 @@
-"""One file a step of a flow, each thin over a library."""
+"""The steps of the flows, one file each: Prefect tasks around functions of sft and jobs."""

@@ -1,7 +1,7 @@
-"""Why a job failed: what it raised, told as a stable code and a sentence, and whether another attempt is worth it.
+"""Maps what a job raised to a stable code, a sentence, and whether another attempt is worthwhile.
 
-Other libraries' errors are known by their names: comparing with the classes would load torch, MLflow and the others in
-processes that never met them.
+Errors of libraries are recognized by name: comparing classes would import torch, MLflow and others in processes that
+do without them.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from sft.errors import DiskFull, InvalidConfig, StackError, TuneyardError, is_ou
 from sft.files.disk import is_about_space, is_about_temporary
 
 DETAIL_CHARACTERS = 500
-SERVER_ERROR = 500  # HTTP statuses from here on say that the server failed, not the request
+SERVER_ERROR = 500  # HTTP statuses from here on are failures of the server, not of the request
 
 _MLFLOW_AWAY_NAMES = {
     f"requests.exceptions.{name}" for name in ("ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError")
@@ -23,7 +23,7 @@ _PARAMETER_NAMES = {
 _DATABASE_NAMES = {
     f"{module}.{name}" for module in ("sqlalchemy.exc", "psycopg2") for name in ("OperationalError", "InterfaceError")
 }
-# A server that goes, comes up or has no connection left answers these; where none answers there is no class of its own.
+# Responses of a PostgreSQL server that stops, starts or has no free connection.
 _DATABASE_ANSWERS = "psycopg2.errors"
 _CONNECTION_LOST = {
     *("AdminShutdown", "CrashShutdown", "CannotConnectNow", "TooManyConnections"),
@@ -33,7 +33,7 @@ _DATABASE_DISK_FULL = f"{_DATABASE_ANSWERS}.DiskFull"
 
 
 class Cause(NamedTuple):
-    """What a job failed of. `code` is stable and machine-readable, `message` a sentence with the remedy."""
+    """Why a job failed. `code` is stable and machine-readable, `message` a sentence with the remedy."""
 
     code: str
     message: str
@@ -41,9 +41,9 @@ class Cause(NamedTuple):
 
 
 def explain(error: BaseException) -> Cause:
-    """The cause of a job that raised this.
+    """Find the cause of a job's failure.
 
-    A full disk counts wherever in the chain of causes it is; else the outermost error that is known decides.
+    A full disk anywhere in the chain of causes decides; otherwise the outermost known error.
     """
     chain = [*walk_causes(error)]
     for one in chain:
@@ -61,12 +61,12 @@ def explain(error: BaseException) -> Cause:
 
 
 def is_mlflow_away(error: BaseException) -> bool:
-    """Whether MLflow could not be reached or failed by itself, as opposed to having refused what it was asked."""
+    """Whether MLflow could not be reached or failed, as opposed to refusing the request."""
     return any(map(_is_mlflow_away, walk_causes(error)))
 
 
 def name_kinds(error: BaseException) -> set[str]:
-    """The full names of its class and of all it derives from."""
+    """Full names of the error's class and its base classes."""
     return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
 
 
@@ -82,7 +82,7 @@ def _is_mlflow_away(error: BaseException) -> bool:
         return getattr(getattr(error, "response", None), "status_code", 0) >= SERVER_ERROR
     if "mlflow.exceptions.MlflowException" not in names:
         return False
-    # What MLflow's client raises of itself has status 500 too, so it must have come from an answer.
+    # MLflow's client raises its own errors with status 500 too, so check that this one came from a response.
     came_from_server = "mlflow.exceptions.RestException" in names or str(error).startswith("API request to")
     return came_from_server and error.get_http_status_code() >= SERVER_ERROR  # type: ignore[attr-defined]
 
@@ -107,7 +107,7 @@ def is_about_parameters(error: BaseException) -> bool:
 
 
 def _show(error: BaseException) -> str:
-    """What it is, in one line."""
+    """Describe an error in one line."""
     first_line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first_line}".removesuffix(": ")[:DETAIL_CHARACTERS]
 
@@ -134,7 +134,7 @@ def _say_stack_away(error: BaseException) -> str:
 
 
 def _say_refused(error: BaseException) -> str:
-    return f"the run's parameters do not suit its flow ({_show(error)}); edit its schedule, or start it anew"
+    return f"the run's parameters do not suit its flow ({_show(error)}); edit its schedule, or start a new run"
 
 
 _Kind = tuple[Callable[[BaseException], bool], str, Callable[[BaseException], str], bool]

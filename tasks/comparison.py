@@ -1,4 +1,4 @@
-"""How a new version of an adapter does beside the one before it, where their held-out losses can be compared."""
+"""Compares the held-out loss of a new version of an adapter with that of the previous one, if comparable."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ from sft.data.tokenization import PreparedData
 
 
 class Version(NamedTuple):
-    """What a version's tags say that is compared; None where they do not."""
+    """The compared tags of a version; None if missing."""
 
     number: str
     eval_loss: float | None
-    held_out: str | None  # digest of the rows that the loss was measured on
+    held_out: str | None  # digest of the held-out rows
 
 
 def digest_held_out(rows: PreparedData) -> str | None:
-    """SHA-256 of the held-out rows' tokens and labels, in their order; None without any."""
+    """SHA-256 of the held-out rows' tokens and labels, in order; None without any."""
     import pyarrow.compute as pc
 
     held_out = rows.load_eval()
@@ -31,7 +31,7 @@ def digest_held_out(rows: PreparedData) -> str | None:
 
 
 def read_version(number: str, tags: dict[str, str]) -> Version:
-    """A version of the registry."""
+    """Read a version's tags."""
     loss = tags.get("eval_loss", "None")
     return Version(number, None if loss == "None" else float(loss), tags.get("held_out") or None)
 
@@ -39,7 +39,7 @@ def read_version(number: str, tags: dict[str, str]) -> Version:
 def compare(new: Version, previous: Version | None) -> dict[str, Any]:
     """`previous_version, previous_eval_loss, is_worse, comparison` of a job's result.
 
-    `is_worse` is null where there is nothing to compare; `comparison` says in a sentence how it stands.
+    `is_worse` is null if the losses can't be compared; `comparison` is a sentence.
     """
     if previous is None:
         return {"previous_version": None, "previous_eval_loss": None, "is_worse": None, "comparison": None}

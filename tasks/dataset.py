@@ -1,4 +1,4 @@
-"""Step 1 of a job: which rows exactly? A reference becomes files that are known by commit and md5."""
+"""Step 1 of a job: resolves a dataset reference to files, identified by commit and md5."""
 
 import re
 from collections.abc import Iterator
@@ -34,16 +34,16 @@ from tasks.split_files import SUFFIXES, is_rows, pick_files
 from tuneyard_wire.dataset_reference import DatasetReference
 
 UNUSED_SHOWN = 10
-REGISTRY_BYTES = 6 * 2**20  # as which the DVC files of a registry count: half a minute's work beside a step's own time
+REGISTRY_BYTES = 6 * 2**20  # assumed size of a registry's DVC files: adds half a minute to the step's time limit
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class DatasetVersion:
-    """Rows that can be named again: where they came from and what they contain."""
+    """An exact version of a dataset: its origin and its files."""
 
     name: str
-    revision: str | None  # as it was asked for; None for a plain file
+    revision: str | None  # as requested; None for a plain file
     commit: str | None  # full SHA of the registry's or the Hub's git repository
     md5: str  # DVC's: of the file, or of the folder's list of files (ends in `.dir`)
     train_file: Path
@@ -51,7 +51,7 @@ class DatasetVersion:
     rows: int  # in train_file
     source: Literal["dvc", "file", "hub"]
     url: str
-    unused: tuple[str, ...] = ()  # files beside them that look like rows
+    unused: tuple[str, ...] = ()  # other files that look like rows
 
     @property
     def reference(self) -> DatasetReference:
@@ -60,11 +60,11 @@ class DatasetVersion:
 
     @classmethod
     def of(cls, stored: StoredDataset, **origin: Any) -> Self:
-        """What is stored, and where it came from."""
+        """Combine stored files with their origin."""
         return cls(**vars(stored), **origin)
 
     def advise(self, split: str = "train") -> list[tuple[str, str]]:
-        """What a user should know of these files, of which `split` was asked for: stable codes with a sentence."""
+        """What a user should know about these files, given the requested `split`: stable codes with a sentence."""
         return [*self._tell_split(split), *self._tell_unused()]
 
     def _tell_split(self, split: str) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ class DatasetVersion:
         if split == "train" or name.startswith(PurePosixPath(split).name):
             return []
         what = (
-            f"dataset_split {split!r} is not followed: the dataset is the one file {name}, of which all rows are used"
+            f"dataset_split {split!r} has no effect: the dataset is the single file {name}, of which all rows are used"
         )
         return [("ignored_fields", what)]
 
@@ -81,25 +81,25 @@ class DatasetVersion:
             return []
         shown = ", ".join(self.unused[:UNUSED_SHOWN]) + (" …" if len(self.unused) > UNUSED_SHOWN else "")
         held_out = f"; held out is {self.eval_file.name}" if self.eval_file else ""
-        return [("unused_files", f"used for nothing: {shown} (learned from is {self.train_file.name}{held_out})")]
+        return [("unused_files", f"not used: {shown} (training uses {self.train_file.name}{held_out})")]
 
 
 def resolve(reference: str, settings: Settings, split: str = "train") -> DatasetVersion:
-    """As `find_version`, within the limits for what is read. Raises ResourceLimit too."""
+    """`find_version` within the limits for reading input. Also raises ResourceLimit."""
     with reading_input(settings, reference):
         return find_version(reference, settings, split)
 
 
 def find_version(reference: str, settings: Settings, split: str) -> DatasetVersion:
-    """Find the dataset that `reference` names and have its files on this machine.
+    """Find the dataset of `reference` and fetch its files.
 
     `name@revision` is looked up in the registry (a tag, a branch or a commit). Without a revision it is a file or a
     folder below `settings.data_root`, else a dataset on the registry's main branch, else a dataset on the Hub.
 
     Raises:
-        DatasetNotFound: naming what was looked up where.
-        InvalidConfig: a path that leaves the data root.
-        InvalidDataset: files whose content is not what the registry recorded, or that can't be read.
+        DatasetNotFound: listing the places searched.
+        InvalidConfig: the path leaves the data root.
+        InvalidDataset: files differ from what the registry recorded, or can't be read.
     """
     named = DatasetReference.parse(reference)
     if problem := named.find_problem():
@@ -125,7 +125,7 @@ def find_version(reference: str, settings: Settings, split: str) -> DatasetVersi
 
 
 def find_local(reference: str, data_root: Path) -> Path | None:
-    """The file or folder below the data root that `reference` names, links followed; None if there is none."""
+    """Find the file or folder of `reference` below the data root, following links; None if there is none."""
     path = follow(reference, data_root)
     if path is None:
         raise InvalidConfig(
@@ -135,7 +135,7 @@ def find_local(reference: str, data_root: Path) -> Path | None:
 
 
 def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
-    """A file stays where it is; a folder holds one file a split."""
+    """Describe a local file, or a folder with one file per split; they are used in place."""
     held_out, unused = None, list[str]()
     train = path
     if path.is_dir():
@@ -173,9 +173,9 @@ def resolve_registered(named: DatasetReference, settings: Settings, split: str) 
 
 @contextmanager
 def reading_registry(registry: Path, label: str) -> Iterator[None]:
-    """What DVC raises within the block, as what is wrong with the registry: DatasetNotFound or InvalidDataset.
+    """Raise DVC's errors in the block as DatasetNotFound or InvalidDataset about the registry.
 
-    DVC files that are nonsense come to errors of any kind: a list of files that names `..` to a RecursionError.
+    Malformed DVC files cause errors of any kind: a list of files with `..` causes a RecursionError.
     """
     from dvc.exceptions import DvcException
 
@@ -187,7 +187,7 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
         raise InvalidDataset(
             f"dataset {label}: DVC can't read the registry {registry}: {hide_passwords(str(error))}"
         ) from error
-    except (TuneyardError, OSError, MemoryError):  # which say by themselves what they are
+    except (TuneyardError, OSError, MemoryError):  # these are handled by the callers
         raise
     except ImportError as error:
         raise InvalidDataset(
@@ -201,7 +201,7 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
 
 
 def find_main_branch(registry: Path) -> str:
-    """`main`, or what the registry has checked out when it has no such branch."""
+    """`main`, or the branch that is checked out if there is no such branch."""
     return "main" if git(registry, "branch", "--list", "main") else "HEAD"
 
 
@@ -220,7 +220,7 @@ def find_commit(registry: Path, revision: str) -> str:
 
 @contextmanager
 def open_revision(registry: Path, commit: str) -> Iterator[Any]:
-    """The registry's files at a commit as a DVCFileSystem; the registry itself is only read."""
+    """Open the registry's files at a commit as a DVCFileSystem; the registry is only read."""
     from dvc.api import DVCFileSystem
     from dvc.config import Config
     from dvc.repo import Repo
@@ -228,7 +228,7 @@ def open_revision(registry: Path, commit: str) -> Iterator[Any]:
     with temporary_folder("tuneyard-dvc-") as scratch:
         config: dict[str, Any] = {"core": {"site_cache_dir": str(scratch)}}
         dvc_dir = registry / ".dvc"
-        if dvc_dir.is_dir():  # its remotes as they are now: a relative one is relative to this folder
+        if dvc_dir.is_dir():  # use its present remotes; a relative one is relative to this folder
             current = Config(str(dvc_dir), local_dvc_dir=str(dvc_dir))
             config["remote"] = current["remote"]
             config["core"] |= {key: value for key, value in current["core"].items() if key == "remote"}
@@ -241,7 +241,7 @@ def open_revision(registry: Path, commit: str) -> Iterator[Any]:
 def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str, dict[str, Any]]:
     """Path and DVC's info of the folder or file called `name`, its suffix optional."""
     parts = PurePosixPath(name).parts
-    # Of what begins with a dot only git and DVC know: their settings may hold passwords.
+    # Names that begin with a dot belong to git and DVC, whose settings may contain passwords.
     if not PurePosixPath(name).is_absolute() and parts and not any(part.startswith(".") for part in parts):
         for path in ("/" + "/".join(parts) + suffix for suffix in ("", *SUFFIXES)):
             try:
@@ -256,7 +256,7 @@ def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str,
 
 
 def list_datasets(tree: Any) -> list[str]:
-    """Names of the datasets at the top of the registry: what DVC tracks, and rows kept in git itself."""
+    """Names of the datasets at the top of the registry: tracked by DVC, or row files in git itself."""
     names = []
     for info in tree.ls("/", detail=True):
         path = PurePosixPath(info["name"])
@@ -268,7 +268,7 @@ def list_datasets(tree: Any) -> list[str]:
 
 
 def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -> StoredDataset:
-    """The files at `path` in the store. Raises FileNotFoundError for content that is in no cache and no remote."""
+    """Fetch the files at `path` into the store. Raises FileNotFoundError for content in neither cache nor remote."""
     from dvc_data.index import DataIndexDirError
 
     md5: str | None = check_md5(info["md5"], path) if info.get("md5") else None

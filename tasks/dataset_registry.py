@@ -1,4 +1,4 @@
-"""The dataset registry: somebody else's git + DVC repository, or the default one, built here from `datasets/`."""
+"""The dataset registry: your git + DVC repository, or the default one, built from `datasets/`."""
 
 import hashlib
 import os
@@ -17,29 +17,29 @@ from jobs.settings import Settings
 from sft.errors import DatasetNotFound, StackError
 
 PARAMS = Path("datasets/params.yaml")
-STAMP = Path(".git/built-from")  # sources and place, written last: a registry with this stamp is complete
+STAMP = Path(".git/built-from")  # sources and path, written last: a registry with this stamp is complete
 DVC = (sys.executable, "-P", "-m", "dvc")
-FIRST_DATE = 1767225600  # 2026-01-01 UTC; a day more for each version
+FIRST_DATE = 1767225600  # 2026-01-01 UTC; each version is a day later
 STEP_TIMEOUT_SECONDS = 120
 GIT_TIMEOUT_SECONDS = 5
 CLONE_TIMEOUT_SECONDS = 300
-NO_COMMANDS = ("-c", "protocol.ext.allow=never")  # as an address
-NO_LAZY_FETCH = ("-c", "protocol.file.allow=never")  # by the program that a repository's own settings name
+NO_COMMANDS = ("-c", "protocol.ext.allow=never")  # no address may run a command
+NO_LAZY_FETCH = ("-c", "protocol.file.allow=never")  # no program named in a repository's settings may run
 
 
 def ensure_registry(settings: Settings) -> Path:
-    """The git repository to read datasets from; the default registry is built if it is absent or out of date.
+    """The git repository to read datasets from; builds the default registry if it is missing or out of date.
 
-    A registry named by URL is mirrored below `home` and brought up to date on each call. Safe for parallel jobs.
+    A registry at a URL is mirrored below `home` and updated on each call. Safe for parallel jobs.
 
     Raises:
-        DatasetNotFound: the registry that the settings name can't be reached.
+        DatasetNotFound: the configured registry can't be reached.
         StackError: the default registry could not be built.
     """
     named = settings.dataset_registry
     if named is None:
         return build_registry(settings.home)
-    if named.startswith("file://"):  # DVC finds a relative remote beside a path, but not behind a URL
+    if named.startswith("file://"):  # DVC resolves relative remotes for a path, but not for a URL
         named = unquote(urlsplit(named).path)
     path = Path(named).expanduser()
     if path.exists():
@@ -83,7 +83,7 @@ def build_registry(home: Path, project: Path | None = None) -> Path:
 
 
 def commit_versions(registry: Path, scratch: Path) -> None:
-    """Make `registry`, which holds the sources, a git + DVC repository with every version built, tagged and pushed."""
+    """Turn `registry`, which has the sources, into a git + DVC repository with all versions tagged and pushed."""
     versions: list[str] = yaml.safe_load((registry / PARAMS).read_text(encoding="utf-8"))["versions"]
     env = make_build_environment(scratch)
 
@@ -107,8 +107,8 @@ def commit_versions(registry: Path, scratch: Path) -> None:
 
     run("git", "init", "--quiet", "--template=", "--initial-branch=main")
     run(*DVC, "init", "--quiet")
-    # Committed is a relative path: an absolute one would give each machine its own commits. But DVC resolves it against
-    # the root of the file system when it reads a tag, so the registry itself also has the absolute one, uncommitted.
+    # The committed path is relative: an absolute one would give each machine different commits. But DVC resolves it
+    # against the file system's root when it reads a tag, so the registry also has the absolute one, uncommitted.
     remote = "['remote \"store\"']\n    url = {}\n"
     (registry / ".dvc/config").write_text(f"[core]\n    remote = store\n{remote.format('../../registry-remote')}")
     store = quote_value(str(registry.parent / "registry-remote"))
@@ -125,13 +125,13 @@ def commit_versions(registry: Path, scratch: Path) -> None:
 
 
 def quote_value(value: str) -> str:
-    """A value as DVC's configuration file takes it whole: unquoted, a comma makes a list and `#` ends it."""
+    """Quote a value for DVC's configuration file: unquoted, a comma makes a list and `#` starts a comment."""
     mark = next((mark for mark in ('"', "'") if mark not in value), "'''")
     return f"{mark}{value}{mark}"
 
 
 def make_build_environment(scratch: Path) -> dict[str, str]:
-    """The environment of git and DVC while they build: nobody's configuration, and this interpreter as `python`."""
+    """The environment of git and DVC for a build: no user configuration, and this interpreter as `python`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
     return env | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)]),
@@ -149,14 +149,14 @@ def make_build_environment(scratch: Path) -> dict[str, str]:
 
 
 def find_sources(project: Path) -> list[Path]:
-    """What the registry is built from, relative to the project and in a fixed order; texts about it are left out."""
+    """The registry's source files, relative to the project and in a fixed order, without documentation."""
     found = [path.relative_to(project) for path in (project / "datasets").rglob("*") if path.is_file()]
     kept = (path for path in found if "__pycache__" not in path.parts and path.suffix != ".md")
     return [Path("dvc.yaml"), *sorted(kept)]
 
 
 def digest_sources(project: Path, sources: list[Path]) -> str:
-    """One SHA-256 over names and contents."""
+    """SHA-256 over names and contents."""
     digest = hashlib.sha256()
     for source in sources:
         content = (project / source).read_bytes()
@@ -165,7 +165,7 @@ def digest_sources(project: Path, sources: list[Path]) -> str:
 
 
 def read_stamp(registry: Path) -> str | None:
-    """What a complete registry was built from; None without one."""
+    """Read the stamp of a complete registry; None without one."""
     try:
         return (registry / STAMP).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -173,10 +173,10 @@ def read_stamp(registry: Path) -> str | None:
 
 
 def mirror_registry(url: str, home: Path) -> Path:
-    """A bare copy of the git repository at `url`, brought up to date. Its data stays in the DVC remote."""
+    """Clone or update a bare mirror of the git repository at `url`. Its data stays in the DVC remote."""
     mirror = home / "registries" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    mirror.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # git keeps the URL, which may hold a password
-    git(None, "ls-remote", "--quiet", "--end-of-options", url, "HEAD")  # says within seconds that nobody answers
+    mirror.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # git stores the URL, which may contain a password
+    git(None, "ls-remote", "--quiet", "--end-of-options", url, "HEAD")  # fails within seconds if the server is down
     with FileLock(f"{mirror}.lock"):
         if mirror.exists():
             git(mirror, "fetch", "--quiet", "--prune", timeout_seconds=CLONE_TIMEOUT_SECONDS)
@@ -189,16 +189,16 @@ def mirror_registry(url: str, home: Path) -> Path:
 
 
 def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_TIMEOUT_SECONDS) -> str:
-    """What git prints. Asks no person for anything.
+    """Run git without prompts and return its output.
 
     Raises:
-        DatasetNotFound: git failed or did not answer in time.
+        DatasetNotFound: git failed or timed out.
     """
     place = [*NO_COMMANDS, *(NO_LAZY_FETCH if repository and arguments[0] != "fetch" else ())]
     place += ["-C", str(repository)] if repository else []
     env = os.environ | {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
     env |= {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=4"}
-    if repository:  # this repository or none: not one that it lies in, nor the one whose hook runs us
+    if repository:  # never a repository that contains it, or one whose hook runs us
         env["GIT_CEILING_DIRECTORIES"] = str(repository.parent)
     env = {name: value for name, value in env.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:

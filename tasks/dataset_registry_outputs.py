@@ -1,7 +1,7 @@
-"""What the DVC files of a registry may name: content by its hash, and imports from git servers.
+"""Restricts what the DVC files of a registry may refer to: content by hash, and imports from git servers.
 
-DVC makes paths of hashes and opens whatever an import names, so a registry that somebody else writes could have any
-file of this machine read as rows.
+DVC builds paths from hashes and opens any file that an import names, so an untrusted registry could have any file of
+this machine read as rows.
 """
 
 import re
@@ -16,7 +16,7 @@ GIT_SERVER = re.compile(r"(https?|ssh|git)://[^-/][^/]*/|[A-Za-z0-9_][\w.-]*@[A-
 
 
 def check_md5(md5: str, what: str) -> str:
-    """The hash, unless it is none. Raises InvalidDataset."""
+    """Return the hash if it is valid. Raises InvalidDataset."""
     if not isinstance(md5, str) or not MD5.fullmatch(md5):
         raise InvalidDataset(
             f"{what} has md5 {str(md5)[:80]!r} in the registry, which is not an md5; add it to DVC again"
@@ -25,11 +25,11 @@ def check_md5(md5: str, what: str) -> str:
 
 
 def check_outputs(repo: Any, name: str) -> None:
-    """Refuse a revision whose DVC files name other files than those in its cache, its remote or a git server.
+    """Refuse a revision whose DVC files refer to files outside of its cache, its remote or a git server.
 
     Args:
         repo: `dvc.repo.Repo` at the revision.
-        name: the dataset that is asked for; imports of others are not its matter.
+        name: the requested dataset; imports of other datasets are not checked.
 
     Raises:
         InvalidDataset: naming the file.
@@ -62,6 +62,6 @@ def _parts_of(out: Any) -> tuple[str, ...]:
 
 
 def _overlap(place: Iterable[str], name: Iterable[str]) -> bool:
-    """Whether one lies in the other; the name may lack the suffix."""
+    """Whether one path contains the other; the name may lack the suffix."""
     pairs = [*zip(place, name, strict=False)]
     return all(one == other or one.rsplit(".", 1)[0] == other for one, other in pairs)

@@ -1,4 +1,4 @@
-"""Datasets on this machine: `<home>/datasets/<md5>/`, each folder complete and never changed once it is there."""
+"""Stores datasets in `<home>/datasets/<md5>/`; each folder is complete and immutable."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ MANIFEST = ".manifest.json"
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """Files of a dataset and what they contain."""
+    """A dataset's files and their row counts."""
 
     md5: str
     train_file: Path
@@ -34,13 +34,13 @@ class StoredDataset:
 def store_dataset(
     store: Path, md5: str, listing: dict[str, str], download: Callable[[str, Path], None], split: str
 ) -> StoredDataset:
-    """Bring the files of `listing` (name to md5) into `store/md5`, once however many jobs ask at the same time.
+    """Download the files of `listing` (name to md5) into `store/md5`, once for concurrent jobs.
 
     Args:
-        download: writes the file of a name to a path.
+        download: writes the named file to a path.
 
     Raises:
-        InvalidDataset: a file's content is not what `md5` and the listing say, or its rows can't be read.
+        InvalidDataset: a file's md5 differs from the listing's, or its rows can't be read.
     """
     if not md5.endswith(".dir"):
         recorded = next(iter(listing.values()))
@@ -72,23 +72,23 @@ def store_dataset(
 
 
 def _remove_leftovers(store: Path, md5: str) -> None:
-    """Remove what killed processes have left of other datasets than this one."""
+    """Remove leftovers of killed processes, of all datasets but this one."""
     for leftover in store.glob(".*.*/"):
         lock = store / f"{leftover.name.rpartition('.')[0]}.lock"
         if lock.name != f".{md5}.lock" and lock.exists():
-            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # else it is being made
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # otherwise it is being made
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_stored(folder: Path, split: str) -> StoredDataset:
-    """The dataset in a folder of the store.
+    """Read the dataset in a folder of the store.
 
     Raises:
-        DatasetNotFound: it has no such split.
+        DatasetNotFound: the dataset has no such split.
         InvalidDataset: the split's file can't be read.
     """
     rows: dict[str, int | None] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["rows"]
-    if not folder.name.endswith(".dir"):  # one file, whatever its name
+    if not folder.name.endswith(".dir"):  # a single file with any name
         train, held_out, unused = next(iter(rows)), None, list[str]()
     else:
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
@@ -100,7 +100,7 @@ def read_stored(folder: Path, split: str) -> StoredDataset:
 
 
 def _count_if_readable(path: Path) -> int | None:
-    """None for a file of other JSON, say: nobody may ever ask for it."""
+    """Count a file's rows; None if it can't be read, such as JSON that is not rows: it may never be used."""
     try:
         return count_rows(path)
     except InvalidDataset:
@@ -108,7 +108,7 @@ def _count_if_readable(path: Path) -> int | None:
 
 
 def count_rows(path: Path) -> int:
-    """Rows in a file, by its suffix, broken ones included. Raises InvalidDataset if it can't be read."""
+    """Count the rows of a file by its suffix, broken ones included. Raises InvalidDataset if it can't be read."""
     check_kind(path)
     try:
         if path.suffix.lower() == ".parquet":
@@ -119,18 +119,18 @@ def count_rows(path: Path) -> int:
 
 
 def hash_file(path: Path) -> str:
-    """MD5 as DVC writes it: an identity, no protection."""
+    """MD5 as DVC computes it: an identifier, not a protection."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def hash_bytes(content: bytes) -> str:
-    """The same for content in memory."""
+    """MD5 of content in memory."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def combine_md5(listing: dict[str, str]) -> str:
-    """DVC's md5 of a folder: over the JSON list of its files' md5 and paths, in the order of the paths.
+    """DVC's md5 of a folder: of the JSON list of its files' md5 and paths, sorted by path.
 
     Matches `dvc_data.hashfile.tree.Tree.digest`.
     """
@@ -139,7 +139,7 @@ def combine_md5(listing: dict[str, str]) -> str:
 
 
 def publish(path: Path) -> None:
-    """Make a finished file safe on disk and read-only."""
+    """Sync a finished file to disk and make it read-only."""
     path.chmod(0o444 & ~read_umask())
     sync_path(path)
     sync_path(path.parent)

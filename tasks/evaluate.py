@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 def evaluate(
     session: "TrainingSession | DistributedSession", journal: Journal, what: Literal["base model", "adapter"], step: int
 ) -> dict[str, Any]:
-    """The held-out loss of the model as it was at `step` 0 or is now: `eval_loss`, mean nats a supervised token."""
+    """Held-out loss of the model as it was at `step` 0 or is now: `eval_loss`, mean nats per supervised token."""
     journal.enter("evaluating")
     metrics = session.evaluate_start() if step == 0 else session.evaluate()
-    # Without held-out rows there is no value. The epoch is the Trainer's of now, also where `step` is the start.
+    # Without held-out rows there is no value. The epoch is the Trainer's present one, wrong for the start.
     shown = {name: value for name, value in metrics.items() if value is not None and name != "epoch"}
     journal.log_metrics(shown, step)
     logger.info("Eval loss of the %s: %s", what, metrics.get("eval_loss"))

@@ -1,4 +1,4 @@
-"""One ERROR line for a run that fails: its code and sentence, where Prefect writes seven and four tracebacks."""
+"""Logs one ERROR line for a failing run, its code and sentence, instead of Prefect's seven and four tracebacks."""
 
 import copy
 import functools
@@ -12,13 +12,13 @@ from tasks.causes import Cause, explain
 
 TASK_LOGGER = "prefect.task_runs"
 LOGGERS = (TASK_LOGGER, "prefect.flow_runs", "prefect.engine")
-# What Prefect says around a flow's own error, as opposed to one of a hook or of loading the flow.
+# Prefect's messages about a flow's own error, as opposed to an error of a hook or of loading the flow.
 _A_STATE, _COMPLETED = "Finished in state", "Finished in state Completed("
 _OF_THE_FLOW = ("Encountered exception", "Engine execution", "Execution")
 
 
 def write_failures_once() -> None:
-    """From here on Prefect's loggers in this process tell of an error once; with TUNEYARD_DEBUG as Prefect does."""
+    """Make Prefect's loggers in this process log an error once; with TUNEYARD_DEBUG they are unchanged."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(one, FailureFilter) for one in logger.filters):
@@ -26,26 +26,26 @@ def write_failures_once() -> None:
 
 
 class FailureFilter(logging.Filter):
-    """Makes Prefect's first record of an error ours and drops the others.
+    """Replaces Prefect's first record of an error by ours and drops the others.
 
     The traceback of an internal error, which is a bug, goes to this process's log and not to Prefect's API.
     """
 
-    told: tuple[BaseException, ...] = ()  # of the process: the error of a flow passes several loggers
+    logged: tuple[BaseException, ...] = ()  # shared by all loggers, as a flow's error passes several of them
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be written, perhaps in other words."""
+        """Whether to write the record, possibly with another message."""
         if is_debugging():
             return True
         if record.getMessage().startswith(_A_STATE):
-            return record.getMessage().startswith(_COMPLETED)  # another is told by its error, or by the flow itself
+            return record.getMessage().startswith(_COMPLETED)  # other states are logged by the error or the flow
         error = _find_error(record) if record.levelno >= logging.ERROR else None
         if error is None:
             return True
-        is_known = any(error is one for one in FailureFilter.told)
+        is_known = any(error is one for one in FailureFilter.logged)
         if is_known or record.name == TASK_LOGGER or isinstance(error, CancelledRun):
-            return False  # a task's is also the flow's; CancelledRun is a state that the flow has returned
-        FailureFilter.told += (error,)
+            return False  # a task's error is logged as the flow's; CancelledRun is a state the flow returned
+        FailureFilter.logged += (error,)
         _rewrite(record, error)
         return True
 
@@ -66,7 +66,7 @@ def _find_error(record: logging.LogRecord) -> BaseException | None:
 def _rewrite(record: logging.LogRecord, error: BaseException) -> None:
     message = record.getMessage()
     is_of_the_flow = message.startswith(_OF_THE_FLOW)
-    # A hook's error is a bug: what the flow has raised before is only its context.
+    # A hook's error is a bug; the flow's error before it is only context.
     bug = Cause(TuneyardError.code, f"{type(error).__name__}: {error}", False)
     cause = explain(error) if is_of_the_flow else bug
     if cause.code == TuneyardError.code:

@@ -1,4 +1,4 @@
-"""`Journal`: what a running job says of itself, to the REST interfaces and to the tracking backends."""
+"""`Journal`: writes a running job's report, events and metrics, and the end of its attempt."""
 
 import logging
 import os
@@ -36,20 +36,20 @@ from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
 
-LOGGERS = ("flows", "tasks", "sft", "jobs")  # prefect.yaml lets Prefect show their lines in its UI
-LOG_SECONDS, LOG_TRIES = 0.01, 500  # until a stop that came while a line was logged is tried again, and how often
+LOGGERS = ("flows", "tasks", "sft", "jobs")  # prefect.yaml makes Prefect show their lines in its UI
+LOG_SECONDS, LOG_TRIES = 0.01, 500  # a stop that arrives while a line is logged is retried so soon and so often
 STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 
 
-def let_log_lines_through() -> None:
-    """Our loggers inherit the root's level, which hides what a person wants to read in Prefect's UI."""
+def show_log_lines() -> None:
+    """Set our loggers to INFO: they inherit the root's level, which would hide lines from Prefect's UI."""
     keep_lines_whole()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
 class Journal:
-    """One job's records. A plain class, since Prefect copies dataclasses it is given."""
+    """One job's records. A plain class, as Prefect copies dataclasses that are passed to it."""
 
     def __init__(self, settings: Settings, run_id: UUID, spec: JobSpec) -> None:
         if settings.database_url is None or settings.mlflow_tracking_uri is None:
@@ -66,24 +66,24 @@ class Journal:
 
     @property
     def folder(self) -> Path:
-        """The job's own folder. Raises InvalidConfig when it would lie outside every allowed root."""
+        """The job's folder. Raises InvalidConfig if it is outside the allowed roots."""
         return job_folder(self.settings, self.spec.config, self.job_id)
 
     def _settle_spec(self, spec: JobSpec) -> JobSpec:
-        """What the job trains: what its first attempt began with, whatever is edited in Prefect meanwhile."""
+        """The job's parameters at its first attempt; later edits in Prefect are ignored."""
         context = FlowRunContext.get()
         run = context.flow_run.model_dump(mode="json") if context and context.flow_run else {}
         run["start_time"] = run.get("start_time") or datetime.now(UTC).isoformat()
         with self.attempt.writing() as connection:
             kept = read_spec(keep_run(connection, self.job_id, run).get("parameters")).spec
             if self.attempt.number > 1 and kept is not None and kept != spec:
-                logger.warning("This run's parameters were edited after its job had begun; that changes nothing of it")
+                logger.warning("This run's parameters were edited after its job had started; the edit has no effect")
                 spec = kept
             keep_run(connection, self.job_id, run, spec.to_parameters())
         return spec
 
     def open_trackers(self, dataset: DatasetVersion) -> None:
-        """Start the tracking runs and record which data the job learns from."""
+        """Start the tracking runs and record the dataset."""
         config = self.spec.config
         run_name = escape(config.run_name or "") or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
         self.mlflow = MlflowTracker(self.mlflow_tracking_uri, str(self.job_id), run_name, config)
@@ -101,30 +101,30 @@ class Journal:
             set_report(connection, self.job_id, **fields)
 
     def enter(self, phase: str) -> None:
-        """Say which step of the job has begun."""
+        """Record which step of the job has started."""
         self._phase = phase
         self.write(phase=phase)
         self.record("phase", {"phase": phase})
 
     def record(self, event: str, data: dict[str, Any]) -> None:
-        """Add an event for those who follow the job."""
+        """Add an event for clients that follow the job."""
         with self.attempt.writing() as connection:
             write_event(connection, self.job_id, event, data)
 
     def close(self, outcome: str) -> None:
-        """Say that the process ends, and how."""
+        """Record that the process ends, and how."""
         for tracker in self.trackers:
             tracker.finish(outcome == "completed")
         self._progress.flush()
         self.record("end", {"outcome": outcome})
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Record values of one step everywhere."""
+        """Record the values of one step in all tracking backends."""
         for tracker in self.trackers:
             tracker.log_metrics(metrics, step)
 
     def on_event(self, event: str, details: dict[str, Any]) -> None:
-        """Take an event of the training session."""
+        """Handle an event of the training session."""
         if event == "step":
             self._progress(details)
             self.log_metrics(
@@ -145,12 +145,12 @@ class Journal:
 
 @contextmanager
 def open_journal(settings: Settings, run_id: UUID, spec: JobSpec) -> Iterator[Journal]:
-    """A journal for the time of one attempt at a run's job; where that has ended, the process ends at once.
+    """Open a journal for one attempt at a run's job; if the job has ended, the process ends at once.
 
-    An error of the job is recorded and goes on. A stop, and what another attempt may get over, end the attempt without
-    a word to Prefect (`Abort`): the watchdog sees that the process has gone and begins the job again.
+    An error of the job is recorded and raised. After a stop or an error that is worth a retry the attempt ends without
+    a report to Prefect (`Abort`): the watchdog sees that the process is gone and restarts the job.
     """
-    let_log_lines_through()
+    show_log_lines()
     try:
         journal = Journal(settings, run_id, spec)
         with Heartbeat(journal.attempt), _stopped_once(), _ending(journal):
@@ -165,9 +165,9 @@ def open_journal(settings: Settings, run_id: UUID, spec: JobSpec) -> Iterator[Jo
 
 @contextmanager
 def _stopped_once() -> Iterator[None]:
-    """Of several SIGTERMs the first one counts: those behind it must not cut off the saving of the last step.
+    """Ignore all SIGTERMs after the first one, which must not interrupt saving the last step.
 
-    A worker that is stopped sends one, and the kernel another one as the worker kills the process between.
+    A worker that is stopped sends one, and the kernel another one when the worker kills the keeper.
     """
     former = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or not callable(former):
@@ -192,10 +192,10 @@ def _stopped_once() -> Iterator[None]:
 
 
 def _is_logging(frame: FrameType | None) -> bool:
-    """Whether the frame, or one that called it, writes a log line.
+    """Whether the frame or one of its callers is writing a log line.
 
-    An exception that is raised just after logging has taken its lock, before the `try` that lets go of it, leaves it
-    taken: every other thread that logs then waits for ever, and so does the end of the process.
+    An exception just after logging has taken its lock, before the `try` that releases it, leaves it locked: every
+    other thread that logs, and the process's exit, would wait for ever.
     """
     while frame is not None:
         if frame.f_code.co_filename == logging.__file__:
@@ -206,7 +206,7 @@ def _is_logging(frame: FrameType | None) -> bool:
 
 @contextmanager
 def _ending(journal: Journal) -> Iterator[None]:
-    """Records how the attempt ends."""
+    """Record how the attempt ends."""
     try:
         yield
         journal.close("completed")
@@ -218,26 +218,26 @@ def _ending(journal: Journal) -> Iterator[None]:
         message = hide_passwords(cause.message)
         if cause.is_worth_retrying:
             logger.warning("This attempt is lost: %s: %s", cause.code, message, exc_info=is_debugging() and error)
-            _let_go(journal, cause=cause.code, message=message)
+            _release(journal, cause=cause.code, message=message)
             raise Abort(message) from error
         journal.close("failed")
         journal.attempt.end(JobStatus.FAILED, message, cause.code)
         raise
-    except BaseException as error:  # told to stop
-        _let_go(journal, is_interrupted=True)
-        raise Abort("told to stop") from error
+    except BaseException as error:  # a signal handler raised
+        _release(journal, is_interrupted=True)
+        raise Abort("stopped") from error
 
 
-def _let_go(journal: Journal, **why: Any) -> None:
-    """Say how an attempt has ended that is not the end of its job; what can't be told is the watchdog's to find."""
+def _release(journal: Journal, **why: Any) -> None:
+    """Record the end of an attempt that does not end its job; if that fails, the watchdog detects it."""
     try:
         journal.close("interrupted")
         journal.attempt.release(**why)
     except (StackError, SQLAlchemyError) as error:
-        logger.warning("The end of this attempt could not be told (%s)", type(error).__name__)
+        logger.warning("The end of this attempt could not be recorded (%s)", type(error).__name__)
 
 
 def _announce(connection: Connection, job_id: UUID, spec: JobSpec, event: str, details: dict[str, Any]) -> None:
-    """Put down that the job's webhook is to be told of this event; once, however many attempts come by it."""
+    """Queue the job's webhook for this event, once for all attempts at the job."""
     if spec.webhook_url and event in (spec.webhook_events or ()):
         put_delivery(connection, job_id, spec.webhook_url, build_event_payload(job_id, event, details))

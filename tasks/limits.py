@@ -1,4 +1,4 @@
-"""What a job's or a plan's input may take, by the settings and by what this machine has."""
+"""The limits on reading the input of a job or a plan, from the settings and the machine's memory."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jobs.settings import Settings
 from sft.confinement import Limits, confined
 
 SHARE, FREE_SHARE = 0.5, 0.8
-LEAST_BYTES = 512 * 2**20  # less is not enough for a tokenizer, whatever is free
+LEAST_BYTES = 512 * 2**20  # a tokenizer needs this much
 
 
 def find_limits(settings: Settings) -> Limits:
@@ -25,17 +25,17 @@ def find_limits(settings: Settings) -> Limits:
 
 @contextmanager
 def reading_input(settings: Settings, dataset: str) -> Iterator[None]:
-    """Hold what is read within the block to the limits. Raises ResourceLimit, or ends the process: its parent knows."""
+    """Apply the limits to reading inside the block. Raises ResourceLimit, or ends the process."""
     with confined(find_limits(settings), _find_note(), f"dataset_name {dataset}: to read it"):
         yield
 
 
 @contextmanager
 def building_model(settings: Settings, is_plan: bool = False) -> Iterator[None]:
-    """Hold the steps within the block to their time: patterns that are compared with the model's layers.
+    """Apply the time limit to steps inside the block, such as matching patterns against the model's layers.
 
-    A model takes as much memory as it has weights; a plan, which loads a few layers, what is free. Raises
-    ResourceLimit, or ends the process, as `reading_input` does.
+    Memory is limited for plans only, which load a few layers: to what is free. Raises ResourceLimit, or ends the
+    process, as `reading_input` does.
     """
     memory = None
     if is_plan and not _has_cuda():

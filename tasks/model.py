@@ -33,7 +33,7 @@ REGISTERED = re.compile(r"models:/[A-Za-z0-9][A-Za-z0-9._-]*[/@][A-Za-z0-9][A-Za
 
 @task(name="Find base model", task_run_name="Find base model {config.base_model}", cache_policy=NO_CACHE)
 def find_base_model(config: SFTConfig, settings: Settings) -> Path:
-    """Where the base model's files are. Raises ModelNotFound, saying what was looked up where."""
+    """Find the base model's files. Raises ModelNotFound, listing the places searched."""
     path = Path(find_model(config.base_model, settings.model_root, settings.allowed_model_roots))
     logger.info("Base model %s: %s", config.base_model, path)
     return path
@@ -41,18 +41,18 @@ def find_base_model(config: SFTConfig, settings: Settings) -> Path:
 
 @task(name="Find start adapter", task_run_name="Find start adapter", cache_policy=NO_CACHE)
 def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
-    """The folder of the adapter to start from; None to start afresh. Raises as `locate_adapter` does."""
+    """The folder of the adapter in adapter_path; None for a new adapter. Raises as `locate_adapter` does."""
     if config.adapter_path is None:
         return None
     return locate_adapter(config.adapter_path, journal.settings, journal.folder)
 
 
 def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
-    """The folder of an adapter; one of the registry is fetched to `start` in `folder`.
+    """Find the folder of an adapter; one in the registry is downloaded to `start` in `folder`.
 
     Raises:
-        ModelNotFound: when it is neither in the registry nor a folder with an adapter below the output or model root.
-        StackError: when it is to be fetched and no registry is known.
+        ModelNotFound: it is neither in the registry nor a folder with an adapter below the output or model root.
+        StackError: it is in the registry, whose address is not known.
     """
     if reference.startswith("models:"):
         if not REGISTERED.fullmatch(reference):
@@ -78,11 +78,11 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
 def load_session(
     config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
 ) -> "TrainingSession | DistributedSession":
-    """The base model with its adapter, ready to train, on as many devices as the job asks for."""
+    """Load the base model with its adapter, ready to train, on the job's number of devices."""
     journal.enter("loading model")
     with without_collecting():
         from sft.devices.launcher import (
-            open_session,  # loads torch: seconds that a cancelled or failing job should not cost
+            open_session,  # imports torch, which takes seconds that a cancelled or failing job should not cost
         )
         from sft.training.precision import fix_precision
     if start is not None:
@@ -101,14 +101,14 @@ def load_session(
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """For imports: of the seven seconds that torch and its friends take, one goes into looking for garbage.
+    """Turn garbage collection off for imports: it takes one of the seven seconds of importing torch and its users.
 
-    What has been loaded by then stays, and is not looked at again.
+    Imported objects are then frozen, so that later collections skip them.
     """
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.set_threshold(*USUAL_THRESHOLDS)  # `python -m flows` has raised them for the time until now
+        gc.set_threshold(*USUAL_THRESHOLDS)  # `python -m flows` raised them at its start
         gc.enable()

@@ -1,6 +1,6 @@
-"""Writes the end of a job whose process could not do it itself, and with it has the webhook told; a hook of the flow.
+"""State hook of the flow: writes the end of a job whose process could not, and queues its webhook.
 
-A run that fails before its first line, on parameters that were edited to nonsense, say, or that is cancelled.
+For a run that fails before our code starts (on edited, invalid parameters, say) or that is cancelled.
 """
 
 from typing import Any
@@ -16,22 +16,22 @@ from jobs.storage.tables import engine_for
 
 
 def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Write the job's end as this state of its run says it, unless it was written before."""
+    """Write the job's end according to its run's state, unless it was written before."""
     if state.is_crashed() and _was_cancelled(flow_run):
         state = Cancelled()
     database_url = Settings().database_url
     if database_url is None or state.type.value not in ENDED:
         return
-    facts = flow_run.model_dump(mode="json", exclude={"state"})  # which holds what the flow raised: no JSON
+    facts = flow_run.model_dump(mode="json", exclude={"state"})  # it has the exception, which is not JSON
     run = facts | {"state_type": state.type.value, "state": {"message": state.message}}
     with engine_for(database_url).begin() as connection:
         settle(connection, run | {"id": str(find_job(connection, flow_run.id))})
 
 
 def _was_cancelled(flow_run: FlowRun) -> bool:
-    """Whether somebody cancelled a run that Prefect calls crashed, which is then put right.
+    """Whether a run that Prefect calls crashed was cancelled, and is corrected.
 
-    A worker that is slow to take note of a cancellation takes the end of the process it has stopped for a crash.
+    A worker that learns of a cancellation late takes the end of the stopped process for a crash.
     """
     with get_client(sync_client=True) as client:
         if all(passed.type is not StateType.CANCELLING for passed in client.read_flow_run_states(flow_run.id)):

@@ -1,8 +1,8 @@
-"""The planner: what a job would take, in a process of its own so that the API never loads the training libraries.
+"""The planner process: plans jobs, so that the API never imports the training libraries.
 
-`python -m tasks.plan` reads a request from stdin and writes the answer to stdout. `python -m tasks.plan --serve SOCKET`
-loads the libraries once and forks for each connection, until its stdin is closed. A request is one line of JSON,
-`{"config": ..., "settings": ...}`; the answer is `{"plan": ...}` or `{"error": {"code": ..., "detail": ...}}`.
+`python -m tasks.plan` reads a request from stdin and writes the response to stdout. `python -m tasks.plan --serve
+SOCKET` imports the libraries once and forks for each connection, until its stdin is closed. A request is one line of
+JSON, `{"config": ..., "settings": ...}`; the response is `{"plan": ...}` or `{"error": {"code": ..., "detail": ...}}`.
 """
 
 import argparse
@@ -45,10 +45,10 @@ STARTS_CUDA = "bitsandbytes"
 
 
 def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
-    """What a job of this configuration would take on this machine; its rows are tokenized as the job would.
+    """Plan a job of this configuration on this machine; its rows are tokenized as in the job.
 
     Raises:
-        TuneyardError: what would fail the job, as far as its data, model and template go.
+        TuneyardError: an error that would fail the job, in its data, model or template.
     """
     from sft.planning.duration import PastRun
     from sft.planning.plan import make_plan
@@ -56,7 +56,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
 
     config = fix_precision(config, settings.home, settings.dtype)
     model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
-    if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # those of the registry count as new ones
+    if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # one in the registry counts as a new one
         start = locate_adapter(config.adapter_path, settings, settings.home)
         config = config.model_copy(update={"adapter_path": str(start)})
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
@@ -70,7 +70,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
 
 
 def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
-    """Exactly which rows these are."""
+    """Describe the exact dataset version."""
     return {
         "name": dataset.name,
         "revision": dataset.revision,
@@ -83,12 +83,12 @@ def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
 
 
 def measure_free_disk(config: SFTConfig, settings: Settings) -> int:
-    """Bytes free where the job's checkpoints go. Raises InvalidConfig for a folder outside every allowed root."""
+    """Free bytes on the disk of the job's checkpoints. Raises InvalidConfig for a folder outside the allowed roots."""
     return measure_free(settings.output_folder(config.checkpoint_dir or config.output_dir))
 
 
 def answer(line: str) -> str:
-    """The answer to a request."""
+    """Respond to a request."""
     request = json.loads(line)
     try:
         config = SFTConfig.from_dict(request["config"])
@@ -101,12 +101,12 @@ def answer(line: str) -> str:
 
 
 def preload() -> None:
-    """Load the libraries, but nothing that starts CUDA: a process that has can't be forked for plans that need it.
+    """Import the libraries without initializing CUDA: a process that has can't be forked for plans that use it.
 
-    bitsandbytes starts it at import, and PEFT imports that where it is installed. A plan's own process may import it.
+    bitsandbytes initializes it at import, and PEFT imports it if it is installed. A plan's own process may import it.
     """
     was = sys.modules.get(STARTS_CUDA)
-    sys.modules[STARTS_CUDA] = None  # type: ignore[assignment]  # as if it were not installed
+    sys.modules[STARTS_CUDA] = None  # type: ignore[assignment]  # its import fails as if it were not installed
     try:
         for name in PRELOADED:
             importlib.import_module(name)
@@ -119,7 +119,7 @@ def preload() -> None:
 
 
 def _forget_what_is_installed() -> None:
-    """The libraries remember their answer to whether bitsandbytes is there."""
+    """Clear the libraries' cached checks for bitsandbytes."""
     for module in list(sys.modules.values()):
         for name in ("is_bnb_available", "is_bnb_4bit_available", "is_bitsandbytes_available"):
             forget = getattr(vars(module).get(name), "cache_clear", None) if module else None
@@ -128,10 +128,10 @@ def _forget_what_is_installed() -> None:
 
 
 def serve(path: str) -> None:
-    """Answer connections to a socket until stdin is closed or SIGTERM comes; then the plans at work end too."""
+    """Serve connections to a socket until stdin is closed or SIGTERM comes; then running plans end too."""
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
         door.bind(path)
-        door.listen(BACKLOG)  # from here on requests wait in line, while the libraries are loaded
+        door.listen(BACKLOG)  # requests queue from here on, while the libraries are imported
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         preload()
         children = PlanChildren(selector, answer, [door], Path(path).parent)
@@ -140,7 +140,7 @@ def serve(path: str) -> None:
         try:
             while True:
                 ready = [key for key, _ in selector.select()]
-                if any(key.fileobj is sys.stdin for key in ready):  # closed: whoever started this process is gone
+                if any(key.fileobj is sys.stdin for key in ready):  # closed: the parent process is gone
                     return
                 for key in ready:
                     if key.fileobj is door:
@@ -152,9 +152,9 @@ def serve(path: str) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the planner process."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="answer requests on this socket")
+    arguments.add_argument("--serve", metavar="SOCKET", type=Path, help="serve requests on this socket")
     options = arguments.parse_args()
     keep_private()
     keep_lines_whole()

@@ -1,4 +1,4 @@
-"""The processes that make plans, one a connection: they end with it, by their limits, or with this process."""
+"""Child processes that make plans, one per connection: they end with it, at their limits, or with this process."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,7 @@ ENDED_BY = "the plan's process was ended by {}; see the service's log"
 
 @dataclass(eq=False)
 class PlanChild:
-    """A process that makes a plan. `alive` can be read once it is gone."""
+    """A process that makes a plan. `alive` becomes readable when it has ended."""
 
     pid: int
     connection: socket.socket
@@ -37,12 +37,12 @@ class PlanChild:
 
 
 class PlanChildren:
-    """Forks for each connection. Whoever selects hands over what is ready.
+    """Forks for each connection. The caller selects, and passes what is ready to `settle`.
 
     Args:
-        answer: one request, a line, to the answer.
-        inherited: closed in each child.
-        place: for a folder of each child, with its temporary files: who is killed removes nothing.
+        answer: turns a request, one line, into the response.
+        inherited: sockets to close in each child.
+        place: where each child gets a folder for temporary files, as a killed child removes none itself.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PlanChildren:
         self._children: set[PlanChild] = set()
 
     def start(self, connection: socket.socket) -> None:
-        """Have a process answer this connection, and watch both."""
+        """Fork a process that serves this connection, and watch both."""
         try:
             folder = Path(tempfile.mkdtemp(prefix="plan-", dir=self._place))
         except OSError as error:
@@ -73,14 +73,14 @@ class PlanChildren:
         pid = os.fork()
         if pid == 0:
             self._become_child(connection, note, here, folder)
-        os.close(held)  # the child's alone from here on
+        os.close(held)  # held by the child only from here on
         child = PlanChild(pid, connection, note, alive, folder)
         self._children.add(child)
         self._selector.register(connection, selectors.EVENT_READ, child)
         self._selector.register(alive, selectors.EVENT_READ, child)
 
     def settle(self, child: PlanChild) -> None:
-        """End it where its connection has, and let go of it where it has ended."""
+        """Kill the child if its connection has ended, and clean up if the child has ended."""
         if child not in self._children:
             return
         has_ended = _is_at_end(child.alive)
@@ -118,7 +118,7 @@ class PlanChildren:
         shutil.rmtree(child.folder, ignore_errors=True)
 
     def _become_child(self, connection: socket.socket, note: int, parent: int, folder: Path) -> None:
-        """In the child: one answer, then the end, whatever happens."""
+        """In the child: send one response and exit, whatever happens."""
         try:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -127,7 +127,7 @@ class PlanChildren:
             if os.getppid() != parent:
                 os._exit(1)
             for one in (*self._inherited, *(other.connection for other in self._children)):
-                one.close()  # else they would stay open as long as this process is
+                one.close()  # otherwise they would stay open as long as this process
             os.environ[NOTE] = str(note)
             tempfile.tempdir = str(folder)
             with connection, connection.makefile("r", encoding="utf-8") as lines:
@@ -162,7 +162,7 @@ def _is_at_end(pipe: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    """End the child and what it has started."""
-    for kill in (os.killpg, os.kill):  # it may not have a group of its own yet
+    """Kill the child and its children."""
+    for kill in (os.killpg, os.kill):  # it may not have its own process group yet
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A run whose parameters do not suit its flow fails at once, with a sentence. Prefect leaves it pending."""
+"""Fails a run at once if its parameters do not suit its flow; Prefect would leave it pending."""
 
 import logging
 import os
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def fail_if_refused(end: BaseException) -> None:
-    """Fail this process's run if it has ended because Prefect could not call the flow with its parameters.
+    """Fail this process's run if Prefect could not call the flow with its parameters.
 
-    They come from a schedule or from an edited run, which Prefect does not check. What goes wrong here is left to the
+    They come from a schedule or an edited run, which Prefect does not validate. Errors here are left to the
     watchdog, which finds a run without a process.
     """
     error = next(filter(is_about_parameters, walk_causes(end)), None)
@@ -44,7 +44,7 @@ def fail_if_refused(end: BaseException) -> None:
                 _end_job(run, message)
             client.set_flow_run_state(run_id, Failed(message=f"{InvalidConfig.code}: {message}"))
     except (HTTPError, PrefectException, SQLAlchemyError) as problem:
-        logger.warning("That its parameters are refused could not be told (%s)", type(problem).__name__)
+        logger.warning("Failing the run because of its parameters did not work (%s)", type(problem).__name__)
 
 
 def _explain(flow_name: str, run: FlowRun) -> str | None:

@@ -1,4 +1,4 @@
-"""Puts a trained adapter into MLflow's registry, with where it came from."""
+"""Registers a trained adapter with its provenance in MLflow's model registry."""
 
 import logging
 from pathlib import Path
@@ -55,7 +55,7 @@ def register(
     training: dict[str, Any],
     after: dict[str, Any],
 ) -> dict[str, Any]:
-    """Save the adapter, make it a version in the registry and report the job's result."""
+    """Save the adapter, register it as a version and write the job's result."""
     journal.enter("registering")
     config = journal.spec.config
     measured = {"base_eval_loss": before.get("eval_loss")} | training | after
@@ -100,7 +100,7 @@ def register(
 
 
 def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:
-    """What the model card tells of the data and of what was measured."""
+    """Provenance for the model card: data and measurements."""
     return Provenance(
         dataset=str(dataset.reference),
         dataset_commit=dataset.commit,
@@ -113,14 +113,14 @@ def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Pr
 def register_adapter(
     tracker: MlflowTracker, job_id: str, name: str, adapter_dir: Path, dataset: DatasetVersion, tags: dict[str, Any]
 ) -> RegisteredAdapter:
-    """Store the adapter's files with the run and make them a version of `name`; once a job, however often called.
+    """Log the adapter's files to the run and register them as a version of `name`, once per job (idempotent).
 
     Args:
-        tags: What else to tag the version with, such as `base_model` and `eval_loss`.
+        tags: Further tags of the version, such as `base_model` and `eval_loss`.
 
     Raises:
-        RegistryUnavailable: MLflow stayed away.
-        RegistryRefused: it will not have the version.
+        RegistryUnavailable: MLflow stayed down.
+        RegistryRefused: MLflow refused the version.
     """
     lineage = {
         "dataset": dataset.name,
@@ -130,19 +130,19 @@ def register_adapter(
         "dataset_source": dataset.source,
     }
     tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
-    what = "the adapter is registered"
+    what = "registering the adapter"
     for _ in range(MOST_RACES):
         if adapter := tracker.on_run(lambda: _register_once(tracker, name, adapter_dir, tags), what):
             return adapter
-        logger.warning("Somebody deletes %s in MLflow's registry as it is made; it is made again", name)
+        logger.warning("%s was deleted in MLflow's registry while it was created; creating it again", name)
     raise RegistryRefused(f"the registered model {name!r} was deleted {MOST_RACES} times while {what}; submit it again")
 
 
 def _register_once(
     tracker: MlflowTracker, name: str, adapter_dir: Path, tags: dict[str, str]
 ) -> RegisteredAdapter | None:
-    """A try at it; None when what it made was deleted meanwhile. What an earlier one has made is found."""
-    from mlflow.exceptions import MlflowException  # seconds to import, so only where it is used
+    """Try to register; None if the model was deleted meanwhile. Finds the version of an earlier try."""
+    from mlflow.exceptions import MlflowException  # takes seconds to import, so only here
 
     client = tracker.client
     if found := _find_versions(client, tags[JOB_TAG]):
@@ -160,7 +160,7 @@ def _register_once(
         if error.error_code == "RESOURCE_DOES_NOT_EXIST" and _is_gone(client, name):
             return None
         raise
-    # A server that stood still may carry out a try that was given up, while or after this one looked.
+    # A server that was suspended may carry out an abandoned try, while or after this one checked.
     made = _find_versions(client, tags[JOB_TAG])
     for version in made[1:]:
         client.delete_model_version(version.name, version.version)
@@ -172,15 +172,15 @@ def _is_gone(client: "MlflowClient", name: str) -> bool:
 
 
 def _find_versions(client: "MlflowClient", job_id: str) -> "list[ModelVersion]":
-    """The versions that a job has made, oldest first, whatever the registered model is called by now."""
+    """The versions that a job registered, oldest first, even if the model was renamed since."""
     return [*client.search_model_versions(f"tags.`{JOB_TAG}` = '{job_id}'", order_by=["version_number ASC"])]
 
 
 def find_previous(tracker: MlflowTracker, adapter: RegisteredAdapter) -> Version | None:
-    """The newest version before this one. Raises RegistryUnavailable."""
+    """Find the newest version before this one. Raises RegistryUnavailable."""
     found = keep_trying(
         lambda: tracker.client.search_model_versions(f"name = '{adapter.name}'", order_by=["version_number DESC"]),
-        "the version before is looked up",
+        "looking up the previous version",
     )
     earlier = (version for version in found if int(version.version) < int(adapter.version))
     before = next(earlier, None)
@@ -188,7 +188,7 @@ def find_previous(tracker: MlflowTracker, adapter: RegisteredAdapter) -> Version
 
 
 def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
-    """The newest version of an adapter, or None when there is none of this name."""
+    """Find the newest version of an adapter; None without any."""
     from mlflow import MlflowClient
 
     uri = settings.mlflow_tracking_uri
@@ -198,7 +198,7 @@ def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
 
 
 def list_adapters(settings: Settings) -> list[str]:
-    """The names in the registry. Raises RegistryUnavailable when MLflow stays away."""
+    """List the adapters' names in the registry. Raises RegistryUnavailable if MLflow stays down."""
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.mlflow_tracking_uri, registry_uri=settings.mlflow_tracking_uri)
@@ -213,7 +213,7 @@ def list_adapters(settings: Settings) -> list[str]:
             if token is None:
                 return names
 
-    return keep_trying(read, "the names of its adapters are read")
+    return keep_trying(read, "listing adapters")
 
 
 def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
@@ -232,7 +232,7 @@ def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
         )
 
     try:
-        return keep_trying(download, "the adapter to start from is fetched")
+        return keep_trying(download, "downloading the adapter in adapter_path")
     except MlflowException as error:
         raise ModelNotFound(f"adapter_path {reference!r} is not in the registry at {tracking_uri}: {error}") from error
 

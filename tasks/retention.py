@@ -1,4 +1,4 @@
-"""What is kept of jobs that ended long ago. A state hook of the flow: every job that ends clears up behind others."""
+"""State hook of the flow: each job that ends deletes old records of earlier jobs."""
 
 import logging
 from typing import Any
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def forget_old_jobs(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Remove events and deliveries of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; their reports stay."""
+    """Delete events and deliveries of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; reports stay."""
     settings = Settings()
     if settings.database_url is None:
         return

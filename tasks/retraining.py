@@ -1,4 +1,4 @@
-"""Whether an adapter's data has changed since it was trained, and the job that would train it anew."""
+"""Checks whether an adapter's dataset has changed since it was trained, and builds the job that retrains it."""
 
 import difflib
 import hashlib
@@ -26,11 +26,11 @@ NEAREST = 3
 
 
 def find_adapter(settings: Settings, name: str) -> RegisteredAdapter:
-    """The newest version of an adapter that a job here has made.
+    """Find the newest version of an adapter that a job of this service trained.
 
     Raises:
-        AdapterNotFound: there is none of this name; names the nearest ones.
-        InvalidConfig: its settings are not known.
+        AdapterNotFound: there is none of this name; suggests similar names.
+        InvalidConfig: its configuration is not known.
     """
     names = list_adapters(settings)
     adapter = find_latest(settings, name) if name in names else None
@@ -51,7 +51,7 @@ def _list_names(names: list[str]) -> str:
 
 
 def read_settings(adapter: RegisteredAdapter) -> JobSpec:
-    """The job that made it. Raises InvalidConfig when this version of the service can't have such a job any more."""
+    """Read the job that trained it. Raises InvalidConfig if such a job is no longer valid in this version."""
     try:
         return adapter.to_spec()
     except ValidationError as error:
@@ -63,7 +63,7 @@ def read_settings(adapter: RegisteredAdapter) -> JobSpec:
 
 
 def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
-    """Where its dataset came from: `dvc`, `file` or `hub`. Versions of earlier releases do not say so themselves."""
+    """The origin of its dataset: `dvc`, `file` or `hub`; versions of earlier releases do not record it."""
     if told := adapter.tags.get("dataset_source"):
         return told
     revision, commit = adapter.tags.get("dataset_revision"), adapter.tags.get("dataset_commit")
@@ -73,12 +73,12 @@ def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
 
 
 def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Settings) -> DatasetVersion:
-    """The adapter's dataset as it is now.
+    """Resolve the adapter's dataset as it is now.
 
     Raises:
-        DatasetNotFound: it is no longer where it was.
-        InvalidConfig: a version of something that has none.
-        InvalidDataset: it can't be read.
+        DatasetNotFound: the dataset does not exist any more.
+        InvalidConfig: a revision is given for a dataset without revisions.
+        InvalidDataset: the dataset can't be read.
     """
     config, name = read_settings(adapter).config, adapter.tags["dataset"]
     source = find_source(adapter, config)
@@ -105,7 +105,7 @@ def _describe(source: str) -> str:
 
 
 def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
-    """The job that made the adapter, on the data as they are now."""
+    """Build the adapter's job with the present data."""
     spec, before = read_settings(adapter), adapter.tags.get("dataset_md5", "")
     pinned = (
         str(DatasetReference(dataset.name, dataset.commit)) if dataset.source == "dvc" else spec.config.dataset_name
@@ -131,7 +131,7 @@ def digest_job(config: SFTConfig, dataset: DatasetVersion, settings: Settings) -
 
 
 def stamp_model(folder: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a model's files below the model root; none for a model from elsewhere."""
+    """Names, sizes and times of a model's files below the model root; empty for a model from elsewhere."""
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.is_file())

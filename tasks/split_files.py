@@ -1,4 +1,4 @@
-"""Which file of a dataset's folder is learned from, which is held out, and which are used for nothing."""
+"""Chooses the training file and the held-out file in a dataset's folder."""
 
 import re
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from sft.errors import DatasetNotFound, InvalidDataset
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")
 NAMES_SHOWN = 20
-HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that is there
-PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # as the Hub names the parts of a split
+HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that exists is used
+PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # the Hub's names for the parts of a split
 
 
 class SplitFiles(NamedTuple):
-    """Names within a folder. `unused` look like rows, but are neither."""
+    """Names in a folder: training file, held-out file, and `unused` files that look like rows."""
 
     train: str
     held_out: str | None
@@ -24,7 +24,7 @@ class SplitFiles(NamedTuple):
 
 
 class DataFile(NamedTuple):
-    """What a file's name says: `split` without suffixes; whether it can be read as it is, and if not, why."""
+    """A file by its name: `split` without suffixes, and the obstacle if it can't be read."""
 
     name: str
     split: str
@@ -33,17 +33,17 @@ class DataFile(NamedTuple):
 
 
 def list_held_out(split: str) -> list[str]:
-    """Names under which the held-out rows of a split are looked for, best first: `test_sft` belongs to `train_sft`."""
+    """Candidate names of a split's held-out rows, best first: `test_sft` belongs to `train_sft`."""
     partners = [split.replace("train", name) for name in HELD_OUT] if "train" in split else []
     return [name for name in dict.fromkeys([*partners, *HELD_OUT]) if name != split]
 
 
 def pick_files(names: Iterable[str], split: str) -> SplitFiles:
-    """The files of a split and of its held-out rows among the names in a dataset's folder.
+    """Choose the files of a split and its held-out rows among the names in a dataset's folder.
 
     Raises:
         DatasetNotFound: no file has the split's name.
-        InvalidDataset: it has, but can't be read as it is.
+        InvalidDataset: such a file exists but can't be read.
     """
     names = sorted(name for name in names if not name.startswith("."))
     files = [file for file in map(_read_name, names) if file]
@@ -55,7 +55,7 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
         raise InvalidDataset(f"the dataset's {train.name} {train.obstacle}")
     known = list_held_out(split)
     held_out = next((file for name in known if (file := _find(files, name)) and not file.obstacle), None)
-    if "train" not in split:  # whoever asks for another split knows of the others
+    if "train" not in split:  # a user who names another split knows about the others
         return SplitFiles(train.name, held_out and held_out.name, [])
     others = {name for name in known if held_out and held_out.split != name}
     unused = [file.name for file in files if file not in (train, held_out) and file.split not in others]
@@ -63,12 +63,12 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
 
 
 def is_rows(name: str) -> bool:
-    """Whether a file's name is that of a data file, in whatever case."""
+    """Whether a file name, in any case, is that of a data file."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _find(files: list[DataFile], split: str) -> DataFile | None:
-    """The file of a split, one that can be read first, then by the order of SUFFIXES."""
+    """Find the file of a split: readable ones first, then in the order of SUFFIXES."""
     found = [file for file in files if file.split == split]
     return min(
         found, key=lambda file: (file.obstacle is not None, (*SUFFIXES, *UNREAD).index(file.suffix)), default=None
@@ -76,7 +76,7 @@ def _find(files: list[DataFile], split: str) -> DataFile | None:
 
 
 def _read_name(name: str) -> DataFile | None:
-    """None for a file that is not data, by its name."""
+    """Parse a file's name; None if it is not a data file."""
     path, obstacle = PurePosixPath(name), None
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path, obstacle = path.with_suffix(""), "is compressed; unpack it"
@@ -94,7 +94,7 @@ def _read_name(name: str) -> DataFile | None:
 
 
 def _list_some(names: list[str]) -> str:
-    """Those of a folder that may have any number of them."""
+    """List the first names of possibly many."""
     return ", ".join(names[:NAMES_SHOWN]) + (
         f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     )

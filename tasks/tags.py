@@ -1,4 +1,4 @@
-"""Tags of a job's run: what the lists filter by. A job over REST has them from the start."""
+"""Sets the tags by which lists of jobs are filtered; a job submitted over REST has them from the start."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jobs.spec import read_spec
 
 
 def tag_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Give a run from Prefect's UI or a schedule the tags of its job, as it starts; a hook of the flow."""
+    """State hook of the flow: tag a run from Prefect's UI or a schedule when it starts."""
     spec = read_spec(flow_run.parameters).spec
     if spec is None:
         return  # the flow itself fails in a moment, and says why

@@ -1,4 +1,4 @@
-"""Turns a dataset version into token ids and labels, once for the same content."""
+"""Tokenizes a dataset version, cached by content."""
 
 import logging
 from pathlib import Path
@@ -21,16 +21,16 @@ REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 
 @task(name="Tokenize", task_run_name="Tokenize", cache_policy=NO_CACHE)
 def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
-    """The rows as token ids with labels on what is supervised; says what was left out and cut."""
+    """Tokenize the rows into ids and labels, and log what was left out and cut."""
     journal.enter("tokenizing")
     data = prepare_dataset(config, model, dataset, journal.settings)
-    logger.info("%s", "Tokenized before; taken from the cache" if data.was_cached else "Tokenized")
+    logger.info("%s", "Using cached tokens" if data.was_cached else "Tokenized")
     report_rows(data, config.max_seq_length)
     return data
 
 
 def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, settings: Settings) -> PreparedData:
-    """The dataset's rows tokenized, with what there is to say of its files among the advice."""
+    """Tokenize the dataset's rows and add the advice about its files."""
     with reading_input(settings, config.dataset_name):
         data = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
     data.advice += dataset.advise(config.dataset_split)
@@ -38,7 +38,7 @@ def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, set
 
 
 def report_rows(data: PreparedData, max_seq_length: int) -> None:
-    """Log the counts of each split; what is wrong with the first invalid rows, and what else to know, as warnings."""
+    """Log the counts of each split, and warnings about the first invalid rows and other findings."""
     for split, counts in data.stats.items():
         if counts:
             logger.info(

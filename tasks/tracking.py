@@ -1,4 +1,4 @@
-"""Where a run's parameters, metrics and lineage are shown: MLflow always, Weights & Biases when asked for."""
+"""Logs a run's parameters, metrics and lineage to MLflow, and to Weights & Biases if configured."""
 
 import json
 import logging
@@ -22,22 +22,22 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
-KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"  # else its pages are about LLM traces
-DELETED = "deleted"  # MLflow's lifecycle stage of what its pages have deleted and can restore
+KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"  # the default kind shows LLM traces
+DELETED = "deleted"  # MLflow's lifecycle stage of what was deleted in its UI and can be restored
 T = TypeVar("T")
-# How long the end of a job waits for MLflow. One that failed or was stopped must make way for the next.
+# How long the end of a job waits for MLflow. A failed or stopped job must free its slot soon.
 LAST_SECONDS, LAST_SECONDS_OF_FAILED = 30.0, 3.0
 
 
 class Tracker(Protocol):
-    """One place that shows a run."""
+    """A tracking backend."""
 
     @property
     def url(self) -> str:
         """The run's page."""
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
-        """Record which data the run learns from."""
+        """Record the dataset version of the run."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Record values of one optimizer step."""
@@ -47,29 +47,29 @@ class Tracker(Protocol):
 
 
 class MlflowTracker:
-    """A run on an MLflow server. A job that starts again goes on in the run it had.
+    """A run on an MLflow server. A restarted job continues its run.
 
-    The experiment and the run are restored when somebody has deleted them, and made anew when they are gone for good,
-    as the run begins and whenever MLflow refuses something.
+    When the run starts and whenever MLflow refuses a call, experiment and run are restored if they were deleted,
+    and created again if they were purged.
 
-    Raises RegistryUnavailable when MLflow stays away as the run begins, RegistryRefused when it will not have the run;
-    from then on training waits for nothing here.
+    Raises RegistryUnavailable if MLflow stays down at the start, RegistryRefused if it refuses the run; afterwards
+    training never waits for MLflow.
     """
 
     def __init__(self, tracking_uri: str, job_id: str, run_name: str, config: SFTConfig) -> None:
-        from mlflow import MlflowClient  # seconds to import, so only where a run is tracked
+        from mlflow import MlflowClient  # takes seconds to import, so only here
 
         self.client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
         self._tracking_uri = tracking_uri.rstrip("/")
         self._job_id = job_id
         self._run_name = run_name
         self._config = config
-        self.run: Run = self._insist(self._open_run, "a run is opened for the metrics")
+        self.run: Run = self._insist(self._open_run, "opening a run for the metrics")
         self._sender = MetricSender(lambda points: self._revived(lambda: self._log(points)))
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the run; another one after the run was purged and made anew."""
+        """MLflow's id of the run; a new one after the run was purged and created again."""
         return str(self.run.info.run_id)
 
     @property
@@ -78,7 +78,7 @@ class MlflowTracker:
         return f"{self._tracking_uri}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
 
     def _open_run(self) -> "Run":
-        """The job's run, made if need be, and whole however much of it an earlier try has made."""
+        """Open the job's run, created if needed; completes what an earlier try has left incomplete."""
         from mlflow.entities import Param, ViewType
 
         experiment_id = self._open_experiment()
@@ -88,7 +88,7 @@ class MlflowTracker:
         run = earlier[0] if earlier else self.client.create_run(experiment_id, run_name=self._run_name, tags=tags)
         if run.info.lifecycle_stage == DELETED:
             self.client.restore_run(run.info.run_id)
-            logger.warning("This job's MLflow run %s was deleted; it is restored", run.info.run_id)
+            logger.warning("Restored this job's MLflow run %s, which was deleted", run.info.run_id)
         if earlier:
             self.client.update_run(run.info.run_id, status="RUNNING")
         if not run.data.params:
@@ -97,30 +97,30 @@ class MlflowTracker:
         return run
 
     def _open_experiment(self) -> str:
-        """The experiment's id: made if it is not there, restored if it was deleted, of the kind that shows training."""
+        """The experiment's id: created if missing, restored if deleted, with the kind for training."""
         from mlflow.exceptions import MlflowException
 
         experiment: Experiment | None = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             try:
                 return str(self.client.create_experiment(EXPERIMENT, tags={KIND_TAG: TRAINING_KIND}))
-            except MlflowException:  # another job made it in the meantime
+            except MlflowException:  # another job created it meanwhile
                 experiment = self.client.get_experiment_by_name(EXPERIMENT)
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage == DELETED:
             try:
                 self.client.restore_experiment(experiment.experiment_id)
-            except MlflowException:  # another job did in the meantime
+            except MlflowException:  # another job restored it meanwhile
                 if self.client.get_experiment(experiment.experiment_id).lifecycle_stage == DELETED:
                     raise
-            logger.warning("MLflow's experiment %s was deleted; it is restored", EXPERIMENT)
-        if KIND_TAG not in experiment.tags:  # an older one; what a person has chosen in the pages stays
+            logger.warning("Restored MLflow's experiment %s, which was deleted", EXPERIMENT)
+        if KIND_TAG not in experiment.tags:  # an older one; a kind chosen in the UI stays
             self.client.set_experiment_tag(experiment.experiment_id, KIND_TAG, TRAINING_KIND)
         return str(experiment.experiment_id)
 
     def _revived(self, act: Callable[[], T]) -> T:
-        """What `act` returns; where MLflow refuses it, once more after the run was looked after."""
+        """Call `act`; if MLflow refuses it, restore the run and call it once more."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -141,11 +141,11 @@ class MlflowTracker:
             raise refusal(error, what) from error
 
     def on_run(self, act: Callable[[], T], what: str) -> T:
-        """Do something that needs the run, restored if need be. Raises RegistryUnavailable, RegistryRefused."""
+        """Call `act`, which needs the run, restoring the run if needed. Raises RegistryUnavailable, RegistryRefused."""
         return self._insist(lambda: self._revived(act), what)
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
-        """Lineage as an MLflow dataset input: name, commit and md5."""
+        """Log the lineage as an MLflow dataset input: name, commit and md5."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = {"url": str(dataset.url), "revision": dataset.revision, "commit": dataset.commit}
@@ -158,13 +158,13 @@ class MlflowTracker:
         )
         tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
         inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
-        self.on_run(lambda: self.client.log_inputs(self.run_id, inputs), "the dataset is put down")
+        self.on_run(lambda: self.client.log_inputs(self.run_id, inputs), "logging the dataset")
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Sent from a thread, together, once a second."""
+        """Queue the values; a thread sends them once a second."""
         from mlflow.entities import Metric
 
-        # The start may be evaluated last; as of now its value would be the last of its series.
+        # The start may be evaluated last; with the present time its value would be the last of its series.
         at_ms = int(time.time() * 1000) if step else self.run.info.start_time
         self._sender.put([Metric(key, float(value), at_ms, step) for key, value in metrics.items()])
 
@@ -172,22 +172,22 @@ class MlflowTracker:
         self.client.log_batch(self.run_id, metrics=points)
 
     def finish(self, succeeded: bool) -> None:
-        """Send what is left and close the run, for as long as the end of a job may wait."""
+        """Send the remaining metrics and close the run, within the time that the end of a job may wait."""
         status = "FINISHED" if succeeded else "FAILED"
         seconds = LAST_SECONDS if succeeded else LAST_SECONDS_OF_FAILED
         self._sender.close(lambda: self._revived(lambda: self.client.set_terminated(self.run_id, status)), seconds)
 
 
 def refusal(error: Exception, what: str) -> RegistryRefused:
-    """MLflow's refusal as an error of ours."""
+    """Translate MLflow's refusal to our error."""
     return RegistryRefused(
-        f"MLflow refused as {what}: {str(error).splitlines()[0]}; restore what was deleted or renamed there (the "
+        f"MLflow refused {what}: {str(error).splitlines()[0]}; restore what was deleted or renamed there (the "
         f"experiment {EXPERIMENT!r}, the job's run, the registered model), or its permissions, and submit the job again"
     )
 
 
 class WandbTracker:
-    """A run on Weights & Biases; offline files in the job's folder when there is no API key."""
+    """A run on Weights & Biases; without an API key offline files in the job's folder."""
 
     def __init__(self, folder: Path, job_id: str, run_name: str, config: SFTConfig) -> None:
         import wandb
@@ -211,12 +211,12 @@ class WandbTracker:
         self.url = self._run.url or Path(self._run.dir).parent.as_uri()
 
     def log_dataset(self, dataset: DatasetVersion) -> None:
-        """Lineage in the run's config."""
+        """Log the lineage in the run's config."""
         lineage = {"name": dataset.name, "revision": dataset.revision, "commit": dataset.commit, "md5": dataset.md5}
         self._run.config.update({"dataset": lineage}, allow_val_change=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Values of one optimizer step. W&B's own steps may only grow, and the start is evaluated last."""
+        """Log values of one optimizer step, not as W&B's own step, which must increase: the start is evaluated last."""
         self._run.log({**metrics, "step": step})
 
     def finish(self, succeeded: bool) -> None:
@@ -225,7 +225,7 @@ class WandbTracker:
 
 
 def has_wandb_key() -> bool:
-    """Whether a key is in the environment or where `wandb login` leaves it."""
+    """Whether a key is in the environment or where `wandb login` stores it."""
     import wandb
 
     if os.environ.get("WANDB_MODE") in ("offline", "dryrun"):

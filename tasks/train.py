@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 @task(name="Train", task_run_name="Train", cache_policy=NO_CACHE)
 def train(session: "TrainingSession | DistributedSession", journal: Journal) -> dict[str, Any]:
-    """Train to the end of the configured steps; progress goes to the journal. Runs on the flow's main thread."""
-    # A process that takes torch apart object by object at its exit is busy for 2.4 s, and as long is its slot.
+    """Train for the configured steps and write progress to the journal. Runs on the flow's main thread."""
+    # Without this, destroying torch's objects at exit keeps the process and its slot busy for 2.4 s.
     atexit.register(gc.freeze)
     journal.enter("training")
     summary = session.train()

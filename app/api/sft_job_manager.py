@@ -40,7 +40,7 @@ class SFTJobManager:
     def close(self) -> None:
         """Close the connections. Jobs continue, callbacks are no longer called. A later call connects again.
 
-        Waits for a callback that is at work, but for one that calls this itself.
+        Waits for a running callback, except one that calls this itself.
         """
         self._closing.set()
         for thread in self._followers:
@@ -52,7 +52,7 @@ class SFTJobManager:
     def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
         """Create a job, which is `pending` until it is started; returns its id.
 
-        Problems that will fail it, such as a missing model, are logged as warnings.
+        Problems that would fail it, such as a missing model, are logged as warnings.
 
         The callbacks are called in this process, on a thread of their own, with the job's id and config as `trainer`.
         """
@@ -66,11 +66,11 @@ class SFTJobManager:
         return str(job.id)
 
     def start_job(self, job_id: str) -> None:
-        """Start a job made by `create_job`; once, however often it is called."""
+        """Start a job made by `create_job`; further calls have no effect."""
         self._door.open().start(job_id)
 
     def stop_job(self, job_id: str) -> None:
-        """Stop a job in whatever state it is."""
+        """Stop a job in any state."""
         self._door.open().stop(job_id)
 
     def get_job_status(self, job_id: str) -> Plain:

@@ -1,1 +1,1 @@
-"""What is kept for clients of the API: keys, saved configurations, idempotency keys."""
+"""API keys, saved configurations and idempotency keys of the API's clients."""

@@ -1,4 +1,4 @@
-"""`ConfigStore`: saved configurations and every version of them."""
+"""`ConfigStore`: saved configurations with all their versions."""
 
 import json
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from sft.explanations import explain_problems
 
 
 class ConfigStore:
-    """Named configurations, whole or partial. An update makes a new version; the old ones stay to be read."""
+    """Named configurations, complete or partial. An update makes a new version; old versions stay readable."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def save(self, name: str, config: dict[str, Any]) -> SavedConfig:
-        """Keep a configuration under a new id, as its version 1.
+        """Save a configuration under a new id, as version 1.
 
         Raises:
-            InvalidConfig: a field of this name is not known, or it holds what can't be stored.
+            InvalidConfig: a field is not known, or a value can't be stored.
         """
         _check(name, config, config)
         saved = SavedConfig(name=name, config=config, version=1)
@@ -49,7 +49,7 @@ class ConfigStore:
     def read_all(
         self, limit: int | None = None, offset: int = 0, name: str | None = None, id_prefix: str | None = None
     ) -> list[SavedConfig]:
-        """The configurations that are not deleted, of this name and with ids that begin so if given, oldest first."""
+        """List configurations that are not deleted, oldest first; by name or id prefix if given."""
         wanted = select(SavedConfig).where(SavedConfig.deleted_at.is_(None))
         if name is not None:
             if not is_storable(name):
@@ -64,7 +64,7 @@ class ConfigStore:
     def update(
         self, config_id: UUID | str, name: str | None, config: dict[str, Any] | None, merge: bool = False
     ) -> SavedConfig:
-        """Make a new version; what is None stays. `merge` lays the config over the present one, key by key."""
+        """Save a new version; None keeps a value. `merge` merges the config into the present one, key by key."""
         with self._session() as session:
             saved = _find(session, config_id, lock=True)
             if config is not None:
@@ -78,13 +78,13 @@ class ConfigStore:
             return saved
 
     def delete(self, config_id: UUID | str) -> None:
-        """Take a configuration out of sight; jobs that were made from it keep its name."""
+        """Mark a configuration as deleted; jobs made from it keep its name."""
         with self._session() as session:
             _find(session, config_id, lock=True).deleted_at = datetime.now(UTC)
             session.commit()
 
     def versions(self, config_id: UUID | str) -> list[SavedConfigVersion]:
-        """All versions, the first one first."""
+        """All versions, oldest first."""
         with self._session() as session:
             saved = _find(session, config_id)
             wanted = select(SavedConfigVersion).where(SavedConfigVersion.config_id == saved.config_id)
@@ -112,7 +112,7 @@ def _version_of(saved: SavedConfig) -> SavedConfigVersion:
 
 
 def _check(name: str, config: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse what can't be stored, and `given` names that no configuration has; their values only a job judges."""
+    """Refuse values that can't be stored and unknown fields in `given`; values are validated when a job is made."""
     if len(name) > NAME_CHARACTERS:
         raise InvalidConfig(f"name: must have at most {NAME_CHARACTERS} characters, it has {len(name)}")
     try:

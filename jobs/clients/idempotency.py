@@ -1,4 +1,4 @@
-"""Requests that may come again: a client's `Idempotency-Key` and the one answer it gets."""
+"""Idempotent requests: stores a client's `Idempotency-Key` and the response to repeat."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ KEPT = timedelta(hours=48)
 
 @dataclass(frozen=True)
 class RequestKey:
-    """What tells a repeated request: whose key for which endpoint, the key, and a digest of the body."""
+    """Identifies a repeated request: client and endpoint, the key, and a digest of the body."""
 
     scope: str
     key: str
@@ -24,17 +24,17 @@ class RequestKey:
 
 @dataclass(frozen=True)
 class Claim:
-    """A key that is taken: the idempotency key of its Prefect run, and the answer once there is one."""
+    """A key in use: the idempotency key of its Prefect run, and the response once there is one."""
 
     run_key: str
     answer: dict[str, Any] | None
 
 
 def find_claim(connection: Connection, request: RequestKey) -> Claim | None:
-    """What is known of this request's key, None when it is new; keys older than 48 hours are forgotten.
+    """Find the claim of this request's key; None if it is new. Deletes keys older than 48 hours.
 
     Raises:
-        IdempotencyKeyReused: the key came with another body.
+        IdempotencyKeyReused: the key was sent with another body.
     """
     connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < datetime.now(UTC) - KEPT))
     row = connection.execute(select(IdempotencyKey.body_sha256, IdempotencyKey.answer).where(_is(request))).first()
@@ -48,14 +48,14 @@ def find_claim(connection: Connection, request: RequestKey) -> Claim | None:
 
 
 def make_claim(connection: Connection, request: RequestKey) -> Claim:
-    """Take a new key, before its run is made: a crash in between leaves the run to be found by `run_key`."""
+    """Claim a new key before its run is made: after a crash in between the run is found by `run_key`."""
     claim = Claim(uuid4().hex, None)
     connection.execute(insert(IdempotencyKey).values(**vars(request), answer={"run_key": claim.run_key}))
     return claim
 
 
 def keep_answer(connection: Connection, request: RequestKey, claim: Claim, answer: dict[str, Any]) -> None:
-    """Complete a claim with what every repetition is told."""
+    """Store the response that every repetition of the request gets."""
     kept = {"run_key": claim.run_key, "answer": answer}
     connection.execute(update(IdempotencyKey).where(_is(request)).values(answer=kept))
 

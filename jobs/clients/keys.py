@@ -1,4 +1,4 @@
-"""API keys: who may read, submit and administer. A key is shown once and kept only as a hash."""
+"""API keys with scopes read, submit and admin. A key is displayed once and stored only as a hash."""
 
 import hashlib
 import logging
@@ -21,28 +21,28 @@ from sft.errors import InvalidConfig, StackError
 
 logger = logging.getLogger(__name__)
 
-KEY_MARK = "ty_"  # makes a leaked key easy to search for
+KEY_MARK = "ty_"  # prefix by which scanners find leaked keys
 SHOWN_CHARACTERS = 11  # of a key, in lists
-TTL_SECONDS = 3.0  # a revoked key works no longer than this
-NEW_KEY_SECONDS = 1.0  # a key that was just made is refused no longer than this
+TTL_SECONDS = 3.0  # a revoked key works at most this long
+NEW_KEY_SECONDS = 1.0  # a new key is refused at most this long
 
 
 class KeyScope(StrEnum):
-    """What a key allows; each includes those before it."""
+    """What a key allows; each scope includes those before it."""
 
     READ = "read"
     SUBMIT = "submit"
     ADMIN = "admin"
 
     def includes(self, other: "KeyScope") -> bool:
-        """Whether a key of this scope may do what needs `other`."""
+        """Whether this scope covers `other`."""
         order = list(KeyScope)
         return order.index(self) >= order.index(other)
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who a request comes from."""
+    """The client that sent a request."""
 
     key_id: UUID
     name: str
@@ -51,18 +51,18 @@ class Client:
 
 @dataclass(frozen=True)
 class ApiKeySnapshot:
-    """The keys that are valid, by the SHA-256 of each. `is_open`: no key was ever made, so nothing asks for one."""
+    """The valid keys, by their SHA-256. `is_open`: no key was ever created, so none is required."""
 
     clients: Mapping[str, Client]
     is_open: bool
 
 
 def create_key(engine: Engine, name: str, scope: KeyScope) -> tuple[ApiKey, str]:
-    """Make a key; its record and the key itself, which nothing keeps. Raises InvalidConfig for a blank name."""
+    """Create a key; returns its record and the key, which is not stored. Raises InvalidConfig for a blank name."""
     if not name.strip() or not name.isprintable():
         raise InvalidConfig(f"name must be printable and not blank, got {name!r}")
     key = KEY_MARK + secrets.token_urlsafe(32)
-    # A random key of 256 bits can't be guessed from its hash: the slow hashes are for passwords.
+    # A random key of 256 bits can't be guessed from its hash; slow hashes are needed for passwords only.
     record = ApiKey(name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value])
     with Session(engine, expire_on_commit=False) as session:
         session.add(record)
@@ -72,13 +72,13 @@ def create_key(engine: Engine, name: str, scope: KeyScope) -> tuple[ApiKey, str]
 
 
 def list_keys(engine: Engine) -> list[ApiKey]:
-    """Every key ever made, revoked ones included, oldest first."""
+    """All keys, revoked ones included, oldest first."""
     with Session(engine, expire_on_commit=False) as session:
         return [*session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))]
 
 
 def revoke_key(engine: Engine, key_id: str) -> ApiKey:
-    """End a key's validity, for good; doing it again changes nothing. Raises KeyNotFound."""
+    """Revoke a key permanently; repeating it changes nothing. Raises KeyNotFound."""
     try:
         parsed = UUID(key_id)
     except ValueError as error:
@@ -97,8 +97,8 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_book(engine: Engine) -> ApiKeySnapshot:
-    """The keys as the database has them. Revoking the last key does not open the service again."""
+def read_snapshot(engine: Engine) -> ApiKeySnapshot:
+    """Read the keys from the database. Revoking the last key does not open the service again."""
     records = list_keys(engine)
     clients = {
         record.key_sha256: Client(record.id, record.name, max(map(KeyScope, record.scopes), key=list(KeyScope).index))
@@ -109,9 +109,9 @@ def read_book(engine: Engine) -> ApiKeySnapshot:
 
 
 class ApiKeyCache:
-    """The key book, read again every few seconds, so that a request costs no query. Thread-safe.
+    """Caches the snapshot of the keys for a few seconds, so that a request needs no query. Thread-safe.
 
-    Once keys were in use it never opens again, whatever becomes of the database: see `marker`.
+    Once a key was created, authentication stays on even if the database is lost: see `marker`.
     """
 
     def __init__(self, read: Callable[[], ApiKeySnapshot], marker: Path) -> None:
@@ -119,49 +119,49 @@ class ApiKeyCache:
         self._marker = marker  # a file that outlives this process, and the database
         self.last_book: ApiKeySnapshot | None = None
         self._read_at = 0.0
-        self._failure: tuple[float, StackError] | None = None  # of the last reading, if it failed
+        self._failure: tuple[float, StackError] | None = None  # of the last read, if it failed
         self._lock = threading.Lock()
 
     @property
     def is_known_to_be_closed(self) -> bool:
-        """Whether keys are in use, by what is known without asking the database."""
+        """Whether keys are known to be in use, without asking the database."""
         is_seen = self.last_book is not None and not self.last_book.is_open
         return is_seen or self._marker.exists()
 
-    def fresh_book(self, key: str | None) -> ApiKeySnapshot | None:
-        """The book if it can be relied on for this key, without waiting; else None, and `refresh` is due."""
-        book, age = self.last_book, time.monotonic() - self._read_at
-        if book is None or age > TTL_SECONDS or (book.is_open and self._marker.exists()):
+    def fresh_snapshot(self, key: str | None) -> ApiKeySnapshot | None:
+        """The snapshot, if it is recent enough for this key; else None, and the caller must `refresh`."""
+        snapshot, age = self.last_book, time.monotonic() - self._read_at
+        if snapshot is None or age > TTL_SECONDS or (snapshot.is_open and self._marker.exists()):
             return None
-        is_unknown = key is not None and not book.is_open and hash_key(key) not in book.clients
-        return None if is_unknown and age > NEW_KEY_SECONDS else book
+        is_unknown = key is not None and not snapshot.is_open and hash_key(key) not in snapshot.clients
+        return None if is_unknown and age > NEW_KEY_SECONDS else snapshot
 
     def refresh(self, key: str | None) -> ApiKeySnapshot:
-        """Read the book, or wait for another thread that does. Raises what reading raises, to those who waited too."""
+        """Read the snapshot, or wait for another thread that does; waiting threads get its error too."""
         asked_at = time.monotonic()
         with self._lock:
-            book = self.fresh_book(key)
-            if book is None:
+            snapshot = self.fresh_snapshot(key)
+            if snapshot is None:
                 if self._failure and self._failure[0] > asked_at:
                     raise type(self._failure[1])(str(self._failure[1]))
-                book = self._read_or_remember()
-                self._keep_closed(book)
-                self.last_book, self._read_at = book, time.monotonic()
-            return book
+                snapshot = self._read_or_remember()
+                self._keep_closed(snapshot)
+                self.last_book, self._read_at = snapshot, time.monotonic()
+            return snapshot
 
     def _read_or_remember(self) -> ApiKeySnapshot:
         try:
-            book = self._read()
+            snapshot = self._read()
         except StackError as error:
             self._failure = (time.monotonic(), error)
             raise
         self._failure = None
-        return book
+        return snapshot
 
-    def _keep_closed(self, book: ApiKeySnapshot) -> None:
+    def _keep_closed(self, snapshot: ApiKeySnapshot) -> None:
         """Refuse a database without keys where there were some. Raises StackError."""
         was_closed = self.last_book is not None and not self.last_book.is_open
-        if not book.is_open:
+        if not snapshot.is_open:
             if not was_closed:
                 remember_keys(self._marker)
         elif was_closed or self._marker.exists():
@@ -172,12 +172,12 @@ class ApiKeyCache:
 
 
 def keys_marker(home: Path) -> Path:
-    """The file in the state folder that says that API keys are in use."""
+    """Path of the file in the state folder that marks API keys as in use."""
     return home / "api-keys-in-use"
 
 
 def remember_keys(marker: Path) -> None:
-    """Leave the marker. A folder that can't be written is logged: this process remembers all the same."""
+    """Write the marker. A failure is only logged, as this process remembers in memory."""
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch(mode=0o600)

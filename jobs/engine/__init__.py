@@ -1,1 +1,1 @@
-"""Prefect: flow runs, work pools, the job queue, and the processes it starts."""
+"""Prefect's side of jobs: flow runs, work pools, the job queue, and processes of jobs."""

@@ -1,4 +1,4 @@
-"""Why jobs wait though a slot is free: what somebody has paused, limited or deleted in Prefect."""
+"""Explains why jobs wait although a slot is free: something is paused, limited or deleted in Prefect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,27 +6,27 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Blockers:
-    """Sentences on what keeps jobs from starting: all of them, or those of a work queue by its name."""
+    """Reasons that keep jobs from starting: for all jobs, and by work queue."""
 
     pool: str | None = None
     queues: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, queue: str | None) -> str | None:
-        """What keeps the jobs of this work queue waiting."""
+        """Why the jobs of this work queue wait; None if nothing blocks them."""
         return self.pool or self.queues.get(queue or "")
 
     def summary(self) -> str | None:
-        """All of it in one line."""
+        """All reasons in one line."""
         return self.pool or "; ".join(self.queues.values()) or None
 
 
 def find_blocker(what: str, is_paused: bool, limit: int | None) -> str | None:
-    """What is wrong with a work pool or queue, called `what`, that is paused or has this concurrency limit."""
+    """Explain that `what`, a work pool or queue, is paused or has a concurrency limit of 0; None if neither."""
     if is_paused:
         return f"{what} is paused in Prefect; resume it there"
     return f"{what} has a concurrency limit of 0 in Prefect; raise it there" if limit == 0 else None
 
 
 def describe_missing(work_pool: str) -> str:
-    """What is wrong when there is no such pool."""
+    """Explain that the work pool does not exist."""
     return f"the work pool {work_pool} is gone from Prefect; run `tuneyard up`"

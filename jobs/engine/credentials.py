@@ -1,7 +1,7 @@
-"""Who may use Prefect's API: what the local server asks its clients for, and how ours show it.
+"""Credentials for Prefect's API: the local server's password and CSRF token.
 
-The local server asks for a password, and for a token against forged requests of web pages, as soon as API keys are in
-use. Both stand in a profile of Prefect's own, which its server, workers and command line read; it is private.
+Once API keys are in use, the local server requires a password, and a CSRF token against forged requests of web pages.
+Both settings are in a private Prefect profile, which its server, workers and command line read.
 """
 
 import os
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 class PrefectAuth(httpx.Auth):
-    """Shows the credentials with each request, and a CSRF token once the server has asked for one."""
+    """Sends the credentials with each request, and a CSRF token once the server requires one."""
 
     requires_response_body = True
 
@@ -34,7 +34,7 @@ class PrefectAuth(httpx.Auth):
         self._token: dict[str, str] = {}
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        """The request, and once more with a new token where the server misses it or has forgotten the old one."""
+        """Send the request, and repeat it with a new token if the server rejects the old one."""
         request.headers.update(self._credentials | self._token)
         response = yield request
         if response.status_code != httpx.codes.FORBIDDEN or "CSRF token" not in response.text:
@@ -48,7 +48,7 @@ class PrefectAuth(httpx.Auth):
 
 
 def open_client(settings: Settings, timeout_seconds: float = TIMEOUT_SECONDS) -> httpx.Client:
-    """A plain client of the Prefect API that the settings name; a server on this machine is asked through no proxy."""
+    """A plain HTTP client for the Prefect API in the settings; a local server is called without a proxy."""
     api_url = str(settings.prefect_api_url)
     auth = PrefectAuth(api_url, find_credentials(settings))
     by_proxy = not is_on_this_machine(api_url)
@@ -56,7 +56,7 @@ def open_client(settings: Settings, timeout_seconds: float = TIMEOUT_SECONDS) ->
 
 
 def find_credentials(settings: Settings) -> dict[str, str]:
-    """The header a Prefect server may ask for: the local one's password, or what Prefect's own variables name."""
+    """The authorization header: the local server's password, or the credentials in Prefect's own variables."""
     if words := find_password(settings):
         return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
     if key := os.environ.get("PREFECT_API_KEY"):
@@ -65,7 +65,7 @@ def find_credentials(settings: Settings) -> dict[str, str]:
 
 
 def find_password(settings: Settings) -> str | None:
-    """`user:password` of the Prefect server that the settings name, as Prefect's PREFECT_API_AUTH_STRING has it."""
+    """`user:password` of the Prefect server in the settings, in the form of PREFECT_API_AUTH_STRING."""
     profile = _read_profile(settings.home)
     if profile.get("PREFECT_API_URL") == settings.prefect_api_url:
         return profile["PREFECT_API_AUTH_STRING"]
@@ -73,10 +73,10 @@ def find_password(settings: Settings) -> str | None:
 
 
 def guard_server(settings: Settings, is_needed: bool) -> None:
-    """Have the local Prefect server, which starts next, ask for a password, or for none. It keeps the one it had.
+    """Write the profile so that the local Prefect server requires a password on its next start, or none.
 
     Args:
-        settings: with the address of the server.
+        settings: with the address of the server; an existing password is kept.
     """
     path = profile_path(settings.home)
     if not is_needed:
@@ -99,7 +99,7 @@ def guard_server(settings: Settings, is_needed: bool) -> None:
 
 
 def profile_path(home: Path) -> Path:
-    """Prefect's settings of this state folder's stack; absent while nobody needs a password."""
+    """Path of the stack's Prefect profile; the file is absent while no password is required."""
     return home / "prefect" / "profiles.toml"
 
 

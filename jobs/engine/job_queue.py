@@ -1,4 +1,4 @@
-"""`JobQueue`: the order in which waiting jobs start, as Prefect's workers take them: by work queue, then by time."""
+"""`JobQueue`: the order in which Prefect's workers start waiting jobs: by work queue (priority), then by time."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,11 +13,11 @@ from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
 from tuneyard_wire.fields import Priority
 
-# A priority is a work queue of the pool. Normal jobs are in the deployment's own, as are those of the Prefect UI.
+# A priority is a work queue of the pool. Normal jobs are in the deployment's queue, as are those of the Prefect UI.
 HIGH, LOW = "high", "low"
 _FIRST_RANK = 1
-_TAKEN = -1_000_000  # the place of a run that a worker has
-_UNKNOWN_RANK = 1_000_000  # a queue made a moment ago, which Prefect puts last
+_TAKEN = -1_000_000  # position of a run that a worker has taken
+_UNKNOWN_RANK = 1_000_000  # a queue that was just made, which Prefect ranks last
 
 _OCCUPYING = filters.FlowRunFilter(
     state=state_filter([RunState.PENDING, RunState.RUNNING, RunState.CANCELLING, RunState.CRASHED], names=ONGOING_NAMES)
@@ -25,9 +25,9 @@ _OCCUPYING = filters.FlowRunFilter(
 
 
 class Queue(NamedTuple):
-    """The line of jobs: whether any is being trained, and the ids of those that wait, next one first.
+    """Whether a job is running, and the ids of the waiting jobs in order.
 
-    `waiting_for` says what keeps them waiting beside the jobs ahead, such as a work pool that is paused.
+    `waiting_for` says what else keeps them waiting, such as a paused work pool.
     """
 
     is_training_running: bool
@@ -36,25 +36,25 @@ class Queue(NamedTuple):
 
 
 def is_in_line(run: FlowRun) -> bool:
-    """Whether the run waits for a slot now. One that is set for later does not; one that goes on has its slot."""
+    """Whether the run waits for a slot now: not if it is scheduled for later, nor if it resumes and has its slot."""
     if run.state is None or run.state.type is not StateType.SCHEDULED or run.state.name in ONGOING_NAMES:
         return False
     return run.next_scheduled_start_time is None or run.next_scheduled_start_time <= datetime.now(UTC)
 
 
 def priority_of(run: FlowRun) -> Priority:
-    """The priority a run's work queue stands for."""
+    """The priority of a run, by its work queue."""
     return "high" if run.work_queue_name == HIGH else "low" if run.work_queue_name == LOW else "normal"
 
 
 class JobQueue:
-    """The line of one work pool, never kept: every question is answered from Prefect."""
+    """The queue of one work pool, read from Prefect for each call."""
 
     def __init__(self, runs: PrefectRuns) -> None:
         self._runs = runs
 
     def queue_name(self, priority: Priority) -> str | None:
-        """The work queue of a priority, made if need be; None for the deployment's own."""
+        """The work queue of a priority, created if needed; None for the deployment's own."""
         if priority == "normal":
             return None
         self._runs.ensure_queue(priority, _FIRST_RANK if priority == HIGH else None)
@@ -65,7 +65,7 @@ class JobQueue:
         return self._count_occupied() > 0 or self._count_waiting() > 0
 
     def places(self, runs: Iterable[FlowRun], ids: RunIds | None = None) -> dict[UUID, int]:
-        """Places of those of these runs that wait: from 1 behind the free slots, so 0 or less has a free slot."""
+        """Queue positions of these runs, if they wait: 1 is behind the free slots, 0 or less has a free slot."""
         waiting = sorted(filter(is_in_line, runs), key=_time)
         if not waiting:
             return {}
@@ -76,7 +76,7 @@ class JobQueue:
             mine = [run for run in waiting if (run.work_queue_name or "") == name]
             rank = ranks.get(name, _UNKNOWN_RANK)
             is_blocked = blockers.of(name) is not None
-            # One that can't start does not hold up one that can; where neither can, the line is as it is.
+            # A job that can't start does not hold up one that can; if neither can, the order stays.
             ahead = [
                 other for other, its_rank in ranks.items() if its_rank < rank and (is_blocked or not blockers.of(other))
             ]
@@ -85,12 +85,12 @@ class JobQueue:
         return places
 
     def starting(self) -> list[WaitingRun]:
-        """The runs a worker takes next: as many of the line's first as slots are free."""
+        """The runs that workers take next: the first of the queue, as many as slots are free."""
         free = self._count_free()
         return self._first(free) if free else []
 
     def read(self) -> Queue:
-        """The whole line."""
+        """Read the whole queue."""
         ids = self._runs.read_ids()
         occupied = self._count_occupied(ids)
         line = self._sorted(self._read_all(ids=ids))
@@ -101,14 +101,14 @@ class JobQueue:
         return Queue(occupied + len(starting) > 0, waiting, pool.blockers.summary())
 
     def blocker_of(self, run: FlowRun) -> str | None:
-        """What keeps a run that is in line waiting beside those ahead of it."""
+        """What besides the jobs ahead keeps a waiting run from starting."""
         return self._runs.pool().blockers.of(run.work_queue_name) if is_in_line(run) else None
 
     def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:
-        """Places from 1 within one work queue, of runs sorted by time: counted, and read only where there are gaps."""
+        """Positions from 1 within one work queue, of runs sorted by time: counted, and read only where gaps are."""
         last = self._count_waiting([queue], before=_time(runs[-1]))
         if last == 0 and len(runs) == 1 and not is_in_line(self._runs.get(runs[0].id)):
-            return {runs[0].id: _TAKEN}  # while it was looked at; it must not be counted against itself
+            return {runs[0].id: _TAKEN}  # taken meanwhile; it must not be counted against itself
         if len(runs) == 1:
             return {runs[0].id: max(last, 1)}
         first = self._count_waiting([queue], before=_time(runs[0]))
@@ -119,7 +119,7 @@ class JobQueue:
         return {run.id: first + index for index, run in enumerate(between) if run.id in wanted}
 
     def _first(self, count: int) -> list[WaitingRun]:
-        """The first of the line: the first of every work queue, then the first of those."""
+        """The first runs of the queue: the first of every work queue, merged."""
         found: list[WaitingRun] = []
         pool, ids = self._runs.pool(), self._runs.read_ids()
         for name in (name for name in pool.ranks if not pool.blockers.of(name)):
@@ -140,7 +140,7 @@ class JobQueue:
         before: datetime | None = None,
         ids: RunIds | None = None,
     ) -> Iterator[WaitingRun]:
-        """Every waiting run of these queues and times; one that moves meanwhile comes once or not at all."""
+        """Every waiting run of these queues and times; a run that moves meanwhile appears once or not at all."""
         before = before or datetime.now(UTC)
         seen: set[UUID] = set()
         while True:
@@ -157,7 +157,7 @@ class JobQueue:
         return max(0, slots - self._count_occupied(ids)) if slots else 0
 
     def _count_occupied(self, ids: RunIds | None = None) -> int:
-        """Slots in use. A job that has ended needs its own no more, though Prefect hears of that a moment later."""
+        """Slots in use. An ended job's slot counts as free, though Prefect learns of the end a moment later."""
         just_ended = (ids or self._runs.read_ids()).just_ended
         others = filters.FlowRunFilterId(not_any_=just_ended) if just_ended else None
         return self._runs.count(_OCCUPYING.model_copy(update={"id": others}))

@@ -1,4 +1,4 @@
-"""Lists of jobs, newest first: what they can be filtered by, and page after page."""
+"""Lists jobs page by page, newest first, with filters."""
 
 import base64
 import json
@@ -26,32 +26,32 @@ _WAITING = _CREATED | _QUEUED
 _ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 
 _ANY = filters.FlowRunFilter()
-SHIFT = 20  # jobs that may be deleted while an id is looked for
+SHIFT = 20  # number of jobs that may be deleted during a search by id
 
 
 @dataclass(frozen=True)
 class JobFilters:
-    """What jobs a list shows; what is unset does not narrow it. Times are the job's first in line, zone included."""
+    """Filters of a list of jobs; None does not filter. Times are when a job was first queued, with time zone."""
 
-    statuses: frozenset[JobStatus] | None = None  # the ones that a word of an interface stands for
+    statuses: frozenset[JobStatus] | None = None
     model: str | None = None
     adapter: str | None = None
-    dataset: str | None = None  # with a revision or without
+    dataset: str | None = None  # with or without a revision
     created_after: datetime | None = None
     created_before: datetime | None = None
-    metadata: Sequence[tuple[str, str]] = ()  # each of these pairs
-    made_by: str | None = None  # the flow that made it
-    id_prefix: str | None = None  # of the jobs whose ids begin so the 200 with the greatest ids
+    metadata: Sequence[tuple[str, str]] = ()  # all of these pairs
+    made_by: str | None = None  # the flow that submitted it
+    id_prefix: str | None = None  # matches the 200 jobs with the greatest ids
 
 
 class Cursor(NamedTuple):
-    """Where a page ended: the time of its last run, and the runs of that very time that were shown."""
+    """The end of a page: the time of its last run, and the runs of the same time that were shown."""
 
     time: datetime
     shown: list[UUID]
 
     def encode(self) -> str:
-        """As a client sees it."""
+        """Encode as text for clients."""
         text = json.dumps([self.time.isoformat(), [str(run_id) for run_id in self.shown]], separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -63,14 +63,14 @@ class Cursor(NamedTuple):
             moment = datetime.fromisoformat(time)
             if moment.tzinfo is None:
                 raise ValueError("names no zone")
-            # In UTC: a time near the first or last year may have none that the database can hold.
+            # In UTC: a time near year 1 or 9999 may be out of the database's range.
             return cls(moment.astimezone(UTC), [UUID(run_id) for run_id in shown])
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidCursor("cursor is not one of this service; leave it out to start at the first page") from error
 
 
 class RunPage(NamedTuple):
-    """One page of runs and where the next one starts, None behind the last."""
+    """One page of runs and the cursor of the next one; None after the last page."""
 
     runs: list[FlowRun]
     cursor: Cursor | None
@@ -84,7 +84,7 @@ class Listing:
         self._line = line
 
     def page(self, wanted: JobFilters, cursor: Cursor | None, limit: int | None) -> RunPage:
-        """The next `limit` runs (all if None) behind the cursor."""
+        """The next `limit` runs (all if None) after the cursor."""
         only = None if wanted.id_prefix is None else self._find_ids(wanted.id_prefix)
         if only == []:
             return RunPage([], None)
@@ -94,7 +94,7 @@ class Listing:
         found: list[FlowRun] = []
         start = cursor
         while True:
-            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit + 1 - len(found))  # one more: is there more?
+            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit + 1 - len(found))  # 1: is there a next page?
             page = self._runs.page(_to_run_filter(wanted, cursor, starting, only), limit=size)
             found += page
             cursor = _cursor_behind(page, cursor)
@@ -109,7 +109,7 @@ class Listing:
         limit: int | None,
         only: list[UUID] | None,
     ) -> RunPage:
-        """Running and starting jobs: there are no more of them than slots, so all are read."""
+        """Running and starting jobs: at most as many as there are slots, so all are read."""
         found = self._runs.page(_to_run_filter(wanted, cursor, [], only))
         starting = starting if only is None else [run_id for run_id in starting if run_id in only]
         if starting:
@@ -119,7 +119,7 @@ class Listing:
         return _cut(newest_first, limit, cursor)
 
     def _find_ids(self, prefix: str) -> list[UUID]:
-        """The ids that begin so, by halving the list in their order; Prefect itself compares ids as wholes only."""
+        """Ids with this prefix, by bisection of the list in id order; Prefect can filter by whole ids only."""
         least, greatest = id_range(prefix)
         ids = self._runs.read_ids()
 
@@ -128,8 +128,8 @@ class Listing:
             return next((ids.run_of(run.id) for run in page), None)
 
         offset = find_offset(self._runs.count(_ANY), run_at, greatest)
-        page = self._runs.page(_ANY, FlowRunSort.ID_DESC, offset=max(0, offset - SHIFT))  # some may be gone meanwhile
-        found = {run.id for run in page} | ids.jobs  # those made again are out of the order
+        page = self._runs.page(_ANY, FlowRunSort.ID_DESC, offset=max(0, offset - SHIFT))  # some may have been deleted
+        found = {run.id for run in page} | ids.jobs  # re-created runs are not in the order of their jobs' ids
         return sorted((job_id for job_id in found if least <= job_id <= greatest), reverse=True)
 
 
@@ -166,7 +166,7 @@ def _to_state_filter(statuses: frozenset[JobStatus]) -> filters.FlowRunFilterSta
 
 
 def _time_of(run: FlowRun) -> datetime:
-    assert run.expected_start_time is not None  # noqa: S101 - a run has it from its first state on
+    assert run.expected_start_time is not None  # noqa: S101 - set with a run's first state
     return run.expected_start_time
 
 

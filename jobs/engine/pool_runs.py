@@ -1,4 +1,4 @@
-"""`PoolRuns`: the runs of a work pool as those see them who look after them, over Prefect's HTTP API."""
+"""`PoolRuns`: reads and changes the runs of a work pool over Prefect's HTTP API, for the watchdog."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,14 +12,13 @@ from jobs.vocabulary import PAGE_SIZE
 
 
 class StateRefused(Exception):
-    """Prefect did not take the state: the run has moved on meanwhile."""
+    """Prefect rejected the state: the run has changed meanwhile."""
 
 
 class PoolRuns:
-    """Every method raises httpx.HTTPError when Prefect can't be reached or refuses, SQLAlchemyError likewise.
+    """The runs of one work pool. Every method raises httpx.HTTPError and SQLAlchemyError.
 
-    Runs are known by the ids of their jobs (`id`); `run_id` is Prefect's own, another one for a job whose first run
-    was lost.
+    `id` of a run is its job's id; `run_id` is Prefect's own, which differs for a job whose first run was lost.
     """
 
     def __init__(self, prefect: httpx.Client, work_pool: str, engine: Engine | None = None) -> None:
@@ -28,9 +27,9 @@ class PoolRuns:
         self._engine = engine
 
     def read(self, state_types: Sequence[str], flow_name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The runs of this flow in one of these states, and those of other flows in the pool, each newest first.
+        """Runs of this flow in one of these states, and those of other flows in the pool, each newest first.
 
-        A run of this flow whose queue somebody has deleted belongs to no pool any more, and is one of them.
+        Runs of this flow whose queue was deleted belong to no pool any more and are included.
         """
         states = {"state": {"type": {"any_": [*state_types]}}}
         runs = [run for run in self.find(states, flow_name) if self._is_mine(run)]
@@ -45,7 +44,7 @@ class PoolRuns:
     def find(
         self, flow_runs: dict[str, Any], flow_name: str | None = None, work_pool: str | None = None
     ) -> list[dict[str, Any]]:
-        """All runs that Prefect's filter lets through, newest first, of one flow or pool if named."""
+        """All runs that match a Prefect filter, newest first, of one flow or pool if given."""
         wanted: dict[str, Any] = {"flow_runs": flow_runs, "limit": PAGE_SIZE, "sort": "ID_DESC"}
         if work_pool is not None:
             wanted["work_pools"] = {"name": {"any_": [work_pool]}}
@@ -60,7 +59,7 @@ class PoolRuns:
                 return self.name_jobs(runs)
 
     def find_by_id(self, job_ids: Iterable[UUID]) -> dict[UUID, dict[str, Any]]:
-        """Those of these jobs' runs that there are, by job, whatever their flow and pool."""
+        """The existing runs of these jobs, by job id, of any flow and pool."""
         ids, found = RunIds(self._engine), dict[UUID, dict[str, Any]]()
         left = [str(ids.run_of(job_id)) for job_id in job_ids]
         while left:
@@ -69,12 +68,12 @@ class PoolRuns:
         return found
 
     def name_jobs(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """These runs, by the ids of their jobs."""
+        """Replace the ids of these runs by those of their jobs."""
         ids = RunIds(self._engine) if runs else RunIds(None)
         return [{**run, "id": str(ids.job_of(UUID(run["id"]))), "run_id": run["id"]} for run in runs]
 
     def has_deployment(self, run: Mapping[str, Any]) -> bool:
-        """Whether the deployment that the run was made from is there still; true of one that was made from none."""
+        """Whether the run's deployment still exists; true for a run without one."""
         if run["deployment_id"] is None:
             return True
         answer = self.prefect.get(f"/deployments/{run['deployment_id']}")
@@ -89,7 +88,7 @@ class PoolRuns:
         return [state["type"] for state in answer.json()]
 
     def forget_process(self, job_id: str) -> None:
-        """Clear the id of a process that is gone; else a cancellation would wait for it."""
+        """Clear the id of a process that is gone; a cancellation would wait for it."""
         change = {"infrastructure_pid": None}
         self.prefect.patch(f"/flow_runs/{self._run_of(job_id)}", json=change).raise_for_status()
 

@@ -1,4 +1,4 @@
-"""Prefect's own client, with a deadline for each call."""
+"""Prefect's client with a deadline for each call."""
 
 import os
 from collections.abc import Callable
@@ -25,10 +25,10 @@ PAUSES = (0.25, inf)
 
 
 class PatientPrefectClient(PrefectHttpxSyncClient):
-    """Prefect's, which tries again while there is time, in place of five times with up to a minute between."""
+    """Prefect's client, retrying until its deadline instead of five times with pauses of up to a minute."""
 
     def send(self, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
-        """One call. Raises as Prefect's own, and StackError while the server is known to be away."""
+        """Send one request. Raises as Prefect's client, and StackError while the server is known to be down."""
         breaker = breaker_for("Prefect's API", str(self.base_url), httpx.TimeoutException)
         with breaker.watch(), call_deadline():
             return super().send(request, *args, **kwargs)
@@ -49,19 +49,19 @@ class PatientPrefectClient(PrefectHttpxSyncClient):
 
 
 def open_prefect_client(settings: Settings) -> SyncPrefectClient:
-    """Prefect's own client of the API that the settings name, with what that asks for; to be entered."""
+    """Prefect's client for the API in the settings, with credentials; use it as a context manager."""
     key = os.environ.get("PREFECT_API_KEY")
     url = str(settings.prefect_api_url)
     by_proxy = {"trust_env": not is_on_this_machine(url)}
     client = SyncPrefectClient(url, auth_string=find_password(settings), api_key=key, httpx_settings=by_proxy)
-    bound(client._client).__class__ = PatientPrefectClient  # Prefect's client makes its own, of its own class
+    bound(client._client).__class__ = PatientPrefectClient  # Prefect creates its HTTP client itself
     return client
 
 
 def call(request: Callable[[], T]) -> T:
-    """Run a request to Prefect, turning what a client of ours can't act on into a StackError.
+    """Run a request to Prefect and raise StackError for errors that our clients can't act on.
 
-    Each takes no longer than `jobs.network.deadlines` allows, tries again included.
+    With retries it takes no longer than `jobs.network.deadlines` allows.
     """
     try:
         return request()

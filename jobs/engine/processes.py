@@ -1,4 +1,4 @@
-"""The processes of a job on this machine, known by the variable that Prefect's worker gives them."""
+"""Finds and kills the processes of a job on this machine, by an environment variable of Prefect's worker."""
 
 import contextlib
 import time
@@ -15,12 +15,12 @@ KILL_SECONDS = 10.0
 
 
 def find_processes(job_id: UUID | str) -> list[psutil.Process]:
-    """Every process of the job, children included; dead ones that nobody has reaped yet are none."""
+    """Every process of the job, children included, without zombies."""
     return [process for process in psutil.process_iter() if _belongs_to(process, job_id)]
 
 
 def has_stopped_process(job_id: UUID | str) -> bool:
-    """Whether a process of the job is stopped (SIGSTOP), so that it can't do anything."""
+    """Whether a process of the job is stopped (SIGSTOP)."""
     for process in find_processes(job_id):
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() == psutil.STATUS_STOPPED:
@@ -29,7 +29,7 @@ def has_stopped_process(job_id: UUID | str) -> bool:
 
 
 def find_reading_seconds(job_id: UUID | str) -> float | None:
-    """CPU time of the job's process while it reads what is limited (`sft.confinement`); None while it does not."""
+    """CPU seconds of the job's process while it reads confined input (`sft.confinement`); None otherwise."""
     for process in find_processes(job_id):
         with contextlib.suppress(psutil.Error, OSError):
             note = process.environ().get(NOTE)
@@ -40,7 +40,7 @@ def find_reading_seconds(job_id: UUID | str) -> float | None:
 
 
 def is_process_of(job_id: UUID | str, pid: int | str | None) -> bool:
-    """Whether the process of this id lives and is the job's; of `host:pid` the last part counts."""
+    """Whether the process with this id (`pid` or `host:pid`) is alive and belongs to the job."""
     number = str(pid or "").rsplit(":", 1)[-1]
     try:
         return number.isdigit() and _belongs_to(psutil.Process(int(number)), job_id)
@@ -49,7 +49,7 @@ def is_process_of(job_id: UUID | str, pid: int | str | None) -> bool:
 
 
 def is_job_process(process: psutil.Process) -> bool:
-    """Whether the process is one of any job."""
+    """Whether the process belongs to any job."""
     try:
         return VARIABLE in process.environ() and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
@@ -57,7 +57,7 @@ def is_job_process(process: psutil.Process) -> bool:
 
 
 def kill_processes_of(job_id: UUID | str) -> bool:
-    """End what is left of the job for certain; whether there was anything. Returns once it is gone, or after 10 s."""
+    """Kill all processes of the job and wait up to 10 s for them; returns whether there were any."""
     found = find_processes(job_id)
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""`PrefectRuns`: the runs of the `finetune` flow and the work pool they wait in, over Prefect's API."""
+"""`PrefectRuns`: the runs of the `finetune` flow and their work pool, over Prefect's client."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-POOL_TTL_SECONDS = 5.0  # two requests, which would be seen in one of fifty answers if it were two seconds
+POOL_TTL_SECONDS = 5.0  # reading the pool takes two requests; with 2 s one response in fifty would be slower
 
 _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
 
@@ -51,7 +51,7 @@ _WAITING_RUNS = TypeAdapter(list[WaitingRun])
 
 @dataclass(frozen=True)
 class Pool:
-    """The work pool: how many jobs can run at once, and its work queues' ranks, the first to be served lowest."""
+    """The work pool: how many jobs can run at once, and its work queues' ranks, lowest first."""
 
     slots: int
     ranks: dict[str, int]
@@ -59,9 +59,9 @@ class Pool:
 
 
 class PrefectRuns:
-    """Thread-safe. Every method raises StackError when Prefect or the database can't be reached or refuses.
+    """The runs of jobs. Thread-safe. Every method raises StackError if Prefect or the database fails.
 
-    Runs bear the ids of their jobs here, also those that were made in place of a lost one.
+    A run's id is replaced by its job's id, also for a run that was re-created after its job's run was lost.
     """
 
     def __init__(self, client: SyncPrefectClient, work_pool: str, engine: Engine) -> None:
@@ -74,10 +74,10 @@ class PrefectRuns:
         self._pool_lock = threading.Lock()
 
     def create(self, state: State[Any], **values: Any) -> FlowRun:
-        """Make a run of the deployment from `parameters, tags, name, work_queue_name, idempotency_key`.
+        """Create a run of the deployment from `parameters, tags, name, work_queue_name, idempotency_key`.
 
-        The parameters are those of a `JobSpec`, which has checked more of them than their JSON schema can: Prefect's
-        own check of that schema, which would be three fifths of the request's time, is left to the runs of its UI.
+        Prefect's validation of the parameters' JSON schema, three fifths of the request's time, is skipped: `JobSpec`
+        has validated more. Runs from Prefect's UI are still validated.
         """
         wanted = DeploymentFlowRunCreate(state=to_state_create(state), enforce_parameter_schema=False, **values)
         body = wanted.model_dump(mode="json", exclude_unset=True)
@@ -95,13 +95,13 @@ class PrefectRuns:
         return FlowRun.model_validate(answer.json())
 
     def _read_deployment(self, again: bool = False) -> DeploymentResponse:
-        """The deployment, read once; `again` because it may have been made anew under other ids."""
+        """The deployment, read once; `again` if it may have been re-created under other ids."""
         if self._deployment is None or again:
             self._deployment = call(lambda: self.client.read_deployment_by_name(DEPLOYMENT_NAME))
         return self._deployment
 
     def _read_flow_id(self, again: bool = False) -> UUID | None:
-        """The flow, read once; `again` because it may have been made anew. None when somebody has deleted it."""
+        """The flow's id, read once; `again` if it may have been re-created. None if it was deleted."""
         if self._flow_id is None or again:
             try:
                 self._flow_id = call(lambda: self.client.read_flow_by_name(FLOW_NAME)).id
@@ -111,7 +111,7 @@ class PrefectRuns:
         return self._flow_id
 
     def get(self, job_id: UUID | str, ids: RunIds | None = None) -> FlowRun:
-        """One run. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        """One run. Raises JobNotFound for an unknown id or one that is not a UUID."""
         unknown = JobNotFound(f"Job {job_id} not found")
         try:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
@@ -123,7 +123,7 @@ class PrefectRuns:
         except StackError as error:
             raise unknown if _means_missing(error) else error from error.__cause__
         flow_ids = (self._read_flow_id(again) for again in (False, True))
-        if run.flow_id not in flow_ids:  # read again only if need be
+        if run.flow_id not in flow_ids:  # read again only if needed
             raise unknown
         return run
 
@@ -135,7 +135,7 @@ class PrefectRuns:
         queues: list[str] | None = None,
         offset: int = 0,
     ) -> list[FlowRun]:
-        """The runs from `offset` on, in these work queues if given, that the filter lets through; at most 200."""
+        """At most 200 runs from `offset` on that match the filter, in these work queues if given."""
         ids = self.read_ids()
         found = call(
             lambda: self.client.read_flow_runs(
@@ -177,7 +177,7 @@ class PrefectRuns:
             return RunIds(self._engine)
 
     def count(self, run_filter: filters.FlowRunFilter, queues: list[str] | None = None) -> int:
-        """How many runs, in these work queues if given, the filter lets through."""
+        """Number of runs that match the filter, in these work queues if given."""
         return call(
             lambda: self.client.count_flow_runs(
                 flow_filter=_FLOW, flow_run_filter=run_filter, work_queue_filter=_queue_filter(queues)
@@ -185,7 +185,7 @@ class PrefectRuns:
         )
 
     def propose(self, run_id: UUID, state: State[Any], force: bool = False) -> None:
-        """Ask for a state; whether it came to that, only reading the run again tells."""
+        """Propose a state; read the run again to see whether Prefect accepted it."""
         actual = self.read_ids().run_of(run_id)
         call(lambda: self.client.set_flow_run_state(actual, state, force=force))
 
@@ -196,7 +196,7 @@ class PrefectRuns:
         call(lambda: self.client.request("PATCH", "/flow_runs/{id}", path_params=params, json=change))
 
     def pool(self) -> Pool:
-        """The work pool as it was a few seconds ago at most. A paused one has no slots."""
+        """The work pool, cached for a few seconds. A paused one has no slots."""
         with self._pool_lock:
             if self._pool is None or time.monotonic() - self._pool[0] > POOL_TTL_SECONDS:
                 self._pool = (time.monotonic(), self._read_pool())
@@ -220,7 +220,7 @@ class PrefectRuns:
         return Pool(0 if blocker else slots, {queue.name: queue.priority or 1 for queue in queues}, blockers)
 
     def ensure_queue(self, name: str, rank: int | None) -> None:
-        """Make a work queue of this rank (the last one if None) unless there is one of the name, whatever its rank."""
+        """Create a work queue with this rank (the last one if None) unless one of this name exists."""
         if name in self.pool().ranks:
             return
         try:
@@ -237,7 +237,7 @@ def _name_jobs(runs: list[FlowRun], ids: RunIds) -> list[FlowRun]:
 
 
 def _name_runs(run_filter: filters.FlowRunFilter, ids: RunIds) -> filters.FlowRunFilter:
-    """The filter with the ids of runs in place of those of their jobs."""
+    """Replace job ids by run ids in a filter."""
     if run_filter.id is None:
         return run_filter
     named = {
@@ -260,7 +260,7 @@ def _queue_filter(names: list[str] | None) -> filters.WorkQueueFilter | None:
 def state_filter(
     types: Sequence[str] | None = None, names: Sequence[str] | None = None, not_names: Sequence[str] | None = None
 ) -> filters.FlowRunFilterState:
-    """Runs in a state of one of these types *or* names; or of these types and none of `not_names`."""
+    """Filter for runs in a state of one of these types *or* names; or of these types and none of `not_names`."""
     by_type = filters.FlowRunFilterStateType.model_validate({"any_": [*types]}) if types else None
     if names:
         by_name = filters.FlowRunFilterStateName(any_=[*names])
@@ -270,5 +270,5 @@ def state_filter(
 
 
 def due_between(after: datetime | None, before: datetime) -> filters.FlowRunFilterNextScheduledStartTime:
-    """Runs that wait since a time from `after` to `before`, both included."""
+    """Filter for runs that were scheduled from `after` to `before`, both included."""
     return filters.FlowRunFilterNextScheduledStartTime.model_validate({"after_": after, "before_": before})

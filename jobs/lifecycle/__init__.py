@@ -1,1 +1,1 @@
-"""Attempts at a job, its end, and new runs for those that were lost."""
+"""A job's attempts, its end, and re-creation of lost runs."""

@@ -1,7 +1,7 @@
-"""Attempts at a job: which process may write for it, whether that one is alive, and how many were lost.
+"""Attempts at a job: fencing tokens, heartbeats, and the number of lost attempts.
 
-A job is tried again when its process is gone. Each try holds a token, and whatever it writes (its report, a checkpoint,
-a version in the registry) asks for that token first: a process that was given up and comes back can't do harm.
+A job gets another attempt when its process is lost. Each attempt holds a token, which is checked before every write
+(report, checkpoint, version in the registry), so a stale process that comes back can't write.
 """
 
 import logging
@@ -40,12 +40,12 @@ _JOBS = (
 
 
 class Superseded(BaseException):
-    """Another process has taken the job over, or the job has been given up; this one must write nothing any more."""
+    """This attempt lost its token: another process has the job, or the job ended. Nothing may be written any more."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process's hold on a job. It can be pickled, for the processes that train on several devices."""
+    """One attempt, with its token. Can be pickled, for DDP workers."""
 
     database_url: str
     job_id: UUID
@@ -54,11 +54,11 @@ class Attempt:
 
     @classmethod
     def begin(cls, database_url: str, run_id: UUID) -> "Attempt":
-        """Take the run's job over from whoever had it.
+        """Start an attempt at the run's job; the token of the one before becomes invalid.
 
         Raises:
-            Superseded: the job has ended; somebody has its run begun again all the same.
-            StackError: the database stays away.
+            Superseded: the job has ended, though its run was started again.
+            StackError: the database can't be reached.
         """
         token = uuid4()
         values = {
@@ -69,31 +69,31 @@ class Attempt:
             job_id = find_job(connection, run_id)
             lock_attempt(connection, job_id)
             if status := has_ended(connection, job_id):
-                raise Superseded(f"job {job_id} has {status.value}; an end never changes, so it is not begun again")
+                raise Superseded(f"job {job_id} has {status.value}; a final status never changes; it can't restart")
             taken = update(JobAttempt).where(JobAttempt.job_id == job_id).values(**values).returning(JobAttempt.number)
             number: int = connection.execute(taken).scalar_one()
         return cls(database_url, job_id, number, token)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction during which nobody else can take the job over.
+        """A transaction during which no other attempt can start.
 
         Raises:
-            Superseded: somebody has.
-            StackError: the database stays away.
+            Superseded: another attempt has started.
+            StackError: the database can't be reached.
         """
         with wait_for_database(engine_for(self.database_url)) as connection:
             held = select(JobAttempt.job_id).where(JobAttempt.job_id == self.job_id, JobAttempt.token == self.token)
-            # A lock that lets heartbeats through, and no `lock_attempt`.
+            # A lock that allows heartbeats but blocks `lock_attempt`.
             if connection.execute(held.with_for_update(read=True, key_share=True)).first() is None:
                 raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
             yield connection
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Time to put something in its place outside of the database, while nobody else can take the job over.
+        """Publish something outside of the database (rename, register) while no other attempt can start.
 
-        Raises as `writing` does, before; a database that goes away meanwhile takes nothing back.
+        Raises as `writing` does, before the block; if the database fails during it, the publication stays.
         """
         is_done = False
         try:
@@ -103,10 +103,10 @@ class Attempt:
         except SQLAlchemyError as error:
             if not is_done:
                 raise
-            logger.warning("The database went away meanwhile (%s)", type(error).__name__)
+            logger.warning("The connection to the database was lost during a publication (%s)", type(error).__name__)
 
     def beat(self) -> None:
-        """Say that this process is alive. Raises Superseded and SQLAlchemyError."""
+        """Write a heartbeat. Raises Superseded and SQLAlchemyError."""
         mine = (JobAttempt.job_id == self.job_id) & (JobAttempt.token == self.token)
         with engine_for(self.database_url).begin() as connection:
             beaten = connection.execute(update(JobAttempt).where(mine).values(heartbeat_at=func.now()))
@@ -114,7 +114,7 @@ class Attempt:
             raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
 
     def end(self, status: JobStatus, error: str | None = None, error_code: str | None = None) -> bool:
-        """Write the job's end and let go of it; False when it was cancelled meanwhile, which stays its end.
+        """Write the job's end and release the job; False if it was cancelled meanwhile, which stays its end.
 
         Raises as `writing` does.
         """
@@ -122,14 +122,14 @@ class Attempt:
             return record_end(connection, self.job_id, status, error, error_code)
 
     def release(self, is_interrupted: bool = False, cause: str | None = None, message: str | None = None) -> None:
-        """Let go of the job, which was told to stop (`is_interrupted`) or was lost to a `cause`."""
+        """Release the job after a stop (`is_interrupted`) or a failure with a `cause`."""
         said = {"token": None, "is_interrupted": is_interrupted, "cause": cause, "message": message}
         with self.writing() as connection:
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == self.job_id).values(**said))
 
 
 class Heartbeat:
-    """Beats from a thread of its own while a job's process works on it; ends the process when it is superseded."""
+    """Writes heartbeats from its own thread; ends the process when its attempt is superseded."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -154,14 +154,14 @@ class Heartbeat:
 
 
 def leave(error: Superseded) -> None:
-    """End this process at once: what it would tell Prefect of its end would be taken for the end of the job."""
-    logger.error("Given up: %s", error)
+    """End this process at once: a state it would report to Prefect would be taken for the job's end."""
+    logger.error("Superseded: %s", error)
     logging.shutdown()
     os._exit(0)
 
 
 def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAttempt]:
-    """What is known of attempts at these jobs, by id; a job that never began is absent."""
+    """Read the newest attempts at these jobs, by id; a job without one is absent."""
     with Session(engine, expire_on_commit=False) as session:
         found = session.scalars(select(JobAttempt).where(JobAttempt.job_id.in_([*job_ids])))
         return {attempt.job_id: attempt for attempt in found}
@@ -179,19 +179,19 @@ def read_jobs(connection: Connection, job_ids: list[UUID]) -> tuple[dict[UUID, J
 
 
 def lock_attempt(connection: Connection, job_id: UUID) -> JobAttempt:
-    """The job's row, made if need be, as nobody else can change it until the transaction ends."""
+    """Lock the job's row until the transaction ends, creating it if needed."""
     connection.execute(insert(JobAttempt).values(job_id=job_id).on_conflict_do_nothing())
     with Session(connection, expire_on_commit=False) as session:
         return session.scalars(select(JobAttempt).where(JobAttempt.job_id == job_id).with_for_update()).one()
 
 
 def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None = None) -> bool:
-    """Put down that the job is cancelled, which is its end, though its process may still save its last step.
+    """Record that the job is cancelled, which is its end, though its process may still save its last step.
 
-    From here on nobody begins it again. False when it had ended before.
+    No attempt starts afterwards. False if it had ended before.
 
     Args:
-        run: as Prefect shows it, in case nobody has kept it yet.
+        run: Prefect's run, stored if it was not stored before.
     """
     now = {"cancelled_at": func.now()}
     row = insert(JobAttempt).values(job_id=job_id, **now)
@@ -202,7 +202,7 @@ def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None =
 
 
 def mark_interrupted(engine: Engine, run_id: UUID) -> None:
-    """Put down that a process was told to stop before its attempt at the run's job had begun."""
+    """Record that a process was stopped before its attempt at the run's job started."""
     now = {"is_interrupted": True}
     has_not_begun = JobAttempt.number == JobAttempt.settled
     with engine.begin() as connection:

@@ -1,8 +1,8 @@
-"""The end of a job: written once, in our own database; Prefect's state of the run follows it.
+"""A job's end: written once, in our own database; the state of Prefect's run follows.
 
-Prefect lets anybody set any state of a run, and lets an ended one run again. So a job has ended when its report says
-so: whoever comes to an end of it (its process, a cancellation, the watchdog) writes it with `record_end`, which the
-first one wins and which has the webhook told in the same transaction.
+Prefect lets anybody set any state of a run, and restart an ended one. So a job has ended when its report says so:
+its process, a cancellation or the watchdog writes the end with `record_end`. The first one wins, and the webhook is
+queued in the same transaction.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ RUN_FACTS = (
     *("name", "parameters", "tags", "work_queue_name", "deployment_id"),
     *("created", "expected_start_time", "start_time"),
 )
-STATES = {  # Prefect's, of a run whose job has ended
+STATES = {  # Prefect's states of a run, by its job's final status
     JobStatus.COMPLETED: make_state(RunState.COMPLETED),
     JobStatus.FAILED: make_state(RunState.FAILED),
     JobStatus.CANCELLED: make_state(RunState.CANCELLED),
 }
 ENDED = (*FINAL_STATES, RunState.CANCELLING)  # Prefect's types of ended jobs
 
-# Every submission sends it, and SQLAlchemy compiles an insert with ON CONFLICT each time.
+# As text: every submission sends it, and SQLAlchemy would compile an insert with ON CONFLICT each time.
 _KEEP_RUN = text(
     "INSERT INTO job_reports (job_id, run) VALUES (:job_id, :facts) ON CONFLICT (job_id) DO UPDATE "
     "SET run = excluded.run || coalesce(job_reports.run, '{}') || :begun RETURNING run"
@@ -47,15 +47,15 @@ def keep_run(
     parameters: Mapping[str, Any] | None = None,
     client: str = "",
 ) -> dict[str, Any]:
-    """Keep what the job's run was when it was first seen: another one may have to be made from it.
+    """Store the facts of a job's run when it is first seen: a lost run is re-created from them.
 
     Args:
-        run: as Prefect's API shows it.
-        parameters: what the job trains, now that it has begun; in place of what was kept of them.
-        client: who has submitted it.
+        run: as in Prefect's API.
+        parameters: those the job started with; they replace stored ones.
+        client: who submitted the job.
 
     Returns:
-        What is kept, of `RUN_FACTS` and `CLIENT`.
+        The stored facts: `RUN_FACTS` and `CLIENT`.
     """
     facts = {name: run[name] for name in RUN_FACTS if run.get(name) is not None}
     begun = {"parameters": parameters} if parameters else {}
@@ -73,11 +73,11 @@ def record_end(
     is_told: bool = True,
     is_stopped: bool = True,
 ) -> bool:
-    """Write the job's end and have its webhook told, unless it has ended before: then False.
+    """Write the job's end and queue its webhook; False if it has ended before.
 
     Args:
-        is_told: the webhook is to be called, if there is one.
-        is_stopped: no process may write for the job from here on; else one may save its last step.
+        is_told: queue the webhook, if there is one.
+        is_stopped: no process may write for the job any more; otherwise one may save its last step.
     """
     if is_stopped:
         connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(token=None))
@@ -95,22 +95,22 @@ def record_end(
 
 
 def read_report(connection: Connection, job_id: UUID) -> JobReport:
-    """The job's report, which there is. Detached."""
+    """Read the job's report, which must exist; detached from the session."""
     with Session(connection, expire_on_commit=False) as session:
         return session.scalars(select(JobReport).where(JobReport.job_id == job_id)).one()
 
 
 def has_ended(connection: Connection, job_id: UUID) -> JobStatus | None:
-    """How the job has ended, None while it has not."""
+    """The job's final status; None while it has not ended."""
     status = connection.execute(select(JobReport.status).where(JobReport.job_id == job_id)).scalar()
     return JobStatus(status) if status else None
 
 
 def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True) -> bool:
-    """Write the end of a run that Prefect shows as ended (`ENDED`) though its job said nothing of it; False if it did.
+    """Write the end of a job whose run Prefect shows as ended (`ENDED`); False if the end was written before.
 
-    Somebody has set the state by hand, or it failed before it came to its own first line. One that a worker has
-    cancelled for want of its deployment has not ended: it is made again (`jobs.lifecycle.lost_runs`).
+    The state was set by hand, or the run failed before our code started. A run that a worker cancelled because its
+    deployment was missing has not ended: it is re-created (`jobs.lifecycle.lost_runs`).
     """
     job_id = UUID(run["id"])
     if has_ended(connection, job_id) is not None or is_abandoned(run):
@@ -120,19 +120,19 @@ def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True)
     is_at_work = connection.execute(held).scalar() is not None
     keep_run(connection, job_id, run)
     status, error, code = judge_end(run, read_report(connection, job_id), is_at_work)
-    if not is_told and run["state_type"] == RunState.COMPLETED:  # long ago, before ends were kept
+    if not is_told and run["state_type"] == RunState.COMPLETED:  # from before ends were stored
         status, error, code = JobStatus.COMPLETED, None, None
     return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != RunState.CANCELLING)
 
 
 def is_abandoned(run: Mapping[str, Any]) -> bool:
-    """Whether a worker has cancelled the run since its deployment was deleted."""
+    """Whether a worker cancelled the run because its deployment was deleted."""
     message = (run.get("state") or {}).get("message")
     return is_without_deployment(run["state_type"], message, run.get("deployment_id"))
 
 
 def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tuple[JobStatus, str | None, str | None]:
-    """What the end of such a run is: status, error and its code."""
+    """Decide the end of such a run: status, error and its code."""
     kind = run["state_type"]
     said = ((run.get("state") or {}).get("message") or "").removeprefix(STATE_PREFIX)
     if kind in (RunState.CANCELLED, RunState.CANCELLING):
@@ -143,6 +143,6 @@ def judge_end(run: Mapping[str, Any], report: JobReport, is_at_work: bool) -> tu
     if kind == RunState.FAILED and problem is not None:
         return JobStatus.FAILED, problem, InvalidConfig.code
     if kind == RunState.COMPLETED or is_at_work or not run["run_count"]:
-        error = f"somebody set this job's run to {kind.title()} in Prefect before it had come to an end of its own"
+        error = f"this job's run was set to {kind.title()} in Prefect before the job had ended"
         return JobStatus.FAILED, f"{error}: {said.splitlines()[0]}" if said.strip() else error, BY_HAND
     return JobStatus.FAILED, report.error or (said.splitlines() or [NO_REASON])[0], report.error_code or "crashed"

@@ -1,7 +1,7 @@
-"""Makes other runs for jobs that wait in ones that are gone, or can't start, with their deployment or work queue.
+"""Re-creates the runs of waiting jobs that were lost when their deployment, work pool or queue was deleted.
 
-Prefect deletes all runs that wait when their deployment is deleted, and leaves those of a deleted work pool or queue in
-none. The job keeps its id, its place in the line and what it was posted with.
+With a deployment Prefect deletes its waiting runs; runs of a deleted work pool or queue stay, without one. The job
+keeps its id, its place in the queue and its parameters.
 """
 
 import logging
@@ -20,20 +20,20 @@ from jobs.vocabulary import DEPLOYMENT_NAME, PAGE_SIZE, RunState, StateName, mak
 
 logger = logging.getLogger(__name__)
 
-FIRST_QUEUE, LAST_QUEUE = "high", "low"  # made by `jobs.engine.job_queue`; one made without a rank is the last
+FIRST_QUEUE, LAST_QUEUE = "high", "low"  # see `jobs.engine.job_queue`; a queue made without a rank is the last
 WAITING = (RunState.SCHEDULED, RunState.PAUSED)
 
 
 class Outcome(Enum):
-    """What became of a job whose run is lost."""
+    """What was done about a job whose run is lost."""
 
     MADE = auto()
-    WAITS = auto()  # for the deployment
-    DELETED = auto()  # by somebody who meant this run
+    WAITS = auto()  # until the deployment exists again
+    DELETED = auto()  # the run was deleted on purpose
 
 
 def is_lost(run: Mapping[str, Any], deployments: Mapping[str, Any]) -> bool:
-    """Whether a run waits that no worker can start: its deployment, or its work queue, is gone.
+    """Whether a waiting run can't be started by any worker: its deployment or its work queue is gone.
 
     Args:
         deployments: `LostRuns.deployments`.
@@ -47,19 +47,19 @@ def is_lost(run: Mapping[str, Any], deployments: Mapping[str, Any]) -> bool:
 
 
 class LostRuns:
-    """Makes runs in place of lost ones."""
+    """Re-creates lost runs."""
 
     def __init__(self, engine: Engine, runs: PoolRuns) -> None:
         self._engine = engine
         self._runs = runs
 
     def deployments(self) -> dict[str, str | None]:
-        """The ids of Prefect's deployments, and of the work queue each of them has."""
+        """Ids of Prefect's deployments, with the id of each one's work queue."""
         answer = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {entry["id"]: entry["work_queue_id"] for entry in answer.json()}
 
     def sort(self, job_ids: Collection[UUID]) -> list[UUID]:
-        """These jobs in the order of the line, so that the first ones are the first in it again."""
+        """Sort these jobs in the order of the queue, so that they are re-created in it."""
         if len(job_ids) < 2:
             return [*job_ids]
         wanted = select(JobReport.job_id, JobReport.run).where(JobReport.job_id.in_(job_ids))
@@ -75,7 +75,7 @@ class LostRuns:
         return sorted(job_ids, key=place)
 
     def make_again(self, job_id: UUID, run: Mapping[str, Any] | None, deployments: Mapping[str, Any]) -> Outcome:
-        """Make another run for the job, in place of this one or of one that is gone."""
+        """Re-create the job's run, replacing this one or one that is gone."""
         with self._engine.connect() as connection:
             report = connection.execute(select(JobReport.run, JobReport.run_id).where(JobReport.job_id == job_id)).one()
         facts: dict[str, Any] = report.run
@@ -93,13 +93,13 @@ class LostRuns:
             changed = {"run_id": UUID(made["id"]), "run": kept}
             connection.execute(update(JobReport).where(JobReport.job_id == job_id).values(**changed))
         if run is not None:
-            self._runs.prefect.delete(f"/flow_runs/{lost}")  # else the job would be listed twice
-        self.put_in_line(job_id)
-        logger.info("Job %s has lost its run, which is made again as %s", job_id, made["id"])
+            self._runs.prefect.delete(f"/flow_runs/{lost}")  # otherwise the job would be listed twice
+        self.enqueue(job_id)
+        logger.info("Job %s lost its run; re-created it as %s", job_id, made["id"])
         return Outcome.MADE
 
-    def put_in_line(self, job_id: UUID) -> None:
-        """Give the run that was made the state of the lost one."""
+    def enqueue(self, job_id: UUID) -> None:
+        """Set the re-created run to the state of the lost one."""
         with self._engine.connect() as connection:
             run: dict[str, Any] = connection.execute(
                 select(JobReport.run).where(JobReport.job_id == job_id)
@@ -117,7 +117,7 @@ class LostRuns:
         }
         if queue := run.get("work_queue_name"):
             wanted = {"name": queue} | ({"priority": 1} if queue == FIRST_QUEUE else {})
-            self._runs.prefect.post(f"/work_pools/{self._runs.work_pool}/queues/", json=wanted)  # unless it is there
+            self._runs.prefect.post(f"/work_pools/{self._runs.work_pool}/queues/", json=wanted)  # unless it exists
             body["work_queue_name"] = queue
         path = f"/deployments/{deployment_id}/create_flow_run"
         made: dict[str, Any] = self._runs.prefect.post(path, json=body).raise_for_status().json()
@@ -125,7 +125,7 @@ class LostRuns:
 
 
 def _state_of(facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the lost run was in: made and not started, paused, or in line since when it was posted."""
+    """The lost run's state: created but not started, paused, or queued since it was submitted."""
     if run is not None and run["state_type"] == RunState.PAUSED and run["state_name"] != StateName.LOST:
         return make_state(RunState.PAUSED, name=run["state_name"])
     name = StateName.AWAITING_RETRY if run is not None and run["run_count"] else None

@@ -1,1 +1,1 @@
-"""Calls of other servers with deadlines, and connections of clients with limits."""
+"""Deadlines for calls to other servers, and limits on clients' connections."""

@@ -1,6 +1,6 @@
-"""HTTP clients whose calls end by the deadline of `jobs.network.deadlines`, also where bytes come one by one.
+"""HTTP clients whose calls end by the deadline of `jobs.network.deadlines`, even if bytes arrive one by one.
 
-httpx has time limits for each read of a socket only: a server that sends a byte now and then holds a call for ever.
+httpx limits only the time of each socket read: a server that sends a byte now and then can hold a call for ever.
 """
 
 import ssl
@@ -17,7 +17,7 @@ ClientT = TypeVar("ClientT", bound=httpx.Client)
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection none of whose operations outlasts the deadline of the call it is used in."""
+    """A connection whose operations end by the deadline of the current call."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
@@ -69,9 +69,9 @@ class _Backend(httpcore.NetworkBackend):
 
 
 def bound(client: ClientT) -> ClientT:
-    """The client, each call of which ends by its deadline from here on.
+    """Make each call of the client end by its deadline.
 
-    httpx has no public way to do that and keep the proxies that the environment names; a test holds that it works.
+    httpx has no public way to do that and keep the environment's proxies; a test checks that this works.
     """
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)

@@ -1,8 +1,8 @@
-"""Keeps clients that send or read slowly, or not at all, from holding up a uvicorn server.
+"""Closes connections of slow or silent clients of a uvicorn server.
 
-uvicorn limits how long a connection may be idle between two requests, and nothing else. This module looks at the
-connections of the server that serves the app, whichever command started it, through what uvicorn hands to the app's
-lifespan (decision 22).
+uvicorn only limits how long a connection may be idle between two requests. This module checks the connections of the
+server that serves the app, whichever command started it, through what uvicorn passes to the app's lifespan
+(decision 22).
 """
 
 import asyncio
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
 LISTEN_SECONDS, LISTEN_TRIES = 0.05, 200
 DEFER_SECONDS = 1
-BATCHES = 16  # who makes room looks at every connection, so it makes some more
+BATCHES = 16  # making room checks every connection, so it makes more room than needed
 RETRY_SECONDS = 5  # after which a client that is refused may try again
-OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"  # asyncio's words
+OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"  # asyncio's message
 
 
 class ConnectionGuard:
-    """ASGI middleware: guards the connections of the uvicorn server that runs the app, from its start to its end.
+    """ASGI middleware that guards the connections of the uvicorn server that runs the app.
 
-    Any other server is left as it is, with a warning.
+    On any other server it only logs a warning.
     """
 
     def __init__(self, app: ASGIApp, limits: ConnectionLimits) -> None:
@@ -50,7 +50,7 @@ class ConnectionGuard:
         self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; the lifespan with the guard beside it."""
+        """Pass everything on; run the guard during the lifespan."""
         if scope["type"] != "lifespan":
             await self.app(scope, receive, send)
             return
@@ -65,7 +65,7 @@ class ConnectionGuard:
 
 @asynccontextmanager
 async def _guarded(config: Config, limits: ConnectionLimits) -> AsyncIterator[None]:
-    """Put the guard where uvicorn makes the protocol of a connection. The app's start comes before the first one."""
+    """Replace uvicorn's protocol factory by the guard's, before the first connection is accepted."""
     loop = asyncio.get_running_loop()
     guard = Guard(config.http_protocol_class, limits)
     config.http_protocol_class = cast(Any, guard.make)
@@ -85,10 +85,11 @@ async def _guarded(config: Config, limits: ConnectionLimits) -> AsyncIterator[No
 
 
 async def _tune_listening(queue_length: int) -> None:
-    """Once the server listens: let the system queue what asyncio does not accept at once, and hold back the silent.
+    """Once the server listens, enlarge the system's accept queue and defer connections that send nothing.
 
-    asyncio takes one number for both, and a connection that finds the system's queue full is tried again only after
-    a second. A connection on which something was sent when it is accepted is at work before others can displace it.
+    asyncio uses one number for the queue and for how many it accepts at once, and a connection that finds the queue
+    full is retried only after a second. A connection that has sent something when it is accepted is at work before
+    others can displace it.
     """
     for _ in range(LISTEN_TRIES):
         await asyncio.sleep(LISTEN_SECONDS)
@@ -103,7 +104,7 @@ async def _tune_listening(queue_length: int) -> None:
 
 
 def _write_seldom(before: Callable[[AbstractEventLoop, dict[str, Any]], object] | None) -> Callable[..., object]:
-    """asyncio writes a traceback for each of thousands of tries to accept a connection without a descriptor."""
+    """Log accept failures once in a while: asyncio logs a traceback for each of thousands of failed accepts."""
     log = SeldomLog(logger)
 
     def handle(loop: AbstractEventLoop, context: dict[str, Any]) -> object:
@@ -116,7 +117,7 @@ def _write_seldom(before: Callable[[AbstractEventLoop, dict[str, Any]], object] 
 
 
 class Guard:
-    """The connections of one server. A client that keeps it waiting too long, or while others need room, is cut off.
+    """The connections of one server. Closes those that keep it waiting too long, or while others need room.
 
     Args:
         make_protocol: uvicorn's class for a connection; one of its HTTP/1.1 protocols.
@@ -145,7 +146,7 @@ class Guard:
         return protocol
 
     async def _serve(self, connection: Any, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Notice who has sent another request before the answer begins: no client that waits for answers does that."""
+        """Detect pipelining: a client that waits for its response does not send another request before it."""
 
         async def watch(message: Message) -> None:
             if message["type"] == "http.response.start" and has_sent_more(connection):
@@ -155,7 +156,7 @@ class Guard:
         await app(scope, receive, watch)
 
     def _finish(self, connection: Any, finish: Callable[[], None]) -> None:
-        """After an answer: one is enough for who has sent hundreds of requests meanwhile, and others wait for all."""
+        """Close a pipelining connection after one response, as other clients would wait for all of its requests."""
         if connection in self._hurried:
             self._hurried.discard(connection)
             self._log.warn("Closed a connection whose client sent another request before it had an answer")
@@ -163,16 +164,16 @@ class Guard:
         finish()
 
     async def sweep_for_ever(self) -> None:
-        """Look at every connection once a second."""
+        """Check every connection once a second."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 self.sweep()
-            except Exception:  # the next one may go well, and no limit is kept without it
+            except Exception:  # the next sweep may work, and without sweeps no limit holds
                 logger.exception("Looking for slow connections failed")
 
     def sweep(self) -> None:
-        """Cut off whoever has kept the server waiting for too long."""
+        """Close connections that have kept the server waiting for too long."""
         waits = {}
         for connection in self._connections:
             if wait := self._observe(connection):
@@ -187,7 +188,7 @@ class Guard:
             self._log.warn(f"Closed connections that waited for {_name(phases)} too long")
 
     def _make_room(self, excess: int) -> bool:
-        """Cut off whom the server waits for: of the address with most of them, the one that has waited longest."""
+        """Close waiting connections, longest wait first, of the addresses with most of them."""
         excess -= sum(map(is_gone, self._connections))
         if excess <= 0:
             return True
@@ -202,7 +203,7 @@ class Guard:
         return True
 
     def _observe(self, connection: Any) -> Wait | None:
-        """What a connection waits for now, and since when; None while the server is at work for it."""
+        """What the server waits for on a connection, and since when; None while it works for it."""
         phase = find_wait(connection)
         if phase is None:
             return None
@@ -242,13 +243,13 @@ def _name(phases: Counter[WaitsFor]) -> str:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """Says 503 as every error of the API is said, and closes."""
+    """Responds 503 in the form of the API's errors, and closes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Answer whatever is going to be asked."""
+        """Respond without reading the request."""
         detail = f"The service has {self._limit} connections open and takes no more; try again in {RETRY_SECONDS} s"
         body = json.dumps({"detail": detail, "code": "too_many_connections", "request_id": uuid4().hex})
         head = (

@@ -1,7 +1,7 @@
-"""How long one call of a Prefect, MLflow or PostgreSQL server may take in all, however slowly bytes come.
+"""Total time limits for calls to Prefect, MLflow and PostgreSQL, and circuit breakers for servers that are down.
 
-A request waits for a read a few seconds only, so that a server that accepts and never answers holds no thread for long.
-What writes sets itself more time by `allow`.
+A request waits only a few seconds for a read, so that a server that never responds blocks no thread for long. Writes
+get more time with `allow`.
 """
 
 import functools
@@ -24,7 +24,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=inf)
 
 @contextmanager
 def allow(seconds: float) -> Iterator[None]:
-    """Within the block each call may take so long."""
+    """Let each call in the block take this long."""
     token = _allowed.set(seconds)
     try:
         yield
@@ -33,13 +33,13 @@ def allow(seconds: float) -> Iterator[None]:
 
 
 def allowed_seconds() -> float:
-    """How long a call that begins now may take."""
+    """Seconds that a call that starts now may take."""
     return _allowed.get()
 
 
 @contextmanager
 def call_deadline(seconds: float | None = None) -> Iterator[None]:
-    """One call, of so many seconds or of those that are allowed here; within another one that one's end counts too."""
+    """Set the deadline of one call, in `seconds` or `allowed_seconds`; an outer deadline stays in force."""
     end = time.monotonic() + (allowed_seconds() if seconds is None else seconds)
     token = _deadline.set(min(end, _deadline.get()))
     try:
@@ -49,21 +49,21 @@ def call_deadline(seconds: float | None = None) -> Iterator[None]:
 
 
 def seconds_left() -> float:
-    """Until the deadline of the call that is being made; infinite outside of one."""
+    """Seconds until the current call's deadline; infinite outside of a call."""
     return _deadline.get() - time.monotonic()
 
 
 @functools.cache
 def breaker_for(name: str, url: str, timeout: type[Exception]) -> "Breaker":
-    """The process's one of this server; `timeout` is what its client raises for a call that took too long."""
+    """The process's breaker of this server; `timeout` is the exception that its client raises on a timeout."""
     return Breaker(name, timeout)
 
 
 class Breaker:
-    """Spares callers the wait for a server that has just kept one waiting to the end. Thread-safe.
+    """Circuit breaker: fails calls at once while a server is known not to respond. Thread-safe.
 
-    While it is away one call a second is let through to see; the others are refused at once. A server that answered
-    others meanwhile is slow, not away.
+    While the server is down, one call a second is let through as a probe; the others fail at once. A server that
+    responded to others meanwhile is slow, not down.
     """
 
     def __init__(self, name: str, timeout: type[Exception]) -> None:
@@ -71,17 +71,17 @@ class Breaker:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._answered_at = 0.0
-        self._next_try: float | None = None  # None while it answers
+        self._next_try: float | None = None  # None while the server responds
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """One call, whose `timeout` means that the server is away. Raises StackError where that is known."""
+        """Watch one call, whose `timeout` means that the server is down. Raises StackError if it is known to be."""
         began = time.monotonic()
         with self._lock:
             if self._next_try is not None:
                 if began < self._next_try:
-                    raise StackError(f"{self._name} does not answer; see `tuneyard status`")
-                self._next_try = began + allowed_seconds() + AWAY_SECONDS  # this call sees; the others do not wait
+                    raise StackError(f"{self._name} does not respond; see `tuneyard status`")
+                self._next_try = began + allowed_seconds() + AWAY_SECONDS  # this call is the probe
         try:
             yield
         except self._timeout:
@@ -90,7 +90,7 @@ class Breaker:
                     self._next_try = time.monotonic() + AWAY_SECONDS
             raise
         except BaseException:
-            self._answers()  # it may have refused, but it is there
+            self._answers()  # even an error response shows that it is up
             raise
         self._answers()
 

@@ -1,9 +1,9 @@
-"""Which names a server answers to: those of this machine, the address it was reached at, and those that are set.
+"""Checks the Host and Origin of requests, against DNS rebinding and requests forged by web pages.
 
-A page of the web that has its own name resolve to 127.0.0.1 (DNS rebinding) is of one origin with a server there, and
-may read and send what it likes, unless the server looks at the `Host` that the browser names. One under its own name
-may too where the server lets every origin in, as Prefect does, and may always open web sockets and send forms: so
-the `Origin` is looked at as well, which browsers name with all of these.
+A server accepts the names of this machine, the address it was reached at, and configured names. A web page whose name
+resolves to 127.0.0.1 (DNS rebinding) has the same origin as a server there, and could read and send anything unless
+the server checks the `Host`. A page under its own name could too if the server allows every origin, as Prefect does,
+and can always open web sockets and send forms, so the `Origin`, which browsers send with all of these, is checked too.
 """
 
 import re
@@ -24,7 +24,7 @@ _SCHEME = re.compile(r"https?://")
 
 
 def find_unknown_host(scope: Scope, allowed: Collection[str]) -> str | None:
-    """The Host of a request that this server does not answer to; None when it does, or the request names none."""
+    """The Host of a request if this server does not accept it; None if it does, or the request has none."""
     for given in Headers(scope=scope).getlist("host"):
         if ANY not in allowed and not _is_known(given, _names(scope, allowed)):
             return given
@@ -32,10 +32,10 @@ def find_unknown_host(scope: Scope, allowed: Collection[str]) -> str | None:
 
 
 def find_unknown_origin(scope: Scope, allowed: Collection[str], origins: Collection[str] = ()) -> str | None:
-    """The Origin of a page that may not send this request; None when it may, or no page sent it.
+    """The Origin of a request if pages from there may not send it; None if they may, or no page sent it.
 
     Args:
-        origins: further ones that may, as browsers spell them.
+        origins: further allowed origins, as browsers spell them.
     """
     for given in Headers(scope=scope).getlist("origin"):
         if ANY in allowed or ANY in origins or given in origins:
@@ -57,12 +57,12 @@ def _is_known(given: str, names: Collection[str | None]) -> bool:
 
 
 def explain(host: str) -> str:
-    """What to say to whoever sent an unknown one."""
+    """The message for an unknown Host."""
     return f"this service does not answer to the host name {ascii(host)[:200]}; add it to {SETTING}, or use 127.0.0.1"
 
 
 def explain_origin(origin: str, setting: str = SETTING) -> str:
-    """What to say to a page that may not."""
+    """The message for a page of an origin that is not allowed."""
     return f"pages of {ascii(origin)[:200]} may not use this service; see {setting}"
 
 
@@ -71,7 +71,7 @@ def _plain(host: str) -> str:
 
 
 class KnownHosts:
-    """ASGI middleware: requests and web sockets under other names get 421, those of other pages 403, or are closed."""
+    """ASGI middleware: requests with an unknown Host get 421, those of other origins 403; web sockets are closed."""
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app

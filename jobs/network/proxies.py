@@ -1,7 +1,7 @@
-"""Proxies in the environment: requests to this machine go by none, and variables no client can read are left out.
+"""Cleans up proxy variables: requests to this machine bypass proxies, and values that clients can't read are dropped.
 
-People behind a company's proxy set HTTP_PROXY, often without NO_PROXY. Then the clients of Prefect and MLflow would ask
-the proxy for 127.0.0.1. Servers elsewhere are still reached by the proxy.
+Users behind a company's proxy set HTTP_PROXY, often without NO_PROXY. The clients of Prefect and MLflow would then ask
+the proxy for 127.0.0.1. Servers elsewhere are still reached through the proxy.
 """
 
 from collections.abc import Iterable, MutableMapping
@@ -13,7 +13,7 @@ HOSTS = ("localhost", "127.0.0.1", "::1")  # this machine
 
 
 def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] = ()) -> list[str]:
-    """Make every client that reads these variables reach this machine directly; what was left out, a sentence each.
+    """Make every client that reads these variables reach this machine directly; returns a sentence per dropped value.
 
     Args:
         hosts: further names or addresses of this machine, such as the one the API listens on.
@@ -25,12 +25,12 @@ def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] =
         for entry in unreadable
     ]
     value = "*" if "*" in listed else ",".join(dict.fromkeys([*listed, *HOSTS, *hosts]))
-    environment["NO_PROXY"] = environment["no_proxy"] = value  # some clients read only the one, some the other
+    environment["NO_PROXY"] = environment["no_proxy"] = value  # clients read one or the other
     return notes
 
 
 def _drop_unusable_proxies(environment: MutableMapping[str, str]) -> list[str]:
-    """httpx raises as soon as a client is made, even one that would use no proxy, so these break all of Prefect."""
+    """Drop proxies that httpx can't use: it raises when any client is created, so they would break all of Prefect."""
     notes = []
     for name in [name for name in environment if name.lower() in PROXY_VARIABLES]:
         problem = _find_problem(environment[name])
@@ -41,7 +41,7 @@ def _drop_unusable_proxies(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def _find_problem(proxy: str) -> str | None:
-    """Why httpx can't use this proxy: its own trial, since it depends on what is installed."""
+    """Why httpx can't use this proxy, found by trying, as it depends on installed packages; None if it can."""
     if not proxy.strip():
         return None
     import httpx
@@ -54,7 +54,7 @@ def _find_problem(proxy: str) -> str | None:
 
 
 def _read_exceptions(environment: MutableMapping[str, str]) -> tuple[list[str], list[str]]:
-    """Entries of NO_PROXY and no_proxy: those that clients understand, in their spelling, and the others."""
+    """Entries of NO_PROXY and no_proxy: those that clients understand, and the others."""
     text = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     usable: list[str] = []
@@ -66,7 +66,7 @@ def _read_exceptions(environment: MutableMapping[str, str]) -> tuple[list[str], 
 
 
 def _is_readable(entry: str) -> bool:
-    """Whether httpx can make a pattern of it, as it does for each entry whenever a client is made."""
+    """Whether httpx can parse the entry, as it does whenever a client is created."""
     import httpx
 
     try:

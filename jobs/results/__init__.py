@@ -1,1 +1,1 @@
-"""What a job leaves: its adapter as an archive, metrics, logs and events."""
+"""A job's results: its adapter as an archive, metrics, logs, events and checkpoints."""

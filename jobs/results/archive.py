@@ -1,4 +1,4 @@
-"""A job's adapter as one tar archive, the same bytes for the same files: its checksum is known before it is sent."""
+"""A job's adapter as a reproducible tar archive, whose checksum is known before it is sent."""
 
 import functools
 import hashlib
@@ -25,27 +25,27 @@ from sft.errors import InvalidConfig, StackError
 from sft.files.places import follow
 
 REPLACING_SECONDS = 0.05
-TRIES = 10  # at an adapter that is replaced while it is looked at
-_LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests for one adapter do not both read all of it
+TRIES = 10  # for an adapter that is being replaced
+_LOCKS = [threading.Lock() for _ in range(16)]  # so that two requests do not hash the same adapter
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An uncompressed tar archive, without owners and times so that it is reproducible; `name` is for its file."""
+    """An uncompressed tar archive, without owners and times so that it is reproducible; `name` is its file name."""
 
     name: str
     members: tuple[Member, ...]
 
     @property
     def size(self) -> int:
-        """Its length in bytes."""
+        """Length in bytes."""
         content = sum(len(self._header(member)) + _padded(member.size, tarfile.BLOCKSIZE) for member in self.members)
         return _padded(content + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Its bytes from `start` to before `stop`, a chunk at a time; nothing is held in memory.
+        """Yield the bytes from `start` to before `stop` in chunks; nothing is held in memory.
 
-        All files are opened before the first chunk, so that what is replaced later is still sent as it was.
+        All files are opened before the first chunk, so files that are replaced later are still sent unchanged.
         """
         stop = self.size if stop is None else stop
         with ExitStack() as opened:
@@ -57,7 +57,7 @@ class Archive:
                     yield wanted
 
     def _pieces(self, files: Sequence[BinaryIO | None], start: int) -> Iterator[tuple[int, bytes]]:
-        """What the archive is made of, each with its place in it; contents before `start` are not read."""
+        """Yield the archive's pieces with their offsets; contents before `start` are not read."""
         place = 0
         for member, file in zip(self.members, files, strict=True):
             header = self._header(member)
@@ -80,14 +80,14 @@ class Archive:
 
 
 class Download(NamedTuple):
-    """An archive that can be sent, and the SHA-256 of its bytes in hex."""
+    """An archive to send, and its SHA-256 in hex."""
 
     archive: Archive
     sha256: str
 
 
 def prepare_download(settings: Settings, job: Job) -> Download:
-    """A completed job's adapter as an archive whose files were all read once. Raises as `find_adapter`, `checksum`."""
+    """Find a completed job's adapter and hash its archive. Raises as `find_adapter` and `checksum`."""
     for _ in range(TRIES - 1):
         archive = find_adapter(settings, job)
         try:
@@ -99,7 +99,7 @@ def prepare_download(settings: Settings, job: Job) -> Download:
 
 
 def checksum(archive: Archive) -> str:
-    """SHA-256 in hex, from reading every file once; remembered until a file changes.
+    """SHA-256 of the archive in hex; reads every file once, and is cached until a file changes.
 
     Raises:
         AdapterNotReady: a file changed meanwhile.
@@ -121,11 +121,11 @@ def _checksum(archive: Archive) -> str:
 
 
 def find_adapter(settings: Settings, job: Job) -> Archive:
-    """What a completed job made: from its folder if this machine has it, else from the registry.
+    """Find a completed job's adapter: in its folder if this machine has it, else in the registry.
 
     Raises:
         AdapterNotReady: the job has not completed.
-        AdapterNotFound: the files are in neither place.
+        AdapterNotFound: the files are in neither.
         StackError: the registry can't be reached.
     """
     if job.status is not JobStatus.COMPLETED:
@@ -144,7 +144,7 @@ def find_adapter(settings: Settings, job: Job) -> Archive:
 
 
 def list_own_files(settings: Settings, job: Job) -> list[Member]:
-    """The adapter's files in the job's own folder, none where this machine does not have it.
+    """List the adapter's files in the job's folder; none if this machine does not have it.
 
     Raises:
         AdapterNotFound: a link among them leads out of the job's folder.
@@ -154,7 +154,7 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
         return []
     try:
         own = job_folder(settings, job.spec.config, job.id).resolve()
-    except InvalidConfig:  # allowed where the job ran, not here
+    except InvalidConfig:  # the folder is allowed where the job ran, but not here
         return []
     folder = follow(job.output_path, own)
     if folder is None:
@@ -163,16 +163,16 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
         if not folder.is_dir():
             if not any(folder.parent.glob(f".{folder.name}-*")) and not folder.is_dir():
                 return []
-            time.sleep(REPLACING_SECONDS)  # between taking the former one away and putting the new one in its place
+            time.sleep(REPLACING_SECONDS)  # between removing the old one and renaming the new one
             continue
         try:
             looked_at = folder.stat().st_ino
             members = _list_files(folder, own)
             if folder.stat().st_ino == looked_at:
                 return members
-        except FileNotFoundError:  # replaced meanwhile: made anew beside it and renamed
+        except FileNotFoundError:  # replaced meanwhile
             continue
-    if not folder.is_dir():  # only a replacement that was cut off is left
+    if not folder.is_dir():  # only leftovers of an interrupted replacement
         return []
     raise AdapterNotReady(f"the adapter of job {job.id} is being replaced; ask again")
 
@@ -191,10 +191,10 @@ def _list_files(folder: Path, own: Path) -> list[Member]:
 
 
 def list_registered_files(tracking_uri: str | None, name: str, version: str) -> list[Member]:
-    """The files of a registered version, behind MLflow's artifact proxy.
+    """List the files of a registered version, through MLflow's artifact proxy.
 
     Raises:
-        AdapterNotFound: the registry has no such version, or keeps its files where its proxy does not reach.
+        AdapterNotFound: the registry has no such version, or stores its files out of its proxy's reach.
         StackError: MLflow can't be reached.
     """
     base = f"{tracking_uri}".rstrip("/")
@@ -217,7 +217,7 @@ def list_registered_files(tracking_uri: str | None, name: str, version: str) -> 
 
 
 def _list_artifacts(client: httpx.Client, root: str, below: str) -> Iterator[Member]:
-    """Files of an artifact folder and those below it; MLflow gives paths relative to the folder asked for."""
+    """List files of an artifact folder recursively; MLflow returns paths relative to the requested folder."""
     answer = client.get("mlflow-artifacts/artifacts", params={"path": f"{root}/{below}".rstrip("/")})
     files: list[dict[str, Any]] = answer.raise_for_status().json().get("files", [])
     for file in files:

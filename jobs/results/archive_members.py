@@ -1,4 +1,4 @@
-"""The files of an adapter, on this machine or behind MLflow's artifact proxy, as they are read into its archive."""
+"""Reads the files of an adapter for its archive, from disk or through MLflow's artifact proxy."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from sft.errors import StackError
 from sft.files.places import is_opened_in
 
 CHUNK_BYTES = 1 << 20
-SLOWEST_BYTES_A_SECOND = 256 * 1024  # of MLflow, else it counts as away
+SLOWEST_BYTES_A_SECOND = 256 * 1024  # a slower MLflow counts as down
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Member:
     path: Path | None = None
     changed_ns: int = 0
     url: str = ""
-    root: Path | None = None  # which the file must lie in when it is opened: a link may have been put in its place
+    root: Path | None = None  # the opened file must be in it, as a link may have replaced it
 
     def open(self) -> BinaryIO | None:
-        """The file, None for one at a URL.
+        """Open the file; None for one at a URL.
 
         Raises:
-            AdapterNotReady: it is not the one that was listed.
+            AdapterNotReady: it is not the file that was listed.
             StackError: it can't be read.
         """
         if self.path is None:
@@ -55,10 +55,10 @@ class Member:
         return file
 
     def read(self, file: BinaryIO | None, start: int = 0) -> Iterator[bytes]:
-        """The content from `start` on, of the opened file if there is one.
+        """Yield the content from `start` on, of the opened file if there is one.
 
         Raises:
-            AdapterNotReady: it is not as long as it was.
+            AdapterNotReady: its length has changed.
         """
         left = self.size - start
         if left == 0:
@@ -92,7 +92,7 @@ def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
 
 
 def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
-    """The body; waiting for its bytes may take so long in all, what the reader takes between them does not count."""
+    """Yield the body; waiting for its bytes may take `seconds` in total, without the consumer's time."""
     chunks = answer.iter_bytes()
     waited = 0.0
     while True:
@@ -107,10 +107,10 @@ def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
 
 
 def open_mlflow(url: str) -> httpx.Client:
-    """A client of an MLflow server, each call of which ends by its deadline."""
+    """An HTTP client for an MLflow server whose calls end by their deadline."""
     return bound(httpx.Client(base_url=url, timeout=READ_SECONDS, trust_env=not is_on_this_machine(url)))
 
 
 def watch_mlflow(client: httpx.Client) -> AbstractContextManager[None]:
-    """One call. Raises StackError at once where the server is known to be away."""
+    """Watch one call with MLflow's breaker. Raises StackError at once if the server is known to be down."""
     return breaker_for("MLflow", str(client.base_url.copy_with(path="/")), httpx.TimeoutException).watch()

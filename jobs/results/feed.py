@@ -1,4 +1,4 @@
-"""Following a job: its events as they come, and its end whatever became of its process."""
+"""Follows a job: yields its events as they come, and its end even if its process died."""
 
 import time
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from jobs.service.job_service import JobService
 
 POLL_SECONDS = 1.0
-STATE_SECONDS = 2.0  # how often a job of which nothing is heard is asked for its state
-ENDING_POLL_SECONDS = 0.2  # the process has said that it ends: Prefect will know in a moment
+STATE_SECONDS = 2.0  # how often the state of a job without new events is read
+ENDING_POLL_SECONDS = 0.2  # after the process reported its end, until Prefect shows it
 ENDING_SECONDS = 10.0
 END_ID = "end"
 
 
 class Event(NamedTuple):
-    """An event as clients get it. `id` is what they resume after; that of the last one is `end`."""
+    """An event as sent to clients, who resume after its `id`; the last one's id is `end`."""
 
     id: str
     event: str
@@ -30,8 +30,8 @@ class Event(NamedTuple):
 class EventFeed:
     """A job's events in order, after the one with id `after`; the last one is `end`. Not thread-safe.
 
-    It is polled again and again, `pause_seconds` apart, until it `is_over`.
-    `end` comes from the job's status, so also for a job whose process died or that never had one.
+    Poll it every `pause_seconds` until it `is_over`. `end` is made from the job's status, so it also comes for a job
+    whose process died or that never had one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EventFeed:
         self._ending_until = float("-inf")
 
     def poll(self) -> list[Event]:
-        """What is new."""
+        """Return new events."""
         now = time.monotonic()
         is_ending = now < self._ending_until
         if not self._job.status.is_terminal and (is_ending or now - self._state_read_at >= STATE_SECONDS):
@@ -70,7 +70,7 @@ class EventFeed:
 
 
 def describe_end(job: Job, words: Mapping[JobStatus, str]) -> dict[str, Any]:
-    """How a job ended, its status in these words."""
+    """Describe a job's end, with its status in the interface's words."""
     return {
         "time": (job.ended_at or datetime.now(UTC)).isoformat(),
         "status": words[job.status],
@@ -83,5 +83,5 @@ def describe_end(job: Job, words: Mapping[JobStatus, str]) -> dict[str, Any]:
 
 
 def public_data(data: dict[str, Any], created_at: datetime) -> dict[str, Any]:
-    """What clients get of an event's data."""
+    """The part of an event's data that clients get."""
     return {"time": created_at.isoformat(), **{key: value for key, value in data.items() if key != "recent"}}

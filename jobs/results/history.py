@@ -1,4 +1,4 @@
-"""What completed jobs took, read back from their reports and events."""
+"""Reads the duration and speed of completed jobs from their reports and events."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,15 +11,17 @@ from jobs.storage.tables import JobEvent, JobReport
 
 RUNS_READ = 20
 LATEST = datetime.max.replace(tzinfo=UTC)
-STARTED, SAVED = "starting", "registering"  # phases whose times count
-READY = ("evaluating", "training")  # either comes first, by what is trained
+STARTED, SAVED = "starting", "registering"  # phases whose times are used
+READY = ("evaluating", "training")  # which one comes first depends on what is trained
 
 
 def read_past_runs(engine: Engine, base_model: str, limit: int = RUNS_READ) -> list[dict[str, Any]]:
-    """The newest completed jobs of a base model: `tokens_per_second, tokens_per_step, trainable_parameters, dtype,
-    device, gradient_checkpointing`, and `startup_seconds` and `finish_seconds`, None where they are not known.
+    """Read the newest completed jobs of a base model.
 
-    Jobs that were cut off and went on from a checkpoint are left out: their figures are of a part.
+    Each has `tokens_per_second, tokens_per_step, trainable_parameters, dtype, device, gradient_checkpointing`, and
+    `startup_seconds` and `finish_seconds`, None if unknown.
+
+    Jobs that resumed from a checkpoint are left out, as their figures cover only a part.
 
     Raises:
         StackError: the database can't be reached.

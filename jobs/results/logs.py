@@ -1,4 +1,4 @@
-"""A job's log lines, as Prefect keeps them."""
+"""Reads and follows a job's log in Prefect."""
 
 import functools
 import logging
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from jobs.service.job_service import JobService
 
 STATE_SECONDS = 2.0
-LATE_SECONDS = 5.0  # processes send their lines in batches two seconds apart, so lines come late and out of order
-REMEMBERED_SECONDS = 60.0  # a feed is not that far behind those who have read by themselves
+LATE_SECONDS = 5.0  # processes send lines in batches every two seconds, so lines arrive late and out of order
+REMEMBERED_SECONDS = 60.0  # longer than a feed can lag behind its listeners' own reads
 REMEMBERED = 1000
 BEGINNING = datetime.fromtimestamp(0, UTC)
 
 
 class LogLine(NamedTuple):
-    """One record of a log, which may hold line breaks."""
+    """One log record, which may contain line breaks."""
 
     timestamp: datetime
     level: str
@@ -37,12 +37,12 @@ class LogLine(NamedTuple):
     message: str
 
     def to_text(self) -> str:
-        r"""One line, whatever the message holds: line breaks and other control characters are escaped (`\n`)."""
+        r"""Format as one line: line breaks and other control characters are escaped (`\n`)."""
         stamp = self.timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return escape(f"{stamp} {self.level:<7} {self.logger}: {self.message}") + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """As plain JSON values."""
         return {
             "timestamp": self.timestamp.astimezone(UTC).isoformat(),
             "level": self.level,
@@ -52,12 +52,12 @@ class LogLine(NamedTuple):
 
 
 def read_log(service: "JobService", job_id: UUID, tail: int | None = None) -> list[LogLine]:
-    """The job's log lines in order of time, all or the last `tail`. Raises StackError when Prefect is away."""
+    """Read the job's log lines in order of time, all or the last `tail`. Raises StackError if Prefect is down."""
     return [_to_line(log) for log in _read_last(service.client, service.run_ids(job_id), tail)]
 
 
 class LogFeed:
-    """What comes into a job's log from its first poll on, until the job has ended: one for all who follow it."""
+    """New lines of a job's log, from the first poll until the job has ended; shared by all listeners."""
 
     def __init__(self, service: "JobService", job: Job) -> None:
         self.is_over = False
@@ -68,7 +68,7 @@ class LogFeed:
         self._quiet_until: float | None = None
 
     def poll(self) -> list[Log]:
-        """What is new, at first also the newest lines of before. Raises StackError when Prefect is away."""
+        """Return new lines; the first time also the newest old ones. Raises StackError if Prefect is down."""
         now = time.monotonic()
         if not self._job.status.is_terminal and now - self._state_read_at >= STATE_SECONDS:
             self._job, self._state_read_at = self._service.get(self._job.id), now
@@ -91,7 +91,7 @@ class LogFeed:
 
 
 class LogListener:
-    """What somebody who follows a log is sent: all lines or the last `tail`, then those that come."""
+    """Selects the lines for one follower of a log: all lines or the last `tail`, then new ones."""
 
     def __init__(self, service: "JobService", job: Job, tail: int | None = None) -> None:
         self._service = service
@@ -100,12 +100,12 @@ class LogListener:
         self._known: _Known | None = None
 
     def read(self) -> list[LogLine]:
-        """The log so far, or later what a feed no longer has. Raises StackError when Prefect is away."""
+        """Read the log so far, or later what a feed no longer has. Raises StackError if Prefect is down."""
         client, run_ids = self._service.client, self._service.run_ids(self._job.id)
         if self._known is None:
             found = _read_last(client, run_ids, self._tail)
             since = BEGINNING
-            if self._tail is not None:  # nothing before the tail is sent later
+            if self._tail is not None:  # lines before the tail are never sent
                 since = found[0].timestamp if found else datetime.now(UTC)
             self._known = _Known(since)
         else:
@@ -113,12 +113,12 @@ class LogListener:
         return [_to_line(log) for log in self._known.add(found)]
 
     def take(self, logs: Iterable[Log]) -> list[LogLine]:
-        """Those of a feed's that were not sent yet."""
+        """Return those of a feed's lines that were not sent yet."""
         return [_to_line(log) for log in self._known.add(logs)] if self._known else []
 
 
 class _Known:
-    """The lines that somebody has had, as far as they may come again."""
+    """The lines already sent that a later read may return again."""
 
     def __init__(self, since: datetime = BEGINNING) -> None:
         self._since = since
@@ -127,11 +127,11 @@ class _Known:
 
     @property
     def late(self) -> datetime:
-        """From when on lines may be new: a while before the newest one, as some come late."""
+        """The time from which lines may be new: a while before the newest one, as some arrive late."""
         return max(self._since, self._newest - timedelta(seconds=LATE_SECONDS)) if self._sent else self._since
 
     def add(self, logs: Iterable[Log]) -> list[Log]:
-        """Those among these that are new."""
+        """Return those that are new, and remember them."""
         new = [log for log in logs if log.id not in self._sent and log.timestamp >= self._since]
         self._sent |= {log.id: log.timestamp for log in new}
         self._newest = max([self._newest, *(log.timestamp for log in new)])
@@ -156,7 +156,7 @@ def _read_since(client: SyncPrefectClient, run_ids: list[UUID], since: datetime 
 def _read_pages(
     client: SyncPrefectClient, wanted: filters.LogFilter, sort: LogSort, limit: int | None = None
 ) -> list[Log]:
-    logs: dict[UUID, Log] = {}  # lines of one instant may come on two pages
+    logs: dict[UUID, Log] = {}  # by id, as lines of the same time may be on two pages
     offset = 0
     while limit is None or len(logs) < limit:
         size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(logs))

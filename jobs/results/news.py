@@ -1,4 +1,4 @@
-"""What is new of many jobs at once: one question to the database, whatever the number of jobs and listeners."""
+"""Reads new events of many jobs with one query."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from jobs.storage.tables import JobEvent, JobReport
 
 
 class News(NamedTuple):
-    """Events of each job that has some, in order and at most `BATCH_ROWS` of each, and the jobs with an end."""
+    """New events by job, in order and at most `BATCH_ROWS` each, and the jobs that have ended."""
 
     events: dict[UUID, list[JobEvent]]
     ended: set[UUID]
 
 
 def read_news(engine: Engine, seen: Mapping[UUID, int]) -> News:
-    """What happened in these jobs after the events with these ids."""
+    """Read the events of these jobs after the events with these ids."""
     job_ids = cast(literal([*seen], ARRAY(Uuid)), ARRAY(Uuid))
     seen_ids = cast(literal([*seen.values()], ARRAY(BigInteger)), ARRAY(BigInteger))
     columns = (column("job_id", Uuid), column("seen", BigInteger))
@@ -37,7 +37,7 @@ def read_news(engine: Engine, seen: Mapping[UUID, int]) -> News:
     has_ended = select(JobReport.job_id).where(JobReport.job_id == func.any(job_ids), JobReport.status.is_not(None))
     events: dict[UUID, list[JobEvent]] = {}
     with Session(engine, expire_on_commit=False) as session:
-        ended = {*session.scalars(has_ended)}  # first: what was written before the end is read with it
+        ended = {*session.scalars(has_ended)}  # read first, so that all events before an end are read with it
         for row in session.scalars(wanted):
             events.setdefault(row.job_id, []).append(row)
     return News(events, ended)

@@ -1,4 +1,4 @@
-"""What a job leaves behind beside its result: the series of its metrics, its checkpoints."""
+"""Reads a job's metric series and lists its checkpoints."""
 
 import contextlib
 import csv
@@ -26,9 +26,9 @@ Series = dict[str, list[tuple[int, float]]]
 
 
 def read_series(engine: Engine, job_id: UUID) -> Series:
-    """`loss, learning_rate, grad_norm, tokens_per_second, eval_loss` as points (step, value) in order of steps.
+    """Read `loss, learning_rate, grad_norm, tokens_per_second, eval_loss` as points (step, value) in order of steps.
 
-    A step that was trained twice, since the job was cut off and went on from a checkpoint, counts as it went last.
+    Of a step that was trained twice, because the job resumed from an earlier checkpoint, the last values count.
     """
     series: dict[str, dict[int, float]] = {name: {} for name in METRICS}
     columns = (JobEvent.event, JobEvent.data["step"], JobEvent.data["recent"], JobEvent.data["eval_loss"])
@@ -45,12 +45,12 @@ def read_series(engine: Engine, job_id: UUID) -> Series:
 
 def _add_points(series: dict[str, dict[int, float]], step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
-        if isinstance(value, int | float):  # a text would be a formula to whoever opens the CSV in a spreadsheet
+        if isinstance(value, int | float):  # a spreadsheet could run text in the CSV as a formula
             series[name][step] = value
 
 
 def series_to_csv(series: Series) -> str:
-    """One line a step, one column a metric; empty where a step has no such value."""
+    """Write CSV with a line per step and a column per metric; empty if a step has no value."""
     by_metric = {name: dict(points) for name, points in series.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -61,14 +61,14 @@ def series_to_csv(series: Series) -> str:
 
 
 def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[str, Any]]:
-    """The job's checkpoints in order of steps: `step, path, time, bytes, complete`.
+    """List the job's checkpoints in order of steps: `step, path, time, bytes, complete`.
 
-    Looked up in the job's folder; where this machine does not have it, or may not read it, taken from the job's
-    events, which know no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
+    They are read from the job's folder; if this machine lacks it or may not read it, from the job's events, which
+    have no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
     """
     folder = _visible_folder(settings, job)
     if folder is not None:
-        with contextlib.suppress(OSError):  # gone since, or another user's
+        with contextlib.suppress(OSError):  # deleted, or another user's
             numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
             described = (_describe_checkpoint(step, path) for step, path in sorted(numbered))
             return [checkpoint for checkpoint in described if checkpoint is not None]
@@ -97,19 +97,19 @@ def _visible_folder(settings: Settings, job: Job) -> Path | None:
         return None
     try:
         folder = checkpoint_folder(settings, job.spec.config, job.id)
-    except InvalidConfig:  # allowed where the job ran, not here
+    except InvalidConfig:  # the folder is allowed where the job ran, but not here
         return None
     return folder if folder.is_dir() else None
 
 
 def _describe_checkpoint(step: int, folder: Path) -> dict[str, Any] | None:
-    """What is known of a checkpoint; None for one that training took away or replaced while it was looked at."""
+    """Describe a checkpoint; None if training deleted or replaced it meanwhile."""
     try:
         looked_at = folder.stat().st_ino
         complete = is_complete(folder)
         written_at = (folder / MANIFEST if complete else folder).stat().st_mtime
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        if folder.stat().st_ino != looked_at:  # of a folder that is gone `rglob` lists nothing, without an error
+        if folder.stat().st_ino != looked_at:  # `rglob` of a deleted folder yields nothing, without an error
             return None
     except FileNotFoundError:
         return None

@@ -1,1 +1,1 @@
-"""Text that others wrote: made safe to store, to log and to show."""
+"""Makes untrusted text safe to store, log and show."""

@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 PERIOD_SECONDS = 60.0
-# Ours, and those through which Prefect tells how a run of ours came out.
+# Our loggers, and those of Prefect that log the outcome of runs.
 LOGGERS = (
     "api",
     "app",
@@ -25,20 +25,20 @@ LOGGERS = (
     "prefect.engine",
 )
 
-# All but the tab: C0 and C1, line and paragraph separators, what turns the direction of writing, what is not seen.
+# C0 and C1 without the tab, line and paragraph separators, direction overrides, invisible characters.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 HIDDEN = "***"
 
-# Looked for from `://` on, not from where a scheme might begin: that would be every letter of a text without end.
+# Matched from `://`, as a search for the scheme's beginning would start at every letter of a long text.
 _PASSWORD = re.compile(r"((?<=[A-Za-z0-9+.-])://[^\s/?#:@]*:)[^\s/?#]*@")
-_TOKEN = re.compile(r"(https?://)[^\s/?#:@]+@")  # git's way to give one: as the user's name, without a password
+_TOKEN = re.compile(r"(https?://)[^\s/?#:@]+@")  # git's form: a token as the user name, without a password
 
 
 class OneLineRecord(logging.LogRecord):
-    """A record whose message has no line breaks; the lines of a traceback are indented."""
+    """A record whose message has no line breaks; a traceback's lines are indented."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,12 +52,12 @@ class OneLineRecord(logging.LogRecord):
 
 
 def keep_lines_whole() -> None:
-    """From here on records of LOGGERS are `OneLineRecord`s, in this process and whatever handles them."""
+    """Make records of LOGGERS `OneLineRecord`s in this process, for all handlers."""
     logging.setLogRecordFactory(_make_record)
 
 
 def escape(text: str) -> str:
-    r"""The text on one line: control characters are written as in Python (`\n`)."""
+    r"""Escape control characters as in Python (`\n`), so that the text is one line."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -67,12 +67,12 @@ def _make_record(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
 
 
 def hide_passwords(text: str) -> str:
-    """The text with `***` in place of the password, or the token, in each URL in it."""
+    """Replace the password or token in each URL of a text by `***`."""
     return _TOKEN.sub(rf"\g<1>{HIDDEN}@", _PASSWORD.sub(rf"\g<1>{HIDDEN}@", text))
 
 
 class SeldomLog:
-    """Writes the first warning of a kind at once; those of the minute after are counted only."""
+    """Writes the first warning of a kind at once, and counts those of the following minute."""
 
     def __init__(self, logger: logging.Logger, period_seconds: float = PERIOD_SECONDS) -> None:
         self._logger = logger
@@ -81,7 +81,7 @@ class SeldomLog:
         self._kept_back: dict[str, int] = {}
 
     def warn(self, text: str) -> None:
-        """Write a warning unless one of the same text, whatever its figures, was written lately."""
+        """Write a warning unless one with the same text apart from numbers was written lately."""
         kind = "".join(letter for letter in text if not letter.isdigit())
         now = time.monotonic()
         if now - self._written_at.get(kind, float("-inf")) < self._period_seconds:

@@ -1,12 +1,12 @@
-"""Text that PostgreSQL can't hold: NUL characters and lone surrogates, which JSON can spell."""
+"""Finds text that PostgreSQL can't store: NUL characters and lone surrogates, which JSON can contain."""
 
 from typing import Any
 
 
 def find_unstorable_text(value: Any, path: tuple[str, ...] = ()) -> tuple[str, ...] | None:
-    """Where in plain JSON values the first such text is, as the path to it; None when there is none.
+    """The path to the first such text in plain JSON values; None if there is none.
 
-    A key that can't be stored stands escaped in the path.
+    A key that can't be stored is escaped in the path.
     """
     if isinstance(value, str):
         return None if is_storable(value) else path
@@ -24,5 +24,5 @@ def find_unstorable_text(value: Any, path: tuple[str, ...] = ()) -> tuple[str, .
 
 
 def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can hold this text."""
+    """Whether PostgreSQL can store this text."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -11,7 +11,7 @@ from jobs.network.deadlines import READ_SECONDS
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
 from jobs.stack.local import ensure_up
-from jobs.storage.connections import look_at_database
+from jobs.storage.connections import watch_database
 from jobs.storage.schema import ensure_current
 from sft.errors import StackError
 
@@ -78,7 +78,7 @@ class StackAccess:
     def _check_schema(service: JobService) -> None:
         """Raises SchemaMismatch. A database that is away is left to whoever needs it to say."""
         try:
-            with look_at_database(str(service.settings.database_url)):
+            with watch_database(str(service.settings.database_url)):
                 ensure_current(service.engine, READ_SECONDS)
         except SchemaMismatch:
             raise

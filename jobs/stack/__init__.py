@@ -1,1 +1,1 @@
-"""The local stack: PostgreSQL, Prefect, MLflow and workers under a process manager."""
+"""The local stack: PostgreSQL, Prefect, MLflow, workers and watchdog under supervisord."""

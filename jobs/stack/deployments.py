@@ -1,4 +1,4 @@
-"""What the local Prefect server must know before a job can run: the work pool, the deployments, the cut-off runs."""
+"""Creates the work pool and deployments on the local Prefect server, and restarts interrupted runs."""
 
 import hashlib
 import json
@@ -25,11 +25,11 @@ from sft.errors import StackError
 
 FLOW_PARAMETERS = (JobSpec, RetrainSpec)  # their fields are the flows' parameters
 CUT_OFF = [RunState.RUNNING, RunState.PENDING, RunState.CANCELLING]
-RESTART_MESSAGE = "The local stack was stopped while this job ran; it starts again by itself."
+RESTART_MESSAGE = "The local stack was stopped while this job ran; it restarts automatically."
 
 
 def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int) -> None:
-    """Make the process work pool, or bring its limit up to date."""
+    """Create the process work pool, or update its limit."""
     with open_client(settings) as client:
         pool = {"name": name, "type": "process", "concurrency_limit": concurrency_limit}
         if client.post("/work_pools/", json=pool).status_code == httpx.codes.CONFLICT:
@@ -39,14 +39,14 @@ def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int) -> N
 
 
 def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
-    """Bring the deployments of prefect.yaml onto the server; false when they are there unchanged.
+    """Create or update the deployments of prefect.yaml on the server; False if they are up to date.
 
-    What goes to the server is a copy beside the stamp, with this work pool and this interpreter in it. Schedules are
-    made with a deployment and are the user's from then on: Prefect would put the file's in the place of theirs, turn on
-    those that were turned off, and refuse the file when one has a slug that it does not name.
+    Prefect gets a copy of the file with this work pool and this interpreter. Schedules are created with a deployment
+    and belong to the user afterwards: Prefect would replace theirs by the file's, turn on those that were turned off,
+    and refuse the file if one of them has a slug that it does not name.
 
     Raises:
-        StackError: Prefect refuses the file, can't read the path of the code, or a flow can't be loaded.
+        StackError: Prefect refuses the file, misreads the path of the code, or can't load a flow.
     """
     if any("{{" in str(path) for path in (PROJECT_ROOT, sys.executable)):
         raise StackError(
@@ -90,9 +90,9 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
 
 
 def fingerprint(prefect_file: str, work_pool: str) -> str:
-    """Digest of all a deployment is made of: the file, the pool, places, the flows and what their parameters become.
+    """Digest of everything in a deployment: the file, the pool, paths, the flows and their parameters' schemas.
 
-    The parameters' schemas count, not the modules that they are put together from.
+    The schemas count, not the modules that they are built from.
     """
     schemas = [model.model_json_schema() for model in FLOW_PARAMETERS]
     made_of = [prefect_file, work_pool, str(PROJECT_ROOT), sys.executable, version("prefect"), schemas]
@@ -103,7 +103,7 @@ def fingerprint(prefect_file: str, work_pool: str) -> str:
 
 
 def find_missing(settings: Settings, work_pool: str) -> list[str]:
-    """What jobs need of Prefect and somebody has deleted there: the work pool, deployments; in words."""
+    """Name the work pool and deployments that were deleted in Prefect."""
     with open_client(settings) as client:
         has_pool = client.get(f"/work_pools/{work_pool}").status_code != httpx.codes.NOT_FOUND
     there = deployed_names(settings, work_pool)
@@ -120,24 +120,24 @@ def read_deployments() -> list[dict[str, Any]]:
 
 
 def deployed_names(settings: Settings, work_pool: str | None = None) -> set[str]:
-    """Names of the server's deployments, or of those that have their runs done in this work pool."""
+    """Names of the server's deployments, or of those of this work pool."""
     with open_client(settings) as client:
         answer = client.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {entry["name"] for entry in answer.json() if work_pool in (None, entry["work_pool_name"])}
 
 
 def online_workers(settings: Settings, work_pool: str, since_iso: str) -> set[str]:
-    """Names of the pool's workers that were heard of after `since_iso` (ISO 8601, UTC)."""
+    """Names of the pool's workers with a heartbeat after `since_iso` (ISO 8601, UTC)."""
     with open_client(settings) as client:
         answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE_SIZE}).raise_for_status()
         return {worker["name"] for worker in answer.json() if (worker["last_heartbeat_time"] or "") > since_iso}
 
 
-def restart_cut_off_runs(settings: Settings, work_pool: str) -> list[str]:
-    """Put runs that lost their process back into the queue, each as the same run; the ids.
+def restart_interrupted_runs(settings: Settings, work_pool: str) -> list[str]:
+    """Put runs that lost their process back into the queue, as the same runs; returns their ids.
 
-    To be called while no worker of the stack runs. Jobs are left to `jobs.watchdog.recovery`. A run that was being
-    cancelled becomes Cancelled. A run whose process lives (somebody else's worker on this pool) is left alone.
+    Call it while no worker of the stack runs. Jobs are left to `jobs.watchdog.recovery`. A run that was being
+    cancelled becomes Cancelled. A run whose process is alive (of a foreign worker on this pool) is left alone.
     """
     changed = []
     with open_client(settings) as client:
@@ -148,7 +148,7 @@ def restart_cut_off_runs(settings: Settings, work_pool: str) -> list[str]:
                 continue
             state = make_state(RunState.SCHEDULED, RESTART_MESSAGE, StateName.AWAITING_RETRY)
             if run["state_type"] == RunState.CANCELLING:
-                state = make_state(RunState.CANCELLED, "Cancelled as the local stack stopped.")
+                state = make_state(RunState.CANCELLED, "Cancelled when the local stack was stopped.")
             elif run["state_type"] == RunState.PENDING:
                 state = make_state(RunState.SCHEDULED, RESTART_MESSAGE)
             runs.forget_process(run["id"])

@@ -1,4 +1,4 @@
-"""`endpoints.json` in the state folder: where the servers of a stack are, for every process on the machine."""
+"""`endpoints.json` in the state folder: the addresses of a stack's servers, for every process on the machine."""
 
 import functools
 import os
@@ -20,16 +20,16 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Endpoints:
-    """One stack. `ready` is set last, when every part was healthy."""
+    """The addresses of one stack. `ready` is set last, once every part is healthy."""
 
     ready: bool
     addresses: dict[str, str]  # by setting
-    local: tuple[str, ...]  # those of them that this stack serves itself
+    local: tuple[str, ...]  # the settings whose servers this stack runs itself
     gpus: tuple[str, ...]  # one worker each
 
     @classmethod
     def read(cls, home: Path) -> "Endpoints | None":
-        """The endpoints of this state folder's stack, if one was started."""
+        """Read the endpoints of this state folder's stack; None if none was started."""
         try:
             text = (home / "endpoints.json").read_bytes()
         except FileNotFoundError:
@@ -37,7 +37,7 @@ class Endpoints:
         return _adapter().validate_json(text)
 
     def write(self, home: Path) -> None:
-        """Publish: written beside, then renamed. Private, since a database address may hold a password."""
+        """Write atomically, and private, as a database address may contain a password."""
         path = home / f"endpoints.json.{os.getpid()}"
         path.touch(mode=0o600)
         with path.open("wb") as file:
@@ -47,10 +47,10 @@ class Endpoints:
         path.rename(home / "endpoints.json")
 
     def fill(self, settings: Settings) -> Settings:
-        """A copy of `settings` with this stack's addresses, and Prefect's password, where none is set from outside.
+        """A copy of `settings` with this stack's addresses and Prefect's password where none are configured.
 
         Raises:
-            StackError: one is missing that this stack took from outside.
+            StackError: an address that was configured when the stack started is missing now.
         """
         missing = [name for name in VARIABLES if getattr(settings, name) is None]
         for name in missing:

@@ -1,7 +1,7 @@
 """The local stack: PostgreSQL, Prefect server, MLflow server, deployments and workers, started on first use.
 
-All processes on the machine that name the same state folder share one stack. It outlives whoever started it,
-until `down`.
+All processes on the machine with the same state folder share one stack. It runs until `down`, even if the process
+that started it ends.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack is stopped
+SAVE_SECONDS = 20.0  # for jobs to save their last step when the stack stops
 
 
 class StackBusy(StackError):
-    """Another process starts, repairs or stops the stack for longer than somebody would wait."""
+    """Another process has been starting, repairing or stopping the stack for too long."""
 
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One line of `tuneyard status`. `state` is supervisord's, or EXTERNAL for somebody else's server."""
+    """One line of `tuneyard status`. `state` is supervisord's, or EXTERNAL for a server of your own."""
 
     name: str
     state: str
@@ -58,12 +58,12 @@ class PartStatus:
 
 
 def ensure_up(settings: Settings) -> Settings:
-    """Make sure the stack of `settings.home` is up; a copy of `settings` with every address filled in.
+    """Start the stack of `settings.home` if needed; returns a copy of `settings` with every address filled in.
 
-    A stack that is up keeps the ports it was started with. With `settings.is_external` nothing is started.
+    A running stack keeps the ports it was started with. With `settings.is_external` nothing is started.
 
     Raises:
-        StackError: a port is taken or a part does not come up; what was started is stopped again.
+        StackError: a port is taken or a part does not start; started parts are stopped again.
     """
     if settings.is_external:
         return settings
@@ -76,17 +76,17 @@ def ensure_up(settings: Settings) -> Settings:
 
 
 def repair(settings: Settings, environment: Mapping[str, str] | None = None, is_patient: bool = True) -> list[str]:
-    """Make again what somebody has deleted from the local Prefect server while the stack is up; what that was.
+    """Re-create what was deleted in the local Prefect server while the stack runs; returns what that was.
 
-    Nothing is done where the server is somebody else's.
+    Does nothing for a Prefect server of your own.
 
     Args:
-        settings: of the stack that is up, as `ensure_up` returns them.
-        environment: that of a part of the stack; by default it is made as for one.
-        is_patient: wait for another process that starts, stops or repairs the stack; else leave it to that one.
+        settings: of the running stack, as returned by `ensure_up`.
+        environment: that of a part of the stack; built if None.
+        is_patient: wait for another process that starts, stops or repairs the stack; otherwise leave it to that one.
 
     Raises:
-        StackError: it can't be made.
+        StackError: it can't be re-created.
         httpx.HTTPError: Prefect can't be reached.
     """
     endpoints = Endpoints.read(settings.home)
@@ -111,15 +111,15 @@ def repair(settings: Settings, environment: Mapping[str, str] | None = None, is_
 
 
 def is_up(settings: Settings) -> bool:
-    """Whether every part that these settings need is up; starts nothing."""
+    """Whether every part that these settings need is running; starts nothing."""
     return settings.is_external or _running_stack(settings) is not None
 
 
 def down(settings: Settings) -> bool:
-    """Stop all that this state folder's stack runs, jobs included; false when nothing ran.
+    """Stop this state folder's stack with its jobs; False if nothing ran.
 
-    A job that was running stays `Running` in the stopped database; the next `ensure_up` puts the same run back
-    into the queue, from where it resumes.
+    A running job stays `Running` in the stopped database; the next `ensure_up` puts the same run back into the queue,
+    and it resumes.
     """
     if not settings.home.exists():
         return False
@@ -128,7 +128,7 @@ def down(settings: Settings) -> bool:
 
 
 def status(settings: Settings) -> list[PartStatus]:
-    """Every part of the stack, running or not, and the servers that are somebody else's."""
+    """Every part of the stack, running or not, and servers of your own."""
     endpoints = Endpoints.read(settings.home)
     used = endpoints.fill(settings) if endpoints else parts.fill_addresses(settings)
     running = Supervisor(settings.home).processes() if settings.home.exists() else {}
@@ -155,7 +155,7 @@ def status(settings: Settings) -> list[PartStatus]:
 
 @contextmanager
 def _locked(settings: Settings, patience_seconds: float | None = None) -> Iterator[None]:
-    """One process at a time starts, repairs or stops the stack of a state folder. Raises StackBusy."""
+    """Lock that lets one process at a time start, repair or stop a state folder's stack. Raises StackBusy."""
     seconds = settings.start_timeout_seconds + 60 if patience_seconds is None else patience_seconds
     try:
         lock = filelock.FileLock(settings.home / "stack.lock", timeout=seconds).acquire()
@@ -169,7 +169,7 @@ def _locked(settings: Settings, patience_seconds: float | None = None) -> Iterat
 
 
 def _running_stack(settings: Settings) -> Settings | None:
-    """The settings of the stack if it is wholly up; takes a few milliseconds."""
+    """The settings of the stack if all of it runs; takes a few milliseconds."""
     endpoints = Endpoints.read(settings.home)
     if endpoints is None or not endpoints.ready:
         return None
@@ -181,15 +181,15 @@ def _running_stack(settings: Settings) -> Settings | None:
 
 
 def _start(settings: Settings) -> Settings:
-    """Start all parts, or those that are missing from a stack that is up in part. Holds the lock."""
+    """Start all parts that do not run. The caller holds the lock."""
     supervisor, endpoints = Supervisor(settings.home), Endpoints.read(settings.home)
     if endpoints is not None and supervisor.processes():
         resolved = endpoints.fill(settings)
         bring_up(settings, resolved, supervisor, list(endpoints.gpus), is_fresh=False)
     else:
-        _stop(settings.home)  # what a killed supervisord has left behind
+        _stop(settings.home)  # leftovers of a killed supervisord
         if closed := tighten(settings.home):
-            logger.info("%d files and folders in %s are closed to other accounts now", closed, settings.home)
+            logger.info("Made %d files and folders in %s private", closed, settings.home)
         gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
         resolved = parts.fill_addresses(settings)
         local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
@@ -209,11 +209,11 @@ def _start(settings: Settings) -> Settings:
 
 
 def _stop(home: Path) -> bool:
-    """Workers and jobs first, which may save their last step; then the servers; then whatever is left."""
+    """Stop workers and jobs, which save their last step; then the servers; then any process that is left."""
     supervisor = Supervisor(home)
     processes = supervisor.processes()
     for name in (name for name in processes if name.startswith("worker-")):
-        supervisor.stop(name)  # its jobs are told to stop by the kernel
+        supervisor.stop(name)  # the kernel sends its jobs SIGTERM
     deadline = time.monotonic() + SAVE_SECONDS
     while any(map(is_job_process, stack_processes(home))) and processes and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -229,7 +229,7 @@ def _stop(home: Path) -> bool:
 
 
 def _belongs_to(process: psutil.Process, pid: int) -> bool:
-    """Whether it is this process or descends from it."""
+    """Whether it is this process or a descendant."""
     try:
         return process.pid == pid or any(parent.pid == pid for parent in process.parents())
     except psutil.NoSuchProcess:

@@ -1,7 +1,7 @@
-"""Serves Prefect and MLflow; their pages reach this service alone, under its names: `python -m jobs.stack.pages NAME`.
+"""`python -m jobs.stack.pages NAME`: serves Prefect or MLflow, with pages that can't contact any other host.
 
-Prefect's page starts its analytics library, which asks its maker for a configuration, before it reads that they are
-off; no setting stops that. A browser does, when the page carries a Content-Security-Policy.
+Prefect's page loads its analytics library, which requests a configuration from its vendor, before it reads that
+analytics are off; no setting prevents that. A Content-Security-Policy makes the browser block it.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from jobs.network.connection_limits import limits_for, raise_descriptor_limit
 from jobs.network.hosts import KnownHosts
 from jobs.settings import Settings
 
-# Everything by default from the page's own origin. Connections also to this machine by either of its names, since
-# Prefect's page asks the API at 127.0.0.1 when it is opened at localhost.
+# Default: the page's own origin. Connections also to this machine under both names, as Prefect's page calls the API at
+# 127.0.0.1 when it is opened at localhost.
 POLICY = "; ".join(
     (
         "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'",
@@ -30,7 +30,7 @@ POLICY = "; ".join(
 
 
 class Confined:
-    """An app whose pages may load from and send to no other host. Responses that are not pages are left as they are."""
+    """ASGI middleware that adds the policy to HTML responses."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,24 +49,24 @@ class Confined:
 
 
 def load_prefect() -> Any:
-    """Prefect's app. The list of integrations in its pages is the one that it brings, not one from the network."""
+    """Prefect's app, with its bundled list of integrations instead of one from the network."""
     collections: Any = importlib.import_module("prefect.server.api.collections")
-    collections.KNOWN_VIEWS = dict.fromkeys(collections.KNOWN_VIEWS, "none:")  # httpx refuses it, then the file is read
+    collections.KNOWN_VIEWS = dict.fromkeys(collections.KNOWN_VIEWS, "none:")  # not a URL, so the bundled file is read
     return importlib.import_module("prefect.server.api.server").create_app(final=True)
 
 
 def load_mlflow() -> Any:
-    """MLflow's app, as `mlflow server` serves it."""
+    """MLflow's app, as `mlflow server` runs it."""
     return importlib.import_module("mlflow.server.fastapi_app").app
 
 
 APPS: dict[str, Callable[[], Any]] = {"prefect": load_prefect, "mlflow": load_mlflow}
-BODY_SECONDS = 3600.0  # artifacts may be uploaded to MLflow, whose progress is not looked at
-LOG_LEVELS = {"prefect": "warning", "mlflow": "info"}  # as each one's own command has it
+BODY_SECONDS = 3600.0  # for uploads of artifacts to MLflow, whose progress is not checked
+LOG_LEVELS = {"prefect": "warning", "mlflow": "info"}  # as in each one's own command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve one of them until stopped."""
+    """Serve Prefect or MLflow until stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(APPS))
     parser.add_argument("--host", default="127.0.0.1")

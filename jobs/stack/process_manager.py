@@ -1,4 +1,4 @@
-"""The local stack's process manager: one supervisord daemon per state folder, spoken to over its unix socket."""
+"""The local stack's process manager: one supervisord daemon per state folder, controlled over its unix socket."""
 
 import hashlib
 import http.client
@@ -20,7 +20,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from jobs.privacy import UMASK
 from sft.errors import StackError
 
-MARK = "TUNEYARD_STACK"  # environment variable that every process of a stack inherits: the state folder
+MARK = "TUNEYARD_STACK"  # environment variable with the state folder, inherited by every process of a stack
 LONGEST_SOCKET_PATH = 100  # of 104 or 108 allowed
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 LOG_BYTES = 5_000_000
@@ -29,7 +29,7 @@ ALIVE_STATES = ("STARTING", "RUNNING")
 
 @dataclass(frozen=True)
 class Part:
-    """One process of the stack as it is to be run."""
+    """How to run one process of the stack."""
 
     name: str
     command: Sequence[str]
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Process:
-    """What supervisord says of a part; `started_at` is in epoch seconds, 0 when it never ran."""
+    """supervisord's state of a part; `started_at` is in epoch seconds, 0 if it never ran."""
 
     name: str
     state: str
@@ -49,13 +49,13 @@ class Process:
 
 
 def run_folder(home: Path) -> Path:
-    """Where the socket and the configuration of a state folder's process manager are: in it, or under /tmp.
+    """The folder of a process manager's socket and configuration: in the state folder, or under /tmp.
 
-    The latter where the state folder's path is too long for a socket, or has characters that supervisord's file or a
-    URL would read as something else.
+    The latter if the state folder's path is too long for a socket, or has characters with a meaning in supervisord's
+    file or in a URL.
 
     Raises:
-        StackError: somebody else has made that folder.
+        StackError: that folder belongs to another user.
     """
     if _is_plain(home):
         return home / "run"
@@ -71,15 +71,15 @@ def run_folder(home: Path) -> Path:
 
 
 def plain_home(home: Path) -> Path:
-    """The state folder by a path of plain characters that is short enough for sockets: its own, or a link's.
+    """A path to the state folder with plain characters and short enough for sockets: its own, or a link.
 
-    For programs that read their paths as a pattern, a URL or a list. The link is there while the stack runs.
+    For programs that read paths as a pattern, a URL or a list. The link exists while the stack runs.
     """
     return home if _is_plain(home) else run_folder(home) / "home"
 
 
 def make_run_folder(home: Path) -> Path:
-    """Make the run folder afresh, private, with the link that `plain_home` may need."""
+    """Create a new, private run folder with the link that `plain_home` may need."""
     folder = run_folder(home)
     folder.mkdir(mode=0o700, exist_ok=True)
     shutil.rmtree(folder / "tmp", ignore_errors=True)

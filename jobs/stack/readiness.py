@@ -1,4 +1,4 @@
-"""Whether the parts that jobs need answer, as `GET /ready` and `tuneyard doctor` tell it. Starts nothing."""
+"""Checks the parts that jobs need, for `GET /ready` and `tuneyard doctor`. Starts nothing."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from jobs.storage.tables import WATCHDOG_LOCK
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME
 
 TIMEOUT_SECONDS = 3.0
-JOB_STATES = {  # Prefect's state types; a job made and not started is `queued` here
+JOB_STATES = {  # Prefect's state types; a created job that is not started counts as `queued`
     "queued": state_types(JobStatus.QUEUED),
     "running": state_types(JobStatus.STARTING, JobStatus.RUNNING),
     "completed": state_types(JobStatus.COMPLETED),
@@ -32,20 +32,20 @@ JOB_STATES = {  # Prefect's state types; a job made and not started is `queued` 
 
 @dataclass(frozen=True)
 class PartCheck:
-    """One part. `detail` says in a few words what it answered."""
+    """The result of one check; `detail` describes it in a few words."""
 
     ok: bool
     detail: str
 
 
 def known_addresses(settings: Settings) -> Settings:
-    """`settings` with the addresses of the stack that runs, or else of the one that would be started."""
+    """`settings` with the addresses of the running stack, or of the one that would be started."""
     endpoints = Endpoints.read(settings.home)
     return endpoints.fill(settings) if endpoints else parts.fill_addresses(settings)
 
 
 def check_parts(settings: Settings) -> dict[str, PartCheck]:
-    """Every part by name, asked at the same time; takes at most a few seconds."""
+    """Check all parts in parallel, by name; takes at most a few seconds."""
     resolved = known_addresses(settings)
     checks: dict[str, Callable[[], PartCheck]] = {
         "database": functools.partial(_check_database, str(resolved.database_url)),
@@ -66,7 +66,7 @@ def _within_time(check: Callable[[], PartCheck]) -> PartCheck:
 
 
 def count_jobs(settings: Settings) -> dict[str, int]:
-    """How many jobs there are in each group of states. Raises httpx.HTTPError when Prefect can't tell."""
+    """Number of jobs in each group of states. Raises httpx.HTTPError if Prefect can't be asked."""
     with open_client(known_addresses(settings), TIMEOUT_SECONDS) as client, call_deadline(TIMEOUT_SECONDS):
         return {status: _count(client, types) for status, types in JOB_STATES.items()}
 
@@ -78,15 +78,15 @@ def _count(client: httpx.Client, types: Sequence[str]) -> int:
 
 def _check_database(url: str) -> PartCheck:
     ok = postgres.is_ready(url)
-    return PartCheck(ok, "takes connections" if ok else "takes no connections")
+    return PartCheck(ok, "accepts connections" if ok else "accepts no connections")
 
 
 def _check_watchdog(url: str) -> PartCheck:
     try:
         ok = postgres.is_locked(url, WATCHDOG_LOCK)
     except psycopg2.OperationalError as error:
-        return PartCheck(False, f"not known, the database does not answer ({type(error).__name__})")
-    return PartCheck(ok, "at work" if ok else "none at work: no lost job is begun again and no webhook called")
+        return PartCheck(False, f"unknown, the database does not respond ({type(error).__name__})")
+    return PartCheck(ok, "running" if ok else "not running: lost jobs are not restarted and no webhook is sent")
 
 
 def _check_prefect(api_url: str) -> PartCheck:
@@ -104,13 +104,13 @@ def _check_worker(settings: Settings) -> PartCheck:
         with open_client(settings, TIMEOUT_SECONDS) as client:
             answer = client.post(f"/work_pools/{settings.work_pool}/workers/filter", json={}).raise_for_status()
     except httpx.HTTPError as error:
-        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+        return PartCheck(False, f"unknown, Prefect does not respond ({type(error).__name__})")
     online = sum(worker["status"] == "ONLINE" for worker in answer.json())
     return PartCheck(online > 0, f"{online} online in work pool {settings.work_pool}")
 
 
 def _check_work_pool(settings: Settings) -> PartCheck:
-    """Whether jobs can start: pool, work queues and deployment are there, and nobody has paused them."""
+    """Whether jobs can start: pool, work queues and deployment exist and are not paused."""
     path = f"/work_pools/{settings.work_pool}"
     try:
         with open_client(settings, TIMEOUT_SECONDS) as client:
@@ -121,7 +121,7 @@ def _check_work_pool(settings: Settings) -> PartCheck:
             deployment = client.get(f"/deployments/name/{DEPLOYMENT_NAME}")
         pool.raise_for_status()
     except httpx.HTTPError as error:
-        return PartCheck(False, f"not known, Prefect does not answer ({type(error).__name__})")
+        return PartCheck(False, f"unknown, Prefect does not respond ({type(error).__name__})")
     if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_pool_name"] != settings.work_pool:
         return PartCheck(False, f"the deployment {DEPLOYMENT_NAME} is gone from Prefect; run `tuneyard up`")
     parts = [(f"the work pool {settings.work_pool}", pool.json())]
@@ -136,7 +136,7 @@ def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> Pa
         with _client(base_url) as client:
             status = request(client).status_code
     except httpx.HTTPError as error:
-        return PartCheck(False, f"does not answer ({type(error).__name__})")
+        return PartCheck(False, f"does not respond ({type(error).__name__})")
     return PartCheck(status == httpx.codes.OK, "answers" if status == httpx.codes.OK else f"answers {status}")
 
 

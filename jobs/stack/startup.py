@@ -85,7 +85,7 @@ def _bring_up_workers(
     workers = [name for name in processes if name.startswith("worker-")]
     idle = [name for name in workers if processes[name].state not in ALIVE_STATES]
     if idle == workers:
-        deployments.restart_cut_off_runs(resolved, settings.work_pool)
+        deployments.restart_interrupted_runs(resolved, settings.work_pool)
     for name in idle:
         supervisor.start(name)
     deployments.deploy(resolved, settings.work_pool, settings.home / "prefect", parts.stack_environment(settings))

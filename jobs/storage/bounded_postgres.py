@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL none of whose calls outlasts its deadline, whether the server is slow, stopped or gone.
+"""PostgreSQL connections whose calls end by their deadline, whether the server is slow, stopped or gone.
 
-PostgreSQL's own `statement_timeout` can't help against a server that is stopped, and libpq waits for ever.
+PostgreSQL's `statement_timeout` has no effect on a server that is stopped, and libpq waits without limit.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jobs.network.deadlines import READ_SECONDS, allowed_seconds, seconds_left
 from jobs.storage.schema import CHECKS_CLIENT, keep_current
 
 CONNECT_SECONDS = 10.0
-IDLE_SECONDS = 1.0  # a connection used within this time is not asked again whether it is still there
+IDLE_SECONDS = 1.0  # a connection used within this time is not pinged again
 
 
 class PostgresTimeout(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types

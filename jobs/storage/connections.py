@@ -1,4 +1,4 @@
-"""Translate errors of Tuneyard's own database, or wait for it."""
+"""Translates errors of Tuneyard's own database, or waits for it."""
 
 import functools
 import logging
@@ -23,19 +23,19 @@ PAUSES = (0.5, 0.5)
 
 
 class DatabaseTimeout(StackError):
-    """Tuneyard's database has not answered in time."""
+    """Tuneyard's database did not respond in time."""
 
 
 @contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection whose statements each commit by themselves: a read is one turn with the server instead of three."""
+    """A connection in autocommit mode: a read takes one round trip to the server instead of three."""
     with engine.connect() as connection:
         yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise StackError for whatever the database raises; what requests wait for has one deadline in all."""
+    """Raise StackError for the database's errors; all calls in the block share one deadline."""
     try:
         with call_deadline():
             yield
@@ -55,17 +55,17 @@ def _explain(error: SQLAlchemyError, cause: BaseException | None) -> str:
 
 
 @contextmanager
-def look_at_database(url: str) -> Iterator[None]:
-    """As `translate_errors`, and without waiting for a server that has just been found not to answer."""
+def watch_database(url: str) -> Iterator[None]:
+    """`translate_errors` with the database's circuit breaker: fails at once while the server does not respond."""
     with breaker_for(DATABASE, url, DatabaseTimeout).watch(), translate_errors():
         yield
 
 
 @contextmanager
 def wait_for_database(engine: Engine, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Connection]:
-    """A transaction, for those who would rather wait for the database than fail: a job's process.
+    """Open a transaction, waiting for the database: for a job's process, which should not fail.
 
-    Raises StackError when it stays away so long. What fails within the transaction is raised as it is.
+    Raises StackError if it stays down too long. Errors inside the transaction are raised unchanged.
     """
     with _connect(engine, patience_seconds) as connection, connection.begin():
         yield connection

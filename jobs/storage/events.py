@@ -1,4 +1,4 @@
-"""What happens in a job, as rows that others replay and follow."""
+"""Writes and reads a job's events, which clients replay and follow."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from jobs.storage.tables import JobEvent, JobReport
 
 BATCH_ROWS = 500
 BATCH_JOBS = 500
-# What `recent` of a step event lists for every optimizer step since the event before.
+# The values in `recent` of a step event, for every optimizer step since the previous event.
 STEP_SERIES = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -22,7 +22,7 @@ def write_event(connection: Connection, job_id: UUID, event: str, data: dict[str
 
 
 def forget_old_events(engine: Engine, days: int) -> int:
-    """Remove the events of jobs of which nothing was heard for so many days; how many jobs that were, 500 at most."""
+    """Delete the events of jobs without news for so many days, of at most 500 jobs; returns their number."""
     before = datetime.now(UTC) - timedelta(days=days)
     newest = select(JobEvent.created_at).where(JobEvent.job_id == JobReport.job_id)
     newest_at = newest.order_by(JobEvent.id.desc()).limit(1).scalar_subquery()
@@ -41,7 +41,7 @@ def read_events(engine: Engine, job_id: UUID, after: int = 0, limit: int = BATCH
 
 
 def drop_non_finite(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which NaN and infinity are None: JSON has neither."""
+    """A copy with None for NaN and infinity, which JSON does not have."""
     return {key: None if _is_non_finite(value) else value for key, value in values.items()}
 
 

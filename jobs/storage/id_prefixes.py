@@ -1,11 +1,11 @@
-"""Ids that begin alike: in order of size they lie side by side, so that two comparisons find them."""
+"""Prefixes of ids: in sorted order the ids with a prefix are contiguous, so a range finds them."""
 
 import re
 from collections.abc import Callable
 from uuid import UUID
 
 _HEX = "[0-9A-Fa-f]"
-PATTERN = (  # with dashes where an id has them, or without any
+PATTERN = (  # with dashes as in an id, or without
     f"^({_HEX}{{4,32}}|{_HEX}{{8}}-({_HEX}{{0,4}}|{_HEX}{{4}}-({_HEX}{{0,4}}|{_HEX}{{4}}-"
     f"({_HEX}{{0,4}}|{_HEX}{{4}}-{_HEX}{{0,12}}))))$"
 )
@@ -14,12 +14,12 @@ DIGITS = 32
 
 
 def is_prefix(text: str) -> bool:
-    """Whether an id can begin so; at least four hexadecimal digits."""
+    """Whether this is a valid prefix: at least four hexadecimal digits."""
     return re.fullmatch(PATTERN, text) is not None
 
 
 def id_range(prefix: str) -> tuple[UUID, UUID]:
-    """The least and the greatest id that begin so. Raises ValueError for what `is_prefix` refuses."""
+    """The least and the greatest id with this prefix. Raises ValueError for an invalid prefix."""
     if not is_prefix(prefix):
         raise ValueError(RULE)
     digits = prefix.replace("-", "")
@@ -27,11 +27,11 @@ def id_range(prefix: str) -> tuple[UUID, UUID]:
 
 
 def find_offset(count: int, id_at: Callable[[int], UUID | None], greatest: UUID) -> int:
-    """Where in a list of ids, greatest first, the first one stands that is not above `greatest`.
+    """Bisect a list of ids, greatest first, for the index of the first one that is not above `greatest`.
 
     Args:
         count: Length of the list.
-        id_at: The id at a place; None behind the end, since the list may have become shorter.
+        id_at: The id at an index; None beyond the end, as the list may have become shorter.
     """
     low, high = 0, count
     while low < high:

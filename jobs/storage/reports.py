@@ -1,4 +1,4 @@
-"""What a running job reports of itself, and how others read it: rows of `job_reports`."""
+"""Writes and reads the reports of jobs: rows of `job_reports`."""
 
 import time
 from collections.abc import Callable
@@ -17,13 +17,13 @@ Writing = Callable[[], AbstractContextManager[Connection]]
 
 
 def write_report(engine: Engine, job_id: UUID, **fields: Any) -> None:
-    """Set these columns of the job's report, making it if need be."""
+    """Set these columns of the job's report, creating it if needed."""
     with engine.begin() as connection:
         set_report(connection, job_id, **fields)
 
 
 def set_report(connection: Connection, job_id: UUID, **fields: Any) -> None:
-    """`write_report` as part of a transaction. The report of a job that has ended stays as it is."""
+    """`write_report` in a transaction. The report of an ended job is not changed."""
     statement = insert(JobReport).values(job_id=job_id, **fields)
     is_open = JobReport.status.is_(None)
     connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fields, where=is_open))
@@ -37,12 +37,12 @@ def read_reports(database: Engine | Connection, job_ids: list[UUID]) -> dict[UUI
 
 
 class ProgressWriter:
-    """Writes a job's training progress at most once in `min_interval_seconds`; the last step is never left out.
+    """Writes a job's training progress at most once in `min_interval_seconds`, and always the last step.
 
     Each write is also a `step` event, whose `recent` lists every step since the one before it.
 
     Args:
-        writing: gives a transaction to write in, such as `Engine.begin` or `Attempt.writing`.
+        writing: opens a transaction, such as `Engine.begin` or `Attempt.writing`.
     """
 
     def __init__(self, writing: Writing, job_id: UUID, min_interval_seconds: float = 1.0) -> None:
@@ -63,7 +63,7 @@ class ProgressWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was kept back."""
+        """Write pending progress."""
         if self._kept_back is None:
             return
         with self._writing() as connection:
@@ -73,7 +73,7 @@ class ProgressWriter:
         self._written_at = time.monotonic()
 
     def finish(self) -> None:
-        """Training is over: nothing is left to do, though it may have stopped before `total_steps`, which stay."""
+        """Write the end of training: no time is left, even if it stopped before `total_steps`, which stay."""
         self.flush()
         if self._newest and self._newest["step"] < self._newest["total_steps"]:
             self._newest |= {"percent": 100.0, "eta_seconds": 0.0}

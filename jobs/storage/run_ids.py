@@ -1,4 +1,4 @@
-"""Which run stands for which job: the one of its id, but for a job whose run was lost while it waited."""
+"""Maps runs to jobs: the ids are equal, except for a job whose lost run was re-created."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -42,7 +42,7 @@ class RunIds:
 
     @property
     def jobs(self) -> set[UUID]:
-        """The jobs whose runs have ids of their own."""
+        """The jobs whose runs were re-created."""
         return set(self._by_job)
 
     def run_of(self, job_id: UUID) -> UUID:

@@ -1,7 +1,7 @@
-"""The schema of Tuneyard's own database is that of this code, or it is not used.
+"""Migrates the schema of Tuneyard's database, and refuses one of a newer version.
 
-Whoever connects first (the API, the watchdog, a job, the command line) brings an older one up to date: one process at a
-time, and all of it or nothing. One of a newer version, which this code would misread, is refused.
+The first process that connects (API, watchdog, job or command line) migrates an older schema: one process at a time,
+in one transaction. A newer schema, which this code would misread, is refused.
 """
 
 import logging
@@ -19,20 +19,20 @@ from sft.errors import StackError
 logger = logging.getLogger(__name__)
 
 SCHEMA_LOCK = 7_415_001  # PostgreSQL advisory lock: one process migrates at a time
-LOCK_SECONDS = 60.0  # for another process that migrates, or a table that somebody else's transaction holds
-CHECKS_CLIENT = 140000  # from this version on a server can notice that its client has gone
+LOCK_SECONDS = 60.0  # for another process that migrates, or a table locked by another transaction
+CHECKS_CLIENT = 140000  # from this version on a server can detect that its client is gone
 MIGRATIONS = Path(__file__).parent / "migrations"
 _QUERY = "SELECT version_num FROM alembic_version"
 
 
 @cache
 def known_revisions() -> tuple[str, ...]:
-    """Every revision this code knows, its own last: the beginnings of the names of the migrations."""
+    """Every revision this code knows, in order: the numbers of the migrations' files."""
     return tuple(sorted(path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py")))
 
 
 def keep_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> Engine:
-    """The engine, which from here on connects to a current schema only, bringing it up to date if need be.
+    """Make the engine connect only to a current schema, migrating it if needed; returns the engine.
 
     Args:
         lock_seconds: how long to wait for others.
@@ -48,7 +48,7 @@ def keep_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> Engine:
 
 
 def ensure_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> None:
-    """Look again, for a process that has connections already. Raises as `migrate`."""
+    """Check the schema again, in a process that already has connections. Raises as `migrate`."""
     with engine.connect() as connection:
         is_current = _read_revisions(connection.connection.dbapi_connection) == known_revisions()[-1:]
     if not is_current:
@@ -56,13 +56,13 @@ def ensure_current(engine: Engine, lock_seconds: float = LOCK_SECONDS) -> None:
 
 
 def migrate(database_url: str, lock_seconds: float = LOCK_SECONDS) -> None:
-    """Bring the schema up to date; safe to call from several processes at once.
+    """Migrate the schema; safe to call from several processes at once.
 
-    A process that is killed at it leaves nothing behind: the server ends what it has begun within a second.
+    If the process is killed, the server rolls the migration back within a second.
 
     Raises:
-        StackError: another process has been at it for longer than `lock_seconds`.
-        SchemaMismatch: it is of a newer version, or could not be brought up to date; nothing has changed then.
+        StackError: another process has been migrating for longer than `lock_seconds`.
+        SchemaMismatch: the schema is newer, or the migration failed and was rolled back.
     """
     engine = create_engine(database_url)
     try:
@@ -71,7 +71,7 @@ def migrate(database_url: str, lock_seconds: float = LOCK_SECONDS) -> None:
             try:
                 _upgrade(connection)
             finally:
-                if not connection.invalidated:  # a lock ends with its connection
+                if not connection.invalidated:  # the lock ends with its connection
                     connection.rollback()
                     connection.execute(func.pg_advisory_unlock(SCHEMA_LOCK).select())
                     connection.commit()
@@ -80,7 +80,7 @@ def migrate(database_url: str, lock_seconds: float = LOCK_SECONDS) -> None:
 
 
 def _prepare(connection: Connection, lock_seconds: float) -> None:
-    """Take the lock, for the life of the connection."""
+    """Take the lock for the life of the connection."""
     server: Any = connection.connection.dbapi_connection
     if server.server_version >= CHECKS_CLIENT:
         connection.execute(text("SET client_connection_check_interval = '1s'"))
@@ -98,7 +98,7 @@ def _prepare(connection: Connection, lock_seconds: float) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    """Under the lock: all migrations in one transaction."""
+    """Run all migrations in one transaction. The caller holds the lock."""
     found = _read_revisions(connection.connection.dbapi_connection)
     wanted = known_revisions()[-1]
     if found == (wanted,):
@@ -108,12 +108,12 @@ def _upgrade(connection: Connection) -> None:
             f"the database's schema is {', '.join(found)}, and this version of Tuneyard knows {wanted} at most: it was "
             "last used by a newer one. Install that again, or restore the database from before"
         )
-    import alembic.command  # a fifth of a second, which a job need not take
+    import alembic.command  # takes a fifth of a second, which jobs can do without
     import alembic.config
     from alembic.util import CommandError
 
     config = alembic.config.Config()
-    # Doubled, since `%` begins a reference to another option in this kind of file.
+    # `%` is doubled, as it begins a reference to another option in this file format.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
@@ -129,7 +129,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _read_revisions(connection: Any) -> tuple[str, ...]:
-    """What the database says it is, by a DBAPI connection; empty for one without a schema."""
+    """Read the database's revisions over a DBAPI connection; empty without a schema."""
     try:
         with connection.cursor() as cursor:
             cursor.execute(_QUERY)

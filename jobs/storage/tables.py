@@ -1,4 +1,4 @@
-"""Tuneyard's own small tables, on PostgreSQL through SQLAlchemy; their schema is `jobs/migrations`."""
+"""SQLAlchemy models of Tuneyard's own tables; `jobs/storage/migrations` creates them."""
 
 import functools
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from jobs.storage.schema import keep_current
 from jobs.storage.schema import migrate as migrate
 
 # PostgreSQL advisory locks, beside `jobs.storage.schema.SCHEMA_LOCK`
-WATCHDOG_LOCK = 7_415_003  # one watchdog is at work
+WATCHDOG_LOCK = 7_415_003  # held by the active watchdog
 
 
 class Base(DeclarativeBase):
@@ -35,9 +35,9 @@ class Base(DeclarativeBase):
 
 
 class JobReport(Base):
-    """What a job says of itself while and after it runs, and its end. The job is Prefect's flow run; this is its annex.
+    """A job's own report: progress, result and end. Complements Prefect's flow run of the job.
 
-    Once `status` is set nothing of the row changes any more but `run_id` (see `jobs.lifecycle.ends`).
+    Once `status` is set, nothing but `run_id` changes any more (see `jobs.lifecycle.ends`).
     """
 
     __tablename__ = "job_reports"
@@ -57,15 +57,15 @@ class JobReport(Base):
     output_path: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str | None] = mapped_column(Text)  # completed, failed or cancelled: its end
     ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    run: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # as it was first seen: `jobs.lifecycle.ends.RUN_FACTS`
-    run_id: Mapped[UUID | None]  # of the run that stands for the job, where that is not the one of the job's id
+    run: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # when first seen: `jobs.lifecycle.ends.RUN_FACTS`
+    run_id: Mapped[UUID | None]  # of a re-created run; otherwise the run has the job's id
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), onupdate=lambda: datetime.now(UTC)
     )
 
 
 class JobEvent(Base):
-    """Something that happened in a job, in the order of `id`: a phase, a step, an evaluation, a checkpoint, its end."""
+    """An event of a job, ordered by `id`: a phase, a step, an evaluation, a checkpoint, its end."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
@@ -78,27 +78,27 @@ class JobEvent(Base):
 
 
 class JobAttempt(Base):
-    """The newest attempt at a job, and how many of those before it were lost."""
+    """The newest attempt at a job, and the number of lost ones before it."""
 
     __tablename__ = "job_attempts"
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
-    number: Mapped[int] = mapped_column(Integer, default=0)  # how many have begun
-    token: Mapped[UUID | None]  # of the process that may write for the job; none once it has let go or was given up
+    number: Mapped[int] = mapped_column(Integer, default=0)  # attempts started so far
+    token: Mapped[UUID | None]  # fencing token of the process that may write; none after a release or a loss
     host: Mapped[str | None] = mapped_column(Text)
     pid: Mapped[int | None] = mapped_column(Integer)
     heartbeat_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    is_interrupted: Mapped[bool] = mapped_column(Boolean, default=False)  # it was told to stop: no attempt is lost
-    cause: Mapped[str | None] = mapped_column(Text)  # what it was lost to, as it saw it: an error's code and words
+    is_interrupted: Mapped[bool] = mapped_column(Boolean, default=False)  # stopped by a signal: not a lost attempt
+    cause: Mapped[str | None] = mapped_column(Text)  # code of the error it failed with
     message: Mapped[str | None] = mapped_column(Text)
-    settled: Mapped[int] = mapped_column(Integer, default=0)  # the number of the last one that was given up
+    settled: Mapped[int] = mapped_column(Integer, default=0)  # number of the last attempt that was declared lost
     settled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     lost: Mapped[int] = mapped_column(Integer, default=0)
     cancelled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class SavedConfig(Base):
-    """A named, possibly partial configuration, as it is now."""
+    """The present version of a named, possibly partial configuration."""
 
     __tablename__ = "saved_configs"
 
@@ -112,7 +112,7 @@ class SavedConfig(Base):
 
 
 class SavedConfigVersion(Base):
-    """A saved configuration as it was or is, from version 1 on."""
+    """A version of a saved configuration, from 1."""
 
     __tablename__ = "saved_config_versions"
 
@@ -124,11 +124,11 @@ class SavedConfigVersion(Base):
 
 
 class IdempotencyKey(Base):
-    """A client's `Idempotency-Key` and the one answer it gets."""
+    """A client's `Idempotency-Key` and the stored response."""
 
     __tablename__ = "idempotency_keys"
 
-    scope: Mapped[str] = mapped_column(Text, primary_key=True)  # which endpoint, and whose key
+    scope: Mapped[str] = mapped_column(Text, primary_key=True)  # endpoint and client
     key: Mapped[str] = mapped_column(Text, primary_key=True)
     body_sha256: Mapped[str] = mapped_column(Text)
     answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
@@ -142,7 +142,7 @@ class ApiKey(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     name: Mapped[str] = mapped_column(Text)
-    prefix: Mapped[str] = mapped_column(Text)  # its first characters, to recognise it by
+    prefix: Mapped[str] = mapped_column(Text)  # its first characters, to recognize it by
     key_sha256: Mapped[str] = mapped_column(Text, unique=True)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
@@ -150,7 +150,7 @@ class ApiKey(Base):
 
 
 class WebhookDelivery(Base):
-    """An event of a job that its webhook is told of: its start, a checkpoint, an end in one of its last statuses."""
+    """An event to deliver to a job's webhook: its start, a checkpoint or its end."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -161,7 +161,7 @@ class WebhookDelivery(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     job_id: Mapped[UUID]
     event: Mapped[str] = mapped_column(Text, default="ended")  # or started, checkpoint
-    event_key: Mapped[str] = mapped_column(Text)  # what there is one of in a job
+    event_key: Mapped[str] = mapped_column(Text)  # unique in a job
     status: Mapped[str] = mapped_column(Text)  # completed, failed or cancelled; running before the end
     url: Mapped[str] = mapped_column(Text)
     payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
@@ -170,11 +170,11 @@ class WebhookDelivery(Base):
     next_attempt_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
-    client: Mapped[str] = mapped_column(Text, server_default="")  # who submitted the job, empty if nobody knows
+    client: Mapped[str] = mapped_column(Text, server_default="")  # who submitted the job; empty if unknown
 
 
 class Watermark(Base):
-    """How far a duty of the watchdog has come."""
+    """How far a periodic task of the watchdog has processed."""
 
     __tablename__ = "marks"
 

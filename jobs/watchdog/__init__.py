@@ -1,1 +1,1 @@
-"""The watchdog: periodic tasks that hold whatever becomes of jobs, clients and the API."""
+"""The watchdog: periodic tasks that restart lost jobs, settle their ends and send webhooks."""

@@ -1,8 +1,8 @@
-"""The watchdog: duties that must be seen to whatever becomes of a job's process and of the API.
+"""`python -m jobs.watchdog`: runs the periodic tasks that must not depend on a job's process or the API.
 
-A part of the local stack; beside servers of your own run `python -m jobs.watchdog` where it may reach them. Of several
-one is at work, the holder of an advisory lock in the database; the others wait to take its place. It may be killed at
-any moment: each duty takes up what another left.
+It is a part of the local stack; with servers of your own, run it on a machine that reaches them. Of several watchdogs
+one is active, the holder of an advisory lock in the database; the others stand by. It may be killed at any moment: the
+next one continues its tasks.
 """
 
 import functools
@@ -34,24 +34,24 @@ from jobs.storage.tables import WATCHDOG_LOCK, engine_for
 from jobs.watchdog.cancellations import Cancellations
 from jobs.watchdog.clock_steps import ClockSteps
 from jobs.watchdog.deliveries import Deliverer
-from jobs.watchdog.hands import Hands
 from jobs.watchdog.idle_workers import IdleWorkers
+from jobs.watchdog.manual_changes import ManualChanges
 from jobs.watchdog.recovery import Recovery
 from jobs.webhooks.outbox import CHANNEL
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be looked after
+LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be seen and killed
 SCHEMA_SECONDS = 10.0
-STANDBY_SECONDS = 3.0  # between two tries to take over, or to reach the database again
+STANDBY_SECONDS = 3.0  # between attempts to get the lock or to reach the database
 
 
 @dataclass
 class PeriodicTask:
-    """Something to be done every few seconds, and with `on_wake` whenever somebody says that there is something to do.
+    """A task that runs every few seconds, and with `on_wake` also on a notification.
 
-    What it raises of the database's and the network's is logged, and it is done again the next time.
+    Errors of the database and the network are logged, and the task runs again the next time.
     """
 
     name: str
@@ -61,47 +61,47 @@ class PeriodicTask:
     due_at: float = 0.0
 
 
-def watch(engine: Engine, duties: list[PeriodicTask]) -> None:
-    """See to the duties for ever, while no other process does."""
+def watch(engine: Engine, tasks: list[PeriodicTask]) -> None:
+    """Run the tasks without end, while no other process holds the lock."""
     while True:
         try:
             with _turn(engine) as connection:
-                logger.info("At work: %s", ", ".join(duty.name for duty in duties))
+                logger.info("Active, with the tasks %s", ", ".join(task.name for task in tasks))
                 looked_at = time.monotonic()
-                for duty in duties:
-                    duty.due_at = 0.0
+                for task in tasks:
+                    task.due_at = 0.0
                 while True:
-                    _run_due(duties)
-                    _wait(connection, duties)
+                    _run_due(tasks)
+                    _wait(connection, tasks)
                     if time.monotonic() - looked_at > SCHEMA_SECONDS:
                         ensure_current(engine)
                         looked_at = time.monotonic()
         except SchemaMismatch as error:
-            logger.error("Nothing is done until this is solved: %s", error)
+            logger.error("No task runs until this is solved: %s", error)
             time.sleep(STANDBY_SECONDS)
         except SQLAlchemyError as error:
             logger.warning("The database can't be reached (%s)", type(error).__name__)
             time.sleep(STANDBY_SECONDS)
 
 
-def _run_due(duties: list[PeriodicTask]) -> None:
-    for duty in duties:
-        if time.monotonic() >= duty.due_at:
+def _run_due(tasks: list[PeriodicTask]) -> None:
+    for task in tasks:
+        if time.monotonic() >= task.due_at:
             try:
-                duty.run()
+                task.run()
             except (SQLAlchemyError, httpx.HTTPError, StackError) as error:
-                logger.warning("%s: %s", duty.name, _show(error))
-            duty.due_at = time.monotonic() + duty.every_seconds
+                logger.warning("%s: %s", task.name, _show(error))
+            task.due_at = time.monotonic() + task.every_seconds
 
 
 def _show(error: Exception) -> str:
-    """What it is, without a database's or a network's own words."""
+    """Describe an error without the database's or the network's own message."""
     return str(error) if isinstance(error, StackError) else type(error).__name__
 
 
 @contextmanager
 def _turn(engine: Engine) -> Iterator[Connection]:
-    """The connection that holds the lock, as soon as nobody else does. It is lost with the connection."""
+    """Block until this process holds the advisory lock; yields its connection, with which the lock is lost."""
     with engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text(f"LISTEN {CHANNEL}"))
@@ -110,30 +110,30 @@ def _turn(engine: Engine) -> Iterator[Connection]:
                 time.sleep(STANDBY_SECONDS)
             yield connection
         finally:
-            connection.invalidate()  # neither lock nor LISTEN goes back into the pool
+            connection.invalidate()  # neither lock nor LISTEN may go back into the pool
 
 
-def _wait(connection: Connection, duties: list[PeriodicTask]) -> None:
-    """Wait until a duty is due or somebody wakes us. Raises SQLAlchemyError when the lock's connection is gone."""
+def _wait(connection: Connection, tasks: list[PeriodicTask]) -> None:
+    """Wait until a task is due or a notification comes. Raises SQLAlchemyError if the lock's connection is lost."""
     raw = connection.connection.driver_connection
     assert raw is not None  # noqa: S101 - for the type checker
-    left = min(duty.due_at for duty in duties) - time.monotonic()
+    left = min(task.due_at for task in tasks) - time.monotonic()
     select.select([raw], [], [], max(0.0, left))
-    connection.execute(text("SELECT 1"))  # reads what came, and notices that the server has gone
+    connection.execute(text("SELECT 1"))  # reads notifications, and fails if the server is gone
     if raw.notifies:
         raw.notifies.clear()
-        for duty in duties:
-            if duty.on_wake:
-                duty.due_at = 0.0
+        for task in tasks:
+            if task.on_wake:
+                task.due_at = 0.0
 
 
 def _repair(settings: Settings) -> None:
     if made := repair(settings, os.environ, is_patient=False):
-        logger.warning("Made again what was deleted in Prefect: %s", ", ".join(made))
+        logger.warning("Re-created what was deleted in Prefect: %s", ", ".join(made))
 
 
 def main() -> None:
-    """Run until killed. Raises StackError when addresses are missing from the environment."""
+    """Run until killed. Raises StackError if addresses are missing from the environment."""
     keep_private()
     keep_lines_whole()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -147,18 +147,18 @@ def main() -> None:
     is_local = LOCAL_FLAG in sys.argv[1:]
     runs = PoolRuns(prefect, settings.work_pool, engine)
     deliveries = Deliverer(engine, settings, prefect)
-    duties = [
+    tasks = [
         PeriodicTask("clock", 2.0, ClockSteps(engine).look),
         PeriodicTask("webhooks", 2.0, deliveries.send_due, on_wake=True),
         PeriodicTask("recovery", 3.0, Recovery(engine, runs, settings.max_attempts, is_local).look),
         PeriodicTask("ends of jobs", 3.0, deliveries.add_missing),
-        PeriodicTask("other people's hands", 3.0, Hands(engine, runs, settings.prefect_api_url, is_local).look),
+        PeriodicTask("manual changes", 3.0, ManualChanges(engine, runs, settings.prefect_api_url, is_local).look),
     ]
     if is_local:
-        duties.append(PeriodicTask("cancellations", 3.0, Cancellations(runs).finish))
-        duties.append(PeriodicTask("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))
-        duties.append(PeriodicTask("repair", 10.0, functools.partial(_repair, settings)))
-    watch(engine, duties)
+        tasks.append(PeriodicTask("cancellations", 3.0, Cancellations(runs).finish))
+        tasks.append(PeriodicTask("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))
+        tasks.append(PeriodicTask("repair", 10.0, functools.partial(_repair, settings)))
+    watch(engine, tasks)
 
 
 if __name__ == "__main__":

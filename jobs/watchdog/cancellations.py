@@ -1,4 +1,4 @@
-"""Cancellations as a duty of the watchdog: a run that is being cancelled is cancelled once its process is gone."""
+"""Periodic task: finishes cancellations, once a run's process is gone or by killing it."""
 
 import logging
 import time
@@ -12,15 +12,15 @@ from jobs.watchdog.stopwatch import Clock, Stopwatch
 logger = logging.getLogger(__name__)
 
 MESSAGE = "Cancelled; its process was gone."
-GRACE_SECONDS = 5.0  # a worker that is at it takes its own steps first
-KILL_SECONDS = 9.0  # for a process to save its last step and go
+GRACE_SECONDS = 5.0  # for the worker to finish the cancellation itself
+KILL_SECONDS = 9.0  # for a process to save its last step and exit
 
 
 class Cancellations:
-    """Ends what Prefect leaves in Cancelling for 300 seconds, and processes that do not react.
+    """Finishes runs that Prefect would leave in Cancelling for 300 seconds, and kills processes that do not react.
 
-    A run whose process starts just as it is cancelled finds itself unfinished and goes, and no worker looks after it;
-    so it is with a run whose worker died. For workers of this machine only: others' processes can't be seen from here.
+    No worker finishes a run whose process started just as it was cancelled, or whose worker died. For workers on this
+    machine only, as others' processes can't be seen from here.
     """
 
     def __init__(self, runs: PoolRuns, clock: Clock = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Cancellations:
         self._stopwatch = Stopwatch(clock)
 
     def finish(self) -> None:
-        """Cancel those that were without a process for a while. Raises httpx.HTTPError."""
+        """Cancel runs that have been without a process for a while. Raises httpx.HTTPError."""
         jobs, others = self._runs.read([RunState.CANCELLING], FLOW_NAME)
         runs = [*jobs, *others]
         self._stopwatch.keep({run["id"] for run in runs})
@@ -37,7 +37,7 @@ class Cancellations:
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if has_process and seconds >= KILL_SECONDS:
                 kill_processes_of(run["run_id"])
-                logger.warning("Job %s: its process did not react to being cancelled and was ended", run["id"])
+                logger.warning("Job %s: its process did not react to the cancellation and was killed", run["id"])
             if not has_process and seconds >= GRACE_SECONDS:
                 self._end(run["id"], run["state"]["message"] if is_abandoned(run) else MESSAGE)
 
@@ -46,6 +46,6 @@ class Cancellations:
         try:
             self._runs.set_state(run_id, state)
         except StateRefused as error:
-            logger.info("Job %s has moved on: %s", run_id, error)
+            logger.info("Job %s: its run has changed meanwhile: %s", run_id, error)
         else:
             logger.info("Job %s is cancelled: its process was gone", run_id)

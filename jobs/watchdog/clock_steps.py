@@ -1,6 +1,6 @@
-"""The machine's clock set back, as a duty of the watchdog: what was to be done at a time comes as soon as before.
+"""Periodic task: detects that the machine's clock was set back, and reschedules pending webhooks.
 
-Heartbeats and time limits count on the monotonic clock or by change, and need nothing of this.
+Heartbeats and time limits use the monotonic clock or changes of values, and are not affected.
 """
 
 import logging
@@ -14,15 +14,15 @@ from jobs.storage.tables import WebhookDelivery
 
 logger = logging.getLogger(__name__)
 
-LEAST_SECONDS = 5.0  # less is a clock being kept right
+LEAST_SECONDS = 5.0  # smaller steps are ordinary adjustments
 
 
 class ClockSteps:
-    """Notices that the clock was set back since the last look.
+    """Detects that the clock was set back since the last run of the task.
 
     Args:
         wall: the clock that may be set.
-        steady: one that may not, and counts on while the machine works.
+        steady: a monotonic clock.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ClockSteps:
         self._offset = wall() - steady()
 
     def look(self) -> None:
-        """Bring deliveries forward that would wait for the clock to catch up. Raises SQLAlchemyError."""
+        """Bring forward deliveries that would wait for the clock to catch up. Raises SQLAlchemyError."""
         offset = self._wall() - self._steady()
         seconds = self._offset - offset
         if seconds >= LEAST_SECONDS:

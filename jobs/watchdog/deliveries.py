@@ -1,4 +1,4 @@
-"""Webhooks as a duty of the watchdog: the ends that nobody has written yet are written, what is due is sent."""
+"""Periodic tasks: write missing ends of jobs, and send the webhooks that are due."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 1024
 MARK, ALL_ENDS = "ended_jobs", "all_ends"
 LONG_AGO = datetime.fromtimestamp(0, UTC)
-OVERLAP = timedelta(minutes=5)  # between a run's end and when Prefect shows it, and between two machines' clocks
+OVERLAP = timedelta(minutes=5)  # covers the delay until Prefect shows an end, and differences between clocks
 
 
 class Deliverer:
@@ -42,11 +42,11 @@ class Deliverer:
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
         self._shares = Shares()
-        self._is_behind = False  # there is more that is due than is sent
-        self._seen: dict[str, datetime] = {}  # ended jobs within the overlap, by when they ended
+        self._is_behind = False  # more deliveries are due than can be sent
+        self._seen: dict[str, datetime] = {}  # ended jobs within the overlap, with the time of their end
 
     def send_due(self) -> None:
-        """Begin to send those that are due, as many to each receiver as it may have (`jobs.webhooks.shares`)."""
+        """Start sending due deliveries, within each receiver's share (`jobs.webhooks.shares`)."""
         if self._shares.is_full:
             return
         due = find_due(self._engine, LOOKED_AT)
@@ -59,7 +59,7 @@ class Deliverer:
             for delivery in claim(self._engine, [*tickets]) if tickets else []:
                 ticket = tickets.pop(delivery.id)
                 try:
-                    self._senders.submit(self._send, delivery, ticket)  # which gives it back
+                    self._senders.submit(self._send, delivery, ticket)  # it releases the ticket
                 except BaseException:
                     self._shares.give_back(ticket)
                     raise
@@ -68,9 +68,9 @@ class Deliverer:
                 self._shares.give_back(ticket)
 
     def add_missing(self) -> None:
-        """Write every end of a job that was not: its process was killed, or somebody has set the state by hand.
+        """Write the ends of jobs that Prefect shows as ended but that have none: killed, or state set by hand.
 
-        The first time ever the ends of all jobs are, and the webhooks of old ones are not told again.
+        The first time, the ends of all jobs are written; old ones queue no webhook.
         """
         began_at = datetime.now(UTC)
         with self._engine.connect() as connection:
@@ -90,26 +90,26 @@ class Deliverer:
                 connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"reached_at": began_at}))
 
     def _settle(self, run: dict[str, Any]) -> None:
-        """Write the end of its job, unless it was written before, and have Prefect show that one."""
+        """Write the end of the run's job, unless it was written before, and set Prefect's state to it."""
         is_told = datetime.fromisoformat(run["end_time"]) >= self._tell_since
         job_id = UUID(run["id"])
         with self._engine.begin() as connection:
             if settle(connection, run, is_told):
-                logger.info("The end of job %s is written by the watchdog", job_id)
+                logger.info("Wrote the end of job %s, which its process had not written", job_id)
             status = has_ended(connection, job_id)
         if status and STATES[status]["type"] != run["state_type"]:
-            self._runs.set_state(run["id"], {**STATES[status], "message": "It is how its job has ended."}, force=True)
+            self._runs.set_state(run["id"], {**STATES[status], "message": "This is how the job ended."}, force=True)
 
     def _count_unseen(self, since: datetime) -> int:
-        """How many ended jobs were not seen yet; counted by id, since people delete runs that were."""
+        """Number of ended jobs not seen yet; counted by id, as seen runs may be deleted."""
         answer = self._prefect.post("/flow_runs/count", json=_ended_since(since, [*self._seen]))
         return int(answer.raise_for_status().json())
 
     def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
-        """Jobs that have ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
+        """Yield jobs that ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
 
-        Prefect leaves out those that were seen, and is not asked at all while it counts no others: to read thousands of
-        them each time would slow it down for everybody.
+        Prefect filters out those that were seen, and is not asked for a page if it counts none: reading thousands of
+        runs each time would slow it down.
         """
         wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE_SIZE}
         offset = 0
@@ -122,10 +122,10 @@ class Deliverer:
                 return
 
     def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> CallOutcome:
-        """One attempt. Whatever the answer does to the code that reads it is recorded as the attempt's error.
+        """Make one delivery attempt. Unexpected errors in reading the response are recorded as the attempt's error.
 
         Raises:
-            AddressBusy: it was not made, and is to be made later.
+            AddressBusy: no attempt was made; it is made later.
         """
         try:
             return send(
@@ -161,7 +161,7 @@ class Deliverer:
         finally:
             self._shares.give_back(ticket, has_answered)
         if self._is_behind and has_answered is not None:
-            with contextlib.suppress(SQLAlchemyError):  # the watchdog looks again by itself
+            with contextlib.suppress(SQLAlchemyError):  # the task runs again soon
                 wake(self._engine)
 
 

@@ -1,7 +1,7 @@
-"""Idle workers, as a duty of the watchdog: a worker that takes nothing though something waits for it is started anew.
+"""Periodic task: restarts workers that take no runs although runs are waiting.
 
-Prefect's worker keeps a slot of its `--limit` for ever when the deployment of a run that it has just taken is gone
-(`BaseWorker._submit_run` of Prefect 3.8 returns without giving it back): with a limit of 1 it never takes another one.
+If the deployment of a run is deleted just as Prefect's worker takes it, the worker never frees that slot of its
+`--limit` (`BaseWorker._submit_run` of Prefect 3.8): with a limit of 1 it takes no other run.
 """
 
 import logging
@@ -18,12 +18,12 @@ from jobs.watchdog.stopwatch import Clock, Stopwatch
 
 logger = logging.getLogger(__name__)
 
-LATE = timedelta(seconds=30)  # after it was due, a run waits for want of a worker
-IDLE_SECONDS = 45.0  # longer than a worker takes to start on a machine at its limit
+LATE = timedelta(seconds=30)  # a run waiting longer than this after it was due has no worker
+IDLE_SECONDS = 45.0  # longer than a worker's start takes on a fully loaded machine
 
 
 class IdleWorkers:
-    """Looks at the workers of one stack on this machine."""
+    """Checks the workers of one stack on this machine."""
 
     def __init__(self, runs: PoolRuns, supervisor: Supervisor, clock: Clock = time.monotonic) -> None:
         self._runs = runs
@@ -31,14 +31,14 @@ class IdleWorkers:
         self._stopwatch = Stopwatch(clock)
 
     def look(self) -> None:
-        """One look. Raises httpx.HTTPError and StackError."""
+        """Run the task once. Raises httpx.HTTPError and StackError."""
         idle = [worker for worker in self._find_workers() if not _is_excused(worker)]
         self._stopwatch.keep({worker.name for worker in idle})
         seconds = {worker.name: self._stopwatch.seconds(worker.name, "idle", worker.pid) for worker in idle}
         suspects = [name for name in seconds if seconds[name] >= IDLE_SECONDS]
         if suspects and self._is_late():
             for name in suspects:
-                logger.warning("%s takes nothing though jobs wait for it: it is started anew", name)
+                logger.warning("%s takes no runs although jobs are waiting: restarting it", name)
                 self._supervisor.stop(name)
                 self._supervisor.start(name)
 
@@ -47,7 +47,7 @@ class IdleWorkers:
         return [part for part in parts if part.name.startswith("worker-") and part.pid is not None]
 
     def _is_late(self) -> bool:
-        """Whether a run that a worker would be given now was due a while ago: limits and pauses are minded."""
+        """Whether a run that a worker would get now, given limits and pauses, has been due for a while."""
         wanted = {"scheduled_before": (datetime.now(UTC) - LATE).isoformat(), "limit": 1}
         path = f"/work_pools/{self._runs.work_pool}/get_scheduled_flow_runs"
         answer = self._runs.prefect.post(path, json=wanted)
@@ -55,7 +55,7 @@ class IdleWorkers:
 
 
 def _is_excused(worker: Process) -> bool:
-    """Whether a job's process descends from it, or somebody has stopped it where it stands (SIGSTOP)."""
+    """Whether the worker has a job's process, or was stopped by SIGSTOP."""
     try:
         process = psutil.Process(worker.pid)
         return process.status() == psutil.STATUS_STOPPED or any(map(is_job_process, process.children(recursive=True)))

@@ -1,7 +1,6 @@
-"""Recovery as a duty of the watchdog: a job whose process is gone or silent is begun again, or has failed at last.
+"""Periodic task: restarts jobs whose process is gone or silent, or fails them after too many lost attempts.
 
-It is the only one to decide that. Prefect's own word for a lost process, Crashed, is a question put to it, and is shown
-as running until it is answered.
+Only this task decides that. A job whose run Prefect calls Crashed is shown as running until the decision.
 """
 
 import logging
@@ -33,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 ACTIVE = [RunState.PENDING, RunState.RUNNING, RunState.CRASHED]
 SILENCE_SECONDS = 30.0  # without a heartbeat
-IDLE_SECONDS = 10.0  # without CPU time, for one that is silent because what it reads holds the interpreter
-GONE_SECONDS = 4.0  # without a process: two looks, so that what it last told Prefect has arrived
-PENDING_SECONDS = 30.0  # until a run that a worker has taken must have a process
-START_SECONDS = 300.0  # until a process must have begun
-LEAVE_SECONDS = 60.0  # until a process must have gone once it has let go of its job
-SAME_LOSS = timedelta(seconds=20)  # Prefect may tell twice of one crash
+IDLE_SECONDS = 10.0  # without CPU time, for a process that is silent because its input holds the GIL
+GONE_SECONDS = 4.0  # without a process: two runs of the task, so that its last report to Prefect has arrived
+PENDING_SECONDS = 30.0  # until a run taken by a worker must have a process
+START_SECONDS = 300.0  # until a process must have started its attempt
+LEAVE_SECONDS = 60.0  # until a process must have exited after it released its job
+SAME_LOSS = timedelta(seconds=20)  # Prefect may report one crash twice
 
 REASONS = {
     "killed": "the job's process was killed, perhaps for want of memory; see the logs of the worker and the system",
@@ -49,11 +48,11 @@ REASONS = {
 
 
 class Recovery:
-    """Sees to all jobs that have a process or should have one.
+    """Checks all jobs that have a process or should have one.
 
     Args:
-        is_local: the workers are on this machine, so that processes can be seen and ended; else only heartbeats tell.
-        max_attempts: how many attempts at a job may be lost before it has failed.
+        is_local: the workers are on this machine, so processes can be seen and killed; otherwise only heartbeats count.
+        max_attempts: number of lost attempts after which a job fails.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class Recovery:
         self._stopwatch = Stopwatch(clock)
 
     def look(self) -> None:
-        """One look at all of them. Raises SQLAlchemyError and httpx.HTTPError."""
+        """Run the task once. Raises SQLAlchemyError and httpx.HTTPError."""
         try:
             runs, found = self._runs.read(ACTIVE, FLOW_NAME)
             attempts = read_attempts(self._engine, [UUID(run["id"]) for run in runs])
         except BaseException:
-            self._stopwatch.keep(set())  # nobody could be heard meanwhile
+            self._stopwatch.keep(set())  # heartbeats could not be written meanwhile
             raise
         jobs = {run["id"] for run in runs}
         others = [run for run in found if run["state_type"] != RunState.CRASHED]
@@ -84,7 +83,7 @@ class Recovery:
                 self._settle(run, cause)
 
     def _find_cause(self, run: dict[str, Any], attempt: JobAttempt | None) -> str | None:
-        """What a job's attempt was lost to; None while it is not lost, or not known to be."""
+        """Why a job's attempt is lost; None while it is not, or not known to be."""
         has_begun = attempt is not None and attempt.number > attempt.settled
         beats = attempt is not None and has_begun and attempt.token is not None
         is_here = self._is_local and (attempt is None or not has_begun or attempt.host == HOST)
@@ -100,7 +99,7 @@ class Recovery:
             if self._stopwatch.seconds(run["id"], "stopped", is_stopped) >= SILENCE_SECONDS and is_stopped:
                 return "timeout"
         elif run["state_type"] == RunState.PENDING:
-            return None  # a pool may take its time to make a place for it
+            return None  # a work pool may take long to provide a slot
         if is_crashed:
             self._take_back(run, is_alive=beats and silence < HEARTBEAT_SECONDS)
         limit = SILENCE_SECONDS if beats else LEAVE_SECONDS if has_begun else START_SECONDS
@@ -111,9 +110,9 @@ class Recovery:
         return None if silence < limit else "timeout" if is_here else "lost_worker"
 
     def _is_reading(self, run: Mapping[str, Any], silence: float) -> bool:
-        """Whether a silent process is busy reading an input, which holds the interpreter: a limit of its own ends it.
+        """Whether a silent process is busy reading input, which holds the GIL: its own limits end it.
 
-        Ended from here it would begin again, and end the same way.
+        Killed from here, the job would be retried and hang the same way.
         """
         if silence < SILENCE_SECONDS - IDLE_SECONDS:
             return False
@@ -122,37 +121,37 @@ class Recovery:
         return spent is not None and idle < IDLE_SECONDS
 
     def _end_others(self, runs: list[dict[str, Any]]) -> None:
-        """A run of another flow without a process has crashed: as `Running` it would hold a job's slot for ever."""
+        """Mark runs of other flows without a process as Crashed: as `Running` they would hold a job's slot for ever."""
         for run in runs:
             has_process = _has_process(run, None)
             seconds = self._stopwatch.seconds(run["id"], "process", has_process)
             if not has_process and seconds >= _gone_limit(run):
-                with suppress(StateRefused):  # it has moved on
+                with suppress(StateRefused):  # it has changed meanwhile
                     self._runs.set_state(run["id"], make_state(RunState.CRASHED, "Its process was gone."))
-                    logger.info("Run %s, no job, has crashed: its process was gone", run["id"])
+                    logger.info("Marked run %s, which is not a job, as Crashed: its process was gone", run["id"])
 
     def _take_back(self, run: dict[str, Any], is_alive: bool) -> None:
-        """A job that is heard of has not crashed: the word was late and meant an attempt before."""
+        """Undo Crashed for a job with a heartbeat: the report was late and about an earlier attempt."""
         seconds = self._stopwatch.seconds(run["id"], "is alive", is_alive)
         if is_alive and seconds >= GONE_SECONDS:
             self._runs.set_state(run["id"], make_state(RunState.RUNNING), force=True)
-            logger.info("Job %s goes on: it is heard of", run["id"])
+            logger.info("Job %s is running: it sends heartbeats", run["id"])
 
     # -- what follows from it
 
     def _settle(self, run: dict[str, Any], cause: str) -> None:
-        """End what is left of the attempt and decide: again, failed, or cancelled where somebody has asked for it."""
+        """Kill what is left of the attempt and decide: retry, failed, or cancelled if that was requested."""
         if self._is_local:
             kill_processes_of(run["run_id"])
         try:
             self._decide(run, cause)
         except StateRefused as error:
-            logger.info("Job %s has moved on: %s", run["id"], error)
+            logger.info("Job %s: its run has changed meanwhile: %s", run["id"], error)
             return
         self._stopwatch.forget(run["id"])
 
     def _decide(self, run: dict[str, Any], cause: str) -> None:
-        """End the job or have it begin again. It is held meanwhile, against a cancellation."""
+        """End the job or retry it, with its row locked against a cancellation."""
         job_id = UUID(run["id"])
         with self._engine.begin() as connection:
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
@@ -162,7 +161,7 @@ class Recovery:
                 return
             keep_run(connection, job_id, run)
             changes = _count_loss(attempt)
-            # What the attempt said is said of none after it, which may never begin.
+            # The attempt's own report must not be taken for that of the next one, which may never start.
             changes |= {"token": None, "is_interrupted": False, "cause": None, "message": None}
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(**changes))
             cause = attempt.cause or cause
@@ -175,8 +174,8 @@ class Recovery:
                 self._runs.forget_process(run["id"])
                 state = self._again(run, attempt, reason)
                 self._runs.set_state(run["id"], state, force=state["name"] == StateName.LOST)
-                why = "told to stop" if attempt.is_interrupted else cause
-                logger.info("Job %s begins again (%s; attempts lost: %s)", run["id"], why, changes["lost"])
+                why = "stopped" if attempt.is_interrupted else cause
+                logger.info("Job %s is restarted (%s; attempts lost: %s)", run["id"], why, changes["lost"])
                 return
             error = f"{reason}; it was the last of {self._max_attempts} attempts"
             record_end(connection, job_id, JobStatus.FAILED, error, cause)
@@ -184,12 +183,13 @@ class Recovery:
             logger.info("Job %s has failed (%s)", run["id"], cause)
 
     def _again(self, run: Mapping[str, Any], attempt: JobAttempt, reason: str) -> dict[str, Any]:
-        """Scheduled for when it first was: at its old place in the line. No worker may take one without a deployment.
+        """The state for a retry: scheduled for the original time, so that the job keeps its place in the queue.
 
-        It would cancel it and never take anything again (`jobs.watchdog.idle_workers`): such a run waits for a new one.
+        Without a deployment the run waits paused for a re-created one: a worker that took it would cancel it and take
+        no other run (`jobs.watchdog.idle_workers`).
         """
-        said = "it was told to stop" if attempt.is_interrupted else reason
-        message = f"Attempt {attempt.number} ended: {said}. The job goes on by itself."
+        said = "it was stopped" if attempt.is_interrupted else reason
+        message = f"Attempt {attempt.number} ended: {said}. The job restarts automatically."
         if not self._runs.has_deployment(run):
             return make_state(RunState.PAUSED, message, StateName.LOST)
         details = {"scheduled_time": run["expected_start_time"]}
@@ -202,15 +202,15 @@ def _has_process(run: Mapping[str, Any], attempt: JobAttempt | None) -> bool:
 
 
 def _gone_limit(run: Mapping[str, Any]) -> float:
-    """How long a run may be without a process: longer while its worker is about to start one."""
+    """Seconds that a run may be without a process: longer while its worker starts one."""
     is_starting = run["state_type"] == RunState.PENDING and not run["infrastructure_pid"]
     return PENDING_SECONDS if is_starting else GONE_SECONDS
 
 
 def _count_loss(attempt: JobAttempt) -> dict[str, Any]:
-    """The row's new `settled, settled_at, lost`: each attempt is counted once, one that was told to stop not at all.
+    """The row's new `settled, settled_at, lost`: each lost attempt counts once, a stopped one not at all.
 
-    One that never began counts too, but not when it may be the one that was settled a moment ago, told of again.
+    An attempt that never started counts too, unless it may be a second report of the one settled a moment ago.
     """
     now = datetime.now(UTC)
     if attempt.number > attempt.settled or attempt.is_interrupted:

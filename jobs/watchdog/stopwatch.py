@@ -1,4 +1,4 @@
-"""`Stopwatch`: how long things have been as they are, for those who look at them again and again."""
+"""`Stopwatch`: measures for how long observed values have not changed."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,14 @@ Clock = Callable[[], float]  # seconds
 
 
 class Stopwatch:
-    """For how long values have been what they are, as far as somebody has looked at them without a gap."""
+    """Seconds since values last changed, as observed by regular calls."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[tuple[str, str], tuple[object, float]] = {}
 
     def seconds(self, run_id: str, what: str, value: object) -> float:
-        """Look at a value now."""
+        """Observe a value; returns for how long it has been the same."""
         now = self._clock()
         known, since = self._since.get((run_id, what), (value, now))
         if known != value:

@@ -1,1 +1,1 @@
-"""Webhooks: what is sent, to whom it may be sent, and what is still due."""
+"""Webhooks: payloads, signatures, allowed targets, the outbox, and fair sharing of senders."""

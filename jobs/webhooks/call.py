@@ -17,14 +17,14 @@ from jobs.settings import read_secret
 from jobs.storage.tables import JobReport
 from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 
-TIMEOUT_SECONDS = 15.0  # for all of one attempt but the name's resolution
+TIMEOUT_SECONDS = 15.0  # for one attempt, without name resolution
 NO_REASON = "the job's process ended without saying why"
 STATE_PREFIX = "Flow run encountered an exception: "
 
 
 @dataclass(frozen=True)
 class CallOutcome:
-    """What came of one attempt: the receiver's status, or what kept it from answering."""
+    """The outcome of one attempt: the receiver's HTTP status, or an error."""
 
     status_code: int | None = None
     error: str | None = None
@@ -32,7 +32,7 @@ class CallOutcome:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether the receiver took it."""
+        """Whether the receiver accepted it."""
         return self.status_code is not None and httpx.codes.is_success(self.status_code)
 
 
@@ -53,7 +53,7 @@ def build_payload(job_id: UUID, status: str, report: JobReport | None, message: 
 
 
 def build_event_payload(job_id: UUID, event: str, details: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of what is told before the end: `job_id, status, event`, and `step` and `path` of a checkpoint."""
+    """The body of an event before the end: `job_id, status, event`, and `step` and `path` of a checkpoint."""
     told = {name: details[name] for name in ("step", "path") if name in details}
     return {"job_id": str(job_id), "status": "running", "event": event, **told}
 
@@ -66,9 +66,9 @@ def send(
     allowed: Iterable[Network],
     enter: Callable[[Address], None] = lambda _: None,
 ) -> CallOutcome:
-    """Post once. Redirects are not followed and no proxy is used; of the answer only its head is read.
+    """Post once, without following redirects or using proxies; only the response's head is read.
 
-    `enter` is told of each address before it is connected to; what it raises is raised.
+    `enter` is called with each address before the connection is made; its exceptions are raised.
     """
     text = json.dumps(payload, separators=(",", ":"))
     body, signed = text.encode(), sign(secrets, message_id, int(time.time()), text)
@@ -105,7 +105,7 @@ def read_retry_after(value: str) -> float:
     try:
         moment = parsedate_to_datetime(value)
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    except (ValueError, OverflowError):  # no date, or one that no datetime holds
+    except (ValueError, OverflowError):  # not a date, or out of datetime's range
         return 0.0
     return max(0.0, seconds)
 

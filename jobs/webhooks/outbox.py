@@ -1,6 +1,6 @@
-"""What clients are still to be told, and what they have been: rows of `webhook_deliveries`, one an event of a job.
+"""The webhooks' outbox: rows of `webhook_deliveries`, one per event of a job.
 
-A row is taken by moving its next attempt into the future: a sender that dies leaves it to be taken again.
+A sender claims a row by moving its next attempt into the future, so that the row of a dead sender is retried.
 """
 
 import random
@@ -37,19 +37,19 @@ CLAIM = timedelta(seconds=90)  # longer than any attempt takes
 FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 2.0, 3.0, 4 * 3600.0
 JITTER = 0.25
 PUT_OFF = timedelta(seconds=2)
-PLACES = 16  # of one host's deliveries for one client that are looked at; it has no more senders at once
+PLACES = 16  # deliveries considered per host and client; a host never has more senders
 CLIENT = "client"  # in `JobReport.run`
 BATCH_ROWS = 500
 
 
 def add_delivery(engine: Engine, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:
-    """Put down that this event of a job is to be told, and wake the watchdog; False when it was put down before."""
+    """Queue a webhook for an event of a job and wake the watchdog; False if it was queued before."""
     with engine.begin() as connection:
         return put_delivery(connection, job_id, url, payload)
 
 
 def put_delivery(connection: Connection, job_id: UUID, url: str, payload: dict[str, Any]) -> bool:
-    """`add_delivery` as part of a transaction."""
+    """`add_delivery` in a transaction."""
     event = {"event": payload.get("event", ENDED), "event_key": _event_key(payload)}
     row = {"job_id": job_id, "status": payload["status"], "url": url, "payload": payload, **event}
     row["client"] = func.coalesce(
@@ -64,14 +64,14 @@ def put_delivery(connection: Connection, job_id: UUID, url: str, payload: dict[s
 
 
 def _event_key(payload: dict[str, Any]) -> str:
-    """The end of each status is told once, the start once, a checkpoint once a step."""
+    """The key that makes events unique in a job: the start, each checkpoint by its step, each final status."""
     if "event" not in payload:
         return str(payload["status"])
     return ":".join(str(payload[name]) for name in ("event", "step") if name in payload)
 
 
 def message_id(delivery: WebhookDelivery) -> str:
-    """What the receiver tells repetitions by."""
+    """The id by which a receiver recognizes repeated deliveries."""
     return f"msg_{delivery.id.hex}"
 
 
@@ -81,16 +81,15 @@ class Due(NamedTuple):
     id: UUID
     url: str
     client: str
-    is_failing: bool  # an attempt at this receiver has failed, of this delivery or of another one that waits
+    is_failing: bool  # an attempt at this receiver has failed, for this or another pending delivery
 
 
 def find_due(engine: Engine, limit: int) -> list[Due]:
-    """Deliveries that are due, at most `limit`: one of each client in turn.
+    """Find at most `limit` due deliveries, one of each client in turn.
 
-    Of a client's, one of each host in turn: hosts at which no attempt has failed first, then first attempts, then the
-    oldest.
+    Within a client, one of each host in turn: hosts without failed attempts first, then first attempts, then oldest.
     """
-    # What is sent again on demand begins anew: an attempt before that is none of these.
+    # A resend on demand starts over: earlier attempts do not count.
     first_try = WebhookDelivery.expires_at - KEPT_TRYING
     tried_at = cast(WebhookDelivery.attempts[-1]["time"].astext, DateTime(timezone=True))
     is_repeat = func.coalesce(tried_at >= first_try, False)
@@ -114,13 +113,13 @@ def find_due(engine: Engine, limit: int) -> list[Due]:
 
 
 def _receiver() -> ColumnElement[str]:
-    """Host and port as they are written, near enough to `shares.name_receiver`: of one receiver few names are left."""
+    """SQL for host and port as written; close to `shares.name_receiver`, which also normalizes the spelling."""
     place = func.lower(func.substring(WebhookDelivery.url, "^[^:/?#]+://([^/?#]*)"))
     return func.regexp_replace(place, r"\.*(:0*([0-9]*))?$", r":\2")
 
 
 def claim(engine: Engine, ids: Sequence[UUID]) -> list[WebhookDelivery]:
-    """Take those of these deliveries that are still due; nobody else takes them while the attempt is made."""
+    """Claim those of these deliveries that are still due; no other sender claims them during the attempt."""
     is_due = (WebhookDelivery.state == "pending") & (WebhookDelivery.next_attempt_at <= func.now())
     due = select(WebhookDelivery.id).where(WebhookDelivery.id.in_(ids), is_due)
     taken = (
@@ -135,20 +134,20 @@ def claim(engine: Engine, ids: Sequence[UUID]) -> list[WebhookDelivery]:
 
 
 def put_off(engine: Engine, delivery: WebhookDelivery) -> None:
-    """Have it taken again in a moment: no attempt was made."""
+    """Release a claimed delivery for a new claim in a moment, as no attempt was made."""
     changes = update(WebhookDelivery).where(WebhookDelivery.id == delivery.id, WebhookDelivery.state == "pending")
     with engine.begin() as connection:
         connection.execute(changes.values(next_attempt_at=func.now() + PUT_OFF))
 
 
 def wake(engine: Engine) -> None:
-    """Have the watchdog look for what is due."""
+    """Wake the watchdog to send what is due."""
     with engine.begin() as connection:
         connection.execute(text(f"NOTIFY {CHANNEL}"))
 
 
 def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcome: CallOutcome) -> None:
-    """Put down what came of an attempt, and when the next one is."""
+    """Store the outcome of an attempt and the time of the next one."""
     attempt = {"time": at.isoformat(), "status_code": outcome.status_code, "error": outcome.error}
     first_try = delivery.expires_at - KEPT_TRYING
     tried = 1 + sum(datetime.fromisoformat(one["time"]) >= first_try for one in delivery.attempts)
@@ -165,13 +164,13 @@ def keep_attempt(engine: Engine, delivery: WebhookDelivery, at: datetime, outcom
 def _state_after(outcome: CallOutcome, is_last: bool) -> str:
     if outcome.is_delivered:
         return "delivered"
-    if outcome.status_code == 410:  # Gone: the receiver wants no more
+    if outcome.status_code == 410:  # Gone: the receiver wants no more webhooks
         return "gone"
     return "failed" if is_last else "pending"
 
 
 def pause_seconds(tried: int) -> float:
-    """How long to wait after the `tried`-th attempt: longer from one to the next, and never the same for all."""
+    """Seconds to wait after the `tried`-th attempt: exponential backoff with jitter."""
     pause = min(FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** (tried - 1), LONGEST_PAUSE_SECONDS)
     return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
 
@@ -184,7 +183,7 @@ def list_deliveries(engine: Engine, job_id: UUID) -> list[WebhookDelivery]:
 
 
 def forget_old_deliveries(engine: Engine, days: int) -> int:
-    """Remove what was told, or given up, so many days ago of jobs that are still since; how many, 500 at most."""
+    """Delete deliveries settled so many days ago, of jobs without later ones, at most 500; returns their number."""
     before = datetime.now(UTC) - timedelta(days=days)
     is_heard_of = exists().where(JobEvent.job_id == WebhookDelivery.job_id, JobEvent.created_at >= before)
     is_old = (WebhookDelivery.state != "pending") & (WebhookDelivery.created_at < before) & ~is_heard_of
@@ -195,7 +194,7 @@ def forget_old_deliveries(engine: Engine, days: int) -> int:
 
 
 def resend(engine: Engine, job_id: UUID, delivery_id: str) -> WebhookDelivery:
-    """Have it delivered again, from now on for another three days, under the same id. Raises DeliveryNotFound."""
+    """Queue a delivery again under the same id, for another three days. Raises DeliveryNotFound."""
     unknown = DeliveryNotFound(f"Delivery {delivery_id} not found; job {job_id} has none of this id")
     try:
         parsed = UUID(delivery_id)

@@ -1,14 +1,13 @@
-"""How many webhooks are sent at once, for whom and to whom: nobody keeps the others waiting.
+"""Shares the webhook senders fairly between clients, receivers and addresses.
 
-A receiver is a host and port. One that accepts and never answers holds a sender for as long as an attempt may last, so
-each may have a share of those that are free: eight when it is the only one, fewer beside others, and always one.
-Receivers at one address (names are cheap, so are ports) have 64 senders together; one that has no sender yet gets its
-first while they have fewer than 96.
-Attempts at receivers where one has failed have half of them at most, so that there is room for the others, and some
-are kept for receivers that answered when they were last called.
+A receiver is a host and port. One that accepts and never responds holds a sender for the whole time of an attempt, so
+each has a share of the free senders: eight if it is the only one, fewer beside others, and at least one. Receivers at
+one address (names and ports are cheap) have 64 senders together; one without a sender gets its first while they have
+fewer than 96. Receivers with failed attempts have at most half of the senders, so that some stay free for receivers
+that responded last time.
 
-All of that is counted for each client by itself, and a client (whose key the jobs were submitted with) has at most
-three times as many as are left for the others: addresses are cheap too, keys are not.
+All of this is counted per client (the API key that submitted the jobs), and a client has at most three times as many
+senders as are free: addresses are cheap too, keys are not.
 """
 
 import threading
@@ -21,10 +20,10 @@ from urllib.parse import urlsplit
 from jobs.webhooks.targets import Address, unwrap
 
 SENDERS = 192
-SHARE = 24  # a receiver has this part of the free senders
-CLIENT_SHARE = 3  # a client has so many times the free senders
-FAILING = SENDERS // 2  # for receivers at which an attempt has failed
-AT_ONE_ADDRESS, FIRST_AT_ONE_ADDRESS = SENDERS // 3, SENDERS // 2  # the latter for who has no other sender
+SHARE = 24  # a receiver gets at most 1 / SHARE of the free senders
+CLIENT_SHARE = 3  # a client gets at most so many times the free senders
+FAILING = SENDERS // 2  # for receivers with failed attempts
+AT_ONE_ADDRESS, FIRST_AT_ONE_ADDRESS = SENDERS // 3, SENDERS // 2  # the latter for a receiver's first sender
 FOR_ANSWERING = 16
 REMEMBERED = 4096
 
@@ -32,11 +31,11 @@ Receiver = tuple[str, str]  # of a client, its host and port
 
 
 class AddressBusy(Exception):
-    """The receivers at this address have all the senders that they may have. No attempt was made."""
+    """The receivers at this address have all their senders in use. No attempt was made."""
 
 
 class Ticket:
-    """A sender's place: for whom, to whom, whether attempts there have failed, and the address that it calls."""
+    """A sender in use: client and receiver, whether attempts there have failed, and the address it calls."""
 
     def __init__(self, receiver: Receiver, is_failing: bool) -> None:
         self.receiver = receiver
@@ -45,12 +44,12 @@ class Ticket:
 
     @property
     def client(self) -> str:
-        """Whose delivery it is."""
+        """The client whose delivery it is."""
         return self.receiver[0]
 
 
 class Shares:
-    """Who has how many of the senders. Thread-safe."""
+    """Counts the senders in use. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +67,7 @@ class Shares:
         return self._taken >= SENDERS
 
     def take(self, name: str, is_failing: bool, client: str = "") -> Ticket | None:
-        """A place for a sender; None where this receiver or this client has its share."""
+        """Take a sender; None if this receiver or this client has used up its share."""
         receiver = (client, name)
         with self._lock:
             is_answering = receiver in self._answering
@@ -88,7 +87,7 @@ class Shares:
             return Ticket(receiver, is_failing)
 
     def enter(self, ticket: Ticket, address: Address) -> None:
-        """The sender is about to call this address, and leaves the one before. Raises AddressBusy."""
+        """Move the sender to the address it is about to call. Raises AddressBusy."""
         place = _name(address)
         with self._lock:
             self._leave(ticket)
@@ -99,7 +98,7 @@ class Shares:
             ticket.address = place
 
     def give_back(self, ticket: Ticket, has_answered: bool | None = None) -> None:
-        """The sender is free again; `has_answered` is None where nobody was called."""
+        """Return the sender; `has_answered` is None if no call was made."""
         with self._lock:
             self._leave(ticket)
             self._taken -= 1
@@ -121,22 +120,22 @@ class Shares:
 
 
 def _has_room(taken: int, free: int) -> bool:
-    """Whether a client with so many may have one more of what is free."""
+    """Whether a client with `taken` senders may take one more."""
     return free > 0 and taken < max(1, CLIENT_SHARE * free)
 
 
 def name_receiver(url: str) -> str:
-    """Host and port of a webhook, however they are spelled."""
+    """Normalized host and port of a webhook."""
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         return f"{(parts.hostname or '').rstrip('.')}:{port}"
-    except ValueError:  # no attempt can be made at it
+    except ValueError:  # not a URL that can be called
         return ""
 
 
 def _name(address: Address) -> str:
-    """The address, or the network that one customer is given of IPv6."""
+    """The address, or for IPv6 the network that one customer gets."""
     address = unwrap(address)
     return str(IPv6Network((address, 64), strict=False)) if isinstance(address, IPv6Address) else str(address)
 

@@ -1,7 +1,7 @@
-"""Where a webhook may lead: public addresses, and networks that are allowed by name.
+"""Restricts webhooks to public addresses and allowed networks (protection against SSRF).
 
-What counts is the address a connection is made to. A name is resolved once, every address it has is checked, and the
-connection goes to one that passed, so a name that answers otherwise the next time changes nothing.
+The address of the connection is checked: a name is resolved once, each of its addresses is checked, and the connection
+is made to one that passed, so a name that resolves differently the next time (DNS rebinding) changes nothing.
 """
 
 import ipaddress
@@ -16,12 +16,12 @@ import httpcore
 
 from sft.errors import InvalidConfig
 
-MOST_BYTES = 256 * 1024  # that a receiver may send before its answer's head is whole: hints without end, say
+MOST_BYTES = 256 * 1024  # that a receiver may send before the response's head is complete, such as endless 1xx
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# Public by the registries, but a way inside: a cloud's own endpoint, relays for 6to4, what was reserved since.
+# Public according to the registries, but internal: cloud metadata endpoints, 6to4 relays, blocks reserved since.
 _CLOSED_V4 = [
     IPv4Network(text) for text in ("0.0.0.0/8", "100.64.0.0/10", "168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")
 ]
@@ -31,13 +31,13 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class ForbiddenTarget(InvalidConfig):
-    """A webhook that leads to an address which is neither public nor allowed."""
+    """The webhook's address is neither public nor allowed."""
 
     code = "forbidden_webhook_target"
 
 
 def unwrap(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for (v4-mapped, NAT64), or the address itself."""
+    """The IPv4 address inside an IPv6 one (v4-mapped, NAT64), or the address itself."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -47,7 +47,7 @@ def unwrap(address: Address) -> Address:
 
 
 def may_connect(address: Address, allowed: Iterable[Network]) -> bool:
-    """Whether it is a public unicast address or lies in one of the allowed networks."""
+    """Whether an address is public unicast or in one of the allowed networks."""
     address = unwrap(address)
     return any(address in network for network in allowed) or _is_public(address)
 
@@ -61,9 +61,9 @@ def _is_public(address: Address) -> bool:
 
 
 def check_target(url: str, allowed: Iterable[Network]) -> None:
-    """Refuse a URL whose host is an address, in whatever notation, or `localhost`, that may not be connected to.
+    """Refuse a URL whose host is `localhost` or an address, in any notation, that is not allowed.
 
-    Other names are looked at when they are connected to.
+    Other names are checked when the connection is made.
 
     Raises:
         ForbiddenTarget: naming the field, the value and the remedy.
@@ -79,7 +79,7 @@ def check_target(url: str, allowed: Iterable[Network]) -> None:
 
 
 def _spelled_out(host: str) -> list[Address]:
-    """The addresses that a host has without being looked up; none for other names than localhost."""
+    """Addresses of a host that needs no lookup: an address in any notation, or localhost."""
     if host == "localhost" or host.endswith(".localhost"):
         return [IPv4Address("127.0.0.1"), IPv6Address("::1")]
     try:
@@ -87,21 +87,21 @@ def _spelled_out(host: str) -> list[Address]:
     except ValueError:
         pass
     try:
-        return [IPv4Address(socket.inet_aton(host))]  # 2130706433, 0x7f.1, 017700000001: as the resolver reads them
+        return [IPv4Address(socket.inet_aton(host))]  # 2130706433, 0x7f.1, 017700000001, as the resolver reads them
     except (OSError, ValueError):
         return []
 
 
 class GuardedNetwork(httpcore.SyncBackend):
-    """Connects where a webhook may lead, within one time limit for everything from there on. One use each.
+    """Connects to allowed addresses only, with one time limit for everything. Use each instance once.
 
-    `connect_tcp` raises ForbiddenTarget when no address of the host may be connected to.
+    `connect_tcp` raises ForbiddenTarget if no address of the host is allowed.
     """
 
     def __init__(
         self, allowed: Iterable[Network], timeout_seconds: float, enter: Callable[[Address], None] = lambda _: None
     ) -> None:
-        """`enter` is told of each address before it is connected to, and may raise."""
+        """`enter` is called with each address before the connection is made, and may raise."""
         self._enter = enter
         self._allowed = tuple(allowed)
         self._deadline = time.monotonic() + timeout_seconds
@@ -126,7 +126,7 @@ class GuardedNetwork(httpcore.SyncBackend):
         raise problem or httpcore.ConnectError(f"{host} has no address")
 
     def connect_unix_socket(self, *_args: object, **_kwargs: object) -> httpcore.NetworkStream:
-        """Never."""
+        """Refuse."""
         raise ForbiddenTarget("webhook_url: a webhook can't lead to a unix socket")
 
     def _resolve(self, host: str, port: int) -> list[Address]:
@@ -148,9 +148,9 @@ class GuardedNetwork(httpcore.SyncBackend):
 
 
 class _LimitedStream(httpcore.NetworkStream):
-    """A connection whose reads and writes all end by one deadline, however slowly the other side goes on.
+    """A connection whose reads and writes all end by one deadline, even if bytes arrive slowly.
 
-    They also end after so many bytes, however fast it does.
+    Reading also ends after MOST_BYTES.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:

@@ -46,8 +46,8 @@ def test_a_revoked_key_works_no_longer_than_before(clock, tmp_path, monkeypatch,
     ring = ApiKeyCache(lambda: (read.append(1), ApiKeySnapshot({}, is_open=False))[1], tmp_path / "marker")
     ring.refresh(None)
     clock.ahead = step
-    assert ring.fresh_book(None) is not None
+    assert ring.fresh_snapshot(None) is not None
     time.sleep(0.25)
-    assert ring.fresh_book(None) is None
+    assert ring.fresh_snapshot(None) is None
     ring.refresh(None)
     assert len(read) == 2

@@ -26,12 +26,12 @@ def test_without_a_stack_the_process_answers_and_starts_none(tmp_path):
     assert answer.json() == {
         "ready": False,
         "parts": {
-            "database": {"ok": False, "detail": "takes no connections"},
-            "prefect": {"ok": False, "detail": "does not answer (ConnectError)"},
-            "mlflow": {"ok": False, "detail": "does not answer (ConnectError)"},
-            "worker": {"ok": False, "detail": "not known, Prefect does not answer (ConnectError)"},
-            "work_pool": {"ok": False, "detail": "not known, Prefect does not answer (ConnectError)"},
-            "watchdog": {"ok": False, "detail": "not known, the database does not answer (OperationalError)"},
+            "database": {"ok": False, "detail": "accepts no connections"},
+            "prefect": {"ok": False, "detail": "does not respond (ConnectError)"},
+            "mlflow": {"ok": False, "detail": "does not respond (ConnectError)"},
+            "worker": {"ok": False, "detail": "unknown, Prefect does not respond (ConnectError)"},
+            "work_pool": {"ok": False, "detail": "unknown, Prefect does not respond (ConnectError)"},
+            "watchdog": {"ok": False, "detail": "unknown, the database does not respond (OperationalError)"},
         },
     }
     assert api.get("/metrics").status_code == 503

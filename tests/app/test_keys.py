@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
-from jobs.clients.keys import hash_key, read_book
+from jobs.clients.keys import hash_key, read_snapshot
 from jobs.stack.postgres import ensure_databases, sibling_url
 from jobs.storage.tables import engine_for
 
@@ -40,8 +40,8 @@ def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
     assert made.exit_code == 0
     assert "for ci, scope submit. It is not shown again:" in made.stderr
     assert "This is the first key: from now on the API requires one." in made.stderr
-    assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["ci"]
-    assert list(read_book(engine_for(database_url)).clients) == [hash_key(key)]
+    assert [client.name for client in read_snapshot(engine_for(database_url)).clients.values()] == ["ci"]
+    assert list(read_snapshot(engine_for(database_url)).clients) == [hash_key(key)]
 
     second = run("create", "board", "--scope", "read")
     assert "This is the first key" not in second.stderr
@@ -57,7 +57,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
     assert run("revoke", key_id[:-2]).output == f"Revoked {key_id} (ci).\n"
     assert run("revoke", key_id).exit_code == 0
     assert "revoked 20" in run("list").output.splitlines()[0]
-    assert [client.name for client in read_book(engine_for(database_url)).clients.values()] == ["board"]
+    assert [client.name for client in read_snapshot(engine_for(database_url)).clients.values()] == ["board"]
 
 
 @pytest.mark.parametrize("unknown", ["nonsense", "550e8400-e29b-41d4-a716-446655440000"])

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import create_engine, inspect, text
 
-from jobs.clients.keys import ApiKeyCache, list_keys, read_book
+from jobs.clients.keys import ApiKeyCache, list_keys, read_snapshot
 from jobs.project import PROJECT_ROOT
 from jobs.settings import Settings
 from jobs.stack.postgres import ensure_databases, sibling_url
@@ -144,7 +144,7 @@ def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Find
         kill_midway(MAKE_KEY, url, after_seconds=seconds)
         engine = create_engine(url)
         keys = list_keys(engine)
-        ring = ApiKeyCache(lambda engine=engine: read_book(engine), marker)  # type: ignore[misc]
+        ring = ApiKeyCache(lambda engine=engine: read_snapshot(engine), marker)  # type: ignore[misc]
         if ring.refresh(None).is_open is not (not keys) or marker.exists() is not bool(keys):
             yield Finding(Harm.OPENED, f"{len(keys)} keys after {seconds} s, and the service is open")
         if torn := [key for key in keys if len(key.key_sha256) != 64 or key.scopes != ["admin"]]:

@@ -66,7 +66,7 @@ def test_a_stack_that_runs_is_asked_whether_it_answers(stack):
     result = run(stack.model_copy(update={"api_port": free_port()}))
 
     assert result.exit_code == 0, result.output
-    for part in ("database takes connections", "prefect answers", "mlflow answers", "worker 1 online"):
+    for part in ("database accepts connections", "prefect answers", "mlflow answers", "worker 1 online"):
         assert f"ok    stack     {part}" in result.output
 
 
@@ -142,8 +142,8 @@ def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):
 
 
 def test_a_part_that_does_not_answer_fails():
-    (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not answer (ConnectError)")})
-    assert (found.level, found.detail) == (Level.FAIL, "mlflow does not answer (ConnectError)")
+    (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not respond (ConnectError)")})
+    assert (found.level, found.detail) == (Level.FAIL, "mlflow does not respond (ConnectError)")
 
 
 def test_the_dtype_of_auto_is_shown():

@@ -71,7 +71,7 @@ def test_the_job_does_what_the_plan_said(api, body, wait_for):
     assert plan["disk"]["fits"] is plan["memory"]["fits"] is True
     assert [len(plan["samples"]), again["was_tokenized_before"]] == [3, True]
     # The plan tokenized with the job's settings, so the job did not.
-    assert "Tokenized before; taken from the cache" in api.get(f"/train/{job['job_id']}/logs").text
+    assert "Using cached tokens" in api.get(f"/train/{job['job_id']}/logs").text
     assert without_measures(again) == without_measures(plan)
     # The job itself is now what the next plan goes by.
     assert (again["time"]["basis"], again["time"]["past_runs"] >= 1) == ("past_runs", True)

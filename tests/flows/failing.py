@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from sft.errors import InvalidDataset
-from tasks.journal import let_log_lines_through
+from tasks.journal import show_log_lines
 
 ERRORS = {"invalid dataset": InvalidDataset("row 3: no answer"), "bug": KeyError("heads")}
 
@@ -21,7 +21,7 @@ def fail(kind: str) -> None:
 @flow(name="failing")
 def failing(kind: str) -> State[Any] | None:
     """Fail, unless a state is asked for."""
-    let_log_lines_through()
+    show_log_lines()
     if kind in ERRORS:
         fail(kind)
     return Cancelled(name="Unchanged", message="as it was")

@@ -39,7 +39,7 @@ def test_a_server_that_comes_up_is_waited_for(monkeypatch, capsys):
         serving.join()
     assert not waiting.is_alive()
     assert Handler.left == -1
-    assert "does not answer" in capsys.readouterr().err
+    assert "does not respond" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", [None, f"http://127.0.0.1:{free_port()}/api"], ids=["no address", "nobody there"])

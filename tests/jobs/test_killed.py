@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
-from jobs.clients.keys import KeyScope, create_key, list_keys, read_book
+from jobs.clients.keys import KeyScope, create_key, list_keys, read_snapshot
 from jobs.project import PROJECT_ROOT
 from jobs.stack.postgres import ensure_databases, sibling_url
 from jobs.storage.schema import known_revisions, migrate
@@ -99,6 +99,6 @@ def test_a_key_whose_making_is_killed_is_none(url, plain):
     migrate(url)
     kill_while_it_waits_for(plain, "api_keys", url, CREATE)
     assert list_keys(plain) == []
-    assert read_book(plain).is_open
+    assert read_snapshot(plain).is_open
     record, _ = create_key(plain, "next", KeyScope.ADMIN)
     assert [key.id for key in list_keys(plain)] == [record.id]

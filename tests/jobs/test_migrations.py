@@ -157,7 +157,7 @@ class TestADatabase:
             assert len(done) < 4, "it goes on"
 
         def sleep(_seconds):
-            if any("Nothing is done until" in record.getMessage() for record in caplog.records):
+            if any("No task runs until" in record.getMessage() for record in caplog.records):
                 raise Enough
 
         import jobs.watchdog.__main__ as watchdog

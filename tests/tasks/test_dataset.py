@@ -168,7 +168,7 @@ def test_a_name_in_none_of_the_places_lists_them_all(settings: Settings, monkeyp
     message = str(caught.value)
     assert f"no file or folder {settings.data_root}/someone/unknown" in message
     assert "dataset someone/unknown@main is not in the registry" in message
-    assert "the Hub gave no dataset someone/unknown" in message
+    assert "the Hub returned no dataset someone/unknown" in message
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_a_file_or_folder_below_the_data_root_is_used_where_it_is(own_home: Sett
     assert resolve(str(own_home.data_root / "team/notes.jsonl"), own_home).md5 == found.md5
 
     assert found.advise() == found.advise("notes") == []
-    assert found.advise("test")[0][1].startswith("dataset_split 'test' is not followed: the dataset is the one file")
+    assert found.advise("test")[0][1].startswith("dataset_split 'test' has no effect: the dataset is the single file")
 
     (own_home.data_root / "set").mkdir()
     (own_home.data_root / "set/train.json").write_text(json.dumps([ROW] * 5), encoding="utf-8")
@@ -289,7 +289,7 @@ def test_a_folder_holds_out_as_a_dataset_of_the_hub_does(own_home: Settings, nam
     assert found.advise() == [
         (
             "unused_files",
-            f"used for nothing: train-more.jsonl (learned from is train.jsonl; held out is {name})",
+            f"not used: train-more.jsonl (training uses train.jsonl; held out is {name})",
         )
     ]
 

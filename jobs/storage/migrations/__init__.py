@@ -1,1 +1,1 @@
-"""The schema of Tuneyard's own tables, step by step."""
+"""Alembic migrations of Tuneyard's own tables."""

@@ -10,10 +10,10 @@ def test_the_first_key_made_on_this_machine_counts_at_once(tmp_path):
     books = [ApiKeySnapshot({}, is_open=True)]
     ring = ApiKeyCache(lambda: books[-1], tmp_path / "home/api-keys-in-use")
     assert ring.refresh(None).is_open
-    assert ring.fresh_book(None)
+    assert ring.fresh_snapshot(None)
     books.append(ApiKeySnapshot({}, is_open=False))
     remember_keys(tmp_path / "home/api-keys-in-use")  # as `tuneyard keys create` does
-    assert ring.fresh_book(None) is None
+    assert ring.fresh_snapshot(None) is None
     assert not ring.refresh(None).is_open
 
 

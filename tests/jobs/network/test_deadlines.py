@@ -92,7 +92,7 @@ def test_those_who_come_after_a_call_in_vain_do_not_wait():
     with pytest.raises(TimeoutError), breaker.watch():
         raise TimeoutError
     for _ in range(3):
-        with pytest.raises(StackError, match="Prefect's API does not answer"), breaker.watch():
+        with pytest.raises(StackError, match="Prefect's API does not respond"), breaker.watch():
             pytest.fail("it was asked")
     time.sleep(1.1)
     with breaker.watch(), pytest.raises(StackError), breaker.watch():  # one looks, the others do not wait for that

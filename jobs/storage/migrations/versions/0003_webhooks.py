@@ -1,4 +1,4 @@
-"""Webhook deliveries, and how far the watchdog has come."""
+"""Webhook deliveries, and the watchdog's watermarks."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Webhooks are told of more than the end of a job: a delivery is one of what happened."""
+"""Webhooks for other events than a job's end: a delivery has an event."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A job's end, its run as it was first seen, and which run stands for it, are kept with its report."""
+"""A job's report stores its end, the facts of its run, and the id of a re-created run."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A delivery names the client whose job it tells of: each has a share of the senders."""
+"""A delivery stores its job's client: each client has a share of the senders."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -20,7 +20,7 @@ from jobs.status import JobStatus, status_of
 from jobs.storage.reports import read_reports, set_report
 from jobs.storage.tables import JobReport
 from jobs.vocabulary import FLOW_NAME, StateName
-from jobs.watchdog.hands import LEAVE_SECONDS, Hands
+from jobs.watchdog.manual_changes import LEAVE_SECONDS, ManualChanges
 from jobs.watchdog.recovery import GONE_SECONDS
 from jobs.webhooks.outbox import list_deliveries
 from tests.conftest import wait_until
@@ -29,7 +29,7 @@ from tuneyard_wire.jobs import Progress, Result
 
 pytestmark = pytest.mark.stack
 
-CONFIG = {"base_model": "nobody/hands", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
+CONFIG = {"base_model": "nobody/changes", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
 
 
 class HandsBench(Bench):
@@ -40,8 +40,8 @@ class HandsBench(Bench):
         self.runs = PoolRuns(self.client, self.runs.work_pool, self.engine)
         self.api_url = str(stack.prefect_api_url)
 
-    def hands(self) -> Hands:
-        return Hands(self.engine, self.runs, self.api_url, is_local=True, clock=lambda: self.now)
+    def changes(self) -> ManualChanges:
+        return ManualChanges(self.engine, self.runs, self.api_url, is_local=True, clock=lambda: self.now)
 
     def make(self, state: str = "RUNNING", deployment: str | None = None, **parameters: Any) -> str:
         body = {"parameters": {"webhook_url": "http://127.0.0.1:9/hook", "config": CONFIG} | parameters}
@@ -102,8 +102,8 @@ ENDS = [(JobStatus.COMPLETED, "Completed"), (JobStatus.FAILED, "Failed"), (JobSt
 def test_an_end_never_changes_whatever_its_run_is_set_to(bench, status, state, by):
     run = bench.make()
     attempt = bench.begin(run)
-    hands = bench.hands()
-    hands.look()  # the run is kept
+    changes = bench.changes()
+    changes.look()  # the run is kept
     with attempt.writing() as connection:
         set_report(connection, UUID(run), result=Result.example(), progress=Progress.example())
     attempt.end(status, *(("no rows", "invalid_dataset") if status is JobStatus.FAILED else ()))
@@ -111,9 +111,9 @@ def test_an_end_never_changes_whatever_its_run_is_set_to(bench, status, state, b
     before = bench.report(run)
     kind = by.upper() if by in ("Paused", "Pending") else "SCHEDULED"
     bench.runs.set_state(run, {"type": kind, "name": by}, force=True)
-    with pytest.raises(Superseded, match="an end never changes"):
+    with pytest.raises(Superseded, match="a final status never changes"):
         bench.begin(run)
-    hands.look()
+    changes.look()
     after = bench.report(run)
     assert bench.state(run) == state
     for name in ("status", "ended_at", "error", "error_code", "result", "progress"):
@@ -147,12 +147,12 @@ def test_a_state_that_is_set_by_hand_ends_the_job_and_its_process(
     bench, start_process, stack, state, status, code, shown, is_running
 ):
     run = bench.make("RUNNING" if is_running else "SCHEDULED")
-    hands = bench.hands()
-    hands.look()
+    changes = bench.changes()
+    changes.look()
     process = start_process(run, bench.api_url) if is_running else None
     attempt = bench.begin(run) if is_running else None
     bench.put(run, state)
-    hands.look()
+    changes.look()
     if not is_running:  # found by the duty that looks for ends
         wait_until(lambda: bench.report(run).status is not None, 20)
     report = bench.report(run)
@@ -163,20 +163,20 @@ def test_a_state_that_is_set_by_hand_ends_the_job_and_its_process(
         with pytest.raises(Superseded):
             attempt.beat()
         bench.now += LEAVE_SECONDS
-        hands.look()
+        changes.look()
         assert process.wait(5) == -9
 
 
 @pytest.mark.parametrize("state", ["PAUSED", "SCHEDULED"])
 def test_a_job_that_is_paused_while_it_trains_lets_go_and_counts_no_attempt(bench, start_process, state):
     run = bench.make()
-    process, hands = start_process(run, bench.api_url), bench.hands()
-    hands.look()
+    process, changes = start_process(run, bench.api_url), bench.changes()
+    changes.look()
     bench.begin(run)
     bench.put(run, state)
-    hands.look()
+    changes.look()
     assert process.wait(5) == -15  # told to stop: a job's process saves its last step
-    hands.look()
+    changes.look()
     assert (bench.attempt(run).token, bench.attempt(run).is_interrupted) == (None, True)
     bench.put(run, "RUNNING")  # as Prefect resumes it
     bench.look_after(bench.recovery(), 5.0)
@@ -185,26 +185,26 @@ def test_a_job_that_is_paused_while_it_trains_lets_go_and_counts_no_attempt(benc
 
 def test_a_run_that_is_deleted_while_it_trains_is_a_cancelled_job(bench, start_process):
     run = bench.make()
-    process, hands = start_process(run, bench.api_url), bench.hands()
-    hands.look()
+    process, changes = start_process(run, bench.api_url), bench.changes()
+    changes.look()
     attempt = bench.begin(run)
     bench.client.delete(f"/flow_runs/{run}").raise_for_status()
-    hands.look()
+    changes.look()
     assert (bench.report(run).status, bench.told(run)) == ("cancelled", ["cancelled"])
     with pytest.raises(Superseded):
         attempt.beat()
     bench.now += LEAVE_SECONDS
-    hands.look()
+    changes.look()
     assert process.wait(5) == -9
 
 
 @pytest.mark.parametrize("state", ["SCHEDULED", "PAUSED"])
 def test_a_run_that_is_deleted_while_it_waits_is_a_cancelled_job(bench, state):
     run = bench.make(state)
-    hands = bench.hands()
-    hands.look()
+    changes = bench.changes()
+    changes.look()
     bench.client.delete(f"/flow_runs/{run}").raise_for_status()
-    hands.look()
+    changes.look()
     assert (bench.report(run).status, bench.told(run)) == ("cancelled", ["cancelled"])
 
 
@@ -216,15 +216,15 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
         bench.make(state, first, metadata={"n": state}) for state in ("SCHEDULED", "PAUSED", "RUNNING", "PENDING")
     )
     bench.runs.set_state(retried, {"type": "SCHEDULED", "name": "AwaitingRetry"}, force=True)
-    hands = bench.hands()
-    hands.look()
+    changes = bench.changes()
+    changes.look()
     since = bench.read(waiting)["expected_start_time"]
     bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": True}).raise_for_status()
     bench.client.delete(f"/deployments/{first}").raise_for_status()
     said = f"Deployment {first} no longer exists, cancelled run."  # as Prefect's worker does
     bench.runs.set_state(taken, {"type": "CANCELLED", "name": "Cancelled", "message": said}, force=True)
     try:
-        hands.look()
+        changes.look()
         found = bench.runs.find_by_id(map(UUID, (waiting, paused, retried, taken)))
         states = [found[UUID(job_id)]["state_name"] for job_id in (waiting, paused, retried, taken)]
         assert states == ["Scheduled", "Paused", "AwaitingRetry", "Scheduled"]
@@ -233,7 +233,7 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
         assert again["run_id"] != waiting
         assert again["parameters"]["metadata"] == {"n": "SCHEDULED"}
         assert again["next_scheduled_start_time"] == since
-        hands.look()
+        changes.look()
         assert bench.runs.find_by_id([UUID(waiting)])[UUID(waiting)]["run_id"] == again["run_id"]
         assert Attempt.begin(bench.database_url, UUID(again["run_id"])).job_id == UUID(waiting)
         with closing(JobService(stack)) as service:
@@ -253,8 +253,8 @@ def test_a_job_that_lost_its_process_after_its_deployment_goes_on_in_another_run
     run = bench.make("RUNNING", gone)
     bench.begin(run)
     since = bench.read(run)["expected_start_time"]
-    hands = bench.hands()
-    hands.look()
+    changes = bench.changes()
+    changes.look()
     bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": True}).raise_for_status()
     try:
         bench.client.delete(f"/deployments/{gone}").raise_for_status()
@@ -262,7 +262,7 @@ def test_a_job_that_lost_its_process_after_its_deployment_goes_on_in_another_run
         state = bench.read(run)["state"]
         assert state["name"] == StateName.LOST, "no worker may take it: it would never take anything again"
         assert status_of(state["type"], state["name"], has_free_slot=False) is JobStatus.RUNNING
-        bench.hands().look()
+        bench.changes().look()
         found = bench.runs.find_by_id([UUID(run)])[UUID(run)]
         assert (found["state_name"], found["next_scheduled_start_time"]) == ("AwaitingRetry", since)
         assert (found["run_id"] != run, bench.attempt(run).lost) == (True, 1)
@@ -285,10 +285,10 @@ def test_parameters_that_are_edited_to_nonsense_are_a_failed_job_with_its_cause(
 
 
 def test_another_stacks_processes_are_left_alone(bench, start_process):
-    process, hands = start_process(str(uuid4()), "http://127.0.0.1:9/api"), bench.hands()
-    hands.look()
+    process, changes = start_process(str(uuid4()), "http://127.0.0.1:9/api"), bench.changes()
+    changes.look()
     bench.now += 2 * LEAVE_SECONDS
-    hands.look()
+    changes.look()
     assert process.poll() is None
 
 

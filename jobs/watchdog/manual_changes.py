@@ -1,12 +1,11 @@
-"""Other people's hands, as a duty of the watchdog: what somebody does to runs in Prefect's UI is settled here.
+"""Periodic task: handles changes that people make to runs in Prefect's UI or API.
 
-Whatever became of a job's run, its job comes to one end, its slot is free and no process works for it on its own
-account:
+Whatever was done to a run, its job has one end, its slot becomes free, and no stale process works on it:
 
-- a run that goes on though its job has ended ("Retry") is put back, and its process ended;
-- a run that was deleted was cancelled; one that was deleted with its deployment, or has lost its deployment or its work
-  queue, is made anew and keeps its place in the line;
-- of a run that was paused or set to wait while it trained, the process saves its last step and goes.
+- a run restarted ("Retry") after its job has ended gets its final state back, and its process is killed;
+- a deleted run counts as cancelled; one that was deleted with its deployment, or lost its deployment or work queue, is
+  re-created and keeps its place in the queue;
+- the process of a run that was paused or rescheduled while it trained saves its last step and exits.
 """
 
 import logging
@@ -32,18 +31,18 @@ from jobs.watchdog.stopwatch import Clock, Stopwatch
 logger = logging.getLogger(__name__)
 
 OPEN = [RunState.SCHEDULED, RunState.PENDING, RunState.RUNNING, RunState.PAUSED, RunState.CRASHED]
-LEAVE_SECONDS = 10.0  # for a process to go by itself once its job has ended
+LEAVE_SECONDS = 10.0  # for a process to exit by itself once its job has ended
 SAVE_SECONDS = 20.0  # to save its last step once its run was paused
-LOOK_SECONDS = 60.0  # until every open job is looked at, though Prefect and we count as many as before
-RETURNED = "This job has ended before, and an end never changes; submit it again to have it trained again."
+LOOK_SECONDS = 60.0  # between checks of every open job, even if the number of runs is as expected
+RETURNED = "This job has ended before, and a final status never changes; submit it again to train it again."
 
 
-class Hands:
-    """Looks at what must not be so.
+class ManualChanges:
+    """Finds runs whose state contradicts their jobs, and corrects them.
 
     Args:
-        api_url: Prefect's, as this stack's processes know it.
-        is_local: processes can be seen and ended; else those of jobs that have ended go with their next heartbeat.
+        api_url: Prefect's API, as in the environment of this stack's processes.
+        is_local: processes can be seen and killed; otherwise those of ended jobs exit at their next heartbeat.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Hands:
         self._looked_at = float("-inf")
 
     def look(self) -> None:
-        """One look. Raises SQLAlchemyError and httpx.HTTPError."""
+        """Run the task once. Raises SQLAlchemyError and httpx.HTTPError."""
         self._watched = set()
         try:
             self._put_back()
@@ -73,12 +72,12 @@ class Hands:
         except OperationalError as error:
             if "lock timeout" not in str(error):
                 raise
-            logger.info("A job is about to end by itself: it is looked at again")  # it registers its adapter
+            logger.info("A job is about to end by itself; checking it again later")  # it registers its adapter
 
     # -- ends
 
     def _put_back(self) -> None:
-        """Runs of ended jobs that somebody has begun again: they are those in line or at work that have a start."""
+        """Reset runs of ended jobs that were restarted: those that are queued or running although their job ended."""
         flow_runs = {"state": {"type": {"any_": OPEN}}, "start_time": {"is_null_": False}}
         runs = {UUID(run["id"]): run for run in self._runs.find(flow_runs, FLOW_NAME)}
         ended = select(JobReport.job_id, JobReport.status).where(
@@ -88,11 +87,11 @@ class Hands:
             found = [(row.job_id, JobStatus(row.status)) for row in connection.execute(ended)]
         for job_id, status in found:
             run = runs[job_id]
-            # One that runs may be about to tell Prefect of the end that it has just written.
+            # A running one may be about to report the end that it has just written.
             seconds = self._seconds(run["id"], "ending", run["state"]["id"])
             if run["state_type"] != RunState.RUNNING or seconds >= LEAVE_SECONDS:
                 self._runs.set_state(run["id"], {**STATES[status], "message": RETURNED}, force=True)
-                logger.info("Job %s has %s: its run, which was begun again, is put back", job_id, status.value)
+                logger.info("Job %s has %s: reset its run, which was restarted", job_id, status.value)
 
     def _seconds(self, run_id: str, what: str, value: object) -> float:
         self._watched.add(run_id)
@@ -101,7 +100,7 @@ class Hands:
     # -- jobs at work
 
     def _look_at_work(self) -> None:
-        """Jobs with a process that may write for them: their runs must say so."""
+        """Check jobs that have a process with a valid token: their runs must be running."""
         wanted = select(JobAttempt.job_id, JobAttempt.number).join(JobReport, JobReport.job_id == JobAttempt.job_id)
         is_at_work = JobAttempt.token.is_not(None) & JobReport.run["deployment_id"].astext.is_not(None)
         with self._engine.connect() as connection:
@@ -114,11 +113,11 @@ class Hands:
             elif run["state_type"] in ENDED:
                 with self._engine.begin() as connection:
                     is_new = settle(connection, run)
-                    if run["state_type"] != RunState.CANCELLING:  # which lets it save its last step
+                    if run["state_type"] != RunState.CANCELLING:  # there the process may save its last step
                         mine = JobAttempt.job_id == job_id
                         connection.execute(update(JobAttempt).where(mine).values(token=None))
                 if is_new:
-                    logger.info("Job %s was set to %s by hand: its process has to go", job_id, run["state_name"])
+                    logger.info("Job %s was set to %s by hand: stopping its process", job_id, run["state_name"])
             elif run["state_type"] in (RunState.PAUSED, RunState.SCHEDULED):
                 self._halt(job_id, run, number)
 
@@ -130,15 +129,15 @@ class Hands:
                 logger.info("Job %s is cancelled: %s", job_id, why)
 
     def _halt(self, job_id: UUID, run: Mapping[str, Any], number: int) -> None:
-        """Have its process save its last step and go; the job waits until its run is resumed."""
+        """Have the job's process save its last step and exit; the job waits until its run is resumed."""
         processes = find_processes(run["run_id"]) if self._is_local else []
         seconds = self._seconds(str(job_id), "halted", number)
         if seconds == 0.0:
-            logger.info("Job %s is %s: its process has to go", job_id, run["state_name"])
+            logger.info("Job %s is %s: stopping its process", job_id, run["state_name"])
             pids = {process.pid for process in processes}
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
-                    if process.ppid() not in pids:  # its own children are its to tell
+                    if process.ppid() not in pids:  # it stops its own children
                         process.terminate()
         if not processes or seconds >= SAVE_SECONDS:
             given_up = {"token": None, "is_interrupted": True}
@@ -149,7 +148,7 @@ class Hands:
     # -- open jobs
 
     def _look_at_open(self) -> None:
-        """Jobs that have not ended: keep what they are made of, and find those whose runs are gone or can't start."""
+        """Store the facts of open jobs' runs, and find those whose runs are gone or can't start."""
         is_open = JobReport.status.is_(None) & JobReport.run["deployment_id"].astext.is_not(None)
         with self._engine.connect() as connection:
             kept = {*connection.execute(select(JobReport.job_id).where(is_open)).scalars()}
@@ -170,7 +169,7 @@ class Hands:
         runs |= {job_id: run for job_id, run in elsewhere.items() if is_abandoned(run)}
         for job_id, run in runs.items():
             if run["state_name"] == StateName.MADE_AGAIN and run["id"] != run["run_id"]:
-                self._lost.put_in_line(job_id)
+                self._lost.enqueue(job_id)
         lost = {job_id: run for job_id, run in runs.items() if is_lost(run, deployments)}
         for job_id in self._lost.sort({*lost, *(gone - elsewhere.keys())}):
             outcomes.append(self._lost.make_again(job_id, lost.get(job_id), deployments))
@@ -185,23 +184,23 @@ class Hands:
     # -- processes
 
     def _end_unowned(self) -> None:
-        """Processes of jobs that have ended, or whose runs are gone, and which do not go by themselves."""
+        """Kill processes of ended jobs or deleted runs that do not exit by themselves."""
         by_run = _find_job_runs(self._api_url)
         runs = self._runs.name_jobs([{"id": run_id} for run_id in by_run])
         found = self._runs.find_by_id([UUID(run["id"]) for run in runs]) if runs else {}
         with self._engine.connect() as connection:
             for run in runs:
                 known = found.get(UUID(run["id"]))
-                # A cancellation has its own duty.
+                # Cancellations have their own task.
                 is_cancelling = known is not None and known["state_type"] == RunState.CANCELLING
                 has_owner = known is not None and (is_cancelling or has_ended(connection, UUID(run["id"])) is None)
                 if self._seconds(run["run_id"], "unowned", has_owner) >= LEAVE_SECONDS and not has_owner:
                     kill_processes_of(run["run_id"])
-                    logger.warning("Job %s has ended: what was left of its process is ended", run["id"])
+                    logger.warning("Job %s has ended: killed its remaining processes", run["id"])
 
 
 def _find_job_runs(api_url: str) -> set[str]:
-    """The runs that processes of this machine work on for this Prefect server."""
+    """Ids of the runs that processes on this machine work on for this Prefect server."""
     found = set()
     for process in psutil.process_iter():
         if is_job_process(process):
