@@ -41,7 +41,7 @@ def written(monkeypatch):
     factory = logging.getLogRecordFactory()
     api, console = Written(), Written()
     is_debugging.cache_clear()
-    monkeypatch.setattr(FailureFilter, "told", ())
+    monkeypatch.setattr(FailureFilter, "logged", ())
     keep_lines_whole()
     monkeypatch.setattr(logging.getLogger(), "handlers", [console])
     for name in LOGGERS:
