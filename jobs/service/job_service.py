@@ -1,44 +1,40 @@
 """`JobService`: submit, follow, list and cancel jobs."""
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
 from prefect.types._datetime import now
-from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.clients.configs import ConfigStore
 from jobs.clients.idempotency import RequestKey, find_claim, keep_answer, make_claim
 from jobs.daemon_threads import DaemonThreads
 from jobs.engine.job_queue import JobQueue, Queue
-from jobs.engine.listing import Cursor, JobFilters, Listing
+from jobs.engine.listing import JobFilters
 from jobs.engine.prefect_client import open_prefect_client
 from jobs.engine.runs import PrefectRuns
 from jobs.errors import JobConflict, JobNotFound, TrainingBusy
-from jobs.lifecycle.attempts import mark_cancelled, read_jobs
-from jobs.lifecycle.ends import RUN_FACTS, keep_run, settle
+from jobs.lifecycle.attempts import mark_cancelled
+from jobs.lifecycle.ends import RUN_FACTS, keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allow
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
 from jobs.sanitizing.log_lines import escape
-from jobs.service.job import Job, job_from_report, job_from_run
+from jobs.service.job import Job
+from jobs.service.job_reader import JobPage, JobReader, read_state
+from jobs.service.submission import Submission, SubmissionLock
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.status import JobStatus, status_of
+from jobs.status import JobStatus
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.connections import autocommit, translate_errors
-from jobs.storage.reports import read_reports
-from jobs.storage.run_ids import RunIds
-from jobs.storage.tables import JobReport
-from jobs.vocabulary import FINAL_STATES, StateName
+from jobs.vocabulary import StateName
 from jobs.webhooks.targets import check_target
 from sft.errors import StackError
 from tuneyard_wire.fields import Priority
@@ -47,28 +43,8 @@ logger = logging.getLogger(__name__)
 
 Strategy = Literal["queue", "reject"]
 
-TURN_SECONDS = 60.0
-SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
-RECENT = timedelta(minutes=5)
 _threads = DaemonThreads("keep-run")
 BUSY_MESSAGE = "A training job is already running. Please try again later."
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A job that was put in line, as it stood then; `queue_position` is set while others are ahead."""
-
-    id: UUID
-    status: JobStatus
-    queue_position: int | None
-    warnings: tuple[SubmissionWarning, ...] = ()
-
-
-class JobPage(NamedTuple):
-    """One page of a list, and the cursor of the next one."""
-
-    jobs: list[Job]
-    next_cursor: str | None
 
 
 class JobService:
@@ -88,8 +64,8 @@ class JobService:
         self._runs = PrefectRuns(self.client, settings.work_pool, self.engine)
         self.preflight = Preflight(settings)
         self._line = JobQueue(self._runs)
-        self._listing = Listing(self._runs, self._line)
-        self._submitting = threading.Lock()
+        self._reader = JobReader(self.engine, self._runs, self._line)
+        self._lock = SubmissionLock(self.engine)
 
     def close(self) -> None:
         """Close the connections to Prefect; the service can't be used any more."""
@@ -124,7 +100,7 @@ class JobService:
             doubts.collect()  # no other submission waits for it behind the lock
         elif refusal := doubts.refusal:
             raise refusal
-        with self._submit_lock() as connection:
+        with self._lock.taken() as connection:
             if request is not None:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
             self._check_free(strategy)
@@ -140,17 +116,17 @@ class JobService:
         self._check_webhook(spec)
         run = self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority)
         self._keep(run)
-        return self._describe(run)
+        return self._reader.describe(run)
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
         """Put a created job in line; a job that has been started before is left as it is."""
-        with self._submit_lock():
+        with self._lock.taken():
             run = self._runs.get(job_id)
             if _is_created(run):
                 self._runs.propose(run.id, Scheduled(scheduled_time=now("UTC")), force=True)
                 run = self._runs.get(job_id)
-        return self._describe(run)
+        return self._reader.describe(run)
 
     @allow(WRITE_SECONDS)
     def cancel(self, job_id: UUID | str) -> Job:
@@ -165,12 +141,12 @@ class JobService:
             return self._cancel_kept(job_id)
         self._check_not_ended(run)
         if run.state and run.state.type is StateType.PAUSED:
-            with self._submit_lock():  # against a `start` at the same time
+            with self._lock.taken():  # against a `start` at the same time
                 run = self._runs.get(job_id)
                 if run.state and run.state.type is StateType.PAUSED:
                     self._mark_cancelled(run.id, run)
                     self._runs.propose(run.id, Cancelled())
-                    return self._describe(self._runs.get(job_id))
+                    return self._reader.describe(self._runs.get(job_id))
         self._mark_cancelled(run.id, run)  # from here on nobody begins it again
         run = self._runs.get(job_id)
         self._check_not_ended(run)
@@ -191,13 +167,7 @@ class JobService:
 
     def get(self, job_id: UUID | str) -> Job:
         """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
-        ids = self._runs.read_ids()
-        try:
-            return self._describe_all([self._runs.get(job_id, ids)], ids)[0]
-        except JobNotFound:
-            if job := self._find_kept(job_id):
-                return job
-            raise
+        return self._reader.get(job_id)
 
     def list_jobs(
         self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
@@ -207,13 +177,7 @@ class JobService:
         Raises:
             InvalidConfig: the cursor is none of ours.
         """
-        start = Cursor.decode(cursor) if cursor is not None else None
-        wanted = wanted or JobFilters()
-        runs, following = self._listing.page(wanted, start, limit)
-        jobs = self._describe_all(runs)
-        if wanted.statuses is not None:  # Prefect may show another state of an ended job, until that is put right
-            jobs = [job for job in jobs if job.status in wanted.statuses or not job.status.is_terminal]
-        return JobPage(jobs, following.encode() if following else None)
+        return self._reader.read_page(wanted, limit, cursor)
 
     def queue(self) -> Queue:
         """The line as it is now."""
@@ -263,7 +227,7 @@ class JobService:
     ) -> Submission:
         claim = find_claim(connection, request)
         if claim is not None and claim.answer is not None:
-            return _read_answer(claim.answer)
+            return Submission.from_answer(claim.answer)
         run = self._find_by_key(claim.run_key) if claim else None
         if run is None:
             if refusal := doubts.refusal:
@@ -274,7 +238,7 @@ class JobService:
             self._keep(run, client, connection)
         submission = self._look_at(run, doubts.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
-        keep_answer(connection, request, claim, _to_answer(submission))
+        keep_answer(connection, request, claim, submission.to_answer())
         return submission
 
     def _find_by_key(self, run_key: str) -> FlowRun | None:
@@ -282,7 +246,7 @@ class JobService:
         return next(iter(self._runs.page(by_key, limit=1)), None)
 
     def _check_not_ended(self, run: FlowRun) -> None:
-        job = self._describe(run)
+        job = self._reader.describe(run)
         is_final = run.state is not None and run.state.is_final()
         if job.status.is_terminal and (is_final or job.status is not JobStatus.CANCELLED):
             raise self._conflict(job)
@@ -294,17 +258,6 @@ class JobService:
     def _mark_cancelled(self, job_id: UUID, run: FlowRun | None = None) -> None:
         with translate_errors():
             mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
-
-    def _find_kept(self, job_id: UUID | str) -> Job | None:
-        """A job whose run is gone."""
-        try:
-            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
-        except ValueError:
-            return None
-        with translate_errors(), autocommit(self.engine) as connection:
-            reports, attempts = read_jobs(connection, [parsed])
-        report = reports.get(parsed)
-        return job_from_report(parsed, report, attempts.get(parsed)) if report else None
 
     def _cancel_kept(self, job_id: UUID | str) -> Job:
         """Cancel a job whose run is gone."""
@@ -324,77 +277,12 @@ class JobService:
         is_crashed = run.state is not None and run.state.type is StateType.CRASHED
         if run.state and run.state.type is not StateType.CANCELLING:
             self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
-        return self._describe(self._runs.get(run.id))
+        return self._reader.describe(self._runs.get(run.id))
 
     def _look_at(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
         place = self._line.places([run]).get(run.id)
-        status, position = _read_state(run, place)
+        status, position = read_state(run, place)
         return Submission(run.id, status, position, tuple(warnings))
-
-    def _describe(self, run: FlowRun) -> Job:
-        return self._describe_all([run])[0]
-
-    def _describe_all(self, runs: list[FlowRun], ids: RunIds | None = None) -> list[Job]:
-        places = self._line.places(runs, ids)
-        with translate_errors():
-            with autocommit(self.engine) as connection:
-                reports, attempts = read_jobs(connection, [run.id for run in runs])
-            if silent := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
-                self._settle(silent)
-                reports |= read_reports(self.engine, [run.id for run in silent])
-        jobs = [
-            job_from_run(run, *_read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
-            for run in runs
-        ]
-        return [
-            replace(job, waiting_for=self._line.blocker_of(run)) if job.status is JobStatus.QUEUED else job
-            for job, run in zip(jobs, runs, strict=True)
-        ]
-
-    def _settle(self, silent: list[FlowRun]) -> None:
-        """Write the ends of jobs that said nothing of theirs, so that every answer is the same."""
-        for run in silent:
-            assert run.state is not None  # noqa: S101 - it has ended
-            facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
-            with suppress(OperationalError), self.engine.begin() as connection:  # it registers; the watchdog will
-                settle(connection, facts)
-
-    @contextmanager
-    def _submit_lock(self) -> Iterator[Connection]:
-        """One submission at a time, over all processes. The connection commits every statement by itself.
-
-        A process waits with one connection only: the others would be lacking to the one that is at work.
-        """
-        with self._take_turn(), translate_errors(), autocommit(self.engine) as connection:
-            connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
-            try:
-                yield connection
-            finally:
-                try:
-                    connection.execute(select(func.pg_advisory_unlock(SUBMIT_LOCK)))
-                except SQLAlchemyError:
-                    connection.invalidate()  # a lock must not go back into the pool
-                    raise
-
-    @contextmanager
-    def _take_turn(self) -> Iterator[None]:
-        if not self._submitting.acquire(timeout=TURN_SECONDS):
-            raise StackError(f"other submissions have kept this one waiting for {TURN_SECONDS:.0f} s; send it again")
-        try:
-            yield
-        finally:
-            self._submitting.release()
-
-
-def _has_just_ended(run: FlowRun) -> bool:
-    """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
-    is_final = run.state is not None and run.state.type.value in FINAL_STATES
-    return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
-
-
-def _has_status(report: JobReport | None) -> bool:
-    """Whether the job's own end was written."""
-    return report is not None and report.status is not None
 
 
 def _facts_of(run: FlowRun) -> dict[str, Any]:
@@ -403,25 +291,3 @@ def _facts_of(run: FlowRun) -> dict[str, Any]:
 
 def _is_created(run: FlowRun) -> bool:
     return run.state is not None and run.state.type is StateType.PAUSED and run.state.name == StateName.CREATED
-
-
-def _read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:
-    """Status and queue position of a run at this place of the line: 0 or less means that a slot is free for it."""
-    has_free_slot = place is not None and place <= 0
-    state = run.state
-    status = status_of(state.type.value, state.name or "", has_free_slot) if state else JobStatus.CREATED
-    return status, place if status is JobStatus.QUEUED and place is not None else None
-
-
-def _to_answer(submission: Submission) -> dict[str, Any]:
-    return {
-        "id": str(submission.id),
-        "status": submission.status.value,
-        "queue_position": submission.queue_position,
-        "warnings": [*submission.warnings],
-    }
-
-
-def _read_answer(answer: dict[str, Any]) -> Submission:
-    warnings = tuple(answer.get("warnings", ()))
-    return Submission(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"], warnings)
