@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from cli.exit import UsageProblem
-from jobs.errors import ConfigNotFound, JobNotFound
+from jobs.errors import ConfigNotFound, DeliveryNotFound, JobNotFound
 from jobs.sanitizing.log_lines import escape
 from jobs.storage.id_prefixes import is_prefix
-from sft.errors import TuneyardError
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -20,13 +19,6 @@ class AmbiguousReference(UsageProblem):
     """What was typed fits several."""
 
     code = "ambiguous"
-
-
-class DeliveryNotFound(TuneyardError, LookupError):
-    """A job has no delivery of this id."""
-
-    status = 404
-    code = "delivery_not_found"
 
 
 def find_job_id(client: "Tuneyard", reference: str) -> str:
