@@ -11,10 +11,10 @@ from pydantic import Field, WithJsonSchema
 
 from jobs.engine.listing import JobFilters
 from jobs.status import JobStatus
-from jobs.storage.id_prefixes import PATTERN, RULE
 from jobs.vocabulary import PAGE_SIZE
 from sft.config import Name, PathText
 from sft.explanations import Matching
+from tuneyard_wire.id_prefixes import PATTERN, RULE
 
 CURSOR_HEADER = "X-Next-Cursor"
 EARLIEST, LATEST = -62135596800, 253402300799  # epoch seconds of the years 1 to 9999

@@ -14,11 +14,11 @@ from api.training_request import TrainingRequest, config_view, field_names
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
-from jobs.sanitizing.log_lines import escape
 from jobs.service.job import Job
 from jobs.service.job_service import JobService, Strategy
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
 from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted, TrainStatus
+from tuneyard_wire.one_line import escape
 from tuneyard_wire.service import Description
 
 router = APIRouter(tags=["Training API"])

@@ -1,27 +1,20 @@
-"""`tuneyard`: jobs from the command line, and the service they run on.
+"""`tuneyard` with all commands: those of `tuneyard_cli`, and the service that jobs are submitted to.
 
 What a command needs is imported when it runs, so that `--help` answers at once.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from cli import configs as cli_configs
-from cli import jobs as cli_jobs
-from cli import plan as cli_plan
 from cli import stack as cli_stack
-from cli.exit import EPILOG, CommandGroup
-from jobs.privacy import keep_private
+from cli.machine import ServiceMachine
+from tuneyard_cli.__main__ import make_app
+from tuneyard_cli.machine import use_machine
 
-main = typer.Typer(
-    cls=CommandGroup,
-    help="Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+use_machine(ServiceMachine())
+main = make_app("Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.")
 
 
 class KeysGroup(TyperGroup):
@@ -42,26 +35,6 @@ def _load_keys() -> Any:
     return typer.main.get_command(keys_app)
 
 
-def _print_version(is_wanted: bool) -> None:
-    if is_wanted:
-        import importlib.metadata
-
-        typer.echo(f"tuneyard {importlib.metadata.version('tuneyard')}")
-        raise typer.Exit
-
-
-@main.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    keep_private()
-
-
-main.add_typer(cli_jobs.commands)
-main.add_typer(cli_plan.commands)
-main.add_typer(cli_configs.commands, name="configs", rich_help_panel=cli_jobs.PANEL)
 main.add_typer(cli_stack.commands)
 main.add_typer(
     typer.Typer(

@@ -21,8 +21,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from cli.exit import ExitCode
-from cli.output import print_json, print_line
 from jobs.network.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.privacy import find_open
 from jobs.project import find_sources
@@ -33,6 +31,8 @@ from jobs.stack.readiness import PartCheck, check_parts
 from sft.errors import StackError
 from sft.files.disk import find_existing, measure_free
 from sft.models.dtype_record import DtypeRecord, read_record
+from tuneyard_cli.exit import ExitCode
+from tuneyard_cli.output import print_json, print_line
 
 GIB = 2**30
 OPEN_SHOWN = 5

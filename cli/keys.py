@@ -7,15 +7,15 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Engine
 
-from cli.output import print_json, print_line
-from cli.references import choose_by_prefix, is_whole
-from cli.service import JsonOption
 from jobs.clients import keys
 from jobs.clients.keys import KeyScope
 from jobs.service.access import StackAccess
 from jobs.settings import Settings
 from jobs.stack import local as stack
 from jobs.storage.tables import ApiKey
+from tuneyard_cli.output import print_json, print_line
+from tuneyard_cli.references import choose_by_prefix, is_whole
+from tuneyard_cli.service import JsonOption
 
 keys_app = typer.Typer(
     help="API keys: create, list, revoke. Creating the first key turns authentication on, permanently.",

@@ -2,7 +2,7 @@
 
 import os
 
-from cli.exit import UsageProblem
+from tuneyard_cli.problems import UsageProblem
 
 PREFIX = "TUNEYARD_"
 _SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # kinds of problems whose values are not secrets

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import print_json, print_line
-from cli.service import JsonOption
+from tuneyard_cli.output import print_json, print_line
+from tuneyard_cli.service import JsonOption
 
 if TYPE_CHECKING:
     from jobs.settings import Settings

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.watch import watch_job
 from jobs.settings import Settings
+from tuneyard_cli.watch import watch_job
 from tuneyard_client import Tuneyard
 
 SHOWN_CHARACTERS = 160

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.folders import job_folder
 from jobs.lifecycle.attempts import Attempt, Heartbeat, Superseded, leave
 from jobs.lifecycle.ends import keep_run
-from jobs.sanitizing.log_lines import escape, hide_passwords, keep_lines_whole
+from jobs.sanitizing.log_lines import hide_passwords, keep_lines_whole
 from jobs.settings import Settings
 from jobs.spec import JobSpec, read_spec
 from jobs.status import JobStatus
@@ -33,6 +33,7 @@ from tasks.causes import explain
 from tasks.dataset import DatasetVersion
 from tasks.failure_log import is_debugging
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
+from tuneyard_wire.one_line import escape
 
 logger = logging.getLogger(__name__)
 

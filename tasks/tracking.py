@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobs.errors import RegistryRefused
-from jobs.sanitizing.log_lines import escape
 from sft.config import SFTConfig
 from tasks.causes import is_mlflow_away
 from tasks.dataset import DatasetVersion
 from tasks.outage import MetricSender, keep_trying
+from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run

@@ -14,9 +14,9 @@ from prefect.client.schemas.objects import Log
 from prefect.client.schemas.sorting import LogSort
 
 from jobs.engine.prefect_client import call
-from jobs.sanitizing.log_lines import escape
 from jobs.service.job import Job
 from jobs.vocabulary import PAGE_SIZE
+from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
     from jobs.service.job_service import JobService

@@ -10,6 +10,8 @@ import time
 import traceback
 from typing import Any
 
+from tuneyard_wire.one_line import escape
+
 PERIOD_SECONDS = 60.0
 # Our loggers, and those of Prefect that log the outcome of runs.
 LOGGERS = (
@@ -25,11 +27,6 @@ LOGGERS = (
     "prefect.engine",
 )
 
-# C0 and C1 without the tab, line and paragraph separators, direction overrides, invisible characters.
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
 HIDDEN = "***"
 
 # Matched from `://`, as a search for the scheme's beginning would start at every letter of a long text.
@@ -54,11 +51,6 @@ class OneLineRecord(logging.LogRecord):
 def keep_lines_whole() -> None:
     """Make records of LOGGERS `OneLineRecord`s in this process, for all handlers."""
     logging.setLogRecordFactory(_make_record)
-
-
-def escape(text: str) -> str:
-    r"""Escape control characters as in Python (`\n`), so that the text is one line."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _make_record(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:

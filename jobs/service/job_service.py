@@ -25,7 +25,6 @@ from jobs.lifecycle.attempts import mark_cancelled
 from jobs.lifecycle.ends import RUN_FACTS, keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allow
 from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
-from jobs.sanitizing.log_lines import escape
 from jobs.service.job import Job
 from jobs.service.job_reader import JobPage, JobReader, read_state
 from jobs.service.submission import Submission, SubmissionLock
@@ -38,6 +37,7 @@ from jobs.vocabulary import StateName
 from jobs.webhooks.targets import check_target
 from sft.errors import StackError
 from tuneyard_wire.fields import Priority
+from tuneyard_wire.one_line import escape
 
 logger = logging.getLogger(__name__)
 

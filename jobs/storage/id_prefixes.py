@@ -1,21 +1,11 @@
 """Prefixes of ids: in sorted order the ids with a prefix are contiguous, so a range finds them."""
 
-import re
 from collections.abc import Callable
 from uuid import UUID
 
-_HEX = "[0-9A-Fa-f]"
-PATTERN = (  # with dashes as in an id, or without
-    f"^({_HEX}{{4,32}}|{_HEX}{{8}}-({_HEX}{{0,4}}|{_HEX}{{4}}-({_HEX}{{0,4}}|{_HEX}{{4}}-"
-    f"({_HEX}{{0,4}}|{_HEX}{{4}}-{_HEX}{{0,12}}))))$"
-)
-RULE = "must be the first 4 or more characters of an id"
+from tuneyard_wire.id_prefixes import RULE, is_prefix
+
 DIGITS = 32
-
-
-def is_prefix(text: str) -> bool:
-    """Whether this is a valid prefix: at least four hexadecimal digits."""
-    return re.fullmatch(PATTERN, text) is not None
 
 
 def id_range(prefix: str) -> tuple[UUID, UUID]:

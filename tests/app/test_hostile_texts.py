@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
-from cli.output import escape_lines
 from tests.client.scripted_service import Scripted, ScriptedService
 from tests.hostile.test_log_lines import BREAKS
+from tuneyard_cli.output import escape_lines
 
 FORGED = "FORGED 17  completed"
 BAD = "a" + "".join(f"{line_break}{FORGED}" for line_break in BREAKS)

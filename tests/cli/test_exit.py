@@ -14,10 +14,10 @@ import yaml
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
-from cli.exit import MEANINGS, ExitCode
-from cli.jobs import Status
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
+from tuneyard_cli.exit import MEANINGS, ExitCode
+from tuneyard_cli.jobs import Status
 from tuneyard_wire.jobs import Result, TrainStatus
 
 JOB_ID = "0197ab3c-1d2e-7f00-8123-456789abcdef"

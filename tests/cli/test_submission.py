@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
-from cli.job_options import JobOptions
 from tests.client.scripted_service import Scripted, ScriptedService
+from tuneyard_cli.job_options import JobOptions
 from tuneyard_wire.configs import SavedConfig
 
 CONFIG_ID = "550e8400-e29b-41d4-a716-446655440000"

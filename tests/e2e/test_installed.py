@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
 ODD = 'Müller\'s 60%(done) "x" #1 & $y;[z]'
 NEEDED = (
     *("api", "app", "cli", "datasets", "demo", "flows", "jobs", "sft", "tasks", "training_cluster"),
-    *("tuneyard_client", "tuneyard_wire"),
+    *("tuneyard_cli", "tuneyard_client", "tuneyard_wire"),
 )
 JOB = """
 import json, time

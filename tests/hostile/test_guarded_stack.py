@@ -25,7 +25,6 @@ from jobs.clients.keys import KeyScope, create_key
 from jobs.engine.credentials import find_password, open_client, profile_path
 from jobs.engine.prefect_client import open_prefect_client
 from jobs.project import code_environment
-from jobs.sanitizing.log_lines import escape
 from jobs.settings import Settings
 from jobs.stack import local as stack
 from jobs.stack import postgres
@@ -35,6 +34,7 @@ from tests.conftest import free_port, wait_until
 from tests.e2e.api_process import ApiProcess
 from tests.receiver import Receiver
 from tests.tiny_models import save_tiny_llama
+from tuneyard_wire.one_line import escape
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 

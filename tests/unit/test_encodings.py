@@ -9,7 +9,7 @@ import pytest
 
 from jobs.settings import PROJECT_ROOT
 
-FOLDERS = ("api", "app", "cli", "flows", "jobs", "sft", "tasks", "tuneyard_client", "tuneyard_wire")
+FOLDERS = ("api", "app", "cli", "flows", "jobs", "sft", "tasks", "tuneyard_cli", "tuneyard_client", "tuneyard_wire")
 PLAIN = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 

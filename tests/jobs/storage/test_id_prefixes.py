@@ -6,8 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from jobs.engine.listing import Listing
-from jobs.storage.id_prefixes import find_offset, id_range, is_prefix
+from jobs.storage.id_prefixes import find_offset, id_range
 from jobs.storage.run_ids import RunIds
+from tuneyard_wire.id_prefixes import is_prefix
 
 WHOLE = "0197ab3c-1d2e-7f00-8123-456789abcdef"
 

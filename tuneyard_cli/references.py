@@ -1,13 +1,13 @@
 """Jobs, configurations and deliveries as users name them: by id, by an id's first characters, or by name."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from cli.exit import UsageProblem
-from jobs.errors import ConfigNotFound, DeliveryNotFound, JobNotFound
-from jobs.sanitizing.log_lines import escape
-from jobs.storage.id_prefixes import is_prefix
+from tuneyard_cli.problems import UsageProblem
+from tuneyard_wire.id_prefixes import is_prefix
+from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -26,7 +26,7 @@ def find_job_id(client: "Tuneyard", reference: str) -> str:
 
     Raises:
         AmbiguousReference: several jobs' ids begin so.
-        JobNotFound: none does.
+        NotFound: none does.
     """
     if is_whole(reference) or not is_prefix(reference):
         return reference  # what no id can begin with is refused by the service in its own words
@@ -34,7 +34,7 @@ def find_job_id(client: "Tuneyard", reference: str) -> str:
         job.job_id: f"{job.status:<9}  {job.config.get('model_name') or ''}"
         for job in client.jobs(id_prefix=reference, limit=SHOWN + 1)
     }
-    return choose(reference, "jobs", found) or _raise(JobNotFound(f"No job's id begins with {reference}"))
+    return choose(reference, "jobs", found) or _refuse("job_not_found", f"No job's id begins with {reference}")
 
 
 def find_config_id(client: "Tuneyard", reference: str) -> str:
@@ -42,23 +42,23 @@ def find_config_id(client: "Tuneyard", reference: str) -> str:
 
     Raises:
         AmbiguousReference: several fit.
-        ConfigNotFound: none does.
+        NotFound: none does.
     """
     if is_whole(reference):
         return reference
     found = {saved.config_id: saved.name for saved in client.configs.list(name=reference)}
     if is_prefix(reference):
         found |= {saved.config_id: saved.name for saved in client.configs.list(id_prefix=reference)}
-    missing = ConfigNotFound(f"No saved configuration is called {reference}, and no id begins so; see `configs list`")
-    return choose(reference, "configurations", found) or _raise(missing)
+    missing = f"No saved configuration is called {reference}, and no id begins so; see `configs list`"
+    return choose(reference, "configurations", found) or _refuse("config_not_found", missing)
 
 
 def find_delivery_id(client: "Tuneyard", job_id: str, reference: str) -> str:
-    """The id of one of a job's deliveries. Raises AmbiguousReference or DeliveryNotFound."""
+    """The id of one of a job's deliveries. Raises AmbiguousReference or NotFound."""
     if is_whole(reference):
         return reference
     found = choose_by_prefix(reference, "deliveries", {one.delivery_id: one.event for one in client.deliveries(job_id)})
-    return found or _raise(DeliveryNotFound(f"No delivery of job {job_id} has an id that begins with {reference}"))
+    return found or _refuse("delivery_not_found", f"No delivery of job {job_id} has an id that begins with {reference}")
 
 
 def choose_by_prefix(prefix: str, kind: str, known: Mapping[str, str]) -> str | None:
@@ -84,5 +84,8 @@ def is_whole(reference: str) -> bool:
         return False
 
 
-def _raise(error: Exception) -> str:
-    raise error
+def _refuse(code: str, detail: str) -> str:
+    """Raise what the service's own 404 of this code raises."""
+    from tuneyard_client.errors import NotFound
+
+    raise NotFound(detail, HTTPStatus.NOT_FOUND, code)

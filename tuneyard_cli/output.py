@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from jobs.sanitizing.log_lines import escape
+from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpe
 import typer
 
 if TYPE_CHECKING:
-    from cli.submission import Submission
+    from tuneyard_cli.submission import Submission
     from tuneyard_client.models import Strategy
 
 P = ParamSpec("P")
@@ -63,8 +63,8 @@ class JobOptions:
 
     def build(self) -> "Submission":
         """The job. Raises UsageProblem."""
-        from cli.submission import build_submission, read_settings
-        from cli.values import read_mapping, read_pairs
+        from tuneyard_cli.submission import build_submission, read_settings
+        from tuneyard_cli.values import read_mapping, read_pairs
 
         options = {
             "model_name": self.model,

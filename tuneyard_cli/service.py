@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneyard_cli.machine import this_machine
+
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
 
@@ -28,7 +30,7 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
     from tuneyard_client.errors import NotAuthenticated, ServiceUnreachable
 
     try:
-        with Tuneyard(url or local_url()) as client:
+        with Tuneyard(url or this_machine().url()) as client:
             yield client
     except NotAuthenticated as error:
         hint = f"{error.detail}; commands read it from TUNEYARD_API_KEY"
@@ -36,14 +38,4 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
     except ServiceUnreachable as error:
         if url:
             raise
-        raise ServiceUnreachable(f"{error.detail} Start it with `tuneyard serve`, or name one with --url") from error
-
-
-def local_url() -> str:
-    """Where `tuneyard serve` listens with the settings of this environment."""
-    from jobs.network.proxies import bracket
-    from jobs.settings import Settings
-
-    settings = Settings()
-    is_everywhere = settings.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
-    return f"http://{'127.0.0.1' if is_everywhere else bracket(settings.host)}:{settings.api_port}"
+        raise ServiceUnreachable(f"{error.detail} {this_machine().start_hint}") from error

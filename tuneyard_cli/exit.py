@@ -5,17 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from jobs.sanitizing.log_lines import escape
-from sft.errors import TuneyardError
-
-if TYPE_CHECKING:
-    from tuneyard_client.errors import ClientError
+from tuneyard_cli.machine import INSTALL, SERVICE_COMMANDS, this_machine
+from tuneyard_cli.problems import CommandError, NeedsFullPackage, UsageProblem
+from tuneyard_wire.one_line import escape
 
 
 class ExitCode(IntEnum):
@@ -42,13 +40,6 @@ MEANINGS = {
 EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value}  {meaning}" for code, meaning in MEANINGS.items())
 
 RATE_LIMITED = 429
-
-
-class UsageProblem(TuneyardError, ValueError):
-    """Something on the command line, or in a file it names, that can't work."""
-
-    status = 400
-    code = "usage"
 
 
 class CommandGroup(TyperGroup):
@@ -82,6 +73,13 @@ class CommandGroup(TyperGroup):
             code = _end_pipe()
         sys.exit(int(code or 0))
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command. Raises NeedsFullPackage for one that only the full package has."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in SERVICE_COMMANDS:
+            raise NeedsFullPackage(f"`tuneyard {cmd_name}` is for the machine of the service: {INSTALL}")
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command of a context; a closed pipe is left to `main`, which Typer would end as a failure."""
         try:
@@ -89,21 +87,19 @@ class CommandGroup(TyperGroup):
         except BrokenPipeError:
             raise typer.Exit(_end_pipe()) from None
         except Exception as error:
-            from cli.settings import explain_settings
-
-            if problem := explain_settings(error):
+            if problem := this_machine().explain(error):
                 raise problem from error
             raise
 
 
-def _told_errors() -> tuple[type[TuneyardError], type["ClientError"]]:
+def _told_errors() -> tuple[type[Exception], ...]:
     """The errors that are shown as one sentence; ClientError is only imported once there is an error."""
     from tuneyard_client.errors import ClientError
 
-    return TuneyardError, ClientError
+    return CommandError, ClientError, *this_machine().errors()
 
 
-def exit_code_of(error: "TuneyardError | ClientError") -> ExitCode:
+def exit_code_of(error: Any) -> ExitCode:
     """The exit code that an error stands for."""
     from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedAnswer
 
@@ -120,7 +116,7 @@ def fail(message: str) -> NoReturn:
     raise UsageProblem(message)
 
 
-def _end_error(error: "TuneyardError | ClientError", as_json: bool) -> ExitCode:
+def _end_error(error: Any, as_json: bool) -> ExitCode:
     request_id = getattr(error, "request_id", None)
     if as_json:
         _print_error(str(error), error.code, request_id)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.output import print_json, print_line, print_yaml
-from cli.service import JsonOption, UrlOption, connected
+from tuneyard_cli.output import print_json, print_line, print_yaml
+from tuneyard_cli.service import JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
     from tuneyard_wire.configs import SavedConfig
@@ -29,7 +29,7 @@ def save(
     url: UrlOption = None,
 ) -> None:
     """Save a configuration and print its id."""
-    from cli.values import read_mapping
+    from tuneyard_cli.values import read_mapping
 
     values = read_mapping(file)
     with connected(url) as client:
@@ -60,7 +60,7 @@ def show(
     url: UrlOption = None,
 ) -> None:
     """Show a saved configuration."""
-    from cli.references import find_config_id
+    from tuneyard_cli.references import find_config_id
 
     with connected(url) as client:
         config_id = find_config_id(client, config)
@@ -78,8 +78,8 @@ def update(
     url: UrlOption = None,
 ) -> None:
     """Save a new version of a configuration."""
-    from cli.references import find_config_id
-    from cli.values import read_mapping
+    from tuneyard_cli.references import find_config_id
+    from tuneyard_cli.values import read_mapping
 
     values = read_mapping(file)
     with connected(url) as client:
@@ -94,7 +94,7 @@ def update(
 @commands.command()
 def delete(config: ConfigArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Delete a saved configuration. Jobs that were made from it are kept."""
-    from cli.references import find_config_id
+    from tuneyard_cli.references import find_config_id
 
     with connected(url) as client:
         config_id = find_config_id(client, config)

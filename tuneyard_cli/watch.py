@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from jobs.sanitizing.log_lines import escape
 from tuneyard_client import Tuneyard
 from tuneyard_wire.jobs import Progress as Training
 from tuneyard_wire.jobs import TrainJob
+from tuneyard_wire.one_line import escape
 
 POLL_SECONDS = 0.5
 PERCENT_A_LINE = 10  # where no bar can be drawn

@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.exit import fail
-from cli.job_options import JobOptions, takes_job_options
-from cli.jobs import PANEL
-from cli.output import escape_lines, open_console, print_json
-from cli.service import JsonOption, UrlOption, connected
-from jobs.sanitizing.log_lines import escape
+from tuneyard_cli.exit import fail
+from tuneyard_cli.job_options import JobOptions, takes_job_options
+from tuneyard_cli.jobs import PANEL
+from tuneyard_cli.machine import this_machine
+from tuneyard_cli.output import escape_lines, open_console, print_json
+from tuneyard_cli.service import JsonOption, UrlOption, connected
+from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cli.submission import Submission
+    from tuneyard_cli.submission import Submission
 
 commands = typer.Typer()
 
@@ -38,7 +39,7 @@ def plan(
     if here and job.config is not None:
         fail("--config needs the service, which has the saved configurations; leave out --here")
     submission = job.build()
-    response = _plan_here(submission) if here else _ask_service(submission, url)
+    response = this_machine().plan(submission) if here else _ask_service(submission, url)
     if as_json:
         print_json(response)
     else:
@@ -49,32 +50,6 @@ def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
     with connected(url) as client:
         response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
     return response
-
-
-def _plan_here(submission: "Submission") -> dict[str, Any]:
-    """In a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
-    from pydantic import ValidationError
-
-    from api.training_request import TrainingRequest
-    from jobs.service.planner import plan_once
-    from jobs.settings import Settings
-    from jobs.stack.endpoints import Endpoints
-    from jobs.stack.local import is_up
-    from sft.config import SFTConfig
-    from sft.errors import InvalidConfig
-    from sft.explanations import explain_validation_error
-
-    settings = Settings()
-    endpoints = Endpoints.read(settings.home)
-    if endpoints is not None and is_up(settings):
-        settings = endpoints.fill(settings)
-    if submission.dialect == "sft":
-        return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings)
-    try:
-        request = TrainingRequest.model_validate(dict(submission.fields))
-    except ValidationError as error:
-        raise InvalidConfig(explain_validation_error(error, TrainingRequest)) from error
-    return plan_once(request.to_spec(settings.default_dataset).config, settings)
 
 
 def _show(console: "Console", plan: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from cli.exit import UsageProblem
-from cli.values import check_json, load_yaml
+from tuneyard_cli.machine import this_machine
+from tuneyard_cli.problems import UsageProblem
+from tuneyard_cli.values import check_json, load_yaml
 from tuneyard_wire.dataset_reference import DatasetReference
-from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig, TrainingFields
+from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -45,7 +45,7 @@ class Submission:
 
     def complete(self, client: "Tuneyard") -> "Submission":
         """The same with the saved configuration's id in full and its dataset named."""
-        from cli.references import find_config_id
+        from tuneyard_cli.references import find_config_id
 
         if "config_id" not in self.around:
             return self
@@ -53,7 +53,8 @@ class Submission:
         fields = dict(self.fields)
         if self.revision is not None:
             saved = client.configs.get(config_id).config.get("dataset_name")
-            fields["dataset_name"] = _name_dataset(_dataset_of(saved) or default_dataset(), self.revision)
+            dataset = _dataset_of(saved) or this_machine().default_dataset(self.revision)
+            fields["dataset_name"] = _name_dataset(dataset, self.revision)
         return replace(self, fields=fields, around={**self.around, "config_id": config_id}, revision=None)
 
     def send(self, client: "Tuneyard", strategy: "Strategy", strict: bool) -> "Submitted":
@@ -110,29 +111,13 @@ def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
             value = load_yaml(text)
         except UsageProblem as error:
             raise UsageProblem(f"--set {name}: {error}") from error
-        values[name] = text if value is not None and name in _text_fields() else value
+        values[name] = text if value is not None and _is_text(name) else value
     return values
 
 
-def default_dataset() -> str:
-    """The dataset that a bare revision refers to."""
-    from jobs.settings import Settings
-
-    return Settings().default_dataset
-
-
-@cache
-def known_fields() -> dict[str, Any]:
-    """Every field of both APIs, with its type."""
-    from sft.config import SFTConfig
-
-    engine = {name: info.annotation for name, info in SFTConfig.model_fields.items()}
-    return {**get_type_hints(AroundConfig), **engine, **get_type_hints(TrainingFields)}
-
-
-@cache
-def _text_fields() -> frozenset[str]:
-    return frozenset(name for name, kind in known_fields().items() if kind in (str, str | None))
+def _is_text(name: str) -> bool:
+    """Whether a field holds text and nothing else."""
+    return this_machine().fields().get(name) in (str, str | None)
 
 
 def _flatten(source: Fields) -> dict[str, Any]:
@@ -147,13 +132,8 @@ def _flatten(source: Fields) -> dict[str, Any]:
 
 
 def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
-    unknown = [name for name in source if name not in known_fields()]
-    if unknown:
-        from sft.explanations import find_nearest
-
-        nearest = find_nearest(unknown[0], known_fields())
-        hint = f"; did you mean {nearest}?" if nearest else ""
-        raise UsageProblem(f"{unknown[0]} is not a known field{hint}")
+    for name in source:
+        this_machine().check_name(name)
     values: dict[str, Any] = {}
     by_name: dict[str, str] = {}
     for name, value in source.items():
@@ -212,7 +192,7 @@ def _sft_submission(values: dict[str, Any]) -> Submission:
         if "config_id" in values:
             revision = dataset.name
         else:
-            values["dataset_name"] = _name_dataset(default_dataset(), dataset.name)
+            values["dataset_name"] = _name_dataset(this_machine().default_dataset(dataset.name), dataset.name)
     if "config_id" not in values:
         values.setdefault("dataset_format", "auto")
     around = {name: values.pop(name) for name in get_type_hints(AroundConfig) if name in values}

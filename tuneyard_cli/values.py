@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cli.exit import UsageProblem
+from tuneyard_cli.problems import UsageProblem
 
 # YAML 1.2's core schema, of which JSON is a part. PyYAML reads YAML 1.1, to which 1e-4 is text, `no` is false,
 # 010 is eight, 12:30 is 750 and 2026-01-02 no text.

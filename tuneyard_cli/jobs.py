@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.exit import ExitCode
-from cli.job_options import JobOptions, takes_job_options
-from cli.output import open_console, print_json, print_line, print_warnings, print_yaml
-from cli.service import JobArgument, JsonOption, UrlOption, connected
+from tuneyard_cli.exit import ExitCode
+from tuneyard_cli.job_options import JobOptions, takes_job_options
+from tuneyard_cli.output import open_console, print_json, print_line, print_warnings, print_yaml
+from tuneyard_cli.service import JobArgument, JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -68,7 +68,7 @@ def list_jobs(
     url: UrlOption = None,
 ) -> None:
     """List jobs, newest first."""
-    from cli.values import read_pairs
+    from tuneyard_cli.values import read_pairs
 
     filters: dict[str, Any] = {
         "status": status,
@@ -90,7 +90,7 @@ def list_jobs(
 @commands.command(rich_help_panel=PANEL)
 def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Show a job: status, configuration, progress, and the result with its warnings."""
-    from cli.references import find_job_id
+    from tuneyard_cli.references import find_job_id
 
     with connected(url) as client:
         found = client.job(find_job_id(client, job)).model_dump(mode="json", exclude_none=not as_json)
@@ -104,7 +104,7 @@ def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -
 @commands.command(rich_help_panel=PANEL)
 def watch(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Follow a job until it ends. The exit code is 0 if it completes and 1 if it fails or is cancelled."""
-    from cli.references import find_job_id
+    from tuneyard_cli.references import find_job_id
 
     with connected(url) as client:
         raise typer.Exit(_watch(client, find_job_id(client, job), as_json))
@@ -119,7 +119,7 @@ def logs(
     url: UrlOption = None,
 ) -> None:
     """Print a job's log."""
-    from cli.references import find_job_id
+    from tuneyard_cli.references import find_job_id
 
     with connected(url) as client:
         for line in client.logs(find_job_id(client, job), follow=follow, tail=tail):
@@ -137,7 +137,7 @@ def download(
     url: UrlOption = None,
 ) -> None:
     """Download a completed job's adapter into a folder and verify its checksum."""
-    from cli.references import find_job_id
+    from tuneyard_cli.references import find_job_id
 
     with connected(url) as client:
         job_id = find_job_id(client, job)
@@ -151,7 +151,7 @@ def download(
 @commands.command(rich_help_panel=PANEL)
 def cancel(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Cancel a queued or running job."""
-    from cli.references import find_job_id
+    from tuneyard_cli.references import find_job_id
 
     with connected(url) as client:
         response = client.cancel(find_job_id(client, job))
@@ -169,7 +169,7 @@ def deliveries(
     url: UrlOption = None,
 ) -> None:
     """List a job's webhook deliveries with every attempt, or send one again."""
-    from cli.references import find_delivery_id, find_job_id
+    from tuneyard_cli.references import find_delivery_id, find_job_id
 
     with connected(url) as client:
         job_id = find_job_id(client, job)
@@ -196,7 +196,7 @@ def _name_event(delivery: "Delivery") -> str:
 
 def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
     """Follow a job; the exit code."""
-    from cli.watch import watch_job
+    from tuneyard_cli.watch import watch_job
 
     try:
         job = watch_job(client, job_id, open_console(stderr=as_json))
@@ -217,7 +217,7 @@ def _print_table(jobs: "list[TrainJob]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from jobs.sanitizing.log_lines import escape
+    from tuneyard_wire.one_line import escape
 
     table = Table(box=None, pad_edge=False)
     table.add_column("ID", no_wrap=True)

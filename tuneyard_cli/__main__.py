@@ -1,0 +1,56 @@
+"""`tuneyard`: jobs of a service, from any machine.
+
+What a command needs is imported when it runs, so that `--help` answers at once.
+"""
+
+import os
+from typing import Annotated
+
+import typer
+
+from tuneyard_cli import configs, jobs, plan
+from tuneyard_cli.exit import EPILOG, CommandGroup
+from tuneyard_cli.machine import this_machine
+
+GROUP = "tuneyard.commands"
+OWNER_ONLY = 0o077
+
+
+def make_app(about: str) -> typer.Typer:
+    """The command with what it does over HTTP."""
+    app = typer.Typer(cls=CommandGroup, help=about, epilog=EPILOG, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    app.add_typer(jobs.commands)
+    app.add_typer(plan.commands)
+    app.add_typer(configs.commands, name="configs", rich_help_panel=jobs.PANEL)
+    return app
+
+
+def main() -> None:
+    """Run the command of the full package where it is installed too, else that of the client."""
+    from importlib.metadata import entry_points
+
+    added = next(iter(entry_points(group=GROUP)), None)
+    app = added.load() if added else make_app("Self-hosted LoRA fine-tuning: submit jobs to a service and follow them.")
+    app()
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        import importlib.metadata
+
+        name = this_machine().distribution
+        typer.echo(f"{name} {importlib.metadata.version(name)}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    os.umask(OWNER_ONLY)  # what a command writes is for its own account, as in the service
+
+
+if __name__ == "__main__":
+    main()
