@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from jobs.webhooks.call import TIMEOUT_SECONDS, Outcome, send
+from jobs.webhooks.call import TIMEOUT_SECONDS, CallOutcome, send
 from jobs.webhooks.targets import ForbiddenTarget, check_target
 from tests.attack.case import Finding, Harm, Target, case
 
@@ -87,11 +87,11 @@ def receiver(answer: Iterable[bytes]) -> Iterator[str]:
         thread.join(5)
 
 
-def call(answer: Iterable[bytes]) -> tuple[Outcome | BaseException, float, int]:
+def call(answer: Iterable[bytes]) -> tuple[CallOutcome | BaseException, float, int]:
     """What came of a call that is answered so, the seconds it took and the bytes this process grew by."""
     with receiver(answer) as url:
         before, began = psutil.Process().memory_info().rss, time.monotonic()
-        outcome: Outcome | BaseException
+        outcome: CallOutcome | BaseException
         try:
             outcome = send(url, "msg_1", {"job_id": "x"}, [], [ip_network("127.0.0.0/8")])
         except Exception as error:
