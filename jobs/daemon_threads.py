@@ -21,19 +21,23 @@ class DaemonThreads:
         self._idle = threading.Semaphore(0)
 
     def start(self, call: Callable[[], T]) -> Future[T]:
-        """Run `call` on a thread that is idle, or on a new one; the future has its result or what it raised."""
+        """Run `call` on a thread that is idle, or on a new one; the future has its result or what it raised.
+
+        Raises RuntimeError when there is neither: the call has not begun then.
+        """
         future: Future[T] = Future()
-        self._calls.put((future, call))
-        if not self._idle.acquire(blocking=False):
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        if self._idle.acquire(blocking=False):
+            self._calls.put((future, call))
+        else:
+            threading.Thread(target=self._work, args=(future, call), name=self._name, daemon=True).start()
         return future
 
-    def _work(self) -> None:
+    def _work(self, future: Future[Any], call: Callable[[], Any]) -> None:
         while True:
-            future, call = self._calls.get()
             try:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
             del future, call  # nothing of it is kept while the thread is idle
             self._idle.release()
+            future, call = self._calls.get()

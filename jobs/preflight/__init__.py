@@ -88,7 +88,11 @@ class Preflight:
             finally:
                 self._turns.release()
 
-        _threads.start(run)
+        try:
+            _threads.start(run)
+        except RuntimeError:  # this machine gives no more threads
+            self._turns.release()
+            return []
         return answers
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -105,9 +106,13 @@ class JobService:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
             self._check_free(strategy)
             run = self._create(spec, Scheduled(), priority)
-        keeping = _threads.start(lambda: self._keep(run, client))
+        keep = partial(self._keep, run, client)
+        try:
+            finish = _threads.start(keep).result
+        except RuntimeError:  # this machine gives no more threads
+            finish = keep
         submission = self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
-        keeping.result()
+        finish()
         return submission
 
     @allow(WRITE_SECONDS)

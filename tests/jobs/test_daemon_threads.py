@@ -36,5 +36,19 @@ def test_threads_are_kept_and_a_call_that_hangs_holds_up_no_other() -> None:
     assert all(future.result(10) for future in hanging)
 
 
+def test_a_call_that_finds_no_thread_is_not_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, made = DaemonThreads("test"), []
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            threads.start(lambda: made.append("refused"))
+    assert threads.start(lambda: 7).result(10) == 7
+    assert made == []
+
+
 def test_a_process_ends_while_a_call_hangs() -> None:
     subprocess.run([sys.executable, "-c", HANGING], cwd=PROJECT_ROOT, timeout=60, check=True)

@@ -20,7 +20,7 @@ from jobs.service.job_service import JobService
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
-from jobs.storage.tables import IdempotencyKey
+from jobs.storage.tables import IdempotencyKey, JobReport
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
 
@@ -136,6 +136,18 @@ def test_a_job_is_made_though_its_record_can_not_be_kept(service, spec, monkeypa
     monkeypatch.setattr("jobs.service.job_service.keep_run", fail)
     job = service.create(spec)
     assert job.status is JobStatus.CREATED
+    service.cancel(job.id)
+
+
+def test_a_job_is_kept_where_the_machine_gives_no_more_threads(service, spec, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("jobs.service.job_service._threads.start", refuse)
+    job = service.submit(spec, client="somebody")
+    with service.engine.connect() as connection:
+        kept = connection.execute(select(JobReport.run).where(JobReport.job_id == job.id)).scalar_one()
+    assert kept["client"] == "somebody"
     service.cancel(job.id)
 
 
