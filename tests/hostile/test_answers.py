@@ -9,7 +9,7 @@ from tests.attack import answers
 def test_an_answer_is_settled(name, monkeypatch):
     monkeypatch.setattr("jobs.webhooks.call.TIMEOUT_SECONDS", 0.7)
     outcome, seconds, growth = answers.call(answers.draw_answers()[name])
-    assert isinstance(outcome, answers.Outcome), outcome
+    assert isinstance(outcome, answers.CallOutcome), outcome
     assert outcome.error or outcome.status_code is not None
     assert not (name.startswith("redirect") and outcome.is_delivered)
     assert seconds < 4
@@ -25,5 +25,5 @@ def test_a_name_that_changes_its_address_leads_nowhere_else():
 def test_a_receiver_that_sends_without_end_costs_little_time(name):
     """Early hints as fast as they go had kept a processor busy until the time of the attempt was over."""
     outcome, seconds, _ = answers.call(answers.draw_answers()[name])
-    assert isinstance(outcome, answers.Outcome)
+    assert isinstance(outcome, answers.CallOutcome)
     assert seconds < answers.TIMEOUT_SECONDS / 2

@@ -151,4 +151,4 @@ def test_parameters_that_are_edited_after_the_job_has_begun_change_nothing_of_it
     edited = SPEC.model_copy(update={"config": SPEC.config.model_copy(update={"seed": 7, "lora_r": 64})})
     with open_journal(record.stack, record.job_id, edited) as journal:
         assert journal.spec == SPEC
-    assert "edited after its job had begun" in caplog.text
+    assert "edited after its job had started" in caplog.text

@@ -11,7 +11,10 @@ import pytest
 
 from jobs.project import PROJECT_ROOT
 
-PACKAGES = ("api", "cli", "flows", "jobs", "sft", "tasks", "tuneyard_client", "tuneyard_wire")
+PACKAGES = (
+    *("api", "cli", "flows", "jobs", "sft", "tasks"),
+    *("tuneyard_cli", "tuneyard_client", "tuneyard_wire"),
+)
 # File, a line of it, and what is put before that line; with the file where it is used that makes three.
 JOB_OPTION = (
     (
@@ -30,7 +33,7 @@ import json, os, sys
 from api.main import create_app
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest, config_view
-from cli.submission import build_submission, read_settings
+from tuneyard_cli.submission import build_submission, read_settings
 from flows import finetune as module
 from jobs.settings import Settings
 from jobs.spec import read_spec

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture(scope="module")
 def engine(stack):
     log = stack.home / "logs" / "watchdog.log"  # it starts last, and nobody waits for it
-    wait_until(lambda: "At work" in log.read_text(), 30)
+    wait_until(lambda: "Active, with the tasks" in log.read_text(), 30)
     return engine_for(stack.database_url)
 
 
@@ -182,7 +182,7 @@ def test_a_killed_watchdog_comes_back_one_at_a_time_and_misses_nothing(engine, s
         standby = subprocess.Popen(command, env=stack_environment(stack), stdout=out, stderr=out)
     try:
         time.sleep(3)
-        assert "At work" not in log.read_text()
+        assert "Active, with the tasks" not in log.read_text()
         killed = watchdog()
         os.kill(killed, signal.SIGKILL)
         job_id = tell(engine, receiver.url)
