@@ -64,7 +64,7 @@ class MlflowTracker:
         self._job_id = job_id
         self._run_name = run_name
         self._config = config
-        self.run: Run = self._insist(self._open_run, "opening a run for the metrics")
+        self.run: Run = self._insist(self._open_run_again, "opening a run for the metrics")
         self._sender = MetricSender(lambda points: self._revived(lambda: self._log(points)))
 
     @property
@@ -76,6 +76,17 @@ class MlflowTracker:
     def url(self) -> str:
         """The run's page."""
         return f"{self._tracking_uri}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
+
+    def _open_run_again(self) -> "Run":
+        """`_open_run`, once more if MLflow refuses it: the experiment may be deleted between two of its calls."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._open_run()
+        except MlflowException as error:
+            if is_mlflow_away(error):
+                raise
+            return self._open_run()
 
     def _open_run(self) -> "Run":
         """Open the job's run, created if needed; completes what an earlier try has left incomplete."""
@@ -128,7 +139,7 @@ class MlflowTracker:
         except MlflowException as error:
             if is_mlflow_away(error):
                 raise
-            self.run = self._open_run()
+            self.run = self._open_run_again()
             return act()
 
     def _insist(self, act: Callable[[], T], what: str) -> T:

@@ -98,6 +98,23 @@ def test_the_next_job_and_the_next_attempt_are_tracked(client, meddle):
         assert (run.info.status, run.info.lifecycle_stage, run.data.metrics["loss"]) == ("FINISHED", "active", 0.5)
 
 
+def test_an_experiment_that_is_deleted_while_a_run_is_opened_is_restored(client, monkeypatch):
+    open_tracker(client).finish(True)
+    create_run, deleted = MlflowClient.create_run, []
+
+    def delete_first(self, experiment_id, *args, **values):
+        if not deleted:
+            deleted.append(experiment_id)
+            self.delete_experiment(experiment_id)
+        return create_run(self, experiment_id, *args, **values)
+
+    monkeypatch.setattr(MlflowClient, "create_run", delete_first)
+    tracker = open_tracker(client)
+    tracker.finish(True)
+    assert deleted == [tracker.run.info.experiment_id]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
 def test_the_experiment_opens_as_one_of_training_unless_somebody_has_chosen_another_kind(client):
     def kind():
         return client.get_experiment_by_name(EXPERIMENT).tags.get(KIND_TAG)
