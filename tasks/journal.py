@@ -30,7 +30,7 @@ from jobs.webhooks.call import build_event_payload
 from jobs.webhooks.outbox import put_delivery
 from sft.errors import StackError
 from tasks.causes import explain
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.failure_log import is_debugging
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 from tuneyard_wire.one_line import escape

@@ -30,7 +30,8 @@ from sft.errors import TuneyardError
 from sft.files.disk import measure_free
 from sft.models.loading import find_model
 from tasks.causes import explain
-from tasks.dataset import DatasetVersion, resolve
+from tasks.dataset import resolve
+from tasks.dataset_version import DatasetVersion
 from tasks.limits import building_model
 from tasks.model import locate_adapter
 from tasks.plan_children import PlanChildren

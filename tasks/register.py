@@ -13,7 +13,7 @@ from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.outage import MOST_RACES, keep_trying
 from tasks.tracking import JOB_TAG, MlflowTracker

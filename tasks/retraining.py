@@ -16,7 +16,8 @@ from jobs.vocabulary import RETRAIN_FLOW_NAME
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
 from sft.explanations import explain_validation_error
-from tasks.dataset import DatasetVersion, resolve, resolve_registered
+from tasks.dataset import resolve, resolve_registered
+from tasks.dataset_version import DatasetVersion
 from tasks.limits import reading_input
 from tasks.register import SPEC_TAG, RegisteredAdapter, find_latest, list_adapters
 from tuneyard_wire.dataset_reference import DatasetReference

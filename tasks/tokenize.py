@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, prepare
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.limits import reading_input
 

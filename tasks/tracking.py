@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from jobs.errors import RegistryRefused
 from sft.config import SFTConfig
 from tasks.causes import is_mlflow_away
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.outage import MetricSender, keep_trying
 from tuneyard_wire.one_line import escape
 

@@ -13,6 +13,7 @@ from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import Config, JobFilters, Strategy
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
+from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import async_run, async_sleep
@@ -201,7 +202,7 @@ class AsyncTuneyard:
             raise unreachable(error, self._http.base_url) from error
 
     async def _run(self, call: Call[T]) -> T:
-        return call.read(calls.check(await self._send(call)))
+        return call.read(check(await self._send(call)))
 
     async def _follow(self, steps: Steps[T]) -> T:
         result: Any = None
@@ -219,7 +220,7 @@ class AsyncTuneyard:
     async def _stream(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
         answer = await self._send(call, stream=True)
         try:
-            yield calls.check(answer)
+            yield check(answer)
         finally:
             await answer.aclose()
 

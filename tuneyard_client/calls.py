@@ -2,32 +2,28 @@
 
 import json
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial, reduce
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from tuneyard_client.errors import UnexpectedAnswer, error_for
+from tuneyard_client.errors import UnexpectedAnswer
 from tuneyard_client.models import Config, JobFilters, Strategy
+from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.fields import AroundConfig
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, LogLine, Metrics
-from tuneyard_wire.response import Response
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Response)
 PAGE_SIZE = 200
 EMPTY_PAGES = 100
-_RECORDS = TypeAdapter(list[Any])
 CURSOR_HEADER = "X-Next-Cursor"
 
 
@@ -75,7 +71,7 @@ def submit(
     return Call(
         "POST",
         "/train",
-        _read(Submitted),
+        read_model(Submitted),
         params=_submission_query(strategy, strict),
         body=dict(fields),
         headers=_idempotency(idempotency_key),
@@ -94,7 +90,7 @@ def sft(
     return Call(
         "POST",
         "/api/sft/train",
-        _read(Submitted),
+        read_model(Submitted),
         params=_submission_query(strategy, strict),
         body=_sft_body(config, around),
         headers=_idempotency(idempotency_key),
@@ -104,13 +100,13 @@ def sft(
 
 def plan(fields: Mapping[str, Any]) -> Call[Plan]:
     """POST /train/plan. The service has its own time limit, longer than an answer usually takes."""
-    return Call("POST", "/train/plan", _read(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
+    return Call("POST", "/train/plan", read_model(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
 
 
 def plan_sft(config: Config | None, **around: Unpack[AroundConfig]) -> Call[Plan]:
     """POST /api/sft/plan."""
     body = _sft_body(config, around)
-    return Call("POST", "/api/sft/plan", _read(Plan), body=body, is_repeatable=True, is_endless=True)
+    return Call("POST", "/api/sft/plan", read_model(Plan), body=body, is_repeatable=True, is_endless=True)
 
 
 def _sft_body(config: Config | None, around: AroundConfig) -> dict[str, Any]:
@@ -126,43 +122,43 @@ def _sft_body(config: Config | None, around: AroundConfig) -> dict[str, Any]:
 
 def job(job_id: str) -> Call[TrainJob]:
     """GET /train/{id}."""
-    return _get(_job_path(job_id), _read(TrainJob))
+    return _get(_job_path(job_id), read_model(TrainJob))
 
 
 def cancel(job_id: str) -> Call[Cancelled]:
     """DELETE /train/{id}."""
-    return Call("DELETE", _job_path(job_id), _read(Cancelled))
+    return Call("DELETE", _job_path(job_id), read_model(Cancelled))
 
 
 def queue() -> Call[Queue]:
     """GET /queue."""
-    return _get("/queue", _read(Queue))
+    return _get("/queue", read_model(Queue))
 
 
 def metrics(job_id: str) -> Call[Metrics]:
     """GET /train/{id}/metrics."""
-    return _get(_job_path(job_id, "/metrics"), _read(Metrics))
+    return _get(_job_path(job_id, "/metrics"), read_model(Metrics))
 
 
 def checkpoints(job_id: str) -> Call[list[Checkpoint]]:
     """GET /train/{id}/checkpoints."""
-    return _get(_job_path(job_id, "/checkpoints"), _read_list(Checkpoint, "checkpoints"))
+    return _get(_job_path(job_id, "/checkpoints"), read_models(Checkpoint, "checkpoints"))
 
 
 def deliveries(job_id: str) -> Call[list[Delivery]]:
     """GET /train/{id}/deliveries."""
-    return _get(_job_path(job_id, "/deliveries"), _read_list(Delivery, "deliveries"))
+    return _get(_job_path(job_id, "/deliveries"), read_models(Delivery, "deliveries"))
 
 
 def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
     """POST /train/{id}/deliveries/{id}/resend."""
     path = _job_path(job_id, f"/deliveries/{quote(delivery_id, safe='')}/resend")
-    return Call("POST", path, _read(Delivery))
+    return Call("POST", path, read_model(Delivery))
 
 
 def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[TrainJob], str | None]]:
     """GET /train: one page and the cursor of the next."""
-    read = _read_list(TrainJob)
+    read_jobs = read_models(TrainJob)
     params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     params |= {"limit": limit} | ({"cursor": cursor} if cursor else {})
     for name in ("created_after", "created_before"):
@@ -170,7 +166,7 @@ def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple
             params[name] = params[name].isoformat()
     if pairs := params.get("metadata"):
         params["metadata"] = [f"{key}:{value}" for key, value in pairs.items()]
-    return _get("/train", lambda answer: (read(answer), answer.headers.get(CURSOR_HEADER)), params)
+    return _get("/train", lambda answer: (read_jobs(answer), answer.headers.get(CURSOR_HEADER)), params)
 
 
 def jobs(limit: int | None, filters: JobFilters) -> Steps[list[TrainJob]]:
@@ -199,7 +195,7 @@ def logs_request(job_id: str, follow: bool, tail: int | None) -> Call[Any]:
 
 def read_log_line(line: str) -> LogLine:
     """A line of a log's JSON form."""
-    return _validate(LogLine.model_validate, lambda: json.loads(line))
+    return validate(LogLine.model_validate, lambda: json.loads(line))
 
 
 def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
@@ -215,23 +211,23 @@ def adapter_request(job_id: str) -> Call[Any]:
 
 def save_config(name: str, config: Config) -> Call[SavedConfig]:
     """POST /api/sft/configs."""
-    return Call("POST", "/api/sft/configs", _read(SavedConfig), body={"name": name, "config": _plain(config)})
+    return Call("POST", "/api/sft/configs", read_model(SavedConfig), body={"name": name, "config": _plain(config)})
 
 
 def list_configs(name: str | None = None, id_prefix: str | None = None) -> Call[list[SavedConfig]]:
     """GET /api/sft/configs."""
     params = {key: value for key, value in (("name", name), ("id_prefix", id_prefix)) if value is not None}
-    return _get("/api/sft/configs", _read_list(SavedConfig), params)
+    return _get("/api/sft/configs", read_models(SavedConfig), params)
 
 
 def get_config(config_id: str) -> Call[SavedConfig]:
     """GET /api/sft/configs/{id}."""
-    return _get(_config_path(config_id), _read(SavedConfig))
+    return _get(_config_path(config_id), read_model(SavedConfig))
 
 
 def update_config(config_id: str, name: str, config: Config) -> Call[SavedConfig]:
     """PUT /api/sft/configs/{id}: a new version."""
-    return Call("PUT", _config_path(config_id), _read(SavedConfig), body={"name": name, "config": _plain(config)})
+    return Call("PUT", _config_path(config_id), read_model(SavedConfig), body={"name": name, "config": _plain(config)})
 
 
 def delete_config(config_id: str) -> Call[None]:
@@ -241,18 +237,7 @@ def delete_config(config_id: str) -> Call[None]:
 
 def config_versions(config_id: str) -> Call[list[ConfigVersion]]:
     """GET /api/sft/configs/{id}/versions."""
-    return _get(_config_path(config_id) + "/versions", _read_list(ConfigVersion))
-
-
-def check(answer: httpx.Response) -> httpx.Response:
-    """The answer, its body read, if it is a success. Raises the ClientError it stands for otherwise."""
-    if answer.is_success:
-        return answer
-    try:
-        body = answer.json()
-    except (ValueError, RecursionError):
-        body = None
-    raise error_for(answer.status_code, body, answer.headers.get("X-Request-ID"))
+    return _get(_config_path(config_id) + "/versions", read_models(ConfigVersion))
 
 
 def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any] | None = None) -> Call[T]:
@@ -280,52 +265,3 @@ def _idempotency(key: str | None) -> dict[str, str]:
 def _submission_query(strategy: Strategy, strict: bool) -> dict[str, str]:
     waiting = {} if strategy == "queue" else {"strategy": strategy}
     return waiting | ({"strict": "true"} if strict else {})
-
-
-def _read(model: type[R]) -> Callable[[httpx.Response], R]:
-    return lambda answer: _validate(partial(_make, model), answer.json)
-
-
-def _make(model: type[R], values: Any) -> R:
-    """The model. Where an older service says null and this version has another default, it is the default."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        nulls = [problem["loc"] for problem in error.errors(include_url=False) if problem["input"] is None]
-        if not nulls:
-            raise
-        return model.model_validate(_without(values, nulls))
-
-
-def _without(values: Any, places: Iterable[tuple[int | str, ...]]) -> Any:
-    """A copy without the fields at these places."""
-    values = deepcopy(values)
-    for *above, name in places:
-        part = reduce(lambda inner, step: inner[step], above, values)
-        if isinstance(part, dict):
-            part.pop(name, None)
-    return values
-
-
-def _read_list(model: type[R], key: str | None = None) -> Callable[[httpx.Response], list[R]]:
-    def read(answer: httpx.Response) -> list[R]:
-        def content() -> Any:
-            body = answer.json()
-            return body[key] if key and isinstance(body, dict) else body
-
-        return _validate(
-            lambda records: [_make(model, record) for record in _RECORDS.validate_python(records)], content
-        )
-
-    return read
-
-
-def _validate(read: Callable[[Any], T], content: Callable[[], Any]) -> T:
-    try:
-        return read(content())
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the answer"
-        raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
-    except (ValueError, LookupError, RecursionError) as error:
-        raise UnexpectedAnswer("the answer is not JSON as expected; is this a Tuneyard service?") from error

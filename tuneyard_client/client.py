@@ -14,6 +14,7 @@ from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import Config, JobFilters, Strategy
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
+from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import run, sleep
@@ -202,7 +203,7 @@ class Tuneyard:
             raise unreachable(error, self._http.base_url) from error
 
     def _run(self, call: Call[T]) -> T:
-        return call.read(calls.check(self._send(call)))
+        return call.read(check(self._send(call)))
 
     def _follow(self, steps: Steps[T]) -> T:
         result: Any = None
@@ -220,7 +221,7 @@ class Tuneyard:
     def _stream(self, call: Call[Any]) -> Iterator[httpx.Response]:
         answer = self._send(call, stream=True)
         try:
-            yield calls.check(answer)
+            yield check(answer)
         finally:
             answer.close()
 

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ from tuneyard_client.answers import PLAIN
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
 from tuneyard_wire.jobs import TrainJob
+from tuneyard_wire.loopback import is_on_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:23478"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -54,18 +54,6 @@ def connection_settings(base_url: str | None, api_key: str | None, timeout_secon
     headers = {"Accept-Encoding": PLAIN} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     by_proxy = not is_on_this_machine(base_url)
     return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": by_proxy}
-
-
-def is_on_this_machine(url: str) -> bool:
-    """Whether a URL's host is a loopback address or a name of one: no proxy stands before it."""
-    host = httpx.URL(url).host.rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:

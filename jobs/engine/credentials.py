@@ -15,8 +15,8 @@ from uuid import uuid4
 import httpx
 
 from jobs.network.bounded_http import bound
-from jobs.network.proxies import is_on_this_machine
 from jobs.settings import Settings
+from tuneyard_wire.loopback import is_on_this_machine
 
 USER = "tuneyard"
 TIMEOUT_SECONDS = 30.0

@@ -14,10 +14,10 @@ from tenacity import retry_if_exception_type, retry_if_result
 from jobs.engine.credentials import find_password
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import breaker_for, call_deadline, seconds_left
-from jobs.network.proxies import is_on_this_machine
 from jobs.retrying import patient
 from jobs.settings import Settings
 from sft.errors import StackError
+from tuneyard_wire.loopback import is_on_this_machine
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.network.proxies import is_on_this_machine
+from tuneyard_wire.loopback import is_on_this_machine
 
 SETTING = "TUNEYARD_ALLOWED_HOSTS"
 ANY = "*"

@@ -5,8 +5,7 @@ the proxy for 127.0.0.1. Servers elsewhere are still reached through the proxy.
 """
 
 from collections.abc import Iterable, MutableMapping
-from ipaddress import AddressValueError, IPv6Address, ip_address
-from urllib.parse import urlsplit
+from ipaddress import AddressValueError, IPv6Address
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 HOSTS = ("localhost", "127.0.0.1", "::1")  # this machine
@@ -80,21 +79,6 @@ def _is_readable(entry: str) -> bool:
     except httpx.InvalidURL:
         return False
     return True
-
-
-def is_on_this_machine(url: str) -> bool:
-    """Whether a URL's host is a loopback address or a name of one. False for an invalid URL."""
-    try:
-        host = (urlsplit(url).hostname or "").rstrip(".").lower()
-    except ValueError:
-        return False
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 def bracket(host: str) -> str:

@@ -13,9 +13,9 @@ import httpx
 from jobs.errors import AdapterNotReady
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import READ_SECONDS, breaker_for, call_deadline
-from jobs.network.proxies import is_on_this_machine
 from sft.errors import StackError
 from sft.files.places import is_opened_in
+from tuneyard_wire.loopback import is_on_this_machine
 
 CHUNK_BYTES = 1 << 20
 SLOWEST_BYTES_A_SECOND = 256 * 1024  # a slower MLflow counts as down

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs.network.proxies import bracket, bypass_proxies, is_on_this_machine
+from jobs.network.proxies import bracket, bypass_proxies
 from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.stack import postgres
@@ -19,6 +19,7 @@ from jobs.stack.process_manager import Part, plain_home, run_folder
 from sft.errors import StackError
 from sft.files.disk import find_existing
 from sft.files.places import find_temporary
+from tuneyard_wire.loopback import is_on_this_machine
 
 LOCALHOST = "127.0.0.1"
 PYTHON = [sys.executable, "-P", "-m"]  # -P: the state folder's folders must not be taken for packages

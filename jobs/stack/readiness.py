@@ -12,13 +12,13 @@ from jobs.engine.blockers import describe_missing, find_blocker
 from jobs.engine.credentials import open_client
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import allow, call_deadline
-from jobs.network.proxies import is_on_this_machine
 from jobs.settings import Settings
 from jobs.stack import parts, postgres
 from jobs.stack.endpoints import Endpoints
 from jobs.status import JobStatus, state_types
 from jobs.storage.tables import WATCHDOG_LOCK
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME
+from tuneyard_wire.loopback import is_on_this_machine
 
 TIMEOUT_SECONDS = 3.0
 JOB_STATES = {  # Prefect's state types; a created job that is not started counts as `queued`

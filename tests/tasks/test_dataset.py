@@ -17,9 +17,10 @@ from filelock import FileLock
 
 from jobs.settings import Settings
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
-from tasks.dataset import DatasetVersion, resolve
+from tasks.dataset import resolve
 from tasks.dataset_registry import ensure_registry, git
 from tasks.dataset_store import count_rows, hash_bytes, store_dataset
+from tasks.dataset_version import DatasetVersion
 from tasks.hub import store_splits
 
 ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}

@@ -16,7 +16,7 @@ from mlflow.exceptions import RestException
 
 from jobs.errors import RegistryUnavailable
 from sft.config import SFTConfig
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.outage import MOST_RACES, MetricSender, keep_trying
 from tasks.register import register_adapter
 from tasks.tracking import MlflowTracker

@@ -10,7 +10,8 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
-from tasks.dataset import DatasetVersion, resolve
+from tasks.dataset import resolve
+from tasks.dataset_version import DatasetVersion
 from tasks.register import SPEC_TAG, RegisteredAdapter
 from tasks.retraining import build_job, digest_job, look_at_data, read_settings
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import RestException
 
 from jobs.errors import RegistryRefused
 from sft.config import SFTConfig
-from tasks.dataset import DatasetVersion
+from tasks.dataset_version import DatasetVersion
 from tasks.register import register_adapter
 from tasks.tracking import EXPERIMENT, JOB_TAG, KIND_TAG, MlflowTracker
 from tests.conftest import wait_until

@@ -7,11 +7,12 @@ import pytest
 
 from jobs.engine.credentials import open_client
 from jobs.engine.prefect_client import open_prefect_client
-from jobs.network.proxies import bypass_proxies, is_on_this_machine
+from jobs.network.proxies import bypass_proxies
 from jobs.settings import Settings
 from jobs.stack.parts import stack_environment
 from jobs.stack.readiness import check_parts
 from tuneyard_client import Tuneyard
+from tuneyard_wire.loopback import is_on_this_machine
 
 OWN = ("http://127.0.0.1:4200/api", "http://localhost:9", "http://[::1]:1")  # nothing listens on 9
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "NO_PROXY", "no_proxy")
