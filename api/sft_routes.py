@@ -1,6 +1,7 @@
 """The SFT API: `/api/sft`, as its contract documents it."""
 
 import dataclasses
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -40,7 +41,7 @@ def start_training(
     """Start a job."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
-    doubts = Doubts(service.preflight.start(spec), is_strict=strict)
+    doubts = Doubts(partial(service.preflight.start, spec), is_strict=strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     warnings = [*job.warnings]
     return respond(SftStarted, {"job_id": str(job.id), "status": SFT_STATUS_NAMES[job.status], "warnings": warnings})

@@ -1,6 +1,7 @@
 """The Training API: `/train` and `/queue`, as its contract documents them."""
 
 import dataclasses
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -55,7 +56,7 @@ def start_training(
 ) -> TrainStarted:
     """Start a training job, or put it in line behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
-    doubts = Doubts(service.preflight.start(spec), field_names(body), strict)
+    doubts = Doubts(partial(service.preflight.start, spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
     status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:

@@ -35,12 +35,16 @@ class Finding:
 class Doubts:
     """A job's findings in an interface's words: warnings in the response or, with `is_strict`, an error in its place.
 
-    `find` is called once they are needed, so that the checks may run while the job is made.
+    `start` begins the checks and returns what waits for their findings: they run while the job is made.
     """
 
-    find: Callable[[], Sequence[Finding]] = tuple
+    start: Callable[[], Callable[[], Sequence[Finding]]] = lambda: tuple
     names: Mapping[str, str] = field(default_factory=dict)
     is_strict: bool = False
+
+    def begin(self) -> None:
+        """Begin the checks, if they have not begun yet."""
+        self._find  # noqa: B018 - it is remembered
 
     def collect(self) -> None:
         """Wait for what is found, if it has not been asked for yet."""
@@ -57,8 +61,12 @@ class Doubts:
         return tuple(tell(self._findings, self.names))
 
     @cached_property
+    def _find(self) -> Callable[[], Sequence[Finding]]:
+        return self.start()
+
+    @cached_property
     def _findings(self) -> Sequence[Finding]:
-        return self.find()
+        return self._find()
 
 
 NO_DOUBTS = Doubts()

@@ -105,6 +105,7 @@ class JobService:
             if request is not None:
                 return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
             self._check_free(strategy)
+            doubts.begin()  # as late as that: the checks run while this thread waits for Prefect
             run = self._create(spec, Scheduled(), priority)
         keep = partial(self._keep, run, client)
         try:

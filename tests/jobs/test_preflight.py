@@ -6,6 +6,7 @@ import stat
 import subprocess
 import threading
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -648,7 +649,7 @@ def test_a_state_folder_that_can_not_be_read_says_nothing(settings):
 
 def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     findings = Preflight(settings, seconds=20).look(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
-    beside, instead = Doubts(lambda: findings, NAMES), Doubts(lambda: findings, NAMES, is_strict=True)
+    beside, instead = Doubts(lambda: lambda: findings, NAMES), Doubts(lambda: lambda: findings, NAMES, is_strict=True)
 
     assert beside.refusal is None
     assert [warning["code"] for warning in beside.warnings] == [
@@ -668,8 +669,9 @@ def test_what_is_told_beside_an_answer_is_waited_for_when_it_is_needed(settings,
     release = threading.Event()
     found = [Finding(ModelNotFound, "base_model", "is not there")]
     monkeypatch.setattr(preflight, "CHECKS", ((lambda *_: found if release.wait(20) else [],),))
-    doubts = Doubts(Preflight(settings, seconds=20).start(spec()), NAMES)
+    doubts = Doubts(partial(Preflight(settings, seconds=20).start, spec()), NAMES)
 
+    doubts.begin()
     assert doubts.refusal is None
     release.set()
     assert [warning["code"] for warning in doubts.warnings] == ["model_not_found"]
