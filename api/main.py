@@ -97,7 +97,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness
     )
     install_error_handlers(app)
-    for router in (plan_routes.router, train_routes.router, sft_routes.router, job_routes.router, health.router):
+    # Routes are tried one after the other: those that are asked for every few seconds come first.
+    for router in (health.router, plan_routes.router, train_routes.router, sft_routes.router, job_routes.router):
         app.include_router(router)
     install_openapi(app)
     _add_middleware(app, settings)
