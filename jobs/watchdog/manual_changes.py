@@ -175,7 +175,9 @@ class ManualChanges:
             outcomes.append(self._lost.make_again(job_id, lost.get(job_id), deployments))
             if outcomes[-1] is Outcome.DELETED:
                 self._cancel(job_id, "its run was deleted")
-        self._difference, self._looked_at = (None if Outcome.WAITS in outcomes else difference), now
+        # The end of a job in `gone` may not be written yet: once it is, it would hide another run that is deleted then.
+        is_settled = Outcome.WAITS not in outcomes and not gone
+        self._difference, self._looked_at = (difference if is_settled else None), now
 
     def _count_open(self) -> int:
         wanted = {"flows": {"name": {"any_": [FLOW_NAME]}}, "flow_runs": {"state": {"type": {"any_": OPEN}}}}

@@ -208,6 +208,19 @@ def test_a_run_that_is_deleted_while_it_waits_is_a_cancelled_job(bench, state):
     assert (bench.report(run).status, bench.told(run)) == ("cancelled", ["cancelled"])
 
 
+def test_a_deleted_run_is_found_though_another_job_ends_at_the_same_moment(bench):
+    ending, deleted = bench.make("SCHEDULED"), bench.make("SCHEDULED")
+    changes = bench.changes()
+    changes.look()
+    bench.put(ending, "CANCELLED")
+    changes.look()
+    bench.client.delete(f"/flow_runs/{deleted}").raise_for_status()
+    with bench.engine.begin() as connection:
+        record_end(connection, UUID(ending), JobStatus.CANCELLED)
+    changes.look()
+    assert bench.report(deleted).status == "cancelled"
+
+
 def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(bench, stack):
     flow = bench.client.post("/flows/", json={"name": "finetune"}).json()["id"]
     wanted = {"name": "first", "flow_id": flow, "work_pool_name": bench.runs.work_pool}
