@@ -48,15 +48,15 @@ class Authentication:
     def __init__(
         self,
         app: ASGIApp,
-        ring: ApiKeyCache,
-        door: StackAccess,
+        keys: ApiKeyCache,
+        access: StackAccess,
         is_key_required: bool,
         allowed_hosts: Collection[str] = (),
         allowed_origins: Collection[str] = (),
     ) -> None:
         self.app = app
-        self.ring = ring
-        self.door = door
+        self.keys = keys
+        self.access = access
         self.is_key_required = is_key_required
         self.allowed_hosts = allowed_hosts
         self.allowed_origins = allowed_origins
@@ -72,7 +72,7 @@ class Authentication:
 
     def _check_host(self, scope: Scope) -> None:
         """While nobody needs a key, a page of the web must not get in, under a name of its own or another."""
-        if self.is_key_required or self.ring.is_known_to_be_closed:
+        if self.is_key_required or self.keys.is_known_to_be_closed:
             return
         if unknown := find_unknown_host(scope, self.allowed_hosts):
             raise HTTPException(MISDIRECTED, explain(unknown))
@@ -83,7 +83,7 @@ class Authentication:
         key = presented_key(Headers(scope=scope))
         if key is None and self.is_key_required:
             raise HTTPException(401, "An API key is required; `tuneyard keys create NAME` makes one", CHALLENGE)
-        snapshot = self.ring.fresh_snapshot(key)
+        snapshot = self.keys.fresh_snapshot(key)
         if snapshot is None:
             may_start = path_below_root(scope) not in STARTS_NOTHING
             # Those of the common pool may all be waiting for the stack to start; who does not wait needs one apart.
@@ -104,13 +104,13 @@ class Authentication:
     def _refresh(self, key: str | None, may_start: bool) -> ApiKeySnapshot:
         try:
             with allow(allowed_seconds() if may_start else min(SCRAPE_SECONDS, allowed_seconds())):
-                return self.ring.refresh(key)
+                return self.keys.refresh(key)
         except StackError:
             if may_start:
-                self.door.open()
-                return self.ring.refresh(key)
-            if self.ring.last_book:  # no key can be made or revoked while its database is down
-                return self.ring.last_book
+                self.access.open()
+                return self.keys.refresh(key)
+            if self.keys.last_snapshot:  # no key can be made or revoked while its database is down
+                return self.keys.last_snapshot
             raise
 
 

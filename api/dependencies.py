@@ -18,5 +18,5 @@ Strict = Annotated[
 
 def get_service(request: Request) -> JobService:
     """The app's service; waits while the stack is starting."""
-    door: StackAccess = request.app.state.door
-    return door.open()
+    access: StackAccess = request.app.state.access
+    return access.open()

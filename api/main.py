@@ -83,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"validatorUrl": None},  # which would send the schema to a public validator
     )
     app.state.settings = settings
-    app.state.door = StackAccess(settings)
+    app.state.access = StackAccess(settings)
     app.state.planner = Planner()
     app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
     app.state.keys = ApiKeyCache(functools.partial(read_keys, settings), keys_marker(settings.home))
@@ -114,8 +114,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(RateLimit, counter=counter)
     app.add_middleware(
         Authentication,
-        ring=app.state.keys,
-        door=app.state.door,
+        keys=app.state.keys,
+        access=app.state.access,
         is_key_required=settings.require_api_key,
         allowed_hosts=(settings.host, *settings.allowed_hosts),
         allowed_origins=settings.cors_origins,
@@ -148,7 +148,7 @@ async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
 
 def _open(app: FastAPI) -> None:
     try:
-        app.state.door.open()
+        app.state.access.open()
         warn_if_open_to_others(app.state.keys.refresh(None), app.state.settings)
     except StackError as error:
         logger.error("The local stack did not start: %s", error)  # the next request tries again and answers 503

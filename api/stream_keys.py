@@ -19,8 +19,8 @@ class OpenStreams:
     For use on one event loop at a time. While the database is away no key can be revoked, and streams go on.
     """
 
-    def __init__(self, read_book: Callable[[], ApiKeySnapshot], check_seconds: float = TTL_SECONDS) -> None:
-        self._read_book = read_book
+    def __init__(self, read_keys: Callable[[], ApiKeySnapshot], check_seconds: float = TTL_SECONDS) -> None:
+        self._read_keys = read_keys
         self._check_seconds = check_seconds
         self._open: dict[CancelScope, Client | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -44,11 +44,11 @@ class OpenStreams:
         while True:
             await asyncio.sleep(self._check_seconds)
             try:
-                book = await to_thread.run_sync(self._read_book, limiter=limiter)
+                snapshot = await to_thread.run_sync(self._read_keys, limiter=limiter)
             except StackError as error:
                 logger.debug("The keys of open streams could not be looked at: %s", error)
                 continue
-            valid = {client.key_id for client in book.clients.values()}
+            valid = {client.key_id for client in snapshot.clients.values()}
             for scope, client in self._open.items():
-                if client.key_id not in valid if client else not book.is_open:
+                if client.key_id not in valid if client else not snapshot.is_open:
                     scope.cancel()

@@ -100,5 +100,5 @@ def _database() -> Iterator[Engine]:
     settings = Settings()
     if not stack.is_up(settings):
         typer.echo("Starting the local stack ...", err=True)
-    with StackAccess(settings) as door:
-        yield door.open().engine
+    with StackAccess(settings) as access:
+        yield access.open().engine

@@ -51,7 +51,7 @@ def _list_names(names: list[str]) -> str:
     return f"it has {', '.join(sorted(names))}" if names else "it has no adapter yet; train it once with a job"
 
 
-def read_settings(adapter: RegisteredAdapter) -> JobSpec:
+def read_job(adapter: RegisteredAdapter) -> JobSpec:
     """Read the job that trained it. Raises InvalidConfig if such a job is no longer valid in this version."""
     try:
         return adapter.to_spec()
@@ -81,7 +81,7 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
         InvalidConfig: a revision is given for a dataset without revisions.
         InvalidDataset: the dataset can't be read.
     """
-    config, name = read_settings(adapter).config, adapter.tags["dataset"]
+    config, name = read_job(adapter).config, adapter.tags["dataset"]
     source = find_source(adapter, config)
     if source == "dvc":
         with reading_input(settings, name):
@@ -107,7 +107,7 @@ def _describe(source: str) -> str:
 
 def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
     """Build the adapter's job with the present data."""
-    spec, before = read_settings(adapter), adapter.tags.get("dataset_md5", "")
+    spec, before = read_job(adapter), adapter.tags.get("dataset_md5", "")
     pinned = (
         str(DatasetReference(dataset.name, dataset.commit)) if dataset.source == "dvc" else spec.config.dataset_name
     )

@@ -27,7 +27,7 @@ class SFTJobManager:
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._door = StackAccess(settings)
+        self._access = StackAccess(settings)
         self._closing = threading.Event()
         self._followers: list[threading.Thread] = []
 
@@ -47,7 +47,7 @@ class SFTJobManager:
             if thread is not threading.current_thread():
                 thread.join()
         self._closing, self._followers = threading.Event(), []
-        self._door.close()
+        self._access.close()
 
     def create_job(self, config: SFTConfig, callbacks: Sequence[SFTCallback] | None = None) -> str:
         """Create a job, which is `pending` until it is started; returns its id.
@@ -56,7 +56,7 @@ class SFTJobManager:
 
         The callbacks are called in this process, on a thread of their own, with the job's id and config as `trainer`.
         """
-        service = self._door.open()
+        service = self._access.open()
         spec = JobSpec.build(config=config)
         for finding in service.preflight.look(spec):
             logger.warning("%s", finding.message({}))
@@ -67,43 +67,43 @@ class SFTJobManager:
 
     def start_job(self, job_id: str) -> None:
         """Start a job made by `create_job`; further calls have no effect."""
-        self._door.open().start(job_id)
+        self._access.open().start(job_id)
 
     def stop_job(self, job_id: str) -> None:
         """Stop a job in any state."""
-        self._door.open().stop(job_id)
+        self._access.open().stop(job_id)
 
     def get_job_status(self, job_id: str) -> Plain:
         """The job as `GET /api/sft/jobs/{job_id}` shows it."""
-        return describe_job(self._door.open().get(job_id))
+        return describe_job(self._access.open().get(job_id))
 
     def list_jobs(self) -> list[Plain]:
         """Every job, newest first."""
-        return [describe_job(job) for job in self._door.open().list_jobs().jobs]
+        return [describe_job(job) for job in self._access.open().list_jobs().jobs]
 
     def save_config(self, name: str, config: dict[str, Any]) -> str:
         """Save a configuration, complete or partial; returns its id."""
-        return str(self._door.open().configs.save(name, config).config_id)
+        return str(self._access.open().configs.save(name, config).config_id)
 
     def get_config(self, config_id: str) -> Plain:
         """A saved configuration: `name` and `config`."""
-        return _plain(config_view(self._door.open().configs.get(config_id)))
+        return _plain(config_view(self._access.open().configs.get(config_id)))
 
     def list_configs(self) -> list[Plain]:
         """Every saved configuration, oldest first."""
-        return [_plain(config_view(saved)) for saved in self._door.open().configs.read_all()]
+        return [_plain(config_view(saved)) for saved in self._access.open().configs.read_all()]
 
     def update_config(self, config_id: str, config: dict[str, Any], name: str | None = None) -> Plain:
         """Save a new version of a configuration; the name stays if unset."""
-        return _plain(config_view(self._door.open().configs.update(config_id, name, config)))
+        return _plain(config_view(self._access.open().configs.update(config_id, name, config)))
 
     def delete_config(self, config_id: str) -> None:
         """Delete a configuration. Jobs that were made from it still name it."""
-        self._door.open().configs.delete(config_id)
+        self._access.open().configs.delete(config_id)
 
     def list_config_versions(self, config_id: str) -> list[Plain]:
         """Every version of a configuration, the first one first."""
-        return [_plain(version_view(version)) for version in self._door.open().configs.versions(config_id)]
+        return [_plain(version_view(version)) for version in self._access.open().configs.versions(config_id)]
 
 
 def _plain(response: Response) -> Plain:

@@ -117,7 +117,7 @@ class ApiKeyCache:
     def __init__(self, read: Callable[[], ApiKeySnapshot], marker: Path) -> None:
         self._read = read
         self._marker = marker  # a file that outlives this process, and the database
-        self.last_book: ApiKeySnapshot | None = None
+        self.last_snapshot: ApiKeySnapshot | None = None
         self._read_at = 0.0
         self._failure: tuple[float, StackError] | None = None  # of the last read, if it failed
         self._lock = threading.Lock()
@@ -125,12 +125,12 @@ class ApiKeyCache:
     @property
     def is_known_to_be_closed(self) -> bool:
         """Whether keys are known to be in use, without asking the database."""
-        is_seen = self.last_book is not None and not self.last_book.is_open
+        is_seen = self.last_snapshot is not None and not self.last_snapshot.is_open
         return is_seen or self._marker.exists()
 
     def fresh_snapshot(self, key: str | None) -> ApiKeySnapshot | None:
         """The snapshot, if it is recent enough for this key; else None, and the caller must `refresh`."""
-        snapshot, age = self.last_book, time.monotonic() - self._read_at
+        snapshot, age = self.last_snapshot, time.monotonic() - self._read_at
         if snapshot is None or age > TTL_SECONDS or (snapshot.is_open and self._marker.exists()):
             return None
         is_unknown = key is not None and not snapshot.is_open and hash_key(key) not in snapshot.clients
@@ -146,7 +146,7 @@ class ApiKeyCache:
                     raise type(self._failure[1])(str(self._failure[1]))
                 snapshot = self._read_or_remember()
                 self._keep_closed(snapshot)
-                self.last_book, self._read_at = snapshot, time.monotonic()
+                self.last_snapshot, self._read_at = snapshot, time.monotonic()
             return snapshot
 
     def _read_or_remember(self) -> ApiKeySnapshot:
@@ -160,7 +160,7 @@ class ApiKeyCache:
 
     def _keep_closed(self, snapshot: ApiKeySnapshot) -> None:
         """Refuse a database without keys where there were some. Raises StackError."""
-        was_closed = self.last_book is not None and not self.last_book.is_open
+        was_closed = self.last_snapshot is not None and not self.last_snapshot.is_open
         if not snapshot.is_open:
             if not was_closed:
                 remember_keys(self._marker)

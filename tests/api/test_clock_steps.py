@@ -43,11 +43,11 @@ def test_a_rate_limit_locks_nobody_out_and_still_holds(clock, step):
 def test_a_revoked_key_works_no_longer_than_before(clock, tmp_path, monkeypatch, step):
     monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 0.2)
     read = []
-    ring = ApiKeyCache(lambda: (read.append(1), ApiKeySnapshot({}, is_open=False))[1], tmp_path / "marker")
-    ring.refresh(None)
+    cache = ApiKeyCache(lambda: (read.append(1), ApiKeySnapshot({}, is_open=False))[1], tmp_path / "marker")
+    cache.refresh(None)
     clock.ahead = step
-    assert ring.fresh_snapshot(None) is not None
+    assert cache.fresh_snapshot(None) is not None
     time.sleep(0.25)
-    assert ring.fresh_snapshot(None) is None
-    ring.refresh(None)
+    assert cache.fresh_snapshot(None) is None
+    cache.refresh(None)
     assert len(read) == 2

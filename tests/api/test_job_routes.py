@@ -53,7 +53,7 @@ def api(stack):
         yield client
         server.should_exit = True
         thread.join()
-    app.state.door.open().close()
+    app.state.access.open().close()
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ class Database:
     """Whose keys all processes read."""
 
     def __init__(self):
-        self.book = OPEN
+        self.snapshot = OPEN
         self.is_away = False
 
     def read(self):
         if self.is_away:
             raise DatabaseTimeout("away")
-        return self.book
+        return self.snapshot
 
 
 class Process:
@@ -76,7 +76,7 @@ def test_each_goes_by_its_own_settings_while_there_are_no_keys(processes):
 def test_the_first_key_that_one_sees_closes_all(processes, database):
     strict, plain, _ = processes
     assert plain.ask() == 404
-    database.book = CLOSED
+    database.snapshot = CLOSED
     assert strict.ask("key") == 404  # and so it leaves the marker
     assert [process.ask() for process in processes] == [401] * 3
     assert [process.ask("key") for process in processes] == [404] * 3
@@ -85,9 +85,9 @@ def test_the_first_key_that_one_sees_closes_all(processes, database):
 
 @pytest.mark.parametrize("seen_by", [0, 1, 2])
 def test_none_opens_again_when_the_database_is_emptied_or_away(processes, database, seen_by):
-    database.book = CLOSED
+    database.snapshot = CLOSED
     assert processes[seen_by].ask("key") == 404
-    database.book = OPEN
+    database.snapshot = OPEN
     for process in processes:
         assert process.ask() in (401, 503)
         assert process.ask("key") == 503

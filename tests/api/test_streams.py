@@ -92,7 +92,7 @@ def served(settings, service):
         yield app, client
         server.should_exit = True
         thread.join()
-    app.state.door.close()
+    app.state.access.close()
 
 
 @pytest.fixture(scope="module")

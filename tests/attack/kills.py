@@ -144,8 +144,8 @@ def a_key_whose_making_was_killed_opens_nothing(target: Target) -> Iterator[Find
         kill_midway(MAKE_KEY, url, after_seconds=seconds)
         engine = create_engine(url)
         keys = list_keys(engine)
-        ring = ApiKeyCache(lambda engine=engine: read_snapshot(engine), marker)  # type: ignore[misc]
-        if ring.refresh(None).is_open is not (not keys) or marker.exists() is not bool(keys):
+        cache = ApiKeyCache(lambda engine=engine: read_snapshot(engine), marker)  # type: ignore[misc]
+        if cache.refresh(None).is_open is not (not keys) or marker.exists() is not bool(keys):
             yield Finding(Harm.OPENED, f"{len(keys)} keys after {seconds} s, and the service is open")
         if torn := [key for key in keys if len(key.key_sha256) != 64 or key.scopes != ["admin"]]:
             yield Finding(Harm.ESCAPED, f"half a key: {torn}")

@@ -132,13 +132,13 @@ class TestADatabase:
 
     def test_a_process_that_runs_notices(self, url, plain, stack, monkeypatch):
         monkeypatch.setattr("jobs.service.access.CHECK_SECONDS", 0.0)
-        with closing(StackAccess(stack.model_copy(update={"database_url": url}))) as door:
-            door.open()
+        with closing(StackAccess(stack.model_copy(update={"database_url": url}))) as access:
+            access.open()
             set_revision(plain, NEWER)  # its pool has a connection of before
             with pytest.raises(SchemaMismatch):
-                door.open()
+                access.open()
             set_revision(plain, known_revisions()[-1])
-            door.open()
+            access.open()
             ensure_current(engine_for(url))
 
     def test_a_watchdog_of_before_stops_working(self, url, plain, caplog, monkeypatch):

@@ -13,7 +13,7 @@ from sft.errors import DatasetNotFound, InvalidConfig
 from tasks.dataset import resolve
 from tasks.dataset_version import DatasetVersion
 from tasks.register import SPEC_TAG, RegisteredAdapter
-from tasks.retraining import build_job, digest_job, look_at_data, read_settings
+from tasks.retraining import build_job, digest_job, look_at_data, read_job
 
 LOOK = RetrainSpec(adapter_name="support")
 
@@ -126,4 +126,4 @@ def test_settings_that_are_no_longer_valid_are_named():
     spec["config"]["lora_r"] = 0
     adapter = RegisteredAdapter("support", "3", "", {SPEC_TAG: json.dumps(spec)})
     with pytest.raises(InvalidConfig, match=r"version 3 of support was trained with .*\(config.lora_r: .*got 0\)"):
-        read_settings(adapter)
+        read_job(adapter)

@@ -148,7 +148,7 @@ def test_the_routes_show_what_the_manager_shows(stack, manager, job_id):
     with TestClient(app) as client:
         assert client.get(f"/api/sft/jobs/{job_id}").json() == manager.get_job_status(job_id)
         assert client.post(f"/api/sft/jobs/{job_id}/stop").status_code == httpx.codes.OK
-    app.state.door.close()
+    app.state.access.close()
     assert manager.get_job_status(job_id)["status"] == "stopped"
 
 

@@ -148,12 +148,12 @@ def test_the_keys_are_not_asked_for_one_after_the_other():
         time.sleep(0.3)
         raise StackError("away")
 
-    ring = ApiKeyCache(read, Path("/nowhere"))
+    cache = ApiKeyCache(read, Path("/nowhere"))
     began = time.monotonic()
 
     def refresh():
         with pytest.raises(StackError):
-            ring.refresh(None)
+            cache.refresh(None)
 
     threads = [threading.Thread(target=refresh) for _ in range(40)]
     for thread in threads:

@@ -13,17 +13,17 @@ def test_a_state_folder_that_was_moved_away_is_not_made_anew(stack, tmp_path, mo
     monkeypatch.setattr("jobs.service.access.CHECK_SECONDS", 0.0)
     home = tmp_path / "home"
     home.mkdir()
-    with StackAccess(stack.model_copy(update={"home": home})) as door:
-        door.open()
+    with StackAccess(stack.model_copy(update={"home": home})) as access:
+        access.open()
         home.rename(tmp_path / "elsewhere")
         if comes_back == "another folder":
             home.mkdir()
         for _ in range(2):
             with pytest.raises(StackError, match=f"the state folder {home} was moved or replaced"):
-                door.open()
+                access.open()
         if comes_back == "nothing":
             assert not home.exists()
         else:
             home.rmdir()
         (tmp_path / "elsewhere").rename(home)
-        door.open()
+        access.open()
