@@ -18,7 +18,7 @@ _SAID_OTHERWISE = ("dataset_name", "dataset_format", "adapter_path")
 _ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _SAID_OTHERWISE]
 # Options that a job's `config` does not have: they stand elsewhere in its description, or under another name.
 _SHOWN_ELSEWHERE = ("adapter_name", "metadata")
-_SHOWN_OPTIONS = {name for name in JobOptions.model_fields if name not in _SHOWN_ELSEWHERE}
+_SHOWN_OPTIONS = [name for name in JobOptions.model_fields if name not in _SHOWN_ELSEWHERE]
 _MODELS_SCHEME = "models:/"
 
 START_RULE = Rule(

@@ -42,6 +42,11 @@ def test_the_documented_body_with_all_parameters_comes_back_in_the_status():
     assert {key: view[key] for key in expected} == expected
 
 
+def test_the_options_of_a_job_are_shown_in_the_order_of_their_declaration():
+    view = config_view(TrainingRequest(model_name="m").to_spec("handbook"), "handbook")
+    assert [*view][-3:] == ["tracking_backend", "webhook_url", "webhook_events"]
+
+
 def test_a_learning_rate_may_be_a_string():
     assert TrainingRequest(learning_rate="2.0e-5").to_spec("handbook").config.learning_rate == 2.0e-5
 
