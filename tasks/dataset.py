@@ -30,8 +30,8 @@ from tasks.dataset_store import (
 from tasks.dataset_version import DatasetVersion
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
-from tasks.split_files import SUFFIXES, is_rows, pick_files
-from tuneyard_wire.dataset_reference import DatasetReference
+from tasks.split_files import is_rows, pick_files
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
 
 REGISTRY_BYTES = 6 * 2**20  # assumed size of a registry's DVC files: adds half a minute to the step's time limit
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -97,7 +97,7 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     elif path.suffix.lower() in COMPRESSED_SUFFIXES:
         raise InvalidDataset(f"dataset file {reference} is compressed; unpack it first")
     if not is_rows(train.name):
-        raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(SUFFIXES)}")
+        raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(FILE_SUFFIXES)}")
     held_out_file = path / held_out if held_out else None
     for file in filter(None, (train, held_out_file)):
         if follow(str(file), path) is None:
@@ -196,12 +196,12 @@ def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str,
     parts = PurePosixPath(name).parts
     # Names that begin with a dot belong to git and DVC, whose settings may contain passwords.
     if not PurePosixPath(name).is_absolute() and parts and not any(part.startswith(".") for part in parts):
-        for path in ("/" + "/".join(parts) + suffix for suffix in ("", *SUFFIXES)):
+        for path in ("/" + "/".join(parts) + suffix for suffix in ("", *FILE_SUFFIXES)):
             try:
                 info = tree.info(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if info["type"] == "directory" or PurePosixPath(path).suffix in SUFFIXES:
+            if info["type"] == "directory" or PurePosixPath(path).suffix in FILE_SUFFIXES:
                 return path, info
     raise DatasetNotFound(
         f"dataset {label} is not in the registry {registry}; it has: {', '.join(list_datasets(tree)) or 'none'}"
@@ -214,7 +214,7 @@ def list_datasets(tree: Any) -> list[str]:
     for info in tree.ls("/", detail=True):
         path = PurePosixPath(info["name"])
         holds_rows = is_rows(path.name)
-        in_git = info["type"] == "directory" and any(tree.exists(f"{path}/train{suffix}") for suffix in SUFFIXES)
+        in_git = info["type"] == "directory" and any(tree.exists(f"{path}/train{suffix}") for suffix in FILE_SUFFIXES)
         if info.get("isdvc") or info.get("dvc_info", {}).get("isdvc") or holds_rows or in_git:
             names.append(path.stem if holds_rows else path.name)
     return sorted(names)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sft.data.file_content import COMPRESSED_SUFFIXES
 from sft.errors import DatasetNotFound, InvalidDataset
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")
 NAMES_SHOWN = 20
 HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that exists is used
@@ -49,7 +49,7 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
     files = [file for file in map(_read_name, names) if file]
     train = _find(files, split)
     if train is None:
-        looked_for = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+        looked_for = ", ".join(f"{split}{suffix}" for suffix in FILE_SUFFIXES)
         raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {_list_some(names) or 'no files'}")
     if train.obstacle:
         raise InvalidDataset(f"the dataset's {train.name} {train.obstacle}")
@@ -64,14 +64,14 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
 
 def is_rows(name: str) -> bool:
     """Whether a file name, in any case, is that of a data file."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return PurePosixPath(name).suffix.lower() in FILE_SUFFIXES
 
 
 def _find(files: list[DataFile], split: str) -> DataFile | None:
-    """Find the file of a split: readable ones first, then in the order of SUFFIXES."""
+    """Find the file of a split: readable ones first, then in the order of FILE_SUFFIXES."""
     found = [file for file in files if file.split == split]
     return min(
-        found, key=lambda file: (file.obstacle is not None, (*SUFFIXES, *UNREAD).index(file.suffix)), default=None
+        found, key=lambda file: (file.obstacle is not None, (*FILE_SUFFIXES, *UNREAD).index(file.suffix)), default=None
     )
 
 
@@ -83,8 +83,8 @@ def _read_name(name: str) -> DataFile | None:
     suffix = path.suffix.lower()
     split = str(path.with_suffix(""))
     if suffix in UNREAD and re.split(r"[-_]", split)[0] in ("train", *HELD_OUT):
-        obstacle = obstacle or f"is of a kind that is not read; save it as one of {', '.join(SUFFIXES)}"
-    elif suffix not in SUFFIXES:
+        obstacle = obstacle or f"is of a kind that is not read; save it as one of {', '.join(FILE_SUFFIXES)}"
+    elif suffix not in FILE_SUFFIXES:
         return None
     if part := PART.search(split):
         split = split[: part.start()]

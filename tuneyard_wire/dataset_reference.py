@@ -5,7 +5,7 @@ from typing import Self
 
 MARK = "@"
 _FILE_BEGINNINGS = ("/", "./", "../", "~")
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class DatasetReference:
     def has_file_for_revision(self) -> bool:
         """Whether what stands for the revision looks like a file."""
         revision = self.revision or ""
-        return revision.startswith(_FILE_BEGINNINGS) or revision.lower().endswith(_FILE_SUFFIXES)
+        return revision.startswith(_FILE_BEGINNINGS) or revision.lower().endswith(FILE_SUFFIXES)
 
     def find_problem(self) -> str | None:
         """Why there can't be such a dataset, in a sentence for behind the field's name."""

@@ -17,11 +17,10 @@ from jobs.preflight.dvc_files import LARGEST, read_outputs
 from jobs.preflight.repository import NotKnown, Repository
 from jobs.project import find_sources
 from jobs.settings import Settings
-from tuneyard_wire.dataset_reference import DatasetReference
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = ("", ".jsonl", ".json", ".parquet", ".csv")
 AT_ONCE = 8  # looks; a registry that hangs takes no more threads of those that look at jobs
 FOUND_AT_MOST = 10_000
 KNOWN_SECONDS = 10.0  # how long what was found is not looked for again
@@ -86,7 +85,7 @@ class RegistryView:
             return None
         files = git.say("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
         outputs = {*_list_outputs(git, commit, files)}
-        if any(_is_at(place, name + suffix) for place in {*files, *outputs} for suffix in SUFFIXES):
+        if any(_is_at(place, name + suffix) for place in {*files, *outputs} for suffix in ("", *FILE_SUFFIXES)):
             return None
         names = sorted({PurePosixPath(place).parts[0] for place in outputs})
         asked = str(DatasetReference(name, wanted))

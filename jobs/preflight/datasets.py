@@ -11,9 +11,8 @@ from jobs.spec import JobSpec
 from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from sft.files.places import follow
-from tuneyard_wire.dataset_reference import DatasetReference
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FIELD = "dataset_name"
 FILES_AT_MOST = 20
 
@@ -74,8 +73,8 @@ def _is_elsewhere(dataset: DatasetReference, around: Surroundings) -> bool:
 
 
 def _check_file(reference: str, path: Path) -> Iterator[Finding]:
-    if path.suffix.lower() not in SUFFIXES:
-        text = f"{reference!r} must end in one of {', '.join(SUFFIXES)}; convert the file"
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        text = f"{reference!r} must end in one of {', '.join(FILE_SUFFIXES)}; convert the file"
         yield Finding(InvalidDataset, FIELD, text)
     elif path.stat().st_size == 0:
         yield Finding(InvalidDataset, FIELD, f"{reference!r} is empty")
@@ -84,7 +83,7 @@ def _check_file(reference: str, path: Path) -> Iterator[Finding]:
 
 
 def _check_folder(reference: str, folder: Path) -> Iterator[Finding]:
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in FILE_SUFFIXES]
     if not files:
         text = f"{reference!r} has no rows: a folder holds a file for each split, such as train.jsonl"
         yield Finding(DatasetNotFound, FIELD, text)
