@@ -81,9 +81,8 @@ def load_session(
     """Load the base model with its adapter, ready to train, on the job's number of devices."""
     journal.enter("loading model")
     with without_collecting():
-        from sft.devices.launcher import (
-            open_session,  # imports torch, which takes seconds that a cancelled or failing job should not cost
-        )
+        # Here, as torch takes seconds to import, which a cancelled or failing job should not cost.
+        from sft.devices.launcher import open_session
         from sft.training.precision import fix_precision
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})

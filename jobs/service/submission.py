@@ -51,13 +51,9 @@ class SubmissionLock:
         self._engine = engine
         self._here = threading.Lock()
 
-    def is_taken_here(self) -> bool:
-        """Whether a thread of this process holds it."""
-        return self._here.locked()
-
     @contextmanager
     def taken(self) -> Iterator[Connection]:
-        """One submission at a time, over all processes. The connection commits every statement by itself.
+        """Hold the lock; its connection commits every statement by itself.
 
         A process waits with one connection only: the others would be lacking to the one that is at work.
         """

@@ -92,19 +92,8 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
 
 def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     name = f"worker-{number}"
-    command = [
-        *PYTHON,
-        "jobs.stack.launch",
-        "--parent",
-        "--",
-        *PYTHON,
-        "prefect",
-        "worker",
-        "start",
-        "--type",
-        "process",
-    ]
-    command += ["--name", name]
+    command = [*PYTHON, "jobs.stack.launch", "--parent", "--"]
+    command += [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
     command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
     share = share_gpus(gpus, number, count_workers(settings, gpus))
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}

@@ -51,15 +51,9 @@ def system_user() -> str | None:
 def server_command(data: Path) -> list[str]:
     """The command that runs the server in the foreground, with its socket in the cluster's folder."""
     user = system_user()
-    launch = [
-        sys.executable,
-        "-P",
-        "-m",
-        "jobs.stack.launch",
-        "--within",
-        str(data),
-        *(["--user", user] if user else []),
-    ]
+    launch = [sys.executable, "-P", "-m", "jobs.stack.launch", "--within", str(data)]
+    if user:
+        launch += ["--user", user]
     options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
     return [*launch, "--", str(_binary("postgres", user)), "-D", HERE if user else ".", "-k", ".", *options]
 

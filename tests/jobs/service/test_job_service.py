@@ -122,7 +122,7 @@ def test_a_crash_between_making_the_run_and_keeping_the_answer_makes_no_second_j
 
 def test_what_is_found_of_a_job_is_waited_for_outside_the_lock(service, spec):
     held = []
-    doubts = Doubts(lambda: lambda: held.append(service._lock.is_taken_here()) or ())
+    doubts = Doubts(lambda: lambda: held.append(service._lock._here.locked()) or ())
     job = service.submit(spec, request=RequestKey("POST /test", "doubts", "a" * 64), doubts=doubts)
 
     assert held == [False]
