@@ -86,7 +86,7 @@ class Authentication:
         snapshot = self.keys.fresh_snapshot(key)
         if snapshot is None:
             may_start = path_below_root(scope) not in STARTS_NOTHING
-            # Those of the common pool may all be waiting for the stack to start; who does not wait needs one apart.
+            # The shared threads may all wait for the stack to start: requests that must not block use their own thread.
             limiter = None if may_start else CapacityLimiter(1)
             snapshot = await to_thread.run_sync(self._refresh, key, may_start, limiter=limiter)
         if snapshot.is_open and not self.is_key_required:

@@ -75,7 +75,7 @@ def confined(limits: Limits, note: int | None = None, default: str = "") -> Iter
 
     Args:
         note: file descriptor of `open_note`, where the parent reads the current step.
-        default: name of the work outside of steps; if empty, only steps are limited.
+        default: name of the work outside of steps, for messages; if empty, only a step is named as the cause.
 
     Raises:
         ResourceLimit: the memory limit is reached. At a time limit the process ends.

@@ -34,7 +34,7 @@ class Rule:
                 raise ValueError(self.refusals[name])
 
     def show(self, properties: Schema, names: Mapping[str, str] = MappingProxyType({})) -> Schema:
-        """Add the rule to a JSON Schema, in a form that data generators support.
+        """The rule as JSON Schema, in a form that data generators support.
 
         Fields that exclude each other become a `not`; otherwise each alternative is a complete schema.
 

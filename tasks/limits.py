@@ -34,8 +34,8 @@ def reading_input(settings: Settings, dataset: str) -> Iterator[None]:
 def building_model(settings: Settings, is_plan: bool = False) -> Iterator[None]:
     """Apply the time limit to steps inside the block, such as matching patterns against the model's layers.
 
-    Memory is limited for plans only, which load a few layers: to what is free. Raises ResourceLimit, or ends the
-    process, as `reading_input` does.
+    A job's model may take as much memory as its weights need; a plan, which loads a few layers, only what is free (on
+    CUDA there is no limit). Raises ResourceLimit, or ends the process, as `reading_input` does.
     """
     memory = None
     if is_plan and not _has_cuda():

@@ -34,7 +34,7 @@ class PrefectAuth(httpx.Auth):
         self._token: dict[str, str] = {}
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        """Send the request, and repeat it with a new token if the server rejects the old one."""
+        """Send the request, and repeat it with a new token if the server asks for one or rejects it."""
         request.headers.update(self._credentials | self._token)
         response = yield request
         if response.status_code != httpx.codes.FORBIDDEN or "CSRF token" not in response.text:

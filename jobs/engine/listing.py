@@ -41,7 +41,7 @@ class JobFilters:
     created_before: datetime | None = None
     metadata: Sequence[tuple[str, str]] = ()  # all of these pairs
     made_by: str | None = None  # the flow that submitted it
-    id_prefix: str | None = None  # matches the 200 jobs with the greatest ids
+    id_prefix: str | None = None  # of the jobs whose ids begin so, the 200 with the greatest ids
 
 
 class Cursor(NamedTuple):

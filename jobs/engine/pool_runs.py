@@ -16,7 +16,8 @@ class StateRefused(Exception):
 
 
 class PoolRuns:
-    """The runs of one work pool. Every method raises httpx.HTTPError and SQLAlchemyError.
+    """The runs of one work pool. Every method raises httpx.HTTPError if Prefect fails, SQLAlchemyError if the
+    database does.
 
     `id` of a run is its job's id; `run_id` is Prefect's own, which differs for a job whose first run was lost.
     """

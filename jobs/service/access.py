@@ -1,4 +1,4 @@
-"""The one way in: brings the stack up on first use and hands out the process's `JobService`."""
+"""Starts the stack on first use and caches the process's `JobService`."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by t
 
 
 class StackAccess:
-    """Opens once, whoever knocks first; others wait. A failed opening is tried again by the next one."""
+    """The `JobService` of this process: the first call makes it while others wait; the next one retries a failure."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings

@@ -11,10 +11,10 @@ TOKENS = "trainable_tokens_delta"  # PEFT's name for the vectors of single token
 
 
 def find_contradiction(folder: Path, most_bytes: int | None = None) -> str | None:
-    """Explain what an adapter's file lacks of its settings, or that it holds NaN; None if all is well.
+    """Explain what an adapter's file lacks of its settings, or that it holds NaN or infinities; None if all is well.
 
     Args:
-        most_bytes: read at most so many bytes of weights when looking for NaN.
+        most_bytes: check at most so many bytes of weights for NaN and infinities.
     """
     settings, names = read_object(folder / SETTINGS), list(read_shapes(folder / WEIGHTS))
     if not names:

@@ -18,7 +18,7 @@ def find_not_finite(path: Path, most_bytes: int | None = None) -> str | None:
     """Find the first tensor of an intact safetensors file that holds NaN or an infinity.
 
     Args:
-        most_bytes: stop after so many bytes of tensors.
+        most_bytes: check at most so many bytes, in whole tensors.
     """
     left = most_bytes
     with path.open("rb") as file:
