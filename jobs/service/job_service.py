@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
 from uuid import UUID
@@ -107,7 +108,7 @@ class JobService:
             self._check_free(strategy)
             doubts.begin()  # as late as that: the checks run while this thread waits for Prefect
             run = self._create(spec, Scheduled(), priority)
-        keep = partial(self._keep, run, client)
+        keep = partial(copy_context().run, self._keep, run, client)  # within the time limit of this call
         try:
             finish = _threads.start(keep).result
         except RuntimeError:  # this machine gives no more threads

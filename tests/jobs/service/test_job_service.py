@@ -15,6 +15,8 @@ from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.engine.runs import POOL_TTL_SECONDS
 from jobs.errors import ConfigNotFound, IdempotencyKeyReused, JobConflict, JobNotFound
+from jobs.lifecycle.ends import keep_run
+from jobs.network.deadlines import WRITE_SECONDS, allowed_seconds
 from jobs.preflight import Doubts
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
@@ -149,6 +151,18 @@ def test_a_job_is_kept_where_the_machine_gives_no_more_threads(service, spec, mo
         kept = connection.execute(select(JobReport.run).where(JobReport.job_id == job.id)).scalar_one()
     assert kept["client"] == "somebody"
     service.cancel(job.id)
+
+
+def test_a_job_is_kept_with_the_time_limit_of_a_write(service, spec, monkeypatch):
+    allowed = []
+
+    def keep(*arguments, **values):
+        allowed.append(allowed_seconds())
+        return keep_run(*arguments, **values)
+
+    monkeypatch.setattr("jobs.service.job_service.keep_run", keep)
+    service.cancel(service.submit(spec).id)
+    assert allowed == [WRITE_SECONDS]
 
 
 def test_a_key_is_free_again_after_two_days_and_not_after_one(service, spec):
