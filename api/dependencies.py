@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 
 from jobs.service.access import StackAccess
 from jobs.service.job_service import JobService
@@ -20,3 +20,6 @@ def get_service(request: Request) -> JobService:
     """The app's service; waits while the stack is starting."""
     access: StackAccess = request.app.state.access
     return access.open()
+
+
+Service = Annotated[JobService, Depends(get_service)]

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import get_service
+from api.dependencies import Service
 from api.errors import SFT_PREFIX
 from api.ranges import read_range
 from api.responses import respond
@@ -22,7 +22,6 @@ from jobs.results.feed import END_ID
 from jobs.results.logs import LogLine, read_log
 from jobs.results.records import list_checkpoints, read_series, series_to_csv
 from jobs.service.job import Job
-from jobs.service.job_service import JobService
 from jobs.status import SFT_STATUS_NAMES, TRAIN_STATUS_NAMES
 from jobs.storage.connections import translate_errors
 from jobs.storage.tables import WebhookDelivery
@@ -34,8 +33,6 @@ from tuneyard_wire.records import Checkpoint, Checkpoints, JobEvent, Metrics
 MAX_TAIL = 100_000
 NDJSON = "application/x-ndjson"
 TAR = "application/x-tar"
-
-Service = Annotated[JobService, Depends(get_service)]
 
 
 def find_job(job_id: str, service: Service) -> Job:

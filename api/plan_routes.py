@@ -1,13 +1,13 @@
 """`POST /train/plan` and `POST /api/sft/plan`: what a job would take, before it is started."""
 
 import threading
-from typing import Annotated, Any
+from typing import Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 
-from api.dependencies import get_service
+from api.dependencies import Service
 from api.errors import SFT_PREFIX
 from api.limits import ClientLimit, client_name
 from api.responses import respond
@@ -21,7 +21,6 @@ from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
 from tuneyard_wire.plan import Plan
 
 router = APIRouter()
-Service = Annotated[JobService, Depends(get_service)]
 
 CLIENTS = 4  # that may have as many plans as each may; so many threads are kept for them
 LOOK_SECONDS = 0.25  # how soon a client that hung up is noticed

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.dependencies import Strict, get_service
+from api.dependencies import Service, Strict
 from api.idempotency import read_request_key
 from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
@@ -17,16 +17,15 @@ from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
 from jobs.service.job import Job
-from jobs.service.job_service import JobService, Strategy
 from jobs.status import SFT_STATUS_NAMES
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
 from jobs.vocabulary import PAGE_SIZE
 from tuneyard_wire import configs as wire
+from tuneyard_wire.fields import Strategy
 from tuneyard_wire.jobs import SftJob, SftJobs, SftStarted, SftStatus
 from tuneyard_wire.service import Message
 
 router = APIRouter(prefix="/api/sft", tags=["SFT API"])
-Service = Annotated[JobService, Depends(get_service)]
 
 
 @router.post("/train")

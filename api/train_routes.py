@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.dependencies import Strict, get_service
+from api.dependencies import Service, Strict
 from api.idempotency import read_request_key
 from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
 from api.limits import client_name
@@ -16,14 +16,14 @@ from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
 from jobs.service.job import Job
-from jobs.service.job_service import JobService, Strategy
+from jobs.service.job_service import JobService
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
-from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted, TrainStatus
+from tuneyard_wire.fields import Strategy, TrainStatus
+from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted
 from tuneyard_wire.one_line import escape
 from tuneyard_wire.service import Description
 
 router = APIRouter(tags=["Training API"])
-Service = Annotated[JobService, Depends(get_service)]
 
 
 @router.get("/")

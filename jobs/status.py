@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from jobs.vocabulary import ONGOING_NAMES, RunState, StateName
 
 if TYPE_CHECKING:
-    from tuneyard_wire.jobs import SftStatus, TrainStatus
+    from tuneyard_wire.fields import TrainStatus
+    from tuneyard_wire.jobs import SftStatus
 
 
 class JobStatus(StrEnum):

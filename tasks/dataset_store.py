@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 import sft.data.data_files
 from sft.data.file_content import check_kind
 from sft.errors import InvalidDataset
-from sft.files.publication import read_umask, sync_path
+from sft.files.publication import sync_path
 from tasks.split_files import is_rows, pick_files
 
 MANIFEST = ".manifest.json"
@@ -139,7 +139,7 @@ def combine_md5(listing: dict[str, str]) -> str:
 
 
 def publish(path: Path) -> None:
-    """Sync a finished file to disk and make it read-only."""
-    path.chmod(0o444 & ~read_umask())
+    """Sync a finished file to disk and make it read-only, for those who may read its folder."""
+    path.chmod(0o444 & path.parent.stat().st_mode)
     sync_path(path)
     sync_path(path.parent)

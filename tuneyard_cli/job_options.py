@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from tuneyard_cli.submission import Submission
-    from tuneyard_client.models import Strategy
+    from tuneyard_wire.fields import Strategy
 
 P = ParamSpec("P")
 R = TypeVar("R")

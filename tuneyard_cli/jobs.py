@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from tuneyard_cli.exit import ExitCode
 from tuneyard_cli.job_options import JobOptions, takes_job_options
 from tuneyard_cli.output import open_console, print_json, print_line, print_warnings, print_yaml
 from tuneyard_cli.service import JobArgument, JsonOption, UrlOption, connected
+from tuneyard_wire.fields import TrainStatus
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 PANEL = "Jobs"
 
-Status = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 PairOption = typer.Option("--metadata", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 
 commands = typer.Typer()
@@ -56,7 +56,7 @@ def submit(
 
 @commands.command("list", rich_help_panel=PANEL)
 def list_jobs(
-    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    status: Annotated[TrainStatus | None, typer.Option(help="Only jobs with this status.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs with this base model.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Only jobs that train this adapter.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset: NAME or NAME@REVISION.")] = None,

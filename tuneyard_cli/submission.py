@@ -12,7 +12,7 @@ from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
-    from tuneyard_client.models import Strategy
+    from tuneyard_wire.fields import Strategy
     from tuneyard_wire.jobs import Submitted
     from tuneyard_wire.plan import Plan
 

@@ -11,7 +11,7 @@ import httpx
 from tuneyard_client import answers, calls, operations
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.folders import check_free
-from tuneyard_client.models import Config, JobFilters, Strategy
+from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
@@ -19,7 +19,7 @@ from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import async_run, async_sleep
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
-from tuneyard_wire.fields import AroundConfig, TrainingFields
+from tuneyard_wire.fields import AroundConfig, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics

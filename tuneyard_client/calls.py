@@ -12,11 +12,11 @@ import httpx
 from pydantic import BaseModel
 
 from tuneyard_client.errors import UnexpectedAnswer
-from tuneyard_client.models import Config, JobFilters, Strategy
+from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
-from tuneyard_wire.fields import AroundConfig
+from tuneyard_wire.fields import AroundConfig, Strategy
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, LogLine, Metrics

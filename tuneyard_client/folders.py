@@ -38,30 +38,22 @@ def _find_obstacle(folder: Path) -> str | None:
 
 @contextmanager
 def publish_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place when the block ends without an error.
+    """Yield an empty folder, on the disk of `folder`, that takes its place when the block ends without an error.
 
     Synced before that, so that a machine that loses its power has the whole folder or none.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
     try:
-        yield temporary
-        _open_as_made(temporary)
-        for path in (*temporary.rglob("*"), temporary):
+        fresh = temporary / "fresh"
+        fresh.mkdir()  # as open as the umask says; mkdtemp's own is for its owner alone
+        yield fresh
+        for path in (*fresh.rglob("*"), fresh):
             _sync(path)
-        temporary.rename(folder)  # in place of an empty folder too; of no other
+        fresh.rename(folder)  # in place of an empty folder too; of no other
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _open_as_made(folder: Path) -> None:
-    """Give the folder and its files the permissions that the umask allows: mkdtemp's are for the owner alone."""
-    umask = os.umask(0o077)  # it can't be asked for without setting it: nothing opens up meanwhile
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _sync(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
-from tuneyard_wire.jobs import TrainStatus
+from tuneyard_wire.fields import TrainStatus
 
-Strategy = Literal["queue", "reject"]
 Config = BaseModel | Mapping[str, Any]  # the fields of SFTConfig: a mapping, or the model of the full package
 
 

@@ -180,6 +180,7 @@ def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         if not member.isfile() or member.issparse():
             raise UnexpectedAnswer(f"the adapter's archive holds {member.name!r:.200}, which is not a plain file")
+        member.mode = None  # type: ignore[assignment]  # as open as the umask says
         yield member
 
 

@@ -1,4 +1,4 @@
-"""What a job may be given, in the words of both interfaces.
+"""What a job may be given, and what jobs are asked for by, in the words of both interfaces.
 
 Types alone, and no pydantic: the command line makes its options of them, and it starts at once. The models that check
 the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests compare the two.
@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypedDict
 
 Priority = Literal["high", "normal", "low"]
+Strategy = Literal["queue", "reject"]
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
+TrainStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]  # which jobs are listed by
 
 # The Training API's name of a field, where it is not the one of SFTConfig or JobOptions, which the SFT API takes.
 TRAINING_NAMES = {

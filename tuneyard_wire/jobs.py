@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tuneyard_wire.fields import Priority
+from tuneyard_wire.fields import Priority, TrainStatus
 from tuneyard_wire.response import EpochSeconds, Id, Moment, Response, with_example, words
 from tuneyard_wire.rows import JobRows
 
-TrainStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]
 SftStatus = Literal["pending", "running", "completed", "failed", "stopped"]
 StartedStatus = Annotated[str, words("started", "queued")]
 CancelledStatus = Annotated[str, words("cancelled")]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas import filters
@@ -38,12 +38,10 @@ from jobs.storage.connections import autocommit, translate_errors
 from jobs.vocabulary import StateName
 from jobs.webhooks.targets import check_target
 from sft.errors import StackError
-from tuneyard_wire.fields import Priority
+from tuneyard_wire.fields import Priority, Strategy
 from tuneyard_wire.one_line import escape
 
 logger = logging.getLogger(__name__)
-
-Strategy = Literal["queue", "reject"]
 
 _threads = DaemonThreads("keep-run")
 BUSY_MESSAGE = "A training job is already running. Please try again later."

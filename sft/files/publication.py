@@ -6,6 +6,9 @@ Leftovers of a killed process are removed by the next publication.
 import contextlib
 import errno
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -26,20 +29,25 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with fresh_folder(folder) as temporary:
         yield temporary
-        allowed = ~read_umask()
-        temporary.chmod(0o777 & allowed)
+        allowed = read_creation_mode(temporary)
         for path in temporary.rglob("*"):  # some writers, safetensors among them, make files private to their owner
-            path.chmod((0o777 if path.is_dir() else 0o666) & allowed)
+            path.chmod(allowed if path.is_dir() else 0o666 & allowed)
+        temporary.chmod(allowed)
         sync_tree(temporary)
         _put_in_place(temporary, folder, replace)
         sync_path(folder.parent)
 
 
-def read_umask() -> int:
-    """Read this process's umask. That requires setting it, to the strictest value for the moment."""
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
+def read_creation_mode(folder: Path) -> int:
+    """The mode of a folder that is made in `folder`, which is as the umask says.
+
+    One is made for it: os.umask tells the umask by setting it, and threads that do that at once keep the wrong one.
+    """
+    probe = Path(tempfile.mkdtemp(dir=folder)) / "probe"
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    shutil.rmtree(probe.parent)
+    return mode
 
 
 def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:

@@ -17,7 +17,6 @@ import cli.__main__ as cli
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_cli.exit import MEANINGS, ExitCode
-from tuneyard_cli.jobs import Status
 from tuneyard_wire.jobs import Result, TrainStatus
 
 JOB_ID = "0197ab3c-1d2e-7f00-8123-456789abcdef"
@@ -307,10 +306,6 @@ def test_what_a_result_warns_of_is_shown_when_the_job_has_ended(run):
     result = run(["watch", JOB_ID], ended)
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "completed: /out")
     assert "warning: 3 rows were skipped\n" in result.stderr
-
-
-def test_the_statuses_to_list_by_are_the_clients():
-    assert set(Status.__args__) == set(TrainStatus.__args__)
 
 
 def test_every_command_that_prints_can_print_json():

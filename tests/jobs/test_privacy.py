@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tuneyard_client.folders
 from cli.doctor import Level, check_rights
 from jobs.folders import make_home
 from jobs.privacy import find_open, tighten
@@ -106,3 +107,14 @@ def test_no_other_account_opens_a_file_of_a_running_stack(stack: Settings) -> No
     assert (rights.reachable, rights.loose_processes) == (0, 0)
     assert min(rights.found, rights.processes) > 5
     assert [*find_open(stack.home)] == []
+
+
+def test_publishing_leaves_the_umask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be asked for only by setting it, and threads that did so at once kept the strict one of the moment."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail(f"the umask was set to {mask:o}"))
+    for publish in (publish_folder, tuneyard_client.folders.publish_folder):
+        folder = tmp_path / publish.__module__
+        with publish(folder) as fresh:
+            (fresh / "file").touch()
+        assert (mode(folder), mode(folder / "file")) == (0o755, 0o644)
+    monkeypatch.undo()
