@@ -17,7 +17,7 @@ import cli.__main__ as cli
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_cli.exit import MEANINGS, ExitCode
-from tuneyard_wire.jobs import Result, TrainStatus
+from tuneyard_wire.jobs import Result
 
 JOB_ID = "0197ab3c-1d2e-7f00-8123-456789abcdef"
 JOB = {"job_id": JOB_ID, "status": "running", "config": {"model_name": "m"}}
