@@ -1,17 +1,23 @@
-"""The options that describe a job, declared once for every command that takes a job."""
+"""The options that describe a job, for every command that takes a job.
+
+Fields of a job that `tuneyard_wire.fields` gives a `Flag` have an option by their type; the others go through `--set`.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import get_type_hints as read_hints
 
 import typer
 
+from tuneyard_wire.fields import Flag, OptionFields, Strategy, TrainingFields
+
 if TYPE_CHECKING:
     from tuneyard_cli.submission import Submission
-    from tuneyard_wire.fields import Strategy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,34 +28,17 @@ _SET = typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of eit
 _STRICT = typer.Option(
     "--strict/--no-strict", help="Refuse a job that is known to fail, such as one with a missing model, or only warn."
 )
-_METADATA = typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")
-_EVENT = typer.Option(metavar="started|checkpoint", help="Call the webhook for this too; may be repeated.")
-_DATASET = typer.Option(
-    help="NAME@REVISION in the registry, or a REVISION of --config's or else the default dataset. "
-    "For a file or a Hub dataset: --set dataset_name=..."
-)
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """A job as the options of a command describe it."""
+    """A job as the options of a command describe it.
 
-    model: Annotated[str | None, typer.Option(help="Base model.")] = None
-    dataset: Annotated[str | None, _DATASET] = None
-    name: Annotated[str | None, typer.Option(help="The adapter's name in the registry.")] = None
-    template: Annotated[str | None, typer.Option(help="Chat template.")] = None
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None
-    max_steps: Annotated[int | None, typer.Option(help="Stop after this many optimizer steps.")] = None
-    max_samples: Annotated[int | None, typer.Option(help="Train on at most this many rows.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Rows per device and step.")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
-    cutoff_len: Annotated[int | None, typer.Option(help="Maximum row length in tokens.")] = None
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None
-    tracking: Annotated[Literal["mlflow", "wandb"] | None, typer.Option(help="Where metrics are shown.")] = None
-    webhook: Annotated[str | None, typer.Option(help="URL to call when the job has ended.")] = None
-    webhook_event: Annotated[list[str] | None, _EVENT] = None
-    priority: Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Priority in the queue.")] = None
-    metadata: Annotated[list[str] | None, _METADATA] = None
+    Attributes:
+        flags: What the options of the flagged fields were given, by field; None or [] where nothing was.
+    """
+
+    flags: Mapping[str, Any]
     file: Annotated[Path | None, _FILE] = None
     config: Annotated[str | None, _CONFIG] = None
     set_: Annotated[list[str] | None, _SET] = None
@@ -57,7 +46,7 @@ class JobOptions:
     strict: Annotated[bool, _STRICT] = True
 
     @property
-    def strategy(self) -> "Strategy":
+    def strategy(self) -> Strategy:
         """What to do when another job is running."""
         return "reject" if self.reject else "queue"
 
@@ -66,43 +55,89 @@ class JobOptions:
         from tuneyard_cli.submission import build_submission, read_settings
         from tuneyard_cli.values import read_mapping, read_pairs
 
-        options = {
-            "model_name": self.model,
-            "dataset_version": self.dataset,
-            "lora_name": self.name,
-            "template": self.template,
-            "num_epochs": self.epochs,
-            "max_steps": self.max_steps,
-            "max_samples": self.max_samples,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "cutoff_len": self.cutoff_len,
-            "lora_r": self.lora_r,
-            "tracking_backend": self.tracking,
-            "webhook_url": self.webhook,
-            "webhook_events": self.webhook_event or None,
-            "priority": self.priority,
-            "metadata": read_pairs("--metadata", self.metadata or []) or None,
-        }
+        options = {one.field: one.read(self.flags[one.field]) for one in flagged_fields()}
         settings = read_settings(read_pairs("--set", self.set_ or []))
         return build_submission(read_mapping(self.file) if self.file else {}, options, settings, self.config)
 
 
+@dataclass(frozen=True)
+class FlaggedField:
+    """A field with an option of its own.
+
+    Attributes:
+        kind: The field's type without None; of several types the first, which the option's text is read as.
+    """
+
+    field: str
+    kind: Any
+    flag: Flag
+
+    @property
+    def option(self) -> str:
+        """As it is written, such as `--max-steps`."""
+        return self.flag.name or f"--{self.field.replace('_', '-')}"
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The parameter of a command that takes it."""
+        annotation, metavar, help_text = self.kind, None, self.flag.help
+        if get_origin(self.kind) in (Sequence, Mapping):
+            annotation, help_text = list[str], f"{help_text} May be repeated."
+            metavar = "KEY=VALUE" if self._is_mapping else _show_values(*get_args(self.kind))
+        option = typer.Option(self.option, metavar=metavar, help=help_text)
+        return _option_parameter(self.field, Annotated[annotation | None, option], None)
+
+    def read(self, given: Any) -> Any:
+        """The field's value; None if none was given. Raises UsageProblem."""
+        from tuneyard_cli.values import read_pairs
+
+        if self._is_mapping:
+            given = read_pairs(self.option, given or [])
+        return None if given in ([], {}) else given
+
+    @property
+    def _is_mapping(self) -> bool:
+        return get_origin(self.kind) is Mapping
+
+
+def flagged_fields() -> Iterator[FlaggedField]:
+    """The fields that `Flag` marks: what is trained, then the options around it."""
+    hints = read_hints(TrainingFields, include_extras=True)
+    for name in sorted(hints, key=lambda name: name in OptionFields.__annotations__):
+        if get_origin(hints[name]) is Annotated:
+            kind, flag = get_args(hints[name])
+            yield FlaggedField(name, _first_type(kind), flag)
+
+
+def _first_type(kind: Any) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next(one for one in kinds if one is not NoneType)
+
+
+def _show_values(kind: Any) -> str | None:
+    """`a|b`; typer has no choices for options that may be repeated, so the service checks them."""
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else None
+
+
+def _option_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 def takes_job_options(command: Callable[Concatenate[JobOptions, P], R]) -> Callable[..., R]:
-    """Give a command, whose first parameter is a JobOptions, each of its fields as an option."""
-    hints = get_type_hints(JobOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
-        for one in fields(JobOptions)
-    ]
+    """Give a command, whose first parameter is a JobOptions, the options of the flagged fields and its other fields."""
+    hints = read_hints(JobOptions, include_extras=True)
+    flagged = [one.parameter for one in flagged_fields()]
+    shared = [_option_parameter(one.name, hints[one.name], one.default) for one in fields(JobOptions)[1:]]
     signature = inspect.signature(command, eval_str=True)
     own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*signature.parameters.values()][1:]]
 
     @functools.wraps(command)
     def run(**values: Any) -> R:
-        options = JobOptions(**{one.name: values.pop(one.name) for one in shared})
+        flags = {one.name: values.pop(one.name) for one in flagged}
+        options = JobOptions(flags, **{one.name: values.pop(one.name) for one in shared})
         return command(options, **values)  # type: ignore[call-arg]  # what is left are its own
 
-    run.__signature__ = signature.replace(parameters=[*shared, *own])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in (*shared, *own)}
+    parameters = [*flagged, *shared, *own]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run

@@ -5,6 +5,7 @@ the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests compare 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 Priority = Literal["high", "normal", "low"]
@@ -22,15 +23,32 @@ TRAINING_NAMES = {
     "adapter_name": "lora_name",
 }
 
+DATASET_HELP = (
+    "NAME@REVISION in the registry, or a REVISION of --config's or else the default dataset. "
+    "For a file or a Hub dataset: --set dataset_name=..."
+)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Of a field that the command line takes by an option of its own; it takes any other field by `--set`.
+
+    Attributes:
+        name: The option, where it is not the field's name.
+    """
+
+    help: str
+    name: str | None = None
+
 
 class OptionFields(TypedDict, total=False):
-    """The options of a job that both interfaces call alike, each with its help on the command line."""
+    """The options of a job that both interfaces call alike."""
 
-    tracking_backend: Annotated[TrackingBackend, "Where metrics are shown."]
-    webhook_url: Annotated[str | None, "URL to call when the job has ended."]
-    webhook_events: Annotated[Sequence[WebhookEvent] | None, "Call the webhook for this too; may be repeated."]
-    metadata: Annotated[Mapping[str, str] | None, "A label; may be repeated."]
-    priority: Annotated[Priority, "Priority in the queue."]
+    tracking_backend: Annotated[TrackingBackend, Flag("Where metrics are shown.", "--tracking")]
+    webhook_url: Annotated[str | None, Flag("URL to call when the job has ended.", "--webhook")]
+    webhook_events: Annotated[Sequence[WebhookEvent] | None, Flag("Call the webhook for this too.", "--webhook-event")]
+    priority: Annotated[Priority, Flag("Priority in the queue.")]
+    metadata: Annotated[Mapping[str, str] | None, Flag("A label.")]
 
 
 class AroundConfig(OptionFields, total=False):
@@ -43,23 +61,25 @@ class AroundConfig(OptionFields, total=False):
 class TrainingFields(OptionFields, total=False):
     """The body of `POST /train`; the service's defaults stand for what is left out."""
 
-    model_name: str
-    dataset_version: str
-    template: str
-    cutoff_len: int
-    batch_size: int
+    model_name: Annotated[str, Flag("Base model.", "--model")]
+    dataset_version: Annotated[str, Flag(DATASET_HELP, "--dataset")]
+    lora_name: Annotated[str | None, Flag("The adapter's name in the registry.", "--name")]
+    template: Annotated[str, Flag("Chat template.")]
+    num_epochs: Annotated[float, Flag("Passes over the data.", "--epochs")]
+    max_steps: Annotated[int | None, Flag("Stop after this many optimizer steps.")]
+    max_samples: Annotated[int | None, Flag("Train on at most this many rows.")]
+    batch_size: Annotated[int, Flag("Rows per device and step.")]
+    learning_rate: Annotated[float | str, Flag("Peak learning rate.")]
+    cutoff_len: Annotated[int, Flag("Maximum row length in tokens.")]
+    lora_r: Annotated[int, Flag("LoRA rank.")]
     gradient_accumulation_steps: int
-    learning_rate: float | str
-    num_epochs: float
     training_type: Literal["sft"]
-    lora_name: str | None
     lora_version: int | str | None
     adapter_path: str | None
     save_name: str | None
     logging_backend: TrackingBackend | None
     dataset_split: str
     dataset_text_field: str | None
-    max_samples: int | None
     excess_length_strategy: Literal["truncate", "drop", "error"]
     invalid_rows: Literal["skip", "error"]
     train_on_prompt: bool
@@ -67,7 +87,6 @@ class TrainingFields(OptionFields, total=False):
     validation_split: float
     use_lora: bool
     use_qlora: bool
-    lora_r: int
     lora_alpha: int
     lora_dropout: float
     lora_target_modules: list[str] | str | None
@@ -75,7 +94,6 @@ class TrainingFields(OptionFields, total=False):
     use_rslora: bool
     loraplus_lr_ratio: float | None
     max_batch_tokens: int | None
-    max_steps: int | None
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float

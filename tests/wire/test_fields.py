@@ -12,6 +12,7 @@ from api.training_request import TrainingRequest
 from jobs.spec import JobOptions
 from sft.config import SFTConfig
 from sft.explanations import SAME
+from tuneyard_cli.job_options import flagged_fields
 from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig, OptionFields, TrainingFields
 
 LISTS, MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
@@ -51,9 +52,8 @@ def test_a_type_of_another_kind_is_seen():
     assert NoneType in kinds(int | None)
 
 
-def test_every_option_has_its_help_on_the_command_line():
-    hints = get_type_hints(OptionFields, include_extras=True)
-    assert all(get_origin(hint) is Annotated for hint in hints.values())
+def test_every_option_of_a_job_has_a_flag_on_the_command_line():
+    assert {*OptionFields.__annotations__} < {one.field for one in flagged_fields()}
 
 
 def test_the_names_of_the_training_api_stand_for_fields_of_ours():

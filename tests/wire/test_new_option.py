@@ -22,18 +22,21 @@ JOB_OPTION = (
         "    metadata: Metadata | None",
         '    ticket: str | None = Field(None, max_length=9, description="T.")\n',
     ),
-    ("tuneyard_wire/fields.py", "    priority: Annotated", '    ticket: Annotated[str | None, "Of whom."]\n'),
+    ("tuneyard_wire/fields.py", "    priority: Annotated", '    ticket: Annotated[str | None, Flag("Of whom.")]\n'),
 )
 ENGINE_OPTION = (
     ("sft/config.py", "    seed: int = ", '    momentum: float = Field(0.9, ge=0, lt=1, description="M.")\n'),
-    ("tuneyard_wire/fields.py", "    seed: int", "    momentum: float\n"),
+    ("tuneyard_wire/fields.py", "    seed: int", '    momentum: Annotated[float, Flag("How much.")]\n'),
 )
 SCRIPT = """
 import json, os, sys
 from api.main import create_app
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest, config_view
+from tuneyard_cli.job_options import JobOptions, takes_job_options
 from tuneyard_cli.submission import build_submission, read_settings
+from typer import Typer
+from typer.testing import CliRunner
 from flows import finetune as module
 from jobs.settings import Settings
 from jobs.spec import read_spec
@@ -46,7 +49,12 @@ ticket = {"ticket": "T-1"}
 written = read_settings({"ticket": "T-1", "momentum": "0.5"})
 by_words = build_submission({"model_name": "m", "dataset_version": "d@v1"}, {}, written)
 by_config = build_submission({"base_model": "m", "dataset_name": "d@v1"}, {}, written)
-training = [GIVEN, dict(by_words.fields), calls.submit({"model_name": "m", **GIVEN}).body]
+by_flags = []
+app = Typer()
+app.command()(takes_job_options(lambda job: by_flags.append(job.build())))
+options = ["--model", "m", "--dataset", "d@v1", "--ticket", "T-1", "--momentum", "0.5"]
+assert CliRunner().invoke(app, options).exit_code == 0
+training = [GIVEN, dict(by_words.fields), dict(by_flags[0].fields), calls.submit({"model_name": "m", **GIVEN}).body]
 sft = [
     {"config": named, **ticket},
     {"config": dict(by_config.fields), **by_config.around},
@@ -110,7 +118,7 @@ def put_before(file: Path, line: str, added: str) -> None:
 
 def test_both_options_come_from_every_door_to_the_journal_of_the_job(followed):
     assert followed["dialects"] == ["training", "sft"]
-    assert followed["seen"] == [["T-1", 0.5]] * 6
+    assert followed["seen"] == [["T-1", 0.5]] * 7
 
 
 def test_they_are_documented_and_shown_without_another_word(followed):
