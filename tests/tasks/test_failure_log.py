@@ -100,12 +100,12 @@ def test_what_is_no_error_of_the_flow_keeps_its_words(written):
         except ModelNotFound:
             raise TypeError("no JSON")  # noqa: B904 - as a hook does that runs while the flow's error is handled
     except TypeError:
-        run_log.error("An error was encountered while running hook 'notify'", exc_info=True)
+        run_log.error("An error was encountered while running hook 'write_end'", exc_info=True)
     run_log.error("Finished in state Unchanged('it is', type=CANCELLED)")
     run_log.error("Engine execution exited", exc_info=CancelledRun("a state that the flow returned"))
     assert [record.getMessage() for record in api.records] == [
         "Finished in state Completed()",
         "Crash detected! Execution was interrupted by an unexpected exception.",
-        "An error was encountered while running hook 'notify': internal_error: TypeError: no JSON",
+        "An error was encountered while running hook 'write_end': internal_error: TypeError: no JSON",
     ]
     assert "Traceback" in console.text()

@@ -1,0 +1,70 @@
+"""State hooks of the flow: Prefect calls them when a job's run starts and when it ends."""
+
+import logging
+from typing import Any
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled
+
+from jobs.lifecycle.ends import ENDED, settle
+from jobs.settings import Settings
+from jobs.spec import read_spec
+from jobs.storage.events import forget_old_events
+from jobs.storage.run_ids import find_job
+from jobs.storage.tables import engine_for
+from jobs.webhooks.outbox import forget_old_deliveries
+
+logger = logging.getLogger(__name__)
+
+
+def tag_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Set the tags by which lists of jobs are filtered; a job submitted over REST has them from the start."""
+    spec = read_spec(flow_run.parameters).spec
+    if spec is None:
+        return  # the flow itself fails in a moment, and says why
+    tags = {*spec.tags()}
+    if tags <= set(flow_run.tags):
+        return
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted(tags.union(flow_run.tags)))
+
+
+def write_end(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Write the end of a job whose process could not, and queue its webhook; no effect if it was written before.
+
+    For a run that fails before our code starts (on edited, invalid parameters, say) or that is cancelled.
+    """
+    if state.is_crashed() and _was_cancelled(flow_run):
+        state = Cancelled()
+    database_url = Settings().database_url
+    if database_url is None or state.type.value not in ENDED:
+        return
+    facts = flow_run.model_dump(mode="json", exclude={"state"})  # it has the exception, which is not JSON
+    run = facts | {"state_type": state.type.value, "state": {"message": state.message}}
+    with engine_for(database_url).begin() as connection:
+        settle(connection, run | {"id": str(find_job(connection, flow_run.id))})
+
+
+def _was_cancelled(flow_run: FlowRun) -> bool:
+    """Whether a run that Prefect calls crashed was cancelled, and is corrected.
+
+    A worker that learns of a cancellation late takes the end of the stopped process for a crash.
+    """
+    with get_client(sync_client=True) as client:
+        if all(passed.type is not StateType.CANCELLING for passed in client.read_flow_run_states(flow_run.id)):
+            return False
+        client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
+        return True
+
+
+def forget_old_jobs(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Delete events and deliveries of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; reports stay."""
+    settings = Settings()
+    if settings.database_url is None:
+        return
+    engine = engine_for(settings.database_url)
+    forget_old_deliveries(engine, settings.keep_events_days)
+    if forgotten := forget_old_events(engine, settings.keep_events_days):
+        logger.info("Removed the events of %s jobs that ended over %s days ago", forgotten, settings.keep_events_days)
