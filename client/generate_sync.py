@@ -1,4 +1,4 @@
-"""Write `tuneyard_client/client.py` from `async_client.py`. A test runs it again and compares.
+"""Generate `tuneyard_client/client.py` from `async_client.py`. A test checks that it is up to date.
 
 python client/generate_sync.py [FILE]
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 import unasync
 
 PACKAGE = Path(__file__).resolve().parent.parent / "tuneyard_client"
-NOTE = "# Written by client/generate_sync.py from async_client.py: change that one.\n"
-TITLES = "`AsyncTuneyard`: the service from asyncio", "`Tuneyard`: the service from Python"
+NOTE = "# Generated from async_client.py by client/generate_sync.py; do not edit.\n"
+TITLES = "`AsyncTuneyard`: the client for asyncio", "`Tuneyard`: the blocking client"
 WORDS = {
     "AsyncTuneyard": "Tuneyard",
     "AsyncConfigs": "Configs",
@@ -29,7 +29,7 @@ WORDS = {
 
 
 def generate(target: Path) -> None:
-    """The client without asyncio."""
+    """Write the client without asyncio to `target`."""
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "from", "client.py"), Path(folder, "to", "client.py")
         source.parent.mkdir()

@@ -101,11 +101,11 @@ def _told_errors() -> tuple[type[Exception], ...]:
 
 def exit_code_of(error: Any) -> ExitCode:
     """The exit code that an error stands for."""
-    from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedAnswer
+    from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedResponse
 
     if isinstance(error, UsageProblem) or error.code in ("folder_exists", "invalid_api_key"):
         return ExitCode.USAGE
-    if isinstance(error, ServiceUnreachable | UnexpectedAnswer | ChecksumMismatch):
+    if isinstance(error, ServiceUnreachable | UnexpectedResponse | ChecksumMismatch):
         return ExitCode.UNAVAILABLE
     is_passing = error.status >= 500 or error.status == RATE_LIMITED
     return ExitCode.UNAVAILABLE if is_passing else ExitCode.REFUSED

@@ -1,4 +1,4 @@
-"""Every call as a value: what is sent and how the answer is read. No connection here, so sync and async share it."""
+"""Requests as values, with the function that parses the response. Both clients share them: nothing is sent here."""
 
 import json
 import uuid
@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from tuneyard_client.errors import UnexpectedAnswer
+from tuneyard_client.errors import UnexpectedResponse
 from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
@@ -23,13 +23,19 @@ from tuneyard_wire.records import Checkpoint, LogLine, Metrics
 
 T = TypeVar("T")
 PAGE_SIZE = 200
-EMPTY_PAGES = 100
+MAX_EMPTY_PAGES = 100
 CURSOR_HEADER = "X-Next-Cursor"
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. `is_repeatable`: sending it twice is the same as sending it once."""
+    """One request.
+
+    Attributes:
+        read: Parses the response.
+        is_repeatable: Sending it twice has the same effect as sending it once.
+        is_endless: The response may be silent for any length of time, so there is no read timeout.
+    """
 
     method: str
     path: str
@@ -38,18 +44,18 @@ class Call(Generic[T]):
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     is_repeatable: bool = False
-    is_endless: bool = False  # may be silent for any time
+    is_endless: bool = False
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Wait before going on."""
+    """Wait before the next call of an operation."""
 
     seconds: float
 
 
 class Run(Protocol):
-    """Makes a call and reads its answer."""
+    """Send a call and parse its response."""
 
     def __call__(self, call: Call[T]) -> T: ...
 
@@ -60,7 +66,7 @@ class AsyncRun(Protocol):
     async def __call__(self, call: Call[T]) -> T: ...
 
 
-# An operation of several calls: yields what is to be done, is sent what came of it, returns its result.
+# An operation of several calls: yields calls and pauses, is sent the parsed responses, returns its result.
 Steps = Generator[Call[Any] | Pause, Any, T]
 
 
@@ -99,7 +105,7 @@ def sft(
 
 
 def plan(fields: Mapping[str, Any]) -> Call[Plan]:
-    """POST /train/plan. The service has its own time limit, longer than an answer usually takes."""
+    """POST /train/plan. The service limits its time itself; that is longer than the read timeout."""
     return Call("POST", "/train/plan", read_model(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
 
 
@@ -110,7 +116,7 @@ def plan_sft(config: Config | None, **around: Unpack[AroundConfig]) -> Call[Plan
 
 
 def _sft_body(config: Config | None, around: AroundConfig) -> dict[str, Any]:
-    """Of a model over a saved one only the fields that were set are sent."""
+    """Build the body. When a model overrides a saved configuration, only the fields that were set are sent."""
     body: dict[str, Any] = {}
     if config is not None:
         body["config"] = _plain(config, exclude_unset=around.get("config_id") is not None)
@@ -157,7 +163,7 @@ def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
 
 
 def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple[list[TrainJob], str | None]]:
-    """GET /train: one page and the cursor of the next."""
+    """GET /train: one page, and the cursor of the next or None."""
     read_jobs = read_models(TrainJob)
     params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     params |= {"limit": limit} | ({"cursor": cursor} if cursor else {})
@@ -166,47 +172,47 @@ def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple
             params[name] = params[name].isoformat()
     if pairs := params.get("metadata"):
         params["metadata"] = [f"{key}:{value}" for key, value in pairs.items()]
-    return _get("/train", lambda answer: (read_jobs(answer), answer.headers.get(CURSOR_HEADER)), params)
+    return _get("/train", lambda response: (read_jobs(response), response.headers.get(CURSOR_HEADER)), params)
 
 
 def jobs(limit: int | None, filters: JobFilters) -> Steps[list[TrainJob]]:
-    """Newest first, page after page, until there are `limit` or no more."""
+    """List jobs, newest first, page by page, up to `limit`. Raises UnexpectedResponse if the pages never end."""
     found: list[TrainJob] = []
     cursor = None
-    asked: set[str] = set()
+    seen_cursors: set[str] = set()
     while True:
         wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
         page, cursor = yield jobs_page(filters, wanted, cursor)
         found += page
         if cursor is None or (limit is not None and len(found) >= limit):
             return found
-        if cursor in asked or (not page and len(asked) >= EMPTY_PAGES):
-            raise UnexpectedAnswer("the list has no end; is this a Tuneyard service?")
-        asked.add(cursor)
+        if cursor in seen_cursors or (not page and len(seen_cursors) >= MAX_EMPTY_PAGES):
+            raise UnexpectedResponse("the list has no end; is this a Tuneyard service?")
+        seen_cursors.add(cursor)
 
 
 def logs_request(job_id: str, follow: bool, tail: int | None) -> Call[Any]:
-    """GET /train/{id}/logs, a line of JSON each."""
+    """GET /train/{id}/logs, as JSON lines."""
     params: dict[str, Any] = {"format": "json"} | ({"follow": "true"} if follow else {})
     params |= {"tail": tail} if tail is not None else {}
     path = _job_path(job_id, "/logs")
-    return Call("GET", path, lambda answer: answer, params, is_repeatable=True, is_endless=follow)
+    return Call("GET", path, lambda response: response, params, is_repeatable=True, is_endless=follow)
 
 
 def read_log_line(line: str) -> LogLine:
-    """A line of a log's JSON form."""
+    """Parse a JSON line of a log. Raises UnexpectedResponse."""
     return validate(LogLine.model_validate, lambda: json.loads(line))
 
 
 def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
-    """GET /train/{id}/events, from behind `last_event_id`."""
+    """GET /train/{id}/events: those after `last_event_id`."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-    return Call("GET", _job_path(job_id, "/events"), lambda answer: answer, headers=headers, is_repeatable=True)
+    return Call("GET", _job_path(job_id, "/events"), lambda response: response, headers=headers, is_repeatable=True)
 
 
 def adapter_request(job_id: str) -> Call[Any]:
     """GET /train/{id}/adapter."""
-    return _get(_job_path(job_id, "/adapter"), lambda answer: answer)
+    return _get(_job_path(job_id, "/adapter"), lambda response: response)
 
 
 def save_config(name: str, config: Config) -> Call[SavedConfig]:
@@ -244,8 +250,8 @@ def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, An
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 
-def _job_path(job_id: str, below: str = "") -> str:
-    return f"/train/{quote(job_id, safe='')}{below}"
+def _job_path(job_id: str, suffix: str = "") -> str:
+    return f"/train/{quote(job_id, safe='')}{suffix}"
 
 
 def _config_path(config_id: str) -> str:

@@ -1,5 +1,5 @@
-# Written by client/generate_sync.py from async_client.py: change that one.
-"""`Tuneyard`: the service from Python."""
+# Generated from async_client.py by client/generate_sync.py; do not edit.
+"""`Tuneyard`: the blocking client."""
 
 import builtins
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from tuneyard_client import answers, calls, operations
+from tuneyard_client import calls, operations, responses
 from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import Config, JobFilters
@@ -31,17 +31,17 @@ T = TypeVar("T")
 class Tuneyard:
     """A connection to a Tuneyard service. The methods of AsyncTuneyard are awaited; Tuneyard is thread-safe.
 
-    What is safe to send twice is sent again after a lost connection, and after a 429 or 503 that names a time; a
-    submission is safe, since each carries an idempotency key.
+    Requests that are safe to repeat are retried after a lost connection, and after a 429 or 503 with `Retry-After`.
+    Submissions are safe, since each carries an idempotency key.
 
     Args:
-        base_url: Where the service is; `TUNEYARD_URL`, or else this machine, if None.
+        base_url: URL of the service; if None `TUNEYARD_URL`, or else this machine.
         api_key: Sent as a bearer token; `TUNEYARD_API_KEY` if None.
         timeout_seconds: Read timeout in seconds.
 
     Raises:
         ClientError: from every method, with `status`, `code`, `detail` and `request_id`; see
-            `tuneyard_client.errors` for its kinds.
+            `tuneyard_client.errors` for its subclasses.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Tuneyard:
         strict: bool = True,
         **fields: Unpack[TrainingFields],
     ) -> Submitted:
-        """Make a job, in the Training API's words: `train(model_name="gpt2", dataset_version="v1.0")`.
+        """Submit a job with the Training API's field names: `train(model_name="gpt2", dataset_version="v1.0")`.
 
-        With `strict` a job that is known to fail, such as one of a model that is nowhere, is refused as a NotFound or
-        InvalidRequest; without it the job is made and `warnings` of the answer say so.
+        With `strict` a job that is known to fail, such as one whose model does not exist, raises NotFound or
+        InvalidRequest; without it the job is created and the response has `warnings`.
         """
         return self.submit(fields, strategy, idempotency_key, strict)
 
@@ -85,7 +85,7 @@ class Tuneyard:
         idempotency_key: str | None = None,
         strict: bool = True,
     ) -> Submitted:
-        """`train`, the fields in a mapping."""
+        """`train`, with the fields in a mapping."""
         return self._run(calls.submit(fields, strategy, idempotency_key, strict))
 
     def sft(
@@ -97,23 +97,23 @@ class Tuneyard:
         strict: bool = True,
         **around: Unpack[AroundConfig],
     ) -> Submitted:
-        """Make a job, in the SFT API's words. With `config_id`, `config` overrides the saved one's fields."""
+        """Submit a job with the SFT API's field names. With `config_id`, `config` overrides the saved fields."""
         return self._run(calls.sft(config, idempotency_key, strategy, strict, **around))
 
     def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
-        """Estimate a job in the Training API's field names. No job is made."""
+        """Estimate a job, given with the Training API's field names, without creating it."""
         return self._run(calls.plan(fields))
 
     def plan_sft(self, config: Config | None = None, **around: Unpack[AroundConfig]) -> Plan:
-        """Estimate a job in the SFT API's field names. With `config_id`, `config` overrides its fields."""
+        """Estimate a job, given with the SFT API's field names. With `config_id`, `config` overrides saved fields."""
         return self._run(calls.plan_sft(config, **around))
 
     def job(self, job_id: str) -> TrainJob:
-        """One job."""
+        """Get a job."""
         return self._run(calls.job(job_id))
 
     def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[TrainJob]:
-        """Jobs, newest first: all of them, or the first `limit`."""
+        """List jobs, newest first: all of them, or the first `limit`."""
         return self._follow(calls.jobs(limit, filters))
 
     def cancel(self, job_id: str) -> Cancelled:
@@ -121,7 +121,7 @@ class Tuneyard:
         return self._run(calls.cancel(job_id))
 
     def queue(self) -> Queue:
-        """The queue of jobs."""
+        """Get the queue: the running job and those that wait."""
         return self._run(calls.queue())
 
     def wait(
@@ -131,23 +131,23 @@ class Tuneyard:
         on_progress: Callable[[TrainJob], None] | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> TrainJob:
-        """The job once it has ended, however it has; `on_progress` is called with it whenever it has changed.
+        """Wait until a job has completed, failed or been cancelled; returns it. Changes are passed to `on_progress`.
 
         Raises:
-            WaitTimeout: it had not ended in `timeout_seconds`.
+            WaitTimeout: the job did not end within `timeout_seconds`.
         """
         return self._follow(operations.wait(job_id, timeout_seconds, on_progress, poll_seconds))
 
     def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[JobEvent]:
-        """Events of a job from the first, or after `last_event_id`, to its `end`; reconnects automatically."""
+        """Yield a job's events, all or those after `last_event_id`, up to `end`. Reconnects automatically."""
         reader = EventReader(job_id, last_event_id)
         while not reader.has_ended:
             try:
-                with self._stream(reader.connect()) as answer:
-                    if answer.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
+                with self._stream(reader.connect()) as response:
+                    if response.status_code == httpx.codes.NO_CONTENT:  # nothing comes after last_event_id
                         return
-                    decoder = answers.new_decoder()
-                    for chunk in answer.iter_bytes():
+                    decoder = responses.new_decoder()
+                    for chunk in response.iter_bytes():
                         for event in reader.feed(decoder.decode(chunk)):
                             yield event
             except httpx.TransportError:
@@ -156,11 +156,11 @@ class Tuneyard:
                 sleep(reader.pause_after_loss())
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
-        """Lines of a job's log, the last `tail` only if given; with `follow` also those to come, until it has ended."""
-        reader, decoder = LineReader(), answers.new_decoder()
+        """Yield the lines of a job's log, or the last `tail`; with `follow` also new ones until the job ends."""
+        reader, decoder = LineReader(), responses.new_decoder()
         try:
-            with self._stream(calls.logs_request(job_id, follow, tail)) as answer:
-                for chunk in answer.iter_bytes():
+            with self._stream(calls.logs_request(job_id, follow, tail)) as response:
+                for chunk in response.iter_bytes():
                     for line in reader.feed(decoder.decode(chunk)):
                         yield calls.read_log_line(line)
         except httpx.TransportError as error:
@@ -169,11 +169,11 @@ class Tuneyard:
             yield calls.read_log_line(line)
 
     def metrics(self, job_id: str) -> Metrics:
-        """What was measured, by name: (step, value) pairs."""
+        """Get the job's metrics: (step, value) pairs by name."""
         return self._run(calls.metrics(job_id))
 
     def deliveries(self, job_id: str) -> list[Delivery]:
-        """The job's webhook deliveries, sent and pending."""
+        """List the job's webhook deliveries, sent and pending."""
         return self._run(calls.deliveries(job_id))
 
     def resend(self, job_id: str, delivery_id: str) -> Delivery:
@@ -181,11 +181,11 @@ class Tuneyard:
         return self._run(calls.resend(job_id, delivery_id))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """The checkpoints that are kept."""
+        """List the job's stored checkpoints."""
         return self._run(calls.checkpoints(job_id))
 
     def download_adapter(self, job_id: str, folder: str | Path) -> Path:
-        """Make `folder` of a completed job's adapter; returns it.
+        """Download a completed job's adapter into `folder`, which is created; returns it.
 
         Raises:
             Conflict: the job has not completed.
@@ -194,9 +194,9 @@ class Tuneyard:
         """
         check_free(Path(folder))
         try:
-            with self._stream(calls.adapter_request(job_id)) as answer:
-                with AdapterArchive(answer.headers) as archive:
-                    for chunk in answer.iter_bytes():
+            with self._stream(calls.adapter_request(job_id)) as response:
+                with AdapterArchive(response.headers) as archive:
+                    for chunk in response.iter_bytes():
                         archive.write(chunk)
                     return run(archive.unpack, Path(folder))
         except httpx.TransportError as error:
@@ -211,7 +211,7 @@ class Tuneyard:
             try:
                 step = steps.send(result)
             except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]  # StopIteration knows no type
+                return done.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
             if isinstance(step, Pause):
                 sleep(step.seconds)
             else:
@@ -219,18 +219,18 @@ class Tuneyard:
 
     @contextmanager
     def _stream(self, call: Call[Any]) -> Iterator[httpx.Response]:
-        answer = self._send(call, stream=True)
+        response = self._send(call, stream=True)
         try:
-            yield check(answer)
+            yield check(response)
         finally:
-            answer.close()
+            response.close()
 
     def _send(self, call: Call[Any], stream: bool = False) -> httpx.Response:
         attempts = Attempts(call)
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.send(operations.request_of(self._http, call), stream=True)
+                outcome = self._http.send(operations.build_request(self._http, call), stream=True)
                 self._read(outcome, is_whole=not stream or not outcome.is_success)
             except httpx.TransportError as error:
                 outcome = error
@@ -243,13 +243,13 @@ class Tuneyard:
                 return outcome
 
     @staticmethod
-    def _read(answer: httpx.Response, is_whole: bool) -> None:
+    def _read(response: httpx.Response, is_whole: bool) -> None:
         try:
-            answers.bound(answer, is_whole)
+            responses.bound(response, is_whole)
             if is_whole:
-                answer.read()
+                response.read()
         except BaseException:
-            answer.close()
+            response.close()
             raise
 
 
@@ -264,11 +264,11 @@ class Configs:
         return self._run(calls.save_config(name, config))
 
     def list(self, name: str | None = None, id_prefix: str | None = None) -> builtins.list[SavedConfig]:
-        """Those of this name, or with ids that begin so, or all; oldest first."""
+        """List configurations, oldest first: all, or those with this name or id prefix."""
         return self._run(calls.list_configs(name, id_prefix))
 
     def get(self, config_id: str) -> SavedConfig:
-        """One, as it is now."""
+        """Get the current version of a configuration."""
         return self._run(calls.get_config(config_id))
 
     def update(self, config_id: str, name: str, config: Config) -> SavedConfig:
@@ -276,9 +276,9 @@ class Configs:
         return self._run(calls.update_config(config_id, name, config))
 
     def delete(self, config_id: str) -> None:
-        """Delete a configuration. Jobs that were made from it are kept."""
+        """Delete a configuration. Jobs created from it are kept."""
         self._run(calls.delete_config(config_id))
 
     def versions(self, config_id: str) -> builtins.list[ConfigVersion]:
-        """Every version of a configuration, the first one first."""
+        """List all versions of a configuration, oldest first."""
         return self._run(calls.config_versions(config_id))

@@ -1,20 +1,20 @@
-"""Everything a call can raise: one tree."""
+"""Errors that a call raises, all derived from ClientError."""
 
 import re
 from http import HTTPStatus
 
-DETAIL_CHARACTERS = 4000  # of an explanation; the service's are no longer
+DETAIL_CHARACTERS = 4000  # a `detail` is cut after these; the service sends no longer one
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class ClientError(Exception):
-    """Base of the tree.
+    """Base class of all errors.
 
     Attributes:
-        status: HTTP status of the answer; 0 when there was none.
+        status: HTTP status of the response; 0 if there was none.
         code: Stable machine-readable name.
-        detail: What is wrong and how to mend it, for people.
-        request_id: Finds the request in the service's log; None when the service gave none.
+        detail: What is wrong and how to fix it, for people.
+        request_id: Identifies the request in the service's log; None if the service sent none.
     """
 
     status = 0
@@ -23,7 +23,7 @@ class ClientError(Exception):
     def __init__(
         self, detail: str, status: int | None = None, code: str | None = None, request_id: str | None = None
     ) -> None:
-        super().__init__(detail, status, code, request_id)  # the arguments again, so that it pickles
+        super().__init__(detail, status, code, request_id)  # all arguments, so that it pickles
         self.detail = detail
         self.status = self.status if status is None else status
         self.code = code or self.code
@@ -34,39 +34,39 @@ class ClientError(Exception):
 
 
 class ServiceUnreachable(ClientError, ConnectionError):
-    """No answer: nothing listens there, or the connection was lost or timed out."""
+    """No response: nothing listens at the URL, or the connection was lost or timed out."""
 
     code = "unreachable"
 
 
-class UnexpectedAnswer(ClientError):
-    """An answer that is not Tuneyard's."""
+class UnexpectedResponse(ClientError):
+    """The response is not one of a Tuneyard service."""
 
     code = "unexpected_answer"
 
 
 class ChecksumMismatch(ClientError):
-    """A download that is not what the service sent."""
+    """The download differs from what the service sent."""
 
     code = "checksum_mismatch"
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """The job had not ended in the time given; it goes on."""
+    """The job did not end within the timeout; it keeps running."""
 
     code = "wait_timeout"
 
 
 class InvalidRequest(ClientError, ValueError):
-    """400, 413, 422: what was asked for can't work."""
+    """400, 413, 422: the request is invalid."""
 
 
 class NotAuthenticated(ClientError, PermissionError):
-    """401: no API key, or one that is not known."""
+    """401: the API key is missing or unknown."""
 
 
 class NotAllowed(ClientError, PermissionError):
-    """403: this API key may not do that."""
+    """403: the API key lacks the scope."""
 
 
 class NotFound(ClientError, LookupError):
@@ -74,11 +74,11 @@ class NotFound(ClientError, LookupError):
 
 
 class Conflict(ClientError):
-    """409: a job is running and `strategy="reject"` was asked for, or the job is not in the right state."""
+    """409: a job is running and `strategy` is "reject", or the job's state does not allow the request."""
 
 
 class RateLimited(ClientError):
-    """429: too many requests, even after waiting."""
+    """429: too many requests, also after retries."""
 
 
 class ServiceError(ClientError):
@@ -95,20 +95,21 @@ _BY_STATUS: dict[int, type[ClientError]] = {
 
 
 def error_for(status: int, body: object, request_id: str | None) -> ClientError:
-    """The error an answer stands for.
+    """Build the error that a response reports.
 
     Args:
-        body: The answer's JSON, `{detail, code, request_id}`; None when it is not JSON.
+        body: The response's JSON, `{detail, code, request_id}`; None if it is not JSON.
+        request_id: From the response's header, for a body without one.
     """
     if not isinstance(body, dict) or "detail" not in body:
-        return UnexpectedAnswer(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)
+        return UnexpectedResponse(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)
     kind = _BY_STATUS.get(status, InvalidRequest if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError)
     code = body.get("code")
     detail = str(body["detail"])[:DETAIL_CHARACTERS]
-    told_id = _read_id(body.get("request_id")) or _read_id(request_id)
-    return kind(detail, status, code if isinstance(code, str) else None, told_id)
+    valid_id = _check_request_id(body.get("request_id")) or _check_request_id(request_id)
+    return kind(detail, status, code if isinstance(code, str) else None, valid_id)
 
 
-def _read_id(given: object) -> str | None:
-    """A request's id, if it is one that a service makes or takes: it is shown beside the message."""
-    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None
+def _check_request_id(value: object) -> str | None:
+    """Return a request id that is safe to show on a terminal, else None."""
+    return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None

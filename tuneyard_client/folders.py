@@ -1,4 +1,4 @@
-"""Publish the folder of a download, whole or not at all."""
+"""Publish the folder of a download atomically."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_free(folder: Path) -> None:
-    """Raises ClientError when something is in the way, or when no folder can have that name."""
+    """Check that a folder can be created here. Raises ClientError if something exists or the name is invalid."""
     try:
         obstacle = _find_obstacle(folder)
     except (OSError, ValueError) as error:
@@ -38,19 +38,19 @@ def _find_obstacle(folder: Path) -> str | None:
 
 @contextmanager
 def publish_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, on the disk of `folder`, that takes its place when the block ends without an error.
+    """Yield an empty folder on the disk of `folder`; it is renamed to `folder` when the block ends without an error.
 
-    Synced before that, so that a machine that loses its power has the whole folder or none.
+    It is synced first, so that after a power loss the folder is there whole or not at all.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
     try:
         fresh = temporary / "fresh"
-        fresh.mkdir()  # as open as the umask says; mkdtemp's own is for its owner alone
+        fresh.mkdir()  # permissions follow the umask; mkdtemp's folder is its owner's alone
         yield fresh
         for path in (*fresh.rglob("*"), fresh):
             _sync(path)
-        fresh.rename(folder)  # in place of an empty folder too; of no other
+        fresh.rename(folder)  # replaces an empty folder, fails on any other
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

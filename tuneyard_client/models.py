@@ -1,4 +1,4 @@
-"""What the service is asked, as types. What a job may be given is in `tuneyard_wire.fields`."""
+"""Types of request arguments. The fields of a job are in `tuneyard_wire.fields`."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,11 +8,11 @@ from pydantic import BaseModel
 
 from tuneyard_wire.fields import TrainStatus
 
-Config = BaseModel | Mapping[str, Any]  # the fields of SFTConfig: a mapping, or the model of the full package
+Config = BaseModel | Mapping[str, Any]  # fields of SFTConfig: a mapping, or the full package's model
 
 
 class JobFilters(TypedDict, total=False):
-    """What `GET /train` filters by. Times are ISO 8601 or datetimes; metadata is matched pair by pair."""
+    """Filters of `GET /train`. Times are ISO 8601 or datetimes; a job must have every pair of `metadata`."""
 
     status: TrainStatus
     model: str

@@ -1,4 +1,4 @@
-"""What takes several calls, told once for both clients, and the settings they share."""
+"""Operations of several calls, shared by both clients, and their connection settings."""
 
 import os
 import time
@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from tuneyard_client import calls
-from tuneyard_client.answers import PLAIN
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
+from tuneyard_client.responses import PLAIN
 from tuneyard_wire.jobs import TrainJob
 from tuneyard_wire.loopback import is_on_this_machine
 
@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0
 def wait(
     job_id: str, timeout_seconds: float | None, on_progress: Callable[[TrainJob], None] | None, poll_seconds: float
 ) -> Steps[TrainJob]:
-    """Look at a job until it has ended. Raises WaitTimeout."""
+    """Poll a job until it has ended. Raises WaitTimeout."""
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     seen = None
     while True:
@@ -34,30 +34,32 @@ def wait(
             return job
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise WaitTimeout(f"job {job_id} is still {job.status} after {timeout_seconds} s; it goes on")
+            raise WaitTimeout(f"job {job_id} is still {job.status} after {timeout_seconds} s; it keeps running")
         yield Pause(poll_seconds if left is None else min(poll_seconds, left))
 
 
 def connection_settings(base_url: str | None, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
-    """Arguments of httpx's clients. A service on this machine is asked through no proxy.
+    """Build the arguments of httpx's clients. A service on this machine is reached without a proxy.
 
-    Raises ServiceUnreachable or ClientError for what can't be sent.
+    Raises:
+        ServiceUnreachable: `base_url` is not a URL.
+        ClientError: the API key can't be sent in a header.
     """
     base_url = os.environ.get("TUNEYARD_URL") or DEFAULT_URL if base_url is None else base_url
     api_key = os.environ.get("TUNEYARD_API_KEY") if api_key is None else api_key
     if api_key and not (api_key.isascii() and api_key.isprintable()):
-        raise ClientError("the API key has characters that no key has; check TUNEYARD_API_KEY", code="invalid_api_key")
+        raise ClientError("the API key has invalid characters; check TUNEYARD_API_KEY", code="invalid_api_key")
     try:
         httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ServiceUnreachable(f"{base_url!r} is not a URL: {error}") from error
     headers = {"Accept-Encoding": PLAIN} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    by_proxy = not is_on_this_machine(base_url)
-    return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": by_proxy}
+    use_proxy = not is_on_this_machine(base_url)
+    return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": use_proxy}
 
 
-def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-    """A call as httpx sends it."""
+def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
+    """Build httpx's request for a call."""
     timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": None}) if call.is_endless else http.timeout
     return http.build_request(
         call.method,

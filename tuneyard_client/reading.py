@@ -1,4 +1,4 @@
-"""Responses as models, or the error that they stand for."""
+"""Parse responses into models, or raise the error they report."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from tuneyard_client.errors import UnexpectedAnswer, error_for
+from tuneyard_client.errors import UnexpectedResponse, error_for
 from tuneyard_wire.response import Response
 
 T = TypeVar("T")
@@ -16,24 +16,24 @@ R = TypeVar("R", bound=Response)
 _RECORDS = TypeAdapter(list[Any])
 
 
-def check(answer: httpx.Response) -> httpx.Response:
-    """The answer, its body read, if it is a success. Raises the ClientError it stands for otherwise."""
-    if answer.is_success:
-        return answer
+def check(response: httpx.Response) -> httpx.Response:
+    """Return a successful response. Raises the ClientError that any other one reports; its body must be read."""
+    if response.is_success:
+        return response
     try:
-        body = answer.json()
+        body = response.json()
     except (ValueError, RecursionError):
         body = None
-    raise error_for(answer.status_code, body, answer.headers.get("X-Request-ID"))
+    raise error_for(response.status_code, body, response.headers.get("X-Request-ID"))
 
 
 def read_model(model: type[R]) -> Callable[[httpx.Response], R]:
-    """What reads a response as this model. It raises UnexpectedAnswer."""
-    return lambda answer: validate(partial(_make, model), answer.json)
+    """Return a function that parses a response as this model or raises UnexpectedResponse."""
+    return lambda response: validate(partial(_make, model), response.json)
 
 
 def _make(model: type[R], values: Any) -> R:
-    """The model. Where an older service says null and this version has another default, it is the default."""
+    """Validate values; a null that an older service sends where this version allows none becomes the default."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -43,22 +43,22 @@ def _make(model: type[R], values: Any) -> R:
         return model.model_validate(_without(values, nulls))
 
 
-def _without(values: Any, places: Iterable[tuple[int | str, ...]]) -> Any:
-    """A copy without the fields at these places."""
+def _without(values: Any, paths: Iterable[tuple[int | str, ...]]) -> Any:
+    """Copy values without the fields at these paths."""
     values = deepcopy(values)
-    for *above, name in places:
-        part = reduce(lambda inner, step: inner[step], above, values)
+    for *parents, name in paths:
+        part = reduce(lambda inner, step: inner[step], parents, values)
         if isinstance(part, dict):
             part.pop(name, None)
     return values
 
 
 def read_models(model: type[R], key: str | None = None) -> Callable[[httpx.Response], list[R]]:
-    """What reads a response as a list of models, the list being the value of `key` if that is given."""
+    """Return a function that parses a response, or the value of `key` in it, as a list of models."""
 
-    def read(answer: httpx.Response) -> list[R]:
+    def read(response: httpx.Response) -> list[R]:
         def content() -> Any:
-            body = answer.json()
+            body = response.json()
             return body[key] if key and isinstance(body, dict) else body
 
         return validate(lambda records: [_make(model, record) for record in _RECORDS.validate_python(records)], content)
@@ -67,12 +67,12 @@ def read_models(model: type[R], key: str | None = None) -> Callable[[httpx.Respo
 
 
 def validate(read: Callable[[Any], T], content: Callable[[], Any]) -> T:
-    """Read the content. Raises UnexpectedAnswer, with the place and the reason, where it is not what `read` takes."""
+    """Return `read(content())`. Raises UnexpectedResponse, with the path and the reason, if the content is invalid."""
     try:
         return read(content())
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the answer"
-        raise UnexpectedAnswer(f"{place} is not as expected: {problem['msg']}; is this a Tuneyard service?") from error
+        path = ".".join(str(part) for part in problem["loc"]) or "the response"
+        raise UnexpectedResponse(f"{path} is invalid: {problem['msg']}; is this a Tuneyard service?") from error
     except (ValueError, LookupError, RecursionError) as error:
-        raise UnexpectedAnswer("the answer is not JSON as expected; is this a Tuneyard service?") from error
+        raise UnexpectedResponse("the response is not the expected JSON; is this a Tuneyard service?") from error

@@ -1,4 +1,4 @@
-"""What a connection that stays open brings: events, log lines, an archive. Bytes in, values out."""
+"""Parse streamed responses: events, log lines, and the archive of an adapter."""
 
 import hashlib
 import json
@@ -10,29 +10,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tuneyard_client.answers import check_length, check_room
 from tuneyard_client.calls import Call, events_request
-from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedAnswer
+from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedResponse
 from tuneyard_client.folders import FULL, publish_folder
-from tuneyard_client.retries import LIMIT, pause_before_try
+from tuneyard_client.responses import check_disk_space, check_length
+from tuneyard_client.retries import MAX_TRIES, pause_after_failures
 from tuneyard_wire.records import JobEvent
 
-HEADERS = (
+EXTENDED_HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2**20
 CHECKSUM_HEADER = "X-Checksum-SHA256"
 END = "end"
-ID_CHARACTERS = 200  # of an event's id; the service's have at most 19
-MOST_FIELD_LINES = 1000  # of one event; the service's have three
-_LINE_END = re.compile(r"\r\n|\n|\r(?!$)")  # a \r that comes last may be half of a \r\n
+MAX_ID_CHARACTERS = 200  # of an event's id; the service's have at most 19
+MAX_FIELD_LINES = 1000  # of one event; the service's have three
+_LINE_END = re.compile(r"\r\n|\n|\r(?!$)")  # a \r at the end may be the first half of \r\n
 
 
 class EventReader:
-    """The server-sent events of a job over as many connections as it takes, each taken up where the last one broke.
+    """Parse the server-sent events of a job; after a lost connection, continue after the last event.
 
-    Follows the event stream interpretation of the HTML standard, section 9.2.6.
+    Follows "Interpreting an event stream" of the HTML standard, section 9.2.6.
     """
 
     def __init__(self, job_id: str, last_event_id: str | None = None) -> None:
@@ -45,22 +45,22 @@ class EventReader:
         self._field_lines = 0
 
     def connect(self) -> Call[Any]:
-        """The call that brings the events not seen yet. What an earlier connection left half sent is dropped."""
+        """Return the call for the events not seen yet. A partial event of the last connection is dropped."""
         self._buffer, self._fields, self._field_lines = "", {}, 0
         return events_request(self._job_id, self._last_event_id)
 
     def feed(self, text: str) -> list[JobEvent]:
-        """The events that this piece of the stream completes."""
+        """Parse a piece of the stream; returns the events it completes. Raises UnexpectedResponse."""
         *lines, rest = _LINE_END.split(self._buffer + text)
         self._buffer = check_length(rest)
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def pause_after_loss(self) -> float:
-        """Seconds until the next connection. Raises ServiceUnreachable when the last few brought nothing."""
+        """Seconds until the next connection. Raises ServiceUnreachable if the last MAX_TRIES brought no event."""
         self._failures += 1
-        if self._failures >= LIMIT:
-            raise ServiceUnreachable(f"the events of job {self._job_id} break off; is the service running?")
-        return pause_before_try(self._failures)
+        if self._failures >= MAX_TRIES:
+            raise ServiceUnreachable(f"the event stream of job {self._job_id} was lost; is the service running?")
+        return pause_after_failures(self._failures)
 
     def _take(self, line: str) -> JobEvent | None:
         if line:
@@ -68,9 +68,9 @@ class EventReader:
             if name:
                 self._fields.setdefault(name, []).append(value.removeprefix(" "))
                 self._field_lines += 1
-                if self._field_lines > MOST_FIELD_LINES:
-                    raise UnexpectedAnswer(
-                        f"an event has more than {MOST_FIELD_LINES} lines; is this a Tuneyard service?"
+                if self._field_lines > MAX_FIELD_LINES:
+                    raise UnexpectedResponse(
+                        f"an event has more than {MAX_FIELD_LINES} lines; is this a Tuneyard service?"
                     )
             return None
         fields, self._fields, self._field_lines = self._fields, {}, 0
@@ -85,38 +85,38 @@ class EventReader:
             data = json.loads("\n".join(fields["data"]))
             return JobEvent(id=self._last_event_id, event=event, data=data)
         except (ValueError, RecursionError) as error:
-            raise UnexpectedAnswer(f"the event {event:.50} carries no JSON; is this a Tuneyard service?") from error
+            raise UnexpectedResponse(f"the event {event:.50} is not JSON; is this a Tuneyard service?") from error
 
 
 def _check_id(event_id: str) -> str:
-    """An id that can be sent back in a header. Raises UnexpectedAnswer."""
-    if not (event_id.isascii() and event_id.isprintable()) or len(event_id) > ID_CHARACTERS:
-        raise UnexpectedAnswer(f"an event has the id {event_id[:50]!r}; is this a Tuneyard service?")
+    """Return an id that can be sent back in a header. Raises UnexpectedResponse for any other."""
+    if not (event_id.isascii() and event_id.isprintable()) or len(event_id) > MAX_ID_CHARACTERS:
+        raise UnexpectedResponse(f"an event has the invalid id {event_id[:50]!r}; is this a Tuneyard service?")
     return event_id
 
 
 class LineReader:
-    """Text in pieces to whole lines."""
+    """Join pieces of text and split them into lines."""
 
     def __init__(self) -> None:
         self._rest = ""
 
     def feed(self, text: str) -> list[str]:
-        """The lines that this piece completes, empty ones left out."""
+        """Take a piece; returns the lines it completes, without empty ones. Raises UnexpectedResponse."""
         *lines, rest = (self._rest + text).split("\n")
         self._rest = check_length(rest)
         return [line for line in lines if line.strip()]
 
     def finish(self) -> list[str]:
-        """A last line without its end."""
+        """Return the last line if it has no line end."""
         return self.feed("\n")
 
 
 class AdapterArchive:
-    """The archive of an adapter as it comes in; unpacked only when it is whole."""
+    """Collect the archive of an adapter in a temporary file; unpack it once its checksum is right."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        check_room(headers.get("Content-Length"))
+        check_disk_space(headers.get("Content-Length"))
         self._expected = headers.get(CHECKSUM_HEADER)
         self._digest = hashlib.sha256()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
@@ -130,19 +130,20 @@ class AdapterArchive:
         self._file.close()
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Append bytes. Raises ClientError if the disk is full."""
         self._digest.update(chunk)
         try:
             self._file.write(chunk)
         except OSError as error:
-            raise _no_room(error) from error
+            raise _disk_full(error) from error
 
     def unpack(self, folder: Path) -> Path:
-        """Make `folder` of the archive's files: there whole or not at all.
+        """Unpack the archive into `folder` atomically; returns it.
 
         Raises:
-            ChecksumMismatch: what came is not what was sent.
-            UnexpectedAnswer: it is not an archive.
+            ChecksumMismatch: the download is damaged.
+            UnexpectedResponse: it is not an archive of plain files.
+            ClientError: the disk is full.
         """
         if self._digest.hexdigest() != self._expected:
             raise ChecksumMismatch(
@@ -150,39 +151,39 @@ class AdapterArchive:
             )
         self._file.seek(0)
         try:
-            # "r:", else what is packed once more would be unpacked, a thousand times as long
+            # "r:" takes no compressed archive, which may expand a thousandfold
             with (
                 tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Member) as archive,
                 publish_folder(folder) as temporary,
             ):
                 archive.extractall(temporary, members=_plain_files(archive), filter="data")
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise UnexpectedAnswer(f"the adapter can't be unpacked: {str(error)[:300]}") from error
+            raise UnexpectedResponse(f"the adapter can't be unpacked: {str(error)[:300]}") from error
         except OSError as error:
             if error.errno in FULL:
-                raise _no_room(error) from error
-            raise UnexpectedAnswer(f"the adapter can't be unpacked: {error.strerror}") from error
+                raise _disk_full(error) from error
+            raise UnexpectedResponse(f"the adapter can't be unpacked: {error.strerror}") from error
         return folder
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose long name or attributes, which are read into memory, are as long as real ones at most."""
+    """A member that limits its extended headers (long names, attributes), which tarfile reads into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in HEADERS and self.size > HEADER_BYTES:
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
-        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # the hook that tarfile names
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # tarfile documents this hook
         return member
 
 
 def _plain_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files of an archive, as the service makes them: nothing else, and none with holes, which take no bytes."""
+    """Yield the files of an archive. Raises UnexpectedResponse for anything else, sparse files included."""
     for member in archive:
         if not member.isfile() or member.issparse():
-            raise UnexpectedAnswer(f"the adapter's archive holds {member.name!r:.200}, which is not a plain file")
-        member.mode = None  # type: ignore[assignment]  # as open as the umask says
+            raise UnexpectedResponse(f"the adapter's archive holds {member.name!r:.200}, which is not a plain file")
+        member.mode = None  # type: ignore[assignment]  # permissions follow the umask
         yield member
 
 
-def _no_room(error: OSError) -> ClientError:
-    return ClientError(f"the adapter can't be kept: {error.strerror}", code="disk_full")
+def _disk_full(error: OSError) -> ClientError:
+    return ClientError(f"the adapter can't be saved: {error.strerror}", code="disk_full")

@@ -1,4 +1,4 @@
-"""Sleep and run blocking work, with and without asyncio: what the two clients do differently."""
+"""Sleep and run blocking work: the blocking and asyncio variants for the two clients."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ sleep, async_sleep = time.sleep, asyncio.sleep
 
 
 def run(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `work` in this thread."""
+    """Call `work` in the current thread."""
     return work(*args, **kwargs)
 
 

@@ -23,7 +23,7 @@ from tuneyard_client.errors import (
     RateLimited,
     ServiceError,
     ServiceUnreachable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     WaitTimeout,
 )
 
@@ -133,13 +133,13 @@ def test_an_error_says_all_that_the_service_said(service, call, status, kind):
     "answer", [Scripted(body="<html>"), Scripted(body="{}"), Scripted(502, "<html>"), Scripted(302)]
 )
 def test_something_else_at_that_address_is_told_from_a_service(service, call, answer):
-    with pytest.raises(UnexpectedAnswer, match="is this a Tuneyard service"):
+    with pytest.raises(UnexpectedResponse, match="is this a Tuneyard service"):
         call(service(answer).url, "job", "1")
 
 
 def test_nobody_there(call):
     with pytest.raises(
-        ServiceUnreachable, match=r"no answer from http://127\.0\.0\.1:9 .*is the service running\?"
+        ServiceUnreachable, match=r"no response from http://127\.0\.0\.1:9 .*is the service running\?"
     ) as e:
         call("http://127.0.0.1:9", "cancel", "1")
     assert (e.value.status, e.value.code) == (0, "unreachable")
@@ -183,7 +183,7 @@ def test_waiting_tells_of_every_change_and_returns_the_end(service, call):
 
 
 def test_waiting_ends_in_time(service, call):
-    with pytest.raises(WaitTimeout, match=r"job 1 is still running after 0\.1 s; it goes on"):
+    with pytest.raises(WaitTimeout, match=r"job 1 is still running after 0\.1 s; it keeps running"):
         call(service(job("running")).url, "wait", "1", timeout_seconds=0.1, poll_seconds=0.01)
 
 

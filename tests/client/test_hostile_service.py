@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.client.scripted_service import Scripted
-from tuneyard_client import answers
-from tuneyard_client.errors import ClientError, UnexpectedAnswer
+from tuneyard_client import responses
+from tuneyard_client.errors import ClientError, UnexpectedResponse
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 JOB = {"job_id": ID, "status": "running", "config": {}}
@@ -100,9 +100,10 @@ def endless(head, chunk):
 @pytest.mark.parametrize("method", ["job", "logs", "events", "metrics"])
 @pytest.mark.parametrize("status", [200, 500])
 def test_an_answer_without_end_is_given_up(call, method, status, monkeypatch):
-    monkeypatch.setattr(answers, "MOST_BYTES", 2**20)
-    monkeypatch.setattr(answers, "LINE_CHARACTERS", 2**20)
-    with endless(b"HTTP/1.1 %d x\r\n\r\n" % status, b"x" * 2**16) as url, pytest.raises(UnexpectedAnswer, match="more"):
+    monkeypatch.setattr(responses, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(responses, "MAX_LINE_CHARACTERS", 2**20)
+    head = b"HTTP/1.1 %d x\r\n\r\n" % status
+    with endless(head, b"x" * 2**16) as url, pytest.raises(UnexpectedResponse, match="more"):
         call(url, method, ID)
 
 
@@ -142,13 +143,13 @@ def test_an_archive_that_means_harm_leaves_nothing_behind(service, call, tmp_pat
     body = ARCHIVES[name]
     headers = {"X-Checksum-SHA256": hashlib.sha256(body).hexdigest()}
     target = tmp_path / "outer" / "adapter"
-    with pytest.raises(UnexpectedAnswer, match=r"^the adapter"):
+    with pytest.raises(UnexpectedResponse, match=r"^the adapter"):
         call(service(Scripted(body=body, headers=headers)).url, "download_adapter", ID, target)
     assert [path.name for path in tmp_path.rglob("*")] in ([], ["outer"])
 
 
 @pytest.mark.parametrize(
-    ("head", "said"), [(b"", "without its length"), (b"Content-Length: %d\r\n" % 2**62, "has no room")]
+    ("head", "said"), [(b"", "no valid Content-Length"), (b"Content-Length: %d\r\n" % 2**62, "too little space")]
 )
 def test_an_archive_that_fills_the_disk_is_not_begun(call, tmp_path, head, said):
     with endless(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", b"x" * 2**16) as url, pytest.raises(ClientError, match=said):
