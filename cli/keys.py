@@ -14,7 +14,7 @@ from jobs.settings import Settings
 from jobs.stack import local as stack
 from jobs.storage.tables import ApiKey
 from tuneyard_cli.output import print_json, print_line
-from tuneyard_cli.references import choose_by_prefix, is_whole
+from tuneyard_cli.references import choose_by_prefix, is_complete
 from tuneyard_cli.service import JsonOption
 
 keys_app = typer.Typer(
@@ -70,12 +70,12 @@ def show(as_json: JsonOption = False) -> None:
 
 @keys_app.command("revoke")
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, or its first characters (4 or more).")],
+    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, or its first 4 or more characters.")],
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key, within a few seconds and for good. The API still requires a key when the last one is revoked."""
     with _database() as engine:
-        known = {} if is_whole(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
+        known = {} if is_complete(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
         record = keys.revoke_key(engine, choose_by_prefix(key, "keys", known) or key)
     if as_json:
         print_json(_plain(record))

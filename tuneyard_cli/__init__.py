@@ -1,1 +1,1 @@
-"""The command `tuneyard`: jobs of a service over HTTP. The full package adds the commands of the service itself."""
+"""The command `tuneyard`: use a service over HTTP. The full package adds commands that run the service."""

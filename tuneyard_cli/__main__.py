@@ -1,6 +1,6 @@
-"""`tuneyard`: jobs of a service, from any machine.
+"""`tuneyard`: submit and follow jobs of a service, from any machine.
 
-What a command needs is imported when it runs, so that `--help` answers at once.
+Commands import what they need when they run, so that `--help` is fast.
 """
 
 import os
@@ -12,12 +12,12 @@ from tuneyard_cli import configs, jobs, plan
 from tuneyard_cli.exit import EPILOG, CommandGroup
 from tuneyard_cli.machine import this_machine
 
-GROUP = "tuneyard.commands"
-OWNER_ONLY = 0o077
+ENTRY_POINT_GROUP = "tuneyard.commands"
+OWNER_ONLY_UMASK = 0o077
 
 
 def make_app(about: str) -> typer.Typer:
-    """The command with what it does over HTTP."""
+    """Build the command with the subcommands that use a service over HTTP."""
     app = typer.Typer(cls=CommandGroup, help=about, epilog=EPILOG, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_options)
     app.add_typer(jobs.commands)
@@ -27,11 +27,11 @@ def make_app(about: str) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command of the full package where it is installed too, else that of the client."""
+    """Run the full package's command if that is installed, else the client's."""
     from importlib.metadata import entry_points
 
-    added = next(iter(entry_points(group=GROUP)), None)
-    app = added.load() if added else make_app("Self-hosted LoRA fine-tuning: submit jobs to a service and follow them.")
+    full = next(iter(entry_points(group=ENTRY_POINT_GROUP)), None)
+    app = full.load() if full else make_app("Self-hosted LoRA fine-tuning: submit jobs to a service and follow them.")
     app()
 
 
@@ -49,7 +49,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    os.umask(OWNER_ONLY)  # what a command writes is for its own account, as in the service
+    os.umask(OWNER_ONLY_UMASK)  # files are readable by their owner alone, as in the service
 
 
 if __name__ == "__main__":

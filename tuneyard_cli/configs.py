@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 commands = typer.Typer(help="Saved configurations: save, list, show, update, delete.", no_args_is_help=True)
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A configuration's id, its first characters (4 or more), or its name.")
+    str,
+    typer.Argument(metavar="CONFIG", help="Id of a configuration, its first 4 or more characters, or a name."),
 ]
 FileArgument = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, help="YAML or JSON with fields of SFTConfig, some or all.")
+    Path, typer.Argument(exists=True, dir_okay=False, help="YAML or JSON file with some or all fields of SFTConfig.")
 ]
 
 
@@ -93,7 +94,7 @@ def update(
 
 @commands.command()
 def delete(config: ConfigArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
-    """Delete a saved configuration. Jobs that were made from it are kept."""
+    """Delete a saved configuration. Jobs created from it are kept."""
     from tuneyard_cli.references import find_config_id
 
     with connected(url) as client:
@@ -102,7 +103,7 @@ def delete(config: ConfigArgument, as_json: JsonOption = False, url: UrlOption =
     if as_json:
         print_json({"config_id": config_id, "deleted": True})
     else:
-        print_line(f"{config_id} is deleted")
+        print_line(f"Deleted {config_id}")
 
 
 def _plain(saved: "SavedConfig") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How commands of `tuneyard` end: exit codes, errors in one line or as JSON, and closed pipes without a traceback."""
+"""End commands of `tuneyard`: exit codes, errors as one line or JSON, no traceback for a closed pipe."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tuneyard_wire.one_line import escape
 
 
 class ExitCode(IntEnum):
-    """What a script can tell from `$?`."""
+    """Exit codes of all commands."""
 
     OK = 0
     JOB_FAILED = 1
@@ -43,7 +43,7 @@ RATE_LIMITED = 429
 
 
 class CommandGroup(TyperGroup):
-    """All of `tuneyard`: errors of its commands become a line and an exit code here."""
+    """The group of all commands; turns their errors into a message and an exit code."""
 
     def main(
         self,
@@ -59,13 +59,13 @@ class CommandGroup(TyperGroup):
         rest = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **rest)
-        _write_any_text()
+        _replace_unencodable()
         try:
             code = super().main(given, prog_name, standalone_mode=False, **rest)
             sys.stdout.flush()
         except TyperException as error:
             code = _end_usage(error, "--json" in given)
-        except _told_errors() as error:
+        except _reported_errors() as error:
             code = _end_error(error, "--json" in given)
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
@@ -74,14 +74,14 @@ class CommandGroup(TyperGroup):
         sys.exit(int(code or 0))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command. Raises NeedsFullPackage for one that only the full package has."""
+        """Find a command. Raises NeedsFullPackage if only the full package has it."""
         found = super().get_command(ctx, cmd_name)
         if found is None and cmd_name in SERVICE_COMMANDS:
-            raise NeedsFullPackage(f"`tuneyard {cmd_name}` is for the machine of the service: {INSTALL}")
+            raise NeedsFullPackage(f"`tuneyard {cmd_name}` runs on the service's machine; {INSTALL}")
         return found
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command of a context; a closed pipe is left to `main`, which Typer would end as a failure."""
+        """Run a command. A closed pipe exits with PIPE_CLOSED, which Typer would report as a failure."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -92,27 +92,27 @@ class CommandGroup(TyperGroup):
             raise
 
 
-def _told_errors() -> tuple[type[Exception], ...]:
-    """The errors that are shown as one sentence; ClientError is only imported once there is an error."""
+def _reported_errors() -> tuple[type[Exception], ...]:
+    """The errors that are shown as a message. ClientError is imported only once there is an error."""
     from tuneyard_client.errors import ClientError
 
     return CommandError, ClientError, *this_machine().errors()
 
 
 def exit_code_of(error: Any) -> ExitCode:
-    """The exit code that an error stands for."""
+    """The exit code of an error."""
     from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedResponse
 
     if isinstance(error, UsageProblem) or error.code in ("folder_exists", "invalid_api_key"):
         return ExitCode.USAGE
     if isinstance(error, ServiceUnreachable | UnexpectedResponse | ChecksumMismatch):
         return ExitCode.UNAVAILABLE
-    is_passing = error.status >= 500 or error.status == RATE_LIMITED
-    return ExitCode.UNAVAILABLE if is_passing else ExitCode.REFUSED
+    is_temporary = error.status >= 500 or error.status == RATE_LIMITED
+    return ExitCode.UNAVAILABLE if is_temporary else ExitCode.REFUSED
 
 
 def fail(message: str) -> NoReturn:
-    """End the command as wrong usage."""
+    """End the command with exit code USAGE."""
     raise UsageProblem(message)
 
 
@@ -130,7 +130,7 @@ def _end_error(error: Any, as_json: bool) -> ExitCode:
 
 
 def _end_usage(error: TyperException, as_json: bool) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
         typer.echo(error.format_message(), err=True)
         return ExitCode.USAGE
     message = " ".join(error.format_message().split())
@@ -144,19 +144,19 @@ def _end_usage(error: TyperException, as_json: bool) -> int:
 
 
 def _print_error(detail: str, code: str, request_id: str | None) -> None:
-    """In the shape of the service's own errors, on one line."""
+    """Print one line of JSON with the keys of the service's errors."""
     typer.echo(json.dumps({"detail": detail, "code": code, "request_id": request_id}), err=True)
 
 
 def _end_pipe() -> ExitCode:
-    """Discard what is still buffered, since the reader closed the pipe."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    """Discard buffered output, since the reader closed the pipe."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
     return ExitCode.PIPE_CLOSED
 
 
-def _write_any_text() -> None:
-    """A terminal that can't show a character gets its number, not an error."""
+def _replace_unencodable() -> None:
+    r"""Print characters that the terminal's encoding lacks as `\uXXXX`, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`, `deliveries`: jobs of a running service."""
+"""Commands for jobs: `tuneyard submit`, `list`, `show`, `watch`, `logs`, `download`, `cancel`, `deliveries`."""
 
 import json
 from datetime import UTC, datetime
@@ -35,8 +35,8 @@ def submit(
 ) -> None:
     """Submit a job and print its id.
 
-    Options override the file; --set overrides both. What is not given has the service's defaults: those of the SFT
-    API with --config or a field that only it has (base_model, dataset_name), else those of the Training API.
+    Options override the file; --set overrides both. Other fields get the service's defaults: the SFT API's with
+    --config or a field that only it has (base_model, dataset_name), else the Training API's.
     With --watch the exit code is 0 if the job completes and 1 if it fails or is cancelled.
     """
     submission = job.build()
@@ -60,8 +60,10 @@ def list_jobs(
     model: Annotated[str | None, typer.Option(help="Only jobs with this base model.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Only jobs that train this adapter.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset: NAME or NAME@REVISION.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs after this ISO 8601 time.")] = None,
-    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs before this time.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only jobs created after this ISO 8601 time.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs created before (ISO 8601).")] = None,
     metadata: Annotated[list[str] | None, PairOption] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     as_json: JsonOption = False,
@@ -96,7 +98,7 @@ def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -
         found = client.job(find_job_id(client, job)).model_dump(mode="json", exclude_none=not as_json)
     if as_json:
         print_json(found)
-    else:  # the longest part first, so that what came of it stands at the end, beside the prompt
+    else:  # the long config first, so that the result is printed last, just above the prompt
         head = {name: found.pop(name) for name in ("job_id", "status", "config") if name in found}
         print_yaml(head | found)
 
@@ -141,11 +143,11 @@ def download(
 
     with connected(url) as client:
         job_id = find_job_id(client, job)
-        made = client.download_adapter(job_id, folder)
+        downloaded = client.download_adapter(job_id, folder)
     if as_json:
-        print_json({"job_id": job_id, "folder": str(made)})
+        print_json({"job_id": job_id, "folder": str(downloaded)})
     else:
-        print_line(str(made))
+        print_line(str(downloaded))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -181,10 +183,10 @@ def deliveries(
         print_json([delivery.model_dump(mode="json") for delivery in found])
         return
     if not found:
-        print_line("The job has no deliveries: it has no webhook_url, or nothing to tell yet.", err=True)
+        print_line("The job has no deliveries: it has no webhook_url, or no event for it yet.", err=True)
     for delivery in found:
-        then = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
-        print_line(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{then}  {delivery.url}")
+        due = f", next attempt {delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else ""
+        print_line(f"{delivery.delivery_id}  {_name_event(delivery):<10}  {delivery.state}{due}  {delivery.url}")
         for attempt in delivery.attempts:
             outcome = attempt.error or f"HTTP {attempt.status_code}"
             print_line(f"    {attempt.time.astimezone():%Y-%m-%d %H:%M:%S}  {outcome}")
@@ -195,7 +197,7 @@ def _name_event(delivery: "Delivery") -> str:
 
 
 def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
-    """Follow a job; the exit code."""
+    """Follow a job until it ends; returns the exit code."""
     from tuneyard_cli.watch import watch_job
 
     try:

@@ -1,4 +1,4 @@
-"""What commands print: JSON, YAML and tables, with nothing in them that moves a cursor or turns the direction."""
+"""Print JSON, YAML and tables, with control characters and text-direction marks escaped."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -10,27 +10,27 @@ from tuneyard_wire.one_line import escape
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDE = 180  # columns of a table that goes into a file or a pipe
+FILE_WIDTH = 180  # columns of a table written to a file or a pipe
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print a JSON value to stdout."""
     typer.echo(json.dumps(value, indent=2, default=str))
 
 
 def print_line(text: str, err: bool = False) -> None:
-    """One line, whatever the text holds."""
+    """Print text on one line, its line breaks escaped."""
     typer.echo(escape(text), err=err)
 
 
 def print_warnings(messages: list[str]) -> None:
-    """On stderr, one line each."""
+    """Print warnings to stderr, one line each."""
     for message in messages:
         print_line(f"warning: {message}", err=True)
 
 
 def print_yaml(value: Any) -> None:
-    """YAML on stdout; where text in it could mislead a terminal, everything but ASCII is escaped."""
+    """Print YAML to stdout; all but ASCII is escaped if it holds characters that could mislead a terminal."""
     import yaml
 
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
@@ -40,21 +40,21 @@ def print_yaml(value: Any) -> None:
 
 
 def escape_lines(text: str) -> str:
-    """Text of several lines, its other control characters escaped."""
+    """Escape control characters other than line breaks."""
     return "\n".join(map(escape, text.split("\n")))
 
 
 def open_console(stderr: bool = False) -> "Console":
-    """A console for tables and progress: plain and wide where no terminal reads it."""
+    """Open a console for tables and progress: FILE_WIDTH wide if it is not a terminal."""
     from rich.console import Console
 
     class OutputConsole(Console):
-        """Leaves a closed pipe to the command's end."""
+        """Raises BrokenPipeError, which rich would handle itself; CommandGroup does."""
 
         def on_broken_pipe(self) -> None:
             raise
 
     console = OutputConsole(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console.width = WIDE
+        console.width = FILE_WIDTH
     return console

@@ -1,4 +1,4 @@
-"""`tuneyard plan`: what a job would take, before it is submitted."""
+"""`tuneyard plan`: estimate a job before it is submitted."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,21 +32,21 @@ def plan(
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Estimate a job before you submit it: rows, tokens, steps, memory, disk, time. No job is made.
+    """Estimate a job before you submit it: rows, tokens, steps, memory, disk, time.
 
-    Takes the options of `tuneyard submit`. The rows are tokenized, and the job reuses them.
+    Takes the options of `tuneyard submit` and creates no job. The dataset is tokenized; the job reuses the result.
     """
     if here and job.config is not None:
-        fail("--config needs the service, which has the saved configurations; leave out --here")
+        fail("--config needs the service, which stores the configurations; leave out --here")
     submission = job.build()
-    response = this_machine().plan(submission) if here else _ask_service(submission, url)
+    response = this_machine().plan(submission) if here else _request_plan(submission, url)
     if as_json:
         print_json(response)
     else:
         _show(open_console(), response)
 
 
-def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
+def _request_plan(submission: "Submission", url: str | None) -> dict[str, Any]:
     with connected(url) as client:
         response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
     return response
@@ -54,7 +54,7 @@ def _ask_service(submission: "Submission", url: str | None) -> dict[str, Any]:
 
 def _show(console: "Console", plan: dict[str, Any]) -> None:
     _show_rows(console, plan)
-    _show_needs(console, plan)
+    _show_resources(console, plan)
     for sample in plan["samples"]:
         _show_sample(console, sample)
     for warning in plan["warnings"]:
@@ -68,17 +68,17 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
     for split, counts in plan["rows"].items():
         if counts is None:
             continue
-        left_out = [
+        changed = [
             f"{counts[name]} {name.replace('_', ' ')}"
             for name in ("dropped", "invalid", "too_long", "truncated")
             if counts[name]
         ]
-        console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *left_out]))
-        for told in counts.get("reasons", []):
-            first = ", ".join(map(str, told["rows"])) + (" …" if told["count"] > len(told["rows"]) else "")
-            console.print(escape(f"  {told['count']} invalid: {told['reason']} (row {first})"), markup=False)
+        console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *changed]))
+        for problem in counts.get("reasons", []):
+            rows = ", ".join(map(str, problem["rows"])) + (" …" if problem["count"] > len(problem["rows"]) else "")
+            console.print(escape(f"  {problem['count']} invalid: {problem['reason']} (row {rows})"), markup=False)
     share = f"{tokens['supervised_share']:.0%} supervised"
-    console.print(f"tokens{batches['tokens_per_epoch']:>8} in an epoch, {share}, {tokens['mean']:g} a row")
+    console.print(f"tokens{batches['tokens_per_epoch']:>8} per epoch, {share}, {tokens['mean']:g} per row")
     most = max(bin["rows"] for bin in tokens["histogram"])
     for bin in tokens["histogram"]:
         bar = "█" * round(BAR_CELLS * bin["rows"] / most)
@@ -86,22 +86,22 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
     console.print(f"padding saved by packing: {batches['padding_saved']:.0%}")
 
 
-def _show_needs(console: "Console", plan: dict[str, Any]) -> None:
+def _show_resources(console: "Console", plan: dict[str, Any]) -> None:
     memory, disk, time, device = plan["memory"], plan["disk"], plan["time"], plan["device"]
     trainable = plan["model"]["trainable_parameters"]
-    trained = f"{trainable:,} weights trained ({plan['model']['share']:.2%})"
-    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {trained}")
+    share = f"{trainable:,} trainable parameters ({plan['model']['share']:.2%})"
+    console.print(f"steps  {plan['steps']} in {plan['epochs']:g} epochs; {share}")
     adapted = ", ".join(f"{count} {name}" for name, count in plan["model"]["adapted"].items())
     if adapted:
         console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
-    on = escape(device["name"])
+    device_name = escape(device["name"])
     console.print(
-        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {on} "
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device_name} "
         f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",
         markup=False,
     )
     console.print(f"disk   {disk['needed_bytes'] / GB:.2f} GB of {disk['free_bytes'] / GB:.1f} GB free")
-    basis = {"past_runs": "by past jobs", "probe": "by a probe", "matrix_product": "a rough guess"}[time["basis"]]
+    basis = {"past_runs": "from past jobs", "probe": "from a probe", "matrix_product": "estimated"}[time["basis"]]
     console.print(
         f"time   {_minutes(time['total_seconds'])}, {_minutes(time['train_seconds'])} of it training at "
         f"{time['tokens_per_second']:.0f} tokens/s ({basis})"

@@ -1,21 +1,21 @@
-"""What a command can't do, as errors that are shown in one sentence."""
+"""Errors of commands, each shown as a message without a traceback."""
 
 
 class CommandError(Exception):
-    """Base of the tree. `status` is the HTTP status that the service has for its like, `code` a stable name."""
+    """Base class. `status` is the HTTP status of the like errors of the service, `code` a stable name."""
 
     status: int = 500
     code: str = "command_error"
 
 
 class UsageProblem(CommandError, ValueError):
-    """Something on the command line, or in a file it names, that can't work."""
+    """The command line, or a file that it names, is invalid."""
 
     status = 400
     code = "usage"
 
 
 class NeedsFullPackage(UsageProblem):
-    """What only the full package can do."""
+    """Only the full package can do this."""
 
     code = "needs_full_package"

@@ -1,4 +1,4 @@
-"""How commands reach the service, and the options that most of them have."""
+"""Connect commands to the service; options that most commands share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         envvar="TUNEYARD_URL",
-        help="URL of the service; default: the one on this machine. An API key is read from TUNEYARD_API_KEY.",
+        help="URL of the service; default: the one on this machine. The API key is read from TUNEYARD_API_KEY.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value; errors are JSON on stderr.")]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its first characters (4 or more).")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or its first 4 or more characters.")]
 
 
 @contextmanager
 def connected(url: str | None) -> "Iterator[Tuneyard]":
-    """A client of the service."""
+    """Yield a client of the service. Adds hints to NotAuthenticated and ServiceUnreachable."""
     from tuneyard_client import Tuneyard
     from tuneyard_client.errors import NotAuthenticated, ServiceUnreachable
 

@@ -1,4 +1,4 @@
-"""Values that users write: YAML and JSON files, and `--set NAME=VALUE`."""
+"""Read values that users write: YAML and JSON files, and `--set NAME=VALUE`."""
 
 import json
 import re
@@ -7,8 +7,8 @@ from typing import Any
 
 from tuneyard_cli.problems import UsageProblem
 
-# YAML 1.2's core schema, of which JSON is a part. PyYAML reads YAML 1.1, to which 1e-4 is text, `no` is false,
-# 010 is eight, 12:30 is 750 and 2026-01-02 no text.
+# The core schema of YAML 1.2, which includes JSON. PyYAML reads YAML 1.1, where 1e-4 is text, `no` is false, 010 is
+# eight, 12:30 is 750 and 2026-01-02 is a date.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -22,11 +22,11 @@ _EMPTY = ""
 
 
 def load_yaml(text: str) -> Any:
-    """A YAML 1.2 or JSON document. Raises UsageProblem."""
+    """Parse a YAML 1.2 or JSON document. Raises UsageProblem."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The safe loader with other scalars; a key that comes twice is an error."""
+        """PyYAML's safe loader with YAML 1.2 scalars; duplicate keys are an error."""
 
         yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -47,13 +47,13 @@ def load_yaml(text: str) -> Any:
     Loader.add_constructor("tag:yaml.org,2002:int", construct_int)
     Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - which is a safe one
+        return yaml.load(text, Loader)  # noqa: S506 - a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UsageProblem(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds fields. Raises UsageProblem."""
+    """Read fields from a YAML or JSON file. Raises UsageProblem."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +66,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_pairs(option: str, pairs: list[str]) -> dict[str, str]:
-    """`key=value` options. Raises UsageProblem when one is not."""
+    """Parse KEY=VALUE options. Raises UsageProblem."""
     for pair in pairs:
         if not pair.partition("=")[0].strip() or "=" not in pair:
             raise UsageProblem(f"{option} {pair!r} must be KEY=VALUE")
@@ -74,10 +74,10 @@ def read_pairs(option: str, pairs: list[str]) -> dict[str, str]:
 
 
 def check_json(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """The values, if JSON can hold them: no dates, no infinity. Raises UsageProblem, naming the field."""
+    """Return values that JSON can represent: no dates, NaN or infinity. Raises UsageProblem, which names the field."""
     for name, value in values.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise UsageProblem(f"{place}: {name} is nothing that JSON can hold, got {value!r:.80}") from error
+            raise UsageProblem(f"{place}: {name} must be a JSON value, got {value!r:.80}") from error
     return values

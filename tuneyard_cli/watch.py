@@ -1,4 +1,4 @@
-"""A job on a terminal while it runs: its steps as lines, training as a bar."""
+"""Show a running job on a terminal: phases as lines, training as a progress bar."""
 
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,7 @@ from tuneyard_wire.jobs import TrainJob
 from tuneyard_wire.one_line import escape
 
 POLL_SECONDS = 0.5
-PERCENT_A_LINE = 10  # where no bar can be drawn
+PERCENT_PER_LINE = 10  # without a terminal, which has a bar
 
 
 def watch_job(client: Tuneyard, job_id: str, console: Console) -> TrainJob:
@@ -23,7 +23,7 @@ def watch_job(client: Tuneyard, job_id: str, console: Console) -> TrainJob:
 
 
 class JobDisplay:
-    """Shows what has changed each time it is given the job."""
+    """Print what has changed in a job since it was last shown."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,7 +33,7 @@ class JobDisplay:
             TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  {task.fields[left]} left"),
             console=console,
-            auto_refresh=console.is_terminal,  # elsewhere nothing is drawn again, and no thread is waited for at Ctrl-C
+            auto_refresh=console.is_terminal,  # a file has no bar, and Ctrl-C need not wait for a thread
         )
         self._bar: TaskID | None = None
         self._place: tuple[int | None, str | None] = (None, None)
@@ -51,14 +51,14 @@ class JobDisplay:
         self._bars.stop()
 
     def show(self, job: TrainJob) -> None:
-        """Take the job as it is now."""
+        """Print what has changed."""
         place = (job.queue_position, job.waiting_for)
         if job.queue_position is not None and place != self._place:
-            why = f": {job.waiting_for}" if job.waiting_for else ""
-            self._print_step(f"queued at position {job.queue_position}{why}")
+            reason = f": {job.waiting_for}" if job.waiting_for else ""
+            self._print_line(f"queued at position {job.queue_position}{reason}")
         self._place = place
         if job.phase is not None and job.phase != self._phase:
-            self._print_step(job.phase)
+            self._print_line(job.phase)
             self._phase = job.phase
         if job.tracking_url is not None and job.tracking_url != self._tracking_url:
             self._console.print(f"  {escape_markup(escape(job.tracking_url))}", soft_wrap=True)
@@ -66,8 +66,8 @@ class JobDisplay:
         if job.progress is not None:
             self._show_training(job.progress)
 
-    def _print_step(self, words: str) -> None:
-        self._console.print(f"[cyan]•[/cyan] {escape_markup(escape(words))}")
+    def _print_line(self, text: str) -> None:
+        self._console.print(f"[cyan]•[/cyan] {escape_markup(escape(text))}")
 
     def _show_training(self, training: Training) -> None:
         loss, speed, left = describe_training(training)
@@ -75,7 +75,7 @@ class JobDisplay:
             self._bar = self._bars.add_task("training", total=training.total_steps, loss="-", speed="-", left="-")
         self._bars.update(self._bar, completed=training.step, loss=loss, speed=speed, left=left)
         percent = training.percent or 0.0
-        if not self._console.is_terminal and percent >= self._shown_percent + PERCENT_A_LINE:
+        if not self._console.is_terminal and percent >= self._shown_percent + PERCENT_PER_LINE:
             self._shown_percent = percent
             self._console.print(
                 f"  step {training.step} of {training.total_steps}  loss {loss}  {speed} tokens/s  {left} left"
@@ -83,7 +83,7 @@ class JobDisplay:
 
 
 def describe_training(training: Training) -> tuple[str, str, str]:
-    """Loss, tokens per second and time left in words; `-` for what is not known yet."""
+    """Format loss, tokens per second and time left (min:s); `-` for what is not known yet."""
     minutes, seconds = divmod(int(training.eta_seconds or 0), 60)
     return (
         "-" if training.loss is None else f"{training.loss:.3f}",

@@ -210,7 +210,7 @@ def test_an_ambiguous_beginning_lists_what_it_fits(run):
     result = run(["cancel", "0197ab"], [JOB, twin])
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "tuneyard: 0197ab fits 2 jobs; give more of the id:",
+        "tuneyard: 0197ab matches 2 jobs; give more of the id:",
         f"  {JOB_ID}  running    m",
         f"  {twin['job_id']}  running    a\\x1b[31mb\\u202ec\\nd\te",
     ]
@@ -219,7 +219,7 @@ def test_an_ambiguous_beginning_lists_what_it_fits(run):
 
 def test_a_beginning_of_nothing_is_not_found(run):
     result = run(["show", "beef"], [])
-    assert (result.exit_code, result.stderr) == (3, "tuneyard: No job's id begins with beef\n")
+    assert (result.exit_code, result.stderr) == (3, "tuneyard: No job id begins with beef\n")
 
 
 @pytest.mark.parametrize("length", [1, 3])

@@ -153,6 +153,6 @@ def test_configurations(run, tmp_path):
     assert (result.stdout, received[-1].method) == (f"{config_id} is now at version 2\n", "PUT")
     assert json.loads(received[-1].body)["name"] == "mine"
     result, received = run(["configs", "delete", "mine"], [saved], {})
-    assert (result.stdout, received[-1].path) == (f"{config_id} is deleted\n", f"/api/sft/configs/{config_id}")
+    assert (result.stdout, received[-1].path) == (f"Deleted {config_id}\n", f"/api/sft/configs/{config_id}")
     result, _ = run(["configs", "delete", config_id, "--json"], {})
     assert json.loads(result.stdout) == {"config_id": config_id, "deleted": True}

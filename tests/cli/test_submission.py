@@ -171,10 +171,10 @@ def test_values_of_set_are_yaml_scalars_lists_and_mappings_but_text_stays_text(r
         ([*MODEL_AND_DATA, "--set", "=x"], "--set '=x' must be KEY=VALUE"),
         ([*MODEL_AND_DATA, "--metadata", "x"], "--metadata 'x' must be KEY=VALUE"),
         ([*MODEL_AND_DATA, "--set", "lora_target_modules=[a"], "--set lora_target_modules: not valid YAML"),
-        ([*MODEL_AND_DATA, "--set", "seed=.nan"], "seed is nothing that JSON can hold, got nan"),
-        ([*MODEL_AND_DATA, "--set", "seed=!!timestamp 2026-01-02"], "seed is nothing that JSON can hold"),
+        ([*MODEL_AND_DATA, "--set", "seed=.nan"], "seed must be a JSON value, got nan"),
+        ([*MODEL_AND_DATA, "--set", "seed=!!timestamp 2026-01-02"], "seed must be a JSON value"),
         ([*MODEL_AND_DATA, "--set", "metadata={a: 1, a: 2}"], "'a' is given twice"),
-        ([*MODEL_AND_DATA, "--learning-rate", "inf"], "learning_rate is nothing that JSON can hold, got inf"),
+        ([*MODEL_AND_DATA, "--learning-rate", "inf"], "learning_rate must be a JSON value, got inf"),
         ([*MODEL_AND_DATA, "--set", "seed=1" + "0" * 5000], "--set seed: not valid YAML"),
         ([*MODEL_AND_DATA, "--set", "config=7"], "config must hold the fields of a configuration, got 7"),
         (["--model", "m", "--dataset", "rows.jsonl"], "use --set dataset_name=rows.jsonl"),
@@ -211,7 +211,7 @@ def test_wrong_usage_asks_nothing_of_the_service(arguments, told):
         ("config: [1]\n", "config must hold the fields of a configuration, got [1]"),
         ("config: {seed: 1}\nseed: 2\n", "seed is given in config and beside it"),
         ("template: a\ntemplate_name: b\n", "template and template_name are two names of the same field"),
-        ("seed: .inf\n", "seed is nothing that JSON can hold"),
+        ("seed: .inf\n", "seed must be a JSON value"),
         ("a: &a [*a]\n", "is not valid YAML"),
     ],
 )
@@ -250,13 +250,13 @@ def test_a_configuration_is_named_by_its_name_or_by_how_its_id_begins(run):
 
     result, received = run(["submit", "--config", "nobodys"], [], STARTED)
     assert (result.exit_code, len(received)) == (3, 1)
-    assert "No saved configuration is called nobodys" in result.stderr
+    assert "No saved configuration has the name or id prefix nobodys" in result.stderr
 
     twin = {**SAVED, "config_id": "550e8400-0000-41d4-a716-446655440000"}
     result, received = run(["submit", "--config", "mine"], [SAVED, twin], STARTED)
     assert (result.exit_code, len(received)) == (2, 1)
     assert result.stderr.splitlines() == [
-        "tuneyard: mine fits 2 configurations; give more of the id:",
+        "tuneyard: mine matches 2 configurations; give more of the id:",
         f"  {CONFIG_ID}  mine",
         f"  {twin['config_id']}  mine",
     ]

@@ -93,7 +93,7 @@ def test_a_configuration_is_saved_changed_used_and_deleted(run, model, tmp_path)
     assert (config["lora_r"], config["lora_alpha"], config["dataset_version"]) == (4, 9, "v1.1")
     assert "training job is already running" in run("submit", "--config", config_id[:13], "--reject", code=3)
     run("cancel", job_id[:20])
-    assert run("configs", "delete", config_id[:13]) == f"{config_id} is deleted\n"
+    assert run("configs", "delete", config_id[:13]) == f"Deleted {config_id}\n"
     assert run("configs", "show", config_id, code=3) == f"tuneyard: Config {config_id} not found\n"
 
 
