@@ -1,1 +1,1 @@
-"""The command line: `tuneyard`."""
+"""The full package's command line: `tuneyard`."""

@@ -1,6 +1,6 @@
-"""`tuneyard` with all commands: those of `tuneyard_cli`, and the service that jobs are submitted to.
+"""`tuneyard` with all commands: those of `tuneyard_cli`, and those that run the service.
 
-What a command needs is imported when it runs, so that `--help` answers at once.
+Commands import what they need when they run, so that `--help` is fast.
 """
 
 from typing import Any
@@ -14,18 +14,18 @@ from tuneyard_cli.__main__ import make_app
 from tuneyard_cli.machine import use_machine
 
 use_machine(ServiceMachine())
-main = make_app("Self-hosted LoRA fine-tuning: submit jobs and follow them, and run the service they are submitted to.")
+main = make_app("Self-hosted LoRA fine-tuning: submit and follow jobs, and run the service.")
 
 
 class KeysGroup(TyperGroup):
     """`tuneyard keys`, whose commands are imported on first use: they need the database."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of its commands."""
+        """List the names of the commands."""
         return list(_load_keys().commands)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One of its commands."""
+        """Get a command; None if there is none of this name."""
         return _load_keys().commands.get(cmd_name)
 
 

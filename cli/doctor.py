@@ -1,4 +1,4 @@
-"""`tuneyard doctor`: checks what jobs need on this machine and suggests fixes."""
+"""`tuneyard doctor`: check what jobs need on this machine and suggest fixes."""
 
 import importlib.metadata
 import json
@@ -38,12 +38,12 @@ GIB = 2**30
 OPEN_SHOWN = 5
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 2 * GIB, 20 * GIB
 MEMORY_FAIL_BYTES, MEMORY_WARN_BYTES = 1 * GIB, 4 * GIB
-ASK_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
-ASK_GPU = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+TORCH_CODE = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
+GPU_COMMAND = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
 
 
 class Level(StrEnum):
-    """How bad it is; only `FAIL` keeps jobs from running."""
+    """Severity of a finding; jobs can't run with a `FAIL`."""
 
     OK = "ok"
     WARN = "warn"
@@ -52,7 +52,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing, and what to do about it."""
+    """The result of one check, with a remedy if there is a problem."""
 
     level: Level
     topic: str
@@ -71,19 +71,19 @@ def doctor(as_json: bool = False) -> None:
         print_line(f"{finding.level:<5} {finding.topic:<9} {finding.detail}")
         if finding.remedy:
             print_line(f"{'':<15} -> {finding.remedy}")
-    typer.echo(f"{failures} problem(s) to solve." if failures else "Jobs can run on this machine.")
+    typer.echo(f"{failures} problem(s) found." if failures else "Jobs can run on this machine.")
     raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every finding, one after the other."""
+    """Run all checks; yields their findings."""
     yield check_python(platform.python_version(), importlib.metadata.metadata("tuneyard")["Requires-Python"])
     yield from check_packages(find_sources() / "constraints.txt", installed_version)
     yield from check_folder(settings.home)
-    yield from check_rights(settings)
+    yield from check_permissions(settings)
     yield check_disk(settings.home, measure_free(settings.home))
     yield check_memory(psutil.virtual_memory().available)
-    yield from check_gpu(_run(ASK_GPU), _run([sys.executable, "-c", ASK_TORCH]))
+    yield from check_gpu(_run(GPU_COMMAND), _run([sys.executable, "-c", TORCH_CODE]))
     yield check_dtype(settings.dtype, read_record(settings.home))
     is_up = stack.is_up(settings)
     yield from check_proxies(os.environ)
@@ -91,25 +91,26 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if is_up:
         yield from check_stack(check_parts(settings))
     else:
-        yield Finding(Level.OK, "stack", "is not running; the first use starts it")
+        yield Finding(Level.OK, "stack", "is not running; it starts on first use")
 
 
 def check_python(version: str, required: str) -> Finding:
-    """Whether this Python is one that the packages are tested on."""
+    """Check that the Python version is supported."""
     if Version(version) in SpecifierSet(required):
         return Finding(Level.OK, "python", version)
-    return Finding(Level.FAIL, "python", f"{version}, needed {required}", "make .venv with python3.11: `make setup`")
+    remedy = "create .venv with python3.11: `make setup`"
+    return Finding(Level.FAIL, "python", f"{version}, requires {required}", remedy)
 
 
 def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -> Iterator[Finding]:
-    """Whether the packages are those that are known to work together."""
+    """Check that the packages are installed in the versions they were tested in."""
     if not constraints.exists():
-        yield Finding(Level.OK, "packages", "no constraints.txt here to compare with")
+        yield Finding(Level.OK, "packages", "not compared: no constraints.txt")
         return
     lines = [line.split("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
     pinned = {line.split("==")[0]: line.split("==")[1] for line in lines if "==" in line}
     found = {name: version_of(name) for name in pinned}
-    other = [
+    untested = [
         f"{name} {version} instead of {pinned[name]}"
         for name, version in found.items()
         if version is not None and Version(version).public != Version(pinned[name]).public
@@ -118,20 +119,20 @@ def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -
     remedy = "pip install -c constraints.txt -e ."
     if missing:
         yield Finding(Level.FAIL, "packages", f"not installed: {', '.join(missing)}", remedy)
-    if other:
-        yield Finding(Level.WARN, "packages", f"not as tested: {', '.join(other)}", remedy)
-    if not missing and not other:
+    if untested:
+        yield Finding(Level.WARN, "packages", f"untested versions: {', '.join(untested)}", remedy)
+    if not missing and not untested:
         yield Finding(Level.OK, "packages", "as in constraints.txt")
 
 
 def required_packages() -> list[str]:
-    """The packages that Tuneyard itself names."""
+    """List the packages that Tuneyard requires directly."""
     requirements = map(Requirement, importlib.metadata.requires("tuneyard") or [])
     return [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
 def installed_version(name: str) -> str | None:
-    """The installed version of a distribution, None when it is not there."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -139,18 +140,18 @@ def installed_version(name: str) -> str | None:
 
 
 def check_folder(home: Path) -> Iterator[Finding]:
-    """Whether the state folder is writable, and not by other users."""
+    """Check that the state folder is writable, but not by everybody."""
     folder = find_existing(home)
     if not _is_writable(folder):
-        yield Finding(Level.FAIL, "folder", f"{folder} can't be written to", "set TUNEYARD_HOME to a folder of yours")
+        yield Finding(Level.FAIL, "folder", f"{folder} is not writable", "set TUNEYARD_HOME to a writable folder")
     elif home.exists() and home.stat().st_mode & stat.S_IWOTH:
-        yield Finding(Level.FAIL, "folder", f"anybody may write to {home}", f"chmod o-w {shlex.quote(str(home))}")
+        yield Finding(Level.FAIL, "folder", f"{home} is world-writable", f"chmod o-w {shlex.quote(str(home))}")
     else:
-        yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, made on first use")
+        yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, created on first use")
 
 
-def check_rights(settings: Settings) -> Iterator[Finding]:
-    """Whether other accounts of this machine can read what the service keeps."""
+def check_permissions(settings: Settings) -> Iterator[Finding]:
+    """Check that other accounts of this machine can't read the service's folders."""
     open_folders = 0
     for folder in dict.fromkeys((settings.home, settings.output_root, settings.data_root, settings.model_root)):
         if folder != settings.home and folder.is_relative_to(settings.home):
@@ -164,21 +165,21 @@ def check_rights(settings: Settings) -> Iterator[Finding]:
         remedy = f"chmod -R go-rwx {shlex.quote(str(folder))}"
         if folder == settings.home:
             remedy += ", or `tuneyard down` and `tuneyard up`"
-        yield Finding(Level.WARN, "rights", f"other accounts can open {names}{more}", remedy)
+        yield Finding(Level.WARN, "rights", f"other accounts can read {names}{more}", remedy)
     if not open_folders:
-        yield Finding(Level.OK, "rights", "no other account can open the state folder")
+        yield Finding(Level.OK, "rights", "no other account can read the service's folders")
 
 
 def check_disk(home: Path, free_bytes: int) -> Finding:
-    """Whether models, adapters and checkpoints have room."""
-    detail, remedy = f"{free_bytes / GIB:.1f} GiB free for {home}", "make room, or set TUNEYARD_HOME to a larger disk"
+    """Check that the disk has space for models, adapters and checkpoints."""
+    detail, remedy = f"{free_bytes / GIB:.1f} GiB free for {home}", "free space, or set TUNEYARD_HOME to a larger disk"
     if free_bytes < DISK_WARN_BYTES:
         return Finding(Level.FAIL if free_bytes < DISK_FAIL_BYTES else Level.WARN, "disk", detail, remedy)
     return Finding(Level.OK, "disk", detail)
 
 
 def check_memory(available_bytes: int) -> Finding:
-    """Whether the stack (0.6 GiB) and a small model have room."""
+    """Check that the memory holds the stack (0.6 GiB) and a small model."""
     detail, remedy = f"{available_bytes / GIB:.1f} GiB available", "stop other programs, or train a smaller model"
     if available_bytes < MEMORY_WARN_BYTES:
         return Finding(Level.FAIL if available_bytes < MEMORY_FAIL_BYTES else Level.WARN, "memory", detail, remedy)
@@ -186,11 +187,11 @@ def check_memory(available_bytes: int) -> Finding:
 
 
 def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
-    """Whether the driver, its GPUs and torch's build fit together.
+    """Check that torch's build can use the GPUs.
 
     Args:
-        gpus: what `nvidia-smi` said, None when it is not there or fails.
-        torch: what `ASK_TORCH` printed, None when torch can't be imported.
+        gpus: Output of GPU_COMMAND; None if it is missing or fails.
+        torch: Output of TORCH_CODE; None if torch can't be imported.
     """
     if torch is None:
         yield Finding(Level.FAIL, "torch", "can't be imported", "pip install -c constraints.txt torch")
@@ -208,46 +209,46 @@ def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
         remedy = "install the CUDA build: pip install --force-reinstall -c constraints.txt torch"
         yield Finding(Level.FAIL, "torch", f"{version} is a build without CUDA", remedy)
     else:
-        remedy = "update the driver; `nvidia-smi` shows the newest CUDA it supports. Or unset CUDA_VISIBLE_DEVICES"
-        yield Finding(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and sees no GPU", remedy)
+        remedy = "update the driver (`nvidia-smi` shows the newest CUDA it supports) or unset CUDA_VISIBLE_DEVICES"
+        yield Finding(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and finds no GPU", remedy)
 
 
 def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:
-    """What `mixed_precision: auto` comes to on this machine's CPU."""
+    """Show which dtype `mixed_precision: auto` selects on this machine's CPU."""
     if chosen is not None:
-        return Finding(Level.OK, "dtype", f"mixed_precision auto is {chosen} here, as TUNEYARD_DTYPE says")
+        return Finding(Level.OK, "dtype", f"mixed_precision auto is {chosen}, set by TUNEYARD_DTYPE")
     if record is None:
-        return Finding(Level.OK, "dtype", "not measured on this CPU yet; the first plan or job does, once")
-    times = f"a product takes {1e3 * record.fp32_seconds:.1f} ms in fp32, {1e3 * record.bf16_seconds:.1f} ms in bf16"
+        return Finding(Level.OK, "dtype", "not measured on this CPU yet; the first plan or job measures it")
+    times = f"matrix product: {1e3 * record.fp32_seconds:.1f} ms in fp32, {1e3 * record.bf16_seconds:.1f} ms in bf16"
     return Finding(
         Level.OK,
         "dtype",
         f"mixed_precision auto is {record.mixed_precision} on this CPU, measured {record.measured_at} ({times}); "
-        "TUNEYARD_DTYPE sets another one",
+        "TUNEYARD_DTYPE overrides it",
     )
 
 
 def check_proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether the proxies that are set can be used; without one there is nothing to tell."""
+    """Check that the proxies in the environment can be used. Yields nothing if none is set."""
     if not any(environment.get(name) for name in environment if name.lower() in PROXY_VARIABLES):
         return
     notes = bypass_proxies(dict(environment))
     for note in notes:
         problem, _, remedy = note.partition("; ")
-        yield Finding(Level.WARN, "proxy", problem, remedy or "set a proxy that is there, or install what it needs")
+        yield Finding(Level.WARN, "proxy", problem, remedy or "set another proxy, or install the package it needs")
     if not notes:
         yield Finding(Level.OK, "proxy", "used for other hosts; this machine is reached without it")
 
 
 def check_ports(settings: Settings, is_up: bool) -> Iterator[Finding]:
-    """Whether every port that is to be served is free, or already ours."""
+    """Check that the ports are free or used by this stack."""
     wanted = [("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT", settings.prefect_api_url)]
     wanted += [("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT", settings.mlflow_tracking_uri)]
     for part, port, variable, external in wanted:
         if external is None and not is_up:
             yield _check_port(part, port, variable, "127.0.0.1")
     if _is_our_api(settings):
-        yield Finding(Level.OK, "ports", f"the API answers on port {settings.api_port}")
+        yield Finding(Level.OK, "ports", f"the API runs on port {settings.api_port}")
     else:
         yield _check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
 
@@ -258,27 +259,27 @@ def _check_port(part: str, port: int, variable: str, host: str) -> Finding:
     except StackError as error:
         problem, _, remedy = str(error).partition("; ")
         return Finding(Level.FAIL, "ports", problem, remedy)
-    return Finding(Level.OK, "ports", f"{part} has port {port}")
+    return Finding(Level.OK, "ports", f"{part}: port {port} is free")
 
 
 def _is_our_api(settings: Settings) -> bool:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
     try:
-        answer = httpx.get(f"http://{host}:{settings.api_port}/", timeout=3, trust_env=False)
-        return bool(answer.json()["name"] == "Tuneyard")
+        response = httpx.get(f"http://{host}:{settings.api_port}/", timeout=3, trust_env=False)
+        return bool(response.json()["name"] == "Tuneyard")
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
 
 
 def check_stack(checks: Mapping[str, PartCheck]) -> Iterator[Finding]:
-    """Whether what runs also answers."""
+    """Check that the running parts of the stack respond."""
     for name, check in checks.items():
-        remedy = None if check.ok else "see `tuneyard status` for its log; `tuneyard up` starts what is missing"
+        remedy = None if check.ok else "`tuneyard status` shows its log file; `tuneyard up` starts missing parts"
         yield Finding(Level.OK if check.ok else Level.FAIL, "stack", f"{name} {check.detail}", remedy)
 
 
 def _is_writable(folder: Path) -> bool:
-    """Asked of the file system, since root may write to what no one else may, but not to a read-only disk."""
+    """Try it: permission bits do not tell for root, nor for a read-only disk."""
     try:
         probe = folder / ".tuneyard-doctor"
         probe.touch()

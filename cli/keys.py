@@ -25,9 +25,9 @@ keys_app = typer.Typer(
 
 @keys_app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the key, such as that of its user.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, such as its user's.")],
     scope: Annotated[
-        KeyScope, typer.Option(help="read: only GET; submit: also submit, cancel and save; admin: everything.")
+        KeyScope, typer.Option(help="read: GET only; submit: also submit, cancel and save; admin: everything.")
     ] = KeyScope.SUBMIT,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,12 +36,12 @@ def create(
         is_first = not keys.list_keys(engine)
         record, key = keys.create_key(engine, name, scope)
     if is_first:
-        keys.remember_keys(keys.keys_marker(Settings().home))  # a running API here asks for keys at once
+        keys.remember_keys(keys.keys_marker(Settings().home))  # an API that runs here requires keys at once
     if as_json:
         print_json({**_plain(record), "key": key, "is_first": is_first})
         return
     print_line(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
-    typer.echo(key)  # alone on standard output, for KEY=$(tuneyard keys create ci)
+    typer.echo(key)  # nothing else on stdout, for KEY=$(tuneyard keys create ci)
     if is_first:
         typer.echo(
             "This is the first key: from now on the API requires one. Prefect's UI and API on this machine require a "
@@ -73,7 +73,7 @@ def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, or its first 4 or more characters.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a key, within a few seconds and for good. The API still requires a key when the last one is revoked."""
+    """Revoke a key permanently, within a few seconds. Revoking the last one does not turn authentication off."""
     with _database() as engine:
         known = {} if is_complete(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
         record = keys.revoke_key(engine, choose_by_prefix(key, "keys", known) or key)
@@ -96,7 +96,7 @@ def _plain(record: ApiKey) -> dict[str, Any]:
 
 @contextmanager
 def _database() -> Iterator[Engine]:
-    """The database of keys; the stack is started if need be."""
+    """Yield the database of keys. Starts the stack if it is not running."""
     settings = Settings()
     if not stack.is_up(settings):
         typer.echo("Starting the local stack ...", err=True)

@@ -1,4 +1,4 @@
-"""What commands ask of a machine that has the full package: its settings, its configurations, its planner."""
+"""What commands need from the full package: settings, field types and the planner."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 
 class ServiceMachine(Machine):
-    """A machine that can run the service."""
+    """A machine on which the full package is installed."""
 
     distribution = "tuneyard"
     start_hint = "Start it with `tuneyard serve`, or name one with --url"
 
     def url(self) -> str:
-        """Where `tuneyard serve` listens with the settings of this environment."""
+        """URL at which `tuneyard serve` listens with the current settings."""
         from jobs.network.proxies import bracket
         from jobs.settings import Settings
 
         settings = Settings()
-        is_everywhere = settings.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
-        return f"http://{'127.0.0.1' if is_everywhere else bracket(settings.host)}:{settings.api_port}"
+        is_wildcard = settings.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+        return f"http://{'127.0.0.1' if is_wildcard else bracket(settings.host)}:{settings.api_port}"
 
     def default_dataset(self, _revision: str) -> str:
-        """That of the settings."""
+        """The default dataset of the settings."""
         from jobs.settings import Settings
 
         return Settings().default_dataset
 
     def fields(self) -> dict[str, Any]:
-        """Every field of both APIs, with its type."""
+        """All fields of both APIs with their types."""
         return _all_fields()
 
     def check_name(self, name: str) -> None:
-        """Raises UsageProblem for a field that neither API has."""
+        """Check that a field exists in either API. Raises UsageProblem."""
         if name in self.fields():
             return
         from sft.explanations import find_nearest
@@ -47,7 +47,10 @@ class ServiceMachine(Machine):
         raise UsageProblem(f"{name} is not a known field{f'; did you mean {nearest}?' if nearest else ''}")
 
     def plan(self, submission: "Submission") -> dict[str, Any]:
-        """In a process of this machine; past jobs are looked up where a database is configured or the stack is up."""
+        """Plan a job on this machine. Past jobs are used if a database is configured or the stack is up.
+
+        Raises InvalidConfig, or what `plan_once` raises.
+        """
         from pydantic import ValidationError
 
         from api.training_request import TrainingRequest
@@ -72,11 +75,11 @@ class ServiceMachine(Machine):
         return plan_once(request.to_spec(settings.default_dataset).config, settings)
 
     def errors(self) -> tuple[type[Exception], ...]:
-        """Those of jobs and of the stack."""
+        """All errors of Tuneyard."""
         return (TuneyardError,)
 
     def explain(self, error: Exception) -> Exception | None:
-        """Settings that can't be read, by their environment variables."""
+        """Name the environment variables of invalid settings."""
         return explain_settings(error)
 
 

@@ -1,15 +1,15 @@
-"""Settings that can't be read, as what is wrong with which environment variable."""
+"""Explain invalid settings by the environment variables that hold them."""
 
 import os
 
 from tuneyard_cli.problems import UsageProblem
 
 PREFIX = "TUNEYARD_"
-_SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # kinds of problems whose values are not secrets
+_SHOWN = ("int", "float", "bool", "literal", "greater", "less")  # problems of values that can't be secrets
 
 
 def explain_settings(error: Exception) -> UsageProblem | None:
-    """The problem that an error of reading the settings stands for; None for any other error."""
+    """Translate an error raised while the settings are read; None for any other error."""
     if not type(error).__module__.startswith("pydantic"):
         return None
     from pydantic import ValidationError

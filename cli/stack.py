@@ -1,4 +1,4 @@
-"""`tuneyard up`, `down`, `status`, `serve`: the local stack, and the REST API in the foreground."""
+"""`tuneyard up`, `down`, `status`, `serve`, `doctor`: the local stack, and the REST API in the foreground."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from jobs.settings import Settings
     from jobs.stack.local import PartStatus
 
-SHUTDOWN_SECONDS = 5  # how long open streams may hold up a stop
+SHUTDOWN_SECONDS = 5  # how long a stop waits for open streams
 
 PANEL = "The service on this machine"
 
 DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Write tracebacks into the logs of jobs; needs a stack that is down.")
+    bool, typer.Option("--debug", help="Write tracebacks to the logs of jobs. No effect if the stack is running.")
 ]
 
 commands = typer.Typer()
@@ -31,22 +31,22 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def up(debug: DebugOption = False, as_json: JsonOption = False) -> None:
-    """Start the local stack, or the parts of it that do not run or were deleted, and leave it running."""
+    """Start the local stack in the background. Restores its missing parts and what was deleted in Prefect."""
     from jobs.stack import local as stack
 
     settings = stack.ensure_up(read_settings(debug))
-    made = stack.repair(settings)
+    restored = stack.repair(settings)
     if as_json:
         print_json({"prefect_ui": _prefect_ui(settings), "mlflow_ui": settings.mlflow_tracking_uri})
     else:
-        if made:
-            print_line(f"Created again what was deleted in Prefect: {', '.join(made)}")
+        if restored:
+            print_line(f"Restored what was deleted in Prefect: {', '.join(restored)}")
         show_addresses(settings)
 
 
 @commands.command(rich_help_panel=PANEL)
 def down(as_json: JsonOption = False) -> None:
-    """Stop the local stack. A running job saves its last step and resumes after the next `up`."""
+    """Stop the local stack. A running job saves a checkpoint and resumes after the next `up`."""
     from jobs.settings import Settings
     from jobs.stack import local as stack
 
@@ -136,7 +136,7 @@ def _prefect_ui(settings: "Settings") -> str:
 
 
 def describe_process(part: "PartStatus") -> str:
-    """`pid 12, up 0:03:20`, or nothing for a part that does not run."""
+    """Format `pid 12, up 0:03:20`; empty for a part that is not running."""
     if part.pid is None or part.uptime_seconds is None:
         return ""
     minutes, seconds = divmod(int(part.uptime_seconds), 60)
@@ -147,7 +147,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def read_settings(debug: bool) -> "Settings":
-    """The settings; with `debug` those of a stack whose jobs write tracebacks, which one that is up can't become."""
+    """Read the settings. `debug` has jobs write tracebacks; it warns if the stack is running without that."""
     from jobs.settings import Settings
     from jobs.stack import local as stack
 
@@ -156,15 +156,15 @@ def read_settings(debug: bool) -> "Settings":
     os.environ["TUNEYARD_DEBUG"] = "true"
     settings = Settings()
     if stack.is_up(settings):
-        typer.echo("The stack is up and stays as it was started; for --debug run `tuneyard down` first.", err=True)
+        typer.echo("The stack is running, so --debug has no effect; run `tuneyard down` first.", err=True)
     return settings
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """A stop signal, at whatever point it comes, ends the block in order and the command with success.
+    """End the block in order, and the command with exit code 0, on a stop signal.
 
-    Python drops what a handler raises while a destructor runs, so the block is also told by an event.
+    Python drops what a handler raises while a destructor runs, so the yielded event is set too.
     """
     requested = threading.Event()
 
@@ -181,6 +181,6 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 def _ignore_signals() -> None:
-    """A second Ctrl-C must not leave half of the stack behind."""
+    """Ignore a second Ctrl-C, which would leave half of the stack running."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

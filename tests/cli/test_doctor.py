@@ -56,7 +56,7 @@ def test_a_machine_without_a_stack(tmp_path):
         "ports",
         "stack",
     ]
-    assert "is not running; the first use starts it" in result.output
+    assert "is not running; it starts on first use" in result.output
     assert result.output.endswith("Jobs can run on this machine.\n")
     assert not (tmp_path / "home").exists()
 
@@ -80,7 +80,7 @@ def test_a_taken_port_fails_and_names_the_setting(tmp_path):
     assert result.exit_code == 1
     assert f"FAIL  ports     Prefect needs port {port}, which is taken by pid" in result.output
     assert "-> stop that process or set TUNEYARD_PREFECT_PORT to a free port" in result.output
-    assert result.output.endswith("1 problem(s) to solve.\n")
+    assert result.output.endswith("1 problem(s) found.\n")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_packages_are_compared_with_the_constraints(tmp_path):
     installed = {"torch": "2.13.0+cu130", "fastapi": "0.151.0"}
     (missing, other) = doctor.check_packages(constraints, lambda name: installed.get(name))
 
-    assert (other.level, other.detail) == (Level.WARN, "not as tested: fastapi 0.151.0 instead of 0.150.0")
+    assert (other.level, other.detail) == (Level.WARN, "untested versions: fastapi 0.151.0 instead of 0.150.0")
     assert missing.level is Level.FAIL
     assert "transformers" in missing.detail
     assert "nobody" not in missing.detail
@@ -138,7 +138,7 @@ def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):
     (tmp_path / "file").touch()
     (found,) = doctor.check_folder(tmp_path / "file" / "home")
     assert found.level is Level.FAIL
-    assert "set TUNEYARD_HOME to a folder of yours" in found.remedy
+    assert "set TUNEYARD_HOME to a writable folder" in found.remedy
 
 
 def test_a_part_that_does_not_answer_fails():
@@ -152,7 +152,7 @@ def test_the_dtype_of_auto_is_shown():
     assert "not measured on this CPU yet" in told[0]
     assert "auto is bf16 on this CPU" in told[1]
     assert "4.0 ms in fp32, 1.0 ms in bf16" in told[1]
-    assert told[2] == "mixed_precision auto is none here, as TUNEYARD_DTYPE says"
+    assert told[2] == "mixed_precision auto is none, set by TUNEYARD_DTYPE"
 
 
 def test_proxies_are_told_of_where_there_are_any():

@@ -137,7 +137,7 @@ def test_the_doctor_finds_this_machine_and_its_stack_fit(run, api):
     findings = run("doctor", TUNEYARD_API_PORT=port).splitlines()
 
     assert findings[-1] == "Jobs can run on this machine."
-    assert f"ok    ports     the API answers on port {port}" in findings
+    assert f"ok    ports     the API runs on port {port}" in findings
     stack = [line for line in findings if line.split()[1:2] == ["stack"]]
     assert [(line.split()[0], line.split()[2]) for line in stack] == [
         ("ok", "database"), ("ok", "prefect"), ("ok", "mlflow"), ("ok", "worker"), ("ok", "work_pool"),

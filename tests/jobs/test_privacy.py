@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tuneyard_client.folders
-from cli.doctor import Level, check_rights
+from cli.doctor import Level, check_permissions
 from jobs.folders import make_home
 from jobs.privacy import find_open, tighten
 from jobs.project import PROJECT_ROOT
@@ -77,13 +77,13 @@ def test_doctor_names_what_is_open(old_home: Path, tmp_path: Path) -> None:
     outside = tmp_path / "data"
     outside.mkdir(mode=0o750)
     settings = Settings(home=old_home, data_root=outside)
-    found = list(check_rights(settings))
+    found = list(check_permissions(settings))
     assert [finding.level for finding in found] == [Level.WARN, Level.WARN]
     assert f"{old_home} (755)" in found[0].detail
     assert f"{outside} (750)" in found[1].detail
     tighten(old_home)
     outside.chmod(0o700)
-    assert [finding.level for finding in check_rights(settings)] == [Level.OK]
+    assert [finding.level for finding in check_permissions(settings)] == [Level.OK]
 
 
 def test_what_is_published_is_as_open_as_its_process_makes_files(tmp_path: Path) -> None:
