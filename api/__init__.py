@@ -1,1 +1,1 @@
-"""HTTP only: routes over `jobs.service.job_service`."""
+"""The HTTP layer: routes that call `jobs.service.job_service`."""

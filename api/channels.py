@@ -1,4 +1,4 @@
-"""What happens in the jobs that are listened to, asked for once and told to every listener."""
+"""Poll events and states of jobs once for all streams, and pass them to every listener."""
 
 import asyncio
 import functools
@@ -26,29 +26,29 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-THREADS = 4  # of all streams together, beside those of requests
+THREADS = 4  # for all event streams, apart from those of requests
 STATES_AT_ONCE = 4
-KEPT_EVENTS = 500  # of each job; who falls further behind reads the database
-WOKEN_AT_ONCE = 25  # requests are served between them
-AWAY_SECONDS = 3.0
+KEPT_EVENTS = 500  # per job; a listener that is further behind reads the database
+WAKE_BATCH = 25  # listeners woken before the event loop serves requests again
+RETRY_SECONDS = 3.0
 
 T = TypeVar("T")
 
 
 class Sent(NamedTuple):
-    """An event's id and the bytes that are sent for it; none for the end of a process, which is not told."""
+    """An event's id and the bytes to send; empty for the end of a process, which clients do not see."""
 
     id: int
     chunk: bytes
 
 
 class Channel:
-    """One job: its newest events, and its end once all of them are here."""
+    """The newest events of one job, and whether all of them have been read."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.is_over = False
-        self.is_lost = False  # nobody knows the job any more
+        self.is_lost = False  # the job no longer exists
         self.last_id: int | None = None  # of the events read; None until a listener has caught up
         self.ending_until = float("-inf")
         self.state_read_at = time.monotonic()
@@ -58,22 +58,22 @@ class Channel:
 
     @property
     def is_ending(self) -> bool:
-        """Whether its process has said that it ends: Prefect will know in a moment."""
+        """Whether the job's process has reported its end, which Prefect will know soon."""
         return time.monotonic() < self.ending_until
 
     def start_at(self, event_id: int) -> None:
-        """All events up to this one have been read by a listener."""
+        """Keep the events after this one, up to which a listener has read the database."""
         if self.last_id is None:
             self.last_id = self._floor = event_id
 
     def after(self, event_id: int) -> list[Sent] | None:
-        """The events behind this one; None when they are not all kept."""
+        """Return the events after this one; None if they are not all kept."""
         if self.last_id is None or event_id < self._floor:
             return None
         return [*takewhile(lambda sent: sent.id > event_id, reversed(self._kept))][::-1]
 
     def take(self, rows: list[JobEvent], encoded: list[Sent], is_last: bool) -> None:
-        """Keep events that were read; with `is_last` no more will come."""
+        """Keep events that were read. With `is_last` the job has ended, so there will be no more."""
         for sent in encoded:
             if len(self._kept) == KEPT_EVENTS:
                 self._floor = self._kept[0].id
@@ -85,44 +85,44 @@ class Channel:
 
 
 class EventHub:
-    """The channels of one process. Two tasks run while there are any: one asks for events, one for states.
+    """The event channels of one process. While there are any, one task polls events and one polls job states.
 
-    Neither takes a thread of those that serve requests. For use on one event loop at a time.
+    Neither uses a thread of those that serve requests. For use on one event loop at a time.
 
     Args:
-        encode: makes what is sent for an event, once for all listeners.
+        encode: Encodes an event, once for all listeners.
     """
 
     def __init__(self, encode: Callable[[JobEvent], bytes]) -> None:
         self._encode = encode
         self._channels: dict[UUID, Channel] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._hurry = asyncio.Event()
+        self._poll_now = asyncio.Event()
         self._limiter: CapacityLimiter | None = None
         self._log = SeldomLog(logger)
 
     @property
     def listeners(self) -> int:
-        """How many listen."""
+        """Number of listeners."""
         return sum(len(channel.listeners) for channel in self._channels.values())
 
     @property
-    def is_at_work(self) -> bool:
-        """Whether anything is asked for."""
+    def is_polling(self) -> bool:
+        """Whether the tasks run."""
         return bool(self._tasks)
 
     @contextmanager
     def listening(self, service: JobService, job: Job) -> Iterator[tuple[Channel, asyncio.Event]]:
-        """The channel of a job, and what is set whenever it has something new."""
+        """Yield the channel of a job, and an event that is set whenever the channel has news."""
         channel = self._channels.get(job.id)
         if channel is None:
             channel = self._channels[job.id] = Channel(job)
         listener, news = object(), asyncio.Event()
         channel.listeners[listener] = news
         if not self._tasks:
-            self._hurry = asyncio.Event()
-            self._tasks = [asyncio.create_task(self._ask_for_events(service))]
-            self._tasks.append(asyncio.create_task(self._ask_for_states(service)))
+            self._poll_now = asyncio.Event()
+            self._tasks = [asyncio.create_task(self._poll_events(service))]
+            self._tasks.append(asyncio.create_task(self._poll_states(service)))
         try:
             yield channel, news
         finally:
@@ -135,28 +135,28 @@ class EventHub:
                 self._tasks, self._limiter = [], None
 
     def encode(self, rows: list[JobEvent]) -> list[Sent]:
-        """What is sent for these."""
+        """Encode events."""
         return [Sent(row.id, b"" if row.event == "end" else self._encode(row)) for row in rows]
 
     async def read(self, service: JobService, job_id: UUID, after: int) -> list[JobEvent]:
-        """Events of a job from the database, for a listener that is behind. Raises StackError."""
+        """Read a job's events from the database, for a listener that is behind. Raises StackError."""
 
-        def ask() -> list[JobEvent]:
+        def query() -> list[JobEvent]:
             with translate_errors():
                 return read_events(service.engine, job_id, after)
 
-        return await self.run(ask)
+        return await self.run(query)
 
-    async def run(self, question: Callable[[], T]) -> T:
-        """Ask something that blocks, on a thread of the streams."""
+    async def run(self, query: Callable[[], T]) -> T:
+        """Run a blocking call on a thread of the streams."""
         self._limiter = self._limiter or CapacityLimiter(THREADS)
-        return await to_thread.run_sync(question, limiter=self._limiter)
+        return await to_thread.run_sync(query, limiter=self._limiter)
 
-    async def _ask_for_events(self, service: JobService) -> None:
+    async def _poll_events(self, service: JobService) -> None:
         while True:
             is_ending = any(channel.is_ending for channel in self._channels.values())
             await self._sleep(ENDING_POLL_SECONDS if is_ending else POLL_SECONDS)
-            await self._shielded(lambda: self._read_news(service))
+            await self._catching_errors(lambda: self._read_news(service))
 
     async def _read_news(self, service: JobService) -> None:
         channels = {job_id: c for job_id, c in self._channels.items() if c.last_id is not None and not c.is_over}
@@ -165,11 +165,11 @@ class EventHub:
         if not seen:
             return
 
-        def ask() -> News:
+        def query() -> News:
             with translate_errors():
                 return read_news(service.engine, seen)
 
-        news = await self.run(ask)
+        news = await self.run(query)
         for job_id, channel in channels.items():
             rows = news.events.get(job_id, [])
             channel.take(rows, self.encode(rows), is_last=job_id in ended)
@@ -178,23 +178,23 @@ class EventHub:
             if rows or channel.is_over:
                 await wake(channel.listeners)
             if len(rows) == BATCH_ROWS:
-                self._hurry.set()
+                self._poll_now.set()
 
-    async def _ask_for_states(self, service: JobService) -> None:
+    async def _poll_states(self, service: JobService) -> None:
         while True:
             await asyncio.sleep(ENDING_POLL_SECONDS)
-            await self._shielded(lambda: self._read_states(service))
+            await self._catching_errors(lambda: self._read_states(service))
 
     async def _read_states(self, service: JobService) -> None:
-        """Ask for the jobs that end and for the one of the others that was asked for longest ago, if two seconds ago.
+        """Read the state of jobs that are ending, and of the job read longest ago if that is STATE_SECONDS ago.
 
-        Of most ends the news from the database tell first.
+        The database reports most ends before that.
         """
         now = time.monotonic()
-        asked = [channel for channel in self._channels.values() if not channel.job.status.is_terminal]
-        asked.sort(key=lambda channel: channel.state_read_at)
-        ending = [channel for channel in asked if channel.is_ending][:STATES_AT_ONCE]
-        others = [channel for channel in asked[:1] if now - channel.state_read_at >= STATE_SECONDS]
+        running = [channel for channel in self._channels.values() if not channel.job.status.is_terminal]
+        running.sort(key=lambda channel: channel.state_read_at)
+        ending = [channel for channel in running if channel.is_ending][:STATES_AT_ONCE]
+        others = [channel for channel in running[:1] if now - channel.state_read_at >= STATE_SECONDS]
         await asyncio.gather(*(self._read_state(service, channel) for channel in {*ending, *others}))
 
     async def _read_state(self, service: JobService, channel: Channel) -> None:
@@ -205,31 +205,31 @@ class EventHub:
             channel.is_lost = True
             await wake(channel.listeners)
         if channel.job.status.is_terminal:
-            self._hurry.set()
+            self._poll_now.set()
 
-    async def _shielded(self, ask: Callable[[], Awaitable[None]]) -> None:
-        """A server that is away for a while is asked again, and no mistake ends all streams."""
+    async def _catching_errors(self, poll: Callable[[], Awaitable[None]]) -> None:
+        """Log the errors of a poll and wait, so that neither an outage nor a bug ends all streams."""
         try:
-            await ask()
+            await poll()
         except StackError as error:
-            self._log.warn(f"Streams wait: {error}")
-            await asyncio.sleep(AWAY_SECONDS)
+            self._log.warn(f"Event streams are waiting: {error}")
+            await asyncio.sleep(RETRY_SECONDS)
         except Exception:
-            logger.exception("Asking for news of jobs failed")
-            await asyncio.sleep(AWAY_SECONDS)
+            logger.exception("Could not poll the events of jobs")
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _sleep(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._hurry.wait()
+                await self._poll_now.wait()
         except TimeoutError:
             pass
-        self._hurry.clear()
+        self._poll_now.clear()
 
 
 async def wake(listeners: Mapping[object, asyncio.Event]) -> None:
-    """Tell them, some at a time."""
+    """Wake listeners in batches."""
     for number, news in enumerate([*listeners.values()], 1):
         news.set()
-        if number % WOKEN_AT_ONCE == 0:
+        if number % WAKE_BATCH == 0:
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What routes have in common: the job service, and `strict`."""
+"""Dependencies that routes share: the job service, and `strict`."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from jobs.service.job_service import JobService
 Strict = Annotated[
     bool,
     Query(
-        description="Refuse a job that names something missing or asks for what no worker can do, as far as that is "
-        "known; otherwise the answer has `warnings` beside its other keys."
+        description="Reject a job that is known to fail, because something it names is missing or no worker can run "
+        "it. Otherwise the response has `warnings`."
     ),
 ]
 
 
 def get_service(request: Request) -> JobService:
-    """The app's service; waits while the stack is starting."""
+    """The app's job service. Waits while the stack starts; raises StackError."""
     access: StackAccess = request.app.state.access
     return access.open()
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI makes of the routes, with examples, errors and keys added to every one."""
+"""The OpenAPI document: FastAPI's, with examples, errors and security schemes for every operation."""
 
 from collections.abc import AsyncIterator
 from copy import deepcopy
@@ -22,26 +22,30 @@ METHODS = ("get", "head", "post", "put", "patch", "delete")
 DESCRIPTIONS = {
     400: ("invalid_config", "lora_r: must be greater than 0, got 0", "The request is not valid"),
     401: ("unauthorized", "An API key is required: send it as Authorization: Bearer KEY", "No valid API key"),
-    403: ("forbidden", "This API key has scope read; POST needs submit", "The API key does not allow this"),
-    404: ("job_not_found", "Job 550e8400-e29b-41d4-a716-446655440000 not found", "Nothing has this id"),
-    408: ("request_timeout", "The body did not come within 60 s (TUNEYARD_BODY_TIMEOUT_SECONDS)", "Too slow"),
+    403: ("forbidden", "This API key has scope read; POST needs submit", "The API key lacks the scope"),
+    404: ("job_not_found", "Job 550e8400-e29b-41d4-a716-446655440000 not found", "Not found"),
+    408: ("request_timeout", "The body did not arrive within 60 s (TUNEYARD_BODY_TIMEOUT_SECONDS)", "Too slow"),
     409: ("training_busy", "A training job is already running. Please try again later.", "Busy"),
     413: ("body_too_large", "The body may have at most 1048576 bytes (TUNEYARD_MAX_BODY_BYTES)", "Too large"),
-    416: ("range_not_satisfiable", "Range bytes=900- begins after the file, which has 512 bytes", "No such part"),
+    416: (
+        "range_not_satisfiable",
+        "Range bytes=900- starts after the end of the file, which has 512 bytes",
+        "The range is outside the file",
+    ),
     422: ("invalid_request", "batch_size: must be greater than 0, got 0", "The request is not valid"),
-    429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Asked too often; see Retry-After"),
+    429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Too many requests; see Retry-After"),
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
 }
-# What POST makes: the key of its answer that is also the parameter of the paths that go on from there.
+# POST operations that create something: the key of the response that is a parameter of the paths for it.
 CREATED = {"/train": "job_id", "/api/sft/train": "job_id", "/api/sft/configs": "config_id"}
 SECURITY_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `tuneyard keys create`."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key from `tuneyard keys create`."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Let `app.openapi` give the whole document. Made once, when first asked for."""
+    """Make `app.openapi` return the complete document, which is built on first use."""
     make_plain = app.openapi
 
     def openapi() -> Document:
@@ -54,16 +58,16 @@ def install_openapi(app: FastAPI) -> None:
 
 
 def _keep_rendered(app: FastAPI) -> None:
-    """Render the document once: anybody may ask for it, and each time all requests would wait for that."""
-    rendered: dict[str, bytes] = {}  # by the path that a proxy puts in front
-    one_thread = CapacityLimiter(1)  # hundreds may ask before it is there
+    """Render the document once: it needs no key, and rendering it would block all requests each time."""
+    rendered: dict[str, bytes] = {}  # by the path prefix that a proxy adds
+    one_thread = CapacityLimiter(1)  # hundreds may request it before it is rendered
 
     def render(root_path: str) -> None:
         if root_path not in rendered:
             servers = {"servers": [{"url": root_path}]} if root_path else {}
             rendered[root_path] = bytes(JSONResponse(app.openapi() | servers).body)
 
-    async def answer(request: Request) -> Response:
+    async def send(request: Request) -> Response:
         root_path = request.scope.get("root_path", "").rstrip("/")
         if root_path not in rendered:
             await to_thread.run_sync(render, root_path, limiter=one_thread)
@@ -74,17 +78,17 @@ def _keep_rendered(app: FastAPI) -> None:
         )
 
     own = next(index for index, route in enumerate(app.router.routes) if getattr(route, "path", "") == app.openapi_url)
-    app.router.routes[own] = Route(str(app.openapi_url), answer, include_in_schema=False)
+    app.router.routes[own] = Route(str(app.openapi_url), send, include_in_schema=False)
 
 
 async def _cut(content: bytes) -> AsyncIterator[bytes]:
-    """In pieces: the server keeps no more of it than the next one for a client that does not read."""
+    """Split the content, so that the server buffers only one piece for a client that does not read."""
     for start in range(0, len(content), PIECE_BYTES):
         yield content[start : start + PIECE_BYTES]
 
 
 def complete(plain: Document) -> Document:
-    """FastAPI's document with the errors each operation can answer, examples, and how keys are sent."""
+    """Add the errors of each operation, examples and the security schemes to FastAPI's document."""
     document = deepcopy(plain)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -107,13 +111,16 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _without_null(parameter["schema"])
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's own shape, which nobody gets
+    responses.pop("422", None)  # FastAPI's own error shape, which is never sent
     for status in sorted(_errors(operation, path) | set(example.errors)):
         responses.setdefault(str(status), _error(status))
     for status in [status for status in responses if status.isdecimal() and int(status) in DESCRIPTIONS]:
         responses[status].setdefault("content", _error(int(status))["content"])
     if path not in PUBLIC_PATHS:
-        operation["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]  # {}: open until a key is made
+        operation["security"] = [
+            {},
+            *({name: []} for name in SECURITY_SCHEMES),
+        ]  # {}: open until a key is created
     if example.requests:
         named = {name: {"summary": name, "value": value} for name, value in example.requests.items()}
         operation["requestBody"]["content"]["application/json"]["examples"] = named
@@ -126,7 +133,7 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
 
 
 def _without_null(schema: Document) -> Document:
-    """A parameter that is left out is null to FastAPI; in a URL or a header there is no such thing."""
+    """Drop null from an optional parameter's schema: a URL or header has no null."""
     if "anyOf" not in schema:
         return schema
     kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
@@ -138,7 +145,7 @@ def _without_null(schema: Document) -> Document:
 
 
 def _links(paths: Document, name: str) -> Document:
-    """The operations on what was just made."""
+    """Link to the operations on the object that was created."""
     operations = (
         item[method] for path, item in paths.items() if f"{{{name}}}" in path for method in METHODS if method in item
     )
@@ -150,7 +157,7 @@ def _links(paths: Document, name: str) -> Document:
 
 
 def _errors(operation: Document, path: str) -> set[int]:
-    """The errors any operation of this kind can answer."""
+    """The error statuses of any operation of this kind."""
     invalid = {400} if path.startswith(SFT_PREFIX) else {422}
     if path in PUBLIC_PATHS:
         return invalid

@@ -1,4 +1,4 @@
-"""Errors as clients see them: one shape, `detail` for people, `code` for programs, `request_id` for the log."""
+"""Error responses, all of one shape: `detail` for people, `code` for programs, `request_id` for the log."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
-from api.head import OTHERWISE
+from api.head import OWN_HEAD
 from api.parameters import body_fields
 from sft.errors import InvalidConfig, TemplateNotFound, TuneyardError
 from sft.explanations import explain_problems
 
 SFT_PREFIX = "/api/sft"
-DETAIL_CHARACTERS = 4000  # what a client sent is told back to it, but not a megabyte of it
-UNREADABLE_BODY = "There was an error parsing the body"  # FastAPI's words for whatever else the parser raises
+DETAIL_CHARACTERS = 4000  # a detail quotes what the client sent, which may be a megabyte
+UNREADABLE_BODY = "There was an error parsing the body"  # FastAPI's text for other errors of the parser
 BODY_FORM = "it must be JSON in UTF-8, nested less than 900 deep, with numbers of less than 4300 digits"
 
-RETRY_SOON = {"Retry-After": "2"}  # what was away is asked again once a second
+RETRY_SOON = {"Retry-After": "2"}  # a lost server is tried again once a second
 
 CODES = {
     400: "invalid_request",
@@ -35,46 +35,45 @@ CODES = {
     416: "range_not_satisfiable",
     421: "unknown_host",
     429: "rate_limited",
-    503: "busy",  # for a moment, with all that it takes
+    503: "busy",
 }
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer errors of ours, of the router and of validation in the one shape. What nobody expected is
-    `api.requests`'s to answer."""
+    """Handle errors of Tuneyard, of the router and of validation. `api.requests` handles unexpected ones."""
 
     @app.exception_handler(TuneyardError)
-    async def answer_error(request: Request, error: TuneyardError) -> JSONResponse:
+    async def handle_error(request: Request, error: TuneyardError) -> JSONResponse:
         return describe_error(request.scope, error)
 
     @app.exception_handler(HTTPException)
-    async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            error.headers = {"Allow": ", ".join(allowed_methods(request))}  # the router names one route's only
+            error.headers = {"Allow": ", ".join(allowed_methods(request))}  # the router names one route's
         return describe_error(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
-    async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         detail = explain_request(error.errors(), request.headers.get("content-type"), body_fields(request.scope))
         return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request")
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """What the path takes by the OpenAPI document, where one that is named as it is comes before `{id}`."""
+    """The methods of a path in the OpenAPI document, where an exact path takes precedence over a template."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     paths = request.app.openapi()["paths"]
-    fitting = (item for template, item in paths.items() if compile_path(template)[0].match(path))
-    item = paths.get(path) or next(fitting, None)
+    matches = (item for template, item in paths.items() if compile_path(template)[0].match(path))
+    item = paths.get(path) or next(matches, None)
     if item is not None:
         methods = {method.upper() for method in item}
     else:
         matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
         methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
-    return sorted(methods | ({"HEAD"} if "GET" in methods and not path.endswith(OTHERWISE) else set()))
+    return sorted(methods | ({"HEAD"} if "GET" in methods and not path.endswith(OWN_HEAD) else set()))
 
 
 def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONResponse:
-    """The answer to an error that carries its status."""
+    """Build the response to an error that has a status."""
     if isinstance(error, TuneyardError):
         status = invalid_status(scope) if isinstance(error, InvalidConfig | TemplateNotFound) else error.status
         headers = RETRY_SOON if status == HTTPStatus.SERVICE_UNAVAILABLE else None
@@ -83,26 +82,26 @@ def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONRe
     if detail == UNREADABLE_BODY:
         detail, status = f"the body can't be read: {BODY_FORM}", invalid_status(scope)
     elif error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
-        detail = f"There is nothing at {scope['path']}; /docs shows what there is"
+        detail = f"{scope['path']} does not exist; /docs lists the endpoints"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{scope['path']} does not take {scope['method']}; /docs shows what it takes"
+        detail = f"{scope['path']} does not support {scope['method']}; /docs lists the endpoints"
     code = CODES.get(error.status_code, "http_error")
     return error_response(scope, status, detail, code, error.headers)
 
 
 def invalid_status(scope: Scope) -> int:
-    """What the interface in question answers to an invalid request."""
+    """The status that the request's interface documents for an invalid request."""
     return 400 if scope["path"].removeprefix(scope.get("root_path", "")).startswith(SFT_PREFIX) else 422
 
 
 def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None, fields: Sequence[str]) -> str:
-    """Every problem of a request, one a line. `fields`: those the body may have."""
+    """Explain every problem of a request, one per line. `fields` are the fields that the body may have."""
     lines, others = [], []
     for problem in problems:
         place, *within = problem["loc"]
         if problem["type"] == "json_invalid":
-            why = str(problem["ctx"]["error"]).removesuffix(" at")
-            lines.append(f"the body is not valid JSON: {why} at character {within[0]}")
+            reason = str(problem["ctx"]["error"]).removesuffix(" at")
+            lines.append(f"the body is not valid JSON: {reason} at character {within[0]}")
         elif place == "body" and not within and isinstance(problem["input"], bytes):
             lines.append(f"the body must be sent with Content-Type: application/json, got {content_type!r}")
         else:
@@ -113,7 +112,7 @@ def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | N
 def error_response(
     scope: Scope, status: int, detail: str, code: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The one shape. Text that can't be encoded, such as half of a surrogate pair, is shown escaped."""
+    """Build an error response. Text that can't be encoded, such as half of a surrogate pair, is escaped."""
     shown = detail if len(detail) <= DETAIL_CHARACTERS else detail[: DETAIL_CHARACTERS - 3] + "..."
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
     request_id = scope.get("state", {}).get("request_id")
@@ -121,5 +120,5 @@ def error_response(
 
 
 def printable(text: str) -> str:
-    """Text as a JSON string in ASCII: one line whatever it holds."""
+    """Quote text as a JSON string in ASCII, which is one line."""
     return json.dumps(text)

@@ -17,13 +17,13 @@ JOB_ID = TrainJob.example()["job_id"]
 
 @dataclass(frozen=True)
 class Example:
-    """What is shown of one operation. `errors` are those beyond what every operation can answer."""
+    """Examples of one operation. `errors` are the statuses beyond those of every operation."""
 
     summary: str | None = None
     requests: dict[str, Any] = field(default_factory=dict)
     response: Any = None
     errors: tuple[int, ...] = ()
-    other_responses: dict[str, Any] = field(default_factory=dict)  # by what is special about them
+    other_responses: dict[str, Any] = field(default_factory=dict)  # by title
 
 
 TRAIN_REQUEST = {
@@ -150,5 +150,5 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         "Could a job run now?",
         response=Readiness.example(),
     ),
-    ("GET", "/metrics"): Example("Figures for Prometheus"),
+    ("GET", "/metrics"): Example("Metrics for Prometheus"),
 }

@@ -1,13 +1,13 @@
-"""`HEAD` wherever there is `GET`: health checks and link checkers ask so, and FastAPI's routes do not answer it."""
+"""Serve `HEAD` wherever there is `GET`, which FastAPI does not; health checks and link checkers use it."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What goes on until a job has ended has no end to measure; an archive has a route of its own, which reads it once.
-OTHERWISE = ("/events", "/logs", "/adapter")
+# Streams have no length; adapters have a HEAD route that does not read the archive twice.
+OWN_HEAD = ("/events", "/logs", "/adapter")
 
 
 class HeadAsGet:
-    """ASGI middleware around the router: serves `HEAD` as `GET` and sends the headers alone."""
+    """ASGI middleware that serves `HEAD` as `GET` and sends the headers alone."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -25,10 +25,10 @@ class HeadAsGet:
         try:
             await self.app(as_get, receive, send_headers)
         finally:
-            if "route" in as_get:  # for the figures of requests
+            if "route" in as_get:  # for the request metrics
                 scope["route"] = as_get["route"]
 
 
 def is_served_as_get(scope: Scope) -> bool:
-    """Whether this is a HEAD that no route of its own takes."""
-    return scope["method"] == "HEAD" and not str(scope["path"]).endswith(OTHERWISE)
+    """Whether this is a HEAD request to a path without a HEAD route."""
+    return scope["method"] == "HEAD" and not str(scope["path"]).endswith(OWN_HEAD)

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header: a request that is sent again gets its first answer and makes no second job."""
+"""The `Idempotency-Key` header: a repeated request gets the first response and creates no second job."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ async def read_request_key(
         str | None,
         Header(
             json_schema_extra={"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": "^[ -~]+$"},
-            description="Sent again with the same body, the first answer comes again and no second job is made; "
-            "with another body, 422. Kept for 48 hours. 1 to 255 printable ASCII characters.",
+            description="A repeated key with the same body returns the first response and creates no second job; with "
+            "another body it returns 422. Kept for 48 hours. 1 to 255 printable ASCII characters.",
         ),
     ] = None,
 ) -> RequestKey | None:
-    """The request's key within its endpoint and its client; None without the header."""
+    """Read the key, scoped to endpoint and client; None without the header. Raises RequestValidationError."""
     if idempotency_key is None:
         return None
     is_printable = idempotency_key.isascii() and idempotency_key.isprintable()
@@ -38,7 +38,7 @@ async def read_request_key(
 
 
 def _canonical(body: bytes) -> bytes:
-    """The body without what does not matter in JSON: the order of keys, and white space."""
+    """Normalize JSON: sort keys and drop white space."""
     try:
         return json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""How the OpenAPI document shows the configuration of a job, which the wire models know as plain values only."""
+"""Add a job's configuration to the OpenAPI document; the wire models have it as plain values only."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ Schemas = dict[str, Any]
 
 
 class UnreadConfig(BaseModel):
-    """What a job that was made elsewhere, such as in the Prefect UI, has for a configuration that is not valid."""
+    """The invalid configuration of a job that was created elsewhere, such as in the Prefect UI."""
 
     model_config = ConfigDict(extra="allow")
 
 
-# A job's effective values: the fields of a request, but for those that stand beside `config`.
-TrainConfig: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
+# A job's effective values: the fields of a request but those outside `config`.
+TrainConfig: type[BaseModel] = create_model(  # type: ignore[call-overload]  # fields made at run time
     "TrainConfig",
     __config__=ConfigDict(protected_namespaces=()),
-    __doc__="The effective values of a job, in the Training API's words.",
+    __doc__="The effective values of a job, with the Training API's field names.",
     **{
         name: (field.annotation, ...)
         for name, field in wire_fields(TrainingRequest).items()
@@ -31,7 +31,7 @@ TrainConfig: type[BaseModel] = create_model(  # type: ignore[call-overload]  # w
 
 
 def show_configs(schemas: Schemas) -> None:
-    """Name the fields of the configuration in the schemas of both interfaces' jobs."""
+    """Add the configuration's fields to the job schemas of both APIs."""
     for job, config in (("TrainJob", TrainConfig), ("SftJob", SFTConfig)):
         for model in (config, UnreadConfig):
             schemas[model.__name__] = model.model_json_schema(mode="serialization")

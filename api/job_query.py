@@ -1,4 +1,4 @@
-"""What both lists of jobs can be asked: filters and pages. With no parameter they show everything, as documented."""
+"""Query parameters of both job lists: filters and pages. Without any, a list has all jobs, as documented."""
 
 import re
 from collections.abc import Mapping
@@ -32,28 +32,28 @@ _TIME = WithJsonSchema(
 )
 
 Model = Annotated[PathText | None, Query(description="Jobs on this base model.")]
-Adapter = Annotated[Name | None, Query(description="Jobs that make this adapter, by its name in the registry.")]
+Adapter = Annotated[Name | None, Query(description="Jobs that train this adapter, by its name in the registry.")]
 Dataset = Annotated[PathText | None, Query(description="Jobs on this dataset: `name` or `name@revision`.")]
 After = Annotated[
-    Annotated[str, _TIME] | None, Query(description="Jobs of this time or later: ISO 8601 or epoch seconds.")
+    Annotated[str, _TIME] | None, Query(description="Jobs created at this time or later: ISO 8601 or epoch seconds.")
 ]
 Before = Annotated[
-    Annotated[str, _TIME] | None, Query(description="Jobs of this time or earlier: ISO 8601 or epoch seconds.")
+    Annotated[str, _TIME] | None, Query(description="Jobs created at this time or earlier: ISO 8601 or epoch seconds.")
 ]
 Metadata = Annotated[
     Annotated[list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ":"})]], Field(max_length=MAX_PAIRS)]
     | None,
-    Query(description="`key:value`, several times for several pairs; or `metadata.KEY=VALUE`."),
+    Query(description="`key:value`, repeated for several pairs; or `metadata.KEY=VALUE`."),
 ]
 IdPrefix = Annotated[
     Annotated[str, Matching(PATTERN, RULE)] | None,
-    Query(description="Those whose ids begin so, 4 characters at least; of jobs the 200 that come last by their ids."),
+    Query(description="Prefix of the id, at least 4 characters. Jobs: only the last 200 by id."),
 ]
 Limit = Annotated[
     int | None,
-    Query(ge=1, le=PAGE_SIZE, description=f"Jobs a page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
+    Query(ge=1, le=PAGE_SIZE, description=f"Jobs per page; all if unset. `{CURSOR_HEADER}` and `Link` name the next."),
 ]
-PageCursor = Annotated[str | None, Query(description=f"Where the page starts: `{CURSOR_HEADER}` of the one before.")]
+PageCursor = Annotated[str | None, Query(description=f"Start of the page: `{CURSOR_HEADER}` of the previous one.")]
 
 
 def read_filters(
@@ -66,7 +66,7 @@ def read_filters(
     metadata: Metadata = None,
     id_prefix: IdPrefix = None,
 ) -> JobFilters:
-    """The filters of a list's query, but for the status, whose words differ. Raises RequestValidationError."""
+    """Read all filters but the status, whose names differ between the APIs. Raises RequestValidationError."""
     return JobFilters(
         model=model,
         adapter=adapter,
@@ -78,13 +78,13 @@ def read_filters(
     )
 
 
-def statuses_of(word: str | None, words: Mapping[JobStatus, str]) -> frozenset[JobStatus] | None:
-    """The statuses a word of an interface stands for; None for all."""
-    return None if word is None else frozenset(status for status, known in words.items() if known == word)
+def statuses_of(name: str | None, names: Mapping[JobStatus, str]) -> frozenset[JobStatus] | None:
+    """The statuses that an API's status name stands for; None for all."""
+    return None if name is None else frozenset(status for status, known in names.items() if known == name)
 
 
 def announce_next_page(request: Request, response: Response, cursor: str | None) -> None:
-    """Say in headers where the next page is, so that the body keeps its documented shape."""
+    """Set headers that name the next page; the body keeps its documented shape."""
     if cursor is not None:
         response.headers[CURSOR_HEADER] = cursor
         response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
@@ -104,7 +104,7 @@ def _read_metadata(request: Request, pairs: list[str]) -> list[tuple[str, str]]:
 
 
 def _read_time(name: str, text: str | None) -> datetime | None:
-    """ISO 8601 (UTC if it names no zone) or epoch seconds."""
+    """Parse ISO 8601 (UTC if it has no zone) or epoch seconds. Raises RequestValidationError."""
     if text is None:
         return None
     try:
@@ -118,5 +118,5 @@ def _read_time(name: str, text: str | None) -> datetime | None:
         raise _invalid(name, "must be a time, as ISO 8601 or epoch seconds", text) from error
 
 
-def _invalid(name: str, why: str, value: Any) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("query", name), "msg": why, "input": value}])
+def _invalid(name: str, reason: str, value: Any) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("query", name), "msg": reason, "input": value}])

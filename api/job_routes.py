@@ -1,4 +1,4 @@
-"""What can be had of one job beside its status: events, log, metrics, checkpoints, adapter; the same in both APIs."""
+"""Events, log, metrics, checkpoints, adapter and deliveries of a job; the same in both APIs."""
 
 import base64
 import itertools
@@ -36,13 +36,13 @@ TAR = "application/x-tar"
 
 
 def find_job(job_id: str, service: Service) -> Job:
-    """The job of the path; an unknown one is answered with 404 before anything is streamed."""
+    """Find the job of the path. Raises JobNotFound, before anything is streamed."""
     return service.get(job_id)
 
 
 FoundJob = Annotated[Job, Depends(find_job)]
 EventId = Annotated[str, Matching("^([0-9]{1,18}|end)?$", "must be the id of an event of this job, or end")]
-LastEventId = Annotated[EventId | None, Header(description="The id of the last event that was received.")]
+LastEventId = Annotated[EventId | None, Header(description="The id of the last event received.")]
 Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Number of lines from the end; all if unset.")]
 
 resources = APIRouter()
@@ -54,9 +54,9 @@ resources = APIRouter()
     responses={
         200: {
             "content": {"text/event-stream": {"itemSchema": JobEvent.model_json_schema()}},
-            "description": "Events as they come.",
+            "description": "A stream of events.",
         },
-        204: {"description": "`Last-Event-ID` was `end`: there is nothing more to come."},
+        204: {"description": "`Last-Event-ID` was `end`: there are no more events."},
     },
 )
 async def stream_events(
@@ -64,13 +64,13 @@ async def stream_events(
 ) -> Response:
     """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint` and, last, `end`.
 
-    All events from the beginning, or those behind `Last-Event-ID`; then the new ones until the job has ended. `step`
-    comes at most once a second. A comment is sent every 15 seconds in which nothing happens.
+    Sends all events, or those after `Last-Event-ID`, then new ones until the job has ended: `step` at most once a
+    second, and a comment after every 15 seconds without an event.
     """
     if last_event_id == END_ID:
-        return Response(status_code=204)  # which tells a browser's EventSource not to come again
-    words = SFT_STATUS_NAMES if request.url.path.startswith(SFT_PREFIX) else TRAIN_STATUS_NAMES
-    events = send_events(request.app.state.streams, service, job, int(last_event_id or 0), words)
+        return Response(status_code=204)  # with 204 a browser's EventSource does not reconnect
+    names = SFT_STATUS_NAMES if request.url.path.startswith(SFT_PREFIX) else TRAIN_STATUS_NAMES
+    events = send_events(request.app.state.streams, service, job, int(last_event_id or 0), names)
     return _stream(request, events, "text/event-stream")
 
 
@@ -80,7 +80,7 @@ async def stream_events(
     responses={
         200: {
             "content": {"text/plain": {"schema": {"type": "string"}}, NDJSON: {"schema": {"type": "string"}}},
-            "description": "A line a record, line breaks within one escaped.",
+            "description": "One line per record; line breaks in a record are escaped.",
         }
     },
 )
@@ -89,10 +89,10 @@ async def get_logs(
     job: FoundJob,
     service: Service,
     tail: Tail = None,
-    follow: Annotated[bool, Query(description="Go on until the job has ended.")] = False,
-    format: Annotated[Literal["text", "json"] | None, Query(description="`json`: one object a line.")] = None,
+    follow: Annotated[bool, Query(description="Stream new lines until the job has ended.")] = False,
+    format: Annotated[Literal["text", "json"] | None, Query(description="`json`: one object per line.")] = None,
 ) -> Response:
-    """The job's log, oldest line first: as text, or with `format=json` or `Accept: application/json` as JSON lines."""
+    """Get the log, oldest line first, as text, or with `format=json` or `Accept: application/json` as JSON lines."""
     as_json = _wants(request, format, "json", ("application/json", NDJSON))
     write = _write_json if as_json else LogLine.to_text
     media_type = NDJSON if as_json else "text/plain; charset=utf-8"
@@ -109,7 +109,7 @@ async def get_logs(
     responses={
         200: {
             "content": {"text/csv": {"schema": {"type": "string"}}},
-            "description": "Series of (step, value) by metric, or one line a step.",
+            "description": "(step, value) pairs by metric, or one line per step.",
         }
     },
 )
@@ -117,9 +117,9 @@ def get_metrics(
     request: Request,
     job: FoundJob,
     service: Service,
-    format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line a step.")] = None,
+    format: Annotated[Literal["json", "csv"] | None, Query(description="`csv`: one line per step.")] = None,
 ) -> Response | Metrics:
-    """`loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
+    """Get `loss, learning_rate, grad_norm, tokens_per_second` of every step, `eval_loss` of every evaluation."""
     with translate_errors():
         series = read_series(service.engine, job.id)
     if _wants(request, format, "csv", ("text/csv",)):
@@ -129,7 +129,7 @@ def get_metrics(
 
 @resources.get("/{job_id}/checkpoints")
 def get_checkpoints(job: FoundJob, service: Service) -> Checkpoints:
-    """The checkpoints that are kept: `step, path, time, bytes, complete`."""
+    """List the job's stored checkpoints: `step, path, time, bytes, complete`."""
     with translate_errors():
         found = list_checkpoints(service.settings, service.engine, job)
     return Checkpoints(checkpoints=[respond(Checkpoint, one) for one in found])
@@ -137,20 +137,20 @@ def get_checkpoints(job: FoundJob, service: Service) -> Checkpoints:
 
 @resources.get("/{job_id}/deliveries")
 def get_deliveries(job: FoundJob, service: Service) -> Deliveries:
-    """What the job's webhook has been told and is still to be told, with every attempt."""
+    """List the job's webhook deliveries, sent and pending, with every attempt."""
     with translate_errors():
         return Deliveries(deliveries=[delivery_view(delivery) for delivery in list_deliveries(service.engine, job.id)])
 
 
 @resources.post("/{job_id}/deliveries/{delivery_id}/resend")
 def resend_delivery(job: FoundJob, delivery_id: str, service: Service) -> Delivery:
-    """Call the webhook again, now and, while it fails, for another three days. The `webhook-id` stays the same."""
+    """Send a delivery again, with retries for another three days. The `webhook-id` stays the same."""
     with translate_errors():
         return delivery_view(resend(service.engine, job.id, delivery_id))
 
 
 def delivery_view(delivery: WebhookDelivery) -> Delivery:
-    """A delivery as clients see it."""
+    """Build the response for a delivery."""
     return respond(
         Delivery,
         {
@@ -176,9 +176,9 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
             "content": {TAR: {"schema": {"type": "string", "format": "binary"}}},
             "description": "A tar archive; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
         },
-        206: {"description": "The part of it that `Range` asks for.", "content": {TAR: {}}},
+        206: {"description": "The requested `Range` of the archive.", "content": {TAR: {}}},
         409: {"description": "The job has not completed."},
-        416: {"description": "The archive ends before the part that `Range` asks for."},
+        416: {"description": "`Range` starts after the end of the archive."},
     },
 )
 def get_adapter(
@@ -186,10 +186,10 @@ def get_adapter(
     service: Service,
     wanted: Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")] = None,
     only_of: Annotated[
-        str | None, Header(alias="If-Range", description="`ETag` of the archive that was begun with.")
+        str | None, Header(alias="If-Range", description="`ETag` of the archive that the client has a part of.")
     ] = None,
 ) -> Response:
-    """The trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
+    """Download the trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
     download = prepare_download(service.settings, job)
     headers, size = _describe_download(download), download.archive.size
     part = read_range(wanted, only_of, headers["ETag"], size)
@@ -197,7 +197,7 @@ def get_adapter(
     if part:
         headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
     chunks = download.archive.read(start, stop)
-    first = next(chunks)  # opens the files: one that is gone is an answer still, not a connection that breaks
+    first = next(chunks)  # opens the files: a missing one is an error response, not a broken connection
     status = 206 if part else 200
     return StreamingResponse(itertools.chain([first], chunks), status, headers, TAR)
 
@@ -206,12 +206,12 @@ def get_adapter(
     "/{job_id}/adapter",
     response_class=Response,
     responses={
-        200: {"description": "The headers of the archive: its length and its SHA-256."},
+        200: {"description": "The headers of the archive, with its length and SHA-256."},
         409: {"description": "The job has not completed."},
     },
 )
 def describe_adapter(job: FoundJob, service: Service) -> Response:
-    """Length and checksum of the archive without its bytes."""
+    """Get the length and checksum of the archive without its content."""
     headers = _describe_download(prepare_download(service.settings, job))
     return Response(media_type=TAR, headers=headers)
 
@@ -228,7 +228,7 @@ def _describe_download(download: Download) -> dict[str, str]:
 
 
 def _plain_name(name: str) -> str:
-    """As a header may have it: the name comes from what a worker reported."""
+    """Replace characters that are not safe in a header: the name comes from a worker's report."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
@@ -238,7 +238,7 @@ def _stream(request: Request, content: AsyncIterator[Any], media_type: str) -> R
 
 
 def _wants(request: Request, chosen: str | None, name: str, media_types: tuple[str, ...]) -> bool:
-    """Whether this form was asked for, by `format` or else by `Accept`."""
+    """Whether this format was requested, by `format` or else by `Accept`."""
     accepted = request.headers.get("accept", "").lower()
     return chosen == name if chosen else any(media_type in accepted for media_type in media_types)
 

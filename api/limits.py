@@ -1,4 +1,4 @@
-"""How much a client may send at once and how often it may ask."""
+"""Limits on request bodies, request rates, and what a client may have open at once."""
 
 import math
 import time
@@ -19,13 +19,14 @@ from api.auth import is_public
 from sft.errors import InvalidConfig
 
 RETRY_SECONDS = 5
-LEAST_STEP_SECONDS = 1.0  # less is a clock being kept right
+MIN_CLOCK_STEP_SECONDS = 1.0  # smaller steps are NTP's corrections
 
 
 class BodyLimit:
-    """ASGI middleware: a body longer than `max_bytes` gets 413, counted as it comes and never read further.
+    """ASGI middleware that limits request bodies.
 
-    One that has not come after `timeout_seconds` gets 408.
+    A body longer than `max_bytes` gets 413, and the rest is not read. One that takes longer than `timeout_seconds`
+    gets 408.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
@@ -34,18 +35,18 @@ class BodyLimit:
         self.timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises HTTPException 413 or 408 into whoever reads the body, or 413 if it is announced."""
+        """Serve one request. Raises HTTPException 413 for its Content-Length, or 413 or 408 when the body is read."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("Content-Length", "")
-        if announced.isdecimal() and int(announced) > self.max_bytes:
+        length = Headers(scope=scope).get("Content-Length", "")
+        if length.isdecimal() and int(length) > self.max_bytes:
             raise self._too_large()
         read_bytes, is_whole, deadline = 0, False, None
 
         async def receive_counted() -> Message:
             nonlocal read_bytes, is_whole, deadline
-            if is_whole:  # what may come now is that the client goes
+            if is_whole:  # the next message is the client's disconnect
                 return await receive()
             deadline = deadline or time.monotonic() + self.timeout_seconds
             try:
@@ -63,28 +64,28 @@ class BodyLimit:
 
     def _too_slow(self) -> HTTPException:
         seconds = f"{self.timeout_seconds:g} s"
-        detail = f"The body did not come within {seconds} (TUNEYARD_BODY_TIMEOUT_SECONDS)"
+        detail = f"The body did not arrive within {seconds} (TUNEYARD_BODY_TIMEOUT_SECONDS)"
         return HTTPException(408, detail, {"Connection": "close"})
 
     def _too_large(self) -> HTTPException:
         detail = f"The body may have at most {self.max_bytes} bytes (TUNEYARD_MAX_BODY_BYTES)"
-        return HTTPException(413, detail, {"Connection": "close"})  # else the server would read what is left
+        return HTTPException(413, detail, {"Connection": "close"})  # else the server would read the rest
 
 
 class RequestCounter:
-    """Counts the requests of each client over a moving window, in this process: with several, each allows as much."""
+    """Count the requests of each client over a moving window. Each process counts by itself."""
 
     def __init__(
         self, limit: RateLimitItem, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
     ) -> None:
         self.limit = limit
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._wall, self._steady = wall, steady  # the limiter counts by the clock that may be set
+        self._wall, self._steady = wall, steady  # the limiter uses the wall clock
         self._offset = wall() - steady()
 
     def count(self, client: str) -> None:
-        """Count one request. Raises HTTPException 429 with Retry-After once there are too many."""
-        self._forget_what_is_to_come()
+        """Count one request. Raises HTTPException 429 with Retry-After if there are too many."""
+        self._reset_after_clock_step()
         if self.limiter.hit(self.limit, client):
             return
         reset_time = self.limiter.get_window_stats(self.limit, client).reset_time
@@ -92,20 +93,20 @@ class RequestCounter:
         detail = f"At most {self.limit}; try again in {seconds} s"
         raise HTTPException(429, detail, {"Retry-After": str(seconds)})
 
-    def _forget_what_is_to_come(self) -> None:
-        """After the clock was set back, requests of before would count until it is there again."""
+    def _reset_after_clock_step(self) -> None:
+        """Drop the counts if the clock was set back, since earlier requests would count for that much longer."""
         offset = self._wall() - self._steady()
-        if self._offset - offset >= LEAST_STEP_SECONDS:
+        if self._offset - offset >= MIN_CLOCK_STEP_SECONDS:
             self.limiter.storage.reset()
         self._offset = offset
 
 
 class ClientLimit:
-    """Counts what each key, or each address where none is needed, has open at once, and all together.
+    """Limit what each client (key, or address if no key is required) has open at once, and the total.
 
     Args:
-        too_many: what to say to a client that has `per_client` open.
-        full: what to say to everybody when `total` are open.
+        too_many: Detail of the error if a client has `per_client` open.
+        full: Detail of the error if `total` are open.
     """
 
     def __init__(self, per_client: int, total: int, too_many: str, full: str) -> None:
@@ -122,7 +123,7 @@ class ClientLimit:
 
     @contextmanager
     def held(self, client: str) -> Iterator[None]:
-        """One more of this client's. Raises HTTPException 429, or 503 when all clients have too many."""
+        """Count one more of this client's during the block. Raises HTTPException 429, or 503 at `total`."""
         headers = {"Retry-After": str(RETRY_SECONDS)}
         if self._open[client] >= self.per_client:
             raise HTTPException(429, self.too_many, headers)
@@ -138,7 +139,7 @@ class ClientLimit:
 
 
 class RateLimit:
-    """ASGI middleware behind authentication: a client that asks too often gets 429."""
+    """ASGI middleware inside authentication that limits the request rate of each client."""
 
     def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
         self.app = app
@@ -152,9 +153,9 @@ class RateLimit:
 
 
 class RefusalLimit:
-    """ASGI middleware around authentication: who is refused too often gets 429 in place of 401.
+    """ASGI middleware around authentication that responds 429 instead of 401 after too many refusals of an address.
 
-    Counted by address. Valid keys go through all the same: theirs may be the address of others, too.
+    Valid keys still pass, since several clients may share an address.
     """
 
     def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
@@ -172,20 +173,20 @@ class RefusalLimit:
 
 
 def client_name(scope: Scope) -> str:
-    """Whose requests are counted together."""
+    """The client that a request is counted for: its key, or else its address."""
     known = scope.get("state", {}).get("client")
     return f"key {known.key_id}" if known else address_name(scope)
 
 
 def address_name(scope: Scope) -> str:
-    """Whose address a request comes from."""
+    """The address that a request is counted for."""
     address = scope.get("client")
     return f"address {address[0]}" if address else "address unknown"
 
 
 def parse_rate_limit(text: str) -> RateLimitItem:
-    """A limit such as `600/minute`. Raises InvalidConfig."""
+    """Parse a limit such as `600/minute`. Raises InvalidConfig."""
     try:
         return parse(text)
     except ValueError as error:
-        raise InvalidConfig(f"rate_limit must be such as 600/minute, got {text!r}") from error
+        raise InvalidConfig(f"rate_limit must be a rate such as 600/minute, got {text!r}") from error

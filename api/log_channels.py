@@ -1,4 +1,4 @@
-"""The logs that are followed: each is asked for once a second, whoever follows it."""
+"""Poll the log of each followed job once a second, for all streams that follow it."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from uuid import UUID
 from anyio import CapacityLimiter, to_thread
 from prefect.client.schemas.objects import Log
 
-from api.channels import AWAY_SECONDS, wake
+from api.channels import RETRY_SECONDS, wake
 from jobs.errors import JobNotFound
 from jobs.results.logs import LogFeed
 from jobs.sanitizing.log_lines import SeldomLog
@@ -22,9 +22,9 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-THREADS = 4  # of all followed logs together, beside those of requests and of events
+THREADS = 4  # for all followed logs, apart from those of requests and of events
 POLL_SECONDS = 1.0
-KEPT_LINES = 2000  # of each job; who falls further behind asks Prefect
+KEPT_LINES = 2000  # per job; a listener that is further behind reads from Prefect
 
 T = TypeVar("T")
 
@@ -33,25 +33,25 @@ class LogChannel:
     """The newest lines of one job's log, and whether more may come."""
 
     def __init__(self) -> None:
-        self.position = 0  # how many lines have come
+        self.position = 0  # number of lines read
         self.is_over = False
         self.listeners: dict[object, asyncio.Event] = {}
         self.task: asyncio.Task[None] | None = None
         self._kept: deque[Log] = deque(maxlen=KEPT_LINES)
 
     def add(self, logs: list[Log]) -> None:
-        """Keep what has come."""
+        """Keep lines that were read."""
         self._kept.extend(logs)
         self.position += len(logs)
 
     def after(self, position: int) -> list[Log] | None:
-        """What has come since; None when it is not all kept."""
+        """Return the lines after a position; None if they are not all kept."""
         behind = self.position - position
         return None if behind > len(self._kept) else [*islice(self._kept, len(self._kept) - behind, None)]
 
 
 class LogHub:
-    """The channels of one process, each with a task that asks for its job's log. For one event loop at a time."""
+    """The log channels of one process, each with a task that polls. For use on one event loop at a time."""
 
     def __init__(self) -> None:
         self._channels: dict[UUID, LogChannel] = {}
@@ -60,16 +60,16 @@ class LogHub:
 
     @property
     def listeners(self) -> int:
-        """How many listen."""
+        """Number of listeners."""
         return sum(len(channel.listeners) for channel in self._channels.values())
 
     @contextmanager
     def listening(self, service: JobService, job: Job) -> Iterator[tuple[LogChannel, asyncio.Event]]:
-        """The channel of a job, and what is set whenever it has something new."""
+        """Yield the channel of a job, and an event that is set whenever the channel has news."""
         channel = self._channels.get(job.id)
         if channel is None:
             channel = self._channels[job.id] = LogChannel()
-            channel.task = asyncio.create_task(self._ask(channel, LogFeed(service, job)))
+            channel.task = asyncio.create_task(self._poll(channel, LogFeed(service, job)))
         listener, news = object(), asyncio.Event()
         channel.listeners[listener] = news
         try:
@@ -83,12 +83,12 @@ class LogHub:
             if not self._channels:
                 self._limiter = None
 
-    async def run(self, question: Callable[[], T]) -> T:
-        """Ask something that blocks, on a thread of the logs."""
+    async def run(self, query: Callable[[], T]) -> T:
+        """Run a blocking call on a thread of the logs."""
         self._limiter = self._limiter or CapacityLimiter(THREADS)
-        return await to_thread.run_sync(question, limiter=self._limiter)
+        return await to_thread.run_sync(query, limiter=self._limiter)
 
-    async def _ask(self, channel: LogChannel, feed: LogFeed) -> None:
+    async def _poll(self, channel: LogChannel, feed: LogFeed) -> None:
         while not channel.is_over:
             pause = POLL_SECONDS
             try:
@@ -101,9 +101,9 @@ class LogHub:
                 channel.is_over = True
                 await wake(channel.listeners)
             except StackError as error:
-                self._log.warn(f"Followed logs wait: {error}")
-                pause = AWAY_SECONDS
+                self._log.warn(f"Log streams are waiting: {error}")
+                pause = RETRY_SECONDS
             except Exception:
-                logger.exception("Asking for a job's log failed")
-                pause = AWAY_SECONDS
+                logger.exception("Could not poll a job's log")
+                pause = RETRY_SECONDS
             await asyncio.sleep(pause)

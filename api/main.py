@@ -1,4 +1,4 @@
-"""Makes the FastAPI app that serves both documented interfaces over one kind of job."""
+"""Build the FastAPI app, which serves both documented interfaces over the same jobs."""
 
 import functools
 import importlib.metadata
@@ -42,9 +42,9 @@ from sft.errors import StackError
 logger = logging.getLogger(__name__)
 
 READINESS_TTL_SECONDS = 1.0
-REQUEST_THREADS = 200  # most wait for a server; anyio's 40 are soon all waiting for one that does not answer
+REQUEST_THREADS = 200  # anyio's 40 would soon all wait for a server that does not respond
 JOB_COUNTS_TTL_SECONDS = 10.0
-ANSWER_SECONDS = 5.0  # for the 408 of a request whose body is late, before its connection is cut
+RESPONSE_SECONDS = 5.0  # to send 408 for a late body, before the connection is closed
 EXPOSED_HEADERS = (
     "Retry-After",
     "Link",
@@ -57,19 +57,19 @@ EXPOSED_HEADERS = (
 
 
 def create_guarded_app(settings: Settings | None = None) -> ConnectionGuard:
-    """The app with its server's connections looked after: for this, what FastAPI lets no middleware see is needed."""
+    """Build the app with limits on the server's connections, which a FastAPI middleware can't see."""
     settings = settings or Settings()
     return ConnectionGuard(create_app(settings), find_limits(settings))
 
 
 def find_limits(settings: Settings) -> ConnectionLimits:
-    """How many connections this process may have, and how slow they may be."""
-    body_seconds = settings.body_timeout_seconds + ANSWER_SECONDS
+    """Limits on the number and the slowness of this process's connections."""
+    body_seconds = settings.body_timeout_seconds + RESPONSE_SECONDS
     return limits_for(raise_descriptor_limit(), settings.max_connections, body_seconds)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The app. The local stack starts beside it, in the background; a request that needs it waits."""
+    """Build the app. It starts the local stack in the background; requests that need the stack wait for it."""
     settings = settings or Settings()
     app = FastAPIOffline(
         title="Tuneyard",
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_warm_up,
         dependencies=[Depends(check_values), Depends(check_parameters)],
         static_url="/docs/assets",
-        redoc_url=None,  # its page fetches a logo from its makers
+        redoc_url=None,  # ReDoc's page loads a logo from the internet
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
         swagger_ui_parameters={"validatorUrl": None},  # which would send the schema to a public validator
     )
@@ -97,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Snapshot(lambda: count_jobs(settings), JOB_COUNTS_TTL_SECONDS), app.state.readiness
     )
     install_error_handlers(app)
-    # Routes are tried one after the other: those that are asked for every few seconds come first.
+    # Routes are matched in order, so the ones that are polled come first.
     for router in (health.router, plan_routes.router, train_routes.router, sft_routes.router, job_routes.router):
         app.include_router(router)
     install_openapi(app)
@@ -106,7 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """From the innermost to the outermost: each one added wraps those before it."""
+    """Add middleware from the innermost to the outermost."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
     counter = RequestCounter(parse_rate_limit(settings.rate_limit)) if settings.rate_limit else None
@@ -123,7 +123,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     if counter:
         app.add_middleware(RefusalLimit, counter=counter)
     app.add_middleware(RequestRecorder, metrics=app.state.metrics)
-    if settings.cors_origins:  # outermost: a page must be able to read errors too
+    if settings.cors_origins:  # outermost, so that pages can read errors too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -151,7 +151,7 @@ def _open(app: FastAPI) -> None:
         app.state.access.open()
         warn_if_open_to_others(app.state.keys.refresh(None), app.state.settings)
     except StackError as error:
-        logger.error("The local stack did not start: %s", error)  # the next request tries again and answers 503
+        logger.error("The local stack did not start: %s", error)  # the next request tries again, or responds 503
         return
     try:
         if app.state.settings.keep_planner:

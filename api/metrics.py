@@ -1,7 +1,7 @@
-"""Figures for Prometheus.
+"""Metrics for Prometheus.
 
-They are of this process; with several, each has its own. With `PROMETHEUS_MULTIPROC_DIR` set before they start, an
-empty folder that they share, prometheus-client keeps the figures there and each process tells those of all.
+Each process has its own, unless `PROMETHEUS_MULTIPROC_DIR` names an empty folder that the processes share:
+prometheus-client keeps the metrics there, and each process reports the sum.
 """
 
 import os
@@ -36,7 +36,7 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0,
 
 
 class Snapshot(Generic[T]):
-    """A value that is read again only once it is older than `ttl_seconds`, by one thread at a time."""
+    """Cache a value for `ttl_seconds`. One thread at a time reads it."""
 
     def __init__(self, read: Callable[[], T], ttl_seconds: float) -> None:
         self._read = read
@@ -45,7 +45,7 @@ class Snapshot(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self) -> T:
-        """The value. Raises what reading raises."""
+        """Return the cached value, or read it. Raises what `read` raises."""
         with self._lock:
             if self._value is None or time.monotonic() - self._value[0] > self._ttl_seconds:
                 value = self._read()
@@ -54,15 +54,15 @@ class Snapshot(Generic[T]):
 
 
 class ServiceMetrics:
-    """What is counted of requests, and what is looked up when Prometheus asks."""
+    """Request metrics, counted here, and metrics of the stack, read at each scrape."""
 
     def __init__(self, jobs: Snapshot[dict[str, int]], readiness: Snapshot[dict[str, PartCheck]]) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "route", "status")
-        self._requests = Counter("tuneyard_http_requests", "Requests answered.", labels, registry=self.registry)
+        self._requests = Counter("tuneyard_http_requests", "Requests served.", labels, registry=self.registry)
         self._seconds = Histogram(
             "tuneyard_http_response_start_seconds",
-            "Seconds from a request until its answer begins.",
+            "Seconds from a request to the start of its response.",
             labels[:2],
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
@@ -73,47 +73,47 @@ class ServiceMetrics:
             collector(registry=self.registry)
 
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one request, under its route's template, so that ids in paths make no new series."""
+        """Count one request by its route's template, since ids in paths would create new series."""
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = route_template(scope)
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
     def render(self) -> bytes:
-        """All of it in Prometheus' text format; of several processes without what is only one's, such as memory."""
+        """Render all metrics in Prometheus' text format; with a shared folder without metrics of a single process."""
         if not os.environ.get(SHARED_FOLDER):
             return generate_latest(self.registry)
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        together.register(self._stack)
-        return generate_latest(together)
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        shared.register(self._stack)
+        return generate_latest(shared)
 
 
 def route_template(scope: Scope) -> str:
-    """Such as `/train/{job_id}`; what no route took is all one."""
+    """The route's path, such as `/train/{job_id}`; `(none)` if no route matched."""
     path = getattr(scope.get("route"), "path", None)
     return str(path) if path else "(none)"
 
 
 class _StackCollector(Collector):
-    """Jobs by status and the parts' readiness, looked up when asked. What can't be known is left out."""
+    """Jobs by status and the parts' readiness, read at each scrape. What can't be read is omitted."""
 
     def __init__(self, jobs: Snapshot[dict[str, int]], readiness: Snapshot[dict[str, PartCheck]]) -> None:
         self._jobs = jobs
         self._readiness = readiness
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Nothing: the registry must not look anything up when this is registered."""
+        """Return nothing, else the registry would call `collect` when this is registered."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Look everything up."""
+        """Read the values."""
         try:
             readiness = self._readiness.get()
         except StackError:
             readiness = {}
         parts = {name: float(check.ok) for name, check in readiness.items()}
-        yield _gauge("tuneyard_part_ready", "Whether a part that jobs need answers.", "part", parts)
+        yield _gauge("tuneyard_part_ready", "Whether a part that jobs need responds.", "part", parts)
         try:
             jobs = self._jobs.get() if readiness and readiness["prefect"].ok else {}
         except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""Query parameters that a route does not take, or that are given more often than they count, are refused by name."""
+"""Reject query parameters that are unknown, or repeated where only one value counts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from sft.explanations import MOST_PROBLEMS, find_nearest
 
 
 async def check_parameters(request: Request) -> None:
-    """Refuse what the route would not look at. For every route. Raises RequestValidationError."""
+    """Reject parameters that the route would ignore. A dependency of all routes. Raises RequestValidationError."""
     if not request.query_params:
         return
     route: APIRoute = request.scope["route"]
-    known = _query_parameters(_Once(route))
+    known = _query_parameters(_RouteKey(route))
     problems = []
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if "metadata" in known and name.startswith(METADATA_PREFIX):
@@ -33,8 +33,8 @@ async def check_parameters(request: Request) -> None:
         else:
             takes_several = known[name]
         if count > 1 and not takes_several:
-            problems.append(f"{name} must be given once, got it {count} times")
-        if len(problems) > MOST_PROBLEMS:  # a URL has room for thousands, and looking for what was meant takes time
+            problems.append(f"{name} must be given once, got {count} values")
+        if len(problems) > MOST_PROBLEMS:  # a URL may have thousands, and each look-up of a similar name takes time
             break
     if problems:
         raise RequestValidationError(
@@ -43,7 +43,7 @@ async def check_parameters(request: Request) -> None:
 
 
 def body_fields(scope: Mapping[str, Any]) -> list[str]:
-    """The names of the fields that the body of the request's route may have; empty where it takes none."""
+    """The names of the fields of the route's body; empty if it takes none."""
     route = scope.get("route")
     field = getattr(route, "body_field", None)
     model = field.field_info.annotation if field is not None else None
@@ -59,8 +59,8 @@ def _explain_unknown(name: str, request: Request, route: APIRoute, known: Mappin
     return f"{problem}; it takes {', '.join(known) or 'none'}"
 
 
-class _Once:
-    """A route as the key of a cache; routes themselves compare by their paths and have no hash."""
+class _RouteKey:
+    """A hashable key for a route; routes compare by path and have no hash."""
 
     def __init__(self, route: APIRoute) -> None:
         self.route = route
@@ -69,13 +69,13 @@ class _Once:
         return hash(self.route.endpoint)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Once) and other.route.endpoint is self.route.endpoint
+        return isinstance(other, _RouteKey) and other.route.endpoint is self.route.endpoint
 
 
 @lru_cache(maxsize=256)
-def _query_parameters(once: _Once) -> dict[str, bool]:
-    """The query parameters of a route, its dependencies' included, and whether each may be given several times."""
-    parameters = [field for field in get_flat_params(once.route.dependant) if isinstance(field.field_info, Query)]
+def _query_parameters(key: _RouteKey) -> dict[str, bool]:
+    """The query parameters of a route and its dependencies, and whether each is a list."""
+    parameters = [field for field in get_flat_params(key.route.dependant) if isinstance(field.field_info, Query)]
     return {field.alias: _is_list(field.field_info.annotation) for field in parameters}
 
 

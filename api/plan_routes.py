@@ -1,4 +1,4 @@
-"""`POST /train/plan` and `POST /api/sft/plan`: what a job would take, before it is started."""
+"""`POST /train/plan` and `POST /api/sft/plan`: estimate a job before it is started."""
 
 import threading
 from typing import Any
@@ -22,19 +22,19 @@ from tuneyard_wire.plan import Plan
 
 router = APIRouter()
 
-CLIENTS = 4  # that may have as many plans as each may; so many threads are kept for them
-LOOK_SECONDS = 0.25  # how soon a client that hung up is noticed
+CLIENTS = 4  # that may each have the maximum of plans at once
+DISCONNECT_POLL_SECONDS = 0.25
 
 
 @router.post("/train/plan", tags=["Training API"])
 async def plan_training(body: TrainingRequest, request: Request, service: Service) -> Plan:
-    """Plan a training job: tokenize its rows for real and say what it would take. No job is made."""
+    """Estimate a training job without creating it. Tokenizes its rows; the job reuses them."""
     return await _plan(request, service, body.to_spec(service.settings.default_dataset).config)
 
 
 @router.post(f"{SFT_PREFIX}/plan", tags=["SFT API"])
 async def plan_sft(body: TrainBody, request: Request, service: Service) -> Plan:
-    """Plan a job: tokenize its rows for real and say what it would take. No job is made."""
+    """Estimate a job without creating it. Tokenizes its rows; the job reuses them."""
     saved = None
     if body.config_id is not None:
         saved = await to_thread.run_sync(service.configs.get, body.config_id)
@@ -42,17 +42,17 @@ async def plan_sft(body: TrainBody, request: Request, service: Service) -> Plan:
 
 
 def limit_plans(per_client: int) -> ClientLimit:
-    """How many may be made or wait for their turn."""
+    """Limit the plans that run or wait."""
     too_many = (
-        f"At most {per_client} plans may be made or wait at once for one API key, or for one address without keys "
+        f"At most {per_client} plans may run or wait at once per API key, or per address without keys "
         "(TUNEYARD_MAX_PLANS); wait for one of yours"
     )
     total = CLIENTS * per_client
-    return ClientLimit(per_client, total, too_many, f"The service has {total} plans to make and takes no more")
+    return ClientLimit(per_client, total, too_many, f"The service has {total} plans pending, its maximum")
 
 
 async def _plan(request: Request, service: JobService, config: SFTConfig) -> Plan:
-    """The plan; given up when the client hangs up. Raises HTTPException where the client has too many."""
+    """Make a plan; cancel it if the client disconnects. Raises HTTPException if the client has too many."""
     client = client_name(request.scope)
     with request.app.state.plan_limit.held(client):
         return await _wait_for_plan(request, service, config, client)
@@ -66,7 +66,7 @@ async def _wait_for_plan(request: Request, service: JobService, config: SFTConfi
 
     async def watch() -> None:
         while not await request.is_disconnected():
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(DISCONNECT_POLL_SECONDS)
         gone.set()
 
     try:
@@ -88,12 +88,12 @@ async def _wait_for_plan(request: Request, service: JobService, config: SFTConfi
     finally:
         gone.set()
     if isinstance(problem, TuneyardError):
-        raise _explain_place(problem, find_surroundings(service.settings))
+        raise _add_hint(problem, find_surroundings(service.settings))
     return respond(Plan, plan)
 
 
 def _threads(request: Request) -> CapacityLimiter:
-    """Threads of their own: plans that wait for their turn must not hold those of the other routes."""
+    """Threads for plans alone, so that waiting plans do not take those of the other routes."""
     state = request.app.state
     if not hasattr(state, "planner_threads"):
         state.planner_threads = CapacityLimiter(state.plan_limit.total)
@@ -101,7 +101,7 @@ def _threads(request: Request) -> CapacityLimiter:
     return limiter
 
 
-def _explain_place(error: TuneyardError, around: Surroundings) -> TuneyardError:
-    """With workers elsewhere this machine may well lack what they have."""
+def _add_hint(error: TuneyardError, around: Surroundings) -> TuneyardError:
+    """If workers run on other machines, add to a not-found error that the file may be there."""
     is_elsewhere = around.hint and isinstance(error, ModelNotFound | DatasetNotFound)
     return type(error)(f"{error}{around.hint}") if is_elsewhere else error

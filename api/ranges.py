@@ -1,4 +1,4 @@
-"""The part of a file that `Range` and `If-Range` ask for (RFC 9110, 14): to go on with a download that broke."""
+"""Read `Range` and `If-Range` (RFC 9110, 14), with which a client continues a download."""
 
 import re
 
@@ -8,18 +8,18 @@ _ONE_RANGE = re.compile(r"bytes *= *(?:(?P<first>\d{1,18}) *- *(?P<last>\d{1,18}
 
 
 def read_range(wanted: str | None, only_of: str | None, tag: str, size: int) -> tuple[int, int] | None:
-    """The first byte to send and the one after the last; None for all of them.
+    """Return the first byte to send and the end (exclusive); None for the whole file.
 
-    Several ranges, other units and what is not a range are answered with everything, as servers may.
+    Several ranges, other units and invalid ranges select the whole file, as the RFC allows.
 
     Args:
-        wanted: `Range`.
-        only_of: `If-Range`: the tag of the file that the client has begun with.
-        tag: of the file as it is.
-        size: its bytes.
+        wanted: The header `Range`.
+        only_of: The header `If-Range`: the ETag of the file that the client has a part of.
+        tag: The file's ETag.
+        size: The file's size in bytes.
 
     Raises:
-        HTTPException: 416, the file ends before.
+        HTTPException: 416, the range starts after the end of the file.
     """
     found = _ONE_RANGE.fullmatch(wanted.strip().lower()) if wanted else None
     if found is None or only_of not in (None, tag):
@@ -31,6 +31,6 @@ def read_range(wanted: str | None, only_of: str | None, tag: str, size: int) -> 
         if found["last"] and int(found["last"]) < start:
             return None
     if start >= size:
-        detail = f"Range {wanted} begins after the file, which has {size} bytes"
+        detail = f"Range {wanted} starts after the end of the file, which has {size} bytes"
         raise HTTPException(416, detail, {"Content-Range": f"bytes */{size}"})
     return start, stop

@@ -1,7 +1,7 @@
-"""What both interfaces ask of a request's fields, as types that check it and say so in the OpenAPI document.
+"""Types of request fields in both APIs: they validate values and document the rules in the OpenAPI document.
 
-A value is of its JSON type: no number is read from text and no truth from a number, but for the learning rate, which
-the Training API documents as a number or text.
+JSON types are not converted: no number from text, no boolean from a number. Only the learning rate may be text, as
+the Training API documents.
 """
 
 import re
@@ -27,7 +27,7 @@ from sft.config import LIST_ENTRIES, Amount, Name, PathText, SFTConfig
 from sft.explanations import Matching
 from sft.rules import Rule, Schema
 
-# Of an Amount, greater than 0.
+# An Amount greater than 0.
 POSITIVE_NUMBER = r"^(0*[1-9][0-9]{0,8}(\.[0-9]{0,30})?|[0-9]{1,8}\.[0-9]{0,30}[1-9])([eE]-[0-9]{1,2})?$"
 
 
@@ -47,7 +47,9 @@ _NUMBER_OR_TEXT = {
 }
 LearningRate = Annotated[Amount, BeforeValidator(_read_number), WithJsonSchema(_NUMBER_OR_TEXT)]
 ModelId = Annotated[PathText, Matching(r"\S", "must not be blank")]
-TemplateName = Annotated[Name, WithJsonSchema({"type": "string", "enum": list_templates()})]  # jobs name the nearest
+TemplateName = Annotated[
+    Name, WithJsonSchema({"type": "string", "enum": list_templates()})
+]  # an error names the nearest
 ModuleList = Annotated[list[Name], Field(max_length=LIST_ENTRIES, json_schema_extra={"minItems": 1})]  # `sft.config`
 ModuleText = Annotated[str, Matching(r"[^,\s]", "must name a layer, or be left out for all linear ones")]
 _ALSO_TEXT = {"learning_rate"}
@@ -62,7 +64,7 @@ _TYPES: dict[str, Any] = {
 
 
 class RequestFields(BaseModel):
-    """Base of requests whose numbers must be numbers; 4.0 is a whole one too."""
+    """Base of requests, whose numbers must be JSON numbers; 4.0 is an integer too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -74,7 +76,7 @@ class RequestFields(BaseModel):
         problems = [
             f"{name}: must be a number, got {value!r}"
             for name, value in given
-            if name in fields and not _may_be(value, name, fields[name].annotation)
+            if name in fields and not _is_allowed(value, name, fields[name].annotation)
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -83,13 +85,13 @@ class RequestFields(BaseModel):
 
 @cache
 def wire_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a request by their names there: what is trained, then what is done around it."""
+    """The fields of a request by their names in JSON: configuration first, then options."""
     fields = sorted(model.model_fields.items(), key=lambda item: item[0] in _OPTIONS)
     return {field.alias or name: field for name, field in fields}
 
 
-def _may_be(value: Any, name: str, annotation: Any) -> bool:
-    """Whether a number of this field, if it has numbers, may be given as this value."""
+def _is_allowed(value: Any, name: str, annotation: Any) -> bool:
+    """Whether a field's value has an allowed JSON type; False for text or a boolean in place of a number."""
     kinds = _kinds(annotation)
     if not kinds & {int, float}:
         return True
@@ -106,24 +108,24 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 def request_field(name: str, is_optional: bool = False) -> tuple[Any, FieldInfo]:
-    """Type and description of a field of SFTConfig as a request must give it, if it must."""
+    """Type and description of a field of SFTConfig in a request."""
     field = SFTConfig.model_fields[name]
     if is_optional and field.is_required():
         field = FieldInfo.merge_field_infos(field, default=None)
-    return _TYPES.get(name) or _strict_about_truth(field.annotation), field
+    return _TYPES.get(name) or _with_strict_bool(field.annotation), field
 
 
-def _strict_about_truth(annotation: Any) -> Any:
+def _with_strict_bool(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):
-        return Union[tuple(_strict_about_truth(part) for part in get_args(annotation))]  # noqa: UP007 - of a tuple
+        return Union[tuple(_with_strict_bool(part) for part in get_args(annotation))]  # noqa: UP007 - of a tuple
     return Annotated[bool, Strict()] if annotation is bool else annotation
 
 
 def with_rules(*rules: Rule, names: Mapping[str, str] | None = None) -> ConfigDict:
-    """Configuration of a model of requests whose schema shows rules between its fields.
+    """Build a model configuration that adds rules between fields to the schema.
 
     Args:
-        names: What fields of the rules are called in requests, where they have another name.
+        names: Names in requests of the rules' fields, where they differ.
     """
 
     def add(schema: Schema, model: type[BaseModel]) -> None:
@@ -134,5 +136,5 @@ def with_rules(*rules: Rule, names: Mapping[str, str] | None = None) -> ConfigDi
 
 
 def order_properties(schema: Schema, model: type[BaseModel]) -> None:
-    """Show the options last, as `wire_fields` does; pydantic puts what is inherited first."""
+    """Order a schema's properties as `wire_fields` does; pydantic puts inherited fields first."""
     schema["properties"] = {name: schema["properties"][name] for name in wire_fields(model)}

@@ -1,4 +1,4 @@
-"""What every request goes through first: its id, its log line, its measurements, and an answer whatever happens."""
+"""Give each request an id, a log line and metrics, and a response to unexpected errors."""
 
 import logging
 import re
@@ -18,31 +18,31 @@ from sft.errors import TuneyardError
 logger = logging.getLogger("api.requests")
 
 REQUEST_ID_HEADER = "X-Request-ID"
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-SANE_ADDRESS = re.compile(r"[A-Za-z0-9.:%_-]{1,64}")
-CLIENT_WENT_AWAY = 499  # as nginx calls it; nobody receives it
+VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:%_-]{1,64}")
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for the log and the metrics; it is never sent
 
 
 class RequestRecorder:
-    """ASGI middleware. Streams pass through it as they come."""
+    """ASGI middleware that records requests. It passes streams on without buffering."""
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self.app = app
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Only an error after the answer has begun is raised, so that the connection is cut."""
+        """Serve one request. Raises only errors after the response has started, so that the connection is closed."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
-        began, began_answering, status = time.perf_counter(), None, CLIENT_WENT_AWAY
+        began, responded, status = time.perf_counter(), None, CLIENT_CLOSED_REQUEST
 
         async def record_and_send(message: Message) -> None:
-            nonlocal status, began_answering
+            nonlocal status, responded
             if message["type"] == "http.response.start":
-                status, began_answering = message["status"], time.perf_counter()
+                status, responded = message["status"], time.perf_counter()
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
@@ -53,29 +53,29 @@ class RequestRecorder:
             pass
         except Exception as error:
             failure = None if isinstance(error, TuneyardError | HTTPException) else error
-            if began_answering is not None:
+            if responded is not None:
                 raise
-            await answer(scope, error)(scope, receive, record_and_send)
+            await respond_to_error(scope, error)(scope, receive, record_and_send)
         finally:
             seconds = time.perf_counter() - began
-            self.metrics.count_request(scope, status, (began_answering or began + seconds) - began)
+            self.metrics.count_request(scope, status, (responded or began + seconds) - began)
             log_request(scope, status, seconds, failure)
 
 
-def answer(scope: Scope, error: Exception) -> Response:
-    """The answer to an error that no handler took; what it was stays in the log."""
+def respond_to_error(scope: Scope, error: Exception) -> Response:
+    """Build the response to an error that no handler took. An unexpected one is described in the log alone."""
     if isinstance(error, TuneyardError | HTTPException):
         return describe_error(scope, error)
-    return error_response(scope, 500, "Internal server error; the log has more under this request id", "internal_error")
+    return error_response(scope, 500, "Internal server error; see the log for this request id", "internal_error")
 
 
 def choose_request_id(given: str | None) -> str:
-    """The client's id if it is short and plain, else a new one."""
-    return given if given and SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
+    """Use the client's id if it is short and plain, else a new one."""
+    return given if given and VALID_REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
 def log_request(scope: Scope, status: int, seconds: float, failure: Exception | None) -> None:
-    """One record a request, and one line of it but for a traceback."""
+    """Log one line per request, with a traceback for an unexpected error."""
     state, client = scope["state"], scope.get("client")
     logger.log(
         logging.ERROR if failure else logging.INFO,
@@ -92,21 +92,23 @@ def log_request(scope: Scope, status: int, seconds: float, failure: Exception | 
 
 
 def _shown_address(address: str) -> str:
-    """The client's, which is whatever `X-Forwarded-For` says behind a proxy that is trusted."""
-    return address if SANE_ADDRESS.fullmatch(address) else printable(address[:128])
+    """Quote an unusual address: behind a trusted proxy it is the arbitrary text of `X-Forwarded-For`."""
+    return address if PLAIN_ADDRESS.fullmatch(address) else printable(address[:128])
 
 
 def log_to_stderr_unless_configured() -> None:
-    """Show our lines where only uvicorn's logging is set up. Its access log, which knows no ids, goes silent then;
-    where it was switched off (`--no-access-log`), ours is as well."""
-    ours, theirs = logging.getLogger("api"), logging.getLogger("uvicorn.access")
-    if ours.hasHandlers():
+    """Log requests to stderr if only uvicorn's logging is configured. Replaces uvicorn's access log, which has no ids.
+
+    With `--no-access-log` requests are not logged.
+    """
+    api_logger, access_logger = logging.getLogger("api"), logging.getLogger("uvicorn.access")
+    if api_logger.hasHandlers():
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    if not theirs.handlers and not theirs.propagate:
+    api_logger.addHandler(handler)
+    api_logger.setLevel(logging.INFO)
+    if not access_logger.handlers and not access_logger.propagate:
         logger.setLevel(logging.WARNING)
-    theirs.handlers.clear()
-    theirs.propagate = False
+    access_logger.handlers.clear()
+    access_logger.propagate = False

@@ -1,4 +1,4 @@
-"""Build wire models from the service's own records."""
+"""Build responses from the service's records."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ R = TypeVar("R", bound=Response)
 
 
 def respond(model: type[R], values: dict[str, Any]) -> R:
-    """The model with these values; FastAPI takes it as it is, and pydantic's core writes it once.
+    """Build a response model, which FastAPI serializes without validating it again.
 
-    Our own records may be of an older version, or written by hand: what does not fit is sent as it is and logged.
+    Records may be of an older version or edited by hand: invalid ones are sent unchanged, with a warning in the log.
     """
     try:
         return model.model_validate(values)
@@ -29,10 +29,10 @@ def respond(model: type[R], values: dict[str, Any]) -> R:
 
 
 def write_jobs(jobs: Any) -> HttpResponse:
-    """A job, or a list of them, as JSON: no models are made of them, and the event loop does not write them."""
+    """Serialize a job or a list of jobs to JSON, without models and in the caller's thread, not on the event loop."""
     try:
         text = to_json(jobs, inf_nan_mode="null")
-    except ValueError:  # parameters edited in Prefect may be nested deeper than pydantic's core writes
+    except ValueError:  # parameters edited in Prefect may be nested deeper than pydantic supports
         finite = json.loads(json.dumps(jobs, default=str), parse_constant=lambda _: None)
         text = json.dumps(finite).encode()
     return HttpResponse(text, media_type="application/json")

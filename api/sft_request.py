@@ -1,4 +1,4 @@
-"""The bodies of the SFT API, and the job that `POST /api/sft/train` asks for."""
+"""Request bodies of the SFT API, and their translation to a `JobSpec`."""
 
 import json
 from typing import Annotated, Any, Self
@@ -24,16 +24,16 @@ from sft.errors import InvalidConfig, TemplateNotFound
 from sft.explanations import SAME, explain_validation_error, shorten
 from sft.rules import CONFIG_RULES
 
-ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # which knows no fields made at run time
+ConfigFields: type[BaseModel] = create_model(  # type: ignore[call-overload]  # fields made at run time
     "ConfigFields",
     __base__=RequestFields,
-    __doc__="The fields of SFTConfig: all that are required, or with config_id those to change.",
+    __doc__="The fields of SFTConfig: at least the required ones, or with config_id those to change.",
     **{name: request_field(name, is_optional=True) for name in SFTConfig.model_fields},
 )
 
 
 def _show_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Of the options, and: a whole configuration, or changes to a saved one."""
+    """Add the options' rules to the schema, and: a complete configuration, or changes to a saved one."""
     order_properties(schema, model)
     fields = ConfigFields.model_json_schema()
     properties = fields["properties"]
@@ -44,8 +44,8 @@ def _show_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
     schema["anyOf"] = [whole, {"properties": {"config_id": {"type": "string"}}, "required": ["config_id"]}]
 
 
-class _OfConfig:
-    """Annotation of a mapping that is shown as ConfigFields: who checks it names the fields by their own errors."""
+class _ShownAsConfigFields:
+    """Annotation of a mapping whose schema is ConfigFields. It is validated later, for better messages."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return ConfigFields.model_json_schema()
@@ -58,22 +58,22 @@ class _WithConfig(BaseModel, extra="forbid"):
     @classmethod
     def _check_places(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            strangers = [name for name in values if name not in cls.model_fields]
-            outside = [name for name in strangers if find_config_field(name) is not None]
+            unknown = [name for name in values if name not in cls.model_fields]
+            outside = [name for name in unknown if find_config_field(name) is not None]
             if outside:
                 example = {find_config_field(name): values[name] for name in outside}
                 shown = shorten(json.dumps({"config": example}, default=repr))
-                raise ValueError(f"{', '.join(outside)}: put the fields of the configuration into config: {shown}")
+                raise ValueError(f"{', '.join(outside)}: put these fields into config: {shown}")
         return values
 
 
 class TrainBody(SubmissionOptions, _WithConfig):
-    """A job: its configuration, and what to do around it."""
+    """A job: its configuration and its options."""
 
     model_config = ConfigDict(json_schema_extra=_show_rules)
 
-    config: Annotated[dict[str, Any], _OfConfig()] | None = Field(
-        None, description="The fields of SFTConfig; laid over config_id's if set."
+    config: Annotated[dict[str, Any], _ShownAsConfigFields()] | None = Field(
+        None, description="The fields of SFTConfig; they override config_id's if that is set."
     )
     config_id: Name | None = Field(None, description="Start from this saved configuration.")
 
@@ -84,7 +84,7 @@ class TrainBody(SubmissionOptions, _WithConfig):
         return self
 
     def to_spec(self, saved: SavedConfig | None) -> JobSpec:
-        """The job that is asked for. Raises InvalidConfig."""
+        """Build the spec of the requested job. Raises InvalidConfig, InvalidSavedConfig or TemplateNotFound."""
         config = _build_config(self.config or {}, saved)
         origin = (
             SavedConfigRef(config_id=str(saved.config_id), version=saved.version, name=saved.name) if saved else None
@@ -96,32 +96,32 @@ class TrainBody(SubmissionOptions, _WithConfig):
 BESIDE_CONFIG = {name for name in TrainBody.model_fields if name != "config"}
 
 
-class _OfConfigFields:
-    """Annotation of a mapping, for its schema: its keys are fields of SFTConfig, its values whatever they are."""
+class _KeysOfConfig:
+    """Annotation of a mapping whose schema has SFTConfig's fields as keys and any values."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(core), "propertyNames": {"enum": [*SFTConfig.model_fields]}}
 
 
-PartialConfig = Annotated[dict[str, Any], _OfConfigFields()]  # `jobs.clients.configs` refuses other names
+PartialConfig = Annotated[dict[str, Any], _KeysOfConfig()]  # `jobs.clients.configs` rejects other names
 
 
 class ConfigBody(_WithConfig):
-    """A configuration to keep; it may be partial, only starting a job validates its values."""
+    """A configuration to save. It may be partial; its values are validated when a job is started."""
 
     name: Name = Field(min_length=1)
     config: PartialConfig
 
 
 class ConfigChange(_WithConfig):
-    """What to change about a saved configuration; the fields of `config` are laid over the present ones."""
+    """Changes to a saved configuration; the fields of `config` override the current ones."""
 
     name: Name | None = Field(None, min_length=1)
     config: PartialConfig | None = None
 
 
 def find_config_field(name: str) -> str | None:
-    """The field of SFTConfig that has this name, or this other word for it."""
+    """Find the field of SFTConfig with this name or alias; None if there is none."""
     if name in SFTConfig.model_fields:
         return name
     same = next((words for words in SAME if name in words), frozenset())
@@ -130,7 +130,7 @@ def find_config_field(name: str) -> str | None:
 
 def _build_config(given: dict[str, Any], saved: SavedConfig | None) -> SFTConfig:
     if beside := [name for name in given if name in BESIDE_CONFIG]:
-        raise InvalidConfig(f"{', '.join(beside)}: goes beside config, not into it")
+        raise InvalidConfig(f"{', '.join(beside)}: must be next to config, not inside it")
     try:
         ConfigFields.model_validate(given)
     except ValidationError as error:

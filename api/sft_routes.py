@@ -12,7 +12,7 @@ from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_
 from api.limits import client_name
 from api.responses import respond, write_jobs
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
-from api.train_routes import describe_alike
+from api.train_routes import common_fields
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import Doubts
@@ -34,10 +34,12 @@ def start_training(
     service: Service,
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
-    strategy: Annotated[Strategy, Query(description="Wait in the queue, or fail when a job is running.")] = "queue",
+    strategy: Annotated[
+        Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
+    ] = "queue",
     strict: Strict = False,
 ) -> SftStarted:
-    """Start a job."""
+    """Start a job, or queue it behind the others."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
     doubts = Doubts(partial(service.preflight.start, spec), is_strict=strict)
@@ -51,11 +53,11 @@ def list_jobs(
     service: Service,
     request: Request,
     filters: Annotated[JobFilters, Depends(read_filters)],
-    status: Annotated[SftStatus | None, Query(description="Jobs in this state.")] = None,
+    status: Annotated[SftStatus | None, Query(description="Jobs with this status.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """Jobs, newest first: every one, or those that the filters let through, page by page."""
+    """List jobs, newest first: all of them, or those that match the filters, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, SFT_STATUS_NAMES))
     page = service.list_jobs(wanted, limit, cursor)
     response = write_jobs({"jobs": [describe_job(job) for job in page.jobs]})
@@ -65,7 +67,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", response_model=SftJob)
 def get_job(job_id: str, service: Service) -> Response:
-    """Status, progress and result of one job."""
+    """Get the status, progress and result of one job."""
     return write_jobs(describe_job(service.get(job_id)))
 
 
@@ -78,57 +80,59 @@ def stop_job(job_id: str, service: Service) -> Message:
 
 @router.post("/configs")
 def save_config(body: ConfigBody, service: Service) -> wire.SavedConfig:
-    """Keep a configuration."""
+    """Save a configuration."""
     return config_view(service.configs.save(body.name, body.config))
 
 
 @router.get("/configs")
 def list_configs(
     service: Service,
-    limit: Annotated[int | None, Query(ge=1, le=PAGE_SIZE, description="Configurations a page; all if unset.")] = None,
-    offset: Annotated[int, Query(ge=0, le=2**31, description="How many to leave out.")] = 0,
-    name: Annotated[str | None, Query(description="Configurations of this name.")] = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=PAGE_SIZE, description="Configurations per page; all if unset.")
+    ] = None,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="Number of configurations to skip.")] = 0,
+    name: Annotated[str | None, Query(description="Configurations with this name.")] = None,
     id_prefix: IdPrefix = None,
 ) -> list[wire.SavedConfig]:
-    """Every saved configuration, oldest first, or a page of them."""
+    """List saved configurations, oldest first: all of them, or a page."""
     return [config_view(saved) for saved in service.configs.read_all(limit, offset, name, id_prefix)]
 
 
 @router.get("/configs/{config_id}")
 def get_config(config_id: str, service: Service) -> wire.SavedConfig:
-    """One saved configuration."""
+    """Get the current version of a saved configuration."""
     return config_view(service.configs.get(config_id))
 
 
 @router.put("/configs/{config_id}")
 def replace_config(config_id: str, body: ConfigBody, service: Service) -> wire.SavedConfig:
-    """Keep a new version of a configuration in place of the present one."""
+    """Save a new version of a configuration."""
     return config_view(service.configs.update(config_id, body.name, body.config))
 
 
 @router.patch("/configs/{config_id}")
 def change_config(config_id: str, body: ConfigChange, service: Service) -> wire.SavedConfig:
-    """Keep a new version of a configuration: the present one with these changes."""
+    """Save a new version of a configuration: the current one with these changes."""
     return config_view(service.configs.update(config_id, body.name, body.config, merge=True))
 
 
 @router.delete("/configs/{config_id}")
 def delete_config(config_id: str, service: Service) -> Message:
-    """Delete a configuration. Jobs that were made from it still name it."""
+    """Delete a configuration. Jobs created from it still name it."""
     service.configs.delete(config_id)
     return Message(message=f"Config {config_id} deleted")
 
 
 @router.get("/configs/{config_id}/versions")
 def list_config_versions(config_id: str, service: Service) -> list[wire.ConfigVersion]:
-    """Every version of a configuration, the first one first."""
+    """List all versions of a configuration, oldest first."""
     return [version_view(version) for version in service.configs.versions(config_id)]
 
 
 def describe_job(job: Job) -> dict[str, Any]:
-    """The fields of an SftJob."""
+    """Build the fields of an SftJob."""
     return {
-        **describe_alike(job),
+        **common_fields(job),
         "status": SFT_STATUS_NAMES[job.status],
         "config": job.spec.config.to_dict() if job.spec else job.raw_config,
         "created_at": job.created_at.isoformat() if job.created_at else None,
@@ -138,12 +142,12 @@ def describe_job(job: Job) -> dict[str, Any]:
 
 
 def config_view(saved: SavedConfig) -> wire.SavedConfig:
-    """A saved configuration as it was given."""
+    """Build the response for a saved configuration."""
     return respond(wire.SavedConfig, {**_read_version(saved), "updated_at": saved.updated_at})
 
 
 def version_view(saved: SavedConfigVersion) -> wire.ConfigVersion:
-    """One version of a saved configuration."""
+    """Build the response for one version of a saved configuration."""
     return respond(wire.ConfigVersion, _read_version(saved))
 
 

@@ -1,4 +1,4 @@
-"""Streams that are open: one ends soon after its key was revoked, one without a key once keys are in use."""
+"""End open streams soon after their key is revoked, and those without a key once keys are required."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class OpenStreams:
-    """Whose keys the open streams bear. One task looks at the keys for all of them, while there are any.
+    """Check the keys of all open streams, in one task that runs while there are any.
 
-    For use on one event loop at a time. While the database is away no key can be revoked, and streams go on.
+    For use on one event loop at a time. While the database is down no key can be revoked, so streams stay open.
     """
 
     def __init__(self, read_keys: Callable[[], ApiKeySnapshot], check_seconds: float = TTL_SECONDS) -> None:
@@ -27,7 +27,7 @@ class OpenStreams:
 
     @contextmanager
     def allowed(self, client: Client | None) -> Iterator[CancelScope]:
-        """A block that is cancelled when its client may not go on; `client` is None where no key was needed."""
+        """Yield a scope that is cancelled once the client's key is invalid; `client` is None if none was required."""
         with CancelScope() as scope:
             self._open[scope] = client
             self._task = self._task or asyncio.create_task(self._watch())
@@ -46,7 +46,7 @@ class OpenStreams:
             try:
                 snapshot = await to_thread.run_sync(self._read_keys, limiter=limiter)
             except StackError as error:
-                logger.debug("The keys of open streams could not be looked at: %s", error)
+                logger.debug("Could not check the keys of open streams: %s", error)
                 continue
             valid = {client.key_id for client in snapshot.clients.values()}
             for scope, client in self._open.items():

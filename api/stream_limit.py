@@ -1,4 +1,4 @@
-"""Streams of events and logs, counted by client."""
+"""Limit the event and log streams of each client."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from starlette.types import Receive, Scope, Send
 from api.limits import ClientLimit, client_name
 from api.stream_keys import OpenStreams
 
-GOODBYE_SECONDS = 1  # for a client that does not read
+CLOSE_SECONDS = 1  # to end the stream of a client that does not read
 
 
 def limit_streams(per_client: int, total: int) -> ClientLimit:
-    """How many may be open."""
+    """Limit the open streams."""
     too_many = (
-        f"At most {per_client} streams of events and logs may be open at once for one API key, or for one address "
-        "without keys (TUNEYARD_MAX_STREAMS); close one, or ask for the job's status instead"
+        f"At most {per_client} streams of events and logs may be open at once per API key, or per address without "
+        "keys (TUNEYARD_MAX_STREAMS); close one, or poll the job's status instead"
     )
-    return ClientLimit(per_client, total, too_many, f"The service has {total} streams open and takes no more")
+    return ClientLimit(per_client, total, too_many, f"The service has {total} streams open, its maximum")
 
 
 class LimitedStream(StreamingResponse):
-    """A streaming response that counts as an open stream of its client until it has ended or the client has gone.
+    """A streaming response that counts as its client's open stream until it ends or the client disconnects.
 
-    It ends, as one that is over, when its client may not go on.
+    It ends normally when the client's key is revoked.
     """
 
     def __init__(self, limit: ClientLimit, streams: OpenStreams, content: Any, **values: Any) -> None:
@@ -33,10 +33,10 @@ class LimitedStream(StreamingResponse):
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response. Raises HTTPException if the client has too many streams."""
         with self._limit.held(client_name(scope)):
             with self._streams.allowed(scope.get("state", {}).get("client")) as allowed:
                 await super().__call__(scope, receive, send)
             if allowed.cancelled_caught:
-                with move_on_after(GOODBYE_SECONDS):
+                with move_on_after(CLOSE_SECONDS):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

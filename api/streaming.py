@@ -1,4 +1,4 @@
-"""Responses that go on while a job does: server-sent events and lines."""
+"""Stream a job's events and log while it runs."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from fastapi.sse import format_sse_event
 
-from api.channels import AWAY_SECONDS, Channel, EventHub, Sent
+from api.channels import RETRY_SECONDS, Channel, EventHub, Sent
 from api.log_channels import LogHub
 from jobs.results.feed import END_ID, Event, describe_end, public_data
 from jobs.results.logs import LogLine, LogListener
@@ -20,21 +20,21 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 15.0  # proxies cut connections on which nothing is sent for a minute or so
+HEARTBEAT_SECONDS = 15.0  # proxies close connections that are idle for a minute or so
 HEARTBEAT = b": still here\n\n"
-# Proxies must pass on what there is at once, and keep nothing.
+# Proxies must neither buffer nor cache a stream.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-Words = Mapping[JobStatus, str]
+StatusNames = Mapping[JobStatus, str]
 
 
 def encode_event(event: Event) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event."""
     return format_sse_event(data_str=json.dumps(event.data, allow_nan=False), event=event.event, id=event.id)
 
 
 def encode_row(row: JobEvent) -> bytes:
-    """A server-sent event of what was written into the database."""
+    """Encode an event of the database as a server-sent event."""
     return encode_event(Event(str(row.id), row.event, public_data(row.data, row.created_at)))
 
 
@@ -43,19 +43,19 @@ async def send_events(
     service: JobService,
     job: Job,
     after: int,
-    words: Words,
+    status_names: StatusNames,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> AsyncIterator[bytes]:
-    """A job's events behind the one with id `after`, then those that come, and its end.
+    """Yield a job's events after the one with id `after`, then new ones, and last its `end`.
 
-    A comment is sent whenever nothing was for a while.
+    Yields a comment after `heartbeat_seconds` without an event.
     """
     last_id = after
     while job.status.is_terminal:
         rows = await hub.read(service, job.id, last_id)
         yield b"".join(sent.chunk for sent in hub.encode(rows))
         if len(rows) < BATCH_ROWS:
-            yield encode_event(Event(END_ID, "end", describe_end(job, words)))
+            yield encode_event(Event(END_ID, "end", describe_end(job, status_names)))
             return
         last_id = rows[-1].id
     with hub.listening(service, job) as (channel, news):
@@ -64,23 +64,23 @@ async def send_events(
             try:
                 known = await _catch_up(hub, service, channel, last_id)
             except StackError as error:
-                logger.warning("A stream waits: %s", error)
+                logger.warning("A stream is waiting: %s", error)
                 yield HEARTBEAT
-                await asyncio.sleep(AWAY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             if known:
                 last_id = known[-1].id
                 if chunk := b"".join(sent.chunk for sent in known):
                     yield chunk
             elif channel.is_over:
-                yield encode_event(Event(END_ID, "end", describe_end(channel.job, words)))
+                yield encode_event(Event(END_ID, "end", describe_end(channel.job, status_names)))
                 return
-            elif not await _heard(news, heartbeat_seconds):
+            elif not await _wait_for_news(news, heartbeat_seconds):
                 yield HEARTBEAT
 
 
 async def _catch_up(hub: EventHub, service: JobService, channel: Channel, last_id: int) -> list[Sent]:
-    """What the channel keeps behind this event, or what the database has, if that is more."""
+    """Return the events after this one: from the channel if it keeps them all, else from the database."""
     known = channel.after(last_id)
     if known is not None:
         return known
@@ -90,7 +90,7 @@ async def _catch_up(hub: EventHub, service: JobService, channel: Channel, last_i
     return hub.encode(rows)
 
 
-async def _heard(news: asyncio.Event, seconds: float) -> bool:
+async def _wait_for_news(news: asyncio.Event, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
             await news.wait()
@@ -100,7 +100,7 @@ async def _heard(news: asyncio.Event, seconds: float) -> bool:
 
 
 async def send_log(hub: LogHub, service: JobService, job: Job, tail: int | None) -> AsyncIterator[list[LogLine]]:
-    """A job's log, all or the last `tail` lines, then those that come, until the job has ended."""
+    """Yield a job's log, all or the last `tail` lines, then new lines until the job has ended."""
     listener, is_behind = LogListener(service, job, tail), True
     with hub.listening(service, job) as (channel, news):
         position = channel.position
@@ -111,8 +111,8 @@ async def send_log(hub: LogHub, service: JobService, job: Job, tail: int | None)
             try:
                 lines = await hub.run(listener.read) if known is None else listener.take(known)
             except StackError as error:
-                logger.warning("A stream waits: %s", error)
-                await asyncio.sleep(AWAY_SECONDS)
+                logger.warning("A stream is waiting: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             is_behind, position = False, before
             if lines:

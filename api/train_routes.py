@@ -38,7 +38,7 @@ async def describe_api(request: Request) -> Description:
             "GET /train": "All training jobs",
             "GET /train/{job_id}": "Status of one job",
             "DELETE /train/{job_id}": "Cancel a queued or running job",
-            "GET /queue": "Jobs that wait, next one first",
+            "GET /queue": "Queued jobs, next one first",
             "/api/sft": "The SFT API over the same jobs",
             "/docs": "Interactive documentation",
         },
@@ -51,10 +51,12 @@ def start_training(
     service: Service,
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
-    strategy: Annotated[Strategy, Query(description="Wait in line, or fail when a job is running.")] = "queue",
+    strategy: Annotated[
+        Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
+    ] = "queue",
     strict: Strict = False,
 ) -> TrainStarted:
-    """Start a training job, or put it in line behind the others."""
+    """Start a training job, or queue it behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
     doubts = Doubts(partial(service.preflight.start, spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
@@ -70,11 +72,11 @@ def list_training_jobs(
     service: Service,
     request: Request,
     filters: Annotated[JobFilters, Depends(read_filters)],
-    status: Annotated[TrainStatus | None, Query(description="Jobs in this state.")] = None,
+    status: Annotated[TrainStatus | None, Query(description="Jobs with this status.")] = None,
     limit: Limit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """Jobs, newest first: every one, or those that the filters let through, page by page."""
+    """List jobs, newest first: all of them, or those that match the filters, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_STATUS_NAMES))
     page = service.list_jobs(wanted, limit, cursor)
     response = write_jobs([describe_job(job, service) for job in page.jobs])
@@ -84,22 +86,22 @@ def list_training_jobs(
 
 @router.get("/train/{job_id}", response_model=TrainJob)
 def get_training_job(job_id: str, service: Service) -> Response:
-    """Status, effective configuration, progress and outcome of one job."""
+    """Get the status, effective configuration, progress and result of one job."""
     return write_jobs(describe_job(service.get(job_id), service))
 
 
 @router.delete("/train/{job_id}")
 def cancel_training_job(job_id: str, service: Service) -> Cancelled:
-    """Cancel a job: a queued one goes at once, a running one is stopped."""
+    """Cancel a queued or running job."""
     service.cancel(job_id)
     return Cancelled(status="cancelled", message=f"Training job {job_id} cancelled")
 
 
 @router.get("/queue")
 def get_queue(service: Service, response: Response) -> Queue:
-    """Whether a job is being trained, and which ones wait.
+    """Get the queued jobs, and whether a job is running.
 
-    The header `X-Waiting-For` says what keeps them waiting beside the jobs ahead: a work pool that is paused, say.
+    The header `X-Waiting-For` names what they wait for besides the jobs ahead, such as a paused work pool.
     """
     queue = service.queue()
     if queue.waiting_for:
@@ -109,12 +111,12 @@ def get_queue(service: Service, response: Response) -> Queue:
 
 
 def describe_job(job: Job, service: JobService) -> dict[str, Any]:
-    """The fields of a TrainJob.
+    """Build the fields of a TrainJob.
 
-    `start_time` is always a number: when the job was accepted, and from its start on when it started.
+    `start_time` is always a number: when the job started, or before that when it was accepted.
     """
     return {
-        **describe_alike(job),
+        **common_fields(job),
         "status": TRAIN_STATUS_NAMES[job.status],
         "config": config_view(job.spec, service.settings.default_dataset) if job.spec else job.raw_config,
         "start_time": job.start_time.timestamp() if job.start_time else 0.0,
@@ -124,8 +126,8 @@ def describe_job(job: Job, service: JobService) -> dict[str, Any]:
     }
 
 
-def describe_alike(job: Job) -> dict[str, Any]:
-    """What both interfaces say of a job in the same words."""
+def common_fields(job: Job) -> dict[str, Any]:
+    """Build the fields of a job that both APIs share."""
     spec = job.spec
     saved = spec.saved_config if spec else None
     made_by = spec.made_by if spec else None
@@ -141,7 +143,7 @@ def describe_alike(job: Job) -> dict[str, Any]:
         "phase": job.phase,
         "progress": job.progress,
         "result": job.result,
-        "metadata": dict(spec.metadata or {}) if spec else {},  # the spec is remembered, and its own
+        "metadata": dict(spec.metadata or {}) if spec else {},  # a copy, since the spec is cached
         "config_id": saved.config_id if saved else None,
         "config_version": saved.version if saved else None,
         "config_name": saved.name if saved else None,

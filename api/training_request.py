@@ -1,4 +1,4 @@
-"""The Training API's words for a job, and their translation to and from a `JobSpec`."""
+"""The Training API's request, and its translation to and from a `JobSpec`."""
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,10 +13,10 @@ from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, TrackingBackend
 
-# Fields of SFTConfig that a request says otherwise, or leaves to the service.
-_SAID_OTHERWISE = ("dataset_name", "dataset_format", "adapter_path")
-_ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _SAID_OTHERWISE]
-# Options that a job's `config` does not have: they stand elsewhere in its description, or under another name.
+# Fields of SFTConfig that are derived from other fields of a request, or set by the service.
+_DERIVED_FIELDS = ("dataset_name", "dataset_format", "adapter_path")
+_ENGINE_FIELDS = [name for name in SFTConfig.model_fields if name not in _DERIVED_FIELDS]
+# Options that are not in a job's `config`, but elsewhere in its description or under another name.
 _SHOWN_ELSEWHERE = ("adapter_name", "metadata")
 _SHOWN_OPTIONS = [name for name in JobOptions.model_fields if name not in _SHOWN_ELSEWHERE]
 _MODELS_SCHEME = "models:/"
@@ -33,7 +33,7 @@ START_RULE = Rule(
 
 
 class OwnFields(SubmissionOptions, RequestFields):
-    """A training job as `POST /train` takes it. LoRA and engine fields are those of the SFT configuration."""
+    """The body of `POST /train`. LoRA and engine fields are those of the SFT configuration."""
 
     model_config = ConfigDict(
         **with_rules(*CONFIG_RULES, START_RULE, *OPTION_RULES, names=TRAINING_NAMES),
@@ -44,15 +44,17 @@ class OwnFields(SubmissionOptions, RequestFields):
     dataset_version: PathText = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
     template_name: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
     max_seq_length: Count = Field(2048, gt=0, description="Longest row in tokens.")
-    batch_size: Count = Field(1, gt=0, description="Rows a device sees at once.")
-    gradient_accumulation_steps: Count = Field(8, gt=0, description="Batches summed up before an optimizer step.")
+    batch_size: Count = Field(1, gt=0, description="Rows per device and batch.")
+    gradient_accumulation_steps: Count = Field(8, gt=0, description="Batches per optimizer step.")
     learning_rate: LearningRate = Field(2.0e-5, gt=0, description="Peak learning rate; a number or a string.")
     num_epochs: Amount = Field(3.0, gt=0, description="Passes over the data.")
     training_type: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
     lora_version: Count | Name | None = Field(None, description="Start from this version of lora_name.")
     adapter_path: PathText | None = Field(None, description="Start from the adapter in this folder.")
     save_name: AdapterName | None = Field(None, description="Register under this name instead of lora_name.")
-    logging_backend: TrackingBackend | None = Field(None, description="Another name of tracking_backend, which wins.")
+    logging_backend: TrackingBackend | None = Field(
+        None, description="Alias of tracking_backend, which takes precedence."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +64,7 @@ class OwnFields(SubmissionOptions, RequestFields):
                 f"{ours} is {theirs} here" for ours, theirs in TRAINING_NAMES.items() if ours in values["config"]
             ]
             raise ValueError(
-                "config: the Training API takes the fields themselves, without config around them"
+                "config: the Training API takes the fields at the top level, without config"
                 f"{''.join(f'; {hint}' for hint in renamed)}. The SFT API at /api/sft/train takes a config"
             )
         return values
@@ -77,7 +79,7 @@ class OwnFields(SubmissionOptions, RequestFields):
         return self
 
     def to_spec(self, default_dataset: str) -> JobSpec:
-        """The job this request asks for. Raises InvalidConfig."""
+        """Build the spec of the requested job. Raises InvalidConfig or TemplateNotFound."""
         check_template_name(self.template_name)
         dataset = DatasetReference.parse_version(self.dataset_version, default_dataset)
         has_start = self.lora_version is not None
@@ -110,12 +112,12 @@ else:
 
 
 def field_names(request: OwnFields) -> dict[str, str]:
-    """What the fields of SFTConfig are called here, where they have another name."""
+    """The Training API's names of SFTConfig's fields, where they differ."""
     return TRAINING_NAMES | ({"adapter_path": "lora_version"} if request.lora_version is not None else {})
 
 
 def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
-    """The effective values of a job in the Training API's words."""
+    """The effective values of a job, with the Training API's field names."""
     config = spec.config.to_dict()
     start = config.pop("adapter_path")
     del config["dataset_name"], config["dataset_format"]

@@ -1,5 +1,5 @@
-"""What is valid JSON or a valid URL and still can't be taken: values that PostgreSQL and UTF-8 have no place for, and
-keys that are given twice, of which a parser would drop one without a word."""
+"""Reject valid JSON and URLs that can't be stored: values that PostgreSQL or UTF-8 can't represent, duplicate keys
+(of which a parser would silently drop one), and too deep or too many values."""
 
 import json
 import math
@@ -18,19 +18,19 @@ Place = tuple[str | int, ...]
 Problem = tuple[Place, str, Any]
 
 URL_CHARACTERS = 32 * 1024  # the longest cursor has 14,000
-NESTED = 64
-MOST_VALUES = 20_000  # of a body
+MAX_DEPTH = 64
+MAX_VALUES = 20_000  # of a body
 
 
 async def check_values(request: Request) -> None:
-    """Refuse what no part of the service could store. For every route. Raises RequestValidationError."""
+    """Reject values that can't be stored. A dependency of all routes. Raises RequestValidationError."""
     problems = [*_check_url(request)]
     if not problems and getattr(request.scope["route"], "body_field", None) is not None:
         content = await request.body()
-        problems = await run_in_threadpool(_check_body, content)  # others are served meanwhile
+        problems = await run_in_threadpool(_check_body, content)  # keeps the event loop free
     if problems:
         raise RequestValidationError(
-            [{"type": "value_error", "loc": place, "msg": why, "input": value} for place, why, value in problems]
+            [{"type": "value_error", "loc": place, "msg": reason, "input": value} for place, reason, value in problems]
         )
 
 
@@ -40,27 +40,27 @@ def _check_body(content: bytes) -> list[Problem]:
         if problem := _find_excess(body):
             return [problem]
         return [*_check(body, ("body",)), *_check_repetitions(content)]
-    except (ValueError, RecursionError):  # no JSON: whoever takes a body says so
+    except (ValueError, RecursionError):  # FastAPI reports what is not JSON
         return []
 
 
 def _find_excess(body: Any) -> Problem | None:
-    """A value that is nested too deep or has too many entries, or with which there are too many in all.
+    """Find a value that is nested too deep or has too many entries, or the value that exceeds the total.
 
-    Not by recursion, whose limit a deeply nested body could make use of.
+    Iterative, since a deeply nested body would exceed the recursion limit.
     """
     left: list[tuple[Any, Place]] = [(body, ("body",))]
     count = 0
     while left:
         value, place = left.pop()
-        if len(place) > NESTED:
-            return place[:2], f"must not be nested more than {NESTED} deep", "..."  # its text would be as deep
+        if len(place) > MAX_DEPTH:
+            return place[:2], f"must not be nested more than {MAX_DEPTH} deep", "..."  # its repr would be as deep
         if isinstance(value, dict | list):
             count += len(value)
             if len(value) > LIST_ENTRIES:
                 return place, f"must have at most {LIST_ENTRIES} entries, it has {len(value)}", "..."
-            if count > MOST_VALUES:
-                return place[:2], f"must hold at most {MOST_VALUES} values in all", "..."
+            if count > MAX_VALUES:
+                return place[:2], f"must hold at most {MAX_VALUES} values in total", "..."
             items = value.items() if isinstance(value, dict) else enumerate(value)
             left += [(item, (*place, key)) for key, item in items]
     return None
@@ -77,7 +77,7 @@ def _check_url(request: Request) -> Iterator[Problem]:
 
 
 def _check_repetitions(content: bytes) -> list[Problem]:
-    """Keys that an object has twice, at any depth."""
+    """Find keys that an object has more than once, at any depth."""
     repeated: list[str] = []
 
     def read_object(pairs: list[tuple[str, Any]]) -> None:
@@ -91,19 +91,19 @@ def _check_repetitions(content: bytes) -> list[Problem]:
 
 
 def _check(body: Any, root: Place) -> Iterator[Problem]:
-    """What can't be stored of a JSON value."""
+    """Find what can't be stored in a JSON value."""
     left: list[tuple[Any, Place]] = [(body, root)]
     while left:
         value, place = left.pop()
         if isinstance(value, dict):
             left += [(item, (*place, key)) for key, item in value.items()]
             for key in value:
-                if why := _explain_text(key):
-                    yield (*place, "a key"), why, key
+                if reason := _explain_text(key):
+                    yield (*place, "a key"), reason, key
         elif isinstance(value, list):
             left += [(item, (*place, index)) for index, item in enumerate(value)]
-        elif why := _explain(value):
-            yield place, why, value
+        elif reason := _explain(value):
+            yield place, reason, value
 
 
 def _explain(value: Any) -> str | None:
@@ -111,7 +111,7 @@ def _explain(value: Any) -> str | None:
         return _explain_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
-    if isinstance(value, int) and abs(value) > sys.float_info.max:  # what other readers of JSON can hold
+    if isinstance(value, int) and abs(value) > sys.float_info.max:  # other JSON parsers read numbers as doubles
         return "must fit into a double"
     return None
 

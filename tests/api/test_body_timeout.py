@@ -28,7 +28,7 @@ def piece(more):
 
 @pytest.mark.parametrize("messages", [[(9, piece(True))], [(0.06, piece(True))] * 9])
 def test_a_body_that_stops_or_trickles_in_gets_408(messages):
-    with pytest.raises(HTTPException, match=r"The body did not come within 0\.2 s") as refusal:
+    with pytest.raises(HTTPException, match=r"The body did not arrive within 0\.2 s") as refusal:
         anyio.run(serve, messages)
 
     assert refusal.value.status_code == 408

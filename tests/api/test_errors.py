@@ -119,7 +119,7 @@ def test_what_nobody_expected_gets_no_trace_out_but_into_the_log(stack, caplog):
 
     assert answer.status_code == 500
     assert answer.json() == {
-        "detail": "Internal server error; the log has more under this request id",
+        "detail": "Internal server error; see the log for this request id",
         "code": "internal_error",
         "request_id": "mine-1",
     }
@@ -202,8 +202,8 @@ def test_a_query_parameter_that_is_not_known_is_refused_with_the_nearest_name(ap
         "modle=a": "modle is not a query parameter of GET {}; did you mean model?",
         "created_afer=1": "created_afer is not a query parameter of GET {}; did you mean created_after?",
         "zzz": "zzz is not a query parameter of GET {}; it takes status, limit, cursor, model, adapter",
-        "limit=1&limit=2": "limit must be given once, got it 2 times",
-        "metadata.a=1&metadata.a=1": "metadata.a must be given once, got it 2 times",
+        "limit=1&limit=2": "limit must be given once, got 2 values",
+        "metadata.a=1&metadata.a=1": "metadata.a must be given once, got 2 values",
         "status=nonsense": "status: must be 'created'," if status == 422 else "status: must be 'pending',",
         "limit=x": "limit: must be a whole number, got 'x'",
     }.items():

@@ -79,8 +79,8 @@ def logs(monkeypatch):
     monkeypatch.setattr("jobs.results.logs.LATE_SECONDS", 0.6)
     monkeypatch.setattr("jobs.results.logs.STATE_SECONDS", 0.2)
     monkeypatch.setattr("api.log_channels.POLL_SECONDS", 0.2)
-    monkeypatch.setattr("api.log_channels.AWAY_SECONDS", 0.2)
-    monkeypatch.setattr("api.streaming.AWAY_SECONDS", 0.2)
+    monkeypatch.setattr("api.log_channels.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("api.streaming.RETRY_SECONDS", 0.2)
     return Logs()
 
 

@@ -14,7 +14,7 @@ from api.errors import explain_request
 from api.main import create_app
 from api.sft_request import ConfigBody, TrainBody
 from api.training_request import TrainingRequest
-from api.values import MOST_VALUES, NESTED, check_values
+from api.values import MAX_DEPTH, MAX_VALUES, check_values
 from jobs.clients.configs import _check
 from sft.config import JOB_BYTES, LIST_ENTRIES, NAME_CHARACTERS, PATH_CHARACTERS, SFTConfig
 from sft.errors import InvalidConfig
@@ -127,13 +127,16 @@ MANY = {
 @pytest.mark.parametrize(
     ("request_", "told"),
     [
-        (FakeRequest(b'{"a": ' + b"[" * 90 + b"]" * 90 + b"}"), f"a: must not be nested more than {NESTED} deep"),
-        (FakeRequest(b'{"a": ' + b'{"b": ' * 90 + b"1" + b"}" * 91), f"a: must not be nested more than {NESTED} deep"),
+        (FakeRequest(b'{"a": ' + b"[" * 90 + b"]" * 90 + b"}"), f"a: must not be nested more than {MAX_DEPTH} deep"),
+        (
+            FakeRequest(b'{"a": ' + b'{"b": ' * 90 + b"1" + b"}" * 91),
+            f"a: must not be nested more than {MAX_DEPTH} deep",
+        ),
         (FakeRequest(MANY["zeros"]), f"a: must have at most {LIST_ENTRIES} entries, it has 500000"),
         (FakeRequest(MANY["lists"]), f"a: must have at most {LIST_ENTRIES} entries, it has 300000"),
         (FakeRequest(MANY["infinite"]), f"a: must have at most {LIST_ENTRIES} entries, it has 150000"),
         (FakeRequest(MANY["keys"]), f"must have at most {LIST_ENTRIES} entries, it has 50000"),
-        (FakeRequest(MANY["spread"]), f"a: must hold at most {MOST_VALUES} values in all"),
+        (FakeRequest(MANY["spread"]), f"a: must hold at most {MAX_VALUES} values in total"),
         (FakeRequest(query=b"model=" + b"x" * 900_000), "the URL must have at most 32768 characters, it has 900012"),
         (FakeRequest(path="/train/" + "x" * 900_000), "the URL must have at most 32768 characters, it has 900007"),
     ],

@@ -96,7 +96,7 @@ def test_there_is_no_rate_limit_by_default(stack):
 
 
 def test_a_rate_limit_that_is_none_is_refused_at_once(stack):
-    with pytest.raises(InvalidConfig, match="rate_limit must be such as 600/minute, got 'often'"):
+    with pytest.raises(InvalidConfig, match="rate_limit must be a rate such as 600/minute, got 'often'"):
         create_app(stack.model_copy(update={"rate_limit": "often"}))
     assert str(parse_rate_limit("600/minute")) == "600 per 1 minute"
 

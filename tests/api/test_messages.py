@@ -136,16 +136,13 @@ def test_what_is_said(value, message):
 
 def test_a_flat_body_is_told_of_config_and_one_with_config_that_it_is_flat():
     flat = refuse(TrainBody, {"base_model": "m", "lora_rank": 4, "webhook_url": "http://example.com"})
-    assert flat == (
-        'base_model, lora_rank: put the fields of the configuration into config: {"config": {"base_model": "m", '
-        '"lora_r": 4}}'
-    )
+    assert flat == ('base_model, lora_rank: put these fields into config: {"config": {"base_model": "m", "lora_r": 4}}')
     nested = refuse(TrainingRequest, {"config": {"base_model": "m", "dataset_name": "d"}})
-    assert nested.startswith("config: the Training API takes the fields themselves, without config around them; ")
+    assert nested.startswith("config: the Training API takes the fields at the top level, without config; ")
     assert "base_model is model_name here; dataset_name is dataset_version here." in nested
-    assert refuse(ConfigBody, {"name": "x", "lora_r": 4}).startswith("lora_r: put the fields of the configuration into")
+    assert refuse(ConfigBody, {"name": "x", "lora_r": 4}).startswith("lora_r: put these fields into")
     for name in BESIDE_CONFIG:
-        with pytest.raises(InvalidConfig, match=f"{name}: goes beside config, not into it"):
+        with pytest.raises(InvalidConfig, match=f"{name}: must be next to config, not inside it"):
             TrainBody(config={"base_model": "m", name: "x"}).to_spec(None)
 
 

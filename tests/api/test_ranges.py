@@ -38,6 +38,6 @@ def test_whatever_else_is_asked_for_brings_all_of_it(wanted):
 
 @pytest.mark.parametrize("wanted", ["bytes=1000-", "bytes=1000-1001", "bytes=-0", "bytes=123456789012345678-"])
 def test_a_range_behind_the_end_says_where_that_is(wanted):
-    with pytest.raises(HTTPException, match="begins after the file, which has 1000 bytes") as caught:
+    with pytest.raises(HTTPException, match="starts after the end of the file, which has 1000 bytes") as caught:
         read_range(wanted, None, TAG, 1000)
     assert (caught.value.status_code, caught.value.headers) == (416, {"Content-Range": "bytes */1000"})

@@ -165,7 +165,7 @@ def test_a_client_that_goes_away_ends_the_work_for_it(api, job):
             streams.enter_context(client.stream("GET", f"/train/{job.id}/events"))
         wait_until(lambda: app.state.streams.listeners == 3, 10)
     wait_until(lambda: app.state.streams.listeners == 0, 5)
-    assert not app.state.streams.is_at_work
+    assert not app.state.streams.is_polling
     assert app.state.stream_limit.open == 0
 
 

@@ -127,7 +127,7 @@ def test_with_the_first_key_the_service_asks_everybody_for_one(run, model, make_
     ids = {line.split()[-1]: line.split()[0] for line in run("keys", "list", **database).splitlines()}
     run("keys", "revoke", ids["ci"], **database)
     time.sleep(3.1)
-    assert "is not known or was revoked" in run("list", url=url, code=3, TUNEYARD_API_KEY=writer)
+    assert "is unknown or revoked" in run("list", url=url, code=3, TUNEYARD_API_KEY=writer)
     run("list", url=url, TUNEYARD_API_KEY=reader)
     engine_for(database["TUNEYARD_DATABASE_URL"]).dispose()
 
