@@ -5,8 +5,17 @@ import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainSerializer, SecretStr
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
@@ -35,6 +44,19 @@ def read_secret(secret: str) -> bytes:
     return key
 
 
+def split_credentials(url: str) -> tuple[str, str | None, str | None]:
+    """A URL without its user and password, and the two, decoded."""
+    try:
+        parts = urlsplit(url)
+        if "@" not in parts.netloc:
+            return url, None, None
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        username, password = (value and unquote(value) for value in (parts.username, parts.password))
+    except ValueError:  # not a URL; whoever calls it says so
+        return url, None, None
+    return address, username, password
+
+
 def _check_secret(secret: SecretStr) -> SecretStr:
     read_secret(secret.get_secret_value())
     return secret
@@ -53,11 +75,14 @@ Names = Annotated[
     BeforeValidator(_split),
     PlainSerializer(lambda names: ",".join(names), return_type=str, when_used="json"),
 ]
+# For the environment and the planner's pipe, nothing else is made of settings as JSON.
+Secret = Annotated[
+    SecretStr, PlainSerializer(lambda value: value.get_secret_value(), return_type=str, when_used="json-unless-none")
+]
 Secrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_check_secret)], ...],
     NoDecode,
     BeforeValidator(_split),
-    # For the environment and the planner's pipe, nothing else is made of settings as JSON.
     PlainSerializer(lambda values: ",".join(v.get_secret_value() for v in values), return_type=str, when_used="json"),
 ]
 
@@ -206,7 +231,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("PREFECT_API_URL"),
         description="Your Prefect server's API; started locally if unset.",
     )
-    prefect_auth_string: SecretStr | None = Field(
+    prefect_auth_string: Secret | None = Field(
         None,
         validation_alias=AliasChoices("PREFECT_API_AUTH_STRING"),
         description="`user:password` for `PREFECT_API_URL`; the local server has its own.",
@@ -214,8 +239,34 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(
         None,
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI"),
-        description="Your MLflow server; started locally if unset.",
+        description="Your MLflow server; started locally if unset. Credentials in it are used and shown nowhere.",
     )
+    mlflow_tracking_username: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_USERNAME"),
+        description="User of `MLFLOW_TRACKING_URI`.",
+    )
+    mlflow_tracking_password: Secret | None = Field(
+        None, validation_alias=AliasChoices("MLFLOW_TRACKING_PASSWORD"), description="That user's password."
+    )
+    mlflow_tracking_token: Secret | None = Field(
+        None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_TOKEN"),
+        description="Token for `MLFLOW_TRACKING_URI`, where there is no password.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_credentials_out_of_url(cls, values: Any) -> Any:
+        """The address of MLflow is shown in many places; its credentials have fields of their own."""
+        name = next((name for name in ("MLFLOW_TRACKING_URI", "mlflow_tracking_uri") if values.get(name)), None)
+        if name is None or not isinstance(values[name], str):
+            return values
+        address, username, password = split_credentials(values[name])
+        if not address.startswith(("http://", "https://")) or not (username or password):
+            return values
+        return values | {name: address, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
 
     def model_post_init(self, _context: object) -> None:
         """Resolve every path: home against the current folder, the others against home."""

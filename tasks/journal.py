@@ -56,7 +56,6 @@ class Journal:
         if settings.database_url is None or settings.mlflow_tracking_uri is None:
             raise StackError("TUNEYARD_DATABASE_URL and MLFLOW_TRACKING_URI must be set where jobs run")
         self.settings = settings
-        self.mlflow_tracking_uri = settings.mlflow_tracking_uri
         self.attempt = Attempt.begin(settings.database_url, run_id)
         self.job_id = self.attempt.job_id
         self.spec = self._settle_spec(spec)
@@ -87,7 +86,7 @@ class Journal:
         """Start the tracking runs and record the dataset."""
         config = self.spec.config
         run_name = escape(config.run_name or "") or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
-        self.mlflow = MlflowTracker(self.mlflow_tracking_uri, str(self.job_id), run_name, config)
+        self.mlflow = MlflowTracker(self.settings, str(self.job_id), run_name, config)
         self.trackers.append(self.mlflow)
         if self.spec.tracking_backend == "wandb":
             self.trackers.append(WandbTracker(self.folder, str(self.job_id), run_name, config))

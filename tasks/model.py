@@ -59,7 +59,7 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
             raise ModelNotFound(f"adapter_path {reference!r} is not of the form models:/NAME/VERSION, or /latest")
         if settings.mlflow_tracking_uri is None:
             raise StackError(f"adapter_path {reference!r} is in MLflow's registry; set MLFLOW_TRACKING_URI")
-        return fetch_adapter(settings.mlflow_tracking_uri, reference, folder / "start")
+        return fetch_adapter(settings, reference, folder / "start")
     roots = (settings.output_root, settings.model_root)
     for root in roots:
         further = settings.allowed_model_roots if root == settings.model_root else ()

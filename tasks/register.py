@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from jobs.errors import RegistryRefused
+from jobs.mlflow_server import MlflowServer
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
@@ -15,6 +16,7 @@ from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
+from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MOST_RACES, keep_trying
 from tasks.tracking import JOB_TAG, MlflowTracker
 
@@ -189,19 +191,14 @@ def find_previous(tracker: MlflowTracker, adapter: RegisteredAdapter) -> Version
 
 def find_latest(settings: Settings, name: str) -> RegisteredAdapter | None:
     """Find the newest version of an adapter; None without any."""
-    from mlflow import MlflowClient
-
-    uri = settings.mlflow_tracking_uri
-    client = MlflowClient(uri, registry_uri=uri)
+    client = open_mlflow_client(settings)
     versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
     return _registered(versions[0]) if versions else None
 
 
 def list_adapters(settings: Settings) -> list[str]:
     """List the adapters' names in the registry. Raises RegistryUnavailable if MLflow stays down."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(settings.mlflow_tracking_uri, registry_uri=settings.mlflow_tracking_uri)
+    client = open_mlflow_client(settings)
 
     def read() -> list[str]:
         names: list[str] = []
@@ -216,7 +213,7 @@ def list_adapters(settings: Settings) -> list[str]:
     return keep_trying(read, "listing adapters")
 
 
-def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
+def fetch_adapter(settings: Settings, reference: str, folder: Path) -> Path:
     """Download the adapter `models:/<name>/<version>` into `folder`; returns where its files are.
 
     Raises:
@@ -226,15 +223,17 @@ def fetch_adapter(tracking_uri: str, reference: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    uri = open_mlflow_client(settings).tracking_uri
+
     def download() -> Path:
-        return Path(
-            download_artifacts(reference, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        )
+        return Path(download_artifacts(reference, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
 
     try:
         return keep_trying(download, "downloading the adapter in adapter_path")
     except MlflowException as error:
-        raise ModelNotFound(f"adapter_path {reference!r} is not in the registry at {tracking_uri}: {error}") from error
+        raise ModelNotFound(
+            f"adapter_path {reference!r} is not in the registry at {MlflowServer.find(settings).url}: {error}"
+        ) from error
 
 
 def _registered(version: "ModelVersion") -> RegisteredAdapter:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobs.errors import RegistryRefused
+from jobs.mlflow_server import MlflowServer
+from jobs.settings import Settings
 from sft.config import SFTConfig
 from tasks.causes import is_mlflow_away
 from tasks.dataset_version import DatasetVersion
+from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MetricSender, keep_trying
 from tuneyard_wire.one_line import escape
 
@@ -56,11 +59,9 @@ class MlflowTracker:
     training never waits for MLflow.
     """
 
-    def __init__(self, tracking_uri: str, job_id: str, run_name: str, config: SFTConfig) -> None:
-        from mlflow import MlflowClient  # takes seconds to import, so only here
-
-        self.client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
-        self._tracking_uri = tracking_uri.rstrip("/")
+    def __init__(self, settings: Settings, job_id: str, run_name: str, config: SFTConfig) -> None:
+        self.client = open_mlflow_client(settings)
+        self._shown_uri = MlflowServer.find(settings).url
         self._job_id = job_id
         self._run_name = run_name
         self._config = config
@@ -75,7 +76,7 @@ class MlflowTracker:
     @property
     def url(self) -> str:
         """The run's page."""
-        return f"{self._tracking_uri}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
+        return f"{self._shown_uri}/#/experiments/{self.run.info.experiment_id}/runs/{self.run_id}"
 
     def _open_run_again(self) -> "Run":
         """`_open_run`, once more if MLflow refuses it: the experiment may be deleted between two of its calls."""

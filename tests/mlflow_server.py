@@ -74,9 +74,17 @@ Forward = Callable[[], httpx.Response]
 
 
 class Proxy:
-    """Passes requests on to a server. What `meddle` returns for a path is answered; None cuts the connection."""
+    """Passes requests on to a server. What `meddle` returns for a path is answered; None cuts the connection.
 
-    def __init__(self, uri: str, meddle: Callable[[str, Forward], httpx.Response | None]) -> None:
+    With `authorization` only requests with this header are passed on.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        meddle: Callable[[str, Forward], httpx.Response | None] = lambda path, forward: forward(),
+        authorization: str | None = None,
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -86,7 +94,8 @@ class Proxy:
                 def forward() -> httpx.Response:
                     return httpx.request(method, uri + path, content=body, headers=headers, timeout=60)
 
-                answer = meddle(path, forward)
+                is_known = authorization in (None, self.headers.get("Authorization"))
+                answer = meddle(path, forward) if is_known else httpx.Response(401, text="who are you?")
                 if answer is None:
                     self.close_connection = True
                     return

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
-from jobs.network.bounded_http import bound
+from jobs.mlflow_server import MlflowServer
 from jobs.network.deadlines import call_deadline
 from jobs.preflight.examination import LARGEST_JSON, find_fault
 from jobs.preflight.findings import Finding
@@ -36,7 +35,7 @@ def check_adapter(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
         match = REGISTERED.fullmatch(reference)
         if match is None:
             yield _finding(f"{reference!r} is not of the form models:/NAME/VERSION, or models:/NAME/latest")
-        elif problem := _ask_registry(around.settings.mlflow_tracking_uri, **match.groupdict()):
+        elif problem := _ask_registry(MlflowServer.find(around.settings), **match.groupdict()):
             yield _finding(f"{reference!r} {problem}")
         return
     settings = around.settings
@@ -69,15 +68,12 @@ def _check_weights(folder: Path, subject: str) -> None:
         raise ModelUnusable(f"{subject} can't be used: {found}")
 
 
-def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) -> str | None:
+def _ask_registry(server: MlflowServer, name: str, mark: str, version: str) -> str | None:
     """What is wrong with a version; None when it is there, or that can't be asked."""
-    base = f"{tracking_uri}".rstrip("/")
-    if urlsplit(base).scheme not in ("http", "https"):
+    if not server.has_api:
         return None
-    has_tls = base.startswith("https")  # certificates take long to load
-    plain = httpx.Client(base_url=f"{base}/api/2.0/mlflow/", timeout=TIMEOUT_SECONDS, trust_env=False, verify=has_tls)
-    with bound(plain) as client, call_deadline(TIMEOUT_SECONDS):
-        answer = client.get("registered-models/get", params={"name": name})
+    with server.open(TIMEOUT_SECONDS) as client, call_deadline(TIMEOUT_SECONDS):
+        answer = client.get("mlflow/registered-models/get", params={"name": name})
         if answer.status_code == httpx.codes.NOT_FOUND:
             return f"is not in the registry: it has no adapter {name}; train one with lora_name {name}, or name another"
         model: dict[str, Any] = answer.raise_for_status().json()["registered_model"]
@@ -89,7 +85,7 @@ def _ask_registry(tracking_uri: str | None, name: str, mark: str, version: str) 
             return f"is not in the registry: {name} has the aliases {', '.join(aliases) or 'none'}"
         if version.lower() == "latest":
             return None if versions else f"is not in the registry: {name} has no versions"
-        found = client.get("model-versions/get", params={"name": name, "version": version})
+        found = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
         if found.status_code == httpx.codes.NOT_FOUND or found.status_code == httpx.codes.BAD_REQUEST:
             newest = f"its newest version is {max(versions, key=int)}" if versions else "it has no versions"
             return f"is not in the registry: {name} has no version {version}; {newest}"

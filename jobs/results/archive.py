@@ -16,8 +16,9 @@ import httpx
 
 from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import job_folder
+from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import call_deadline
-from jobs.results.archive_members import Member, open_mlflow, watch_mlflow
+from jobs.results.archive_members import Member, MlflowFile
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.status import JobStatus
@@ -139,7 +140,8 @@ def find_adapter(settings: Settings, job: Job) -> Archive:
     name = f"{result['model_name']}-{result['model_version']}"
     members = list_own_files(settings, job)
     if not members:
-        members = list_registered_files(settings.mlflow_tracking_uri, result["model_name"], result["model_version"])
+        server = MlflowServer.find(settings)
+        members = list_registered_files(server, result["model_name"], result["model_version"])
     return Archive(name, tuple(sorted(members, key=lambda member: member.name)))
 
 
@@ -190,33 +192,37 @@ def _list_files(folder: Path, own: Path) -> list[Member]:
     return members
 
 
-def list_registered_files(tracking_uri: str | None, name: str, version: str) -> list[Member]:
+def list_registered_files(server: MlflowServer, name: str, version: str) -> list[Member]:
     """List the files of a registered version, through MLflow's artifact proxy.
 
     Raises:
         AdapterNotFound: the registry has no such version, or stores its files out of its proxy's reach.
         StackError: MLflow can't be reached.
     """
-    base = f"{tracking_uri}".rstrip("/")
-    if urlsplit(base).scheme not in ("http", "https"):
-        raise AdapterNotFound(f"the adapter's files are not on this machine, and MLflow at {base} has no HTTP API")
+    if not server.has_api:
+        raise AdapterNotFound(
+            f"the adapter's files are not on this machine, and MLflow at {server.url} has no HTTP API"
+        )
     try:
-        with open_mlflow(f"{base}/api/2.0/") as client, watch_mlflow(client), call_deadline():
+        with server.open() as client, server.watch(), call_deadline():
             answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
             if answer.status_code == httpx.codes.NOT_FOUND:
-                raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {base} any more")
+                raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {server.url} any more")
             source = urlsplit(answer.raise_for_status().json()["model_version"]["source"])
             if source.scheme != "mlflow-artifacts":
                 raise AdapterNotFound(f"models:/{name}/{version} is stored at {source.geturl()}; fetch it from there")
-            members = list(_list_artifacts(client, source.path.strip("/"), ""))
+            members = list(_list_artifacts(server, client, source.path.strip("/"), ""))
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        raise StackError(f"MLflow at {server.url} {explain_refusal(status) or f'responds with {status}'}") from error
     except httpx.HTTPError as error:
-        raise StackError(f"MLflow at {base} can't be reached ({type(error).__name__})") from error
+        raise StackError(f"MLflow at {server.url} can't be reached ({type(error).__name__})") from error
     if not members:
-        raise AdapterNotFound(f"models:/{name}/{version} has no files in the registry at {base}")
+        raise AdapterNotFound(f"models:/{name}/{version} has no files in the registry at {server.url}")
     return members
 
 
-def _list_artifacts(client: httpx.Client, root: str, below: str) -> Iterator[Member]:
+def _list_artifacts(server: MlflowServer, client: httpx.Client, root: str, below: str) -> Iterator[Member]:
     """List files of an artifact folder recursively; MLflow returns paths relative to the requested folder."""
     answer = client.get("mlflow-artifacts/artifacts", params={"path": f"{root}/{below}".rstrip("/")})
     files: list[dict[str, Any]] = answer.raise_for_status().json().get("files", [])
@@ -225,10 +231,10 @@ def _list_artifacts(client: httpx.Client, root: str, below: str) -> Iterator[Mem
         if ".." in name.split("/"):
             raise AdapterNotFound(f"the registry lists a file outside the adapter's folder: {name}")
         if file["is_dir"]:
-            yield from _list_artifacts(client, root, name)
+            yield from _list_artifacts(server, client, root, name)
         else:
-            url = client.base_url.join(f"mlflow-artifacts/artifacts/{quote(f'{root}/{name}')}")
-            yield Member(name, int(file.get("file_size", 0)), url=str(url))
+            place = f"mlflow-artifacts/artifacts/{quote(f'{root}/{name}')}"
+            yield Member(name, int(file.get("file_size", 0)), remote=MlflowFile(server, place))
 
 
 def _padded(size: int, block: int) -> int:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,11 +11,10 @@ from typing import BinaryIO
 import httpx
 
 from jobs.errors import AdapterNotReady
-from jobs.network.bounded_http import bound
-from jobs.network.deadlines import READ_SECONDS, breaker_for, call_deadline
+from jobs.mlflow_server import MlflowServer
+from jobs.network.deadlines import READ_SECONDS, call_deadline
 from sft.errors import StackError
 from sft.files.places import is_opened_in
-from tuneyard_wire.loopback import is_on_this_machine
 
 CHUNK_BYTES = 1 << 20
 SLOWEST_BYTES_A_SECOND = 256 * 1024  # a slower MLflow counts as down
@@ -23,17 +22,17 @@ SLOWEST_BYTES_A_SECOND = 256 * 1024  # a slower MLflow counts as down
 
 @dataclass(frozen=True)
 class Member:
-    """A file to archive: on this machine, or at a URL."""
+    """A file to archive: on this machine, or elsewhere."""
 
     name: str
     size: int
     path: Path | None = None
     changed_ns: int = 0
-    url: str = ""
+    remote: "MlflowFile | None" = None
     root: Path | None = None  # the opened file must be in it, as a link may have replaced it
 
     def open(self) -> BinaryIO | None:
-        """Open the file; None for one at a URL.
+        """Open the file; None for one that is elsewhere.
 
         Raises:
             AdapterNotReady: it is not the file that was listed.
@@ -77,11 +76,23 @@ class Member:
         return AdapterNotReady(f"{self.name} changed while it was read; ask again")
 
     def _download(self) -> Iterator[bytes]:
-        with open_mlflow(self.url) as client:
-            with watch_mlflow(client), call_deadline():
-                answer = client.send(client.build_request("GET", self.url), stream=True).raise_for_status()
+        return self.remote.read(READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND) if self.remote else iter(())
+
+
+@dataclass(frozen=True)
+class MlflowFile:
+    """A file at a place of MLflow's REST interface."""
+
+    server: MlflowServer
+    place: str
+
+    def read(self, seconds: float) -> Iterator[bytes]:
+        """Yield the content; waiting for it may take `seconds` in total. Raises httpx.HTTPError, StackError."""
+        with self.server.open() as client:
+            with self.server.watch(), call_deadline():
+                answer = client.send(client.build_request("GET", self.place), stream=True).raise_for_status()
             with closing(answer):
-                yield from _read_in_time(answer, READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND)
+                yield from _read_in_time(answer, seconds)
 
 
 def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
@@ -104,13 +115,3 @@ def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
         if waited > seconds:
             raise httpx.ReadTimeout(f"MLflow has sent too little within {seconds:.0f} s")
         yield chunk
-
-
-def open_mlflow(url: str) -> httpx.Client:
-    """An HTTP client for an MLflow server whose calls end by their deadline."""
-    return bound(httpx.Client(base_url=url, timeout=READ_SECONDS, trust_env=not is_on_this_machine(url)))
-
-
-def watch_mlflow(client: httpx.Client) -> AbstractContextManager[None]:
-    """Watch one call with MLflow's breaker. Raises StackError at once if the server is known to be down."""
-    return breaker_for("MLflow", str(client.base_url.copy_with(path="/")), httpx.TimeoutException).watch()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.mlflow_server import MlflowServer
 from jobs.network.proxies import bracket, bypass_proxies
 from jobs.project import code_environment
 from jobs.settings import Settings
@@ -154,6 +155,7 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         if Settings.model_fields[name].validation_alias is None:
             environment[f"TUNEYARD_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     _, prefect_database, mlflow_database = database_urls(settings)
+    environment |= MlflowServer.find(resolved).environment()
     environment |= NO_REPORTS | {
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(run_folder(settings.home) / "tmp"),

@@ -10,6 +10,7 @@ import psycopg2
 
 from jobs.engine.blockers import describe_missing, find_blocker
 from jobs.engine.credentials import open_client
+from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import allow, call_deadline
 from jobs.settings import Settings
@@ -50,7 +51,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
     checks: dict[str, Callable[[], PartCheck]] = {
         "database": functools.partial(_check_database, str(resolved.database_url)),
         "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
-        "mlflow": functools.partial(_check_mlflow, str(resolved.mlflow_tracking_uri)),
+        "mlflow": functools.partial(_check_mlflow, MlflowServer.find(resolved)),
         "worker": functools.partial(_check_worker, resolved),
         "work_pool": functools.partial(_check_work_pool, resolved),
         "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
@@ -90,13 +91,25 @@ def _check_watchdog(url: str) -> PartCheck:
 
 
 def _check_prefect(api_url: str) -> PartCheck:
-    return _ask(api_url, lambda client: client.get("/health"))
+    try:
+        with _client(api_url) as client:
+            status = client.get("/health").status_code
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"does not respond ({type(error).__name__})")
+    return PartCheck(status == httpx.codes.OK, _describe(status))
 
 
-def _check_mlflow(uri: str) -> PartCheck:
-    if not uri.startswith(("http://", "https://")):
+def _check_mlflow(server: MlflowServer) -> PartCheck:
+    if not server.has_api:
         return PartCheck(True, "no server: it is reached without HTTP")
-    return _ask(uri, lambda client: client.get("/health"))
+    try:
+        with server.open(TIMEOUT_SECONDS) as client:
+            status = client.get(f"{server.url}/health").status_code
+            if status == httpx.codes.OK:  # it says nothing about the credentials
+                status = client.get("mlflow/experiments/search", params={"max_results": 1}).status_code
+    except httpx.HTTPError as error:
+        return PartCheck(False, f"does not respond ({type(error).__name__})")
+    return PartCheck(status == httpx.codes.OK, explain_refusal(status) or _describe(status))
 
 
 def _check_worker(settings: Settings) -> PartCheck:
@@ -131,13 +144,8 @@ def _check_work_pool(settings: Settings) -> PartCheck:
     return PartCheck(not blockers, "; ".join(blockers) or f"{settings.work_pool} lets jobs start")
 
 
-def _ask(base_url: str, request: Callable[[httpx.Client], httpx.Response]) -> PartCheck:
-    try:
-        with _client(base_url) as client:
-            status = request(client).status_code
-    except httpx.HTTPError as error:
-        return PartCheck(False, f"does not respond ({type(error).__name__})")
-    return PartCheck(status == httpx.codes.OK, "answers" if status == httpx.codes.OK else f"answers {status}")
+def _describe(status: int) -> str:
+    return "answers" if status == httpx.codes.OK else f"answers {status}"
 
 
 def _client(base_url: str) -> httpx.Client:

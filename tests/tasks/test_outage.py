@@ -15,6 +15,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import RestException
 
 from jobs.errors import RegistryUnavailable
+from jobs.settings import Settings
 from sft.config import SFTConfig
 from tasks.dataset_version import DatasetVersion
 from tasks.outage import MOST_RACES, MetricSender, keep_trying
@@ -57,7 +58,7 @@ def adapter_dir(tmp_path):
 
 
 def open_tracker(uri, job_id=None):
-    return MlflowTracker(uri, job_id or str(uuid4()), "a run", CONFIG)
+    return MlflowTracker(Settings(mlflow_tracking_uri=uri), job_id or str(uuid4()), "a run", CONFIG)
 
 
 def losses(server, tracker):

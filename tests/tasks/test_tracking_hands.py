@@ -9,38 +9,20 @@ from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 
 from jobs.errors import RegistryRefused
+from jobs.settings import Settings
 from sft.config import SFTConfig
 from tasks.dataset_version import DatasetVersion
 from tasks.register import register_adapter
 from tasks.tracking import EXPERIMENT, JOB_TAG, KIND_TAG, MlflowTracker
 from tests.conftest import wait_until
-from tests.mlflow_server import MlflowServer, Proxy
+from tests.mlflow_server import Proxy
 
 CONFIG = SFTConfig(base_model="tiny", dataset_name="handbook", dataset_format="alpaca")
 DATASET = DatasetVersion("handbook", "v1.0", "c0ffee", "0" * 32, Path("/data"), None, 48, "dvc", "/registry")
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    server.wait()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        yield MlflowClient(server.uri)
-    server.kill()
-
-
-@pytest.fixture
-def adapter_dir(tmp_path):
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(bytes(1000))
-    return folder
-
-
 def open_tracker(client, job_id=None):
-    return MlflowTracker(client.tracking_uri, job_id or str(uuid4()), "a run", CONFIG)
+    return MlflowTracker(Settings(mlflow_tracking_uri=client.tracking_uri), job_id or str(uuid4()), "a run", CONFIG)
 
 
 def delete_experiment(client, tracker):
@@ -151,7 +133,7 @@ def test_an_adapter_is_registered_though_somebody_deletes_there_meanwhile(client
 
     proxy = Proxy(client.tracking_uri, meddle)
     try:
-        tracker = MlflowTracker(proxy.uri, str(uuid4()), "a run", CONFIG)
+        tracker = MlflowTracker(Settings(mlflow_tracking_uri=proxy.uri), str(uuid4()), "a run", CONFIG)
         adapter = register_adapter(tracker, str(uuid4()), name, adapter_dir, DATASET, {})
         tracker.finish(succeeded=True)
     finally:
@@ -190,7 +172,7 @@ def test_what_mlflow_will_not_have_at_all_fails_with_a_code_and_a_remedy(client)
     proxy = Proxy(client.tracking_uri, meddle)
     try:
         with pytest.raises(RegistryRefused, match="not yours; restore what was deleted") as caught:
-            MlflowTracker(proxy.uri, str(uuid4()), "a run", CONFIG)
+            MlflowTracker(Settings(mlflow_tracking_uri=proxy.uri), str(uuid4()), "a run", CONFIG)
     finally:
         proxy.close()
         open_tracker(client).finish(succeeded=True)

@@ -16,9 +16,10 @@ from sqlalchemy.exc import OperationalError
 from api.main import create_app
 from jobs.clients.keys import ApiKeyCache
 from jobs.engine.prefect_client import call, open_prefect_client
+from jobs.mlflow_server import MlflowServer
 from jobs.network.deadlines import Breaker, allow, call_deadline, seconds_left
 from jobs.results.archive import list_registered_files
-from jobs.results.archive_members import Member
+from jobs.results.archive_members import Member, MlflowFile
 from jobs.settings import Settings
 from jobs.stack import postgres
 from jobs.stack.readiness import check_parts
@@ -54,7 +55,7 @@ def test_a_call_of_prefect_ends_in_time(stalling, tmp_path):
 
 
 def test_a_call_of_mlflow_ends_in_time(stalling):
-    assert "MLflow" in fails_in_time(lambda: list_registered_files(stalling.url, "a", "1"))
+    assert "MLflow" in fails_in_time(lambda: list_registered_files(MlflowServer(stalling.url), "a", "1"))
 
 
 @pytest.mark.parametrize("kind", ["silent", "slow head", "slow body"])
@@ -72,7 +73,7 @@ def test_the_parts_are_judged_in_time(kind, tmp_path):
 def test_a_file_of_mlflow_that_trickles_ends(monkeypatch):
     monkeypatch.setattr("jobs.results.archive_members.READ_SECONDS", ALLOWED)
     with closing(StallingServer("slow body")) as server:
-        member = Member("weights", 1000, url=f"{server.url}/weights")
+        member = Member("weights", 1000, remote=MlflowFile(MlflowServer(server.url), "weights"))
         with pytest.raises(Exception, match="MLflow has sent too little within 1 s"):
             [*member.read(None)]
 

@@ -17,9 +17,10 @@ from sqlalchemy import create_engine
 
 from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import checkpoint_folder, job_folder
+from jobs.mlflow_server import MlflowServer
 from jobs.results import archive, records
 from jobs.results.archive import checksum, prepare_download
-from jobs.results.archive_members import Member
+from jobs.results.archive_members import Member, MlflowFile
 from jobs.results.records import list_checkpoints
 from jobs.service.job import Job
 from jobs.settings import Settings
@@ -144,8 +145,9 @@ def test_any_part_of_an_adapter_is_that_part_of_the_whole(settings, job, monkeyp
     sent = prepare_download(settings, job).archive
     if is_far:
         content = {member.name: member.path.read_bytes() for member in sent.members}
-        far = [replace(member, path=None, url=member.name) for member in sent.members]
-        monkeypatch.setattr(Member, "_download", lambda member: iter(batched(content[member.name], 7000)))
+        server = MlflowServer("http://far.example")
+        far = [replace(member, path=None, remote=MlflowFile(server, member.name)) for member in sent.members]
+        monkeypatch.setattr(MlflowFile, "read", lambda file, seconds: iter(batched(content[file.place], 7000)))
         sent = replace(sent, members=tuple(far))
     whole = b"".join(sent.read())
     assert len(whole) == sent.size
