@@ -1,1 +1,1 @@
-"""What the service and its clients say to each other, as both read and write it. Needs pydantic alone."""
+"""Models of requests and responses that the service and its clients share. Needs only pydantic."""

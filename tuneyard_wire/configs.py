@@ -1,4 +1,4 @@
-"""Saved configurations."""
+"""Responses for saved configurations."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _VERSION: dict[str, Any] = {
 
 
 class ConfigVersion(Response):
-    """A version of a saved configuration, whole or partial, as it was given."""
+    """A version of a saved configuration, complete or partial, as it was saved."""
 
     model_config = with_example(**_VERSION)
 
@@ -39,7 +39,7 @@ class ConfigVersion(Response):
 
 
 class SavedConfig(ConfigVersion):
-    """A saved configuration as it is now."""
+    """The current version of a saved configuration."""
 
     model_config = with_example(**_VERSION, updated_at="2026-04-05T16:20:51.118000+00:00")
 

@@ -1,18 +1,18 @@
-"""What a job's webhook is told."""
+"""Responses for a job's webhook deliveries."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from tuneyard_wire.response import Id, Moment, Response, with_example, words
+from tuneyard_wire.response import Id, Moment, Response, one_of, with_example
 
-Event = Annotated[str, words("started", "checkpoint", "ended")]
-Status = Annotated[str, words("running", "completed", "failed", "cancelled")]
-State = Annotated[str, words("pending", "delivered", "failed", "gone")]
+Event = Annotated[str, one_of("started", "checkpoint", "ended")]
+Status = Annotated[str, one_of("running", "completed", "failed", "cancelled")]
+State = Annotated[str, one_of("pending", "delivered", "failed", "gone")]
 
 
 class DeliveryAttempt(Response):
-    """One call of a webhook: the receiver's status, or why there was none."""
+    """One request to a webhook: the receiver's status, or the error if there was no response."""
 
     time: Moment
     status_code: int | None = None
@@ -20,9 +20,9 @@ class DeliveryAttempt(Response):
 
 
 class Delivery(Response):
-    """An event of a job that its webhook is told of. `gone`: it answered 410; `failed`: given up after 3 days.
+    """An event that is sent to a job's webhook. `gone`: it responded 410; `failed`: given up after 3 days.
 
-    `webhook_id` is what the receiver gets in the header of this name, the same at each attempt.
+    `webhook_id` is sent in the header `webhook-id`, the same in every attempt.
     """
 
     model_config = with_example(

@@ -1,7 +1,7 @@
-"""What a job may be given, and what jobs are asked for by, in the words of both interfaces.
+"""Field names and types of a job in both APIs, and of the filters of job lists.
 
-Types alone, and no pydantic: the command line makes its options of them, and it starts at once. The models that check
-the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests compare the two.
+Types alone, without pydantic: the command line builds its options from them and has to start fast. The models that
+validate the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests compare the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,29 +12,29 @@ Priority = Literal["high", "normal", "low"]
 Strategy = Literal["queue", "reject"]
 TrackingBackend = Literal["mlflow", "wandb"]
 WebhookEvent = Literal["started", "checkpoint"]
-TrainStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]  # which jobs are listed by
+TrainStatus = Literal["created", "queued", "running", "completed", "failed", "cancelled"]  # in the Training API
 
-# The Training API's name of a field, where it is not the one of SFTConfig or JobOptions, which the SFT API takes.
+# The Training API's names of fields that differ from those of SFTConfig and JobOptions, which the SFT API uses.
 TRAINING_NAMES = {
     "base_model": "model_name",
-    "dataset_name": "dataset_version",  # where a bare revision is one of the default dataset
+    "dataset_name": "dataset_version",  # which may be a revision of the default dataset
     "template_name": "template",
     "max_seq_length": "cutoff_len",
     "adapter_name": "lora_name",
 }
 
 DATASET_HELP = (
-    "NAME@REVISION in the registry, or a REVISION of --config's or else the default dataset. "
+    "NAME@REVISION in the registry, or a REVISION of --config's dataset or else the default one. "
     "For a file or a Hub dataset: --set dataset_name=..."
 )
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Of a field that the command line takes by an option of its own; it takes any other field by `--set`.
+    """Marks a field that has its own command-line option; other fields are given with `--set`.
 
     Attributes:
-        name: The option, where it is not the field's name.
+        name: The option, if it differs from the field's name.
     """
 
     help: str
@@ -42,24 +42,24 @@ class Flag:
 
 
 class OptionFields(TypedDict, total=False):
-    """The options of a job that both interfaces call alike."""
+    """Options of a job with the same names in both APIs."""
 
     tracking_backend: Annotated[TrackingBackend, Flag("Where metrics are shown.", "--tracking")]
     webhook_url: Annotated[str | None, Flag("URL to call when the job has ended.", "--webhook")]
-    webhook_events: Annotated[Sequence[WebhookEvent] | None, Flag("Call the webhook for this too.", "--webhook-event")]
+    webhook_events: Annotated[Sequence[WebhookEvent] | None, Flag("Further event to send.", "--webhook-event")]
     priority: Annotated[Priority, Flag("Priority in the queue.")]
     metadata: Annotated[Mapping[str, str] | None, Flag("A label.")]
 
 
 class AroundConfig(OptionFields, total=False):
-    """What `POST /api/sft/train` takes beside `config`."""
+    """The fields of `POST /api/sft/train` other than `config`."""
 
     config_id: str | None
     adapter_name: str | None
 
 
 class TrainingFields(OptionFields, total=False):
-    """The body of `POST /train`; the service's defaults stand for what is left out."""
+    """The fields of `POST /train`; the service has defaults for missing ones."""
 
     model_name: Annotated[str, Flag("Base model.", "--model")]
     dataset_version: Annotated[str, Flag(DATASET_HELP, "--dataset")]

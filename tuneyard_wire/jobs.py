@@ -1,4 +1,4 @@
-"""Jobs, as both interfaces tell of them."""
+"""Responses for jobs in both APIs."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tuneyard_wire.fields import Priority, TrainStatus
-from tuneyard_wire.response import EpochSeconds, Id, Moment, Response, with_example, words
+from tuneyard_wire.response import EpochSeconds, Id, Moment, Response, one_of, with_example
 from tuneyard_wire.rows import JobRows
 
 SftStatus = Literal["pending", "running", "completed", "failed", "stopped"]
-StartedStatus = Annotated[str, words("started", "queued")]
-CancelledStatus = Annotated[str, words("cancelled")]
+StartedStatus = Annotated[str, one_of("started", "queued")]
+CancelledStatus = Annotated[str, one_of("cancelled")]
 ENDED: tuple[TrainStatus, ...] = ("completed", "failed", "cancelled")
 
 _ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -71,7 +71,7 @@ _JOB: dict[str, Any] = {
 
 
 class Progress(Response):
-    """How far training is."""
+    """Training progress. `eta_seconds` is the remaining training time."""
 
     model_config = with_example(**_PROGRESS)
 
@@ -85,7 +85,7 @@ class Progress(Response):
 
 
 class Result(Response):
-    """What a completed job has made."""
+    """The result of a completed job."""
 
     model_config = with_example(**_RESULT)
 
@@ -96,27 +96,27 @@ class Result(Response):
     output_dir: str | None = None
     model_name: str | None = Field(None, description="The adapter's name in the registry.")
     model_version: str | None = None
-    rows: JobRows | None = Field(None, description="Rows that were used, skipped and cut.")
+    rows: JobRows | None = Field(None, description="Rows used, skipped and truncated.")
     warnings: list[str] = Field(
-        default_factory=list, description="What nobody would expect of the rows, the model, the run or its loss."
+        default_factory=list, description="Anything unexpected in the rows, the model, the run or its loss."
     )
     adapted: dict[str, Any] | None = Field(
         None,
         description="What was trained: `trainable_parameters` of `parameters` and their `share`, `modules` (layers by "
-        "name) and what of the model was `left_out`, with the reason.",
+        "name) and the parts that were `left_out`, with the reason.",
     )
-    previous_version: str | None = Field(None, description="The version before it in the registry.")
-    previous_eval_loss: float | None = Field(None, description="That one's held-out loss.")
+    previous_version: str | None = Field(None, description="The previous version in the registry.")
+    previous_eval_loss: float | None = Field(None, description="The previous version's held-out loss.")
     is_worse: bool | None = Field(
-        None, description="Whether its held-out loss is higher than the previous one's; null if they can't be compared."
+        None, description="Whether the held-out loss is higher than the previous version's; null if not comparable."
     )
-    comparison: str | None = Field(None, description="How it stands to the previous version, in a sentence.")
+    comparison: str | None = Field(None, description="Comparison with the previous version, in a sentence.")
     stopped_early: bool = Field(False, description="Ended by early_stopping_patience, before the planned steps.")
     metrics: dict[str, int | float | None] = Field(default_factory=dict)
 
 
 class Maker(Response):
-    """What made a job that no person submitted: a run of a flow, why, and the adapter's version it started from."""
+    """The flow run that created a job, why, and the adapter's version it retrains."""
 
     flow: str
     run_id: Id
@@ -125,13 +125,13 @@ class Maker(Response):
 
 
 class _Job(Response):
-    """What both interfaces tell alike."""
+    """Fields of a job in both APIs."""
 
     job_id: Id
     name: str = ""
     status: str
     priority: Priority = "normal"
-    config: dict[str, Any] = Field(description="The effective values of the job, in the interface's own words.")
+    config: dict[str, Any] = Field(description="The effective values of the job, with the API's field names.")
     error: str | None = None
     error_code: str | None = None
     attempt: int | None = None
@@ -148,10 +148,10 @@ class _Job(Response):
 
 
 class TrainJob(_Job):
-    """A job in the Training API's words. Times are epoch seconds; what is not known yet is null.
+    """A job in the Training API. Times are epoch seconds; what is not known yet is null.
 
-    `start_time` is when the job was accepted and, once it has begun, when it began: it moves once, forward. `status`
-    is `created` for a job made from Python that nobody has started yet.
+    `start_time` is when the job was accepted and, once it has started, when it started. `status` is `created` for a
+    job created from Python that has not been submitted yet.
     """
 
     model_config = with_example(
@@ -175,12 +175,12 @@ class TrainJob(_Job):
 
     @property
     def started_at(self) -> datetime | None:
-        """`start_time` with its zone; None while it is not known."""
+        """`start_time` as a datetime in UTC; None while it is not known."""
         return datetime.fromtimestamp(self.start_time, UTC) if self.start_time else None
 
 
 class SftJob(_Job):
-    """A job in the SFT API's words. What is not known yet is null."""
+    """A job in the SFT API. What is not known yet is null."""
 
     model_config = with_example(
         **_JOB
@@ -211,7 +211,7 @@ class SftJobs(Response):
 
 
 class SubmissionWarning(Response):
-    """Something that will fail a job, known when it was submitted."""
+    """A problem, found at submission, that will fail the job."""
 
     model_config = with_example(
         code="model_not_found",
@@ -225,7 +225,7 @@ class SubmissionWarning(Response):
 
 
 class Submitted(Response):
-    """A job was made. `warnings`, if there are any, say what will fail it as far as is known.
+    """A job was created. `warnings`, if present, name the known problems that will fail it.
 
     `status` is `started` or `queued`, or the SFT API's `running` or `pending`.
     """
@@ -237,7 +237,7 @@ class Submitted(Response):
 
 
 class TrainStarted(Submitted):
-    """A job was made. `warnings`, if there are any, say what will fail it as far as is known."""
+    """A job was created. `warnings`, if present, name the known problems that will fail it."""
 
     model_config = with_example(job_id=_ID, status="started", message="Training job started")
 
@@ -246,7 +246,7 @@ class TrainStarted(Submitted):
 
 
 class SftStarted(Submitted):
-    """A job was made. `warnings`, if there are any, say what will fail it as far as is known."""
+    """A job was created. `warnings`, if present, name the known problems that will fail it."""
 
     model_config = with_example(job_id=_ID, status="running")
 
@@ -264,7 +264,7 @@ class Cancelled(Response):
 
 
 class Queue(Response):
-    """The queue: ids of the waiting jobs, the next one first."""
+    """The queue: ids of the queued jobs, next one first."""
 
     model_config = with_example(is_training_running=True, queue_length=1, queued_jobs=[_ID])
 

@@ -1,11 +1,11 @@
-"""Whether an address is one of this machine, which no proxy stands before."""
+"""Recognize URLs of this machine, which are reached without a proxy."""
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Whether a URL's host is a loopback address or a name of one. False for an invalid URL."""
+    """Whether a URL's host is a loopback or unspecified address, or `localhost`. False for an invalid URL."""
     try:
         host = (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:

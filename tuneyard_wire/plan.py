@@ -1,31 +1,31 @@
-"""What a job would take: the response to a request for a plan."""
+"""The response to a plan request: an estimate of a job."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from tuneyard_wire.plan_example import EXAMPLE
-from tuneyard_wire.response import Response, with_example, words
+from tuneyard_wire.response import Response, one_of, with_example
 from tuneyard_wire.rows import SplitRows
 
 
 class PlannedDataset(Response):
-    """Exactly which rows the plan is of."""
+    """The exact dataset of the plan."""
 
     name: str
     revision: str | None
     commit: str | None
     md5: str
     rows: int
-    held_out_file: str | None = Field(None, description="The file of the held-out rows, if they have one.")
-    source: Annotated[str, words("dvc", "file", "hub")]
+    held_out_file: str | None = Field(None, description="The file with the held-out rows, if there is one.")
+    source: Annotated[str, one_of("dvc", "file", "hub")]
 
 
 class PlannedDevice(Response):
-    """The device the plan is made for: the one of the machine that made it."""
+    """The device the plan is for: that of the machine that makes it."""
 
     name: str
-    kind: Annotated[str, words("cpu", "cuda")]
+    kind: Annotated[str, one_of("cpu", "cuda")]
     dtype: str
     memory_bytes: int
     free_memory_bytes: int
@@ -33,36 +33,36 @@ class PlannedDevice(Response):
 
 
 class InvalidRow(Response):
-    """A row that can't be read."""
+    """A row that is invalid."""
 
     row: int
     reason: str
 
 
 class RowNotes(Response):
-    """Row numbers in the data file, from 1; the first 100 of each kind."""
+    """Row numbers in the data file, counted from 1; the first 100 of each kind."""
 
     invalid: list[InvalidRow]
-    dropped: list[int] = Field(description="Nothing to learn in them.")
-    too_long: list[int] = Field(description="Left out by excess_length_strategy drop.")
+    dropped: list[int] = Field(description="Rows without supervised tokens.")
+    too_long: list[int] = Field(description="Dropped by excess_length_strategy drop.")
     truncated: list[int]
 
 
 class PlannedRows(SplitRows):
-    """What becomes of a split's rows."""
+    """A split's rows: how many are used, and which ones are not."""
 
     notes: RowNotes
 
 
 class PlannedSplits(Response):
-    """The rows that are learned from, and those held out."""
+    """The training rows and the held-out rows."""
 
     train: PlannedRows
     eval: PlannedRows | None
 
 
 class HistogramBin(Response):
-    """Rows of `from` tokens and more, but fewer than `to`."""
+    """Number of rows with at least `from` and fewer than `to` tokens."""
 
     start: int = Field(alias="from")
     to: int
@@ -70,7 +70,7 @@ class HistogramBin(Response):
 
 
 class PlannedTokens(Response):
-    """How long the rows are."""
+    """Row lengths in tokens."""
 
     min: int
     mean: float
@@ -84,20 +84,20 @@ class PlannedTokens(Response):
 
 
 class PlannedBatches(Response):
-    """How the rows go into batches. Tokens of a batch are a device's."""
+    """Batches of the training rows. Tokens per batch are those of one device."""
 
     rows_per_step: int
     batches_per_epoch: int
     mean_tokens: float
     max_tokens: int
     tokens_per_epoch: int
-    padded_tokens_per_epoch: int = Field(description="If each batch of batch_size were padded to its longest row.")
-    padding_saved: float = Field(description="Share of these that rows laid end to end don't need.")
+    padded_tokens_per_epoch: int = Field(description="Tokens if batches were padded to their longest row.")
+    padding_saved: float = Field(description="Share of padded_tokens_per_epoch that padding-free batches save.")
     packed_sequences: int | None
 
 
 class LeftOutPart(Response):
-    """A part of the model that stays as it is."""
+    """A part of the model that is not trained."""
 
     what: str
     parameters: int
@@ -105,32 +105,32 @@ class LeftOutPart(Response):
 
 
 class PlannedModel(Response):
-    """What is trained of the model."""
+    """The trained part of the model."""
 
     parameters: int
     trainable_parameters: int
-    share: float | None = Field(None, description="Of the weights of the model with its adapter that are trained.")
+    share: float | None = Field(None, description="trainable_parameters / (parameters of model and adapter).")
     adapted: dict[str, int] = Field(
-        default_factory=dict, description="Layers that get an adapter, by name; empty without LoRA."
+        default_factory=dict, description="Number of layers with an adapter, by name; empty without LoRA."
     )
-    left_out: list[LeftOutPart] = Field(default_factory=list, description="What gets no adapter, and why.")
+    left_out: list[LeftOutPart] = Field(default_factory=list, description="Parts without an adapter, and why.")
     layout: str | None
     gradient_checkpointing: bool
 
 
 class PlannedMemory(Response):
-    """Memory of the device."""
+    """Memory on the device."""
 
     peak_bytes: int
     free_bytes: int
     fits: bool
-    largest_batch_size: int = Field(description="That fits even if the longest rows come together.")
+    largest_batch_size: int = Field(description="It fits even if the longest rows are in one batch.")
     largest_batch_tokens: int
     parts: dict[str, int]
 
 
 class PlannedDisk(Response):
-    """What the job writes."""
+    """Disk space that the job needs."""
 
     needed_bytes: int
     free_bytes: int
@@ -141,10 +141,10 @@ class PlannedDisk(Response):
 
 
 class PlannedTime(Response):
-    """How long the job runs once it has a free device."""
+    """The job's run time, without its time in the queue."""
 
-    basis: Annotated[str, words("past_runs", "probe", "matrix_product")] = Field(
-        description="Completed jobs of the same work, a probe of a few layers, or the device's matrix product alone."
+    basis: Annotated[str, one_of("past_runs", "probe", "matrix_product")] = Field(
+        description="Completed jobs with the same settings, a probe of a few layers, or the speed of a matrix product."
     )
     past_runs: int
     train_seconds: float
@@ -157,14 +157,14 @@ class PlannedTime(Response):
 
 
 class SamplePart(Response):
-    """Text that is learned, or only read."""
+    """A part of a row's text. `supervised`: it contributes to the loss."""
 
     text: str
     supervised: bool
 
 
 class Sample(Response):
-    """A row as the model reads it."""
+    """A rendered row."""
 
     row: int
     tokens: int
@@ -174,17 +174,17 @@ class Sample(Response):
 
 
 class PlanWarning(Response):
-    """Something to know before the job is started."""
+    """A warning about the job."""
 
     code: str
     message: str
     rows: list[int] | None = Field(
-        None, exclude_if=lambda rows: rows is None, description="Numbers in the data file, where rows are meant."
+        None, exclude_if=lambda rows: rows is None, description="Row numbers in the data file, if it is about rows."
     )
 
 
 class Plan(Response):
-    """What a job would take."""
+    """An estimate of a job."""
 
     model_config = with_example(**EXAMPLE)
 
@@ -192,7 +192,7 @@ class Plan(Response):
     device: PlannedDevice
     rows: PlannedSplits
     ignored: dict[str, int] = Field(
-        default_factory=dict, description="Fields of the rows that are not followed, by the number of rows."
+        default_factory=dict, description="Unused fields, with the number of rows that have them."
     )
     tokens: PlannedTokens
     batches: PlannedBatches

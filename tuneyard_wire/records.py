@@ -1,4 +1,4 @@
-"""What a job leaves while it runs: events, lines of its log, metrics, checkpoints."""
+"""Responses for a job's events, log, metrics and checkpoints."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ _SERIES = {"type": "object", "additionalProperties": {"type": "array", "items": 
 
 
 class JobEvent(Response):
-    """A server-sent event. `data` is JSON text on the wire; `id` is what a client resumes after."""
+    """A server-sent event. `data` is sent as JSON text; `id` is the value for `Last-Event-ID`."""
 
     id: str | None
     event: str = Field(description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint` and, last, `end`.")
@@ -32,7 +32,7 @@ class LogLine(Response):
 
 
 class Metrics(Response):
-    """Points (step, value) by metric, in order of steps."""
+    """(step, value) pairs by metric, in order of steps."""
 
     model_config = with_example(series={"loss": [[1, 2.31], [2, 2.07]], "eval_loss": [[2, 2.2]]})
 
@@ -40,7 +40,7 @@ class Metrics(Response):
 
 
 class Checkpoint(Response):
-    """A checkpoint. `complete`: whole, so that training can go on from it; `bytes` is null where it lies elsewhere."""
+    """A checkpoint. `complete`: training can resume from it. `bytes` is null if it is on another machine."""
 
     model_config = with_example(
         step=100,
@@ -58,7 +58,7 @@ class Checkpoint(Response):
 
 
 class Checkpoints(Response):
-    """The checkpoints that are kept, in order of steps."""
+    """The stored checkpoints, in order of steps."""
 
     model_config = with_example(checkpoints=[Checkpoint.example()])
 

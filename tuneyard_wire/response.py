@@ -1,4 +1,4 @@
-"""The base of every response, and the types that most of them have fields of."""
+"""The base class of responses, and types that many of their fields have."""
 
 from copy import deepcopy
 from datetime import datetime
@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-# A day within the years 1 to 9999, so that every time zone has them.
+# The years 1 to 9999 less a day at each end, so that every time zone can represent them.
 EARLIEST, LATEST = -62135510400, 253402214400
 
 
 def _check_moment(moment: datetime) -> datetime:
     try:
         is_inside = EARLIEST <= moment.timestamp() <= LATEST
-    except (ValueError, OverflowError):  # without a zone it is of this machine's
+    except (ValueError, OverflowError):  # a time without zone is converted from local time
         is_inside = False
     if not is_inside:
         raise ValueError("outside the years 1 to 9999")
@@ -21,7 +21,7 @@ def _check_moment(moment: datetime) -> datetime:
 
 
 def _write_moment(moment: Any) -> str:
-    """What is not a time, in a record that does not fit, stays as it is."""
+    """Format a time. A value of another type, from an invalid record, is kept."""
     return moment.isoformat() if isinstance(moment, datetime) else str(moment)
 
 
@@ -36,9 +36,9 @@ EpochSeconds = Annotated[float, Field(ge=EARLIEST, le=LATEST)]
 
 
 class Response(BaseModel):
-    """Base of every response. Fields that a newer service adds are kept as attributes.
+    """Base class of responses. Fields that a newer service adds are kept as attributes.
 
-    Fields have defaults where an older service did not send them; the present one sends every field.
+    Fields that an older service does not send have defaults; the current one sends all fields.
     """
 
     model_config = ConfigDict(
@@ -52,16 +52,16 @@ class Response(BaseModel):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """The example that the OpenAPI document shows."""
+        """The model's example in the OpenAPI document."""
         extra: Any = cls.model_config["json_schema_extra"]
         return deepcopy(extra["examples"][0])
 
 
 def with_example(**example: Any) -> ConfigDict:
-    """Configuration of a model with an example of it, for the OpenAPI document."""
+    """Build a model configuration with an example for the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 
-def words(*documented: str) -> WithJsonSchema:
-    """Annotation of a text: the words that are documented. A client takes those of a newer service too."""
+def one_of(*documented: str) -> WithJsonSchema:
+    """Annotation of a text with its documented values. Clients also accept the values of a newer service."""
     return WithJsonSchema({"type": "string", "enum": [*documented]})

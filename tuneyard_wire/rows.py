@@ -1,4 +1,4 @@
-"""What became of a dataset's rows, in a plan and in a job's result."""
+"""Row counts of a dataset, in a plan and in a job's result."""
 
 from pydantic import Field
 
@@ -6,30 +6,30 @@ from tuneyard_wire.response import Response, with_example
 
 
 class SkipReason(Response):
-    """Why rows can't be read."""
+    """Why rows are invalid."""
 
     reason: str
-    count: int = Field(description="How many rows.")
-    rows: list[int] = Field(description="The first of them: numbers in the data file, from 1.")
+    count: int = Field(description="Number of rows.")
+    rows: list[int] = Field(description="The first ones, as row numbers in the data file, counted from 1.")
 
 
 class SplitRows(Response):
-    """What becomes of a split's rows: `rows` = `used` + `skipped`; `skipped` = `dropped` + `invalid` + `too_long`."""
+    """Row counts of a split: `rows` = `used` + `skipped`; `skipped` = `dropped` + `invalid` + `too_long`."""
 
     rows: int
     used: int
     skipped: int = 0
-    dropped: int = Field(0, description="Nothing to learn in them.")
-    invalid: int = Field(0, description="They can't be read, for one of `reasons`.")
-    too_long: int = Field(0, description="Left out by excess_length_strategy drop.")
-    truncated: int = Field(0, description="Cut at max_seq_length.")
+    dropped: int = Field(0, description="Rows without supervised tokens.")
+    invalid: int = Field(0, description="Invalid rows, for one of `reasons`.")
+    too_long: int = Field(0, description="Dropped by excess_length_strategy drop.")
+    truncated: int = Field(0, description="Truncated at max_seq_length.")
     tokens: int
     supervised_tokens: int
     reasons: list[SkipReason] = Field(default_factory=list)
 
 
 class JobRows(Response):
-    """The rows that were learned from, those held out, and the fields that were not followed."""
+    """Row counts of the training and held-out rows, and the unused fields."""
 
     model_config = with_example(
         train={
@@ -52,5 +52,5 @@ class JobRows(Response):
     eval: SplitRows | None = None
     ignored: dict[str, int] = Field(
         default_factory=dict,
-        description="Fields of rows and messages that hold something and are not followed, by the number of rows.",
+        description="Unused fields of rows and messages that are not empty, with the number of rows that have them.",
     )

@@ -1,4 +1,4 @@
-"""What the service tells of itself, and its errors."""
+"""Responses about the service itself, and the shape of errors."""
 
 from pydantic import Field
 
@@ -8,7 +8,7 @@ _READY = {"ok": True, "detail": "answers"}
 
 
 class Description(Response):
-    """What this service is."""
+    """Name, version and endpoints of the service."""
 
     model_config = with_example(
         name="Tuneyard",
@@ -24,13 +24,13 @@ class Description(Response):
 
 
 class Message(Response):
-    """It was done."""
+    """Confirms that a request was carried out."""
 
     message: str
 
 
 class Health(Response):
-    """The process answers."""
+    """The process runs."""
 
     model_config = with_example(status="ok", version="0.1.0")
 
@@ -39,7 +39,7 @@ class Health(Response):
 
 
 class PartReadiness(Response):
-    """One part that jobs need."""
+    """Readiness of one part that jobs need."""
 
     ok: bool
     detail: str
@@ -57,8 +57,8 @@ class Readiness(Response):
 
 
 class Error(Response):
-    """What every error looks like."""
+    """An error response."""
 
-    detail: str = Field(description="For people: what is wrong, and what to do.")
-    code: str = Field(description="For programs: stable, in words joined by underscores.")
-    request_id: str = Field(description="Also in X-Request-ID and in the service's log line.")
+    detail: str = Field(description="For people: what is wrong and how to fix it.")
+    code: str = Field(description="For programs: a stable name.")
+    request_id: str = Field(description="Also in the header X-Request-ID and in the service's log.")

@@ -91,7 +91,7 @@ def test_a_reference_is_a_name_and_a_revision(text, name, revision):
 
 
 def test_a_name_that_would_be_read_otherwise_is_refused():
-    with pytest.raises(ValueError, match=r"holds no @, got 'a@b'; what follows it is the revision"):
+    with pytest.raises(ValueError, match=r"must not contain @, got 'a@b'; a revision follows it"):
         DatasetReference("a@b", "v1")
 
 
@@ -132,14 +132,14 @@ def test_half_a_reference_is_told_in_one_sentence(text):
     problem = DatasetReference.parse(text).find_problem()
 
     assert problem == (
-        f"{text!r} is not of the form name@revision; put the dataset before the @ and its revision behind it"
+        f"{text!r} is not of the form name@revision; put the dataset before the @ and its revision after it"
     )
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\0b@v1", "a@v\0"])
 def test_a_nul_character_is_told_in_one_sentence(text):
     assert DatasetReference.parse(text).find_problem() == (
-        f"{text!r} must hold no NUL character; name a dataset, a file or a Hub dataset"
+        f"{text!r} must not contain a NUL character; name a dataset, a file or a Hub dataset"
     )
 
 
