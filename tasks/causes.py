@@ -17,6 +17,8 @@ SERVER_ERROR = 500  # HTTP statuses from here on are failures of the server, not
 _MLFLOW_AWAY_NAMES = {
     f"requests.exceptions.{name}" for name in ("ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError")
 }
+_STORE_AWAY_NAMES = {f"botocore.exceptions.{name}" for name in ("ConnectionError", "HTTPClientError")}
+_STORE_MODULES = ("boto3.", "botocore.", "s3transfer.")
 _PARAMETER_NAMES = {
     f"prefect.exceptions.{name}" for name in ("ParameterBindError", "ParameterTypeError", "SignatureMismatchError")
 }
@@ -61,7 +63,7 @@ def explain(error: BaseException) -> Cause:
 
 
 def is_mlflow_away(error: BaseException) -> bool:
-    """Whether MLflow could not be reached or failed, as opposed to refusing the request."""
+    """Whether MLflow or its artifact store could not be reached or failed, as opposed to refusing the request."""
     return any(map(_is_mlflow_away, walk_causes(error)))
 
 
@@ -76,8 +78,11 @@ def _is_full_disk(error: BaseException) -> bool:
 
 def _is_mlflow_away(error: BaseException) -> bool:
     names = name_kinds(error)
-    if names & _MLFLOW_AWAY_NAMES:
+    if names & (_MLFLOW_AWAY_NAMES | _STORE_AWAY_NAMES):
         return True
+    if "botocore.exceptions.ClientError" in names:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)  # type: ignore[attr-defined]
+        return bool(status >= SERVER_ERROR)
     if "requests.exceptions.HTTPError" in names:
         return getattr(getattr(error, "response", None), "status_code", 0) >= SERVER_ERROR
     if "mlflow.exceptions.MlflowException" not in names:
@@ -85,6 +90,12 @@ def _is_mlflow_away(error: BaseException) -> bool:
     # MLflow's client raises its own errors with status 500 too, so check that this one came from a response.
     came_from_server = "mlflow.exceptions.RestException" in names or str(error).startswith("API request to")
     return came_from_server and error.get_http_status_code() >= SERVER_ERROR  # type: ignore[attr-defined]
+
+
+def is_store_refusal(error: BaseException) -> bool:
+    """Whether MLflow's artifact store can't be used as it is: a package, credentials or a right is missing."""
+    is_of_store = any(name.startswith(_STORE_MODULES) for name in name_kinds(error))
+    return (is_of_store or isinstance(error, (ImportError, PermissionError))) and not is_mlflow_away(error)
 
 
 def _is_database_away(error: BaseException) -> bool:

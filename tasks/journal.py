@@ -88,6 +88,7 @@ class Journal:
         run_name = escape(config.run_name or "") or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
         self.mlflow = MlflowTracker(self.settings, str(self.job_id), run_name, config)
         self.trackers.append(self.mlflow)
+        self.mlflow.log_config()
         if self.spec.tracking_backend == "wandb":
             self.trackers.append(WandbTracker(self.folder, str(self.job_id), run_name, config))
         for tracker in self.trackers:

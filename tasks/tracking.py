@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from jobs.errors import RegistryRefused
 from jobs.mlflow_server import MlflowServer
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from tasks.causes import is_mlflow_away
+from tasks.causes import is_mlflow_away, is_store_refusal
 from tasks.dataset_version import DatasetVersion
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MetricSender, keep_trying
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
 KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"  # the default kind shows LLM traces
+CONFIG_FILE = "config.json"
 DELETED = "deleted"  # MLflow's lifecycle stage of what was deleted in its UI and can be restored
 T = TypeVar("T")
 # How long the end of a job waits for MLflow. A failed or stopped job must free its slot soon.
@@ -151,6 +153,10 @@ class MlflowTracker:
             return keep_trying(act, what)
         except MlflowException as error:
             raise refusal(error, what) from error
+        except Exception as error:
+            if not is_store_refusal(error):
+                raise
+            raise store_refusal(error, what, f"{self.run.info.artifact_uri}") from error
 
     def on_run(self, act: Callable[[], T], what: str) -> T:
         """Call `act`, which needs the run, restoring the run if needed. Raises RegistryUnavailable, RegistryRefused."""
@@ -171,6 +177,14 @@ class MlflowTracker:
         tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
         inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
         self.on_run(lambda: self.client.log_inputs(self.run_id, inputs), "logging the dataset")
+
+    def log_config(self) -> None:
+        """Store the job's configuration with the run: a store that can't be written is found before training.
+
+        Raises RegistryUnavailable, RegistryRefused.
+        """
+        config = self._config.to_dict()
+        self.on_run(lambda: self.client.log_dict(self.run_id, config, CONFIG_FILE), "writing to the artifact store")
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Queue the values; a thread sends them once a second."""
@@ -196,6 +210,17 @@ def refusal(error: Exception, what: str) -> RegistryRefused:
         f"MLflow refused {what}: {str(error).splitlines()[0]}; restore what was deleted or renamed there (the "
         f"experiment {EXPERIMENT!r}, the job's run, the registered model), or its permissions, and submit the job again"
     )
+
+
+def store_refusal(error: Exception, what: str, store: str) -> RegistryRefused:
+    """Translate an error of MLflow's artifact store to ours, with what to do about it."""
+    scheme = urlsplit(store).scheme
+    if isinstance(error, ImportError):
+        remedy = f"pip install 'tuneyard[{scheme}]' where jobs run" if scheme == "s3" else "install it where jobs run"
+    else:
+        remedy = "check the credentials and rights of the machine where jobs run"
+    words = next(iter(str(error).splitlines()), "")
+    return RegistryRefused(f"MLflow's artifact store {store} can't be used for {what} ({words}); {remedy}")
 
 
 class WandbTracker:

@@ -16,16 +16,19 @@ from tests.conftest import free_port, wait_until
 
 
 class MlflowServer:
-    """One process, as the local stack runs it, over SQLite in a folder."""
+    """One process, as the local stack runs it, over SQLite in a folder.
 
-    def __init__(self, folder: Path) -> None:
+    `artifact_root` is where its clients put artifacts: through the server itself, or a store's URL.
+    """
+
+    def __init__(self, folder: Path, artifact_root: str = "mlflow-artifacts:/") -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         database = f"sqlite:///{folder}/mlflow.db"
         self._environment = os.environ | {
             "_MLFLOW_SERVER_FILE_STORE": database,
             "_MLFLOW_SERVER_REGISTRY_STORE": database,
-            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_root,
             "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "artifacts"),
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

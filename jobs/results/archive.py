@@ -18,6 +18,7 @@ from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import job_folder
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import call_deadline
+from jobs.results import object_store
 from jobs.results.archive_members import Member, MlflowFile
 from jobs.service.job import Job
 from jobs.settings import Settings
@@ -208,10 +209,14 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
             answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {server.url} any more")
-            source = urlsplit(answer.raise_for_status().json()["model_version"]["source"])
-            if source.scheme != "mlflow-artifacts":
-                raise AdapterNotFound(f"models:/{name}/{version} is stored at {source.geturl()}; fetch it from there")
-            members = list(_list_artifacts(server, client, source.path.strip("/"), ""))
+            found = answer.raise_for_status().json()["model_version"]
+            source = urlsplit(found["source"])
+            if source.scheme == "mlflow-artifacts":
+                members = list(_list_artifacts(server, client, source.path.strip("/"), ""))
+            elif source.scheme in object_store.SCHEMES and _is_of_its_run(client, found):
+                members = _list_stored(found["source"])
+            else:
+                raise AdapterNotFound(f"models:/{name}/{version} is stored at {found['source']}; fetch it from there")
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         raise StackError(f"MLflow at {server.url} {explain_refusal(status) or f'responds with {status}'}") from error
@@ -220,6 +225,22 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
     if not members:
         raise AdapterNotFound(f"models:/{name}/{version} has no files in the registry at {server.url}")
     return members
+
+
+def _is_of_its_run(client: httpx.Client, version: dict[str, Any]) -> bool:
+    """Whether a version's files are below the place that MLflow gave its run: it takes any other address too."""
+    answer = client.get("mlflow/runs/get", params={"run_id": version.get("run_id", "")})
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return False
+    own = answer.raise_for_status().json()["run"]["info"]["artifact_uri"]
+    return version["source"].startswith(f"{own}/") and ".." not in version["source"].split("/")
+
+
+def _list_stored(folder: str) -> list[Member]:
+    files = object_store.list_files(folder)
+    if outside := next((name for name in files if ".." in name.split("/")), None):
+        raise AdapterNotFound(f"the store lists a file outside the adapter's folder: {outside}")
+    return [Member(name, size, remote=file) for name, (file, size) in files.items()]
 
 
 def _list_artifacts(server: MlflowServer, client: httpx.Client, root: str, below: str) -> Iterator[Member]:

@@ -13,6 +13,7 @@ import httpx
 from jobs.errors import AdapterNotReady
 from jobs.mlflow_server import MlflowServer
 from jobs.network.deadlines import READ_SECONDS, call_deadline
+from jobs.results.object_store import StoredFile
 from sft.errors import StackError
 from sft.files.places import is_opened_in
 
@@ -28,7 +29,7 @@ class Member:
     size: int
     path: Path | None = None
     changed_ns: int = 0
-    remote: "MlflowFile | None" = None
+    remote: "MlflowFile | StoredFile | None" = None
     root: Path | None = None  # the opened file must be in it, as a link may have replaced it
 
     def open(self) -> BinaryIO | None:

@@ -124,7 +124,7 @@ def test_what_other_datasets_import_is_not_looked_at(tmp_path: Path) -> None:
 
 REMOTES = [
     ("url = ssh://x/y", "dvc-ssh"),
-    ("url = s3://bucket/key", "dvc-s3"),
+    ("url = gs://bucket/key", "dvc-gs"),
     ("url = http://127.0.0.1:9/x\nauth = digest", "can't make sense"),
     ("url = http://127.0.0.1:99999/x", "can't make sense"),
     ("url = nonsense://x", "Unsupported URL"),
