@@ -13,7 +13,7 @@ from api.limits import ClientLimit, client_name
 from api.responses import respond
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
-from jobs.preflight.surroundings import Surroundings, find_surroundings
+from jobs.preflight.context import CheckContext, find_context
 from jobs.service.job_service import JobService
 from jobs.service.planner import PlanCancelled, Planner
 from sft.config import SFTConfig
@@ -88,7 +88,7 @@ async def _wait_for_plan(request: Request, service: JobService, config: SFTConfi
     finally:
         gone.set()
     if isinstance(problem, TuneyardError):
-        raise _add_hint(problem, find_surroundings(service.settings))
+        raise _add_hint(problem, find_context(service.settings))
     return respond(Plan, plan)
 
 
@@ -101,7 +101,7 @@ def _threads(request: Request) -> CapacityLimiter:
     return limiter
 
 
-def _add_hint(error: TuneyardError, around: Surroundings) -> TuneyardError:
+def _add_hint(error: TuneyardError, context: CheckContext) -> TuneyardError:
     """If workers run on other machines, add to a not-found error that the file may be there."""
-    is_elsewhere = around.hint and isinstance(error, ModelNotFound | DatasetNotFound)
-    return type(error)(f"{error}{around.hint}") if is_elsewhere else error
+    is_elsewhere = context.hint and isinstance(error, ModelNotFound | DatasetNotFound)
+    return type(error)(f"{error}{context.hint}") if is_elsewhere else error

@@ -15,7 +15,7 @@ from api.sft_request import ConfigBody, ConfigChange, TrainBody
 from api.train_routes import common_fields
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
-from jobs.preflight import Doubts
+from jobs.preflight import SubmissionCheck
 from jobs.service.job import Job
 from jobs.status import SFT_STATUS_NAMES
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
@@ -42,8 +42,8 @@ def start_training(
     """Start a job, or queue it behind the others."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
-    doubts = Doubts(partial(service.preflight.start, spec), is_strict=strict)
-    job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
+    check = SubmissionCheck(partial(service.preflight.start, spec), is_strict=strict)
+    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope))
     warnings = [*job.warnings]
     return respond(SftStarted, {"job_id": str(job.id), "status": SFT_STATUS_NAMES[job.status], "warnings": warnings})
 

@@ -14,7 +14,7 @@ from api.responses import respond, write_jobs
 from api.training_request import TrainingRequest, config_view, field_names
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
-from jobs.preflight import Doubts
+from jobs.preflight import SubmissionCheck
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
@@ -58,8 +58,8 @@ def start_training(
 ) -> TrainStarted:
     """Start a training job, or queue it behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
-    doubts = Doubts(partial(service.preflight.start, spec), field_names(body), strict)
-    job = service.submit(spec, strategy, body.priority, request_key, doubts, client_name(request.scope))
+    check = SubmissionCheck(partial(service.preflight.start, spec), field_names(body), strict)
+    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope))
     status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:
         status, message = "queued", f"Training job added to queue at position {job.queue_position}"

@@ -1,4 +1,4 @@
-"""Where things are and how they are reached: one frozen object, read from the environment."""
+"""All settings: one frozen object, read from the environment."""
 
 import base64
 import re
@@ -31,28 +31,28 @@ def _split(value: Any) -> Any:
 
 
 def read_secret(secret: str) -> bytes:
-    """The key of a `whsec_...` secret. Raises ValueError, which does not name it.
+    """Decode the key of a `whsec_...` secret. Raises ValueError, whose message does not contain the secret.
 
-    The library takes keys of any length and skips characters that are not base64; both are refused here.
+    Stricter than the library, which accepts keys of any length and ignores characters that are not base64.
     """
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except ValueError:
         key = b""
     if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
-        raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes: openssl rand -base64 32")
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes, as from openssl rand -base64 32")
     return key
 
 
 def split_credentials(url: str) -> tuple[str, str | None, str | None]:
-    """A URL without its user and password, and the two, decoded."""
+    """Split a URL into the URL without credentials, the user name and the password, decoded."""
     try:
         parts = urlsplit(url)
         if "@" not in parts.netloc:
             return url, None, None
         address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         username, password = (value and unquote(value) for value in (parts.username, parts.password))
-    except ValueError:  # not a URL; whoever calls it says so
+    except ValueError:  # not a URL, as the call will report
         return url, None, None
     return address, username, password
 
@@ -62,7 +62,7 @@ def _check_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-# Lists as one writes them into a variable: separated by commas or blanks.
+# Lists in environment variables, separated by commas or blanks.
 Networks = Annotated[
     tuple[IPv4Network | IPv6Network, ...],
     NoDecode,
@@ -75,7 +75,7 @@ Names = Annotated[
     BeforeValidator(_split),
     PlainSerializer(lambda names: ",".join(names), return_type=str, when_used="json"),
 ]
-# For the environment and the planner's pipe, nothing else is made of settings as JSON.
+# Settings are written as JSON only to the environment and the planner's pipe.
 Secret = Annotated[
     SecretStr, PlainSerializer(lambda value: value.get_secret_value(), return_type=str, when_used="json-unless-none")
 ]
@@ -88,18 +88,20 @@ Secrets = Annotated[
 
 
 def _expand(path: Path, variable: str) -> Path:
-    """The path with `~` replaced. Raises StackError for a user whose home is not known."""
+    """Expand `~`. Raises StackError for a user whose home is not known."""
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise StackError(f"{variable} is {str(path)!r}, and no home folder is known for that; write it out") from error
+        raise StackError(
+            f"{variable} is {str(path)!r}, and no home folder is known for that; write the path"
+        ) from error
 
 
 class Settings(BaseSettings):
-    """Every setting, `TUNEYARD_` in front of its name; Prefect's and MLflow's own variables are read as they are.
+    """All settings. Their variables are prefixed with `TUNEYARD_`, except Prefect's and MLflow's own.
 
-    `jobs.stack.local.ensure_up` returns a copy in which `database_url`, `prefect_api_url` and `mlflow_tracking_uri`
-    are filled in; with all three set from outside it starts nothing.
+    `jobs.stack.local.ensure_up` returns a copy with `database_url`, `prefect_api_url` and `mlflow_tracking_uri` set;
+    it starts nothing if all three are given.
     """
 
     model_config = SettingsConfigDict(
@@ -116,12 +118,12 @@ class Settings(BaseSettings):
     output_root: Path = Field(Path("outputs"), description="Adapters and checkpoints; relative to home.")
     data_root: Path = Field(Path("data"), description="Data files that `dataset_name` may name; relative to home.")
     allowed_model_roots: tuple[Path, ...] = Field(
-        (), description="JSON list of folders outside the model root that links in it may point to; none if unset."
+        (), description="JSON list of folders that links in the model root may point to; none if unset."
     )
     allowed_output_roots: tuple[Path, ...] = Field(
         (),
-        description="JSON list of further folders an absolute `output_dir` may lie under, besides the output root "
-        "and the temporary folder.",
+        description="JSON list of folders that an absolute `output_dir` may be in, besides the output root and the "
+        "temporary folder.",
     )
     dataset_registry: str | None = Field(
         None, repr=False, description="Dataset registry, a git + DVC repository; built from `datasets/` if unset."
@@ -143,88 +145,88 @@ class Settings(BaseSettings):
     )
     dtype: Literal["bf16", "fp16", "none"] | None = Field(
         None,
-        description="What `mixed_precision: auto` means on this machine (`none` is fp32); measured once and kept in "
-        "`dtype.json` of the state folder if unset.",
+        description="The dtype of `mixed_precision: auto` on this machine (`none` is fp32); if unset, measured once "
+        "and stored in `dtype.json` of the state folder.",
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     debug: bool = Field(
         False,
-        description="Write the traceback of every error of a job into its log; internal errors always have one in "
-        "the worker's log.",
+        description="Write the traceback of every error of a job to its log; the worker's log always has those of "
+        "internal errors.",
     )
     start_timeout_seconds: float = Field(120, gt=0, description="How long the local stack may take to start.")
 
     input_memory_bytes: int | None = Field(
         None,
         gt=0,
-        description="Memory that reading a job's rows, tokenizer and chat template may take, in a plan and in a job; "
+        description="Memory limit for reading a job's rows, tokenizer and chat template, in a plan and in a job; "
         "beyond it the error is `resource_limit`. Half of the machine's if unset, and never more than is free.",
     )
     input_step_seconds: float = Field(
         10,
         gt=0,
-        description="CPU seconds of one step of it (a row rendered by the template, a pattern matched against the "
-        "layers), plus 5 s per MiB.",
+        description="CPU time limit for one step of that (rendering a row, matching a pattern against the layers), "
+        "plus 5 s per MiB.",
     )
-    input_seconds: float = Field(86400, ge=1, description="CPU seconds of all of it, summed over cores.")
+    input_seconds: float = Field(86400, ge=1, description="CPU time limit for all of that, summed over cores.")
     keep_planner: bool = Field(
         True, description="Keep a planner process of 500 MB ready, so that a plan takes 3 s instead of 11 s."
     )
     keep_events_days: int = Field(
-        90, gt=0, description="How many days the events and metrics of ended jobs are kept here; MLflow keeps its own."
+        90, gt=0, description="Days for which the events and metrics of ended jobs are kept; MLflow's are not deleted."
     )
 
     require_api_key: bool = Field(False, description="Require an API key even if none exists yet.")
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body; a larger one gets 413.")
     body_timeout_seconds: float = Field(
-        60, gt=0, description="How long a client may take to send a request's body; later it gets 408."
+        60, gt=0, description="Time limit for a client to send a request's body; later it gets 408."
     )
     max_connections: int | None = Field(
         None,
         gt=0,
-        description="Connections of an API process; half of its open files (`ulimit -n`), at most 4096, if unset. "
-        "Beyond it those that keep the API waiting are closed, else new ones get 503 `too_many_connections`.",
+        description="Maximum connections of an API process; half of its open files (`ulimit -n`), at most 4096, if "
+        "unset. Beyond it, connections that keep the API waiting are closed, or else new ones get 503 "
+        "`too_many_connections`.",
     )
     max_streams: int = Field(
         200,
         gt=0,
-        description="Streams of events and followed logs that a key, or without keys an address, may have open at "
-        "one API process; more get 429.",
+        description="Maximum event and log streams per key, or per address without keys, in an API process; more get "
+        "429.",
     )
     max_plans: int = Field(
         16,
         gt=0,
-        description="Plans that a key, or without keys an address, may have running or waiting at one API process; "
-        "more get 429. Two run at once for one client.",
+        description="Maximum plans that run or wait per key, or per address without keys, in an API process; more get "
+        "429. Two run at once for one client.",
     )
     rate_limit: str | None = Field(
         None,
-        description="For example `600/minute`, per key, or per address without a valid one; refused requests count "
-        "too, and each API process counts for itself. No limit if unset.",
+        description="Request rate such as `600/minute`, per key, or per address without a valid one. Refused requests "
+        "count too; each API process counts by itself. No limit if unset.",
     )
     allowed_hosts: Names = Field(
         (),
-        description="Names in the `Host` header that are answered besides `localhost`, `127.0.0.1` and the address a "
-        "request arrives at, such as a container's or a reverse proxy's; `*` for all. It counts for the API while no "
-        "key is in use, and for Prefect's and MLflow's ports; others get 421, and web pages of other origins 403.",
+        description="Accepted names in the `Host` header besides `localhost`, `127.0.0.1` and the address a request "
+        "arrives at, such as a container's or a reverse proxy's; `*` for all. Applies to the API while no key is in "
+        "use, and to Prefect's and MLflow's ports; other names get 421, and web pages of other origins 403.",
     )
     cors_origins: tuple[str, ...] = Field(
         (),
         description="JSON list of web origins whose pages may call the API, `*` for all; none if unset. While no key "
-        "is in use others get 403.",
+        "is in use, others get 403.",
     )
 
     webhook_secrets: Secrets = Field(
         (),
-        description="`whsec_...` secrets that webhooks are signed with, several while one is rotated; unsigned if "
-        "unset.",
+        description="`whsec_...` secrets that sign webhooks, several during a rotation; unsigned if unset.",
     )
     webhook_allow: Networks = Field(
         (), description="Networks that webhooks may call besides public addresses, such as `10.0.0.0/8,127.0.0.1`."
     )
 
     database_url: str | None = Field(
-        None, repr=False, description="PostgreSQL URL of Tuneyard's own database; started locally if unset."
+        None, repr=False, description="PostgreSQL URL of Tuneyard's database; started locally if unset."
     )
     prefect_api_url: str | None = Field(
         None,
@@ -269,7 +271,7 @@ class Settings(BaseSettings):
         return values | {name: address, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
 
     def model_post_init(self, _context: object) -> None:
-        """Resolve every path: home against the current folder, the others against home."""
+        """Resolve all paths: home relative to the current folder, the others relative to home."""
         home = _expand(self.home, "TUNEYARD_HOME").resolve()
         object.__setattr__(self, "home", home)
         for name in ("model_root", "output_root", "data_root"):
@@ -279,14 +281,14 @@ class Settings(BaseSettings):
 
     @property
     def is_external(self) -> bool:
-        """Whether every server is somebody else's, so that nothing is started here."""
+        """Whether all servers are external, so that nothing is started here."""
         return None not in (self.database_url, self.prefect_api_url, self.mlflow_tracking_uri)
 
     def output_folder(self, output_dir: str | None) -> Path:
-        """Where a job with this `output_dir` puts its own folder; nothing is made.
+        """The folder in which a job with this `output_dir` creates its own. Creates nothing.
 
         Raises:
-            InvalidConfig: when it would lie outside every allowed root, links followed.
+            InvalidConfig: it is outside the allowed roots, links resolved, or another account may write to it.
         """
         further = [find_temporary(), *self.allowed_output_roots]
         is_absolute = output_dir is not None and Path(output_dir).is_absolute()
@@ -294,7 +296,7 @@ class Settings(BaseSettings):
         folder = follow(output_dir or "", self.output_root, allowed)
         if folder is None:
             roots = ", ".join(str(root) for root in allowed)
-            raise InvalidConfig(f"output_dir must lie under one of {roots}, got {output_dir!r}")
+            raise InvalidConfig(f"output_dir must be in one of {roots}, got {output_dir!r}")
         shared = find_temporary()
         if follow(str(folder), shared) and (foreign := find_foreign(folder, shared)):
             raise InvalidConfig(

@@ -1,6 +1,6 @@
-"""A job before it runs: `JobOptions`, what it has besides the engine's configuration, and `JobSpec`, the two together.
+"""`JobOptions`, the options of a job besides its configuration, and `JobSpec`, configuration and options.
 
-Both interfaces' requests inherit the options; docs/how-to/add-an-option.md goes from a new one to where it is used.
+The requests of both APIs inherit the options; docs/how-to/add-an-option.md shows how to add one.
 """
 
 import functools
@@ -48,30 +48,30 @@ WebhookUrl = Annotated[
 ]  # checked by `JobOptions`
 
 _URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
-REMEMBERED_LENGTH = 16384  # characters of a job's parameters
-RESERVED_KEY = "__prefect_kind"  # Prefect would take a mapping with this key for an instruction
+MAX_CACHED_CHARACTERS = 16384  # of a job's parameters
+RESERVED_KEY = "__prefect_kind"  # Prefect interprets a mapping with this key
 
 
 class SavedConfigRef(BaseModel):
-    """The saved configuration that a job was made from, as it was then."""
+    """The version of the saved configuration that a job was created from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config_id: str = Field(description="Its id.")
-    version: int = Field(description="Its version.")
-    name: str = Field(description="Its name.")
+    config_id: str = Field(description="Id of the configuration.")
+    version: int = Field(description="Version of the configuration.")
+    name: str = Field(description="Name of the configuration.")
 
 
 class MadeBy(BaseModel):
-    """What made a job that no person submitted."""
+    """The flow run that created a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flow: Literal["retrain"] = Field(description="The flow that looked.")
-    run_id: str = Field(description="Its run, in Prefect.")
-    adapter_version: str = Field(description="The adapter's version that is trained anew.")
+    flow: Literal["retrain"] = Field(description="Name of the flow.")
+    run_id: str = Field(description="Id of the flow run in Prefect.")
+    adapter_version: str = Field(description="Version of the adapter that is retrained.")
     reason: str = Field(description="Why, in a sentence.")
-    fingerprint: str = Field(description="Digest of data, configuration and base model: such a job is made once.")
+    fingerprint: str = Field(description="Digest of data, configuration and base model, to create such a job once.")
 
 
 # Rules between options; requests show them in the OpenAPI document.
@@ -79,23 +79,25 @@ OPTION_RULES = (
     Rule(
         {"webhook_events": NULL},
         {"webhook_events": GIVEN, "webhook_url": GIVEN},
-        {"webhook_url": "webhook_events needs webhook_url; name what to call"},
+        {"webhook_url": "webhook_events needs webhook_url; give the URL to call"},
     ),
 )
 
 
 class JobOptions(BaseModel):
-    """What a job has besides its configuration. The only home of these fields, their defaults and their rules."""
+    """The options of a job besides its configuration. Fields, defaults and rules are declared only here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adapter_name: AdapterName | None = Field(None, description="The adapter's name in the registry; made up if unset.")
+    adapter_name: AdapterName | None = Field(
+        None, description="The adapter's name in the registry; derived from model and dataset if unset."
+    )
     tracking_backend: TrackingBackend = Field("mlflow", description="Where per-step metrics are shown.")
     webhook_url: WebhookUrl | None = Field(None, description="Called once the job has ended; http or https.")
     webhook_events: WebhookEvents | None = Field(
-        None, description="What it is called for beside the end: `started`, and `checkpoint` for each that is saved."
+        None, description="Events besides the end that call it: `started`, and `checkpoint` for each saved one."
     )
-    metadata: Metadata | None = Field(None, description="Up to 16 pairs of text, kept with the job and filtered by.")
+    metadata: Metadata | None = Field(None, description="Up to 16 labels (text pairs), by which jobs can be filtered.")
 
     @field_validator("webhook_url")
     @classmethod
@@ -110,16 +112,16 @@ class JobOptions(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
             raise ValueError("must be an http or https URL")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("must hold no user name and no password; a receiver knows us by the signature")
+            raise ValueError("must have no user name and no password; the signature authenticates a delivery")
         if not _URL_CHARACTERS.fullmatch(url):
-            raise ValueError("must be an http or https URL; other characters than a URL has are written as %XX")
+            raise ValueError("must be an http or https URL; percent-encode other characters as %XX")
         return url
 
     @field_validator("metadata")
     @classmethod
     def _check_metadata(cls, metadata: Metadata | None) -> Metadata | None:
         if metadata and RESERVED_KEY in metadata:
-            raise ValueError(f"the key {RESERVED_KEY} is reserved; name it otherwise")
+            raise ValueError(f"the key {RESERVED_KEY} is reserved; use another key")
         return metadata
 
     @model_validator(mode="after")
@@ -133,22 +135,22 @@ PLACES.update(dict.fromkeys(JobOptions.model_fields, "send it beside config when
 
 
 class SubmissionOptions(JobOptions):
-    """The options of a request: those of the job, and where it waits, which only Prefect's queue of its run says."""
+    """The options of a request: those of the job, and its priority, which is stored only as its Prefect work queue."""
 
     priority: Priority = Field("normal", description="Jobs of a higher priority start first.")
 
 
 class JobSpec(JobOptions):
-    """What to train and what to do around it. Its dump is exactly the parameters of the `finetune` flow."""
+    """A job's configuration and options. Its dump is the parameters of the `finetune` flow."""
 
-    config: SFTConfig = Field(description="What to train, on what, and how.")
-    saved_config: SavedConfigRef | None = Field(None, description="The saved configuration this one was made from.")
-    made_by: MadeBy | None = Field(None, description="What made the job, if no person did.")
+    config: SFTConfig = Field(description="Configuration of the training.")
+    saved_config: SavedConfigRef | None = Field(None, description="The saved configuration that `config` is based on.")
+    made_by: MadeBy | None = Field(None, description="The flow run that created the job, if no client did.")
 
     @model_validator(mode="after")
     def _check_text(self) -> "JobSpec":
         if found := find_unstorable_text(self.model_dump()):
-            raise ValueError(f"{'.'.join(found)} must hold neither NUL characters nor lone surrogates")
+            raise ValueError(f"{'.'.join(found)} must contain neither NUL characters nor lone surrogates")
         return self
 
     @model_validator(mode="after")
@@ -159,7 +161,7 @@ class JobSpec(JobOptions):
 
     @classmethod
     def build(cls, **values: Any) -> "JobSpec":
-        """Validate plain values. Raises InvalidConfig with every problem, one a line."""
+        """Validate plain values. Raises InvalidConfig with every problem, one per line."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -167,19 +169,19 @@ class JobSpec(JobOptions):
 
     @property
     def dataset(self) -> DatasetReference:
-        """The dataset that the configuration names."""
+        """The dataset of the configuration."""
         return DatasetReference.parse(self.config.dataset_name)
 
     @property
     def registered_name(self) -> str:
-        """The adapter's name in the registry: adapter_name, or one of the base model and the dataset."""
+        """The adapter's name in the registry: adapter_name, or one derived from base model and dataset."""
         if self.adapter_name:
             return self.adapter_name
         model = self.config.base_model.rsplit("/", 1)[-1]
         return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{self.dataset.last_name}".lower()).strip("-._") or "adapter"
 
     def tags(self) -> list[str]:
-        """What a job is found by, as tags of its run: model, adapter, dataset (with and without revision), metadata."""
+        """Tags of the job's run, used as filters: model, adapter, dataset (with and without revision), metadata."""
         names = {f"dataset:{self.dataset}", f"dataset:{self.dataset.name}"}
         pairs = [metadata_tag(key, value) for key, value in (self.metadata or {}).items()]
         made_by = [made_by_tag(self.made_by.flow)] if self.made_by else []
@@ -191,18 +193,18 @@ class JobSpec(JobOptions):
 
 
 def made_by_tag(flow: str) -> str:
-    """The tag of the jobs that a flow has made."""
+    """The tag of jobs that a flow created."""
     return f"made_by:{flow}"
 
 
 class JobParameters(NamedTuple):
-    """The parameters of a run as `read_spec` reads them.
+    """The parameters of a run.
 
     Attributes:
-        spec: The job, of the names that are known; None if it can't be one.
-        problem: Why the flow refuses the parameters, a problem a line; None if it takes them.
-        options: The job's, or those of them that are valid where the job is not.
-        raw_config: The configuration as it stands there.
+        spec: The job, from the parameters with known names; None if it is invalid.
+        problem: Why the flow rejects the parameters, one problem per line; None if it accepts them.
+        options: The job's options; for an invalid job those that are valid.
+        raw_config: The configuration, not validated.
     """
 
     spec: JobSpec | None
@@ -212,9 +214,9 @@ class JobParameters(NamedTuple):
 
 
 def read_spec(parameters: Mapping[str, Any] | None) -> JobParameters:
-    """The job that a run's parameters describe; they can be edited in Prefect's UI. Nothing else takes them apart."""
+    """Parse a run's parameters, which may have been edited in Prefect's UI. Nothing else parses them."""
     text = json.dumps(parameters or {})
-    return _read_once(text) if len(text) <= REMEMBERED_LENGTH else _read(text)
+    return _read_cached(text) if len(text) <= MAX_CACHED_CHARACTERS else _read(text)
 
 
 def _read(text: str) -> JobParameters:
@@ -236,7 +238,7 @@ def _check(values: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
 
 
 def _read_options(values: dict[str, Any]) -> JobOptions:
-    """The valid ones: who gave a webhook is told even of a job whose configuration is none."""
+    """Keep the valid options, so that the webhook is called even for a job with an invalid configuration."""
     given = {name: value for name, value in values.items() if name in JobOptions.model_fields}
     try:
         return JobOptions.model_validate(given)
@@ -245,8 +247,8 @@ def _read_options(values: dict[str, Any]) -> JobOptions:
         return _read_options({name: value for name, value in given.items() if name not in wrong} if wrong else {})
 
 
-# A list of jobs asks for the same ones again and again, and checking them took a sixth of its time.
-_read_once = functools.lru_cache(maxsize=1024)(_read)
+# Lists read the same jobs again and again; validating them took a sixth of the time.
+_read_cached = functools.lru_cache(maxsize=1024)(_read)
 
 
 def metadata_tag(key: str, value: str) -> str:

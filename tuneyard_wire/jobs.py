@@ -216,7 +216,7 @@ class SubmissionWarning(Response):
     model_config = with_example(
         code="model_not_found",
         message="model_name 'Qwen/Qwen2.5-1.5B-Instuct' is neither in the model root (/srv/tuneyard/models/Qwen/"
-        "Qwen2.5-1.5B-Instuct) nor in the Hugging Face cache, and the Hub has no such model that is open to you; put "
+        "Qwen2.5-1.5B-Instuct) nor in the Hugging Face cache, and the Hub has no such model that you can access; put "
         "its files into /srv/tuneyard/models/Qwen/Qwen2.5-1.5B-Instuct or name another model, or set HF_TOKEN",
     )
 

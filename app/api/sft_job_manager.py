@@ -58,7 +58,7 @@ class SFTJobManager:
         """
         service = self._access.open()
         spec = JobSpec.build(config=config)
-        for finding in service.preflight.look(spec):
+        for finding in service.preflight.run(spec):
             logger.warning("%s", finding.message({}))
         job = service.create(spec)
         if callbacks:

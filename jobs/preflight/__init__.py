@@ -1,6 +1,6 @@
-"""What can be known of a job when it is submitted: what it names that is not there, what its workers can't do.
+"""Checks of a job at its submission: things it names that do not exist, and options its workers do not support.
 
-Nothing here loads a model or reads rows; a plan does. What is not known within the time is not said.
+They load no model and read no rows, which a plan does. What is not known within SECONDS is not reported.
 """
 
 import logging
@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 from jobs.daemon_threads import DaemonThreads
 from jobs.preflight.adapters import check_adapter
+from jobs.preflight.context import CheckContext, find_context
 from jobs.preflight.datasets import check_dataset
-from jobs.preflight.findings import NO_DOUBTS, Doubts, Finding, SubmissionWarning
+from jobs.preflight.findings import NO_CHECK, Finding, SubmissionCheck, SubmissionWarning
 from jobs.preflight.models import check_model
-from jobs.preflight.surroundings import Surroundings, find_surroundings
 from jobs.preflight.templates import check_template
 from jobs.preflight.workers import check_devices, check_output, check_tracking
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 
-__all__ = ["NO_DOUBTS", "Doubts", "Finding", "Preflight", "SubmissionWarning"]
+__all__ = ["NO_CHECK", "Finding", "Preflight", "SubmissionCheck", "SubmissionWarning"]
 logger = logging.getLogger(__name__)
 
-Check = Callable[[JobSpec, Surroundings], Iterable[Finding]]
+Check = Callable[[JobSpec, CheckContext], Iterable[Finding]]
 
-SECONDS = 0.25  # for all of it; without findings it takes a few milliseconds
-AT_WORK_AT_MOST = 64  # groups of checks that hang on a file system or server; beyond that none are begun
-# Those beside each other look at one place, on one thread: where it hangs, none of them would get further.
+SECONDS = 0.25  # for all checks; without findings they take a few milliseconds
+MAX_RUNNING = 64  # groups of checks, which may hang on a file system or server; beyond that none are started
+# Groups, each run by one thread: checks of a group read the same place, and would hang together.
 CHECKS: tuple[tuple[Check, ...], ...] = (
     (check_model, check_template),
     (check_dataset,),
@@ -37,69 +37,69 @@ CHECKS: tuple[tuple[Check, ...], ...] = (
 _threads = DaemonThreads("preflight")
 
 
-class _Answer(NamedTuple):
-    """What a check finds, once it is done."""
+class _Outcome(NamedTuple):
+    """The findings of a check, valid once it is done."""
 
     findings: list[Finding]
     done: threading.Event
 
 
 class Preflight:
-    """Looks at jobs before they are submitted. Thread-safe."""
+    """Check jobs before they are submitted. Thread-safe."""
 
     def __init__(self, settings: Settings, seconds: float = SECONDS) -> None:
         self._settings = settings
         self._seconds = seconds
-        self._turns = threading.BoundedSemaphore(AT_WORK_AT_MOST)
+        self._slots = threading.BoundedSemaphore(MAX_RUNNING)
 
-    def look(self, spec: JobSpec) -> list[Finding]:
-        """What would fail the job, in the order in which it would. Raises nothing and takes no longer than allowed."""
+    def run(self, spec: JobSpec) -> list[Finding]:
+        """Find what would fail the job, first failure first. Raises nothing and takes at most the allowed time."""
         return self.start(spec)()
 
     def start(self, spec: JobSpec) -> Callable[[], list[Finding]]:
-        """`look`, begun: what it returns waits for the findings, no longer than allowed from now on."""
+        """Start the checks; returns a function that waits for the findings, at most the allowed time from now."""
         deadline = time.monotonic() + self._seconds
         try:
-            surroundings = find_surroundings(self._settings)
-        except (OSError, ValueError) as error:  # a state folder that is being made or moved
-            logger.debug("Nothing is known before a submission: %s", error)
+            context = find_context(self._settings)
+        except (OSError, ValueError) as error:  # the state folder is being created or moved
+            logger.debug("No checks before a submission: %s", error)
             return list
-        answers = [answer for checks in CHECKS for answer in self._begin(checks, spec, surroundings)]
+        outcomes = [outcome for checks in CHECKS for outcome in self._begin(checks, spec, context)]
 
         def collect() -> list[Finding]:
             findings: list[Finding] = []
-            for answer in answers:
-                if answer.done.wait(max(0.0, deadline - time.monotonic())):
-                    findings += answer.findings
+            for outcome in outcomes:
+                if outcome.done.wait(max(0.0, deadline - time.monotonic())):
+                    findings += outcome.findings
             return findings
 
         return collect
 
-    def _begin(self, checks: Sequence[Check], spec: JobSpec, surroundings: Surroundings) -> list[_Answer]:
-        """Have checks made on a thread of their own, which may hang where this one may not; none if too many do."""
-        if not self._turns.acquire(blocking=False):
+    def _begin(self, checks: Sequence[Check], spec: JobSpec, context: CheckContext) -> list[_Outcome]:
+        """Start checks on another thread, which may hang; none if MAX_RUNNING are running."""
+        if not self._slots.acquire(blocking=False):
             return []
-        answers = [_Answer([], threading.Event()) for _ in checks]
+        outcomes = [_Outcome([], threading.Event()) for _ in checks]
 
         def run() -> None:
             try:
-                for check, answer in zip(checks, answers, strict=True):
-                    _make(check, spec, surroundings, answer)
+                for check, outcome in zip(checks, outcomes, strict=True):
+                    _run(check, spec, context, outcome)
             finally:
-                self._turns.release()
+                self._slots.release()
 
         try:
             _threads.start(run)
-        except RuntimeError:  # this machine gives no more threads
-            self._turns.release()
+        except RuntimeError:  # no more threads
+            self._slots.release()
             return []
-        return answers
+        return outcomes
 
 
-def _make(check: Check, spec: JobSpec, surroundings: Surroundings, answer: _Answer) -> None:
+def _run(check: Check, spec: JobSpec, context: CheckContext, outcome: _Outcome) -> None:
     try:
-        answer.findings.extend(check(spec, surroundings))
-    except Exception as error:  # a check that fails knows nothing; the job itself will tell
+        outcome.findings.extend(check(spec, context))
+    except Exception as error:  # a failed check has no findings; the job itself will fail if it must
         logger.debug("A check before a submission failed: %s: %s", type(error).__name__, error)
     finally:
-        answer.done.set()
+        outcome.done.set()

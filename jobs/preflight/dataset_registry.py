@@ -1,4 +1,4 @@
-"""What the dataset registry has at a revision, as git and its DVC files say, without DVC, which the API never loads."""
+"""Look up datasets in the registry with git and its DVC files, without the package DVC, which the API never loads."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from jobs.preflight.dvc_files import LARGEST, read_outputs
+from jobs.preflight.dvc_files import MAX_BYTES, read_outputs
 from jobs.preflight.repository import NotKnown, Repository
 from jobs.project import find_sources
 from jobs.settings import Settings
@@ -21,41 +21,42 @@ from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 8  # looks; a registry that hangs takes no more threads of those that look at jobs
-FOUND_AT_MOST = 10_000
-KNOWN_SECONDS = 10.0  # how long what was found is not looked for again
-NOT_FOUND = 1  # git's exit code for a revision that is none; others say that it could not look
+AT_ONCE = 8  # look-ups, so that a registry that hangs blocks no more of the checks' threads
+MAX_CACHED = 10_000
+CACHE_SECONDS = 10.0
+NOT_FOUND = 1  # git's exit code for an unknown revision; other codes are failures
 
 _found: dict[tuple[Path, DatasetReference], float] = {}
-_looking = threading.BoundedSemaphore(AT_ONCE)
+_slots = threading.BoundedSemaphore(AT_ONCE)
 
 
 @dataclass(frozen=True)
 class RegistryView:
-    """A git repository, or the sources that the default one is built from on first use.
+    """A git repository, or the sources that the default registry is built from on first use.
 
     Attributes:
-        is_current: what it lacks nobody has; a mirror of somebody else's may be behind.
+        is_current: Whether it is complete; a mirror of a remote registry may be behind.
+        built: The datasets that the sources define.
     """
 
     folder: Path
     is_current: bool
-    built: frozenset[DatasetReference] = frozenset()  # that the sources give
+    built: frozenset[DatasetReference] = frozenset()
 
     def find_problem(self, dataset: DatasetReference) -> str | None:
-        """Why it has no such dataset; None when it has, or that is not known."""
+        """Explain why the registry has no such dataset; None if it has it, or if that is not known."""
         if dataset in self.built:
             return None
         key = (self.folder, dataset)
-        if time.monotonic() - _found.get(key, float("-inf")) < KNOWN_SECONDS:
+        if time.monotonic() - _found.get(key, float("-inf")) < CACHE_SECONDS:
             return None
         try:
             problem = self._look(dataset) if self._is_git() else self._look_at_sources(dataset)
         except NotKnown as error:
-            logger.debug("The registry %s could not be looked at: %s", self.folder, error)
+            logger.debug("Could not read the registry %s: %s", self.folder, error)
             return None
         if problem is None:
-            if len(_found) >= FOUND_AT_MOST:
+            if len(_found) >= MAX_CACHED:
                 _found.clear()
             _found[key] = time.monotonic()
         return problem if self.is_current else None
@@ -64,32 +65,35 @@ class RegistryView:
         return (self.folder / ".git").exists() or (self.folder / "HEAD").is_file()
 
     def _look(self, dataset: DatasetReference) -> str | None:
-        if not _looking.acquire(blocking=False):
-            raise NotKnown("others look at registries")
+        if not _slots.acquire(blocking=False):
+            raise NotKnown(f"{AT_ONCE} other look-ups are running")
         try:
-            return self._ask(Repository(self.folder), dataset)
+            return self._look_up(Repository(self.folder), dataset)
         finally:
-            _looking.release()
+            _slots.release()
 
-    def _ask(self, git: Repository, dataset: DatasetReference) -> str | None:
-        name, wanted = dataset.name, dataset.revision or ("main" if git.say("branch", "--list", "main") else "HEAD")
+    def _look_up(self, git: Repository, dataset: DatasetReference) -> str | None:
+        name, wanted = (
+            dataset.name,
+            dataset.revision or ("main" if git.output_of("branch", "--list", "main") else "HEAD"),
+        )
         code, commit = git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
         if code == NOT_FOUND:
-            tags = git.say("tag", "--list").split()
-            branches = git.say("branch", "--format=%(refname:short)").split()
+            tags = git.output_of("tag", "--list").split()
+            branches = git.output_of("branch", "--format=%(refname:short)").split()
             return (
                 f"{wanted!r} is not a revision in the dataset registry {self.folder}; tags: {_list(tags)}; "
                 f"branches: {_list(branches)}"
             )
         if code:
             return None
-        files = git.say("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
+        files = git.output_of("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit).split("\0")
         outputs = {*_list_outputs(git, commit, files)}
         if any(_is_at(place, name + suffix) for place in {*files, *outputs} for suffix in ("", *FILE_SUFFIXES)):
             return None
         names = sorted({PurePosixPath(place).parts[0] for place in outputs})
-        asked = str(DatasetReference(name, wanted))
-        return f"{asked!r} is not in the dataset registry {self.folder}; it has: {_list(names)}"
+        reference = str(DatasetReference(name, wanted))
+        return f"{reference!r} is not in the dataset registry {self.folder}; it has: {_list(names)}"
 
     def _look_at_sources(self, dataset: DatasetReference) -> str | None:
         if not self.built:
@@ -105,7 +109,7 @@ class RegistryView:
 
 
 def find_view(settings: Settings, workers_are_here: bool) -> RegistryView | None:
-    """The registry as far as this machine has it; None where only the workers' machines may."""
+    """Find the registry, or a mirror of it, on this machine; None if there is none."""
     named = settings.dataset_registry
     if named is None:
         folder = settings.home / "registry"
@@ -130,7 +134,7 @@ def _find_built_once(project: Path, _changed: tuple[int, ...]) -> frozenset[Data
 
 
 def _read_sources(project: Path) -> Iterator[DatasetReference]:
-    """The datasets and versions that the default registry is built of."""
+    """Read the datasets and versions that the default registry is built from."""
     try:
         versions = yaml.safe_load((project / "datasets/params.yaml").read_text(encoding="utf-8"))["versions"]
         outputs = [*read_outputs((project / "dvc.yaml").read_bytes())]
@@ -140,14 +144,14 @@ def _read_sources(project: Path) -> Iterator[DatasetReference]:
 
 
 def _list_outputs(git: Repository, commit: str, files: list[str]) -> Iterator[str]:
-    """Paths that DVC tracks: those its files name."""
+    """List the paths that DVC's files track."""
     wanted = [file for file in files if file.endswith(".dvc") or PurePosixPath(file).name in ("dvc.yaml", "dvc.lock")]
-    for file, content in git.read_files(commit, wanted, LARGEST) if wanted else ():
+    for file, content in git.read_files(commit, wanted, MAX_BYTES) if wanted else ():
         yield from (os.path.normpath(PurePosixPath(file).parent / output) for output in read_outputs(content))
 
 
 def _is_at(place: str, name: str) -> bool:
-    """Whether something at this place is the dataset, part of it, or a tracked folder that may hold it."""
+    """Whether a path is the dataset, part of it, or a tracked folder that may contain it."""
     return place == name or place.startswith(f"{name}/") or name.startswith(f"{place}/")
 
 

@@ -1,12 +1,12 @@
-"""Whether the dataset is anywhere a job would look: the dataset registry, the data root, the Hub."""
+"""Check that the dataset exists: in the registry, below the data root, or on the Hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.preflight.context import CheckContext
 from jobs.preflight.dataset_registry import find_view
 from jobs.preflight.findings import Finding
 from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
-from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
@@ -14,33 +14,33 @@ from sft.files.places import follow
 from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
 
 FIELD = "dataset_name"
-FILES_AT_MOST = 20
+MAX_FILES = 20
 
 
-def check_dataset(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
-    """A revision, name or file that is missing, or a file that can't be rows."""
-    dataset, data_root = spec.dataset, around.settings.data_root
+def check_dataset(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
+    """Find a missing revision, name or file, or a file that can't contain rows."""
+    dataset, data_root = spec.dataset, context.settings.data_root
     if dataset.has_file_for_revision:
         yield Finding(
             DatasetNotFound,
             FIELD,
-            f"{dataset.revision!r} looks like a file, but stands for a revision; put it below {data_root} under a "
-            "name without @, and give it to the SFT API as dataset_name",
+            f"{dataset.revision!r} looks like a file, not a revision; put the file below {data_root} under a name "
+            "without @ and pass that to the SFT API as dataset_name",
         )
     elif problem := dataset.find_problem():
         yield Finding(DatasetNotFound, FIELD, problem)
     elif dataset.revision is None:
-        yield from _check_name_alone(dataset, around)
-    elif (view := find_view(around.settings, around.workers_are_here)) is not None:
+        yield from _check_name_alone(dataset, context)
+    elif (view := find_view(context.settings, context.workers_are_here)) is not None:
         problem = view.find_problem(dataset)
         if problem is not None:
-            yield Finding(DatasetNotFound, FIELD, f"{problem}{around.hint}")
+            yield Finding(DatasetNotFound, FIELD, f"{problem}{context.hint}")
 
 
-def _check_name_alone(dataset: DatasetReference, around: Surroundings) -> Iterator[Finding]:
-    """A file or folder below the data root, else a dataset of the registry, else one on the Hub."""
-    root, reference = around.settings.data_root, dataset.name
-    if not around.sees(root):
+def _check_name_alone(dataset: DatasetReference, context: CheckContext) -> Iterator[Finding]:
+    """Check a file or folder below the data root, else a dataset of the registry, else one on the Hub."""
+    root, reference = context.settings.data_root, dataset.name
+    if not context.sees(root):
         return
     path = follow(reference, root)
     if path is None:
@@ -50,18 +50,18 @@ def _check_name_alone(dataset: DatasetReference, around: Surroundings) -> Iterat
         yield from _check_file(reference, path)
     elif path.is_dir():
         yield from _check_folder(reference, path)
-    elif not _is_elsewhere(dataset, around):
+    elif not _is_elsewhere(dataset, context):
         yield Finding(
             DatasetNotFound,
             FIELD,
-            f"{reference!r} is not a file or folder below the data root {root}, and neither the dataset registry nor "
-            f"the Hub is known to have it; put the file there or name another dataset{around.hint}",
+            f"{reference!r} is not a file or folder below the data root {root}, and was found neither in the dataset "
+            f"registry nor on the Hub; put the file there or name another dataset{context.hint}",
         )
 
 
-def _is_elsewhere(dataset: DatasetReference, around: Surroundings) -> bool:
-    """Whether the registry or the Hub has it, or may have it."""
-    view = find_view(around.settings, around.workers_are_here)
+def _is_elsewhere(dataset: DatasetReference, context: CheckContext) -> bool:
+    """Whether the registry or the Hub has the dataset, or may have it."""
+    view = find_view(context.settings, context.workers_are_here)
     if view is None or view.find_problem(dataset) is None:
         return True
     if not HUB_ID.fullmatch(dataset.name):
@@ -69,7 +69,7 @@ def _is_elsewhere(dataset: DatasetReference, around: Surroundings) -> bool:
     if find_cached("datasets", dataset.name) is not None:
         return True
     found = find_on_hub("datasets", dataset.name)
-    return found is not Presence.ABSENT and not (found is Presence.UNREACHABLE and around.workers_are_here)
+    return found is not Presence.ABSENT and not (found is Presence.UNREACHABLE and context.workers_are_here)
 
 
 def _check_file(reference: str, path: Path) -> Iterator[Finding]:
@@ -85,9 +85,9 @@ def _check_file(reference: str, path: Path) -> Iterator[Finding]:
 def _check_folder(reference: str, folder: Path) -> Iterator[Finding]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in FILE_SUFFIXES]
     if not files:
-        text = f"{reference!r} has no rows: a folder holds a file for each split, such as train.jsonl"
+        text = f"{reference!r} has no rows: a folder must contain a file for each split, such as train.jsonl"
         yield Finding(DatasetNotFound, FIELD, text)
-    for path in files[:FILES_AT_MOST]:
+    for path in files[:MAX_FILES]:
         if follow(str(path), folder) is None:
             yield Finding(
                 InvalidConfig, FIELD, f"{reference!r}: {path} leads outside {folder}; put the file itself there"

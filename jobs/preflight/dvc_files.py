@@ -1,7 +1,7 @@
-"""The outputs that DVC's files name, whoever wrote them.
+"""Read the outputs that DVC's files name, safely for untrusted files.
 
-YAML's aliases and merge keys make gigabytes of a few lines, and libyaml's composer fills the stack where they nest
-deep. So no objects are made of such a file: its depth is looked at first, then its nodes.
+YAML's aliases and merge keys can expand a few lines to gigabytes, and deep nesting overflows libyaml's stack. So the
+depth is checked first, and then nodes are read without constructing objects.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import yaml
 
 from jobs.preflight.repository import NotKnown
 
-DEEPEST = 64
-LARGEST = 2**20  # bytes; half a second's work
+MAX_DEPTH = 64
+MAX_BYTES = 2**20  # takes half a second
 MERGE = "tag:yaml.org,2002:merge"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STARTS = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
@@ -19,10 +19,10 @@ _ENDS = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
 def read_outputs(text: bytes) -> Iterator[str]:
-    """The outputs in a `.dvc`, `dvc.yaml` or `dvc.lock` file; none in one that is not YAML.
+    """Yield the outputs of a `.dvc`, `dvc.yaml` or `dvc.lock` file; none if it is not YAML.
 
     Raises:
-        NotKnown: it is nested deep, or has merge keys, which are not followed.
+        NotKnown: it is nested too deep, or has merge keys, which are not supported.
     """
     try:
         _check_depth(text)
@@ -33,25 +33,25 @@ def read_outputs(text: bytes) -> Iterator[str]:
     for stage in [root, *(value for _, value in _items(stages))]:
         outputs = _find(stage, "outs")
         for output in outputs.value if isinstance(outputs, yaml.SequenceNode) else []:
-            named = output
+            path = output
             if isinstance(output, yaml.MappingNode):
-                named = _find(output, "path") or next((key for key, _ in _items(output)), None)
-            if isinstance(named, yaml.ScalarNode) and named.value and "${" not in named.value:
-                yield named.value
+                path = _find(output, "path") or next((key for key, _ in _items(output)), None)
+            if isinstance(path, yaml.ScalarNode) and path.value and "${" not in path.value:
+                yield path.value
 
 
 def _check_depth(text: bytes) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, _STARTS) - isinstance(event, _ENDS)
-        if depth > DEEPEST:
-            raise NotKnown(f"nested deeper than {DEEPEST}")
+        if depth > MAX_DEPTH:
+            raise NotKnown(f"nested deeper than {MAX_DEPTH}")
 
 
 def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         if key.tag == MERGE:
-            raise NotKnown("merge keys are not followed")
+            raise NotKnown("merge keys are not supported")
         yield key, value
 
 

@@ -1,18 +1,18 @@
-"""What a check before a submission has found, and how it is told."""
+"""Findings of the checks before a submission, as warnings or as an error."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from sft.errors import TuneyardError
 
-WAY_OUT = "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
+STRICT_HINT = "To submit the job anyway, turn strict off (?strict=false, --no-strict)"
 
 
 class SubmissionWarning(TypedDict):
-    """A finding as clients see it."""
+    """A finding in a response."""
 
     code: str
     message: str
@@ -20,22 +20,24 @@ class SubmissionWarning(TypedDict):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a job that would fail it. `field` is of SFTConfig; `text` goes on from its name."""
+    """A problem that would fail a job. `field` is one of SFTConfig; `text` continues the sentence after its name."""
 
     kind: type[TuneyardError]
     field: str
     text: str
 
     def message(self, names: Mapping[str, str]) -> str:
-        """In the words of an interface that has other names for some fields."""
+        """The message, with an API's names of fields."""
         return f"{names.get(self.field, self.field)} {self.text}"
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """A job's findings in an interface's words: warnings in the response or, with `is_strict`, an error in its place.
+class SubmissionCheck:
+    """The checks of a submission: findings are warnings in the response or, with `is_strict`, an error.
 
-    `start` begins the checks and returns what waits for their findings: they run while the job is made.
+    Attributes:
+        start: Starts the checks, which run while the job is created; returns a function that waits for the findings.
+        names: The API's names of SFTConfig's fields, where they differ.
     """
 
     start: Callable[[], Callable[[], Sequence[Finding]]] = lambda: tuple
@@ -43,22 +45,22 @@ class Doubts:
     is_strict: bool = False
 
     def begin(self) -> None:
-        """Begin the checks, if they have not begun yet."""
-        self._find  # noqa: B018 - it is remembered
+        """Start the checks, unless they were started."""
+        self._find  # noqa: B018 - cached
 
     def collect(self) -> None:
-        """Wait for what is found, if it has not been asked for yet."""
-        self._findings  # noqa: B018 - it is remembered
+        """Wait for the findings."""
+        self._findings  # noqa: B018 - cached
 
     @property
     def refusal(self) -> TuneyardError | None:
-        """The error in place of an answer."""
-        return refuse(self._findings, self.names) if self.is_strict else None
+        """The error, if the checks are strict and there are findings."""
+        return to_error(self._findings, self.names) if self.is_strict else None
 
     @property
     def warnings(self) -> tuple[SubmissionWarning, ...]:
-        """What is told beside the answer."""
-        return tuple(tell(self._findings, self.names))
+        """The warnings for the response."""
+        return tuple(to_warnings(self._findings, self.names))
 
     @cached_property
     def _find(self) -> Callable[[], Sequence[Finding]]:
@@ -69,16 +71,16 @@ class Doubts:
         return self._find()
 
 
-NO_DOUBTS = Doubts()
+NO_CHECK = SubmissionCheck()
 
 
-def tell(findings: Sequence[Finding], names: Mapping[str, str]) -> list[SubmissionWarning]:
-    """The findings beside an answer."""
+def to_warnings(findings: Sequence[Finding], names: Mapping[str, str]) -> list[SubmissionWarning]:
+    """Convert findings to warnings."""
     return [{"code": finding.kind.code, "message": finding.message(names)} for finding in findings]
 
 
-def refuse(findings: Sequence[Finding], names: Mapping[str, str]) -> TuneyardError | None:
-    """The findings in place of an answer: an error of the first one's kind that names them all."""
+def to_error(findings: Sequence[Finding], names: Mapping[str, str]) -> TuneyardError | None:
+    """Convert findings to one error, of the first one's kind, that names them all; None without findings."""
     if not findings:
         return None
-    return findings[0].kind("\n".join([*(finding.message(names) for finding in findings), WAY_OUT]))
+    return findings[0].kind("\n".join([*(finding.message(names) for finding in findings), STRICT_HINT]))

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what its local cache has, and what it says of a name, asked once in a while."""
+"""Look up models and datasets in the Hugging Face Hub's local cache and on the Hub."""
 
 import os
 import re
@@ -19,29 +19,29 @@ from jobs.network.deadlines import call_deadline
 Kind = Literal["models", "datasets"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TIMEOUT_SECONDS = 5.0
-HUB_SECONDS = 20.0  # for all of it, however slowly it comes
-KNOWN_SECONDS = 300.0
+HUB_SECONDS = 20.0  # for the whole request; TIMEOUT_SECONDS is per read
+CACHE_SECONDS = 300.0
 UNREACHABLE_SECONDS = 60.0
 
 
 class Presence(Enum):
-    """What the Hub says of a name."""
+    """Result of a look-up on the Hub."""
 
     THERE = "there"
-    ABSENT = "absent"  # or closed to this user, which the Hub does not tell apart
+    ABSENT = "absent"  # or not accessible to this user, which the Hub does not distinguish
     UNUSABLE = "unusable"
     UNREACHABLE = "unreachable"
     UNKNOWN = "unknown"
 
 
 _known: dict[tuple[Kind, str], tuple[float, Presence]] = {}
-_asking: dict[tuple[Kind, str], threading.Lock] = {}
+_name_locks: dict[tuple[Kind, str], threading.Lock] = {}
 _unreachable_until = 0.0
 _lock = threading.Lock()
 
 
 def find_cached(kind: Kind, name: str) -> Path | None:
-    """The newest snapshot of a model or dataset in the local cache; None without one."""
+    """Find the newest snapshot of a model or dataset in the local cache; None if there is none."""
     folder = _cache_folder() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
     if not HUB_ID.fullmatch(name) or not folder.is_dir():
         return None
@@ -50,19 +50,19 @@ def find_cached(kind: Kind, name: str) -> Path | None:
 
 
 def find_on_hub(kind: Kind, name: str) -> Presence:
-    """What the Hub says of a name, now or a few minutes ago. Takes as long as the Hub does, seconds at most."""
+    """Look up a name on the Hub, or in the results of the last CACHE_SECONDS. Takes at most HUB_SECONDS."""
     global _unreachable_until
     key = (kind, name)
     with _lock:
-        asked_by = _asking.setdefault(key, threading.Lock())
-    with asked_by:
-        asked_at, found = _known.get(key, (float("-inf"), Presence.UNKNOWN))
+        name_lock = _name_locks.setdefault(key, threading.Lock())
+    with name_lock:
+        found_at, found = _known.get(key, (float("-inf"), Presence.UNKNOWN))
         now = time.monotonic()
-        if now - asked_at < KNOWN_SECONDS:
+        if now - found_at < CACHE_SECONDS:
             return found
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") or now < _unreachable_until:
             return Presence.UNREACHABLE
-        found = _ask(kind, name)
+        found = _request(kind, name)
         if found is Presence.UNREACHABLE:
             _unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
         elif found is Presence.THERE or found is Presence.UNUSABLE:
@@ -70,32 +70,32 @@ def find_on_hub(kind: Kind, name: str) -> Presence:
         return found
 
 
-def _ask(kind: Kind, name: str) -> Presence:
+def _request(kind: Kind, name: str) -> Presence:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     token = _read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     address = urlsplit(endpoint)
     try:
-        if not getproxies():  # without a network this fails at once, long before a client has been set up
+        if not getproxies():  # fails at once without a network; setting up a client takes longer
             socket.getaddrinfo(address.hostname, address.port or 443)
         url = f"{endpoint}/api/{kind}/{quote(name)}"
         with bound(httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True)) as client, call_deadline(HUB_SECONDS):
-            answer = client.get(url, headers=headers)
+            response = client.get(url, headers=headers)
     except (httpx.HTTPError, OSError, UnicodeError):
         return Presence.UNREACHABLE
-    if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return Presence.ABSENT
-    if not answer.is_success:
+    if not response.is_success:
         return Presence.UNKNOWN
-    return Presence.THERE if kind == "datasets" or _has_safetensors(answer) else Presence.UNUSABLE
+    return Presence.THERE if kind == "datasets" or _has_safetensors(response) else Presence.UNUSABLE
 
 
-def _has_safetensors(answer: httpx.Response) -> bool:
+def _has_safetensors(response: httpx.Response) -> bool:
     try:
-        files: list[dict[str, Any]] = answer.json()["siblings"]
+        files: list[dict[str, Any]] = response.json()["siblings"]
         return any(str(file["rfilename"]).endswith(".safetensors") for file in files)
     except (ValueError, KeyError, TypeError):
-        return True  # not the answer that is documented: nothing is known
+        return True  # not the documented response, so nothing is known
 
 
 def _home() -> Path:

@@ -1,4 +1,4 @@
-"""Whether the chat template suits the base model's tokenizer, going by the tokenizer's files."""
+"""Check that the chat template suits the base model's tokenizer, by the tokenizer's files."""
 
 import functools
 import json
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.preflight.examination import a_turn
+from jobs.preflight.context import CheckContext
+from jobs.preflight.file_checks import read_lock
 from jobs.preflight.findings import Finding
 from jobs.preflight.models import find_model_folder
-from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.chat.chat_template import ChatTemplate
 from sft.chat.named_templates import TEMPLATES
@@ -21,29 +21,29 @@ VOCABULARY = "tokenizer.json"
 FILES = (VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def check_template(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
-    """A template with tokens that the tokenizer lacks, or `auto` with a tokenizer that has no template."""
+def check_template(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
+    """Find a template with tokens that the tokenizer lacks, or `auto` for a tokenizer without a template."""
     name = spec.config.template_name
-    folder = find_model_folder(spec.config.base_model, around)
+    folder = find_model_folder(spec.config.base_model, context)
     if folder is None or not (folder / VOCABULARY).is_file() or (name != AUTO and name not in TEMPLATES):
         return
     try:
         check_texts(folder, "")
-    except ModelUnusable:  # which the check of the model says
+    except ModelUnusable:  # reported by the model's check
         return
     files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
-    with a_turn():
+    with read_lock():
         tokenizer = _look_at(folder, files)
-    is_plain_text = spec.config.dataset_format in ("completion", "auto")  # which may need no template
+    is_plain_text = spec.config.dataset_format in ("completion", "auto")  # may need no template
     has_template = is_plain_text or tokenizer.has_template or _has_template_file(folder)
     if lack := explain_lack(name, tokenizer, _list_missing, has_template):
         yield Finding(TemplateNotFound, "template_name", lack)
 
 
 class _Tokenizer(NamedTuple):
-    """What a tokenizer's files say of it. None: not known."""
+    """Facts from a tokenizer's files. None: not known."""
 
-    tokens: frozenset[str]  # of those that any template needs
+    tokens: frozenset[str]  # those of the tokens that any template needs
     has_bos: bool | None
     has_eos: bool | None
     has_template: bool  # in its configuration
@@ -51,8 +51,10 @@ class _Tokenizer(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _look_at(folder: Path, _changed: tuple[int, ...]) -> _Tokenizer:
-    """Read the files, once for each time they change. A token is looked for as JSON text: parsing takes ten times as
-    long, and what is found too much here is only not warned of."""
+    """Read the files; cached until they change.
+
+    Tokens are searched as JSON text, since parsing takes ten times as long. A false match only misses a warning.
+    """
     content = b"\n".join((folder / file).read_bytes() for file in FILES if (folder / file).is_file())
     wanted = {token for template in TEMPLATES.values() for token in template.special_tokens}
     tokens = frozenset(token for token in wanted if any(spelling in content for spelling in _spellings(token)))

@@ -1,21 +1,21 @@
-"""What this machine's workers can't do: devices they lack, places they may not write to, packages that are missing."""
+"""Check devices, writable folders and packages of this machine's workers."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.preflight.context import CheckContext
 from jobs.preflight.findings import Finding
-from jobs.preflight.surroundings import Surroundings
 from jobs.spec import JobSpec
 from sft.errors import InvalidConfig
 
 
-def check_devices(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
-    """QLoRA, fp16 or more devices than a worker has."""
-    if not around.workers_are_here:
+def check_devices(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
+    """Find options that need devices or packages which the workers lack."""
+    if not context.workers_are_here:
         return
-    config, gpus = spec.config, around.gpus_a_job if around.gpus else 0
+    config, gpus = spec.config, context.gpus_per_job if context.gpus else 0
     if config.use_qlora and not gpus:
         yield _finding("use_qlora", "needs a CUDA device and no worker has one; set it to false for plain LoRA")
     elif config.use_qlora and importlib.util.find_spec("bitsandbytes") is None:
@@ -30,7 +30,7 @@ def check_devices(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
         yield _finding(
             "num_devices",
             f"is {config.num_devices}, but a worker has {gpus} GPU{'s' if gpus > 1 else ''}; set it to {gpus} at most, "
-            f"or TUNEYARD_WORKERS to the machine's {len(around.gpus)} divided by {config.num_devices}",
+            f"or TUNEYARD_WORKERS to the machine's {len(context.gpus)} divided by {config.num_devices}",
         )
     elif not gpus and config.num_devices > cores:
         yield _finding(
@@ -38,29 +38,29 @@ def check_devices(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
         )
 
 
-def check_output(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
-    """A folder for results or checkpoints that lies outside every allowed root, or can't be written to."""
+def check_output(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
+    """Find a folder for results or checkpoints that is outside the allowed roots or not writable."""
     for field in ("output_dir", "checkpoint_dir"):
         given = getattr(spec.config, field)
         if given is None and field == "checkpoint_dir":
             continue
         try:
-            folder = around.settings.output_folder(given)
+            folder = context.settings.output_folder(given)
         except InvalidConfig as error:
             yield _finding(field, str(error).removeprefix("output_dir "))
             continue
-        if not around.workers_are_here:
+        if not context.workers_are_here:
             continue
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
-            yield _finding(field, f"{given!r} can't be made: {nearest} is a file; name another folder")
+            yield _finding(field, f"{given!r} can't be created: {nearest} is a file; name another folder")
         elif not os.access(nearest, os.W_OK | os.X_OK) or _is_read_only(nearest):
-            yield _finding(field, f"{given!r} can't be written to: {nearest} is read-only here; name another folder")
+            yield _finding(field, f"{given!r} is not writable: {nearest} is read-only here; name another folder")
 
 
-def check_tracking(spec: JobSpec, around: Surroundings) -> Iterator[Finding]:
-    """A tracking backend whose package is not installed."""
-    if spec.tracking_backend == "wandb" and around.workers_are_here and importlib.util.find_spec("wandb") is None:
+def check_tracking(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
+    """Find a tracking backend whose package is not installed."""
+    if spec.tracking_backend == "wandb" and context.workers_are_here and importlib.util.find_spec("wandb") is None:
         yield _finding("tracking_backend", "wandb needs the package wandb; install it, or use mlflow")
 
 

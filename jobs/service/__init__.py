@@ -1,1 +1,1 @@
-"""The jobs as the API and the Python interface use them."""
+"""The job service, which the API and the Python interface use."""

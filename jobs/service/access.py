@@ -1,4 +1,4 @@
-"""Starts the stack on first use and caches the process's `JobService`."""
+"""Start the stack on first use and cache the process's `JobService`."""
 
 import logging
 import threading
@@ -17,11 +17,11 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-CHECK_SECONDS = 10.0  # a stack that was stopped meanwhile is started again by the first use after this
+CHECK_SECONDS = 10.0  # how often a use checks that the stack still runs, and restarts it if not
 
 
 class StackAccess:
-    """The `JobService` of this process: the first call makes it while others wait; the next one retries a failure."""
+    """Create this process's `JobService` on first use, while other callers wait. A later call retries a failure."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
@@ -38,14 +38,14 @@ class StackAccess:
         self.close()
 
     def open(self) -> JobService:
-        """The service, with the stack it needs.
+        """Return the service; start the stack if it is not running.
 
         Raises:
-            StackError: that can't be started. Those who waited meanwhile get it too, and do not try again.
+            StackError: the stack can't be started. Callers that waited for this attempt get the same error.
         """
-        asked_at = time.monotonic()
+        called_at = time.monotonic()
         with self._lock:
-            if self._failure and self._failure[0] > asked_at:
+            if self._failure and self._failure[0] > called_at:
                 raise type(self._failure[1])(str(self._failure[1]))
             try:
                 return self._open()
@@ -54,7 +54,7 @@ class StackAccess:
                 raise
 
     def _open(self) -> JobService:
-        """Holds the lock."""
+        """`open`, for a caller that holds the lock."""
         if self._service is None or time.monotonic() - self._checked_at > CHECK_SECONDS:
             wanted = self._settings or Settings()
             self._check_home(wanted)
@@ -67,7 +67,7 @@ class StackAccess:
         return self._service
 
     def close(self) -> None:
-        """End the connections; the stack stays up. Opening again makes new ones."""
+        """Close the connections. The stack keeps running, and `open` may be called again."""
         with self._lock:
             service, self._service = self._service, None
         if service is not None:
@@ -76,31 +76,31 @@ class StackAccess:
 
     @staticmethod
     def _check_schema(service: JobService) -> None:
-        """Raises SchemaMismatch. A database that is away is left to whoever needs it to say."""
+        """Raises SchemaMismatch. An unreachable database is reported by the calls that need it."""
         try:
             with watch_database(str(service.settings.database_url)):
                 ensure_current(service.engine, READ_SECONDS)
         except SchemaMismatch:
             raise
         except StackError as error:
-            logger.debug("The schema could not be looked at: %s", error)
+            logger.debug("Could not check the schema: %s", error)
 
     def _check_home(self, settings: Settings) -> None:
-        """A state folder that was there and was moved away is not made anew: its jobs and keys are elsewhere.
+        """Check that the state folder is still the same one: an empty new one would lack the jobs and keys.
 
         Raises:
-            StackError: naming the folder.
+            StackError: the folder was moved or replaced.
         """
         path, identity = self._home
         if path == settings.home and identity is not None and _identify(path) != identity:
             raise StackError(
                 f"the state folder {path} was moved or replaced while this process uses it; put it back, or restart "
-                "this process to begin with a new one"
+                "this process to use a new one"
             )
 
 
 def _identify(folder: Path) -> tuple[int, int] | None:
-    """What a folder is known by whatever its name; None where there is none."""
+    """A folder's device and inode; None if it does not exist."""
     try:
         found = folder.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""`Job`: one job as any interface shows it, joined from Prefect's run and the job's own report."""
+"""`Job`: a job as the interfaces show it, joined from Prefect's run and the job's report."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,49 +17,46 @@ from tuneyard_wire.fields import Priority
 
 @dataclass(frozen=True)
 class Job:
-    """A job. Times carry their zone; `queue_position` counts from 1 and is set only while others are ahead."""
+    """A job. Times have a zone; `queue_position` counts from 1 and is set only while other jobs are ahead."""
 
     id: UUID
-    name: str  # Prefect's name of the run: config.run_name on one line, or one it made up
+    name: str  # the Prefect run's name: config.run_name on one line, or a generated one
     status: JobStatus
     priority: Priority
-    spec: JobSpec | None  # None when the run's parameters, typed into the Prefect UI, are not valid
+    spec: JobSpec | None  # None if the run's parameters, edited in the Prefect UI, are invalid
     raw_config: dict[str, Any]
     created_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
     queue_position: int | None = None
-    waiting_for: str | None = None  # what keeps it waiting beside the jobs ahead: something paused in Prefect, say
+    waiting_for: str | None = None  # what it waits for besides the jobs ahead, such as a paused work pool
     phase: str | None = None
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
-    attempt: int | None = None  # how many attempts at it have begun
+    attempt: int | None = None  # number of attempts started
     tracking_url: str | None = None
     output_path: str | None = None
 
     @property
     def start_time(self) -> datetime | None:
-        """When the job began; until then, when it was accepted. It moves once, forward, and never back.
-
-        None only where Prefect gives a run without a time.
-        """
+        """When the job started, or before that when it was accepted. None only if Prefect's run has no time."""
         return self.started_at or self.created_at
 
 
 def job_from_run(
     run: FlowRun, status: JobStatus, queue_position: int | None, report: JobReport | None, attempt: int | None = None
 ) -> Job:
-    """Join a Prefect run and its report. The run's state decides until the report has the job's end, which stays.
+    """Join a Prefect run and its report. The run's state counts until the report has the final status.
 
-    What a job trains is settled as it begins: parameters that are edited later change nothing of it.
+    Parameters count as they were when the job started; later edits in Prefect have no effect.
     """
     if report and report.status:
         status, queue_position = JobStatus(report.status), None
     elif run.state and is_without_deployment(run.state.type.value, run.state.message, run.deployment_id):
-        status = JobStatus.RUNNING if attempt else JobStatus.QUEUED  # it is about to get another run
-    if report and report.run and report.run_id:  # made again, in place of a run that was lost
+        status = JobStatus.RUNNING if attempt else JobStatus.QUEUED  # the watchdog will create another run
+    if report and report.run and report.run_id:  # the run replaces a lost one
         first = {name: datetime.fromisoformat(report.run[name]) for name in ("created",) if name in report.run}
         run = run.model_copy(update=first)
     is_settled = report is not None and report.run is not None and (attempt or report.status)
@@ -74,7 +71,7 @@ def job_from_run(
         status=status,
         priority=priority_of(run),
         spec=read.spec,
-        raw_config=dict(read.raw_config),  # what was read is remembered
+        raw_config=dict(read.raw_config),  # `read` is cached
         created_at=run.created,
         started_at=_read_start(run) if attempt or not (report and report.status) else None,
         ended_at=(report and report.ended_at) or (run.end_time if status.is_terminal else None),
@@ -91,9 +88,9 @@ def job_from_run(
 
 
 def _read_start(run: FlowRun) -> datetime | None:
-    """When the run began: by a worker's clock, which may lag behind the server's, but never before it was made.
+    """When the run started, not before its creation: the time is from a worker's clock, which may be behind.
 
-    Of a run that ended without having begun Prefect says that it began then.
+    None for a run that ended without starting, which Prefect shows as started at its end.
     """
     if run.start_time is None or not run.run_count:
         return None
@@ -101,7 +98,7 @@ def _read_start(run: FlowRun) -> datetime | None:
 
 
 def job_from_report(job_id: UUID, report: JobReport, attempt: int | None = None) -> Job | None:
-    """A job whose run somebody has deleted, as far as it was kept; None if it was not."""
+    """Rebuild a job whose Prefect run was deleted from its report; None if the report has no facts of the run."""
     facts = report.run or {}
     if "created" not in facts:
         return None
@@ -125,6 +122,6 @@ def _find_code(problem: str | None, report: JobReport | None) -> str:
 
 
 def _explain_state(run: FlowRun) -> str:
-    """What Prefect knows of a run that ended before it could report, in one line."""
-    message = (run.state.message if run.state else None) or "the job's process ended without saying why"
+    """Prefect's message for a run that ended without a report, in one line."""
+    message = (run.state.message if run.state else None) or "the job's process ended without an error message"
     return message.removeprefix("Flow run encountered an exception: ").splitlines()[0]

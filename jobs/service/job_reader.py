@@ -1,4 +1,4 @@
-"""Reads jobs: from Prefect's runs, their place in the queue, and our own database."""
+"""Read jobs from Prefect's runs, the queue and the database."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -36,16 +36,16 @@ class JobPage(NamedTuple):
 
 
 class JobReader:
-    """Jobs as they are now. Thread-safe. Raises StackError when Prefect or the database can't be reached."""
+    """Read jobs. Thread-safe. Raises StackError if Prefect or the database can't be reached."""
 
-    def __init__(self, engine: Engine, runs: PrefectRuns, line: JobQueue) -> None:
+    def __init__(self, engine: Engine, runs: PrefectRuns, queue: JobQueue) -> None:
         self._engine = engine
         self._runs = runs
-        self._line = line
-        self._listing = Listing(runs, line)
+        self._queue = queue
+        self._listing = Listing(runs, queue)
 
     def get(self, job_id: UUID | str) -> Job:
-        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        """Get a job, also one whose run was deleted. Raises JobNotFound for an unknown or invalid id."""
         ids = self._runs.read_ids()
         try:
             return self.describe_all([self._runs.get(job_id, ids)], ids)[0]
@@ -57,43 +57,43 @@ class JobReader:
     def read_page(
         self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
     ) -> JobPage:
-        """Jobs, newest first: all of them, or the first `limit` behind the cursor of the page before.
+        """List jobs, newest first: all of them, or the first `limit` after the cursor of the previous page.
 
         Raises:
-            InvalidConfig: the cursor is none of ours.
+            InvalidConfig: the cursor is invalid.
         """
         start = Cursor.decode(cursor) if cursor is not None else None
         wanted = wanted or JobFilters()
         runs, following = self._listing.page(wanted, start, limit)
         jobs = self.describe_all(runs)
-        if wanted.statuses is not None:  # Prefect may show another state of an ended job, until that is put right
+        if wanted.statuses is not None:  # Prefect's state of an ended job may be wrong until it is corrected
             jobs = [job for job in jobs if job.status in wanted.statuses or not job.status.is_terminal]
         return JobPage(jobs, following.encode() if following else None)
 
     def describe(self, run: FlowRun) -> Job:
-        """The job of a run."""
+        """Build the job of a run."""
         return self.describe_all([run])[0]
 
     def describe_all(self, runs: list[FlowRun], ids: RunIds | None = None) -> list[Job]:
-        """The jobs of these runs."""
-        places = self._line.places(runs, ids)
+        """Build the jobs of runs."""
+        places = self._queue.places(runs, ids)
         with translate_errors():
             with autocommit(self._engine) as connection:
                 reports, attempts = read_jobs(connection, [run.id for run in runs])
-            if silent := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
-                self._settle(silent)
-                reports |= read_reports(self._engine, [run.id for run in silent])
+            if unsettled := [run for run in runs if _has_just_ended(run) and not _has_status(reports.get(run.id))]:
+                self._settle(unsettled)
+                reports |= read_reports(self._engine, [run.id for run in unsettled])
         jobs = [
             job_from_run(run, *read_state(run, places.get(run.id)), reports.get(run.id), attempts.get(run.id))
             for run in runs
         ]
         return [
-            replace(job, waiting_for=self._line.blocker_of(run)) if job.status is JobStatus.QUEUED else job
+            replace(job, waiting_for=self._queue.blocker_of(run)) if job.status is JobStatus.QUEUED else job
             for job, run in zip(jobs, runs, strict=True)
         ]
 
     def find_kept(self, job_id: UUID | str) -> Job | None:
-        """A job whose run is gone."""
+        """Find a job whose run was deleted; None if it is unknown."""
         try:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError:
@@ -103,17 +103,20 @@ class JobReader:
         report = reports.get(parsed)
         return job_from_report(parsed, report, attempts.get(parsed)) if report else None
 
-    def _settle(self, silent: list[FlowRun]) -> None:
-        """Write the ends of jobs that said nothing of theirs, so that every answer is the same."""
-        for run in silent:
+    def _settle(self, unsettled: list[FlowRun]) -> None:
+        """Write the final status of ended jobs that did not report it, so that it can't change later."""
+        for run in unsettled:
             assert run.state is not None  # noqa: S101 - it has ended
             facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
-            with suppress(OperationalError), self._engine.begin() as connection:  # it registers; the watchdog will
+            with (
+                suppress(OperationalError),
+                self._engine.begin() as connection,
+            ):  # the job is registering
                 settle(connection, facts)
 
 
 def read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:
-    """Status and queue position of a run at this place of the line: 0 or less means that a slot is free for it."""
+    """Status and queue position of a run at a place in the queue; with 0 or less a slot is free for it."""
     has_free_slot = place is not None and place <= 0
     state = run.state
     status = status_of(state.type.value, state.name or "", has_free_slot) if state else JobStatus.CREATED
@@ -121,11 +124,11 @@ def read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:
 
 
 def _has_just_ended(run: FlowRun) -> bool:
-    """Whether Prefect shows it as ended; of those of long ago the watchdog has written the end."""
+    """Whether a run ended within RECENT; the watchdog has written the status of earlier ones."""
     is_final = run.state is not None and run.state.type.value in FINAL_STATES
     return is_final and run.end_time is not None and now("UTC") - run.end_time < RECENT
 
 
 def _has_status(report: JobReport | None) -> bool:
-    """Whether the job's own end was written."""
+    """Whether the final status was written."""
     return report is not None and report.status is not None

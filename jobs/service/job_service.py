@@ -26,7 +26,7 @@ from jobs.errors import JobConflict, JobNotFound, TrainingBusy
 from jobs.lifecycle.attempts import mark_cancelled
 from jobs.lifecycle.ends import RUN_FACTS, keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allow
-from jobs.preflight import NO_DOUBTS, Doubts, Preflight, SubmissionWarning
+from jobs.preflight import NO_CHECK, Preflight, SubmissionCheck, SubmissionWarning
 from jobs.service.job import Job
 from jobs.service.job_reader import JobPage, JobReader, read_state
 from jobs.service.submission import Submission, SubmissionLock
@@ -48,9 +48,9 @@ BUSY_MESSAGE = "A training job is already running. Please try again later."
 
 
 class JobService:
-    """Jobs of one Prefect server. Thread-safe; one a process is enough.
+    """Jobs of one Prefect server. Thread-safe; a process needs only one.
 
-    Every method raises StackError when Prefect or the database can't be reached.
+    Every method raises StackError if Prefect or the database can't be reached.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -63,15 +63,15 @@ class JobService:
         self.configs = ConfigStore(self.engine)
         self._runs = PrefectRuns(self.client, settings.work_pool, self.engine)
         self.preflight = Preflight(settings)
-        self._line = JobQueue(self._runs)
-        self._reader = JobReader(self.engine, self._runs, self._line)
+        self._queue = JobQueue(self._runs)
+        self._reader = JobReader(self.engine, self._runs, self._queue)
         self._lock = SubmissionLock(self.engine)
 
     def close(self) -> None:
-        """Close the connections to Prefect; the service can't be used any more."""
+        """Close the connections to Prefect. The service can't be used afterwards."""
         self._opened.close()
 
-    # -- making and ending jobs
+    # -- create and end jobs
 
     @allow(WRITE_SECONDS)
     def submit(
@@ -80,44 +80,45 @@ class JobService:
         strategy: Strategy = "queue",
         priority: Priority = "normal",
         request: RequestKey | None = None,
-        doubts: Doubts = NO_DOUBTS,
+        check: SubmissionCheck = NO_CHECK,
         client: str = "",
     ) -> Submission:
-        """Make a job and put it in line. A `request` that came before gets its first answer again and makes no job.
+        """Create a job and queue it. A repeated `request` gets the first response and creates no job.
 
         Args:
-            client: Whose job it is: webhooks of one client's jobs keep none of another's waiting.
-            doubts: What the preflight found; kept with the answer, or raised in its place.
+            request: The idempotency key, if there is one.
+            check: The checks before submission; findings are warnings in the response, or an error.
+            client: The job's owner, so that the webhooks of one client do not delay those of another.
 
         Raises:
-            TuneyardError: `doubts.refusal`, if there is one.
-            TrainingBusy: with `strategy="reject"`, when a job is running or in line.
-            IdempotencyKeyReused: the request's key came before with another body.
-            InvalidConfig: the webhook leads to an address that is neither public nor allowed.
+            TuneyardError: `check.refusal`, if there is one.
+            TrainingBusy: `strategy` is "reject" and a job is running or queued.
+            IdempotencyKeyReused: the key was used with another body.
+            InvalidConfig: the webhook's address is neither public nor allowed.
         """
         self._check_webhook(spec)
         if request is not None:
-            doubts.collect()  # no other submission waits for it behind the lock
-        elif refusal := doubts.refusal:
+            check.collect()  # before the lock is taken, so that other submissions do not wait
+        elif refusal := check.refusal:
             raise refusal
         with self._lock.taken() as connection:
             if request is not None:
-                return self._submit_once(connection, request, spec, strategy, priority, doubts, client)
+                return self._submit_once(connection, request, spec, strategy, priority, check, client)
             self._check_free(strategy)
-            doubts.begin()  # as late as that: the checks run while this thread waits for Prefect
+            check.begin()  # the checks run while this thread waits for Prefect
             run = self._create(spec, Scheduled(), priority)
-        keep = partial(copy_context().run, self._keep, run, client)  # within the time limit of this call
+        keep = partial(copy_context().run, self._keep, run, client)  # with this call's time limit
         try:
             finish = _threads.start(keep).result
-        except RuntimeError:  # this machine gives no more threads
+        except RuntimeError:  # no more threads
             finish = keep
-        submission = self._look_at(run, doubts.warnings)  # without the lock: nobody who comes later can get ahead
+        submission = self._describe(run, check.warnings)  # without the lock: later jobs can't get ahead
         finish()
         return submission
 
     @allow(WRITE_SECONDS)
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
-        """Make a job that waits until `start` is called. Raises InvalidConfig as `submit` does."""
+        """Create a job that waits until `start` is called. Raises InvalidConfig like `submit`."""
         self._check_webhook(spec)
         run = self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority)
         self._keep(run)
@@ -125,7 +126,7 @@ class JobService:
 
     @allow(WRITE_SECONDS)
     def start(self, job_id: UUID | str) -> Job:
-        """Put a created job in line; a job that has been started before is left as it is."""
+        """Queue a created job. No effect on a job that was started before."""
         with self._lock.taken():
             run = self._runs.get(job_id)
             if _is_created(run):
@@ -135,10 +136,11 @@ class JobService:
 
     @allow(WRITE_SECONDS)
     def cancel(self, job_id: UUID | str) -> Job:
-        """End a job: a waiting one at once, a running one as soon as its process is gone.
+        """Cancel a job: a queued one at once, a running one as soon as its process has ended.
 
         Raises:
-            JobConflict: when the job has already ended.
+            JobNotFound: the id is unknown.
+            JobConflict: the job has already ended.
         """
         try:
             run = self._runs.get(job_id)
@@ -146,20 +148,20 @@ class JobService:
             return self._cancel_kept(job_id)
         self._check_not_ended(run)
         if run.state and run.state.type is StateType.PAUSED:
-            with self._lock.taken():  # against a `start` at the same time
+            with self._lock.taken():  # excludes a concurrent `start`
                 run = self._runs.get(job_id)
                 if run.state and run.state.type is StateType.PAUSED:
                     self._mark_cancelled(run.id, run)
                     self._runs.propose(run.id, Cancelled())
                     return self._reader.describe(self._runs.get(job_id))
-        self._mark_cancelled(run.id, run)  # from here on nobody begins it again
+        self._mark_cancelled(run.id, run)  # from here on no attempt starts
         run = self._runs.get(job_id)
         self._check_not_ended(run)
         return self._cancel_started(run)
 
     @allow(WRITE_SECONDS)
     def stop(self, job_id: UUID | str) -> Job:
-        """`cancel`, content with a job that was cancelled before."""
+        """`cancel` that accepts a job that is already cancelled."""
         try:
             return self.cancel(job_id)
         except JobConflict:
@@ -168,56 +170,56 @@ class JobService:
                 return job
             raise
 
-    # -- looking at jobs
+    # -- read jobs
 
     def get(self, job_id: UUID | str) -> Job:
-        """One job, its run deleted or not. Raises JobNotFound for an unknown id, one that is not a UUID included."""
+        """Get a job, also one whose run was deleted. Raises JobNotFound for an unknown or invalid id."""
         return self._reader.get(job_id)
 
     def list_jobs(
         self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
     ) -> JobPage:
-        """Jobs, newest first: all of them, or the first `limit` behind the cursor of the page before.
+        """List jobs, newest first: all of them, or the first `limit` after the cursor of the previous page.
 
         Raises:
-            InvalidConfig: the cursor is none of ours.
+            InvalidConfig: the cursor is invalid.
         """
         return self._reader.read_page(wanted, limit, cursor)
 
     def queue(self) -> Queue:
-        """The line as it is now."""
-        return self._line.read()
+        """Read the queue."""
+        return self._queue.read()
 
     def run_ids(self, job_id: UUID) -> list[UUID]:
-        """Prefect's runs of the job: a second one was made if the first was lost while it waited."""
+        """Ids of the job's Prefect runs: two if the first one was lost while it was queued."""
         return [*{job_id, self._runs.read_ids().run_of(job_id)}]
 
-    # -- inside
+    # -- internal
 
     def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
         return self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
             tags=spec.tags(),
-            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it into their logs
-            work_queue_name=self._line.queue_name(priority),
+            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it to their logs
+            work_queue_name=self._queue.queue_name(priority),
             idempotency_key=run_key,
         )
 
     def _keep(self, run: FlowRun, client: str = "", connection: Connection | None = None) -> None:
-        """Keep what a new run is made of, by this connection or one of its own."""
+        """Store the facts of a new run, with this connection or a new one; the watchdog does it if this fails."""
         try:
             with nullcontext(connection) if connection is not None else autocommit(self.engine) as own:
                 keep_run(own, run.id, _facts_of(run), client=client)
         except SQLAlchemyError as error:
-            logger.warning("What job %s is made of is left to the watchdog to keep (%s)", run.id, type(error).__name__)
+            logger.warning("Could not store the run of job %s (%s); the watchdog will", run.id, type(error).__name__)
 
     def _check_webhook(self, spec: JobSpec) -> None:
         if spec.webhook_url:
             check_target(spec.webhook_url, self.settings.webhook_allow)
 
     def _check_free(self, strategy: Strategy) -> None:
-        if strategy == "reject" and self._line.is_busy():
+        if strategy == "reject" and self._queue.is_busy():
             raise TrainingBusy(BUSY_MESSAGE)
 
     def _submit_once(
@@ -227,23 +229,23 @@ class JobService:
         spec: JobSpec,
         strategy: Strategy,
         priority: Priority,
-        doubts: Doubts,
+        check: SubmissionCheck,
         client: str,
     ) -> Submission:
         claim = find_claim(connection, request)
         if claim is not None and claim.answer is not None:
-            return Submission.from_answer(claim.answer)
+            return Submission.from_json(claim.answer)
         run = self._find_by_key(claim.run_key) if claim else None
         if run is None:
-            if refusal := doubts.refusal:
+            if refusal := check.refusal:
                 raise refusal
             self._check_free(strategy)
             claim = claim or make_claim(connection, request)
             run = self._create(spec, Scheduled(), priority, claim.run_key)
             self._keep(run, client, connection)
-        submission = self._look_at(run, doubts.warnings)
+        submission = self._describe(run, check.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
-        keep_answer(connection, request, claim, submission.to_answer())
+        keep_answer(connection, request, claim, submission.to_json())
         return submission
 
     def _find_by_key(self, run_key: str) -> FlowRun | None:
@@ -265,7 +267,7 @@ class JobService:
             mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
 
     def _cancel_kept(self, job_id: UUID | str) -> Job:
-        """Cancel a job whose run is gone."""
+        """Cancel a job whose run was deleted."""
         job = self.get(job_id)
         if job.status.is_terminal:
             raise self._conflict(job)
@@ -273,19 +275,19 @@ class JobService:
         return self.get(job_id)
 
     def _cancel_started(self, run: FlowRun) -> Job:
-        """Ask for Cancelling, which Prefect itself turns into Cancelled for a run that waits and has no process.
+        """Propose Cancelling, which Prefect turns into Cancelled for a waiting run without a process.
 
-        Asking for Cancelled would let a run that a worker has just taken start all the same.
+        Cancelled instead would not stop a run that a worker has just picked up.
         """
         if run.state and run.state.type is StateType.SCHEDULED and run.infrastructure_pid:
-            self._runs.forget_process(run.id)  # of an earlier attempt; else it would stay Cancelling
+            self._runs.forget_process(run.id)  # of an earlier attempt, which would keep it in Cancelling
         is_crashed = run.state is not None and run.state.type is StateType.CRASHED
         if run.state and run.state.type is not StateType.CANCELLING:
             self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
         return self._reader.describe(self._runs.get(run.id))
 
-    def _look_at(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
-        place = self._line.places([run]).get(run.id)
+    def _describe(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
+        place = self._queue.places([run]).get(run.id)
         status, position = read_state(run, place)
         return Submission(run.id, status, position, tuple(warnings))
 

@@ -1,4 +1,4 @@
-"""`Planner`: has plans made by a process of its own, which is kept ready, and forks for each plan."""
+"""`Planner`: make plans in a separate process, which is kept ready and forks for each plan."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from jobs.errors import PlanningFailed
 from jobs.keeper import NOTE, PARENT
 from jobs.scratch import lending_scratch, make_scratch
-from jobs.service.turns import Turns
+from jobs.service.fair_slots import FairSlots
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
@@ -27,36 +27,38 @@ from sft.files.temporary_folders import LockedFolder
 
 TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
-APART = 2  # beside those, for clients none of whose plans is made: one whose plans take long holds up nobody else's
+RESERVED = 2  # further slots for clients without a running plan, so that slow plans do not delay other clients
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0
-LONGEST_FOLDER = 60
+MAX_FOLDER_BYTES = 60
 COMMAND = (sys.executable, "-m", "tasks.plan")
 
 
 class PlanCancelled(Exception):
-    """Nobody waits for this plan any more."""
+    """The client no longer waits for the plan."""
 
 
 class Planner:
-    """Plans, at most `at_once` at a time for one client; others wait their turn (`jobs.service.turns`). Thread-safe.
+    """Make plans, at most `at_once` at a time for one client; others wait (`FairSlots`). Thread-safe.
 
-    The planner process starts with the first plan, or with `start`, and holds some 500 MB until `close`. It ends
-    by itself when this process does.
+    The planner process starts with the first plan, or with `start`, and uses some 500 MB until `close`. It ends
+    when this process does.
     """
 
-    def __init__(self, at_once: int = AT_ONCE, timeout_seconds: float = TIMEOUT_SECONDS, apart: int = APART) -> None:
+    def __init__(
+        self, at_once: int = AT_ONCE, timeout_seconds: float = TIMEOUT_SECONDS, reserved: int = RESERVED
+    ) -> None:
         self.timeout_seconds = timeout_seconds
-        self._turns = Turns(at_once, apart)
+        self._slots = FairSlots(at_once, reserved)
         self._lock = threading.Lock()
         self._is_closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: LockedFolder | None = None
 
     def start(self) -> None:
-        """Have the planner process load its libraries, unless it runs already or the planner is closed.
+        """Start the planner process, which loads its libraries. No effect if it runs or the planner is closed.
 
-        Raises PlanningFailed where there is no place for its socket.
+        Raises PlanningFailed if there is no folder for its socket.
         """
         with self._lock:
             if self._is_closed:
@@ -64,10 +66,10 @@ class Planner:
             if self._process is not None and self._process.poll() is None:
                 return
             self._clear()
-            place = find_temporary()
-            is_short = len(os.fsencode(place)) <= LONGEST_FOLDER  # a socket's path is limited
+            folder = find_temporary()
+            is_short = len(os.fsencode(folder)) <= MAX_FOLDER_BYTES  # a socket's path is limited
             try:
-                self._scratch = make_scratch("planner", place if is_short else Path("/tmp"))  # noqa: S108
+                self._scratch = make_scratch("planner", folder if is_short else Path("/tmp"))  # noqa: S108
             except OSError as error:
                 raise PlanningFailed(
                     f"the planner process needs a temporary folder ({error}); free some space"
@@ -78,11 +80,11 @@ class Planner:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[self._scratch.lock],
-                start_new_session=True,  # Ctrl-C is for the API; it closes stdin, which ends the planner
+                start_new_session=True,  # Ctrl-C must not reach it; it ends when the API closes stdin
             )
 
     def close(self) -> None:
-        """End the planner process and the plans at work; no more can be made."""
+        """End the planner process and its running plans. The planner can't be used afterwards."""
         with self._lock:
             self._is_closed = True
             self._clear()
@@ -94,33 +96,33 @@ class Planner:
         is_cancelled: Callable[[], bool] = lambda: False,
         client: str = "",
     ) -> dict[str, Any]:
-        """What a job of this configuration would take on this machine.
+        """Estimate a job with this configuration on this machine.
 
         Args:
-            settings: with the addresses of the stack; past jobs are read from its database.
-            is_cancelled: asked several times a second.
-            client: for whom; each has turns of its own.
+            settings: With the addresses of the stack; past jobs are read from its database.
+            is_cancelled: Called several times a second.
+            client: The client that slots are counted for.
 
         Raises:
-            PlanCancelled: `is_cancelled` said so; the plan's process is ended.
-            PlanningFailed: no answer within `timeout_seconds`, or the planner can't run on this machine.
-            TuneyardError: what would fail the job.
+            PlanCancelled: `is_cancelled` returned True; the plan's process is ended.
+            PlanningFailed: no plan within `timeout_seconds`, or the planner can't run on this machine.
+            TuneyardError: an error that would fail the job.
         """
         deadline = time.monotonic() + self.timeout_seconds
         with (
-            self._turns.taken(client, lambda: self._check(deadline, is_cancelled)),
+            self._slots.taken(client, lambda: self._check(deadline, is_cancelled)),
             self._connect(deadline, is_cancelled) as connection,
         ):
             connection.sendall(write_request(config, settings))
-            return read_answer(self._receive(connection, deadline, is_cancelled))
+            return read_response(self._receive(connection, deadline, is_cancelled))
 
     def _connect(self, deadline: float, is_cancelled: Callable[[], bool]) -> socket.socket:
-        """A connection to the planner process, which is started if need be and waits for requests at once."""
+        """Connect to the planner process; start it if it is not running."""
         self.start()
         if self._is_closed:
             raise PlanningFailed("the service is stopping")
         started_at = time.monotonic()
-        is_second = False
+        was_restarted = False
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -129,8 +131,8 @@ class Planner:
                 connection.close()
                 process = self._process
                 has_ended = process is None or process.poll() is not None
-                if has_ended and not is_second:  # it was about to end when it was looked at
-                    is_second = True
+                if has_ended and not was_restarted:  # it ended just after `start` found it running
+                    was_restarted = True
                     self.start()
                     continue
                 if has_ended or time.monotonic() - started_at > START_SECONDS:
@@ -143,7 +145,7 @@ class Planner:
                 return connection
 
     def _receive(self, connection: socket.socket, deadline: float, is_cancelled: Callable[[], bool]) -> bytes:
-        """All that comes until the planner hangs up."""
+        """Read until the planner closes the connection."""
         received = bytearray()
         while True:
             self._check(deadline, is_cancelled)
@@ -180,7 +182,7 @@ class Planner:
 
 
 def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
-    """A plan by a process that is started for it and ends with it. Raises as `Planner.plan`."""
+    """Make a plan in a process of its own. Raises like `Planner.plan`."""
     note = open_note()
     try:
         with lending_scratch("single-plan") as (more, handles):
@@ -197,21 +199,21 @@ def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
             raise problem
     finally:
         os.close(note)
-    return read_answer(done.stdout)
+    return read_response(done.stdout)
 
 
 def write_request(config: SFTConfig, settings: Settings) -> bytes:
-    """A request as one line."""
+    """Encode a request as one line."""
     return json.dumps({"config": config.to_dict(), "settings": settings.model_dump(mode="json")}).encode() + b"\n"
 
 
-def read_answer(received: bytes) -> dict[str, Any]:
-    """The plan. Raises the error that stands in its place."""
+def read_response(received: bytes) -> dict[str, Any]:
+    """Decode a plan. Raises the error in the response, or PlanningFailed if there is none."""
     try:
-        answer = json.loads(received)
+        response = json.loads(received)
     except ValueError as error:
-        raise PlanningFailed("the planner process ended without an answer; see the service's log") from error
-    if "error" in answer:
-        raise find_error(answer["error"]["code"])(answer["error"]["detail"])
-    plan: dict[str, Any] = answer["plan"]
+        raise PlanningFailed("the planner process ended without a response; see the service's log") from error
+    if "error" in response:
+        raise find_error(response["error"]["code"])(response["error"]["detail"])
+    plan: dict[str, Any] = response["plan"]
     return plan

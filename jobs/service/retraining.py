@@ -1,4 +1,4 @@
-"""`submit_retraining`: a job that trains an adapter anew, unless there is one or has been one for the same reason."""
+"""`submit_retraining`: submit a job that retrains an adapter, unless such a job exists."""
 
 import zlib
 from collections.abc import Iterator
@@ -14,34 +14,34 @@ from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
 from jobs.storage.connections import translate_errors
 
-RETRAIN_LOCK = 7_415_004  # PostgreSQL advisory lock, one for each adapter's name: looks come one after the other
-NEWEST = 50  # jobs of an adapter that are looked at
+RETRAIN_LOCK = 7_415_004  # PostgreSQL advisory lock, one per adapter name
+NEWEST = 50  # jobs of an adapter that are compared
 
 
 class Retraining(NamedTuple):
-    """What became of a look: the job it has made, or the one because of which it made none."""
+    """The job that was submitted, or the existing one because of which none was."""
 
     job_id: UUID
     is_new: bool
-    reason: str  # in a sentence, where none was made
+    reason: str  # why no job was submitted; else empty
     state_name: str
 
 
 def submit_retraining(service: JobService, spec: JobSpec, force: bool = False) -> Retraining:
-    """Submit the job unless one that a look made is in flight, or has ended on the same data, settings and base.
+    """Submit a job unless a retraining of the adapter is unfinished, or one on the same data, settings and base ended.
 
     Args:
-        spec: has `adapter_name` and `made_by`.
-        force: submit it though such a job has ended; never beside one that is in flight.
+        spec: Must have `adapter_name` and `made_by`.
+        force: Submit it even if such a job has ended, but not while one is unfinished.
     """
     assert spec.made_by is not None  # noqa: S101 - for the type checker
     name = spec.registered_name
     with _one_at_a_time(service.engine, name):
         wanted = JobFilters(adapter=name, made_by=spec.made_by.flow)
         jobs = service.list_jobs(wanted, limit=NEWEST).jobs
-        if flying := next((job for job in jobs if not job.status.is_terminal), None):
-            reason = f"job {flying.id} already retrains {name} and is {flying.status.value}; no second one is made"
-            return Retraining(flying.id, False, reason, "AlreadyRetraining")
+        if active := next((job for job in jobs if not job.status.is_terminal), None):
+            reason = f"job {active.id} already retrains {name} and is {active.status.value}"
+            return Retraining(active.id, False, reason, "AlreadyRetraining")
         ended = next((job for job in jobs if _fingerprint(job) == spec.made_by.fingerprint), None)
         if ended and not force:
             return Retraining(ended.id, False, _explain(ended, name), f"{ended.status.value.capitalize()}Before")
@@ -53,17 +53,17 @@ def _fingerprint(job: Job) -> str | None:
 
 
 def _explain(job: Job, name: str) -> str:
-    said = "; ".join((job.error or "").splitlines())
-    how = f"{job.status.value} ({job.error_code}: {said})" if said else job.status.value
+    error = "; ".join((job.error or "").splitlines())
+    status = f"{job.status.value} ({job.error_code}: {error})" if error else job.status.value
     return (
-        f"job {job.id} has retrained {name} on the same data, settings and base model and is {how}; to submit it "
-        "again, run retrain with force"
+        f"job {job.id} already retrained {name} on the same data, settings and base model and is {status}; to submit "
+        "it again, run retrain with force"
     )
 
 
 @contextmanager
 def _one_at_a_time(engine: Engine, name: str) -> Iterator[None]:
-    """Held until the transaction ends, or its process does."""
+    """Hold the adapter's lock during the block; it is released with the transaction."""
     with translate_errors(), engine.begin() as connection:
         connection.execute(select(func.pg_advisory_xact_lock(RETRAIN_LOCK, zlib.crc32(name.encode()) - 2**31)))
         yield

@@ -1,4 +1,4 @@
-"""`Submission`: what a client is told of a job that it submitted; and the lock that submissions take one by one."""
+"""`Submission`: the result of submitting a job; and the lock that serializes submissions."""
 
 import threading
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from jobs.status import JobStatus
 from jobs.storage.connections import autocommit, translate_errors
 from sft.errors import StackError
 
-TURN_SECONDS = 60.0
-SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock: submissions take their places one after the other
+LOCK_TIMEOUT_SECONDS = 60.0
+SUBMIT_LOCK = 7_415_002  # PostgreSQL advisory lock
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was put in line, as it stood then; `queue_position` is set while others are ahead."""
+    """A queued job at the time of its submission; `queue_position` is set if other jobs were ahead."""
 
     id: UUID
     status: JobStatus
@@ -29,13 +29,13 @@ class Submission:
     warnings: tuple[SubmissionWarning, ...] = ()
 
     @classmethod
-    def from_answer(cls, answer: dict[str, Any]) -> "Submission":
-        """Read what `to_answer` wrote, perhaps in an earlier release."""
-        warnings = tuple(answer.get("warnings", ()))
-        return cls(UUID(answer["id"]), JobStatus(answer["status"]), answer["queue_position"], warnings)
+    def from_json(cls, values: dict[str, Any]) -> "Submission":
+        """Read what `to_json` returned, perhaps in an earlier release."""
+        warnings = tuple(values.get("warnings", ()))
+        return cls(UUID(values["id"]), JobStatus(values["status"]), values["queue_position"], warnings)
 
-    def to_answer(self) -> dict[str, Any]:
-        """Plain JSON values, to be kept for a request that comes again."""
+    def to_json(self) -> dict[str, Any]:
+        """JSON values to store for a repeated request."""
         return {
             "id": str(self.id),
             "status": self.status.value,
@@ -45,19 +45,19 @@ class Submission:
 
 
 class SubmissionLock:
-    """One submission at a time, over all processes."""
+    """Allow one submission at a time, over all processes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._here = threading.Lock()
+        self._process_lock = threading.Lock()
 
     @contextmanager
     def taken(self) -> Iterator[Connection]:
-        """Hold the lock; its connection commits every statement by itself.
+        """Hold the lock; yields an autocommit connection. Raises StackError after LOCK_TIMEOUT_SECONDS.
 
-        A process waits with one connection only: the others would be lacking to the one that is at work.
+        Only one connection of a process waits for the lock, so that the others remain for the holder.
         """
-        with self._take(), translate_errors(), autocommit(self._engine) as connection:
+        with self._take_process_lock(), translate_errors(), autocommit(self._engine) as connection:
             connection.execute(select(func.pg_advisory_lock(SUBMIT_LOCK)))
             try:
                 yield connection
@@ -65,14 +65,14 @@ class SubmissionLock:
                 try:
                     connection.execute(select(func.pg_advisory_unlock(SUBMIT_LOCK)))
                 except SQLAlchemyError:
-                    connection.invalidate()  # a lock must not go back into the pool
+                    connection.invalidate()  # a connection that holds the lock must not return to the pool
                     raise
 
     @contextmanager
-    def _take(self) -> Iterator[None]:
-        if not self._here.acquire(timeout=TURN_SECONDS):
-            raise StackError(f"other submissions have kept this one waiting for {TURN_SECONDS:.0f} s; send it again")
+    def _take_process_lock(self) -> Iterator[None]:
+        if not self._process_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            raise StackError(f"waited {LOCK_TIMEOUT_SECONDS:.0f} s for other submissions; send the request again")
         try:
             yield
         finally:
-            self._here.release()
+            self._process_lock.release()

@@ -52,9 +52,7 @@ def test_strict_refuses_and_makes_no_job(api, path):
     seconds = time.monotonic() - began
 
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
-    assert answer.json()["detail"].endswith(
-        "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
-    )
+    assert answer.json()["detail"].endswith("To submit the job anyway, turn strict off (?strict=false, --no-strict)")
     assert count_jobs(api) == before
     assert seconds < 1  # 0.3 where nothing else runs
 
@@ -73,11 +71,11 @@ def test_strict_refuses_and_makes_no_job(api, path):
             {"dataset_version": "/data/acme.jsonl"},
             404,
             "dataset_not_found",
-            "'/data/acme.jsonl' looks like a file, but stands for",
+            "'/data/acme.jsonl' looks like a file, not a revision",
         ),
         ({"use_qlora": True}, 422, "invalid_config", "use_qlora needs a CUDA device and no worker has one"),
         ({"num_devices": 4096}, 422, "invalid_config", "num_devices is 4096, but there is no GPU"),
-        ({"output_dir": "/usr/share/x"}, 422, "invalid_config", "output_dir must lie under one of "),
+        ({"output_dir": "/usr/share/x"}, 422, "invalid_config", "output_dir must be in one of "),
         (
             {"lora_name": "nobody", "lora_version": 3},
             404,

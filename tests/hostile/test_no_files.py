@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from jobs.preflight.adapters import check_adapter
+from jobs.preflight.context import CheckContext
 from jobs.preflight.datasets import check_dataset
 from jobs.preflight.models import check_model
-from jobs.preflight.surroundings import Surroundings
 from jobs.preflight.templates import check_template
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -99,8 +99,8 @@ def spec(**fields):
 
 
 def findings(check, settings, **fields):
-    around = Surroundings(settings, workers_are_here=True)
-    return in_time(lambda: [finding.text for finding in check(spec(**fields), around)])
+    context = CheckContext(settings, workers_are_here=True)
+    return in_time(lambda: [finding.text for finding in check(spec(**fields), context)])
 
 
 def test_a_submission_names_them(settings, make):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from jobs import preflight
-from jobs.preflight import Doubts, Finding, Preflight, dataset_registry, hub
+from jobs.preflight import Finding, Preflight, SubmissionCheck, dataset_registry, hub
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.stack.endpoints import Endpoints
@@ -35,7 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(hub, "_unreachable_until", 0.0)
-    for remembered in (hub._known, hub._asking, dataset_registry._found):
+    for remembered in (hub._known, hub._name_locks, dataset_registry._found):
         remembered.clear()
 
 
@@ -73,7 +73,7 @@ def spec(**config):
 
 def look(settings, **config):
     """What is found, as code and message."""
-    findings = Preflight(settings, seconds=20).look(spec(**config))
+    findings = Preflight(settings, seconds=20).run(spec(**config))
     return [(finding.kind.code, finding.message({})) for finding in findings]
 
 
@@ -95,8 +95,8 @@ def test_a_good_job_has_nothing_to_be_said_of(settings):
     [
         ("acme/nothing", "is neither in the model root ({root}/acme/nothing) nor in the Hugging Face cache, and the"),
         ("gpt2", "is neither in the model root ({root}/gpt2) nor in the Hugging Face cache, and the Hub can't be"),
-        ("a/b/c", "and is not an id of a model on the Hub; put its files into {root}/a/b/c or name another model"),
-        ("has space/x", "and is not an id of a model on the Hub"),
+        ("a/b/c", "and is not a model id of the Hub; put its files into {root}/a/b/c or name another model"),
+        ("has space/x", "and is not a model id of the Hub"),
         ("/models/my-base", "must be a model id or a path below the model root {root}"),
         ("../outside", "must be a model id or a path below the model root {root}"),
     ],
@@ -181,8 +181,8 @@ def test_a_model_in_the_hubs_cache(settings, tmp_path):
     [
         (Scripted(body=json.dumps({"siblings": [{"rfilename": "model.safetensors"}]})), None),
         (Scripted(body=json.dumps({"siblings": [{"rfilename": "pytorch_model.bin"}]})), "it has no safetensors"),
-        (Scripted(404, "{}"), "the Hub has no such model that is open to you; put its files"),
-        (Scripted(401, "{}"), "the Hub has no such model that is open to you; put its files"),
+        (Scripted(404, "{}"), "the Hub has no such model that you can access; put its files"),
+        (Scripted(401, "{}"), "the Hub has no such model that you can access; put its files"),
         (Scripted(500, "oops"), None),
         (Scripted(200, "oops"), None),
         (Scripted(302, "", {"Location": "http://127.0.0.1:9/"}), "the Hub can't be reached"),
@@ -208,7 +208,7 @@ def test_a_hub_that_is_away_is_asked_once_a_minute(settings, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://nowhere.invalid")
     assert "the Hub can't be reached" in the_only(settings, base_model="acme/far")[1]
-    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(hub, "_request", lambda *_: pytest.fail("asked again"))
     assert "the Hub can't be reached" in the_only(settings, base_model="acme/other")[1]
 
 
@@ -309,8 +309,8 @@ def test_a_dataset_of_the_registry(with_registry, reference):
         ("nope@main", "'nope@main' is not in the dataset registry {}; it has: added, "),
         ("x@-v", "'-v' is not a revision"),
         ("@v1", "'@v1' is not of the form name@revision"),
-        ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file, but stands for a revision; put it below "),
-        ("x@rows.csv", "'rows.csv' looks like a file, but stands for a revision; put it below "),
+        ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file, not a revision; put the file below "),
+        ("x@rows.csv", "'rows.csv' looks like a file, not a revision; put the file below "),
     ],
 )
 def test_a_dataset_that_the_registry_lacks(with_registry, repository, reference, told):
@@ -391,10 +391,10 @@ def test_a_registry_that_hangs_is_given_up_and_keeps_no_turn(settings, tmp_path,
     looks, seconds = Preflight(stalling, seconds=0.1), []
     for number in range(12):
         began = time.monotonic()
-        assert looks.look(spec(dataset_name=f"d{number}@main")) == []
+        assert looks.run(spec(dataset_name=f"d{number}@main")) == []
         seconds.append(time.monotonic() - began)
     assert max(seconds) < 0.3
-    assert all(looks._turns.acquire(timeout=5) for _ in range(preflight.AT_WORK_AT_MOST))
+    assert all(looks._slots.acquire(timeout=5) for _ in range(preflight.MAX_RUNNING))
     assert not [child for child in psutil.Process().children(recursive=True) if "sleep" in child.name()]
 
 
@@ -445,7 +445,7 @@ def test_a_file_that_is_no_dataset(settings, name, content, code, told):
 def test_a_file_or_folder_of_rows(settings):
     write(settings.data_root, "rows.jsonl", "{}\n")
     (settings.data_root / "folder").mkdir()
-    assert "has no rows: a folder holds a file for each split" in the_only(settings, dataset_name="folder")[1]
+    assert "has no rows: a folder must contain a file for each split" in the_only(settings, dataset_name="folder")[1]
     write(settings.data_root / "folder", "train.jsonl", "{}\n")
     assert look(settings, dataset_name="rows.jsonl") == look(settings, dataset_name="folder") == []
     write(settings.data_root / "folder", "train.jsonl", LFS)
@@ -569,10 +569,10 @@ def test_devices(settings, gpus, workers, config, told):
 @pytest.mark.parametrize("field", ["output_dir", "checkpoint_dir"])
 def test_a_folder_that_can_not_be_written_to(settings, field, tmp_path):
     code, message = the_only(settings, **{field: "/usr/share/x"})
-    assert (code, message[: len(field) + 23]) == ("invalid_config", f"{field} must lie under one of ")
+    assert (code, message[: len(field) + 19]) == ("invalid_config", f"{field} must be in one of ")
     settings.output_root.mkdir()
     write(settings.output_root, "file", "")
-    assert f"{field} 'file/x' can't be made: " in the_only(settings, **{field: "file/x"})[1]
+    assert f"{field} 'file/x' can't be created: " in the_only(settings, **{field: "file/x"})[1]
     assert look(settings, **{field: "new/one"}) == []
     (settings.output_root / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     if os.access(settings.output_root / "closed", os.W_OK):
@@ -624,13 +624,13 @@ def test_what_takes_too_long_is_not_said_and_holds_up_nobody(settings, monkeypat
     monkeypatch.setattr(preflight, "CHECKS", ((hang,), *preflight.CHECKS[1:]))
     looking = Preflight(settings)
     began = time.monotonic()
-    findings = [looking.look(spec(base_model="a/b/c", use_qlora=True)) for _ in range(3)]
+    findings = [looking.run(spec(base_model="a/b/c", use_qlora=True)) for _ in range(3)]
     assert time.monotonic() - began < 3 * 0.3
     assert {tuple(finding.field for finding in found) for found in findings} <= {("use_qlora",), ()}
     monkeypatch.setattr(preflight, "CHECKS", ((hang,),) * 40)
     for _ in range(3):
-        looking.look(spec())
-    assert threading.active_count() < preflight.AT_WORK_AT_MOST + 20
+        looking.run(spec())
+    assert threading.active_count() < preflight.MAX_RUNNING + 20
     release.set()
 
 
@@ -648,8 +648,11 @@ def test_a_state_folder_that_can_not_be_read_says_nothing(settings):
 
 
 def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
-    findings = Preflight(settings, seconds=20).look(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
-    beside, instead = Doubts(lambda: lambda: findings, NAMES), Doubts(lambda: lambda: findings, NAMES, is_strict=True)
+    findings = Preflight(settings, seconds=20).run(spec(base_model="a/b/c", dataset_name="x@v9", use_qlora=True))
+    beside, instead = (
+        SubmissionCheck(lambda: lambda: findings, NAMES),
+        SubmissionCheck(lambda: lambda: findings, NAMES, is_strict=True),
+    )
 
     assert beside.refusal is None
     assert [warning["code"] for warning in beside.warnings] == [
@@ -661,20 +664,20 @@ def test_findings_are_told_in_an_interfaces_words_or_raised(settings):
     assert isinstance(instead.refusal, ModelNotFound)
     lines = str(instead.refusal).splitlines()
     assert lines[:-1] == [warning["message"] for warning in beside.warnings]
-    assert lines[-1] == "To submit the job all the same, turn strict off (?strict=false, --no-strict)"
-    assert (Doubts(is_strict=True).refusal, Doubts().warnings) == (None, ())
+    assert lines[-1] == "To submit the job anyway, turn strict off (?strict=false, --no-strict)"
+    assert (SubmissionCheck(is_strict=True).refusal, SubmissionCheck().warnings) == (None, ())
 
 
 def test_what_is_told_beside_an_answer_is_waited_for_when_it_is_needed(settings, monkeypatch):
     release = threading.Event()
     found = [Finding(ModelNotFound, "base_model", "is not there")]
     monkeypatch.setattr(preflight, "CHECKS", ((lambda *_: found if release.wait(20) else [],),))
-    doubts = Doubts(partial(Preflight(settings, seconds=20).start, spec()), NAMES)
+    check = SubmissionCheck(partial(Preflight(settings, seconds=20).start, spec()), NAMES)
 
-    doubts.begin()
-    assert doubts.refusal is None
+    check.begin()
+    assert check.refusal is None
     release.set()
-    assert [warning["code"] for warning in doubts.warnings] == ["model_not_found"]
+    assert [warning["code"] for warning in check.warnings] == ["model_not_found"]
 
 
 def test_looking_costs_little(settings):
@@ -683,6 +686,6 @@ def test_looking_costs_little(settings):
     seconds = []
     for _ in range(30):
         began = time.perf_counter()
-        assert looking.look(spec()) == []
+        assert looking.run(spec()) == []
         seconds.append(time.perf_counter() - began)
     assert sorted(seconds)[len(seconds) // 2] < 0.05

@@ -27,7 +27,7 @@ HANDS = [
 def test_jobs_wait_and_it_is_said_why(stack, path, change, said):
     spec = JobSpec.build(config=CONFIG)
     with httpx.Client(base_url=str(stack.prefect_api_url), timeout=30) as prefect, closing(JobService(stack)) as made:
-        made._line.queue_name("low")
+        made._queue.queue_name("low")
         before = prefect.get(path).raise_for_status().json()
         prefect.patch(path, json=change).raise_for_status()
         try:

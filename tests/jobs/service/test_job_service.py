@@ -17,7 +17,7 @@ from jobs.engine.runs import POOL_TTL_SECONDS
 from jobs.errors import ConfigNotFound, IdempotencyKeyReused, JobConflict, JobNotFound
 from jobs.lifecycle.ends import keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allowed_seconds
-from jobs.preflight import Doubts
+from jobs.preflight import SubmissionCheck
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -124,8 +124,8 @@ def test_a_crash_between_making_the_run_and_keeping_the_answer_makes_no_second_j
 
 def test_what_is_found_of_a_job_is_waited_for_outside_the_lock(service, spec):
     held = []
-    doubts = Doubts(lambda: lambda: held.append(service._lock._here.locked()) or ())
-    job = service.submit(spec, request=RequestKey("POST /test", "doubts", "a" * 64), doubts=doubts)
+    check = SubmissionCheck(lambda: lambda: held.append(service._lock._process_lock.locked()) or ())
+    job = service.submit(spec, request=RequestKey("POST /test", "check", "a" * 64), check=check)
 
     assert held == [False]
     service.cancel(job.id)
@@ -229,7 +229,7 @@ def test_a_job_that_a_worker_takes_while_it_is_looked_at_is_not_counted_against_
     seen = service._runs.get(waiting.id)
     service.client.set_flow_run_state(waiting.id, Pending(), force=True)
     try:
-        assert service._line.places([seen])[waiting.id] <= 0
+        assert service._queue.places([seen])[waiting.id] <= 0
     finally:
         service.client.set_flow_run_state(waiting.id, Cancelled(), force=True)
 

@@ -93,7 +93,7 @@ def test_a_plan_nobody_waits_for_is_ended_and_the_next_one_works(planner, settin
 
 def test_a_plan_waits_for_its_turn_and_no_longer_than_its_time(settings):
     planner = Planner(at_once=1, timeout_seconds=0.5)
-    with planner._turns.taken("a", lambda: None):
+    with planner._slots.taken("a", lambda: None):
         started_at = time.monotonic()
         with pytest.raises(PlanningFailed, match=r"no plan within 0\.5 s"):
             planner.plan(config(), settings, client="a")

@@ -309,8 +309,8 @@ def test_the_slot_of_a_job_that_has_ended_is_free_before_prefect_hears_of_the_en
     with closing(JobService(stack)) as service:
         run = bench.make()
         attempt = bench.begin(run)
-        assert service._line.is_busy()
+        assert service._queue.is_busy()
         attempt.end(JobStatus.COMPLETED)
         assert bench.state(run) == "Running"
-        assert not service._line.is_busy()
+        assert not service._queue.is_busy()
         assert service.get(run).status is JobStatus.COMPLETED

@@ -4,16 +4,16 @@ import threading
 
 import pytest
 
-from jobs.service.turns import Turns
+from jobs.service.fair_slots import FairSlots
 from tests.conftest import wait_until
 
 
 class Worker:
     """Somebody who takes a turn and keeps it until told to end."""
 
-    def __init__(self, turns, client):
+    def __init__(self, slots, client):
         self.has_turn, self.end = threading.Event(), threading.Event()
-        self._turns, self._client = turns, client
+        self._turns, self._client = slots, client
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
 
@@ -36,10 +36,10 @@ class Worker:
 @pytest.fixture
 def line():
     """Begins workers, and ends them all."""
-    turns, workers = Turns(at_once=2, apart=2), []
+    slots, workers = FairSlots(at_once=2, reserved=2), []
 
     def join(client):
-        workers.append(Worker(turns, client))
+        workers.append(Worker(slots, client))
         return workers[-1]
 
     yield join
@@ -85,14 +85,14 @@ def test_a_client_alone_has_all_but_those_that_are_kept(line):
 
 
 def test_who_gives_up_waiting_or_fails_leaves_nothing_behind():
-    turns = Turns(at_once=1)
+    slots = FairSlots(at_once=1)
 
     def give_up():
         raise TimeoutError
 
-    with turns.taken("a", lambda: None), pytest.raises(TimeoutError), turns.taken("b", give_up):
+    with slots.taken("a", lambda: None), pytest.raises(TimeoutError), slots.taken("b", give_up):
         pytest.fail("it had a turn")
-    with pytest.raises(ValueError, match="work"), turns.taken("a", give_up):
+    with pytest.raises(ValueError, match="work"), slots.taken("a", give_up):
         raise ValueError("work")
-    with turns.taken("b", give_up):
+    with slots.taken("b", give_up):
         pass
