@@ -213,7 +213,8 @@ def git(repository: Path | None, *arguments: str, timeout_seconds: float = GIT_T
         )
     except subprocess.TimeoutExpired as error:
         raise DatasetNotFound(
-            f"the dataset registry did not answer git {arguments[0]} in {timeout_seconds:g} s; check dataset_registry"
+            f"the dataset registry did not respond to git {arguments[0]} in {timeout_seconds:g} s; "
+            "check dataset_registry"
         ) from error
     except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a NUL character
         output = (getattr(error, "stderr", None) or str(error)).strip()

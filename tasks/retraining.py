@@ -90,7 +90,7 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
     if wanted.dataset_version not in (None, MAIN):
         raise InvalidConfig(
             f"dataset_version {wanted.dataset_version!r} is a version in the dataset registry, but {adapter.name} was "
-            f"trained on {_describe(source)} {name}, which is looked at as it is now; leave dataset_version out"
+            f"trained on {_describe(source)} {name}, whose current data is used; leave dataset_version out"
         )
     dataset = resolve(name, settings, config.dataset_split)
     if dataset.source != source:

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from tuneyard_wire.response import Response, with_example
 
-_READY = {"ok": True, "detail": "answers"}
+_READY = {"ok": True, "detail": "responds"}
 
 
 class Description(Response):

@@ -159,8 +159,8 @@ class Guard:
         """Close a pipelining connection after one response, as other clients would wait for all of its requests."""
         if connection in self._hurried:
             self._hurried.discard(connection)
-            self._log.warn("Closed a connection whose client sent another request before it had an answer")
-            connection.transport.close()  # once the answer is sent
+            self._log.warn("Closed a connection whose client sent another request before the response")
+            connection.transport.close()  # once the response is sent
         finish()
 
     async def sweep_for_ever(self) -> None:

@@ -58,7 +58,7 @@ def _is_known(given: str, names: Collection[str | None]) -> bool:
 
 def explain(host: str) -> str:
     """The message for an unknown Host."""
-    return f"this service does not answer to the host name {ascii(host)[:200]}; add it to {SETTING}, or use 127.0.0.1"
+    return f"this service does not accept the host name {ascii(host)[:200]}; add it to {SETTING}, or use 127.0.0.1"
 
 
 def explain_origin(origin: str, setting: str = SETTING) -> str:

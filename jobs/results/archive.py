@@ -132,7 +132,7 @@ def find_adapter(settings: Settings, job: Job) -> Archive:
     """
     if job.status is not JobStatus.COMPLETED:
         if not job.status.is_terminal:
-            raise AdapterNotReady(f"Job {job.id} is {job.status}; ask for its adapter again once it has completed")
+            raise AdapterNotReady(f"Job {job.id} is {job.status}; its adapter can be downloaded once it has completed")
         how = "failed" if job.status is JobStatus.FAILED else "was cancelled"
         raise AdapterNotReady(f"Job {job.id} {how}, so it has no adapter. Only completed jobs have one")
     result = job.result or {}
@@ -177,7 +177,7 @@ def list_own_files(settings: Settings, job: Job) -> list[Member]:
             continue
     if not folder.is_dir():  # only leftovers of an interrupted replacement
         return []
-    raise AdapterNotReady(f"the adapter of job {job.id} is being replaced; ask again")
+    raise AdapterNotReady(f"the adapter of job {job.id} is being replaced; try again")
 
 
 def _list_files(folder: Path, own: Path) -> list[Member]:

@@ -74,7 +74,7 @@ class Member:
             raise self._changed()
 
     def _changed(self) -> AdapterNotReady:
-        return AdapterNotReady(f"{self.name} changed while it was read; ask again")
+        return AdapterNotReady(f"{self.name} changed while it was read; try again")
 
     def _download(self) -> Iterator[bytes]:
         return self.remote.read(READ_SECONDS + self.size / SLOWEST_BYTES_A_SECOND) if self.remote else iter(())

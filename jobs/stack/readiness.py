@@ -145,7 +145,7 @@ def _check_work_pool(settings: Settings) -> PartCheck:
 
 
 def _describe(status: int) -> str:
-    return "answers" if status == httpx.codes.OK else f"answers {status}"
+    return "responds" if status == httpx.codes.OK else f"responds {status}"
 
 
 def _client(base_url: str) -> httpx.Client:

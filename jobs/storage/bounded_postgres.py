@@ -92,6 +92,6 @@ def _wait(connection: Any) -> None:
         poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and (left <= 0 or not poller.poll(left * 1000)):
-            raise PostgresTimeout(f"PostgreSQL has not answered for {limit:.0f} s")
+            raise PostgresTimeout(f"PostgreSQL has not responded for {limit:.0f} s")
         if left is None:
             poller.poll()

@@ -140,7 +140,7 @@ class Deliverer:
             raise
         except Exception as error:
             logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
-            return CallOutcome(error=f"the answer could not be read ({type(error).__name__})")
+            return CallOutcome(error=f"the response could not be read ({type(error).__name__})")
 
     def _send(self, delivery: WebhookDelivery, ticket: Ticket) -> None:
         has_answered = None
@@ -149,7 +149,7 @@ class Deliverer:
             outcome = self._call(delivery, ticket)
             has_answered = outcome.status_code is not None
             keep_attempt(self._engine, delivery, at, outcome)
-            came = outcome.error or f"the receiver answered {outcome.status_code}"
+            came = outcome.error or f"the receiver responded {outcome.status_code}"
             logger.log(
                 logging.INFO if outcome.is_delivered else logging.WARNING,
                 "Webhook of job %s (%s): %s", delivery.job_id, delivery.event_key, came,
@@ -157,7 +157,7 @@ class Deliverer:
         except AddressBusy:
             put_off(self._engine, delivery)
         except Exception:
-            logger.exception("Webhook of job %s: the attempt could not be made or put down", delivery.job_id)
+            logger.exception("Webhook of job %s: the attempt could not be made or recorded", delivery.job_id)
         finally:
             self._shares.give_back(ticket, has_answered)
         if self._is_behind and has_answered is not None:

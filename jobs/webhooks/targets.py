@@ -160,7 +160,7 @@ class _LimitedStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._left_bytes <= 0:
-            raise httpcore.ReadError(f"the receiver sent {MOST_BYTES} bytes without an answer")
+            raise httpcore.ReadError(f"the receiver sent {MOST_BYTES} bytes without a response")
         content = self._stream.read(min(max_bytes, self._left_bytes), _seconds_left(self._deadline, timeout))
         self._left_bytes -= len(content)
         return content

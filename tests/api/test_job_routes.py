@@ -380,7 +380,7 @@ def test_a_job_that_has_not_completed_has_no_adapter_yet(api, service, job):
     cancelled = api.get(f"/train/{job.id}/adapter")
 
     assert (waiting.status_code, waiting.json()["code"]) == (409, "adapter_not_ready")
-    assert waiting.json()["detail"] == (f"Job {job.id} is created; ask for its adapter again once it has completed")
+    assert waiting.json()["detail"] == (f"Job {job.id} is created; its adapter can be downloaded once it has completed")
     assert cancelled.status_code == 409
     assert cancelled.json()["detail"] == (
         f"Job {job.id} was cancelled, so it has no adapter. Only completed jobs have one"

@@ -66,7 +66,7 @@ def test_a_stack_that_runs_is_asked_whether_it_answers(stack):
     result = run(stack.model_copy(update={"api_port": free_port()}))
 
     assert result.exit_code == 0, result.output
-    for part in ("database accepts connections", "prefect answers", "mlflow answers", "worker 1 online"):
+    for part in ("database accepts connections", "prefect responds", "mlflow responds", "worker 1 online"):
         assert f"ok    stack     {part}" in result.output
 
 

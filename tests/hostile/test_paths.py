@@ -189,14 +189,14 @@ def test_nothing_outside_is_opened_before_a_submission(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     looking = Preflight(settings, seconds=20)
-    looking.look(JobSpec(config=make_config(base_model="no/body")))  # loads what is only loaded on first use
+    looking.run(JobSpec(config=make_config(base_model="no/body")))  # loads what is only loaded on first use
     strange = []
     for value in values_of(settings):
         name, given = ("dataset_name", f"handbook@{value}") if field == "revision" else (field, value)
         with contextlib.suppress(InvalidConfig):
             spec = JobSpec.build(config=make_config(**{name: given}))
             with WATCHER.watching(settings.home, *ALSO_ALLOWED) as found:
-                looking.look(spec)
+                looking.run(spec)
             strange += [f"{value[:80]!r}: {what}" for what in found]
     assert strange == []
 

@@ -130,7 +130,7 @@ def test_an_adapter_is_sent_whole_while_it_is_replaced(settings, job):
                 sent = prepare_download(settings, job)
                 content = b"".join(sent.archive.read())
             except AdapterNotReady as error:
-                assert "ask again" in str(error)  # noqa: PT017
+                assert "try again" in str(error)  # noqa: PT017
                 refused += 1
             else:
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (sent.archive.size, sent.sha256)
@@ -187,7 +187,7 @@ def test_what_is_replaced_once_it_is_being_sent_is_sent_as_it_was(settings, job)
     write_adapter(folder, 2)
 
     assert hashlib.sha256(first + b"".join(chunks)).hexdigest() == sent.sha256
-    with pytest.raises(AdapterNotReady, match="changed while it was read; ask again"):
+    with pytest.raises(AdapterNotReady, match="changed while it was read; try again"):
         next(sent.archive.read())
 
 
