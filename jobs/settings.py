@@ -25,6 +25,11 @@ from sft.files.places import find_foreign, find_temporary, follow
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 
+# For a server that the stack runs itself: the user's credentials are for another one.
+NO_MLFLOW_CREDENTIALS = dict.fromkeys(
+    ("mlflow_tracking_username", "mlflow_tracking_password", "mlflow_tracking_token"), None
+)
+
 
 def _split(value: Any) -> Any:
     return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr, TypeAdapter
 
 from jobs.engine.credentials import find_password
-from jobs.settings import Settings
+from jobs.settings import NO_MLFLOW_CREDENTIALS, Settings
 from sft.errors import StackError
 
 VARIABLES = {
@@ -59,7 +59,8 @@ class Endpoints:
                     f"the stack in {settings.home} was started with {VARIABLES[name]} set and has no such server "
                     f"itself; set {VARIABLES[name]} here too, or run `tuneyard down` first"
                 )
-        filled = settings.model_copy(update={name: self.addresses[name] for name in missing})
+        credentials = NO_MLFLOW_CREDENTIALS if "mlflow_tracking_uri" in missing else {}
+        filled = settings.model_copy(update={name: self.addresses[name] for name in missing} | credentials)
         password = find_password(filled) if "prefect_api_url" in missing else None
         return filled.model_copy(update={"prefect_auth_string": SecretStr(password)}) if password else filled
 

@@ -13,7 +13,7 @@ import psutil
 from jobs.mlflow_server import MlflowServer
 from jobs.network.proxies import bracket, bypass_proxies
 from jobs.project import code_environment
-from jobs.settings import Settings
+from jobs.settings import NO_MLFLOW_CREDENTIALS, Settings
 from jobs.stack import postgres
 from jobs.stack.postgres import has_account
 from jobs.stack.process_manager import Part, plain_home, run_folder
@@ -45,25 +45,26 @@ PREFECT_SERVER = {
 }
 
 
-def database_urls(settings: Settings) -> tuple[str, str, str]:
-    """SQLAlchemy URLs of the tuneyard, prefect and mlflow databases: embedded, or on the configured server."""
+def database_url(settings: Settings, database: str, driver: str = "psycopg2") -> str:
+    """SQLAlchemy URL of a database: tuneyard, prefect or mlflow, embedded or on the configured server.
+
+    Raises:
+        StackError: the configured URL has a parameter that the driver lacks.
+    """
     if settings.database_url is None:
-        data = plain_home(settings.home) / "postgres"
-        return (
-            postgres.local_url(data, "tuneyard"),
-            postgres.local_url(data, "prefect", "asyncpg"),
-            postgres.local_url(data, "mlflow"),
-        )
-    url = settings.database_url
-    return url, postgres.sibling_url(url, "prefect", "asyncpg"), postgres.sibling_url(url, "mlflow")
+        return postgres.local_url(plain_home(settings.home) / "postgres", database, driver)
+    if database == "tuneyard":
+        return settings.database_url
+    return postgres.sibling_url(settings.database_url, database, driver)
 
 
 def fill_addresses(settings: Settings) -> Settings:
     """A copy of the settings with local addresses for those that are not configured."""
     return settings.model_copy(
         update={
-            "database_url": database_urls(settings)[0],
+            "database_url": database_url(settings, "tuneyard"),
             "prefect_api_url": settings.prefect_api_url or f"http://{LOCALHOST}:{settings.prefect_port}/api",
+            **(NO_MLFLOW_CREDENTIALS if settings.mlflow_tracking_uri is None else {}),
             "mlflow_tracking_uri": settings.mlflow_tracking_uri or f"http://{LOCALHOST}:{settings.mlflow_port}",
         }
     )
@@ -154,7 +155,6 @@ def stack_environment(settings: Settings) -> dict[str, str]:
     for name, value in resolved.model_dump(mode="json", exclude_none=True).items():
         if Settings.model_fields[name].validation_alias is None:
             environment[f"TUNEYARD_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
-    _, prefect_database, mlflow_database = database_urls(settings)
     environment |= MlflowServer.find(resolved).environment()
     environment |= NO_REPORTS | {
         "PYTHONUNBUFFERED": "1",
@@ -165,15 +165,17 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
     }
     if settings.prefect_api_url is None:
-        environment |= PREFECT_SERVER | {
+        environment |= PREFECT_SERVER | postgres.asyncpg_environment(settings.database_url)
+        environment |= {
             "PREFECT_SERVER_API_HOST": LOCALHOST,
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url(settings, "prefect", "asyncpg"),
             "PREFECT_UI_STATIC_DIRECTORY": str(
                 home / "prefect" / "ui"
             ),  # else a copy is made where Prefect is installed
         }
     if settings.mlflow_tracking_uri is None:
+        mlflow_database = database_url(settings, "mlflow")
         environment |= {
             "_MLFLOW_SERVER_FILE_STORE": mlflow_database,
             "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database,

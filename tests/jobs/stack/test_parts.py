@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from supervisor.options import ServerOptions
 
 from jobs.settings import Settings
-from jobs.stack.parts import build_parts, database_urls, fill_addresses, stack_environment, visible_gpus
+from jobs.stack.parts import build_parts, database_url, fill_addresses, stack_environment, visible_gpus
 from jobs.stack.postgres import sibling_url
 from jobs.stack.process_manager import PLAIN_PATH, Part, Supervisor, make_run_folder, render_config, run_folder
 from sft.errors import StackError
@@ -87,12 +87,32 @@ def test_credentials_go_to_an_external_mlflow_only(tmp_path: Path, monkeypatch: 
     assert "MLFLOW_TRACKING_TOKEN" not in stack_environment(Settings(home=tmp_path))
     external = Settings(home=tmp_path, mlflow_tracking_uri="http://mlflow")
     assert stack_environment(external)["MLFLOW_TRACKING_TOKEN"] == "secret"
+    assert fill_addresses(Settings(home=tmp_path)).mlflow_tracking_token is None
 
 
 def test_the_other_databases_lie_beside_an_external_one() -> None:
     url = "postgresql://me:p%40ss@db:5433/tuneyard?sslmode=require"
     assert sibling_url(url, "mlflow") == "postgresql+psycopg2://me:p%40ss@db:5433/mlflow?sslmode=require"
-    assert sibling_url(url, "prefect", "asyncpg") == "postgresql+asyncpg://me:p%40ss@db:5433/prefect?ssl=require"
+    assert sibling_url(url, "prefect", "asyncpg") == "postgresql+asyncpg://me:p%40ss@db:5433/prefect"
+
+
+def test_what_an_address_of_postgres_says_to_libpq_is_said_to_prefects_driver_too(tmp_path: Path) -> None:
+    url = "postgresql://me@db/tuneyard?sslmode=verify-full&sslrootcert=/ca.pem&sslcert=/a.crt&sslkey=/a.key&host=other"
+    settings = Settings(home=tmp_path, database_url=f"{url}&connect_timeout=5&application_name=x&keepalives_idle=9")
+    environment = stack_environment(settings)
+    assert environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://me@db/prefect?host=other"
+    told = {name: environment[f"PG{name}"] for name in ("SSLMODE", "SSLROOTCERT", "SSLCERT", "SSLKEY")}
+    assert told == {"SSLMODE": "verify-full", "SSLROOTCERT": "/ca.pem", "SSLCERT": "/a.crt", "SSLKEY": "/a.key"}
+
+
+@pytest.mark.parametrize(
+    "parameter", ["options=-csearch_path%3Dx", "channel_binding=require", "service=x", "sslpasword=x"]
+)
+def test_a_parameter_that_the_driver_lacks_is_refused_where_it_would_be_lost(tmp_path: Path, parameter: str) -> None:
+    url = f"postgresql://me@db/tuneyard?{parameter}"
+    with pytest.raises(StackError, match=f"has {parameter.partition('=')[0]}, which the driver of a local Prefect"):
+        stack_environment(Settings(home=tmp_path, database_url=url))
+    stack_environment(Settings(home=tmp_path, database_url=url, prefect_api_url="http://prefect/api"))
 
 
 ODD_NAMES = [
@@ -128,7 +148,7 @@ def test_the_process_manager_reads_every_path_as_it_is(tmp_path: Path, name: str
         assert shlex.split(program.command) == command
         assert Path(program.stdout_logfile).parent.parent.samefile(home)
         assert Path(options.directory).samefile(home)
-        url = make_url(database_urls(Settings(home=home))[0])
+        url = make_url(database_url(Settings(home=home), "tuneyard"))
         assert Path(str(url.query["host"])).parent.samefile(home)
         assert PLAIN_PATH.fullmatch(str(url.query["host"]))
     finally:
