@@ -38,9 +38,9 @@ from tests.hostile.watch import Watcher
 JOB_ID = UUID("550e8400-e29b-41d4-a716-446655440000")
 NOBODY = "http://127.0.0.1:9"
 NO_DATABASE = create_engine("sqlite://")  # of jobs whose folder is here nothing is read from it
-# What is read whatever the name: DVC's settings, the Hub's cache, time zones, how much memory there is.
+# Read for any name: DVC's settings, MLflow's credentials, the Hub's cache, time zones, how much memory there is.
 ALSO_ALLOWED = [
-    Path("/etc/xdg/dvc"), Path.home() / ".config/dvc", Path(HF_HOME), Path("/dev/null"),
+    Path("/etc/xdg/dvc"), Path.home() / ".config/dvc", Path.home() / ".mlflow", Path(HF_HOME), Path("/dev/null"),
     Path("/usr/share/zoneinfo"), Path("/proc/meminfo"), Path("/proc/self/status"),
 ]  # fmt: skip
 WATCHER = Watcher()
