@@ -44,7 +44,8 @@ class ServiceMachine(Machine):
         from sft.explanations import find_nearest
 
         nearest = find_nearest(name, self.fields())
-        raise UsageProblem(f"{name} is not a known field{f'; did you mean {nearest}?' if nearest else ''}")
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        raise UsageProblem(f"{name or repr(name)} is not a known field{hint}")
 
     def plan(self, submission: "Submission") -> dict[str, Any]:
         """Plan a job on this machine. Past jobs are used if a database is configured or the stack is up.

@@ -1,11 +1,13 @@
 """End commands of `tuneyard`: exit codes, errors as one line or JSON, no traceback for a closed pipe."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -33,13 +35,15 @@ MEANINGS = {
     ExitCode.JOB_FAILED: "the job failed or was cancelled, or `doctor` found a problem",
     ExitCode.USAGE: "wrong usage: an option, a file or an ambiguous id",
     ExitCode.REFUSED: "refused by the service, or nothing has this id",
-    ExitCode.UNAVAILABLE: "the service cannot be reached, is not ready or failed; retrying may help",
+    ExitCode.UNAVAILABLE: "the service cannot be reached or failed, or the disk is full; retrying may help",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
     ExitCode.PIPE_CLOSED: "the reader of the output closed it",
 }
 EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value}  {meaning}" for code, meaning in MEANINGS.items())
 
 RATE_LIMITED = 429
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of the output
+_USAGE_CODES = ("folder_exists", "invalid_api_key", "invalid_url", "invalid_proxy", "invalid_request", "invalid_id")
 
 
 class CommandGroup(TyperGroup):
@@ -59,7 +63,22 @@ class CommandGroup(TyperGroup):
         rest = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **rest)
+        _open_closed_streams()
         _replace_unencodable()
+        code: Any
+        try:
+            code = self._run(given, prog_name, rest)
+        except BrokenPipeError:
+            code = _end_pipe()
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            code = _end_unwritable(error)
+        _flush_errors()
+        sys.exit(int(code or 0))
+
+    def _run(self, given: list[str], prog_name: str | None, rest: dict[str, Any]) -> Any:
+        """Run a command; returns its exit code. Raises OSError for output that can't be written."""
         try:
             code = super().main(given, prog_name, standalone_mode=False, **rest)
             sys.stdout.flush()
@@ -69,9 +88,11 @@ class CommandGroup(TyperGroup):
             code = _end_error(error, "--json" in given)
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
-        except BrokenPipeError:
-            code = _end_pipe()
-        sys.exit(int(code or 0))
+        except SystemExit as end:
+            if not isinstance(end.__context__, BrokenPipeError):
+                raise
+            raise end.__context__ from None  # Typer exits with 1 if it is closed while it prints a help text
+        return code
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Find a command. Raises NeedsFullPackage if only the full package has it."""
@@ -103,9 +124,9 @@ def exit_code_of(error: Any) -> ExitCode:
     """The exit code of an error."""
     from tuneyard_client.errors import ChecksumMismatch, ServiceUnreachable, UnexpectedResponse
 
-    if isinstance(error, UsageProblem) or error.code in ("folder_exists", "invalid_api_key"):
+    if isinstance(error, UsageProblem) or (error.code in _USAGE_CODES and not error.status):
         return ExitCode.USAGE
-    if isinstance(error, ServiceUnreachable | UnexpectedResponse | ChecksumMismatch):
+    if isinstance(error, ServiceUnreachable | UnexpectedResponse | ChecksumMismatch) or error.code == "disk_full":
         return ExitCode.UNAVAILABLE
     is_temporary = error.status >= 500 or error.status == RATE_LIMITED
     return ExitCode.UNAVAILABLE if is_temporary else ExitCode.REFUSED
@@ -150,9 +171,34 @@ def _print_error(detail: str, code: str, request_id: str | None) -> None:
 
 def _end_pipe() -> ExitCode:
     """Discard buffered output, since the reader closed the pipe."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    _discard(sys.stdout)
     return ExitCode.PIPE_CLOSED
+
+
+def _end_unwritable(error: OSError) -> ExitCode:
+    _discard(sys.stdout)
+    with suppress(OSError):
+        typer.echo(f"tuneyard: {error.filename or 'the output'} can't be written: {error.strerror}", err=True)
+    return ExitCode.UNAVAILABLE
+
+
+def _flush_errors() -> None:
+    """Discard messages that can't be written, else Python would end with a code of its own."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Discard what is written to a stream that was closed at the start (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - open until the process ends
 
 
 def _replace_unencodable() -> None:

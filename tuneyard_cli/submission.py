@@ -96,6 +96,7 @@ def build_submission(
     values = _join([_translate(source, SFT_NAMES if is_sft else _TRAINING_NAMES) for source in sources])
     if config is not None:
         values["config_id"] = config
+    _check_config_id(values)
     submission = _sft_submission(values) if is_sft else _training_submission(values)
     check_json({**submission.fields, **submission.around}, "the job")
     if require and "config_id" not in submission.around:
@@ -213,9 +214,21 @@ def _translate_training_only(values: dict[str, Any]) -> None:
             raise UsageProblem("lora_version needs lora_name (--name): the adapter to start from")
         if values.get("adapter_path") is not None:
             raise UsageProblem("lora_version and adapter_path both name an adapter to start from; give one")
+        if isinstance(given["lora_version"], bool) or not isinstance(given["lora_version"], int | str):
+            raise UsageProblem(f"lora_version must be a version or an alias, got {given['lora_version']!r:.80}")
         values["adapter_path"] = f"models:/{values['adapter_name']}/{given['lora_version']}"
     if "save_name" in given:
         values["adapter_name"] = given["save_name"]
+
+
+def _check_config_id(values: dict[str, Any]) -> None:
+    """Leave out an id that is null, as the service does."""
+    given = values.pop("config_id", None)
+    if given is None:
+        return
+    if not isinstance(given, str):
+        raise UsageProblem(f"config_id must be the id or the name of a saved configuration, as text, got {given!r:.80}")
+    values["config_id"] = given
 
 
 def _require(submission: Submission) -> None:

@@ -49,7 +49,7 @@ class AsyncTuneyard:
         api_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._http = httpx.AsyncClient(**operations.connection_settings(base_url, api_key, timeout_seconds))
+        self._http = operations.open_http(httpx.AsyncClient, base_url, api_key, timeout_seconds)
         self.configs = AsyncConfigs(self._run)
 
     async def __aenter__(self) -> Self:

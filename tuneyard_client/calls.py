@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from tuneyard_client.errors import UnexpectedResponse
+from tuneyard_client.errors import InvalidRequest, UnexpectedResponse
 from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
@@ -158,7 +158,7 @@ def deliveries(job_id: str) -> Call[list[Delivery]]:
 
 def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
     """POST /train/{id}/deliveries/{id}/resend."""
-    path = _job_path(job_id, f"/deliveries/{quote(delivery_id, safe='')}/resend")
+    path = _job_path(job_id, f"/deliveries/{_segment(delivery_id)}/resend")
     return Call("POST", path, read_model(Delivery))
 
 
@@ -250,12 +250,22 @@ def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, An
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 
+def _segment(name: str) -> str:
+    """An id as part of a path. Raises InvalidRequest for what would be another path."""
+    try:
+        if name not in ("", ".", ".."):
+            return quote(name, safe="")
+    except UnicodeEncodeError:
+        pass
+    raise InvalidRequest(f"{name!r:.80} is not an id", code="invalid_id")
+
+
 def _job_path(job_id: str, suffix: str = "") -> str:
-    return f"/train/{quote(job_id, safe='')}{suffix}"
+    return f"/train/{_segment(job_id)}{suffix}"
 
 
 def _config_path(config_id: str) -> str:
-    return f"/api/sft/configs/{quote(config_id, safe='')}"
+    return f"/api/sft/configs/{_segment(config_id)}"
 
 
 def _plain(config: Config, exclude_unset: bool = False) -> dict[str, Any]:

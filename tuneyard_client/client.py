@@ -50,7 +50,7 @@ class Tuneyard:
         api_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._http = httpx.Client(**operations.connection_settings(base_url, api_key, timeout_seconds))
+        self._http = operations.open_http(httpx.Client, base_url, api_key, timeout_seconds)
         self.configs = Configs(self._run)
 
     def __enter__(self) -> Self:

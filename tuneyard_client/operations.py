@@ -1,22 +1,27 @@
 """Operations of several calls, shared by both clients, and their connection settings."""
 
 import os
+import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from tuneyard_client import calls
 from tuneyard_client.calls import Call, Pause, Steps
-from tuneyard_client.errors import ClientError, ServiceUnreachable, WaitTimeout
+from tuneyard_client.errors import ClientError, InvalidRequest, WaitTimeout
 from tuneyard_client.responses import PLAIN
+from tuneyard_client.urls import check_url, hide_password
 from tuneyard_wire.jobs import TrainJob
 from tuneyard_wire.loopback import is_on_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:23478"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 1.0
+_API_KEY = re.compile("[!-~]+")  # visible ASCII; a blank would end the key
+
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
 
 def wait(
@@ -38,34 +43,47 @@ def wait(
         yield Pause(poll_seconds if left is None else min(poll_seconds, left))
 
 
-def connection_settings(base_url: str | None, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
-    """Build the arguments of httpx's clients. A service on this machine is reached without a proxy.
+def open_http(kind: type[H], base_url: str | None, api_key: str | None, timeout_seconds: float) -> H:
+    """Open httpx's client for a service. One on this machine is reached without a proxy.
 
     Raises:
-        ServiceUnreachable: `base_url` is not a URL.
-        ClientError: the API key can't be sent in a header.
+        ClientError: `base_url` is not a service's URL, the API key can't be sent in a header, or the environment names
+            a proxy or certificates that can't be used.
     """
+    settings = _connection_settings(base_url, api_key, timeout_seconds)
+    try:
+        return kind(**settings)
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        variables = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+        problem = hide_password(" ".join(str(error).split()))
+        raise ClientError(f"no connection can be made: {problem}; check {variables}", code="invalid_proxy") from error
+
+
+def _connection_settings(base_url: str | None, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
     base_url = os.environ.get("TUNEYARD_URL") or DEFAULT_URL if base_url is None else base_url
     api_key = os.environ.get("TUNEYARD_API_KEY") if api_key is None else api_key
-    if api_key and not (api_key.isascii() and api_key.isprintable()):
+    if api_key and not _API_KEY.fullmatch(api_key):
         raise ClientError("the API key has invalid characters; check TUNEYARD_API_KEY", code="invalid_api_key")
-    try:
-        httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ServiceUnreachable(f"{base_url!r} is not a URL: {error}") from error
+    check_url(base_url, bool(api_key))
     headers = {"Accept-Encoding": PLAIN} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     use_proxy = not is_on_this_machine(base_url)
     return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": use_proxy}
 
 
 def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-    """Build httpx's request for a call."""
+    """Build httpx's request for a call. Raises InvalidRequest for what can't be sent as JSON or in a header."""
     timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": None}) if call.is_endless else http.timeout
-    return http.build_request(
-        call.method,
-        call.path,
-        params=dict(call.params) or None,
-        json=call.body,
-        headers=dict(call.headers),
-        timeout=timeout,
-    )
+    for name, value in call.headers.items():
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
+            raise InvalidRequest(f"{name} must be printable ASCII text, got {value!r:.80}", code="invalid_request")
+    try:
+        return http.build_request(
+            call.method,
+            call.path,
+            params=dict(call.params) or None,
+            json=call.body,
+            headers=dict(call.headers),
+            timeout=timeout,
+        )
+    except (TypeError, ValueError, RecursionError, httpx.InvalidURL) as error:
+        raise InvalidRequest(f"the request can't be sent: {error}", code="invalid_request") from error

@@ -9,6 +9,7 @@ import httpx
 
 from tuneyard_client.calls import Call
 from tuneyard_client.errors import ClientError, ServiceUnreachable
+from tuneyard_client.urls import hide_password
 
 MAX_TRIES = 5
 FIRST_PAUSE_SECONDS = 0.25  # doubles with every try
@@ -27,8 +28,6 @@ class Attempts:
         """Seconds until the next try; None if the outcome is final."""
         self._tries += 1
         if not self._call.is_repeatable or self._tries >= MAX_TRIES:
-            return None
-        if isinstance(outcome, httpx.UnsupportedProtocol):
             return None
         if isinstance(outcome, httpx.TransportError):
             return pause_after_failures(self._tries)
@@ -57,9 +56,7 @@ def read_retry_after(value: str | None) -> float | None:
 
 def unreachable(error: httpx.TransportError, base_url: httpx.URL) -> ClientError:
     """Translate a connection error into a ServiceUnreachable."""
-    url = str(base_url).rstrip("/")
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return ServiceUnreachable(f"{url!r} is not a URL; it must begin with http:// or https://")
+    url = hide_password(str(base_url)).rstrip("/")
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
         problem = f"the connection to {url} was cut off before the response was complete"
         return ServiceUnreachable(f"{problem} ({error or type(error).__name__}); is the service running? Try again")

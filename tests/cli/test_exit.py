@@ -93,9 +93,9 @@ def test_errors_are_json_on_stderr_and_nothing_is_on_stdout(run, command):
 
 
 def test_nobody_answering_is_told_with_the_address():
-    for url in ("http://127.0.0.1:9", "nonsense", "http://[::1", "http://a:b"):
+    for url, code in (("http://127.0.0.1:9", 4), ("nonsense", 2), ("http://[::1", 2), ("http://a:b", 2)):
         result = CliRunner().invoke(cli.main, ["cancel", JOB_ID], env={"TUNEYARD_URL": url})
-        assert (result.exit_code, result.stdout) == (4, "")
+        assert (result.exit_code, result.stdout) == (code, "")
         assert url in result.stderr
     in_json = CliRunner().invoke(cli.main, ["cancel", JOB_ID, "--json"], env={"TUNEYARD_URL": "http://127.0.0.1:9"})
     assert json.loads(in_json.stderr)["code"] == "unreachable"
@@ -237,6 +237,34 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(serve):
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (ExitCode.PIPE_CLOSED, b"")
         process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        ("--help | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("--version >/dev/full", 4, "tuneyard: the output can't be written: No space left on device\n"),
+        ("--version >&-", 0, ""),
+        ("--nope 2>/dev/full", 4, ""),
+    ],
+)
+def test_output_that_can_not_be_written_ends_without_a_traceback(redirection, code, told):
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m tuneyard_cli {redirection}"],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", told)
+
+
+def test_a_key_that_can_not_be_sent_is_not_shown():
+    for key in ("secret ", " secret", "sec\nret", "sécret"):
+        result = CliRunner().invoke(cli.main, ["list", "--url", "http://127.0.0.1:9"], env={"TUNEYARD_API_KEY": key})
+        assert result.exit_code == 2
+        assert result.stderr == "tuneyard: the API key has invalid characters; check TUNEYARD_API_KEY\n"
 
 
 def test_ctrl_c_ends_a_command_quietly_and_says_how_to_go_on(serve):

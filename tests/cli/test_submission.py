@@ -1,6 +1,7 @@
 """What `submit` and `plan` send, over combinations of files, options, `--set` and saved configurations."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 import cli.__main__ as cli
 from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_cli.job_options import flagged_fields
+from tuneyard_cli.values import MAX_FILE_BYTES
 from tuneyard_wire.configs import SavedConfig
 
 CONFIG_ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -200,6 +202,11 @@ def test_wrong_usage_asks_nothing_of_the_service(arguments, told):
         assert told in error["detail"]
 
 
+ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(8 * ['*' + before])}]\n" for before, name in pairwise("abcdefghij")
+)
+
+
 @pytest.mark.parametrize(
     ("file", "told"),
     [
@@ -213,6 +220,16 @@ def test_wrong_usage_asks_nothing_of_the_service(arguments, told):
         ("template: a\ntemplate_name: b\n", "template and template_name are two names of the same field"),
         ("seed: .inf\n", "seed must be a JSON value"),
         ("a: &a [*a]\n", "is not valid YAML"),
+        ("", "must hold a mapping of fields, got nothing"),
+        ("1: 2\n", "got 1 for a field's name"),
+        ("'': 2\n", "'' is not a known field"),
+        (f"seed: {'9' * 5000}\n", "has more digits than can be read"),
+        (f"seed: 0x{'f' * 5000}\n", "has more digits than can be read"),
+        ('run_name: "\\ud83d"\n', "holds half a character"),
+        (ALIASES, "it holds more than 100000 values, with what aliases stand for"),
+        ("#" * (MAX_FILE_BYTES + 1), "has more than 1048576 bytes; no job is as large"),
+        ("config_id: 3\n", "config_id must be the id or the name of a saved configuration, as text, got 3"),
+        ("base_model: m\nlora_name: a\nlora_version: [3]\n", "lora_version must be a version or an alias, got [3]"),
     ],
 )
 def test_a_file_that_can_not_be_meant_is_wrong_usage(tmp_path, file, told):
@@ -227,6 +244,18 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     result = CliRunner().invoke(cli.main, ["submit", "-f", str(tmp_path / "job.yaml")])
     assert result.exit_code == 2
     assert "job.yaml cannot be read as UTF-8 text" in result.stderr
+
+
+def test_a_file_is_read_as_json_writes_it(run):
+    _, (request,) = run(["submit"], STARTED, file=json.dumps(SFT_FILE | {"run_name": "🚀", "config_id": None}))
+    assert json.loads(request.body) == {"config": SFT_FILE | {"run_name": "🚀"}}
+
+
+def test_text_that_is_not_utf_8_is_named():
+    for arguments in (["--model", "m\udcff"], ["--metadata", "a\udcff=b"], ["--set", "run_name=\udcff"]):
+        result = CliRunner().invoke(cli.main, ["submit", "--dataset", "d@v1", "--model", "m", *arguments])
+        assert result.exit_code == 2
+        assert "dcff" in result.stderr
 
 
 def test_numbers_of_a_file_are_read_as_json_reads_them(run):

@@ -15,6 +15,7 @@ from tuneyard_client import AsyncTuneyard, Tuneyard
 from tuneyard_client.async_client import AsyncConfigs
 from tuneyard_client.client import Configs
 from tuneyard_client.errors import (
+    ClientError,
     Conflict,
     InvalidRequest,
     NotAllowed,
@@ -143,8 +144,70 @@ def test_nobody_there(call):
     ) as e:
         call("http://127.0.0.1:9", "cancel", "1")
     assert (e.value.status, e.value.code) == (0, "unreachable")
-    with pytest.raises(ServiceUnreachable, match="must begin with http"):
-        call("nonsense", "job", "1")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nonsense", "must begin with http"),
+        ("ws://127.0.0.1", "must begin with http"),
+        ("http://", "names no valid host"),
+        ("http://a b", "names no valid host"),
+        ("http://a..b", "invalid host"),
+        (f"http://{'a' * 64}.b", "invalid host"),
+        ("http://xn--.b", "invalid host"),
+        ("\udcff", "invalid host"),
+        ("http://127.0.0.1:0", "a port is between 1 and 65535"),
+        ("http://127.0.0.1:99999", "a port is between 1 and 65535"),
+        ("http://127.0.0.1/?a=1", r"leave out the \? or #"),
+        ("http://127.0.0.1/#a", r"leave out the \? or #"),
+        ("http://me:secret@127.0.0.1:a", r"http://\*\*\*@127.0.0.1:a"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_refused_before_a_request(call, url, told):
+    with pytest.raises(ClientError, match=told) as caught:
+        call(url, "job", "1")
+    assert caught.value.code == "invalid_url"
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_the_url_is_not_shown_and_does_not_take_the_keys_place(call):
+    with Tuneyard("http://me:secret@127.0.0.1:9", api_key="") as client, pytest.raises(ServiceUnreachable) as caught:
+        client.cancel("1")
+    assert "http://***@127.0.0.1:9" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ClientError, match="holds a user name, but an API key is set"):
+        call("http://me:secret@127.0.0.1:9", "cancel", "1")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "foo://me:secret@a"), ("NO_PROXY", "[::1"), ("SSL_CERT_FILE", "/nowhere")],
+)
+def test_surroundings_in_which_no_connection_can_be_made_are_named(call, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ClientError, match=rf"no connection can be made: .*{variable}") as caught:
+        call("http://service.invalid", "job", "1")
+    assert caught.value.code == "invalid_proxy"
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("job_id", ["", ".", "..", "\ud800"])
+def test_what_is_no_part_of_a_path_is_no_id(call, job_id):
+    with pytest.raises(InvalidRequest, match="is not an id"):
+        call("http://127.0.0.1:9", "job", job_id)
+
+
+@pytest.mark.parametrize("value", ["\ud800", float("nan"), {1}, 1 << 20_000], ids=["half", "nan", "set", "long"])
+def test_what_json_can_not_hold_is_refused_before_a_request(call, value):
+    with pytest.raises(InvalidRequest, match="can't be sent"):
+        call("http://127.0.0.1:9", "submit", {"run_name": value})
+
+
+@pytest.mark.parametrize("key", ["a\nb", "é", " a"])
+def test_an_idempotency_key_that_no_header_can_hold_is_named(call, key):
+    with pytest.raises(InvalidRequest, match="Idempotency-Key must be printable ASCII text"):
+        call("http://127.0.0.1:9", "submit", {}, idempotency_key=key)
 
 
 def test_ids_cannot_leave_their_place_in_the_path(service, call):
