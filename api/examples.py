@@ -49,7 +49,7 @@ SFT_JOB = SftJob.example() | {"config": SFTConfig.from_dict(SFT_CONFIG).to_dict(
 
 EXAMPLES: dict[tuple[str, str], Example] = {
     ("GET", "/"): Example(
-        "What this service is",
+        "Describe the service",
         response=Description.example(),
     ),
     ("POST", "/train"): Example(

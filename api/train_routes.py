@@ -28,7 +28,7 @@ router = APIRouter(tags=["Training API"])
 
 @router.get("/")
 async def describe_api(request: Request) -> Description:
-    """What this service is and where its endpoints are."""
+    """Describe the service and list its main endpoints."""
     return Description(
         name=request.app.title,
         version=request.app.version,

@@ -43,7 +43,7 @@ class OwnFields(SubmissionOptions, RequestFields):
     base_model: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
     dataset_version: PathText = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
     template_name: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
-    max_seq_length: Count = Field(2048, gt=0, description="Longest row in tokens.")
+    max_seq_length: Count = Field(2048, gt=0, description="Maximum row length in tokens.")
     batch_size: Count = Field(1, gt=0, description="Rows per device and batch.")
     gradient_accumulation_steps: Count = Field(8, gt=0, description="Batches per optimizer step.")
     learning_rate: LearningRate = Field(2.0e-5, gt=0, description="Peak learning rate; a number or a string.")

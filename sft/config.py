@@ -54,16 +54,14 @@ class SFTConfig(BaseModel):
     dataset_text_field: Name | None = Field(None, description="Column with the text of a completion dataset.")
     max_samples: Count | None = Field(None, gt=0, description="Train on at most this many rows (seeded choice).")
     validation_split: float = Field(0.1, ge=0, lt=1, description="Share of rows held out when the data has no split.")
-    max_seq_length: Count = Field(2048, gt=0, description="Longest row in tokens.")
+    max_seq_length: Count = Field(2048, gt=0, description="Maximum row length in tokens.")
     excess_length_strategy: Literal["truncate", "drop", "error"] = Field(
-        "truncate", description="A row beyond max_seq_length is cut, left out, or an error; what is cut is counted."
+        "truncate", description="Truncate (and count), drop or reject rows longer than max_seq_length."
     )
-    invalid_rows: Literal["skip", "error"] = Field(
-        "skip", description="A row that can't be read is left out and reported, or an error."
-    )
+    invalid_rows: Literal["skip", "error"] = Field("skip", description="Skip and report invalid rows, or fail the job.")
     template_name: Name = Field("auto", min_length=1, description="Chat template; `auto` is the tokenizer's own.")
-    train_on_prompt: bool = Field(False, description="Learn the prompt too, not the answers alone.")
-    mask_history: bool = Field(False, description="Learn the last answer of a conversation alone.")
+    train_on_prompt: bool = Field(False, description="Train on prompts too, not only on assistant turns.")
+    mask_history: bool = Field(False, description="Train only on the last assistant turn of a conversation.")
 
     use_lora: bool = Field(True, description="Train a LoRA adapter; false trains every weight.")
     use_qlora: bool = Field(False, description="Load the base model in 4 bits (CUDA only).")
@@ -78,11 +76,11 @@ class SFTConfig(BaseModel):
         None, description="Start from this adapter: a folder or `models:/name/version`."
     )
 
-    batch_size: Count = Field(4, gt=0, description="Rows a device sees at once.")
+    batch_size: Count = Field(4, gt=0, description="Rows per device and batch.")
     max_batch_tokens: Count | None = Field(
         None, gt=0, description="Fill batches up to this many tokens instead of counting batch_size rows."
     )
-    gradient_accumulation_steps: Count = Field(4, gt=0, description="Batches summed up before an optimizer step.")
+    gradient_accumulation_steps: Count = Field(4, gt=0, description="Batches per optimizer step.")
     learning_rate: Amount = Field(2e-4, gt=0, description="Peak learning rate.")
     num_epochs: Amount = Field(3.0, gt=0, description="Passes over the data.")
     max_steps: Count | None = Field(None, gt=0, description="Stop after this many optimizer steps; overrides epochs.")
@@ -96,7 +94,7 @@ class SFTConfig(BaseModel):
     scheduler_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
     mixed_precision: Literal["auto", "bf16", "fp16", "none"] = Field("auto", description="Compute dtype.")
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="Recompute activations to save memory.")
-    packing: bool = Field(False, description="Lay several rows into one sequence of max_seq_length.")
+    packing: bool = Field(False, description="Pack several rows into one sequence of max_seq_length.")
     num_devices: Count = Field(1, gt=0, description="GPUs for this job.")
     device_map: Name | None = Field(None, description="Where weights go; the job's own GPU if unset.")
 
