@@ -215,12 +215,17 @@ class JobParameters(NamedTuple):
 
 def read_spec(parameters: Mapping[str, Any] | None) -> JobParameters:
     """Parse a run's parameters, which may have been edited in Prefect's UI. Nothing else parses them."""
-    text = json.dumps(parameters or {})
+    try:
+        text = json.dumps(parameters or {})
+    except (TypeError, ValueError, RecursionError) as error:
+        return JobParameters(None, f"the parameters are no JSON that can be read: {error}", JobOptions(), {})
     return _read_cached(text) if len(text) <= MAX_CACHED_CHARACTERS else _read(text)
 
 
 def _read(text: str) -> JobParameters:
-    values: dict[str, Any] = json.loads(text)
+    values: Any = json.loads(text)
+    if not isinstance(values, dict):
+        return JobParameters(None, _check(values)[1], JobOptions(), {})
     config = values.get("config")
     raw_config = config if isinstance(config, dict) else {}
     spec, problem = _check(values)
@@ -230,7 +235,7 @@ def _read(text: str) -> JobParameters:
     return JobParameters(spec, problem, spec or _read_options(values), raw_config)
 
 
-def _check(values: dict[str, Any]) -> tuple[JobSpec | None, str | None]:
+def _check(values: Any) -> tuple[JobSpec | None, str | None]:
     try:
         return JobSpec.model_validate(values), None
     except ValidationError as error:

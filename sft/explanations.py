@@ -145,7 +145,7 @@ def _is_explained_deeper(
 
 
 def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
-    kind, name = problems[0]["type"], ".".join(map(str, place))
+    kind, name = problems[0]["type"], ".".join(map(_name, place))
     if kind == "extra_forbidden":
         nearest = find_nearest(str(place[-1]), known_fields)
         hint = f"; did you mean {nearest}?" if nearest else ""
@@ -160,10 +160,16 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
     phrase = ", or ".join(phrases)
     if place and place[-1] == _KEY:
         *owner, key = place[:-1]
-        return f"{'.'.join(map(str, owner))}: the key {shorten(repr(key))} {phrase}"
+        return f"{'.'.join(map(_name, owner))}: the key {shorten(repr(key))} {phrase}"
     if not name:
         return phrase if kind == "value_error" else f"the body {phrase}, got {shorten(repr(problems[0]['input']))}"
     return f"{name}: {phrase}, got {shorten(repr(problems[0]['input']))}"
+
+
+def _name(part: str | int) -> str:
+    """A field's name or an entry's number; an empty or long name is quoted and cut."""
+    text = str(part)
+    return text if text and len(text) <= SHOWN_CHARACTERS else shorten(repr(text))
 
 
 def _phrase(problem: Mapping[str, Any]) -> str:

