@@ -1,14 +1,15 @@
 """The Training API's request, and its translation to and from a `JobSpec`."""
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from api.request_fields import LearningRate, ModelId, RequestFields, TemplateName, request_field, with_rules
-from jobs.spec import OPTION_RULES, AdapterName, JobOptions, JobSpec, SubmissionOptions
+from jobs.spec import OPTION_RULES, AdapterName, JobOptions, JobSpec, SubmissionOptions, check_storable
 from sft.chat.templates import check_template_name
 from sft.config import Amount, Count, Name, PathText, SFTConfig
 from sft.errors import TuneyardError
+from sft.explanations import Matching
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, TrackingBackend
@@ -41,7 +42,9 @@ class OwnFields(SubmissionOptions, RequestFields):
     )
 
     base_model: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
-    dataset_version: PathText = Field("v1.0", min_length=1, description="`[name@]revision` in the dataset registry.")
+    dataset_version: Annotated[PathText, Matching(r"\S", "must not be blank")] = Field(
+        "v1.0", min_length=1, description="`[name@]revision` in the dataset registry."
+    )
     template_name: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
     max_seq_length: Count = Field(2048, gt=0, description="Maximum row length in tokens.")
     batch_size: Count = Field(1, gt=0, description="Rows per device and batch.")
@@ -72,6 +75,7 @@ class OwnFields(SubmissionOptions, RequestFields):
     @model_validator(mode="after")
     def _check_as_job(self) -> Self:
         START_RULE.check(self)
+        check_storable(self.model_dump(by_alias=True))  # the job's check would name its own fields
         try:
             self.to_spec(default_dataset="any")
         except TuneyardError as error:

@@ -1,11 +1,14 @@
 """`RetrainSpec`: the parameters of the `retrain` flow."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sft.config import PathText
 from sft.errors import InvalidConfig
-from sft.explanations import explain_validation_error
+from sft.explanations import Matching, explain_validation_error
+
+_NOT_BLANK = Matching(r"\S", "must not be blank")
 
 
 class RetrainSpec(BaseModel):
@@ -13,10 +16,9 @@ class RetrainSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adapter_name: str = Field(min_length=1, max_length=200, description="An adapter in the registry.")
-    dataset_version: str | None = Field(
+    adapter_name: Annotated[str, _NOT_BLANK] = Field(max_length=200, description="An adapter in the registry.")
+    dataset_version: Annotated[PathText, _NOT_BLANK] | None = Field(
         None,
-        min_length=1,
         description="Branch, tag or commit of its dataset to look at; the main branch of the registry if unset.",
     )
     force: bool = Field(False, description="Submit a job though nothing has changed, or such a job has ended before.")

@@ -149,8 +149,7 @@ class JobSpec(JobOptions):
 
     @model_validator(mode="after")
     def _check_text(self) -> "JobSpec":
-        if found := find_unstorable_text(self.model_dump()):
-            raise ValueError(f"{'.'.join(found)} must contain neither NUL characters nor lone surrogates")
+        check_storable(self.model_dump())
         return self
 
     @model_validator(mode="after")
@@ -190,6 +189,12 @@ class JobSpec(JobOptions):
     def to_parameters(self) -> dict[str, Any]:
         """Plain JSON values for the flow run."""
         return self.model_dump(mode="json")
+
+
+def check_storable(values: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the field, if text can't be stored in the database."""
+    if found := find_unstorable_text(values):
+        raise ValueError(f"{'.'.join(found)} must contain neither NUL characters nor lone surrogates")
 
 
 def made_by_tag(flow: str) -> str:

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -85,8 +84,7 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
     source = find_source(adapter, config)
     if source == "dvc":
         with reading_input(settings, name):
-            asked = replace(DatasetReference.parse(name), revision=wanted.dataset_version)
-            return resolve_registered(asked, settings, config.dataset_split)
+            return resolve_registered(_find_reference(name, wanted), settings, config.dataset_split)
     if wanted.dataset_version not in (None, MAIN):
         raise InvalidConfig(
             f"dataset_version {wanted.dataset_version!r} is a version in the dataset registry, but {adapter.name} was "
@@ -99,6 +97,21 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
             f"{_describe(dataset.source)}"
         )
     return dataset
+
+
+def _find_reference(name: str, wanted: RetrainSpec) -> DatasetReference:
+    """The adapter's dataset at the wanted version, read as the Training API reads `dataset_version`."""
+    if wanted.dataset_version is None:
+        return DatasetReference(name)
+    asked = DatasetReference.parse_version(wanted.dataset_version, name)
+    if asked.name != name:
+        raise InvalidConfig(
+            f"dataset_version {wanted.dataset_version!r} names the dataset {asked.name!r}, but {wanted.adapter_name} "
+            f"was trained on {name!r}; give a revision, or {name}@ and a revision"
+        )
+    if problem := asked.find_problem():
+        raise InvalidConfig(f"dataset_version {problem}")
+    return asked
 
 
 def _describe(source: str) -> str:

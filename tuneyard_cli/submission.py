@@ -142,6 +142,8 @@ def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
         if other := by_name.get(translated):
             raise UsageProblem(f"{other} and {name} are two names of the same field; give one")
         by_name[translated] = name
+        if name == "dataset_version" and isinstance(value, str) and not value.strip():
+            raise UsageProblem(f"dataset_version (--dataset) must not be blank, got {value!r}")
         is_reference = name == "dataset_version" and translated == "dataset_name" and isinstance(value, str)
         is_revision = is_reference and DatasetReference.parse(value).revision is None
         values[translated] = _Revision(value) if is_revision else value

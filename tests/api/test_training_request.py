@@ -122,6 +122,8 @@ def test_metadata_goes_with_the_job_and_priority_does_not():
         ({"lora_name": "../x"}, ["lora_name", "must start with a letter or digit", "../x"]),
         ({"save_name": "a b"}, ["save_name", "may contain letters, digits"]),
         ({"model_name": " "}, ["model_name: must not be blank"]),
+        ({"dataset_version": " "}, ["dataset_version: must not be blank"]),
+        ({"dataset_version": "a\0b@v1"}, ["dataset_version must contain neither NUL characters"]),
         ({"webhook_url": "ftp://example.com"}, ["webhook_url", "http"]),
         ({"webhook_url": "https://exa mple.com"}, ["webhook_url", "%XX"]),
         ({"webhook_url": "https://example.com/%zz"}, ["webhook_url", "%XX"]),

@@ -228,6 +228,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         ('run_name: "\\ud83d"\n', "holds half a character"),
         (ALIASES, "it holds more than 100000 values, with what aliases stand for"),
         ("#" * (MAX_FILE_BYTES + 1), "has more than 1048576 bytes; no job is as large"),
+        ("base_model: m\ndataset_version: ' '\n", "dataset_version (--dataset) must not be blank"),
         ("config_id: 3\n", "config_id must be the id or the name of a saved configuration, as text, got 3"),
         ("base_model: m\nlora_name: a\nlora_version: [3]\n", "lora_version must be a version or an alias, got [3]"),
     ],

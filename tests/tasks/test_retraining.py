@@ -18,6 +18,12 @@ from tasks.retraining import build_job, digest_job, look_at_data, read_job
 LOOK = RetrainSpec(adapter_name="support")
 
 
+@pytest.mark.parametrize("version", ["", "  ", "x" * 5000, 3, "\ud800"])
+def test_a_version_that_can_be_none_is_refused_before_anything_is_looked_at(version):
+    with pytest.raises(InvalidConfig, match=r"^dataset_version: must"):
+        RetrainSpec.build(adapter_name="support", dataset_version=version)
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Settings:
     settings = Settings(home=tmp_path_factory.mktemp("home"), dataset_registry=registry)
@@ -84,8 +90,15 @@ def test_a_dataset_of_the_registry_is_looked_at_on_its_main_branch_or_as_told(se
     adapter = register(resolve(name, settings), make_config(name), is_told)
     newest = look_at_data(adapter, LOOK, settings)
     assert newest.md5 == resolve("handbook@main", settings).md5
-    told = look_at_data(adapter, LOOK.model_copy(update={"dataset_version": "v1.0"}), settings)
-    assert told.md5 == resolve("handbook@v1.0", settings).md5
+    for version in ("v1.0", "handbook@v1.0"):
+        told = look_at_data(adapter, LOOK.model_copy(update={"dataset_version": version}), settings)
+        assert told.md5 == resolve("handbook@v1.0", settings).md5
+    for version, problem in (
+        ("other@v1.0", "names the dataset 'other', but support was trained on 'handbook'"),
+        ("handbook@", "'handbook@' is not of the form name@revision"),
+    ):
+        with pytest.raises(InvalidConfig, match=problem):
+            look_at_data(adapter, LOOK.model_copy(update={"dataset_version": version}), settings)
     assert build_job(adapter, newest, "r", settings).config.dataset_name == f"handbook@{newest.commit}"
 
 
