@@ -15,6 +15,7 @@ from jobs.early_stop import record_early_stop
 from jobs.keeper import end_with_parent
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
+from jobs.project import PROJECT_ROOT
 from jobs.scratch import use_scratch
 
 LEAVE_SECONDS = 20.0  # for the last log lines and reports once the job is done
@@ -25,6 +26,7 @@ def main() -> None:
     """Run the job to its end."""
     keep_private()
     end_with_parent()
+    os.chdir(PROJECT_ROOT)  # the worker's folder for this run goes with it, and relative settings must not be in there
     record_early_stop()
     use_scratch()
     gc.set_threshold(YOUNG_OBJECTS)

@@ -1,4 +1,4 @@
-"""Creates the work pool and deployments on the local Prefect server, and restarts interrupted runs."""
+"""Creates the work pool and deployments on a Prefect server, and restarts the local one's interrupted runs."""
 
 import hashlib
 import json
@@ -28,32 +28,38 @@ CUT_OFF = [RunState.RUNNING, RunState.PENDING, RunState.CANCELLING]
 RESTART_MESSAGE = "The local stack was stopped while this job ran; it restarts automatically."
 
 
-def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int) -> None:
-    """Create the process work pool, or update its limit."""
+def ensure_work_pool(settings: Settings, name: str, concurrency_limit: int | None) -> dict[str, Any]:
+    """Create the process work pool, or update its limit if one is given; returns the pool as Prefect has it.
+
+    A pool of another type is kept as it is.
+    """
     with open_client(settings) as client:
         pool = {"name": name, "type": "process", "concurrency_limit": concurrency_limit}
-        if client.post("/work_pools/", json=pool).status_code == httpx.codes.CONFLICT:
+        is_there = client.post("/work_pools/", json=pool).status_code == httpx.codes.CONFLICT
+        if is_there and concurrency_limit is not None:
             changed = client.patch(f"/work_pools/{name}", json={"concurrency_limit": concurrency_limit})
             changed.raise_for_status()
-        client.get(f"/work_pools/{name}").raise_for_status()
+        found: dict[str, Any] = client.get(f"/work_pools/{name}").raise_for_status().json()
+        return found
 
 
-def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: Mapping[str, str]) -> bool:
+def deploy(
+    settings: Settings, work_pool: str, state_folder: Path, environment: Mapping[str, str], python: str = sys.executable
+) -> bool:
     """Create or update the deployments of prefect.yaml on the server; False if they are up to date.
 
-    Prefect gets a copy of the file with this work pool and this interpreter. Schedules are created with a deployment
+    Prefect gets a copy of the file with this work pool and this interpreter of the workers. No path of this machine's
+    code is in it: jobs import the flows. Schedules are created with a deployment
     and belong to the user afterwards: Prefect would replace theirs by the file's, turn on those that were turned off,
     and refuse the file if one of them has a slug that it does not name.
 
     Raises:
-        StackError: Prefect refuses the file, misreads the path of the code, or can't load a flow.
+        StackError: Prefect refuses the file, misreads the path of the interpreter, or can't load a flow.
     """
-    if any("{{" in str(path) for path in (PROJECT_ROOT, sys.executable)):
-        raise StackError(
-            f"Prefect reads '{{{{' in {PROJECT_ROOT} as a template; install Tuneyard in a folder without it"
-        )
+    if "{{" in python:
+        raise StackError(f"Prefect reads '{{{{' in {python} as a template; install Tuneyard in a folder without it")
     source = (find_sources() / "prefect.yaml").read_text(encoding="utf-8")
-    stamp, stamp_path = fingerprint(source, work_pool), state_folder / "deployed"
+    stamp, stamp_path = fingerprint(source, work_pool, python), state_folder / "deployed"
     config = yaml.safe_load(source)
     names = {entry["name"] for entry in config["deployments"]}
     known = deployed_names(settings)
@@ -67,7 +73,7 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
         if entry["name"] in known:
             entry.pop("schedules", None)
         variables = entry["work_pool"]["job_variables"]
-        command = variables["command"].replace("python", shlex.quote(sys.executable), 1)
+        command = variables["command"].replace("python", shlex.quote(python), 1)
         entry["work_pool"] = {"name": work_pool, "job_variables": {**variables, "command": command}}
     file = state_folder / "prefect.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -89,13 +95,13 @@ def deploy(settings: Settings, work_pool: str, state_folder: Path, environment: 
     return True
 
 
-def fingerprint(prefect_file: str, work_pool: str) -> str:
-    """Digest of everything in a deployment: the file, the pool, paths, the flows and their parameters' schemas.
+def fingerprint(prefect_file: str, work_pool: str, python: str = sys.executable) -> str:
+    """Digest of everything in a deployment: file, pool, interpreter, the flows and their parameters' schemas.
 
     The schemas count, not the modules that they are built from.
     """
     schemas = [model.model_json_schema() for model in FLOW_PARAMETERS]
-    made_of = [prefect_file, work_pool, str(PROJECT_ROOT), sys.executable, version("prefect"), schemas]
+    made_of = [prefect_file, work_pool, python, version("prefect"), schemas]
     digest = hashlib.sha256(json.dumps(made_of).encode())
     for path in sorted((PROJECT_ROOT / "flows").glob("*.py")):
         digest.update(path.read_bytes())

@@ -76,12 +76,11 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path, variable: str, val
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_checkout_whose_path_is_a_template_to_prefect_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interpreter_whose_path_is_a_template_to_prefect_is_refused(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(deployments, "PROJECT_ROOT", tmp_path / "{{x}}")
     with pytest.raises(StackError, match="install Tuneyard in a folder without it"):
-        deployments.deploy(Settings(home=tmp_path), "gpu", tmp_path, {})
+        deployments.deploy(Settings(home=tmp_path), "gpu", tmp_path, {}, "/{{x}}/bin/python")
 
 
 def test_a_user_id_without_an_account_is_given_a_name_and_told_of_postgresql(

@@ -29,7 +29,7 @@ def test_the_words_are_prefects_own():
         assert make_state(RunState(made.type.value)) == {"type": made.type.value, "name": made.name}
     assert states.AwaitingRetry().name == StateName.AWAITING_RETRY
     assert states.Retrying().name == StateName.RETRYING
-    deployments = [f"{entry['entrypoint'].partition(':')[2]}/{entry['name']}" for entry in read_deployments()]
+    deployments = [f"{entry['entrypoint'].rpartition('.')[2]}/{entry['name']}" for entry in read_deployments()]
     assert deployments == [DEPLOYMENT_NAME, f"{RETRAIN_FLOW_NAME}/retrain"]
     assert (finetune.name, retrain.name) == (FLOW_NAME, RETRAIN_FLOW_NAME)
 
