@@ -43,7 +43,15 @@ EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value}  {meaning}" for code, me
 
 RATE_LIMITED = 429
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of the output
-_USAGE_CODES = ("folder_exists", "invalid_api_key", "invalid_url", "invalid_proxy", "invalid_request", "invalid_id")
+_USAGE_CODES = (
+    "folder_exists",
+    "folder_unwritable",
+    "invalid_api_key",
+    "invalid_id",
+    "invalid_proxy",
+    "invalid_request",
+    "invalid_url",
+)
 
 
 class CommandGroup(TyperGroup):

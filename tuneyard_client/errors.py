@@ -101,7 +101,7 @@ def error_for(status: int, body: object, request_id: str | None) -> ClientError:
         body: The response's JSON, `{detail, code, request_id}`; None if it is not JSON.
         request_id: From the response's header, for a body without one.
     """
-    if not isinstance(body, dict) or "detail" not in body:
+    if not isinstance(body, dict) or body.get("detail") in (None, ""):
         return UnexpectedResponse(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)
     kind = _BY_STATUS.get(status, InvalidRequest if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError)
     code = body.get("code")

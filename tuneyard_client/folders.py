@@ -11,6 +11,7 @@ from pathlib import Path
 from tuneyard_client.errors import ClientError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # such as /proc, in which root may write
 
 
 def check_free(folder: Path) -> None:
@@ -28,12 +29,14 @@ def _find_obstacle(folder: Path) -> str | None:
         return "is not a new folder"
     if folder.is_symlink():
         return "is a link"
-    if folder.is_dir():
-        return "is not empty" if any(folder.iterdir()) else None
-    if folder.exists():
+    if folder.is_dir() and any(folder.iterdir()):
+        return "is not empty"
+    if folder.exists() and not folder.is_dir():
         return "is a file"
     parent = next(place for place in folder.absolute().parents if place.exists())
-    return None if parent.is_dir() else f"lies below {parent}, which is a file"
+    if not parent.is_dir():
+        return f"lies below {parent}, which is a file"
+    return None if os.access(parent, os.W_OK | os.X_OK) else f"lies in {parent}, which is not writable"
 
 
 @contextmanager

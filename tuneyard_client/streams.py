@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from tuneyard_client.calls import Call, events_request
 from tuneyard_client.errors import ChecksumMismatch, ClientError, ServiceUnreachable, UnexpectedResponse
-from tuneyard_client.folders import FULL, publish_folder
+from tuneyard_client.folders import FULL, UNWRITABLE, publish_folder
 from tuneyard_client.responses import check_disk_space, check_length
 from tuneyard_client.retries import MAX_TRIES, pause_after_failures
 from tuneyard_wire.records import JobEvent
@@ -143,7 +143,7 @@ class AdapterArchive:
         Raises:
             ChecksumMismatch: the download is damaged.
             UnexpectedResponse: it is not an archive of plain files.
-            ClientError: the disk is full.
+            ClientError: the disk is full, or the folder can't be made.
         """
         if self._digest.hexdigest() != self._expected:
             raise ChecksumMismatch(
@@ -162,6 +162,9 @@ class AdapterArchive:
         except OSError as error:
             if error.errno in FULL:
                 raise _disk_full(error) from error
+            if error.errno in UNWRITABLE:
+                problem = f"{folder} can't be made ({error.strerror}); choose another folder"
+                raise ClientError(problem, code="folder_unwritable") from error
             raise UnexpectedResponse(f"the adapter can't be unpacked: {error.strerror}") from error
         return folder
 

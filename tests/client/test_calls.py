@@ -131,7 +131,15 @@ def test_an_error_says_all_that_the_service_said(service, call, status, kind):
 
 
 @pytest.mark.parametrize(
-    "answer", [Scripted(body="<html>"), Scripted(body="{}"), Scripted(502, "<html>"), Scripted(302)]
+    "answer",
+    [
+        Scripted(body="<html>"),
+        Scripted(body="{}"),
+        Scripted(502, "<html>"),
+        Scripted(302),
+        Scripted(400, '{"detail": null}'),
+        Scripted(500, '{"detail": ""}'),
+    ],
 )
 def test_something_else_at_that_address_is_told_from_a_service(service, call, answer):
     with pytest.raises(UnexpectedResponse, match="is this a Tuneyard service"):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import subprocess
 import tarfile
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -93,6 +94,18 @@ def test_an_adapter_is_unpacked_into_its_folder(service, call, tmp_path):
     assert (tmp_path / "a" / "adapter_config.json").read_text() == "{}"
     with pytest.raises(ClientError, match="is not empty; choose another folder"):
         call("http://127.0.0.1:9", "download_adapter", "1", tmp_path / "a")
+
+
+def test_a_folder_that_can_not_be_made_is_named(service, call):
+    with pytest.raises(ClientError, match=r"/proc/adapter can't be made \(.*\); choose another folder") as caught:
+        call(service(sent(archive())).url, "download_adapter", "1", "/proc/adapter")
+    assert caught.value.code == "folder_unwritable"
+
+
+def test_a_folder_in_one_that_is_not_writable_is_refused_before_the_download(call, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ClientError, match=rf"lies in {small_disk}, which is not writable; choose another folder"):
+        call("http://127.0.0.1:9", "download_adapter", "1", small_disk / "a")
 
 
 @pytest.mark.parametrize(
