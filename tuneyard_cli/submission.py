@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from tuneyard_cli.machine import this_machine
 from tuneyard_cli.problems import UsageProblem
-from tuneyard_cli.values import check_json, load_yaml
+from tuneyard_cli.values import check_json, is_null, load_yaml
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig
 
@@ -91,7 +91,11 @@ def build_submission(
     """
     given = {name: value for name, value in options.items() if value is not None}
     sources = [_flatten(file), given, _flatten(settings)]
-    names = [name for source in (file, settings, *sources, {"config_id": config} if config else {}) for name in source]
+    names = [
+        name
+        for source in (file, settings, *sources, {"config_id": config} if config is not None else {})
+        for name in source
+    ]
     is_sft = any(mark in names for mark in _SFT_MARKS)
     values = _join([_translate(source, SFT_NAMES if is_sft else _TRAINING_NAMES) for source in sources])
     if config is not None:
@@ -108,11 +112,13 @@ def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
     """The values of `--set`: YAML scalars, lists and mappings, but text where a field holds nothing else."""
     values = {}
     for name, text in pairs.items():
+        if _is_text(name):
+            values[name] = None if is_null(text) else text
+            continue
         try:
-            value = load_yaml(text)
+            values[name] = load_yaml(text)
         except UsageProblem as error:
             raise UsageProblem(f"--set {name}: {error}") from error
-        values[name] = text if value is not None and _is_text(name) else value
     return values
 
 

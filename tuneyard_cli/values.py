@@ -94,6 +94,11 @@ def join_surrogates(text: str) -> str:
         raise ValueError(f"{text!r:.80} holds half a character (a lone surrogate)") from error
 
 
+def is_null(text: str) -> bool:
+    """Whether YAML reads this as null."""
+    return re.fullmatch(_SCALARS["null"][0], text.strip()) is not None
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read fields from a YAML or JSON file. Raises UsageProblem."""
     try:
