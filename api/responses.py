@@ -4,9 +4,9 @@ import json
 import logging
 from typing import Any, TypeVar, cast
 
+import pydantic_core
 from fastapi.responses import Response as HttpResponse
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from tuneyard_wire.response import Response
 
@@ -28,11 +28,15 @@ def respond(model: type[R], values: dict[str, Any]) -> R:
         return cast(R, model.model_construct(**values))
 
 
-def write_jobs(jobs: Any) -> HttpResponse:
-    """Serialize a job or a list of jobs to JSON, without models and in the caller's thread, not on the event loop."""
+def write_job(job: dict[str, Any]) -> HttpResponse:
+    """Serialize a job, without a model and in the caller's thread, not on the event loop."""
+    return HttpResponse(to_json(job), media_type="application/json")
+
+
+def to_json(value: Any) -> bytes:
+    """Plain values as JSON; NaN and infinity become null."""
     try:
-        text = to_json(jobs, inf_nan_mode="null")
+        return pydantic_core.to_json(value, inf_nan_mode="null")
     except ValueError:  # parameters edited in Prefect may be nested deeper than pydantic supports
-        finite = json.loads(json.dumps(jobs, default=str), parse_constant=lambda _: None)
-        text = json.dumps(finite).encode()
-    return HttpResponse(text, media_type="application/json")
+        finite = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+        return json.dumps(finite).encode()

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.dependencies import Service, Strict
 from api.idempotency import read_request_key
-from api.job_query import IdPrefix, Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.job_lists import write_job_list
+from api.job_query import IdPrefix, Limit, PageCursor, read_filters, statuses_of
 from api.limits import client_name
-from api.responses import respond, write_jobs
+from api.responses import respond, write_job
 from api.sft_request import ConfigBody, ConfigChange, TrainBody
 from api.train_routes import common_fields
 from jobs.clients.idempotency import RequestKey
@@ -59,16 +60,13 @@ def list_jobs(
 ) -> Response:
     """List jobs, newest first: all of them, or those that match the filters, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, SFT_STATUS_NAMES))
-    page = service.list_jobs(wanted, limit, cursor)
-    response = write_jobs({"jobs": [describe_job(job) for job in page.jobs]})
-    announce_next_page(request, response, page.next_cursor)
-    return response
+    return write_job_list(request, service, wanted, limit, cursor, describe_job, frame=(b'{"jobs":[', b"]}"))
 
 
 @router.get("/jobs/{job_id}", response_model=SftJob)
 def get_job(job_id: str, service: Service) -> Response:
     """Get the status, progress and result of one job."""
-    return write_jobs(describe_job(service.get(job_id)))
+    return write_job(describe_job(service.get(job_id)))
 
 
 @router.post("/jobs/{job_id}/stop")

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.dependencies import Service, Strict
 from api.idempotency import read_request_key
-from api.job_query import Limit, PageCursor, announce_next_page, read_filters, statuses_of
+from api.job_lists import write_job_list
+from api.job_query import Limit, PageCursor, read_filters, statuses_of
 from api.limits import client_name
-from api.responses import respond, write_jobs
+from api.responses import respond, write_job
 from api.training_request import TrainingRequest, config_view, field_names
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
@@ -78,16 +79,13 @@ def list_training_jobs(
 ) -> Response:
     """List jobs, newest first: all of them, or those that match the filters, page by page."""
     wanted = dataclasses.replace(filters, statuses=statuses_of(status, TRAIN_STATUS_NAMES))
-    page = service.list_jobs(wanted, limit, cursor)
-    response = write_jobs([describe_job(job, service) for job in page.jobs])
-    announce_next_page(request, response, page.next_cursor)
-    return response
+    return write_job_list(request, service, wanted, limit, cursor, lambda job: describe_job(job, service))
 
 
 @router.get("/train/{job_id}", response_model=TrainJob)
 def get_training_job(job_id: str, service: Service) -> Response:
     """Get the status, effective configuration, progress and result of one job."""
-    return write_jobs(describe_job(service.get(job_id), service))
+    return write_job(describe_job(service.get(job_id), service))
 
 
 @router.delete("/train/{job_id}")
