@@ -65,8 +65,8 @@ class Jobs:
     def get(self, _: str) -> Job:
         return self._jobs[0]
 
-    def list_jobs(self, *_: Any) -> Any:
-        return SimpleNamespace(jobs=self._jobs, next_cursor="more")
+    def list_jobs(self, _: Any, limit: int, cursor: str | None) -> Any:
+        return SimpleNamespace(jobs=self._jobs, next_cursor="more" if limit == len(self._jobs) else None)
 
 
 def make_client(*jobs: Job) -> TestClient:
@@ -81,7 +81,7 @@ def make_client(*jobs: Job) -> TestClient:
 def test_a_job_in_a_list_and_alone_is_the_model(model: type[Response], path: str, job: Job) -> None:
     client = make_client(job)
     alone = client.get(f"{path}/{ID}")
-    listed = client.get(path)
+    listed = client.get(path, params={"limit": 1})
     (in_list,) = listed.json() if model is TrainJob else listed.json()["jobs"]
 
     assert alone.json() == in_list
