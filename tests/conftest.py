@@ -55,11 +55,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """Commands and the app, which some tests run in this process, change it for good."""
-    before = os.umask(0o022)
-    os.umask(before)
+    """The usual one for each test: commands and the app, run in this process by a test or a fixture, change it."""
+    os.umask(0o022)
     yield
-    os.umask(before)
+    os.umask(0o022)
 
 
 def free_port() -> int:
