@@ -255,8 +255,12 @@ def _is_link(path: Path) -> bool:
 
 def _find_in_cache(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(HUB_FILES)))
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(HUB_FILES)))
+    except LocalEntryNotFoundError as error:  # its message is advice to programmers
+        raise FileNotFoundError("has no such model") from error
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} has no config.json with safetensors")
     return folder

@@ -62,7 +62,7 @@ def test_a_miss_names_every_place_within_seconds(tmp_path: Path, monkeypatch: py
     assert time.monotonic() - start < 8
     message = str(error.value)
     assert f"the model root ({tmp_path}/org/empty has no config.json)" in message
-    assert "the Hugging Face cache (" in message
+    assert "the Hugging Face cache (has no such model)" in message
     assert "the Hub (" in message
     assert message.endswith(f"Put its files into {tmp_path}/org/empty or name another model")
 
