@@ -67,7 +67,7 @@ class ServiceMachine(Machine):
         endpoints = Endpoints.read(settings.home)
         if endpoints is not None and is_up(settings):
             settings = endpoints.fill(settings)
-        if submission.dialect == "sft":
+        if submission.interface == "sft":
             return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings)
         try:
             request = TrainingRequest.model_validate(dict(submission.fields))
@@ -87,7 +87,7 @@ class ServiceMachine(Machine):
 @cache
 def _all_fields() -> dict[str, Any]:
     from sft.config import SFTConfig
-    from tuneyard_wire.fields import AroundConfig, TrainingFields
+    from tuneyard_wire.fields import SftOptions, TrainingFields
 
     engine = {name: info.annotation for name, info in SFTConfig.model_fields.items()}
-    return {**get_type_hints(AroundConfig), **engine, **get_type_hints(TrainingFields)}
+    return {**get_type_hints(SftOptions), **engine, **get_type_hints(TrainingFields)}

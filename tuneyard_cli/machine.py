@@ -32,9 +32,9 @@ class Machine:
 
     def fields(self) -> dict[str, Any]:
         """The fields of both APIs with their types, as far as they are known here."""
-        from tuneyard_wire.fields import AroundConfig, TrainingFields
+        from tuneyard_wire.fields import SftOptions, TrainingFields
 
-        return {**get_type_hints(AroundConfig), **get_type_hints(TrainingFields)}
+        return {**get_type_hints(SftOptions), **get_type_hints(TrainingFields)}
 
     def check_name(self, name: str) -> None:
         """Check that a field exists. Raises UsageProblem; the client leaves this to the service."""

@@ -1,4 +1,4 @@
-"""A job put together from a file, options and `--set`, in the words of either API."""
+"""Builds a job from a file, options and `--set`, with the field names of either API."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from tuneyard_cli.machine import this_machine
 from tuneyard_cli.problems import UsageProblem
 from tuneyard_cli.values import check_json, is_null, load_yaml
 from tuneyard_wire.dataset_reference import DatasetReference
-from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig
+from tuneyard_wire.fields import TRAINING_NAMES, SftOptions
 
 if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 
 SFT_NAMES = {training: sft for sft, training in TRAINING_NAMES.items()}
-# A dataset_name says more than a dataset_version: it has no other word.
+# dataset_name also names files and Hub datasets, which dataset_version can't, so it is not translated back.
 _TRAINING_NAMES = {sft: training for sft, training in TRAINING_NAMES.items() if sft != "dataset_name"}
-# Only the SFT API can say what these say.
+# Fields that only the SFT API has.
 _SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
-# Of the Training API; said otherwise in the SFT API.
+# Fields of the Training API that the SFT API expresses in another way.
 _TRAINING_ONLY = ("save_name", "lora_version", "logging_backend", "training_type")
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 
@@ -33,61 +33,61 @@ class Submission:
     """A job before it is sent.
 
     Attributes:
-        dialect: Which API's words `fields` are in.
-        around: What the SFT API takes beside `config`; empty in the Training API's words.
-        revision: A revision whose dataset is that of the saved configuration, which only the service knows.
+        interface: The API whose field names `fields` has.
+        options: What the SFT API takes beside `config`; empty for the Training API.
+        revision: A revision of the saved configuration's dataset, which only the service knows.
     """
 
-    dialect: Literal["training", "sft"]
+    interface: Literal["training", "sft"]
     fields: Fields
-    around: Fields = field(default_factory=dict)
+    options: Fields = field(default_factory=dict)
     revision: str | None = None
 
     def complete(self, client: "Tuneyard") -> "Submission":
-        """The same with the saved configuration's id in full and its dataset named."""
+        """Return a copy with the full id of the saved configuration and the name of its dataset."""
         from tuneyard_cli.references import find_config_id
 
-        if "config_id" not in self.around:
+        if "config_id" not in self.options:
             return self
-        config_id = find_config_id(client, self.around["config_id"])
+        config_id = find_config_id(client, self.options["config_id"])
         fields = dict(self.fields)
         if self.revision is not None:
             saved = client.configs.get(config_id).config.get("dataset_name")
             dataset = _dataset_of(saved) or this_machine().default_dataset(self.revision)
             fields["dataset_name"] = _name_dataset(dataset, self.revision)
-        return replace(self, fields=fields, around={**self.around, "config_id": config_id}, revision=None)
+        return replace(self, fields=fields, options={**self.options, "config_id": config_id}, revision=None)
 
     def send(self, client: "Tuneyard", strategy: "Strategy", strict: bool) -> "Submitted":
         """Submit the job."""
-        if self.dialect == "training":
+        if self.interface == "training":
             return client.submit(self.fields, strategy, strict=strict)
-        return client.sft(self.fields, **self.around, strategy=strategy, strict=strict)
+        return client.sft(self.fields, **self.options, strategy=strategy, strict=strict)
 
     def plan(self, client: "Tuneyard") -> "Plan":
         """Plan the job."""
-        if self.dialect == "training":
+        if self.interface == "training":
             return client.plan(self.fields)
-        return client.plan_sft(self.fields, **self.around)
+        return client.plan_sft(self.fields, **self.options)
 
 
 def build_submission(
     file: Fields, options: Fields, settings: Fields, config: str | None = None, require: bool = True
 ) -> Submission:
-    """Join what a user gave; the later of file, options and settings wins.
+    """Merge file, options and settings; the later one wins.
 
-    Words of the other API are translated, so that a file in either can be combined with options and a saved
+    Fields named as in the other API are translated, so that a file in either can be combined with options and a saved
     configuration.
 
     Args:
         file: Fields of either API, or a whole body of `POST /api/sft/train`.
-        options: Fields in the Training API's words; None where an option was not given.
+        options: Fields named as in the Training API; None where an option was not given.
         settings: `--set`: fields of either API.
         config: A saved configuration to start from, as the user names it; the other fields override its own.
         require: Whether a model and a dataset must be named.
 
     Raises:
-        UsageProblem: a name is not known, two names say the same, no model or no dataset is named, or a value is
-            nothing that JSON can hold.
+        UsageProblem: a name is unknown, a field is given twice, no model or dataset is named, or a value can't
+            be written as JSON.
     """
     given = {name: value for name, value in options.items() if value is not None}
     sources = [_flatten(file), given, _flatten(settings)]
@@ -102,8 +102,8 @@ def build_submission(
         values["config_id"] = config
     _check_config_id(values)
     submission = _sft_submission(values) if is_sft else _training_submission(values)
-    check_json({**submission.fields, **submission.around}, "the job")
-    if require and "config_id" not in submission.around:
+    check_json({**submission.fields, **submission.options}, "the job")
+    if require and "config_id" not in submission.options:
         _require(submission)
     return submission
 
@@ -204,12 +204,12 @@ def _sft_submission(values: dict[str, Any]) -> Submission:
             values["dataset_name"] = _name_dataset(this_machine().default_dataset(dataset.name), dataset.name)
     if "config_id" not in values:
         values.setdefault("dataset_format", "auto")
-    around = {name: values.pop(name) for name in get_type_hints(AroundConfig) if name in values}
-    return Submission("sft", values, around, revision)
+    options = {name: values.pop(name) for name in get_type_hints(SftOptions) if name in values}
+    return Submission("sft", values, options, revision)
 
 
 def _translate_training_only(values: dict[str, Any]) -> None:
-    """Say in the SFT API's words what has another form there."""
+    """Translate the fields that the SFT API expresses in another way."""
     given = {name: values.pop(name) for name in _TRAINING_ONLY if values.get(name) is not None}
     for name in _TRAINING_ONLY:
         values.pop(name, None)
@@ -240,7 +240,7 @@ def _check_config_id(values: dict[str, Any]) -> None:
 
 
 def _require(submission: Submission) -> None:
-    is_sft = submission.dialect == "sft"
+    is_sft = submission.interface == "sft"
     wanted = {
         "base_model" if is_sft else "model_name": "a base model (--model)",
         "dataset_name" if is_sft else "dataset_version": "a dataset (--dataset)",

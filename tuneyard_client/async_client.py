@@ -19,7 +19,7 @@ from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import async_run, async_sleep
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
-from tuneyard_wire.fields import AroundConfig, Strategy, TrainingFields
+from tuneyard_wire.fields import SftOptions, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
@@ -94,18 +94,18 @@ class AsyncTuneyard:
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
         strict: bool = True,
-        **around: Unpack[AroundConfig],
+        **options: Unpack[SftOptions],
     ) -> Submitted:
         """Submit a job with the SFT API's field names. With `config_id`, `config` overrides the saved fields."""
-        return await self._run(calls.sft(config, idempotency_key, strategy, strict, **around))
+        return await self._run(calls.sft(config, idempotency_key, strategy, strict, **options))
 
     async def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
         """Estimate a job, given with the Training API's field names, without creating it."""
         return await self._run(calls.plan(fields))
 
-    async def plan_sft(self, config: Config | None = None, **around: Unpack[AroundConfig]) -> Plan:
+    async def plan_sft(self, config: Config | None = None, **options: Unpack[SftOptions]) -> Plan:
         """Estimate a job, given with the SFT API's field names. With `config_id`, `config` overrides saved fields."""
-        return await self._run(calls.plan_sft(config, **around))
+        return await self._run(calls.plan_sft(config, **options))
 
     async def job(self, job_id: str) -> TrainJob:
         """Get a job."""

@@ -16,7 +16,7 @@ from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
-from tuneyard_wire.fields import AroundConfig, Strategy
+from tuneyard_wire.fields import SftOptions, Strategy
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, LogLine, Metrics
@@ -90,7 +90,7 @@ def sft(
     idempotency_key: str | None = None,
     strategy: Strategy = "queue",
     strict: bool = True,
-    **around: Unpack[AroundConfig],
+    **options: Unpack[SftOptions],
 ) -> Call[Submitted]:
     """POST /api/sft/train."""
     return Call(
@@ -98,7 +98,7 @@ def sft(
         "/api/sft/train",
         read_model(Submitted),
         params=_submission_query(strategy, strict),
-        body=_sft_body(config, around),
+        body=_sft_body(config, options),
         headers=_idempotency(idempotency_key),
         is_repeatable=True,
     )
@@ -109,20 +109,20 @@ def plan(fields: Mapping[str, Any]) -> Call[Plan]:
     return Call("POST", "/train/plan", read_model(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
 
 
-def plan_sft(config: Config | None, **around: Unpack[AroundConfig]) -> Call[Plan]:
+def plan_sft(config: Config | None, **options: Unpack[SftOptions]) -> Call[Plan]:
     """POST /api/sft/plan."""
-    body = _sft_body(config, around)
+    body = _sft_body(config, options)
     return Call("POST", "/api/sft/plan", read_model(Plan), body=body, is_repeatable=True, is_endless=True)
 
 
-def _sft_body(config: Config | None, around: AroundConfig) -> dict[str, Any]:
+def _sft_body(config: Config | None, options: SftOptions) -> dict[str, Any]:
     """Build the body. When a model overrides a saved configuration, only the fields that were set are sent."""
     body: dict[str, Any] = {}
     if config is not None:
-        body["config"] = _plain(config, exclude_unset=around.get("config_id") is not None)
-    given = {name: value for name, value in around.items() if value is not None}
+        body["config"] = _plain(config, exclude_unset=options.get("config_id") is not None)
+    given = {name: value for name, value in options.items() if value is not None}
     if "webhook_events" in given:
-        given["webhook_events"] = [*(around["webhook_events"] or ())]
+        given["webhook_events"] = [*(options["webhook_events"] or ())]
     return body | given
 
 

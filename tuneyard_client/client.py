@@ -20,7 +20,7 @@ from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import run, sleep
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
-from tuneyard_wire.fields import AroundConfig, Strategy, TrainingFields
+from tuneyard_wire.fields import SftOptions, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
@@ -95,18 +95,18 @@ class Tuneyard:
         strategy: Strategy = "queue",
         idempotency_key: str | None = None,
         strict: bool = True,
-        **around: Unpack[AroundConfig],
+        **options: Unpack[SftOptions],
     ) -> Submitted:
         """Submit a job with the SFT API's field names. With `config_id`, `config` overrides the saved fields."""
-        return self._run(calls.sft(config, idempotency_key, strategy, strict, **around))
+        return self._run(calls.sft(config, idempotency_key, strategy, strict, **options))
 
     def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
         """Estimate a job, given with the Training API's field names, without creating it."""
         return self._run(calls.plan(fields))
 
-    def plan_sft(self, config: Config | None = None, **around: Unpack[AroundConfig]) -> Plan:
+    def plan_sft(self, config: Config | None = None, **options: Unpack[SftOptions]) -> Plan:
         """Estimate a job, given with the SFT API's field names. With `config_id`, `config` overrides saved fields."""
-        return self._run(calls.plan_sft(config, **around))
+        return self._run(calls.plan_sft(config, **options))
 
     def job(self, job_id: str) -> TrainJob:
         """Get a job."""

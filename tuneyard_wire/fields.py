@@ -51,7 +51,7 @@ class OptionFields(TypedDict, total=False):
     metadata: Annotated[Mapping[str, str] | None, Flag("A label.")]
 
 
-class AroundConfig(OptionFields, total=False):
+class SftOptions(OptionFields, total=False):
     """The fields of `POST /api/sft/train` other than `config`."""
 
     config_id: str | None

@@ -13,7 +13,7 @@ from jobs.spec import JobOptions
 from sft.config import SFTConfig
 from sft.explanations import SAME
 from tuneyard_cli.job_options import flagged_fields
-from tuneyard_wire.fields import TRAINING_NAMES, AroundConfig, OptionFields, TrainingFields
+from tuneyard_wire.fields import TRAINING_NAMES, OptionFields, SftOptions, TrainingFields
 
 LISTS, MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
 
@@ -35,7 +35,7 @@ def kinds(annotation: Any) -> frozenset[Any]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "model"), [(TrainingFields, TrainingRequest), (AroundConfig, TrainBody)], ids=["training", "sft"]
+    ("typed", "model"), [(TrainingFields, TrainingRequest), (SftOptions, TrainBody)], ids=["training", "sft"]
 )
 def test_the_typed_fields_are_those_of_the_request_and_of_its_types(typed, model):
     fields = {name: field for name, field in wire_fields(model).items() if name != "config"}

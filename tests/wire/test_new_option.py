@@ -57,7 +57,7 @@ assert CliRunner().invoke(app, options).exit_code == 0
 training = [GIVEN, dict(by_words.fields), dict(by_flags[0].fields), calls.submit({"model_name": "m", **GIVEN}).body]
 sft = [
     {"config": named, **ticket},
-    {"config": dict(by_config.fields), **by_config.around},
+    {"config": dict(by_config.fields), **by_config.options},
     calls.sft(named, **ticket).body,
 ]
 specs = [TrainingRequest.model_validate(body).to_spec("handbook") for body in training]
@@ -79,7 +79,7 @@ schemas = create_app(Settings()).openapi()["components"]["schemas"]
 form = parameter_schema(module.finetune).model_dump()
 print(json.dumps({
     "seen": seen,
-    "dialects": [by_words.dialect, by_config.dialect],
+    "interfaces": [by_words.interface, by_config.interface],
     "before": [read_spec(old).problem, read_spec(old).spec.ticket],
     "shown": [config_view(specs[0], "handbook")[name] for name in GIVEN],
     "documented": [
@@ -117,7 +117,7 @@ def put_before(file: Path, line: str, added: str) -> None:
 
 
 def test_both_options_come_from_every_door_to_the_journal_of_the_job(followed):
-    assert followed["dialects"] == ["training", "sft"]
+    assert followed["interfaces"] == ["training", "sft"]
     assert followed["seen"] == [["T-1", 0.5]] * 7
 
 
