@@ -116,7 +116,7 @@ def test_a_webhook_that_leads_inside_is_refused_when_the_job_is_submitted(api, h
 
     assert (train.status_code, sft.status_code) == (422, 400)
     assert train.json()["detail"] == sft.json()["detail"]
-    remedy = "must hold no user name" if "@" in host else "TUNEYARD_WEBHOOK_ALLOW="
+    remedy = "must have no user name" if "@" in host else "TUNEYARD_WEBHOOK_ALLOW="
     for word in ("webhook_url", remedy):
         assert word in train.json()["detail"]
 
