@@ -17,7 +17,8 @@ import httpx
 
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import READ_SECONDS, breaker_for
-from jobs.settings import Settings, split_credentials
+from jobs.setting_types import split_credentials
+from jobs.settings import Settings
 from tuneyard_wire.loopback import is_on_this_machine
 
 USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"

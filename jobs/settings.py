@@ -1,95 +1,21 @@
 """All settings: one frozen object, read from the environment."""
 
-import base64
-import re
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
+from jobs.setting_types import Names, Networks, Secret, WebhookSecrets, split_credentials
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
-
-SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 
 # For a server that the stack runs itself: the user's credentials are for another one.
 NO_MLFLOW_CREDENTIALS = dict.fromkeys(
     ("mlflow_tracking_username", "mlflow_tracking_password", "mlflow_tracking_token"), None
 )
-
-
-def _split(value: Any) -> Any:
-    return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()
-
-
-def read_secret(secret: str) -> bytes:
-    """Decode the key of a `whsec_...` secret. Raises ValueError, whose message does not contain the secret.
-
-    Stricter than the library, which accepts keys of any length and ignores characters that are not base64.
-    """
-    try:
-        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-    except ValueError:
-        key = b""
-    if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
-        raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes, as from openssl rand -base64 32")
-    return key
-
-
-def split_credentials(url: str) -> tuple[str, str | None, str | None]:
-    """Split a URL into the URL without credentials, the user name and the password, decoded."""
-    try:
-        parts = urlsplit(url)
-        if "@" not in parts.netloc:
-            return url, None, None
-        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        username, password = (value and unquote(value) for value in (parts.username, parts.password))
-    except ValueError:  # not a URL, as the call will report
-        return url, None, None
-    return address, username, password
-
-
-def _check_secret(secret: SecretStr) -> SecretStr:
-    read_secret(secret.get_secret_value())
-    return secret
-
-
-# Lists in environment variables, separated by commas or blanks.
-Networks = Annotated[
-    tuple[IPv4Network | IPv6Network, ...],
-    NoDecode,
-    BeforeValidator(_split),
-    PlainSerializer(lambda networks: ",".join(map(str, networks)), return_type=str, when_used="json"),
-]
-Names = Annotated[
-    tuple[str, ...],
-    NoDecode,
-    BeforeValidator(_split),
-    PlainSerializer(lambda names: ",".join(names), return_type=str, when_used="json"),
-]
-# Settings are written as JSON only to the environment and the planner's pipe.
-Secret = Annotated[
-    SecretStr, PlainSerializer(lambda value: value.get_secret_value(), return_type=str, when_used="json-unless-none")
-]
-Secrets = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_check_secret)], ...],
-    NoDecode,
-    BeforeValidator(_split),
-    PlainSerializer(lambda values: ",".join(v.get_secret_value() for v in values), return_type=str, when_used="json"),
-]
 
 
 def _expand(path: Path, variable: str) -> Path:
@@ -222,7 +148,7 @@ class Settings(BaseSettings):
         "is in use, others get 403.",
     )
 
-    webhook_secrets: Secrets = Field(
+    webhook_secrets: WebhookSecrets = Field(
         (),
         description="`whsec_...` secrets that sign webhooks, several during a rotation; unsigned if unset.",
     )

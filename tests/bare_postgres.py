@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from jobs.project import PROJECT_ROOT
 from jobs.stack import postgres
+from jobs.stack.database_urls import local_url
 from jobs.stack.process_manager import make_run_folder, plain_home, run_folder
 from jobs.storage.schema import MIGRATIONS
 from tests.conftest import wait_until
@@ -28,7 +29,7 @@ def server(home: Path) -> Iterator[str]:
     command = [*postgres.server_command(data), "-c", "fsync=off"]  # no test takes the machine's power away
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
-        url = postgres.local_url(data, "postgres")
+        url = local_url(data, "postgres")
         wait_until(lambda: postgres.is_ready(url), 30)
         yield url
     finally:

@@ -15,6 +15,7 @@ from jobs.network.proxies import bracket, bypass_proxies
 from jobs.project import code_environment
 from jobs.settings import NO_MLFLOW_CREDENTIALS, Settings
 from jobs.stack import postgres
+from jobs.stack.database_urls import asyncpg_environment, database_url
 from jobs.stack.postgres import has_account
 from jobs.stack.process_manager import Part, plain_home, run_folder
 from sft.errors import StackError
@@ -43,19 +44,6 @@ PREFECT_SERVER = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",  # a job that waits its turn is not late
 }
-
-
-def database_url(settings: Settings, database: str, driver: str = "psycopg2") -> str:
-    """SQLAlchemy URL of a database: tuneyard, prefect or mlflow, embedded or on the configured server.
-
-    Raises:
-        StackError: the configured URL has a parameter that the driver lacks.
-    """
-    if settings.database_url is None:
-        return postgres.local_url(plain_home(settings.home) / "postgres", database, driver)
-    if database == "tuneyard":
-        return settings.database_url
-    return postgres.sibling_url(settings.database_url, database, driver)
 
 
 def fill_addresses(settings: Settings) -> Settings:
@@ -165,7 +153,7 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
     }
     if settings.prefect_api_url is None:
-        environment |= PREFECT_SERVER | postgres.asyncpg_environment(settings.database_url)
+        environment |= PREFECT_SERVER | asyncpg_environment(settings.database_url)
         environment |= {
             "PREFECT_SERVER_API_HOST": LOCALHOST,
             "PREFECT_SERVER_API_PORT": str(settings.prefect_port),

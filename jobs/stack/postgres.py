@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import psutil
 import psycopg2
@@ -58,22 +57,6 @@ def server_command(data: Path) -> list[str]:
     return [*launch, "--", str(_binary("postgres", user)), "-D", HERE if user else ".", "-k", ".", *options]
 
 
-# libpq's parameters that asyncpg reads from the environment, where SQLAlchemy would pass them as arguments it lacks.
-_ASYNCPG_VARIABLES = {
-    **{name: f"PG{name.upper()}" for name in ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl")},
-    **{name: f"PG{name.upper()}" for name in ("sslnegotiation", "passfile", "krbsrvname", "gsslib")},
-    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
-    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
-    "target_session_attrs": "PGTARGETSESSIONATTRS",
-}
-_ASYNCPG_OWN = ("host", "port", "user", "password")
-# Of one connection and its name; asyncpg and Prefect have values of their own.
-_PSYCOPG2_ALONE = (
-    *("application_name", "fallback_application_name", "client_encoding", "connect_timeout", "tcp_user_timeout"),
-    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
-)
-
-
 def prepare_cluster(data: Path) -> None:
     """Create the cluster if it is missing and let the server's user run it. No server may be running on it.
 
@@ -87,34 +70,6 @@ def prepare_cluster(data: Path) -> None:
     if not data.exists():
         _initialize(data, user)
     _remove_stale_files(data)
-
-
-def local_url(data: Path, database: str, driver: str = "psycopg2") -> str:
-    """SQLAlchemy URL of a database on the embedded server, by a short, plain path of the cluster."""
-    return f"postgresql+{driver}://postgres@/{database}?host={quote(str(data), safe='/')}"
-
-
-def sibling_url(database_url: str, database: str, driver: str = "psycopg2") -> str:
-    """The URL of another database on the same server.
-
-    Raises:
-        StackError: it has a parameter that asyncpg, which Prefect connects by, can't follow.
-    """
-    url = make_url(database_url).set(database=database, drivername=f"postgresql+{driver}")
-    if driver == "asyncpg":
-        if strange := sorted({*url.query} - {*_ASYNCPG_VARIABLES, *_ASYNCPG_OWN, *_PSYCOPG2_ALONE}):
-            raise StackError(
-                f"TUNEYARD_DATABASE_URL has {', '.join(strange)}, which the driver of a local Prefect server does not "
-                "know; leave it out, or set PREFECT_API_URL to a Prefect server of your own"
-            )
-        url = url.difference_update_query([*_ASYNCPG_VARIABLES, *_PSYCOPG2_ALONE])
-    return url.render_as_string(hide_password=False)
-
-
-def asyncpg_environment(database_url: str | None) -> dict[str, str]:
-    """The variables that say to asyncpg what the URL's parameters say to libpq, such as `sslmode` and `sslrootcert`."""
-    query = make_url(database_url).query if database_url else {}
-    return {variable: str(query[name]) for name, variable in _ASYNCPG_VARIABLES.items() if name in query}
 
 
 def is_ready(database_url: str) -> bool:

@@ -12,6 +12,7 @@ from jobs.clients.keys import keys_marker, list_keys
 from jobs.engine.credentials import guard_server
 from jobs.settings import Settings
 from jobs.stack import deployments, parts, postgres
+from jobs.stack.database_urls import sibling_url
 from jobs.stack.process_manager import ALIVE_STATES, Part, Supervisor, log_path, make_run_folder
 from jobs.storage.tables import WATCHDOG_LOCK, engine_for, migrate
 from sft.errors import StackError
@@ -45,7 +46,7 @@ def bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpu
     assert resolved.prefect_api_url is not None  # noqa: S101
     local = [name for name in ("prefect", "mlflow") if name in names]
     if "postgres" in names:
-        maintenance = postgres.sibling_url(resolved.database_url, "postgres")
+        maintenance = sibling_url(resolved.database_url, "postgres")
         supervisor.start("postgres")
         wait_for("postgres", lambda: postgres.is_ready(maintenance))
         postgres.ensure_databases(maintenance, ["tuneyard", *local])

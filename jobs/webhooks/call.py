@@ -13,7 +13,7 @@ import httpcore
 import httpx
 from standardwebhooks import Webhook
 
-from jobs.settings import read_secret
+from jobs.setting_types import read_secret
 from jobs.storage.tables import JobReport
 from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from api.auth import warn_if_open_to_others
 from api.main import create_app
 from jobs.clients.keys import TTL_SECONDS, ApiKeySnapshot, KeyScope, create_key, hash_key, list_keys, revoke_key
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.tables import ApiKey, engine_for, migrate
 

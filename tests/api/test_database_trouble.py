@@ -21,6 +21,7 @@ from api.main import create_app
 from jobs.network.deadlines import allow
 from jobs.settings import Settings
 from jobs.stack import postgres
+from jobs.stack.database_urls import sibling_url
 from jobs.storage.tables import migrate
 from tests.bare_postgres import server
 from tests.conftest import free_port, wait_until
@@ -47,7 +48,7 @@ def database(disk):
     home.mkdir()
     with server(home) as url:
         postgres.ensure_databases(url, ["tuneyard"])
-        database_url = postgres.sibling_url(url, "tuneyard")
+        database_url = sibling_url(url, "tuneyard")
         migrate(database_url)
         yield database_url
 

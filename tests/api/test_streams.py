@@ -25,6 +25,7 @@ from jobs.clients.keys import KeyScope, create_key, revoke_key
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.stack import postgres
+from jobs.stack.database_urls import sibling_url
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
 from jobs.storage.events import write_event
 from jobs.storage.tables import engine_for, migrate
@@ -59,7 +60,7 @@ def settings():
     """Of a database with its tables; the other servers are not there."""
     with tempfile.TemporaryDirectory(prefix="tuneyard-streams-") as home, server(Path(home)) as url:
         postgres.ensure_databases(url, ["tuneyard"])
-        database_url = postgres.sibling_url(url, "tuneyard")
+        database_url = sibling_url(url, "tuneyard")
         migrate(database_url)
         nowhere = f"http://127.0.0.1:{free_port()}"
         yield Settings(home=Path(home), database_url=database_url, prefect_api_url=nowhere, mlflow_tracking_uri=nowhere)
@@ -217,7 +218,7 @@ def test_a_stream_ends_soon_after_its_client_lost_its_right(settings, service, j
     """It had gone on until the job had ended: for days, say. Others go on."""
     keys_database = f"keys{had_keys}".lower()
     postgres.ensure_databases(settings.database_url, [keys_database])
-    url = postgres.sibling_url(settings.database_url, keys_database)
+    url = sibling_url(settings.database_url, keys_database)
     migrate(url)
     engine = engine_for(url)
     home = settings.home / keys_database

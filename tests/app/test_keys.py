@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 import cli.__main__ as cli
 from jobs.clients.keys import hash_key, read_snapshot
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.tables import engine_for
 
 pytestmark = pytest.mark.stack

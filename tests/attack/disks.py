@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs.clients.keys import KeyScope, create_key
 from jobs.project import PROJECT_ROOT
 from jobs.stack import postgres
+from jobs.stack.database_urls import local_url
 from jobs.stack.process_manager import make_run_folder, plain_home
 from jobs.storage.schema import migrate
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
@@ -38,8 +39,8 @@ class Database:
         postgres.prepare_cluster(self.data)
         self._process: subprocess.Popen[bytes] | None = None
         self.keep_up()
-        postgres.ensure_databases(postgres.local_url(self.data, "postgres"), ["tuneyard"])
-        self.url = postgres.local_url(self.data, "tuneyard")
+        postgres.ensure_databases(local_url(self.data, "postgres"), ["tuneyard"])
+        self.url = local_url(self.data, "tuneyard")
 
     def keep_up(self) -> None:
         """Start it if it does not run, and wait until it answers."""
@@ -47,7 +48,7 @@ class Database:
             environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
             command = postgres.server_command(self.data)
             self._process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        url = postgres.local_url(self.data, "postgres")
+        url = local_url(self.data, "postgres")
         wait_until(lambda: postgres.is_ready(url), time.monotonic() + BACK_SECONDS)
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy import create_engine, inspect, text
 from jobs.clients.keys import ApiKeyCache, list_keys, read_snapshot
 from jobs.project import PROJECT_ROOT
 from jobs.settings import Settings
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.schema import known_revisions
 from sft.files.publication import publish_folder
 from tasks.dataset import resolve

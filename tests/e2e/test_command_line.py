@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import cli.__main__ as cli
 from jobs.clients.keys import keys_marker
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.tables import engine_for, migrate
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]

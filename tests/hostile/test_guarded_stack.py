@@ -28,6 +28,7 @@ from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.stack import local as stack
 from jobs.stack import postgres
+from jobs.stack.database_urls import local_url, sibling_url
 from jobs.stack.process_manager import run_folder, stack_processes
 from jobs.storage.tables import engine_for
 from tests.conftest import free_port, wait_until
@@ -85,8 +86,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_until(lambda: postgres.is_ready(postgres.local_url(data, "postgres")), 60)
-            postgres.ensure_databases(postgres.local_url(data, "postgres"), ["tuneyard"])
+            wait_until(lambda: postgres.is_ready(local_url(data, "postgres")), 60)
+            postgres.ensure_databases(local_url(data, "postgres"), ["tuneyard"])
             yield data
         finally:
             server.send_signal(signal.SIGINT)
@@ -134,7 +135,7 @@ def guarded(database: Path, registry: str, tmp_path_factory: pytest.TempPathFact
         registry=token_hex(12),
         database=token_hex(12),
     )
-    url = postgres.local_url(database, "tuneyard").replace("://postgres@", f"://postgres:{secrets.database}@")
+    url = local_url(database, "tuneyard").replace("://postgres@", f"://postgres:{secrets.database}@")
     assert secrets.database in url
     environment = {
         "TUNEYARD_HOME": str(folder / "home"),
@@ -229,7 +230,7 @@ def test_an_instruction_for_prefect_makes_no_job(guarded: Guarded, body: dict[st
 def test_no_database_holds_a_secret(guarded: Guarded) -> None:
     secrets, leaks, rows = all_secrets(guarded), [], 0
     for database in ("tuneyard", "prefect", "mlflow"):
-        engine = create_engine(postgres.sibling_url(str(guarded.settings.database_url), database, "psycopg2"))
+        engine = create_engine(sibling_url(str(guarded.settings.database_url), database, "psycopg2"))
         with engine.connect() as connection:
             tables = connection.execute(text(TABLES)).scalars()
             for table in tables.all():

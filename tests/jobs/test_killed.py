@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, inspect, text
 
 from jobs.clients.keys import KeyScope, create_key, list_keys, read_snapshot
 from jobs.project import PROJECT_ROOT
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.schema import known_revisions, migrate
 from sft.errors import StackError
 from tests.bare_postgres import server, upgrade

@@ -15,7 +15,8 @@ from sqlalchemy import create_engine, inspect, text
 from api.main import create_app
 from jobs.errors import SchemaMismatch
 from jobs.service.access import StackAccess
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.schema import MIGRATIONS, ensure_current, known_revisions, migrate
 from jobs.storage.tables import engine_for

@@ -34,27 +34,10 @@ def short_timeouts(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    server.wait()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def server(shared_server):
-    yield shared_server
-    shared_server.thaw()
-
-
-@pytest.fixture
-def adapter_dir(tmp_path):
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(bytes(1000))
-    return folder
+def server(mlflow_server):
+    yield mlflow_server
+    mlflow_server.thaw()
 
 
 def open_tracker(uri, job_id=None):

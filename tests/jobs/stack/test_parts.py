@@ -10,8 +10,8 @@ from sqlalchemy import make_url
 from supervisor.options import ServerOptions
 
 from jobs.settings import Settings
-from jobs.stack.parts import build_parts, database_url, fill_addresses, stack_environment, visible_gpus
-from jobs.stack.postgres import sibling_url
+from jobs.stack.database_urls import database_url, sibling_url
+from jobs.stack.parts import build_parts, fill_addresses, stack_environment, visible_gpus
 from jobs.stack.process_manager import PLAIN_PATH, Part, Supervisor, make_run_folder, render_config, run_folder
 from sft.errors import StackError
 

@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
-from jobs.stack.postgres import ensure_databases, sibling_url
+from jobs.stack.database_urls import sibling_url
+from jobs.stack.postgres import ensure_databases
 from jobs.storage.events import write_event
 from jobs.storage.tables import Watermark, WebhookDelivery, engine_for, migrate
 from jobs.watchdog.clock_steps import ClockSteps

@@ -1,0 +1,73 @@
+"""Types of settings: lists as they are written into variables, secrets, and URLs with credentials."""
+
+import base64
+import re
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
+from pydantic_settings import NoDecode
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
+
+
+def _split(value: Any) -> Any:
+    return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()
+
+
+def read_secret(secret: str) -> bytes:
+    """Decode the key of a `whsec_...` secret. Raises ValueError, whose message does not contain the secret.
+
+    Stricter than the library, which accepts keys of any length and ignores characters that are not base64.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes, as from openssl rand -base64 32")
+    return key
+
+
+def split_credentials(url: str) -> tuple[str, str | None, str | None]:
+    """Split a URL into the URL without credentials, the user name and the password, decoded."""
+    try:
+        parts = urlsplit(url)
+        if "@" not in parts.netloc:
+            return url, None, None
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        username, password = (value and unquote(value) for value in (parts.username, parts.password))
+    except ValueError:  # not a URL, as the call will report
+        return url, None, None
+    return address, username, password
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    read_secret(secret.get_secret_value())
+    return secret
+
+
+# Lists in environment variables, separated by commas or blanks.
+Networks = Annotated[
+    tuple[IPv4Network | IPv6Network, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    PlainSerializer(lambda networks: ",".join(map(str, networks)), return_type=str, when_used="json"),
+]
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    PlainSerializer(lambda names: ",".join(names), return_type=str, when_used="json"),
+]
+# Settings are written as JSON only to the environment and the planner's pipe.
+Secret = Annotated[
+    SecretStr, PlainSerializer(lambda value: value.get_secret_value(), return_type=str, when_used="json-unless-none")
+]
+WebhookSecrets = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_check_secret)], ...],
+    NoDecode,
+    BeforeValidator(_split),
+    PlainSerializer(lambda values: ",".join(v.get_secret_value() for v in values), return_type=str, when_used="json"),
+]
