@@ -59,6 +59,24 @@ def breaker_for(name: str, url: str, timeout: type[Exception]) -> "Breaker":
     return Breaker(name, timeout)
 
 
+def within(chunks: Iterator[bytes], seconds: float, sender: str) -> Iterator[bytes]:
+    """Yield what is received. Waiting for it may take `seconds` in total, the consumer's time not counted.
+
+    Raises:
+        TimeoutError: it took longer; the message names the sender.
+    """
+    waited = 0.0
+    while True:
+        began = time.monotonic()
+        chunk = next(chunks, None)
+        waited += time.monotonic() - began
+        if chunk is None:
+            return
+        if waited > seconds:
+            raise TimeoutError(f"{sender} has sent too little within {seconds:.0f} s")
+        yield chunk
+
+
 class Breaker:
     """Circuit breaker: fails calls at once while a server is known not to respond. Thread-safe.
 

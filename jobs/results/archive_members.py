@@ -1,18 +1,15 @@
 """Reads the files of an adapter for its archive, from disk or through MLflow's artifact proxy."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import httpx
-
 from jobs.errors import AdapterNotReady
 from jobs.mlflow_server import MlflowServer
-from jobs.network.deadlines import READ_SECONDS, call_deadline
+from jobs.network.deadlines import READ_SECONDS, call_deadline, within
 from jobs.results.object_store import StoredFile
 from sft.errors import StackError
 from sft.files.places import is_opened_in
@@ -93,7 +90,7 @@ class MlflowFile:
             with self.server.watch(), call_deadline():
                 answer = client.send(client.build_request("GET", self.place), stream=True).raise_for_status()
             with closing(answer):
-                yield from _read_in_time(answer, seconds)
+                yield from within(answer.iter_bytes(), seconds, "MLflow")
 
 
 def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
@@ -101,18 +98,3 @@ def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
         if left := chunk[start:]:
             yield left
         start = max(0, start - len(chunk))
-
-
-def _read_in_time(answer: httpx.Response, seconds: float) -> Iterator[bytes]:
-    """Yield the body; waiting for its bytes may take `seconds` in total, without the consumer's time."""
-    chunks = answer.iter_bytes()
-    waited = 0.0
-    while True:
-        began = time.monotonic()
-        chunk = next(chunks, None)
-        waited += time.monotonic() - began
-        if chunk is None:
-            return
-        if waited > seconds:
-            raise httpx.ReadTimeout(f"MLflow has sent too little within {seconds:.0f} s")
-        yield chunk

@@ -1,14 +1,14 @@
 """Files of adapters that MLflow keeps in an object store, which MLflow's clients reach by themselves."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.network.deadlines import READ_SECONDS
+from jobs.network.deadlines import READ_SECONDS, within
 from sft.errors import StackError
 
 SCHEMES = ("s3",)  # of those that MLflow knows; what each needs is the extra of that name
@@ -25,19 +25,10 @@ class StoredFile:
 
     def read(self, seconds: float) -> Iterator[bytes]:
         """Yield the content; waiting for it may take `seconds` in total. Raises StackError."""
-        waited = 0.0
         with _translate_errors(self.url):
             store, path = _open_store(self.url)
             with store.open(path, "rb", block_size=CHUNK_BYTES, cache_type="readahead") as file:
-                while True:
-                    began = time.monotonic()
-                    chunk = file.read(CHUNK_BYTES)
-                    waited += time.monotonic() - began
-                    if not chunk:
-                        return
-                    if waited > seconds:
-                        raise TimeoutError(f"too little came within {seconds:.0f} s")
-                    yield chunk
+                yield from within(iter(partial(file.read, CHUNK_BYTES), b""), seconds, "the store")
 
 
 def list_files(folder: str) -> dict[str, tuple[StoredFile, int]]:
