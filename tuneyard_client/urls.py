@@ -50,7 +50,6 @@ def _is_host(host: str) -> bool:
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
-        return not _NOT_OF_HOST.search(host) and bool(
-            host.encode("idna")
-        )  # which the resolver does too; it raises UnicodeError
+        is_name = bool(host.encode("idna"))  # as the resolver does; raises UnicodeError
+        return is_name and not _NOT_OF_HOST.search(host)
     return True

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from tasks.tracking import CONFIG_FILE
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
 from tests.e2e.wandb_files import read_history
@@ -106,6 +107,8 @@ def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
     by_time = sorted(client.get_metric_history(version.run_id, "eval_loss"), key=lambda point: point.timestamp)
     assert [point.step for point in by_time] == [0, 6]  # though the start is evaluated last
     assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    stored = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert CONFIG_FILE in stored, "written before training: a store that can't be written ends the job then"
     assert data.dataset.name == "handbook"
     assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
 
