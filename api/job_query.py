@@ -9,6 +9,7 @@ from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, WithJsonSchema
 
+from api.dependencies import find_visible_owner
 from jobs.engine.listing import JobFilters
 from jobs.status import JobStatus
 from jobs.vocabulary import PAGE_SIZE
@@ -66,7 +67,10 @@ def read_filters(
     metadata: Metadata = None,
     id_prefix: IdPrefix = None,
 ) -> JobFilters:
-    """Read all filters but the status, whose names differ between the APIs. Raises RequestValidationError."""
+    """Read all filters but the status, whose names differ between the APIs. Raises RequestValidationError.
+
+    Jobs that the client may not see are filtered out.
+    """
     return JobFilters(
         model=model,
         adapter=adapter,
@@ -74,6 +78,7 @@ def read_filters(
         created_after=_read_time("created_after", created_after),
         created_before=_read_time("created_before", created_before),
         metadata=_read_metadata(request, metadata or []),
+        owner=find_visible_owner(request),
         id_prefix=id_prefix,
     )
 

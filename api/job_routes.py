@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Service
+from api.dependencies import Service, VisibleOwner
 from api.errors import SFT_PREFIX
 from api.ranges import read_range
 from api.responses import respond
@@ -35,9 +35,9 @@ NDJSON = "application/x-ndjson"
 TAR = "application/x-tar"
 
 
-def find_job(job_id: str, service: Service) -> Job:
+def find_job(job_id: str, service: Service, owner: VisibleOwner) -> Job:
     """Find the job of the path. Raises JobNotFound, before anything is streamed."""
-    return service.get(job_id)
+    return service.get(job_id, owner)
 
 
 FoundJob = Annotated[Job, Depends(find_job)]

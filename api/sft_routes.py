@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.dependencies import Service, Strict
+from api.dependencies import JobOwner, Service, Strict, VisibleOwner
 from api.idempotency import read_request_key
 from api.job_lists import write_job_list
 from api.job_query import IdPrefix, Limit, PageCursor, read_filters, statuses_of
@@ -35,6 +35,7 @@ def start_training(
     service: Service,
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
+    owner: JobOwner,
     strategy: Annotated[
         Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
     ] = "queue",
@@ -44,7 +45,7 @@ def start_training(
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
     check = SubmissionCheck(partial(service.preflight.start, spec), is_strict=strict)
-    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope))
+    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     warnings = [*job.warnings]
     return respond(SftStarted, {"job_id": str(job.id), "status": SFT_STATUS_NAMES[job.status], "warnings": warnings})
 
@@ -64,15 +65,15 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}", response_model=SftJob)
-def get_job(job_id: str, service: Service) -> Response:
+def get_job(job_id: str, service: Service, owner: VisibleOwner) -> Response:
     """Get the status, progress and result of one job."""
-    return write_job(describe_job(service.get(job_id)))
+    return write_job(describe_job(service.get(job_id, owner)))
 
 
 @router.post("/jobs/{job_id}/stop")
-def stop_job(job_id: str, service: Service) -> Message:
+def stop_job(job_id: str, service: Service, owner: VisibleOwner) -> Message:
     """Stop a job in whatever state it is."""
-    service.stop(job_id)
+    service.stop(job_id, owner)
     return Message(message=f"Job {job_id} stopped")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.dependencies import Service, Strict
+from api.dependencies import JobOwner, Service, Strict, VisibleOwner
 from api.idempotency import read_request_key
 from api.job_lists import write_job_list
 from api.job_query import Limit, PageCursor, read_filters, statuses_of
@@ -52,6 +52,7 @@ def start_training(
     service: Service,
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
+    owner: JobOwner,
     strategy: Annotated[
         Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
     ] = "queue",
@@ -60,7 +61,7 @@ def start_training(
     """Start a training job, or queue it behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
     check = SubmissionCheck(partial(service.preflight.start, spec), field_names(body), strict)
-    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope))
+    job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     status, message = "started", "Training job started"
     if job.status is JobStatus.QUEUED:
         status, message = "queued", f"Training job added to queue at position {job.queue_position}"
@@ -83,29 +84,31 @@ def list_training_jobs(
 
 
 @router.get("/train/{job_id}", response_model=TrainJob)
-def get_training_job(job_id: str, service: Service) -> Response:
+def get_training_job(job_id: str, service: Service, owner: VisibleOwner) -> Response:
     """Get the status, effective configuration, progress and result of one job."""
-    return write_job(describe_job(service.get(job_id), service))
+    return write_job(describe_job(service.get(job_id, owner), service))
 
 
 @router.delete("/train/{job_id}")
-def cancel_training_job(job_id: str, service: Service) -> Cancelled:
+def cancel_training_job(job_id: str, service: Service, owner: VisibleOwner) -> Cancelled:
     """Cancel a queued or running job."""
-    service.cancel(job_id)
+    service.cancel(job_id, owner)
     return Cancelled(status="cancelled", message=f"Training job {job_id} cancelled")
 
 
 @router.get("/queue")
-def get_queue(service: Service, response: Response) -> Queue:
+def get_queue(service: Service, response: Response, owner: VisibleOwner) -> Queue:
     """Get the queued jobs, and whether a job is running.
 
-    The header `X-Waiting-For` names what they wait for besides the jobs ahead, such as a paused work pool.
+    `queue_length` counts all queued jobs; `queued_jobs` has those that the key may see. The header `X-Waiting-For`
+    names what they wait for besides the jobs ahead, such as a paused work pool.
     """
-    queue = service.queue()
+    queue = service.queue(owner)
     if queue.waiting_for:
         response.headers["X-Waiting-For"] = escape(queue.waiting_for).encode("ascii", "backslashreplace").decode()
     waiting = [str(job_id) for job_id in queue.waiting]
-    return Queue(is_training_running=queue.is_training_running, queue_length=len(waiting), queued_jobs=waiting)
+    length = len(waiting) + queue.others
+    return Queue(is_training_running=queue.is_training_running, queue_length=length, queued_jobs=waiting)
 
 
 def describe_job(job: Job, service: JobService) -> dict[str, Any]:
@@ -146,4 +149,5 @@ def common_fields(job: Job) -> dict[str, Any]:
         "config_version": saved.version if saved else None,
         "config_name": saved.name if saved else None,
         "made_by": made_by.model_dump(include={*Maker.model_fields}) if made_by else None,
+        "owner": str(job.owner) if job.owner else None,
     }

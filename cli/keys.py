@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from sqlalchemy import Engine
@@ -29,18 +30,30 @@ def create(
     scope: Annotated[
         KeyScope, typer.Option(help="read: GET only; submit: also submit, cancel and save; admin: everything.")
     ] = KeyScope.SUBMIT,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY_ID",
+            help="Key whose jobs it sees and makes, such as the one it replaces; its own if not given.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a key. It is displayed once."""
+    """Create a key. It is displayed once.
+
+    A submit key sees and cancels the jobs that it made, an admin key all (TUNEYARD_SUBMIT_KEYS_SEE,
+    TUNEYARD_READ_KEYS_SEE).
+    """
     with _database() as engine:
         is_first = not keys.list_keys(engine)
-        record, key = keys.create_key(engine, name, scope)
+        record, key = keys.create_key(engine, name, scope, _find_owner(engine, of) if of is not None else None)
     if is_first:
         keys.remember_keys(keys.keys_marker(Settings().home))  # an API that runs here requires keys at once
     if as_json:
         print_json({**_plain(record), "key": key, "is_first": is_first})
         return
-    print_line(f"Key {record.id} for {record.name}, scope {scope}. It is not shown again:", err=True)
+    owner = f", jobs of {record.owner_id}" if record.owner_id else ""
+    print_line(f"Key {record.id} for {record.name}, scope {scope}{owner}. It is not shown again:", err=True)
     typer.echo(key)  # nothing else on stdout, for KEY=$(tuneyard keys create ci)
     if is_first:
         typer.echo(
@@ -63,8 +76,10 @@ def show(as_json: JsonOption = False) -> None:
     for record in records:
         state = f"revoked {record.revoked_at:%Y-%m-%d}" if record.revoked_at else "valid"
         scopes = ",".join(record.scopes)
+        owner = f"  (jobs of {record.owner_id})" if record.owner_id else ""
         print_line(
-            f"{record.id}  {record.prefix}…  {scopes:<6}  {record.created_at:%Y-%m-%d}  {state:<18}  {record.name}"
+            f"{record.id}  {record.prefix}…  {scopes:<6}  {record.created_at:%Y-%m-%d}  {state:<18}  "
+            f"{record.name}{owner}"
         )
 
 
@@ -75,12 +90,22 @@ def revoke(
 ) -> None:
     """Revoke a key permanently, within a few seconds. Revoking the last one does not turn authentication off."""
     with _database() as engine:
-        known = {} if is_complete(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
-        record = keys.revoke_key(engine, choose_by_prefix(key, "keys", known) or key)
+        record = keys.revoke_key(engine, _complete(engine, key))
     if as_json:
         print_json(_plain(record))
     else:
         print_line(f"Revoked {record.id} ({record.name}).")
+
+
+def _complete(engine: Engine, key: str) -> str:
+    """The id of the key that this id, or its beginning, means."""
+    known = {} if is_complete(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
+    return choose_by_prefix(key, "keys", known) or key
+
+
+def _find_owner(engine: Engine, key: str) -> UUID:
+    record = keys.find_key(engine, _complete(engine, key))
+    return record.owner_id or record.id
 
 
 def _plain(record: ApiKey) -> dict[str, Any]:
@@ -89,6 +114,7 @@ def _plain(record: ApiKey) -> dict[str, Any]:
         "name": record.name,
         "prefix": record.prefix,
         "scopes": [*record.scopes],
+        "owner_id": str(record.owner_id or record.id),
         "created_at": record.created_at.isoformat(),
         "revoked_at": record.revoked_at.isoformat() if record.revoked_at else None,
     }

@@ -12,12 +12,13 @@ from prefect.states import Cancelled
 from jobs.network.deadlines import allow
 from jobs.retrain_spec import RetrainSpec
 from jobs.service.job_service import JobService
-from jobs.service.retraining import submit_retraining
+from jobs.service.retraining import find_owner, submit_retraining
 from jobs.settings import Settings
 from jobs.storage.connections import PATIENCE_SECONDS
 from jobs.vocabulary import RETRAIN_FLOW_NAME
 from tasks.journal import show_log_lines
 from tasks.retraining import build_job, find_adapter, look_at_data
+from tasks.tracking import JOB_TAG
 
 logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
 
@@ -43,7 +44,8 @@ def retrain(adapter_name: str, dataset_version: str | None = None, force: bool =
         return _end("Unchanged", f"{dataset.name} has not changed since version {adapter.version} of {adapter.name}")
     spec = build_job(adapter, dataset, str(flow_run.get_id()), settings)
     with allow(PATIENCE_SECONDS), closing(JobService(settings)) as service:  # no client waits for the response
-        made = submit_retraining(service, spec, wanted.force)
+        owner = find_owner(service, adapter.tags.get(JOB_TAG, ""))
+        made = submit_retraining(service, spec, wanted.force, owner)
     if not made.is_new:
         return _end(made.state_name, made.reason)
     logger.info("%s has changed: job %s retrains %s", dataset.name, made.job_id, adapter.name)

@@ -108,6 +108,14 @@ class Settings(BaseSettings):
     )
 
     require_api_key: bool = Field(False, description="Require an API key even if none exists yet.")
+    submit_keys_see: Literal["own", "all"] = Field(
+        "own", description="Jobs that a `submit` key sees and cancels: those it made, or all."
+    )
+    read_keys_see: Literal["own", "all"] = Field(
+        "all",
+        description="Jobs that a `read` key sees. One created with `--of` sees the other key's jobs alone, whatever is "
+        "set here; with `own` the others see none.",
+    )
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body; a larger one gets 413.")
     body_timeout_seconds: float = Field(
         60, gt=0, description="Time limit for a client to send a request's body; later it gets 408."

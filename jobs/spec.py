@@ -6,9 +6,11 @@ The requests of both APIs inherit the options; docs/how-to/add-an-option.md show
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -49,6 +51,7 @@ WebhookUrl = Annotated[
 
 _URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
 MAX_CACHED_CHARACTERS = 16384  # of a job's parameters
+OWNER_PREFIX = "owner:"
 RESERVED_KEY = "__prefect_kind"  # Prefect interprets a mapping with this key
 
 
@@ -200,6 +203,20 @@ def check_storable(values: Mapping[str, Any]) -> None:
 def made_by_tag(flow: str) -> str:
     """The tag of jobs that a flow created."""
     return f"made_by:{flow}"
+
+
+def owner_tag(owner: UUID) -> str:
+    """The tag of an owner's jobs."""
+    return f"{OWNER_PREFIX}{owner}"
+
+
+def read_owner(tags: Iterable[str]) -> UUID | None:
+    """The owner of a job with these tags; None if it has none."""
+    for tag in tags:
+        if tag.startswith(OWNER_PREFIX):
+            with suppress(ValueError):
+                return UUID(tag.removeprefix(OWNER_PREFIX))
+    return None
 
 
 class JobParameters(NamedTuple):

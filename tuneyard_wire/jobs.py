@@ -67,6 +67,7 @@ _JOB: dict[str, Any] = {
     "config_version": None,
     "config_name": None,
     "made_by": None,
+    "owner": None,
 }
 
 
@@ -145,6 +146,7 @@ class _Job(Response):
     config_version: int | None = None
     config_name: str | None = None
     made_by: Maker | None = None
+    owner: Id | None = Field(None, description="The API key to which the job belongs, if one made it.")
 
 
 class TrainJob(_Job):

@@ -42,11 +42,12 @@ class KeyScope(StrEnum):
 
 @dataclass(frozen=True)
 class Client:
-    """The client that sent a request."""
+    """The client that sent a request. `owner_id` owns the jobs it makes: its key, or the key that its key is for."""
 
     key_id: UUID
     name: str
     scope: KeyScope
+    owner_id: UUID
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,23 @@ class ApiKeySnapshot:
     is_open: bool
 
 
-def create_key(engine: Engine, name: str, scope: KeyScope) -> tuple[ApiKey, str]:
-    """Create a key; returns its record and the key, which is not stored. Raises InvalidConfig for a blank name."""
+def create_key(engine: Engine, name: str, scope: KeyScope, owner_id: UUID | None = None) -> tuple[ApiKey, str]:
+    """Create a key; returns its record and the key, which is not stored. Raises InvalidConfig for a blank name.
+
+    Args:
+        owner_id: Owner of the jobs that it sees and makes; itself if None.
+    """
     if not name.strip() or not name.isprintable():
         raise InvalidConfig(f"name must be printable and not blank, got {name!r}")
     key = KEY_MARK + secrets.token_urlsafe(32)
     # A random key of 256 bits can't be guessed from its hash; slow hashes are needed for passwords only.
-    record = ApiKey(name=name.strip(), prefix=key[:SHOWN_CHARACTERS], key_sha256=hash_key(key), scopes=[scope.value])
+    record = ApiKey(
+        name=name.strip(),
+        prefix=key[:SHOWN_CHARACTERS],
+        key_sha256=hash_key(key),
+        scopes=[scope.value],
+        owner_id=owner_id,
+    )
     with Session(engine, expire_on_commit=False) as session:
         session.add(record)
         session.commit()
@@ -77,19 +88,30 @@ def list_keys(engine: Engine) -> list[ApiKey]:
         return [*session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))]
 
 
+def find_key(engine: Engine, key_id: str) -> ApiKey:
+    """The key of this id. Raises KeyNotFound."""
+    with Session(engine, expire_on_commit=False) as session:
+        return _get(session, key_id)
+
+
 def revoke_key(engine: Engine, key_id: str) -> ApiKey:
     """Revoke a key permanently; repeating it changes nothing. Raises KeyNotFound."""
-    try:
-        parsed = UUID(key_id)
-    except ValueError as error:
-        raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them") from error
     with Session(engine, expire_on_commit=False) as session:
-        record = session.get(ApiKey, parsed)
-        if record is None:
-            raise KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them")
+        record = _get(session, key_id)
         record.revoked_at = record.revoked_at or datetime.now(UTC)
         session.commit()
         return record
+
+
+def _get(session: Session, key_id: str) -> ApiKey:
+    unknown = KeyNotFound(f"API key {key_id} not found; `tuneyard keys list` shows them")
+    try:
+        record = session.get(ApiKey, UUID(key_id))
+    except ValueError as error:
+        raise unknown from error
+    if record is None:
+        raise unknown
+    return record
 
 
 def hash_key(key: str) -> str:
@@ -101,11 +123,15 @@ def read_snapshot(engine: Engine) -> ApiKeySnapshot:
     """Read the keys from the database. Revoking the last key does not open the service again."""
     records = list_keys(engine)
     clients = {
-        record.key_sha256: Client(record.id, record.name, max(map(KeyScope, record.scopes), key=list(KeyScope).index))
+        record.key_sha256: Client(record.id, record.name, _read_scope(record), record.owner_id or record.id)
         for record in records
         if record.revoked_at is None
     }
     return ApiKeySnapshot(clients, is_open=not records)
+
+
+def _read_scope(record: ApiKey) -> KeyScope:
+    return max(map(KeyScope, record.scopes), key=list(KeyScope).index)
 
 
 class ApiKeyCache:

@@ -9,6 +9,7 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from jobs.engine.runs import PrefectRuns, WaitingRun, due_between, state_filter
+from jobs.spec import owner_tag
 from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
 from tuneyard_wire.fields import Priority
@@ -27,12 +28,14 @@ _OCCUPYING = filters.FlowRunFilter(
 class Queue(NamedTuple):
     """Whether a job is running, and the ids of the waiting jobs in order.
 
-    `waiting_for` says what else keeps them waiting, such as a paused work pool.
+    `waiting_for` says what else keeps them waiting, such as a paused work pool; `others` is the number of waiting jobs
+    of other owners, which are not in `waiting`.
     """
 
     is_training_running: bool
     waiting: list[UUID]
     waiting_for: str | None = None
+    others: int = 0
 
 
 def is_in_line(run: FlowRun) -> bool:
@@ -89,8 +92,8 @@ class JobQueue:
         free = self._count_free()
         return self._first(free) if free else []
 
-    def read(self) -> Queue:
-        """Read the whole queue."""
+    def read(self, owner: UUID | None = None) -> Queue:
+        """Read the whole queue; jobs of others than this owner are only counted."""
         ids = self._runs.read_ids()
         occupied = self._count_occupied(ids)
         line = self._sorted(self._read_all(ids=ids))
@@ -98,7 +101,12 @@ class JobQueue:
         able = [run.id for run in line if not pool.blockers.of(run.work_queue_name)]
         starting = {*able[: max(0, pool.slots - occupied)]}
         waiting = [run.id for run in line if run.id not in starting]
-        return Queue(occupied + len(starting) > 0, waiting, pool.blockers.summary())
+        shown = waiting
+        if owner is not None:
+            mine = {run.id for run in self._read_all(ids=ids, owner=owner)}
+            shown = [job_id for job_id in waiting if job_id in mine]
+        others = len(waiting) - len(shown)
+        return Queue(occupied + len(starting) > 0, shown, pool.blockers.summary(), others)
 
     def blocker_of(self, run: FlowRun) -> str | None:
         """What besides the jobs ahead keeps a waiting run from starting."""
@@ -139,12 +147,13 @@ class JobQueue:
         after: datetime | None = None,
         before: datetime | None = None,
         ids: RunIds | None = None,
+        owner: UUID | None = None,
     ) -> Iterator[WaitingRun]:
-        """Every waiting run of these queues and times; a run that moves meanwhile appears once or not at all."""
+        """Every waiting run of these queues, times and owner; a run that moves meanwhile appears once or not at all."""
         before = before or datetime.now(UTC)
         seen: set[UUID] = set()
         while True:
-            wanted = _waiting(after, before, [*seen])
+            wanted = _waiting(after, before, [*seen], owner)
             page = self._runs.first_waiting(wanted, queues=queues, ids=ids)
             yield from page
             if len(page) < PAGE_SIZE:
@@ -170,9 +179,12 @@ def _time(run: FlowRun | WaitingRun) -> datetime:
     return run.next_scheduled_start_time or datetime.now(UTC) + timedelta(days=1)
 
 
-def _waiting(after: datetime | None, before: datetime, excluded: list[UUID] | None = None) -> filters.FlowRunFilter:
+def _waiting(
+    after: datetime | None, before: datetime, excluded: list[UUID] | None = None, owner: UUID | None = None
+) -> filters.FlowRunFilter:
     return filters.FlowRunFilter(
         state=state_filter([RunState.SCHEDULED], not_names=ONGOING_NAMES),
         next_scheduled_start_time=due_between(after, before),
         id=filters.FlowRunFilterId(not_any_=excluded) if excluded else None,
+        tags=filters.FlowRunFilterTags(all_=[owner_tag(owner)]) if owner else None,
     )

@@ -15,7 +15,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from jobs.engine.job_queue import JobQueue
 from jobs.engine.runs import PrefectRuns, state_filter
 from jobs.errors import InvalidCursor
-from jobs.spec import made_by_tag, metadata_tag
+from jobs.spec import made_by_tag, metadata_tag, owner_tag
 from jobs.status import JobStatus, state_types
 from jobs.storage.id_prefixes import find_offset, id_range
 from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, StateName
@@ -41,6 +41,7 @@ class JobFilters:
     created_before: datetime | None = None
     metadata: Sequence[tuple[str, str]] = ()  # all of these pairs
     made_by: str | None = None  # the flow that submitted it
+    owner: UUID | None = None
     id_prefix: str | None = None  # of the jobs whose ids begin so, the 200 with the greatest ids
 
 
@@ -141,6 +142,7 @@ def _to_run_filter(
     tags += [f"dataset:{wanted.dataset}"] if wanted.dataset is not None else []
     tags += [metadata_tag(key, value) for key, value in wanted.metadata]
     tags += [made_by_tag(wanted.made_by)] if wanted.made_by is not None else []
+    tags += [owner_tag(wanted.owner)] if wanted.owner is not None else []
     before = min((time for time in (cursor and cursor.time, wanted.created_before) if time), default=None)
     excluded = (cursor.shown if cursor else []) + starting
     return filters.FlowRunFilter.model_validate(

@@ -93,6 +93,11 @@ class PoolRuns:
         change = {"infrastructure_pid": None}
         self.prefect.patch(f"/flow_runs/{self._run_of(job_id)}", json=change).raise_for_status()
 
+    def set_tags(self, job_id: str, tags: Iterable[str]) -> None:
+        """Replace the tags of a run."""
+        change = {"tags": sorted(tags)}
+        self.prefect.patch(f"/flow_runs/{self._run_of(job_id)}", json=change).raise_for_status()
+
     def set_state(self, job_id: str, state: dict[str, Any], force: bool = False) -> None:
         """Propose a state, see `jobs.vocabulary.make_state`. Raises StateRefused."""
         wanted = {"state": state, "force": force}

@@ -23,6 +23,7 @@ from sqlalchemy import Engine
 from jobs.engine.blockers import Blockers, describe_missing, find_blocker
 from jobs.engine.prefect_client import call
 from jobs.errors import JobNotFound
+from jobs.spec import owner_tag
 from jobs.storage.connections import translate_errors
 from jobs.storage.run_ids import RunIds
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, PAGE_SIZE
@@ -110,15 +111,27 @@ class PrefectRuns:
                     raise
         return self._flow_id
 
-    def get(self, job_id: UUID | str, ids: RunIds | None = None) -> FlowRun:
-        """One run. Raises JobNotFound for an unknown id or one that is not a UUID."""
+    def get(self, job_id: UUID | str, ids: RunIds | None = None, owner: UUID | None = None) -> FlowRun:
+        """One run. Raises JobNotFound for an unknown id or one that is not a UUID.
+
+        Args:
+            owner: Prefect is asked for this owner's run of the id alone, so that another owner's is as unknown, and
+                takes as long, as one that does not exist.
+        """
         unknown = JobNotFound(f"Job {job_id} not found")
         try:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError as error:
             raise unknown from error
+        known = ids or self.read_ids()
+        if owner is not None:
+            wanted = filters.FlowRunFilter.model_validate(
+                {"id": {"any_": [parsed]}, "tags": {"all_": [owner_tag(owner)]}}
+            )
+            if found := self.page(wanted, limit=1, ids=known):
+                return found[0]
+            raise unknown
         try:
-            known = ids or self.read_ids()
             run = _name_jobs([call(lambda: self.client.read_flow_run(known.run_of(parsed)))], known)[0]
         except StackError as error:
             raise unknown if _means_missing(error) else error from error.__cause__
@@ -134,9 +147,10 @@ class PrefectRuns:
         limit: int = PAGE_SIZE,
         queues: list[str] | None = None,
         offset: int = 0,
+        ids: RunIds | None = None,
     ) -> list[FlowRun]:
         """At most 200 runs from `offset` on that match the filter, in these work queues if given."""
-        ids = self.read_ids()
+        ids = ids or self.read_ids()
         found = call(
             lambda: self.client.read_flow_runs(
                 flow_filter=_FLOW,

@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 
 from jobs.engine.job_queue import priority_of
-from jobs.spec import JobSpec, read_spec
+from jobs.spec import JobSpec, read_owner, read_spec
 from jobs.status import JobStatus, is_without_deployment
 from jobs.storage.tables import JobReport
 from sft.errors import InvalidConfig
@@ -38,6 +38,7 @@ class Job:
     attempt: int | None = None  # number of attempts started
     tracking_url: str | None = None
     output_path: str | None = None
+    owner: UUID | None = None  # the API key that made it
 
     @property
     def start_time(self) -> datetime | None:
@@ -84,6 +85,7 @@ def job_from_run(
         attempt=attempt,
         tracking_url=report.tracking_url if report else None,
         output_path=report.output_path if report else None,
+        owner=read_owner(run.tags),
     )
 
 

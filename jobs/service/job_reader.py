@@ -18,9 +18,10 @@ from jobs.errors import JobNotFound
 from jobs.lifecycle.attempts import read_jobs
 from jobs.lifecycle.ends import settle
 from jobs.service.job import Job, job_from_report, job_from_run
+from jobs.spec import owner_tag
 from jobs.status import JobStatus, status_of
 from jobs.storage.connections import autocommit, translate_errors
-from jobs.storage.reports import read_reports
+from jobs.storage.reports import is_owned, read_reports
 from jobs.storage.run_ids import RunIds
 from jobs.storage.tables import JobReport
 from jobs.vocabulary import FINAL_STATES
@@ -44,13 +45,17 @@ class JobReader:
         self._queue = queue
         self._listing = Listing(runs, queue)
 
-    def get(self, job_id: UUID | str) -> Job:
-        """Get a job, also one whose run was deleted. Raises JobNotFound for an unknown or invalid id."""
+    def get(self, job_id: UUID | str, owner: UUID | None = None) -> Job:
+        """Get a job, also one whose run was deleted.
+
+        Raises:
+            JobNotFound: the id is unknown or invalid, or the job is not this owner's.
+        """
         ids = self._runs.read_ids()
         try:
-            return self.describe_all([self._runs.get(job_id, ids)], ids)[0]
+            return self.describe_all([self._runs.get(job_id, ids, owner)], ids)[0]
         except JobNotFound:
-            if job := self.find_kept(job_id):
+            if job := self.find_kept(job_id, owner):
                 return job
             raise
 
@@ -92,13 +97,15 @@ class JobReader:
             for job, run in zip(jobs, runs, strict=True)
         ]
 
-    def find_kept(self, job_id: UUID | str) -> Job | None:
-        """Find a job whose run was deleted; None if it is unknown."""
+    def find_kept(self, job_id: UUID | str, owner: UUID | None = None) -> Job | None:
+        """Find a job whose run was deleted; None if it is unknown, or not this owner's."""
         try:
             parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError:
             return None
         with translate_errors(), autocommit(self._engine) as connection:
+            if owner is not None and not is_owned(connection, parsed, owner_tag(owner)):
+                return None
             reports, attempts = read_jobs(connection, [parsed])
         report = reports.get(parsed)
         return job_from_report(parsed, report, attempts.get(parsed)) if report else None

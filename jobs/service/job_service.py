@@ -31,7 +31,7 @@ from jobs.service.job import Job
 from jobs.service.job_reader import JobPage, JobReader, read_state
 from jobs.service.submission import Submission, SubmissionLock
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, owner_tag
 from jobs.status import JobStatus
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.connections import autocommit, translate_errors
@@ -82,13 +82,15 @@ class JobService:
         request: RequestKey | None = None,
         check: SubmissionCheck = NO_CHECK,
         client: str = "",
+        owner: UUID | None = None,
     ) -> Submission:
         """Create a job and queue it. A repeated `request` gets the first response and creates no job.
 
         Args:
             request: The idempotency key, if there is one.
             check: The checks before submission; findings are warnings in the response, or an error.
-            client: The job's owner, so that the webhooks of one client do not delay those of another.
+            client: Who sent the request, so that the webhooks of one client do not delay those of another.
+            owner: The API key to which the job belongs; None if only admin keys may see it.
 
         Raises:
             TuneyardError: `check.refusal`, if there is one.
@@ -103,10 +105,10 @@ class JobService:
             raise refusal
         with self._lock.taken() as connection:
             if request is not None:
-                return self._submit_once(connection, request, spec, strategy, priority, check, client)
+                return self._submit_once(connection, request, spec, strategy, priority, check, client, owner)
             self._check_free(strategy)
             check.begin()  # the checks run while this thread waits for Prefect
-            run = self._create(spec, Scheduled(), priority)
+            run = self._create(spec, Scheduled(), priority, owner=owner)
         keep = partial(copy_context().run, self._keep, run, client)  # with this call's time limit
         try:
             finish = _threads.start(keep).result
@@ -135,17 +137,17 @@ class JobService:
         return self._reader.describe(run)
 
     @allow(WRITE_SECONDS)
-    def cancel(self, job_id: UUID | str) -> Job:
+    def cancel(self, job_id: UUID | str, owner: UUID | None = None) -> Job:
         """Cancel a job: a queued one at once, a running one as soon as its process has ended.
 
         Raises:
-            JobNotFound: the id is unknown.
+            JobNotFound: the id is unknown, or the job is not this owner's.
             JobConflict: the job has already ended.
         """
         try:
-            run = self._runs.get(job_id)
+            run = self._runs.get(job_id, owner=owner)
         except JobNotFound:
-            return self._cancel_kept(job_id)
+            return self._cancel_kept(job_id, owner)
         self._check_not_ended(run)
         if run.state and run.state.type is StateType.PAUSED:
             with self._lock.taken():  # excludes a concurrent `start`
@@ -160,21 +162,25 @@ class JobService:
         return self._cancel_started(run)
 
     @allow(WRITE_SECONDS)
-    def stop(self, job_id: UUID | str) -> Job:
+    def stop(self, job_id: UUID | str, owner: UUID | None = None) -> Job:
         """`cancel` that accepts a job that is already cancelled."""
         try:
-            return self.cancel(job_id)
+            return self.cancel(job_id, owner)
         except JobConflict:
-            job = self.get(job_id)
+            job = self.get(job_id, owner)
             if job.status is JobStatus.CANCELLED:
                 return job
             raise
 
     # -- read jobs
 
-    def get(self, job_id: UUID | str) -> Job:
-        """Get a job, also one whose run was deleted. Raises JobNotFound for an unknown or invalid id."""
-        return self._reader.get(job_id)
+    def get(self, job_id: UUID | str, owner: UUID | None = None) -> Job:
+        """Get a job, also one whose run was deleted.
+
+        Raises:
+            JobNotFound: the id is unknown or invalid, or the job is not this owner's.
+        """
+        return self._reader.get(job_id, owner)
 
     def list_jobs(
         self, wanted: JobFilters | None = None, limit: int | None = None, cursor: str | None = None
@@ -186,9 +192,9 @@ class JobService:
         """
         return self._reader.read_page(wanted, limit, cursor)
 
-    def queue(self) -> Queue:
-        """Read the queue."""
-        return self._queue.read()
+    def queue(self, owner: UUID | None = None) -> Queue:
+        """Read the queue; jobs of others than this owner are only counted."""
+        return self._queue.read(owner)
 
     def run_ids(self, job_id: UUID) -> list[UUID]:
         """Ids of the job's Prefect runs: two if the first one was lost while it was queued."""
@@ -196,11 +202,18 @@ class JobService:
 
     # -- internal
 
-    def _create(self, spec: JobSpec, state: State[Any], priority: Priority, run_key: str | None = None) -> FlowRun:
+    def _create(
+        self,
+        spec: JobSpec,
+        state: State[Any],
+        priority: Priority,
+        run_key: str | None = None,
+        owner: UUID | None = None,
+    ) -> FlowRun:
         return self._runs.create(
             parameters=spec.to_parameters(),
             state=state,
-            tags=spec.tags(),
+            tags=[*spec.tags(), *([owner_tag(owner)] if owner else [])],
             name=spec.config.run_name and escape(spec.config.run_name),  # workers write it to their logs
             work_queue_name=self._queue.queue_name(priority),
             idempotency_key=run_key,
@@ -231,6 +244,7 @@ class JobService:
         priority: Priority,
         check: SubmissionCheck,
         client: str,
+        owner: UUID | None,
     ) -> Submission:
         claim = find_claim(connection, request)
         if claim is not None and claim.answer is not None:
@@ -241,7 +255,7 @@ class JobService:
                 raise refusal
             self._check_free(strategy)
             claim = claim or make_claim(connection, request)
-            run = self._create(spec, Scheduled(), priority, claim.run_key)
+            run = self._create(spec, Scheduled(), priority, claim.run_key, owner)
             self._keep(run, client, connection)
         submission = self._describe(run, check.warnings)
         assert claim is not None  # noqa: S101 - for the type checker
@@ -266,9 +280,9 @@ class JobService:
         with translate_errors():
             mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
 
-    def _cancel_kept(self, job_id: UUID | str) -> Job:
+    def _cancel_kept(self, job_id: UUID | str, owner: UUID | None) -> Job:
         """Cancel a job whose run was deleted."""
-        job = self.get(job_id)
+        job = self.get(job_id, owner)
         if job.status.is_terminal:
             raise self._conflict(job)
         self._mark_cancelled(job.id)

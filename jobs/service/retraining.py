@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Engine, func, select
 
 from jobs.engine.listing import JobFilters
+from jobs.errors import JobNotFound
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
@@ -27,12 +28,21 @@ class Retraining(NamedTuple):
     state_name: str
 
 
-def submit_retraining(service: JobService, spec: JobSpec, force: bool = False) -> Retraining:
+def find_owner(service: JobService, job_id: str) -> UUID | None:
+    """The owner of the job that trained an adapter; None if it has none or is not known."""
+    try:
+        return service.get(job_id).owner
+    except JobNotFound:
+        return None
+
+
+def submit_retraining(service: JobService, spec: JobSpec, force: bool = False, owner: UUID | None = None) -> Retraining:
     """Submit a job unless a retraining of the adapter is unfinished, or one on the same data, settings and base ended.
 
     Args:
         spec: Must have `adapter_name` and `made_by`.
         force: Submit it even if such a job has ended, but not while one is unfinished.
+        owner: Owner of the job.
     """
     assert spec.made_by is not None  # noqa: S101 - for the type checker
     name = spec.registered_name
@@ -45,7 +55,7 @@ def submit_retraining(service: JobService, spec: JobSpec, force: bool = False) -
         ended = next((job for job in jobs if _fingerprint(job) == spec.made_by.fingerprint), None)
         if ended and not force:
             return Retraining(ended.id, False, _explain(ended, name), f"{ended.status.value.capitalize()}Before")
-        return Retraining(service.submit(spec).id, True, "", "Retraining")
+        return Retraining(service.submit(spec, owner=owner).id, True, "", "Retraining")
 
 
 def _fingerprint(job: Job) -> str | None:

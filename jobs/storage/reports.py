@@ -36,6 +36,12 @@ def read_reports(database: Engine | Connection, job_ids: list[UUID]) -> dict[UUI
         return {report.job_id: report for report in reports}
 
 
+def is_owned(connection: Connection, job_id: UUID, owner_tag: str) -> bool:
+    """Whether the job's run had this tag when it was first seen."""
+    has_tag = JobReport.run["tags"].contains([owner_tag])
+    return connection.execute(select(JobReport.job_id).where(JobReport.job_id == job_id, has_tag)).first() is not None
+
+
 class ProgressWriter:
     """Writes a job's training progress at most once in `min_interval_seconds`, and always the last step.
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     Text,
     UniqueConstraint,
     create_engine,
@@ -95,6 +96,17 @@ class JobAttempt(Base):
     settled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     lost: Mapped[int] = mapped_column(Integer, default=0)
     cancelled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    database_role: Mapped[str | None] = mapped_column(Text)  # that its process connected as
+
+
+class JobClaim(Base):
+    """The process that may write a job's rows with the trainers' database role (`jobs.storage.trainer_role`)."""
+
+    __tablename__ = "job_claims"
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    claimed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 class SavedConfig(Base):
@@ -145,6 +157,7 @@ class ApiKey(Base):
     prefix: Mapped[str] = mapped_column(Text)  # its first characters, to recognize it by
     key_sha256: Mapped[str] = mapped_column(Text, unique=True)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    owner_id: Mapped[UUID | None]  # of the jobs that it sees and makes; itself if null
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 

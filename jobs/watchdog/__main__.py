@@ -36,6 +36,7 @@ from jobs.watchdog.clock_steps import ClockSteps
 from jobs.watchdog.deliveries import Deliverer
 from jobs.watchdog.idle_workers import IdleWorkers
 from jobs.watchdog.manual_changes import ManualChanges
+from jobs.watchdog.owners import OwnerTags
 from jobs.watchdog.recovery import Recovery
 from jobs.webhooks.outbox import CHANNEL
 from sft.errors import StackError
@@ -154,6 +155,7 @@ def main() -> None:
         PeriodicTask("ends of jobs", 3.0, deliveries.add_missing),
         PeriodicTask("manual changes", 3.0, ManualChanges(engine, runs, settings.prefect_api_url, is_local).look),
     ]
+    tasks.append(PeriodicTask("owners of jobs", 5.0, OwnerTags(engine, runs).look))
     if is_local:
         tasks.append(PeriodicTask("cancellations", 3.0, Cancellations(runs).finish))
         tasks.append(PeriodicTask("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))

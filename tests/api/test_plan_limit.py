@@ -34,7 +34,7 @@ def app(tmp_path):
     """With six keys, and no server behind it."""
     settings = Settings(home=tmp_path, max_plans=2)
     app = create_app(settings)
-    clients = {hash_key(name): Client(uuid4(), name, KeyScope.SUBMIT) for name in "abcdef"}
+    clients = {hash_key(name): Client(uuid4(), name, KeyScope.SUBMIT, uuid4()) for name in "abcdef"}
     app.state.keys._read = lambda: ApiKeySnapshot(clients, is_open=False)
     app.state.planner = SlowPlanner()
     app.dependency_overrides[get_service] = lambda: SimpleNamespace(settings=settings)

@@ -48,6 +48,7 @@ FULL = Job(
     progress=Progress.example(),
     result=Result.example(),
     attempt=1,
+    owner=ID,
 )
 WAITING = replace(
     FULL, status=JobStatus.QUEUED, spec=SPEC, started_at=None, ended_at=None, progress=None, result=None, attempt=None
@@ -62,7 +63,7 @@ class Jobs:
         self.settings = Settings()
         self._jobs = jobs
 
-    def get(self, _: str) -> Job:
+    def get(self, _: str, owner: uuid.UUID | None) -> Job:
         return self._jobs[0]
 
     def list_jobs(self, _: Any, limit: int, cursor: str | None) -> Any:

@@ -12,7 +12,7 @@ from jobs.settings import Settings
 from jobs.storage.connections import DatabaseTimeout
 
 OPEN = ApiKeySnapshot({}, is_open=True)
-CLOSED = ApiKeySnapshot({hash_key("key"): Client(uuid4(), "key", KeyScope.ADMIN)}, is_open=False)
+CLOSED = ApiKeySnapshot({hash_key("key"): Client(uuid4(), "key", KeyScope.ADMIN, uuid4())}, is_open=False)
 NOWHERE = {  # with all three set, nothing is started
     "database_url": "postgresql+psycopg2://postgres@127.0.0.1:9/tuneyard",
     "prefect_api_url": "http://127.0.0.1:9/api",

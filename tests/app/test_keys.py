@@ -61,6 +61,26 @@ def test_a_key_is_made_shown_once_listed_and_revoked(database_url):
     assert [client.name for client in read_snapshot(engine_for(database_url)).clients.values()] == ["board"]
 
 
+def test_a_key_for_the_jobs_of_another_is_told(database_url):
+    run("create", "ci")
+    first = run("list").output.split()[0]
+
+    made = run("create", "board", "--scope", "read", "--of", first[:8])
+    assert f"scope read, jobs of {first}. It is not shown again" in made.stderr
+    assert run("list").output.splitlines()[1].endswith(f"board  (jobs of {first})")
+    board = json.loads(run("list", "--json").stdout)[1]["id"]
+    run("create", "next", "--of", board)  # the owner is that of the key it names
+    run("revoke", first)
+    assert [one["owner_id"] for one in json.loads(run("list", "--json").stdout)] == [first] * 3
+    snapshot = read_snapshot(engine_for(database_url))
+    assert {str(client.owner_id) for client in snapshot.clients.values()} == {first}
+
+    unknown = run("create", "x", "--of", "550e8400-e29b-41d4-a716-446655440000")
+    assert unknown.exit_code == 3
+    assert "API key 550e8400-e29b-41d4-a716-446655440000 not found" in unknown.stderr
+    assert len(json.loads(run("list", "--json").stdout)) == 3
+
+
 @pytest.mark.parametrize("unknown", ["nonsense", "550e8400-e29b-41d4-a716-446655440000"])
 def test_an_unknown_key_is_named(database_url, unknown):
     result = run("revoke", unknown)
