@@ -274,8 +274,11 @@ def _is_our_api(settings: Settings) -> bool:
 def check_stack(checks: Mapping[str, PartCheck]) -> Iterator[Finding]:
     """Check that the running parts of the stack respond."""
     for name, check in checks.items():
-        remedy = None if check.ok else "`tuneyard status` shows its log file; `tuneyard up` starts missing parts"
-        yield Finding(Level.OK if check.ok else Level.FAIL, "stack", f"{name} {check.detail}", remedy)
+        problem, _, advice = check.detail.partition("; ") if check.is_warning else (check.detail, "", "")
+        if not check.ok:
+            advice = "`tuneyard status` shows its log file; `tuneyard up` starts missing parts"
+        level = Level.WARN if check.is_warning else Level.OK if check.ok else Level.FAIL
+        yield Finding(level, "stack", f"{name} {problem}", advice or None)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from jobs.privacy import UMASK
 from jobs.scratch import lending_scratch
+from jobs.worker_limit import worker_slot
 from sft.confinement import explain_end, open_note
 
 NOTE = "TUNEYARD_NOTE"  # file descriptor of the note on what the job reads (`sft.confinement`)
@@ -50,18 +51,23 @@ def main() -> int:
         signal.signal(number, pass_on)
     end_with_parent()
     os.umask(UMASK)
-    # The child inherits the blocked signal and unblocks it once it can handle it (`jobs.early_stop`).
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    # In its own session: a signal to the worker's process group would reach it twice.
-    note = open_note()
-    with lending_scratch("job") as (more, handles):
-        environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more
-        command = [sys.executable, "-m", "flows"]
-        child = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[note, *handles])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        for late in held:
-            child.send_signal(late)
-        code = child.wait()
+    with worker_slot(lambda: bool(held)) as is_free:
+        if not is_free:
+            if not held:
+                subprocess.run([sys.executable, "-m", "jobs.requeue"], check=False)
+            return 0
+        # The child inherits the blocked signal and unblocks it once it can handle it (`jobs.early_stop`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # In its own session: a signal to the worker's process group would reach it twice.
+        note = open_note()
+        with lending_scratch("job") as (more, handles):
+            environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more
+            command = [sys.executable, "-m", "flows"]
+            child = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[note, *handles])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            for late in held:
+                child.send_signal(late)
+            code = child.wait()
     if code < 0:
         sys.stderr.write(f"The job's process was ended by {signal.Signals(-code).name}\n")
     if problem := explain_end(code, note):

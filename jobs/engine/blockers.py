@@ -1,4 +1,4 @@
-"""Explains why jobs wait although a slot is free: something is paused, limited or deleted in Prefect."""
+"""Explains why jobs wait besides those ahead: something is paused, limited or deleted in Prefect, or no worker runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,3 +30,11 @@ def find_blocker(what: str, is_paused: bool, limit: int | None) -> str | None:
 def describe_missing(work_pool: str) -> str:
     """Explain that the work pool does not exist."""
     return f"the work pool {work_pool} is gone from Prefect; run `tuneyard up`"
+
+
+def describe_no_worker(work_pool: str) -> str:
+    """Explain that no worker of the pool has sent a heartbeat lately."""
+    return (
+        f"no worker of the work pool {work_pool} is online; `tuneyard up` starts those of the local stack, `tuneyard "
+        "deploy` shows the command for your own hosts"
+    )

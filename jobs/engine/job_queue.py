@@ -8,6 +8,7 @@ from uuid import UUID
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from jobs.engine.capacity import Room
 from jobs.engine.runs import PrefectRuns, WaitingRun, due_between, state_filter
 from jobs.spec import owner_tag
 from jobs.storage.run_ids import RunIds
@@ -60,7 +61,7 @@ class JobQueue:
         """The work queue of a priority, created if needed; None for the deployment's own."""
         if priority == "normal":
             return None
-        self._runs.ensure_queue(priority, _FIRST_RANK if priority == HIGH else None)
+        self._runs.pool.ensure_queue(priority, _FIRST_RANK if priority == HIGH else None)
         return priority
 
     def is_busy(self) -> bool:
@@ -72,45 +73,48 @@ class JobQueue:
         waiting = sorted(filter(is_in_line, runs), key=_time)
         if not waiting:
             return {}
-        free = self._count_free(ids)
-        ranks, blockers = self._runs.pool().ranks, self._runs.pool().blockers
+        pool, room = self._runs.pool.read(), self._read_room(ids)
         places: dict[UUID, int] = {}
         for name in {run.work_queue_name or "" for run in waiting}:
             mine = [run for run in waiting if (run.work_queue_name or "") == name]
-            rank = ranks.get(name, _UNKNOWN_RANK)
-            is_blocked = blockers.of(name) is not None
+            rank = pool.ranks.get(name, _UNKNOWN_RANK)
+            is_blocked = pool.blockers.of(name) is not None
             # A job that can't start does not hold up one that can; if neither can, the order stays.
             ahead = [
-                other for other, its_rank in ranks.items() if its_rank < rank and (is_blocked or not blockers.of(other))
+                other
+                for other, its_rank in pool.ranks.items()
+                if its_rank < rank and (is_blocked or not pool.blockers.of(other))
             ]
-            offset = (self._count_waiting(ahead) if ahead else 0) - (0 if is_blocked else free)
-            places |= {run_id: place + offset for run_id, place in self._places_in(name, mine).items()}
+            waiting_ahead, starting_ahead = self._count_ahead(ahead, room)
+            can_start = 0 if is_blocked else min(room.of(name), room.free - starting_ahead)
+            for run_id, place in self._places_in(name, mine).items():
+                queued_ahead = 0 if place <= can_start else waiting_ahead - starting_ahead
+                places[run_id] = queued_ahead + place - can_start
         return places
 
     def starting(self) -> list[WaitingRun]:
         """The runs that workers take next: the first of the queue, as many as slots are free."""
-        free = self._count_free()
-        return self._first(free) if free else []
+        room = self._read_room()
+        return self._first(room) if room.free else []
 
     def read(self, owner: UUID | None = None) -> Queue:
         """Read the whole queue; jobs of others than this owner are only counted."""
         ids = self._runs.read_ids()
-        occupied = self._count_occupied(ids)
+        pool, occupied = self._runs.pool.read(), self._count_occupied(ids)
         line = self._sorted(self._read_all(ids=ids))
-        pool = self._runs.pool()
-        able = [run.id for run in line if not pool.blockers.of(run.work_queue_name)]
-        starting = {*able[: max(0, pool.slots - occupied)]}
+        room = pool.room(lambda queues: self._count_occupied(ids, queues) if queues else occupied)
+        starting = {run.id for run in _fill(line, room)}
         waiting = [run.id for run in line if run.id not in starting]
         shown = waiting
         if owner is not None:
             mine = {run.id for run in self._read_all(ids=ids, owner=owner)}
             shown = [job_id for job_id in waiting if job_id in mine]
         others = len(waiting) - len(shown)
-        return Queue(occupied + len(starting) > 0, shown, pool.blockers.summary(), others)
+        return Queue(occupied > 0 or bool(starting), shown, pool.blockers.summary(), others)
 
     def blocker_of(self, run: FlowRun) -> str | None:
         """What besides the jobs ahead keeps a waiting run from starting."""
-        return self._runs.pool().blockers.of(run.work_queue_name) if is_in_line(run) else None
+        return self._runs.pool.read().blockers.of(run.work_queue_name) if is_in_line(run) else None
 
     def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:
         """Positions from 1 within one work queue, of runs sorted by time: counted, and read only where gaps are."""
@@ -124,19 +128,29 @@ class JobQueue:
             return {run.id: first + index for index, run in enumerate(runs)}
         between = self._sorted(self._read_all([queue], _time(runs[0]), _time(runs[-1])))
         wanted = {run.id for run in runs}
-        return {run.id: first + index for index, run in enumerate(between) if run.id in wanted}
+        taken = dict.fromkeys(wanted, _TAKEN)  # but for those that still wait
+        return taken | {run.id: first + index for index, run in enumerate(between) if run.id in wanted}
 
-    def _first(self, count: int) -> list[WaitingRun]:
+    def _count_ahead(self, queues: list[str], room: Room) -> tuple[int, int]:
+        """How many jobs wait in these work queues, and how many of them can start now."""
+        plain, narrow = [name for name in queues if name not in room.queues], [*room.queues.keys() & {*queues}]
+        waiting = startable = self._count_waiting(plain) if plain else 0
+        for name in narrow:
+            count = self._count_waiting([name])
+            waiting, startable = waiting + count, startable + min(count, room.of(name))
+        return waiting, min(startable, room.free)
+
+    def _first(self, room: Room) -> list[WaitingRun]:
         """The first runs of the queue: the first of every work queue, merged."""
         found: list[WaitingRun] = []
-        pool, ids = self._runs.pool(), self._runs.read_ids()
-        for name in (name for name in pool.ranks if not pool.blockers.of(name)):
-            wanted = _waiting(None, datetime.now(UTC))
-            found += self._runs.first_waiting(wanted, count, [name], ids)
-        return self._sorted(found)[:count]
+        ids = self._runs.read_ids()
+        for name in self._runs.pool.read().ranks:
+            if count := room.of(name):
+                found += self._runs.first_waiting(_waiting(None, datetime.now(UTC)), count, [name], ids)
+        return _fill(self._sorted(found), room)
 
     def _sorted(self, runs: Iterable[WaitingRun]) -> list[WaitingRun]:
-        ranks = self._runs.pool().ranks
+        ranks = self._runs.pool.read().ranks
         return sorted(
             runs, key=lambda run: (ranks.get(run.work_queue_name or "", _UNKNOWN_RANK), _time(run), str(run.id))
         )
@@ -161,18 +175,34 @@ class JobQueue:
             after = _time(page[-1])
             seen = {run.id for run in page if _time(run) == after} | (seen if _time(page[0]) == after else set())
 
-    def _count_free(self, ids: RunIds | None = None) -> int:
-        slots = self._runs.pool().slots
-        return max(0, slots - self._count_occupied(ids)) if slots else 0
+    def _read_room(self, ids: RunIds | None = None) -> Room:
+        return self._runs.pool.read().room(lambda queues: self._count_occupied(ids, queues))
 
-    def _count_occupied(self, ids: RunIds | None = None) -> int:
-        """Slots in use. An ended job's slot counts as free, though Prefect learns of the end a moment later."""
+    def _count_occupied(self, ids: RunIds | None = None, queues: list[str] | None = None) -> int:
+        """Slots in use, by jobs of these work queues or of all.
+
+        An ended job's slot counts as free, though Prefect learns of the end a moment later.
+        """
         just_ended = (ids or self._runs.read_ids()).just_ended
         others = filters.FlowRunFilterId(not_any_=just_ended) if just_ended else None
-        return self._runs.count(_OCCUPYING.model_copy(update={"id": others}))
+        return self._runs.count(_OCCUPYING.model_copy(update={"id": others}), queues)
 
     def _count_waiting(self, queues: list[str] | None = None, before: datetime | None = None) -> int:
         return self._runs.count(_waiting(None, before or datetime.now(UTC)), queues)
+
+
+def _fill(line: Iterable[WaitingRun], room: Room) -> list[WaitingRun]:
+    """The runs of a sorted queue that get the free slots."""
+    free, left = room.free, dict(room.queues)
+    taken: list[WaitingRun] = []
+    for run in line:
+        name = run.work_queue_name or ""
+        if len(taken) == free:
+            break
+        if left.get(name, free) > 0:
+            taken.append(run)
+            left[name] = left.get(name, free) - 1
+    return taken
 
 
 def _time(run: FlowRun | WaitingRun) -> datetime:

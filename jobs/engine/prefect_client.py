@@ -72,3 +72,10 @@ def call(request: Callable[[], T]) -> T:
         raise StackError(f"Prefect's API refused a request ({said}); see `tuneyard status`") from error
     except (httpx.HTTPError, PrefectException) as error:
         raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
+
+
+def means_missing(error: StackError) -> bool:
+    """Whether a `call` failed because what it asked for does not exist."""
+    cause = error.__cause__
+    refusal = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
+    return isinstance(cause, ObjectNotFound) or refusal == httpx.codes.NOT_FOUND

@@ -1,50 +1,35 @@
 """`JobService`: submit, follow, list and cancel jobs."""
 
-import logging
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
-from contextvars import copy_context
-from functools import partial
-from typing import Any
+from contextlib import ExitStack
 from uuid import UUID
 
-from prefect.client.schemas import filters
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Cancelling, Paused, Scheduled
 from prefect.types._datetime import now
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.clients.configs import ConfigStore
-from jobs.clients.idempotency import RequestKey, find_claim, keep_answer, make_claim
-from jobs.daemon_threads import DaemonThreads
+from jobs.clients.idempotency import RequestKey
 from jobs.engine.job_queue import JobQueue, Queue
 from jobs.engine.listing import JobFilters
 from jobs.engine.prefect_client import open_prefect_client
 from jobs.engine.runs import PrefectRuns
-from jobs.errors import JobConflict, JobNotFound, TrainingBusy
+from jobs.errors import JobConflict, JobNotFound
 from jobs.lifecycle.attempts import mark_cancelled
-from jobs.lifecycle.ends import RUN_FACTS, keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allow
-from jobs.preflight import NO_CHECK, Preflight, SubmissionCheck, SubmissionWarning
+from jobs.preflight import NO_CHECK, Preflight, SubmissionCheck
 from jobs.service.job import Job
-from jobs.service.job_reader import JobPage, JobReader, read_state
+from jobs.service.job_reader import JobPage, JobReader
 from jobs.service.submission import Submission, SubmissionLock
+from jobs.service.submitter import Submitter, Wanted, facts_of
 from jobs.settings import Settings
-from jobs.spec import JobSpec, owner_tag
+from jobs.spec import JobSpec
 from jobs.status import JobStatus
 from jobs.storage.bounded_postgres import bounded_engine_for
-from jobs.storage.connections import autocommit, translate_errors
+from jobs.storage.connections import translate_errors
 from jobs.vocabulary import StateName
 from jobs.webhooks.targets import check_target
 from sft.errors import StackError
 from tuneyard_wire.fields import Priority, Strategy
-from tuneyard_wire.one_line import escape
-
-logger = logging.getLogger(__name__)
-
-_threads = DaemonThreads("keep-run")
-BUSY_MESSAGE = "A training job is already running. Please try again later."
 
 
 class JobService:
@@ -66,6 +51,7 @@ class JobService:
         self._queue = JobQueue(self._runs)
         self._reader = JobReader(self.engine, self._runs, self._queue)
         self._lock = SubmissionLock(self.engine)
+        self._submitter = Submitter(self.engine, self._runs, self._queue, self._lock)
 
     def close(self) -> None:
         """Close the connections to Prefect. The service can't be used afterwards."""
@@ -103,27 +89,14 @@ class JobService:
             check.collect()  # before the lock is taken, so that other submissions do not wait
         elif refusal := check.refusal:
             raise refusal
-        with self._lock.taken() as connection:
-            if request is not None:
-                return self._submit_once(connection, request, spec, strategy, priority, check, client, owner)
-            self._check_free(strategy)
-            check.begin()  # the checks run while this thread waits for Prefect
-            run = self._create(spec, Scheduled(), priority, owner=owner)
-        keep = partial(copy_context().run, self._keep, run, client)  # with this call's time limit
-        try:
-            finish = _threads.start(keep).result
-        except RuntimeError:  # no more threads
-            finish = keep
-        submission = self._describe(run, check.warnings)  # without the lock: later jobs can't get ahead
-        finish()
-        return submission
+        return self._submitter.submit(Wanted(spec, strategy, priority, request, check, client, owner))
 
     @allow(WRITE_SECONDS)
     def create(self, spec: JobSpec, priority: Priority = "normal") -> Job:
         """Create a job that waits until `start` is called. Raises InvalidConfig like `submit`."""
         self._check_webhook(spec)
-        run = self._create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority)
-        self._keep(run)
+        run = self._submitter.create(spec, Paused(name=StateName.CREATED, timeout_seconds=None), priority)
+        self._submitter.keep(run)
         return self._reader.describe(run)
 
     @allow(WRITE_SECONDS)
@@ -202,69 +175,9 @@ class JobService:
 
     # -- internal
 
-    def _create(
-        self,
-        spec: JobSpec,
-        state: State[Any],
-        priority: Priority,
-        run_key: str | None = None,
-        owner: UUID | None = None,
-    ) -> FlowRun:
-        return self._runs.create(
-            parameters=spec.to_parameters(),
-            state=state,
-            tags=[*spec.tags(), *([owner_tag(owner)] if owner else [])],
-            name=spec.config.run_name and escape(spec.config.run_name),  # workers write it to their logs
-            work_queue_name=self._queue.queue_name(priority),
-            idempotency_key=run_key,
-        )
-
-    def _keep(self, run: FlowRun, client: str = "", connection: Connection | None = None) -> None:
-        """Store the facts of a new run, with this connection or a new one; the watchdog does it if this fails."""
-        try:
-            with nullcontext(connection) if connection is not None else autocommit(self.engine) as own:
-                keep_run(own, run.id, _facts_of(run), client=client)
-        except SQLAlchemyError as error:
-            logger.warning("Could not store the run of job %s (%s); the watchdog will", run.id, type(error).__name__)
-
     def _check_webhook(self, spec: JobSpec) -> None:
         if spec.webhook_url:
             check_target(spec.webhook_url, self.settings.webhook_allow)
-
-    def _check_free(self, strategy: Strategy) -> None:
-        if strategy == "reject" and self._queue.is_busy():
-            raise TrainingBusy(BUSY_MESSAGE)
-
-    def _submit_once(
-        self,
-        connection: Connection,
-        request: RequestKey,
-        spec: JobSpec,
-        strategy: Strategy,
-        priority: Priority,
-        check: SubmissionCheck,
-        client: str,
-        owner: UUID | None,
-    ) -> Submission:
-        claim = find_claim(connection, request)
-        if claim is not None and claim.answer is not None:
-            return Submission.from_json(claim.answer)
-        run = self._find_by_key(claim.run_key) if claim else None
-        if run is None:
-            if refusal := check.refusal:
-                raise refusal
-            self._check_free(strategy)
-            claim = claim or make_claim(connection, request)
-            run = self._create(spec, Scheduled(), priority, claim.run_key, owner)
-            self._keep(run, client, connection)
-        submission = self._describe(run, check.warnings)
-        assert claim is not None  # noqa: S101 - for the type checker
-        keep_answer(connection, request, claim, submission.to_json())
-        return submission
-
-    def _find_by_key(self, run_key: str) -> FlowRun | None:
-        by_key = filters.FlowRunFilter(idempotency_key=filters.FlowRunFilterIdempotencyKey(any_=[run_key]))
-        return next(iter(self._runs.page(by_key, limit=1)), None)
 
     def _check_not_ended(self, run: FlowRun) -> None:
         job = self._reader.describe(run)
@@ -278,7 +191,7 @@ class JobService:
 
     def _mark_cancelled(self, job_id: UUID, run: FlowRun | None = None) -> None:
         with translate_errors():
-            mark_cancelled(self.engine, job_id, _facts_of(run) if run else None)
+            mark_cancelled(self.engine, job_id, facts_of(run) if run else None)
 
     def _cancel_kept(self, job_id: UUID | str, owner: UUID | None) -> Job:
         """Cancel a job whose run was deleted."""
@@ -299,15 +212,6 @@ class JobService:
         if run.state and run.state.type is not StateType.CANCELLING:
             self._runs.propose(run.id, Cancelled() if is_crashed else Cancelling())
         return self._reader.describe(self._runs.get(run.id))
-
-    def _describe(self, run: FlowRun, warnings: Sequence[SubmissionWarning]) -> Submission:
-        place = self._queue.places([run]).get(run.id)
-        status, position = read_state(run, place)
-        return Submission(run.id, status, position, tuple(warnings))
-
-
-def _facts_of(run: FlowRun) -> dict[str, Any]:
-    return run.model_dump(mode="json", include={*RUN_FACTS})
 
 
 def _is_created(run: FlowRun) -> bool:

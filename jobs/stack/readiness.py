@@ -9,6 +9,7 @@ import httpx
 import psycopg2
 
 from jobs.engine.blockers import describe_missing, find_blocker
+from jobs.engine.capacity import PROCESS_POOL, needs_worker
 from jobs.engine.credentials import open_client
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.bounded_http import bound
@@ -18,7 +19,7 @@ from jobs.stack import parts, postgres
 from jobs.stack.endpoints import Endpoints
 from jobs.status import JobStatus, state_types
 from jobs.storage.tables import WATCHDOG_LOCK
-from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME
+from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, RunState
 from tuneyard_wire.loopback import is_on_this_machine
 
 TIMEOUT_SECONDS = 3.0
@@ -33,10 +34,11 @@ JOB_STATES = {  # Prefect's state types; a created job that is not started count
 
 @dataclass(frozen=True)
 class PartCheck:
-    """The result of one check; `detail` describes it in a few words."""
+    """The result of one check; `detail` describes it in a few words, and says what to do if `is_warning`."""
 
     ok: bool
     detail: str
+    is_warning: bool = False
 
 
 def known_addresses(settings: Settings) -> Settings:
@@ -113,13 +115,40 @@ def _check_mlflow(server: MlflowServer) -> PartCheck:
 
 
 def _check_worker(settings: Settings) -> PartCheck:
+    name = settings.work_pool
+    at_work = {"state": {"type": {"any_": [RunState.PENDING, RunState.RUNNING]}}}
     try:
         with open_client(settings, TIMEOUT_SECONDS) as client:
-            answer = client.post(f"/work_pools/{settings.work_pool}/workers/filter", json={}).raise_for_status()
+            pool = client.get(f"/work_pools/{name}")
+            if pool.status_code == httpx.codes.NOT_FOUND:
+                return PartCheck(False, describe_missing(name))
+            workers = client.post(f"/work_pools/{name}/workers/filter", json={}).raise_for_status().json()
+            wanted = {"work_pools": {"name": {"any_": [name]}}, "flow_runs": at_work}
+            taken = client.post("/flow_runs/count", json=wanted).raise_for_status().json()
+        return judge_workers(
+            name,
+            pool.raise_for_status().json()["type"],
+            sum(worker["status"] == "ONLINE" for worker in workers),
+            taken,
+        )
     except httpx.HTTPError as error:
         return PartCheck(False, f"unknown, Prefect does not respond ({type(error).__name__})")
-    online = sum(worker["status"] == "ONLINE" for worker in answer.json())
-    return PartCheck(online > 0, f"{online} online in work pool {settings.work_pool}")
+
+
+def judge_workers(work_pool: str, pool_type: str, online: int, taken: int) -> PartCheck:
+    """Judge the workers of a pool.
+
+    Args:
+        taken: runs that workers have taken. Prefect does not tell a worker's limit, but one that has more than one run
+            was started without `--limit 1`.
+    """
+    if not needs_worker(pool_type):
+        return PartCheck(True, f"none is needed: Prefect starts the jobs of work pool {work_pool}")
+    detail = f"{online} online in work pool {work_pool}"
+    if pool_type == PROCESS_POOL and taken > online > 0:
+        advice = "start each worker with `--limit 1`, else it takes all jobs that wait"
+        return PartCheck(True, f"{detail}, and {taken} runs taken; {advice}", is_warning=True)
+    return PartCheck(online > 0, detail)
 
 
 def _check_work_pool(settings: Settings) -> PartCheck:

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.stack import local as local_stack
 from tests.conftest import free_port
 from tests.contract.documents import find_block
+from tests.workers import StackWorkers
 
 ENDED = ("completed", "failed", "cancelled")
 DOCUMENTED_ADDRESS = ("--host 0.0.0.0 --port 23478", "--host 127.0.0.1 --port {port}")
@@ -28,35 +27,19 @@ def environment(stack: Settings) -> dict[str, str]:
     return os.environ | {"TUNEYARD_HOME": str(stack.home), "PATH": programs}
 
 
-class Workers:
-    """The stack's workers, which can be stopped where they stand: nobody has paused anything, and nothing starts."""
-
-    def __init__(self, stack: Settings) -> None:
-        pids = [part.pid for part in local_stack.status(stack) if part.name.startswith("worker-")]
-        self._processes = [psutil.Process(pid) for pid in pids]
-
-    def pause(self) -> None:
-        """No worker takes a job from now on; the service's slots stay."""
-        for process in self._processes:
-            process.suspend()
-
-    def resume(self) -> None:
-        """Workers take jobs again."""
-        for process in self._processes:
-            process.resume()
-
-
 @pytest.fixture(scope="module")
-def workers(stack: Settings) -> Iterator[Workers]:
+def workers(stack: Settings) -> Iterator[StackWorkers]:
     """Jobs are made and wait until it is over."""
-    workers = Workers(stack)
+    workers = StackWorkers(stack)
     workers.pause()
     yield workers
     workers.resume()
 
 
 @pytest.fixture(scope="module")
-def base_url(workers: Workers, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def base_url(
+    workers: StackWorkers, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Where the service is. Only the address of the documented command is another one."""
     port = free_port()
     command = find_block("training-api.md", "bash", "Start API service locally")

@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
 
-from jobs.engine.runs import POOL_TTL_SECONDS
+from jobs.engine.pool import POOL_TTL_SECONDS
 from jobs.settings import Settings
 from tests.conftest import wait_until
 from tests.e2e.api_process import ApiProcess

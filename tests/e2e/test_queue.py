@@ -7,7 +7,7 @@ import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.states import AwaitingRetry, Cancelled, Pending, Scheduled
 
-from jobs.engine.runs import POOL_TTL_SECONDS
+from jobs.engine.pool import POOL_TTL_SECONDS
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY, ask_together, clear_line
 

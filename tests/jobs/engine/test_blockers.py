@@ -54,7 +54,7 @@ def test_a_pool_that_is_gone_is_named_with_the_remedy(stack):
     said = "the work pool gone is gone from Prefect; run `tuneyard up`"
     assert check_parts(gone)["work_pool"].detail == said
     with closing(JobService(stack)) as service:
-        pool = PrefectRuns(service.client, "gone", service.engine).pool()
+        pool = PrefectRuns(service.client, "gone", service.engine).pool.read()
     assert (pool.slots, pool.blockers.of("default")) == (0, said)
 
 

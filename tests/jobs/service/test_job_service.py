@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
-from jobs.engine.runs import POOL_TTL_SECONDS
+from jobs.engine.pool import POOL_TTL_SECONDS
 from jobs.errors import ConfigNotFound, IdempotencyKeyReused, JobConflict, JobNotFound
 from jobs.lifecycle.ends import keep_run
 from jobs.network.deadlines import WRITE_SECONDS, allowed_seconds
@@ -135,7 +135,7 @@ def test_a_job_is_made_though_its_record_can_not_be_kept(service, spec, monkeypa
     def fail(*_, **__):
         raise OperationalError("", {}, Exception())
 
-    monkeypatch.setattr("jobs.service.job_service.keep_run", fail)
+    monkeypatch.setattr("jobs.service.submitter.keep_run", fail)
     job = service.create(spec)
     assert job.status is JobStatus.CREATED
     service.cancel(job.id)
@@ -145,7 +145,7 @@ def test_a_job_is_kept_where_the_machine_gives_no_more_threads(service, spec, mo
     def refuse(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("jobs.service.job_service._threads.start", refuse)
+    monkeypatch.setattr("jobs.service.submitter._threads.start", refuse)
     job = service.submit(spec, client="somebody")
     with service.engine.connect() as connection:
         kept = connection.execute(select(JobReport.run).where(JobReport.job_id == job.id)).scalar_one()
@@ -160,7 +160,7 @@ def test_a_job_is_kept_with_the_time_limit_of_a_write(service, spec, monkeypatch
         allowed.append(allowed_seconds())
         return keep_run(*arguments, **values)
 
-    monkeypatch.setattr("jobs.service.job_service.keep_run", keep)
+    monkeypatch.setattr("jobs.service.submitter.keep_run", keep)
     service.cancel(service.submit(spec).id)
     assert allowed == [WRITE_SECONDS]
 
