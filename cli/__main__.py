@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from cli import deploy as cli_deploy
 from cli import stack as cli_stack
 from cli.machine import ServiceMachine
 from tuneyard_cli.__main__ import make_app
@@ -36,6 +37,7 @@ def _load_keys() -> Any:
 
 
 main.add_typer(cli_stack.commands)
+main.add_typer(cli_deploy.commands)
 main.add_typer(
     typer.Typer(
         cls=KeysGroup,

@@ -1,7 +1,6 @@
 """`tuneyard up`, `down`, `status`, `serve`, `doctor`: the local stack, and the REST API in the foreground."""
 
 import os
-import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -111,31 +110,6 @@ def serve(debug: DebugOption = False) -> None:
                 _ignore_signals()
                 typer.echo("Stopping the local stack ...")
                 stack.down(settings)
-
-
-@commands.command(rich_help_panel=PANEL)
-def deploy(
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Most jobs that run at once in the pool; as it is if not given.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Create the work pool (TUNEYARD_WORK_POOL) and the deployments on your own Prefect server (PREFECT_API_URL).
-
-    Run it again after each update of Tuneyard. Schedules that are there stay as they are. The local stack has its own.
-    """
-    from jobs.settings import Settings
-    from jobs.stack.own_server import deploy_to_own_server
-
-    pool = deploy_to_own_server(Settings(), limit)
-    name, kind, most = pool["name"], pool["type"], pool["concurrency_limit"]
-    worker = f"prefect worker start --pool {shlex.quote(name)} --type {kind} --limit 1"
-    if as_json:
-        print_json({"work_pool": name, "type": kind, "concurrency_limit": most, "worker": worker})
-        return
-    print_line(f"Work pool {name} ({kind}, {f'{most} jobs at once' if most else 'no limit'}) has the deployments.")
-    print_line(f"Worker     {worker}    (on each host, one for each job that may run there at once)")
-    print_line("Watchdog   python -m jobs.watchdog    (on one host or more; one is active)")
 
 
 @commands.command(rich_help_panel=PANEL)

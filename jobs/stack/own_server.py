@@ -1,7 +1,6 @@
 """Sets up a Prefect server that is not the local stack's: `tuneyard deploy`."""
 
 import os
-from typing import Any
 
 import httpx
 
@@ -9,22 +8,31 @@ from jobs.engine.credentials import find_password
 from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.stack import deployments
+from jobs.stack.job_templates import JobOptions
+from jobs.stack.work_pools import PoolResult, set_up_pool
 from sft.errors import StackError
 
 PYTHON = "python"  # the workers' own; their hosts are not known here
+NO_OPTIONS = JobOptions()
 
 
-def deploy_to_own_server(settings: Settings, concurrency_limit: int | None) -> dict[str, Any]:
-    """Create work pool and deployments, or bring them up to date; returns the pool as Prefect has it.
+def deploy_to_own_server(
+    settings: Settings,
+    concurrency_limit: int | None,
+    kind: str | None = None,
+    options: JobOptions = NO_OPTIONS,
+    resets_template: bool = False,
+) -> PoolResult:
+    """Create work pool and deployments, or bring them up to date; arguments as `set_up_pool`.
 
     Raises:
-        StackError: no server is configured, it can't be reached, or it refuses what it gets.
+        StackError: no server is configured, it can't be reached, it refuses what it gets, or as `set_up_pool`.
     """
     url = settings.prefect_api_url
     if url is None:
         raise StackError("set PREFECT_API_URL to your Prefect server's API; `tuneyard up` sets up the local one")
     try:
-        pool = deployments.ensure_work_pool(settings, settings.work_pool, concurrency_limit)
+        result = set_up_pool(settings, concurrency_limit, kind, options, resets_template)
         folder = settings.home / "deployments"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "deployed").unlink(missing_ok=True)  # says what another server may have
@@ -37,4 +45,4 @@ def deploy_to_own_server(settings: Settings, concurrency_limit: int | None) -> d
         raise StackError(f"Prefect at {url} responds with {status}{remedy}") from error
     except httpx.HTTPError as error:
         raise StackError(f"Prefect at {url} can't be reached ({type(error).__name__})") from error
-    return pool
+    return result

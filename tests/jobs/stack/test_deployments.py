@@ -78,7 +78,7 @@ def test_a_server_of_ones_own_gets_nothing_of_the_path_of_this_machine(stack: Se
     url = str(stack.prefect_api_url)
     limit = httpx.get(f"{url}/work_pools/{stack.work_pool}", timeout=30).json()["concurrency_limit"]
     try:
-        pool = deploy_to_own_server(stack.model_copy(update={"home": tmp_path}), None)
+        pool = deploy_to_own_server(stack.model_copy(update={"home": tmp_path}), None).pool
         assert (pool["name"], pool["type"], pool["concurrency_limit"]) == (stack.work_pool, "process", limit)
         for name in ("finetune/sft", "retrain/retrain"):
             made = httpx.get(f"{url}/deployments/name/{name}", timeout=30).raise_for_status().json()
