@@ -30,7 +30,7 @@ RUN python requirements.py "${EXTRAS}$([ "${VARIANT}" != cuda ] || echo ,cuda)" 
 COPY --from=wheel /dist /tmp/dist
 RUN pip install --no-cache-dir --no-deps /tmp/dist/*.whl \
     && useradd --uid 10001 --user-group --home-dir /var/lib/tuneyard --shell /usr/sbin/nologin tuneyard \
-    && install --directory --mode=0700 --owner=tuneyard --group=tuneyard /var/lib/tuneyard
+    && install --directory --mode=0700 --owner=tuneyard --group=tuneyard /var/lib/tuneyard /store
 COPY --chmod=0755 deploy/entrypoint.sh /usr/local/bin/tuneyard-entrypoint
 
 # All that is written lies in /var/lib/tuneyard and /tmp; the rest may be read-only.

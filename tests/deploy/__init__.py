@@ -1,0 +1,1 @@
+"""Files of `deploy/` and the image."""

@@ -1,0 +1,60 @@
+"""The Dockerfile: linted, and every file that its steps name is there."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jobs.project import PROJECT_ROOT
+from jobs.stack import job_templates
+
+LINTER = Path(sys.executable).parent / "hadolint"
+DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SENT = re.findall(r"^!(\S+)$", (PROJECT_ROOT / ".dockerignore").read_text(encoding="utf-8"), re.M)
+
+
+def test_the_linter_finds_nothing():
+    done = subprocess.run([LINTER, PROJECT_ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_is_copied_is_sent_to_the_builder():
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M) for word in line.split()]
+    named = [word for word in copied if not word.startswith("--") and word != "."]
+    assert named
+    for word in named:
+        assert (PROJECT_ROOT / word).is_file()
+        assert word.split("/")[0] in SENT
+
+
+def test_every_package_and_data_file_is_sent_to_the_builder():
+    packages = {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    data = {path.split("/")[0] for paths in PROJECT["tool"]["setuptools"]["data-files"].values() for path in paths}
+    assert packages | data | {"pyproject.toml", "README.md", "LICENSE"} <= set(SENT)
+
+
+@pytest.mark.parametrize("extras", [*re.findall(r"^ARG EXTRAS=(\S+)", DOCKERFILE, re.M), "s3,cuda", ""])
+def test_its_requirements_are_those_of_the_project(extras):
+    script = PROJECT_ROOT / "deploy" / "requirements.py"
+    done = subprocess.run(
+        [sys.executable, script, extras], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    optional = PROJECT["project"]["optional-dependencies"]
+    wanted = [line for extra in extras.split(",") if extra for line in optional[extra]]
+    assert done.stdout.splitlines() == [*PROJECT["project"]["dependencies"], *wanted]
+
+
+def test_it_runs_as_a_user_under_an_init_process():
+    assert f"USER {job_templates.USER_ID}:{job_templates.USER_ID}" in DOCKERFILE
+    assert f"useradd --uid {job_templates.USER_ID} " in DOCKERFILE
+    assert f"TUNEYARD_HOME={job_templates.STATE_FOLDER} " in DOCKERFILE
+    assert 'ENTRYPOINT ["tini", "--", "tuneyard-entrypoint"]' in DOCKERFILE
+
+
+def test_its_python_is_one_that_tuneyard_runs_on():
+    assert "ARG BASE=debian:bookworm-slim" in DOCKERFILE  # has Python 3.11
+    assert PROJECT["project"]["requires-python"] == ">=3.11,<3.13"
