@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from cli import deploy as cli_deploy
 from cli import stack as cli_stack
+from cli import trainer_role as cli_trainer_role
 from cli.machine import ServiceMachine
 from tuneyard_cli.__main__ import make_app
 from tuneyard_cli.machine import use_machine
@@ -38,6 +39,7 @@ def _load_keys() -> Any:
 
 main.add_typer(cli_stack.commands)
 main.add_typer(cli_deploy.commands)
+main.add_typer(cli_trainer_role.commands)
 main.add_typer(
     typer.Typer(
         cls=KeysGroup,

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from cli.trainer_role import check_trainers
 from jobs.network.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.privacy import find_open
 from jobs.project import find_sources
@@ -90,6 +91,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from check_ports(settings, is_up)
     if is_up:
         yield from check_stack(check_parts(settings))
+        yield from check_trainers(settings)
     else:
         yield Finding(Level.OK, "stack", "is not running; it starts on first use")
 

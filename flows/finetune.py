@@ -15,7 +15,7 @@ from tasks.evaluate import evaluate
 from tasks.journal import open_journal
 from tasks.model import find_base_model, find_start_adapter, load_session
 from tasks.register import register
-from tasks.state_hooks import forget_old_jobs, tag_job, write_end
+from tasks.state_hooks import tag_job, write_end
 from tasks.tokenize import tokenize
 from tasks.train import train
 
@@ -24,9 +24,9 @@ from tasks.train import train
     name=FLOW_NAME,
     validate_parameters=False,  # `JobSpec.build` does, in words of ours
     on_running=[tag_job],
-    on_completion=[write_end, forget_old_jobs],
-    on_failure=[write_end, forget_old_jobs],
-    on_cancellation=[write_end, forget_old_jobs],
+    on_completion=[write_end],
+    on_failure=[write_end],
+    on_cancellation=[write_end],
 )
 @takes(JobSpec)
 def finetune(**values: Any) -> dict[str, Any]:

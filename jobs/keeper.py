@@ -13,6 +13,7 @@ import subprocess
 import sys
 from types import FrameType
 
+from jobs.job_secret import make_secret
 from jobs.privacy import UMASK
 from jobs.scratch import lending_scratch
 from jobs.worker_limit import worker_slot
@@ -60,6 +61,7 @@ def main() -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # In its own session: a signal to the worker's process group would reach it twice.
         note = open_note()
+        make_secret()
         with lending_scratch("job") as (more, handles):
             environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more
             command = [sys.executable, "-m", "flows"]

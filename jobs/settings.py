@@ -167,6 +167,13 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, repr=False, description="PostgreSQL URL of Tuneyard's database; started locally if unset."
     )
+    trainer_database_url: str | None = Field(
+        None,
+        repr=False,
+        description="The database with the role that `tuneyard trainer-role` makes, for the workers of this stack: "
+        "jobs write their own rows alone. The local database has such a role. Elsewhere workers get it as "
+        "`TUNEYARD_DATABASE_URL`.",
+    )
     prefect_api_url: str | None = Field(
         None,
         validation_alias=AliasChoices("PREFECT_API_URL"),

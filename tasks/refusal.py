@@ -16,6 +16,7 @@ from jobs.retrain_spec import RetrainSpec
 from jobs.settings import Settings
 from jobs.spec import read_spec
 from jobs.status import JobStatus
+from jobs.storage.claims import claim
 from jobs.storage.run_ids import find_job
 from jobs.storage.tables import engine_for
 from jobs.vocabulary import FLOW_NAME, RETRAIN_FLOW_NAME
@@ -64,6 +65,8 @@ def _end_job(run: FlowRun, message: str) -> None:
     if database_url is None:
         return
     with engine_for(database_url).begin() as connection:
+        if claim(connection, run.id):
+            return
         job_id = find_job(connection, run.id)
         keep_run(connection, job_id, run.model_dump(mode="json"))
         record_end(connection, job_id, JobStatus.FAILED, message, InvalidConfig.code)

@@ -1,6 +1,5 @@
 """State hooks of the flow: Prefect calls them when a job's run starts and when it ends."""
 
-import logging
 from typing import Any
 
 from prefect import Flow
@@ -11,12 +10,9 @@ from prefect.states import Cancelled
 from jobs.lifecycle.ends import ENDED, settle
 from jobs.settings import Settings
 from jobs.spec import read_spec
-from jobs.storage.events import forget_old_events
+from jobs.storage.claims import claim
 from jobs.storage.run_ids import find_job
 from jobs.storage.tables import engine_for
-from jobs.webhooks.outbox import forget_old_deliveries
-
-logger = logging.getLogger(__name__)
 
 
 def tag_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -44,6 +40,8 @@ def write_end(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     facts = flow_run.model_dump(mode="json", exclude={"state"})  # it has the exception, which is not JSON
     run = facts | {"state_type": state.type.value, "state": {"message": state.message}}
     with engine_for(database_url).begin() as connection:
+        if claim(connection, flow_run.id):
+            return  # this process is none of the job's, or the job has ended
         settle(connection, run | {"id": str(find_job(connection, flow_run.id))})
 
 
@@ -57,14 +55,3 @@ def _was_cancelled(flow_run: FlowRun) -> bool:
             return False
         client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
         return True
-
-
-def forget_old_jobs(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Delete events and deliveries of jobs that ended more than `TUNEYARD_KEEP_EVENTS_DAYS` ago; reports stay."""
-    settings = Settings()
-    if settings.database_url is None:
-        return
-    engine = engine_for(settings.database_url)
-    forget_old_deliveries(engine, settings.keep_events_days)
-    if forgotten := forget_old_events(engine, settings.keep_events_days):
-        logger.info("Removed the events of %s jobs that ended over %s days ago", forgotten, settings.keep_events_days)

@@ -19,11 +19,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from jobs.job_secret import VARIABLE, make_secret
 from jobs.lifecycle.ends import has_ended, keep_run, record_end
 from jobs.status import JobStatus
+from jobs.storage.claims import claim, wait_for_claim
 from jobs.storage.connections import wait_for_database
 from jobs.storage.run_ids import find_job
 from jobs.storage.tables import JobAttempt, JobReport, engine_for
+from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +61,23 @@ class Attempt:
 
         Raises:
             Superseded: the job has ended, though its run was started again.
-            StackError: the database can't be reached.
+            StackError: the database can't be reached, or another process works on the job.
         """
-        token = uuid4()
+        if VARIABLE not in os.environ:  # this process has no keeper
+            make_secret()
+        engine, token = engine_for(database_url), uuid4()
+        with wait_for_database(engine):  # it is there
+            pass
+        if (said := wait_for_claim(engine, run_id)) in [*JobStatus]:
+            raise Superseded(f"the job of run {run_id} has {said}; a final status never changes; it can't restart")
+        if said:
+            raise StackError(f"this process can't work on the job of run {run_id}: {said}")
         values = {
             "number": JobAttempt.number + 1, "token": token, "host": HOST, "pid": os.getpid(),
             "heartbeat_at": func.now(), "is_interrupted": False, "cause": None, "message": None,
+            "database_role": func.session_user(),
         }  # fmt: skip
-        with wait_for_database(engine_for(database_url)) as connection:
+        with wait_for_database(engine) as connection:
             job_id = find_job(connection, run_id)
             lock_attempt(connection, job_id)
             if status := has_ended(connection, job_id):
@@ -206,5 +218,7 @@ def mark_interrupted(engine: Engine, run_id: UUID) -> None:
     now = {"is_interrupted": True}
     has_not_begun = JobAttempt.number == JobAttempt.settled
     with engine.begin() as connection:
+        if claim(connection, run_id):
+            return  # the attempt of another process counts
         row = insert(JobAttempt).values(job_id=find_job(connection, run_id), **now)
         connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now, where=has_not_begun))

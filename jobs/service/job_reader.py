@@ -1,6 +1,5 @@
 """Read jobs from Prefect's runs, the queue and the database."""
 
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 from prefect.types._datetime import now
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from jobs.engine.job_queue import JobQueue
 from jobs.engine.listing import Cursor, JobFilters, Listing
@@ -20,6 +19,7 @@ from jobs.lifecycle.ends import settle
 from jobs.service.job import Job, job_from_report, job_from_run
 from jobs.spec import owner_tag
 from jobs.status import JobStatus, status_of
+from jobs.storage.claims import is_denied
 from jobs.storage.connections import autocommit, translate_errors
 from jobs.storage.reports import is_owned, read_reports
 from jobs.storage.run_ids import RunIds
@@ -115,11 +115,14 @@ class JobReader:
         for run in unsettled:
             assert run.state is not None  # noqa: S101 - it has ended
             facts = run.model_dump(mode="json") | {"state_type": run.state.type.value}
-            with (
-                suppress(OperationalError),
-                self._engine.begin() as connection,
-            ):  # the job is registering
-                settle(connection, facts)
+            try:
+                with self._engine.begin() as connection:
+                    settle(connection, facts)
+            except OperationalError:  # the job is registering
+                continue
+            except ProgrammingError as error:  # this process is a trainer; the watchdog writes it
+                if not is_denied(error):
+                    raise
 
 
 def read_state(run: FlowRun, place: int | None) -> tuple[JobStatus, int | None]:

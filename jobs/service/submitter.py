@@ -32,6 +32,7 @@ from jobs.service.job_reader import read_state
 from jobs.service.submission import Submission, SubmissionLock
 from jobs.service.turns import Ticket, Turns
 from jobs.spec import JobSpec, owner_tag
+from jobs.storage.claims import is_denied
 from jobs.storage.connections import autocommit
 from sft.errors import StackError, TuneyardError
 from tuneyard_wire.fields import Priority, Strategy
@@ -94,7 +95,8 @@ class Submitter:
             with nullcontext(connection) if connection is not None else autocommit(self._engine) as own:
                 keep_run(own, run.id, facts_of(run), client=client)
         except SQLAlchemyError as error:
-            logger.warning("Could not store the run of job %s (%s); the watchdog will", run.id, type(error).__name__)
+            level = logging.DEBUG if is_denied(error) else logging.WARNING  # a trainer may not
+            logger.log(level, "Could not store the run of job %s (%s); the watchdog will", run.id, type(error).__name__)
 
     def _describe_run(
         self, spec: JobSpec, state: State[Any], priority: Priority, owner: UUID | None, run_key: str | None = None

@@ -7,6 +7,7 @@ from sqlalchemy import make_url
 
 from jobs.settings import Settings
 from jobs.stack.process_manager import plain_home
+from jobs.storage.trainer_role import trainer_url
 from sft.errors import StackError
 
 # libpq's parameters that asyncpg reads from the environment, where SQLAlchemy would pass them as arguments it lacks.
@@ -36,6 +37,13 @@ def database_url(settings: Settings, database: str, driver: str = "psycopg2") ->
     if database == "tuneyard":
         return settings.database_url
     return sibling_url(settings.database_url, database, driver)
+
+
+def find_trainer_url(settings: Settings) -> str | None:
+    """The URL of Tuneyard's database for trainers; None if one's own server has no role for them yet."""
+    if settings.database_url is not None:
+        return settings.trainer_database_url
+    return trainer_url(database_url(settings, "tuneyard"), None)  # the local socket asks for no password
 
 
 def local_url(data: Path, database: str, driver: str = "psycopg2") -> str:

@@ -15,7 +15,7 @@ from jobs.network.proxies import bracket, bypass_proxies
 from jobs.project import code_environment
 from jobs.settings import NO_MLFLOW_CREDENTIALS, Settings
 from jobs.stack import postgres
-from jobs.stack.database_urls import asyncpg_environment, database_url
+from jobs.stack.database_urls import asyncpg_environment, database_url, find_trainer_url
 from jobs.stack.postgres import has_account
 from jobs.stack.process_manager import Part, plain_home, run_folder
 from sft.errors import StackError
@@ -51,6 +51,7 @@ def fill_addresses(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "database_url": database_url(settings, "tuneyard"),
+            "trainer_database_url": find_trainer_url(settings),
             "prefect_api_url": settings.prefect_api_url or f"http://{LOCALHOST}:{settings.prefect_port}/api",
             **(NO_MLFLOW_CREDENTIALS if settings.mlflow_tracking_uri is None else {}),
             "mlflow_tracking_uri": settings.mlflow_tracking_uri or f"http://{LOCALHOST}:{settings.mlflow_port}",
@@ -82,7 +83,7 @@ def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
 
 def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     name = f"worker-{number}"
-    command = [*PYTHON, "jobs.stack.launch", "--parent", "--"]
+    command = [*PYTHON, "jobs.stack.launch", "--parent", "--trainer", "--"]
     command += [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
     command += ["--pool", settings.work_pool, "--limit", "1", "--prefetch-seconds", "0"]
     share = share_gpus(gpus, number, count_workers(settings, gpus))

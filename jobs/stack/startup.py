@@ -15,6 +15,7 @@ from jobs.stack import deployments, parts, postgres
 from jobs.stack.database_urls import sibling_url
 from jobs.stack.process_manager import ALIVE_STATES, Part, Supervisor, log_path, make_run_folder
 from jobs.storage.tables import WATCHDOG_LOCK, engine_for, migrate
+from jobs.storage.trainer_role import make_role
 from sft.errors import StackError
 
 LOG_LINES = 20
@@ -53,6 +54,8 @@ def bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpu
     else:
         postgres.ensure_databases(resolved.database_url, local)
     migrate(resolved.database_url)
+    if "postgres" in names:
+        make_role(engine_for(resolved.database_url), resolved.database_url, with_password=False)
     if is_fresh and "prefect" in names:
         is_key_needed = (
             settings.require_api_key

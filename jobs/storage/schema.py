@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs.errors import SchemaMismatch
+from jobs.storage.trainer_role import renew_rights
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def _upgrade(connection: Connection) -> None:
     config.attributes["connection"] = connection
     try:
         alembic.command.upgrade(config, "head")
+        renew_rights(connection, connection.engine.url.render_as_string(hide_password=False))
         connection.commit()
     except (SQLAlchemyError, CommandError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]

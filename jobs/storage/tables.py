@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from jobs.storage.claims import connection_options
 from jobs.storage.schema import keep_current
 from jobs.storage.schema import migrate as migrate
 
@@ -198,4 +199,7 @@ class Watermark(Base):
 @functools.cache
 def engine_for(database_url: str) -> Engine:
     """The process's one connection pool for this database."""
-    return keep_current(create_engine(database_url, pool_pre_ping=True, pool_size=5, max_overflow=15))
+    secret = connection_options(database_url)
+    return keep_current(
+        create_engine(database_url, connect_args=secret, pool_pre_ping=True, pool_size=5, max_overflow=15)
+    )

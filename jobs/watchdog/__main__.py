@@ -38,6 +38,7 @@ from jobs.watchdog.idle_workers import IdleWorkers
 from jobs.watchdog.manual_changes import ManualChanges
 from jobs.watchdog.owners import OwnerTags
 from jobs.watchdog.recovery import Recovery
+from jobs.watchdog.retention import Retention
 from jobs.webhooks.outbox import CHANNEL
 from sft.errors import StackError
 
@@ -156,6 +157,7 @@ def main() -> None:
         PeriodicTask("manual changes", 3.0, ManualChanges(engine, runs, settings.prefect_api_url, is_local).look),
     ]
     tasks.append(PeriodicTask("owners of jobs", 5.0, OwnerTags(engine, runs).look))
+    tasks.append(PeriodicTask("retention", 300.0, Retention(engine, settings.keep_events_days).look))
     if is_local:
         tasks.append(PeriodicTask("cancellations", 3.0, Cancellations(runs).finish))
         tasks.append(PeriodicTask("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))

@@ -1,0 +1,66 @@
+"""The secret by which a job's process claims the right to write its job's rows (`jobs.storage.trainer_role`).
+
+PostgreSQL gets it in the connection's options, which no other session sees; the text of a query would be shown to all
+sessions of the same role.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import psycopg2
+from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.job_secret import VARIABLE
+from sft.errors import StackError
+
+PARAMETER = "tuneyard.secret"
+BUSY = "busy"
+WAIT_SECONDS, PAUSE_SECONDS = 90.0, 2.0  # for a process that still works on the job
+
+_IS_LIMITED = text("SELECT row_security_active('job_attempts')")
+_CLAIM = text("SELECT tuneyard_claim(:run_id)")
+
+
+def connection_options(database_url: str) -> dict[str, str]:
+    """Arguments of psycopg2 that present the secret; none if this process has no secret."""
+    if not (secret := os.environ.get(VARIABLE)):
+        return {}
+    own = make_url(database_url).query.get("options", "")
+    return {"options": f"{own} -c {PARAMETER}={secret}".strip()}
+
+
+def is_limited(connection: Connection) -> bool:
+    """Whether this connection has the trainers' role, to which row-level security applies."""
+    return bool(connection.execute(_IS_LIMITED).scalar())
+
+
+def claim(connection: Connection, run_id: UUID) -> str | None:
+    """Claim the run's job for this process's secret; None if it may write the job's rows.
+
+    Otherwise the job's final status, `busy` while another process works on it, or why there is no claim. A connection
+    that owns the database may write everything.
+    """
+    if not is_limited(connection):
+        return None
+    return connection.execute(_CLAIM, {"run_id": run_id}).scalar()
+
+
+def wait_for_claim(engine: Engine, run_id: UUID, pause: Callable[[float], None] = time.sleep) -> str | None:
+    """`claim`, waiting for a process that works on the job. Raises StackError if it does so for too long."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        with engine.begin() as connection:
+            said = claim(connection, run_id)
+        if said != BUSY:
+            return said
+        if time.monotonic() > deadline:
+            raise StackError(f"another process has been working on the job of run {run_id} for {WAIT_SECONDS:.0f} s")
+        pause(PAUSE_SECONDS)
+
+
+def is_denied(error: SQLAlchemyError) -> bool:
+    """Whether the database role of this process may not do what it asked for."""
+    return isinstance(getattr(error, "orig", None), psycopg2.errors.InsufficientPrivilege)
