@@ -17,6 +17,7 @@ from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
 from jobs.project import PROJECT_ROOT
 from jobs.scratch import use_scratch
+from jobs.url_credentials import take_prefects_credentials
 
 LEAVE_SECONDS = 20.0  # for the last log lines and reports once the job is done
 YOUNG_OBJECTS = 500_000  # objects between garbage collections: the default of 700 costs a second during imports
@@ -31,6 +32,7 @@ def main() -> None:
     use_scratch()
     gc.set_threshold(YOUNG_OBJECTS)
     bypass_proxies(os.environ)
+    take_prefects_credentials(os.environ)
     wait_for_prefect()
     from jobs.sanitizing.log_lines import keep_lines_whole
     from tasks.failure_log import write_failures_once  # imports Prefect, which takes a second or two

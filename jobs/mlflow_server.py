@@ -17,8 +17,8 @@ import httpx
 
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import READ_SECONDS, breaker_for
-from jobs.setting_types import split_credentials
 from jobs.settings import Settings
+from jobs.url_credentials import split_credentials
 from tuneyard_wire.loopback import is_on_this_machine
 
 USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"

@@ -1,10 +1,9 @@
-"""Types of settings: lists as they are written into variables, secrets, and URLs with credentials."""
+"""Types of settings: lists as they are written into variables, and secrets."""
 
 import base64
 import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 from pydantic_settings import NoDecode
@@ -28,19 +27,6 @@ def read_secret(secret: str) -> bytes:
     if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError("must be whsec_ and the base64 of 24 to 64 random bytes, as from openssl rand -base64 32")
     return key
-
-
-def split_credentials(url: str) -> tuple[str, str | None, str | None]:
-    """Split a URL into the URL without credentials, the user name and the password, decoded."""
-    try:
-        parts = urlsplit(url)
-        if "@" not in parts.netloc:
-            return url, None, None
-        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        username, password = (value and unquote(value) for value in (parts.username, parts.password))
-    except ValueError:  # not a URL, as the call will report
-        return url, None, None
-    return address, username, password
 
 
 def _check_secret(secret: SecretStr) -> SecretStr:

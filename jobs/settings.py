@@ -8,7 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
-from jobs.setting_types import Names, Networks, Secret, WebhookSecrets, split_credentials
+from jobs.setting_types import Names, Networks, Secret, WebhookSecrets
+from jobs.url_credentials import is_http, split_credentials
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
 
@@ -177,7 +178,7 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(
         None,
         validation_alias=AliasChoices("PREFECT_API_URL"),
-        description="Your Prefect server's API; started locally if unset.",
+        description="Your Prefect server's API; started locally if unset. Credentials in it are not shown.",
     )
     prefect_auth_string: Secret | None = Field(
         None,
@@ -206,15 +207,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_credentials_out_of_url(cls, values: Any) -> Any:
-        """The address of MLflow is shown in many places; its credentials have fields of their own."""
-        name = next((name for name in ("MLFLOW_TRACKING_URI", "mlflow_tracking_uri") if values.get(name)), None)
-        if name is None or not isinstance(values[name], str):
-            return values
-        address, username, password = split_credentials(values[name])
-        if not address.startswith(("http://", "https://")) or not (username or password):
-            return values
-        return values | {name: address, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
+    def _take_credentials_out_of_urls(cls, values: Any) -> Any:
+        """The addresses of servers are shown in many places; their credentials have fields of their own."""
+        for alias in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            name = next((name for name in (alias, alias.lower()) if values.get(name)), None)
+            if name is None or not isinstance(values[name], str):
+                continue
+            address, username, password = split_credentials(values[name])
+            if not is_http(address) or not (username or password):
+                continue
+            found = {"MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
+            if alias == "PREFECT_API_URL":
+                found = {"PREFECT_API_AUTH_STRING": f"{username or ''}:{password or ''}"}
+            values = values | {name: address} | found
+        return values
 
     def model_post_init(self, _context: object) -> None:
         """Resolve all paths: home relative to the current folder, the others relative to home."""

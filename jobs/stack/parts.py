@@ -153,6 +153,8 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": str(resolved.mlflow_tracking_uri),
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
     }
+    if settings.prefect_api_url and settings.prefect_auth_string:  # it may have been a part of the address
+        environment["PREFECT_API_AUTH_STRING"] = settings.prefect_auth_string.get_secret_value()
     if settings.prefect_api_url is None:
         environment |= PREFECT_SERVER | asyncpg_environment(settings.database_url)
         environment |= {

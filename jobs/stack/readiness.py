@@ -12,7 +12,6 @@ from jobs.engine.blockers import describe_missing, find_blocker
 from jobs.engine.capacity import PROCESS_POOL, needs_worker
 from jobs.engine.credentials import open_client
 from jobs.mlflow_server import MlflowServer, explain_refusal
-from jobs.network.bounded_http import bound
 from jobs.network.deadlines import allow, call_deadline
 from jobs.settings import Settings
 from jobs.stack import parts, postgres
@@ -20,7 +19,6 @@ from jobs.stack.endpoints import Endpoints
 from jobs.status import JobStatus, state_types
 from jobs.storage.tables import WATCHDOG_LOCK
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, RunState
-from tuneyard_wire.loopback import is_on_this_machine
 
 TIMEOUT_SECONDS = 3.0
 JOB_STATES = {  # Prefect's state types; a created job that is not started counts as `queued`
@@ -52,7 +50,7 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
     resolved = known_addresses(settings)
     checks: dict[str, Callable[[], PartCheck]] = {
         "database": functools.partial(_check_database, str(resolved.database_url)),
-        "prefect": functools.partial(_check_prefect, str(resolved.prefect_api_url)),
+        "prefect": functools.partial(_check_prefect, resolved),
         "mlflow": functools.partial(_check_mlflow, MlflowServer.find(resolved)),
         "worker": functools.partial(_check_worker, resolved),
         "work_pool": functools.partial(_check_work_pool, resolved),
@@ -92,9 +90,9 @@ def _check_watchdog(url: str) -> PartCheck:
     return PartCheck(ok, "running" if ok else "not running: lost jobs are not restarted and no webhook is sent")
 
 
-def _check_prefect(api_url: str) -> PartCheck:
+def _check_prefect(settings: Settings) -> PartCheck:
     try:
-        with _client(api_url) as client:
+        with open_client(settings, TIMEOUT_SECONDS) as client:
             status = client.get("/health").status_code
     except httpx.HTTPError as error:
         return PartCheck(False, f"does not respond ({type(error).__name__})")
@@ -175,7 +173,3 @@ def _check_work_pool(settings: Settings) -> PartCheck:
 
 def _describe(status: int) -> str:
     return "responds" if status == httpx.codes.OK else f"responds {status}"
-
-
-def _client(base_url: str) -> httpx.Client:
-    return bound(httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS, trust_env=not is_on_this_machine(base_url)))

@@ -25,6 +25,7 @@ from jobs.lifecycle.ends import ENDED, STATES, has_ended, is_abandoned, keep_run
 from jobs.lifecycle.lost_runs import LostRuns, Outcome, is_lost
 from jobs.status import JobStatus
 from jobs.storage.tables import JobAttempt, JobReport
+from jobs.url_credentials import PREFECT_URL, split_credentials
 from jobs.vocabulary import FLOW_NAME, RunState, StateName
 from jobs.watchdog.stopwatch import Clock, Stopwatch
 
@@ -208,6 +209,6 @@ def _find_job_runs(api_url: str) -> set[str]:
         if is_job_process(process):
             with suppress(psutil.Error, OSError):
                 environment = process.environ()
-                if environment.get("PREFECT_API_URL") == api_url:
+                if split_credentials(environment.get(PREFECT_URL, ""))[0] == api_url:
                     found.add(environment[VARIABLE])
     return found
