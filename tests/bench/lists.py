@@ -1,7 +1,8 @@
 """`python -m tests.bench.lists`: the unpaged lists of a long history. The last line is one JSON object.
 
 Puts 50,000 ended jobs into the databases of a stack of its own, by SQL, and reads `GET /train` and `GET /api/sft/jobs`
-whole: seconds, bytes, and how much the API's memory grows meanwhile.
+whole: seconds, bytes, and how much the API's memory grows meanwhile. The baseline of the same run is Prefect's own API,
+asked for the same runs by pages.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -20,6 +22,7 @@ from sqlalchemy import Connection, create_engine, text
 
 from jobs.settings import Settings
 from jobs.stack.database_urls import sibling_url
+from jobs.vocabulary import PAGE_SIZE
 from tests.live_service import pause_jobs, running_service
 
 BODY = {"model_name": "nobody/nothing", "dataset_version": "v1.0", "max_steps": 1}
@@ -41,7 +44,7 @@ def main() -> None:
 def measure(settings: Settings, url: str) -> dict[str, float]:
     """Read each list whole; seconds, megabytes, jobs and growth of the API's memory, by list."""
     process = find_api(settings)
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {"prefect_seconds": round(read_in_prefect(settings), 1)}
     for name, path in PATHS.items():
         httpx.get(f"{url}{path}", params={"limit": 200}, timeout=60).raise_for_status()  # opens connections and caches
         with watch_memory(process) as growth:
@@ -57,6 +60,19 @@ def measure(settings: Settings, url: str) -> dict[str, float]:
             f"{name}_growth_mb": round(growth[0] / MB, 1),
         }
     return figures
+
+
+def read_in_prefect(settings: Settings) -> float:
+    """Seconds to read all runs from Prefect, page by page, newest first."""
+    began, before = time.perf_counter(), "2099-01-01T00:00:00Z"
+    with httpx.Client(base_url=str(settings.prefect_api_url), timeout=60) as prefect:
+        while True:
+            wanted = {"flow_runs": {"expected_start_time": {"before_": before}}, "sort": "EXPECTED_START_TIME_DESC"}
+            page = prefect.post("/flow_runs/filter", json=wanted | {"limit": PAGE_SIZE}).raise_for_status().json()
+            if len(page) < PAGE_SIZE:
+                return time.perf_counter() - began
+            last = datetime.fromisoformat(page[-1]["expected_start_time"])
+            before = (last - timedelta(microseconds=1)).isoformat()
 
 
 def find_api(settings: Settings) -> psutil.Process:
