@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from jobs.stack.postgres import ensure_databases
 from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.tables import engine_for
 from tests.bare_postgres import server
+from tests.conftest import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,31 @@ def test_the_url_is_shown_once_and_the_role_can_do_little(run, url):
     renewed = make_url(json.loads(run("--new-password", "--json").stdout)["url"])
     assert renewed.password != shown.password
     assert read_secret(url) != kept
+
+
+def test_the_password_that_is_shown_lets_a_worker_in_and_no_other(run, url):
+    """PostgreSQL asks for it once its configuration says so, as that of a server on a network does."""
+    shown = make_url(run("--new-password").stdout.strip())
+    with engine_for(url).begin() as connection:
+        path = Path(make_url(url).query["host"]) / "pg_hba.conf"
+        before = path.read_text()
+        path.write_text(f"local tuneyard tuneyard_trainer scram-sha-256\n{before}")
+        connection.execute(text("SELECT pg_reload_conf()"))
+    try:
+        wait_until(lambda: not connects(shown.set(password="wrong")), 10)
+        assert connects(shown)
+    finally:
+        path.write_text(before)
+        with engine_for(url).begin() as connection:
+            connection.execute(text("SELECT pg_reload_conf()"))
+
+
+def connects(url):
+    try:
+        create_engine(url, poolclass=NullPool).connect().close()
+    except OperationalError:
+        return False
+    return True
 
 
 def test_without_a_database_of_ones_own_there_is_nothing_to_make(run, monkeypatch):

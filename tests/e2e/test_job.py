@@ -6,11 +6,14 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from jobs.lifecycle.attempts import read_attempts
+from jobs.storage.tables import engine_for
 from tasks.tracking import CONFIG_FILE
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
@@ -111,6 +114,11 @@ def test_mlflow_has_the_run_its_metrics_and_its_data(finished, stack):
     assert CONFIG_FILE in stored, "written before training: a store that can't be written ends the job then"
     assert data.dataset.name == "handbook"
     assert {tag.key: tag.value for tag in data.tags}["md5"] == finished["result"]["dataset_md5"]
+
+
+def test_its_process_had_the_trainers_role_in_the_database(finished, stack):
+    attempt = read_attempts(engine_for(stack.database_url), [UUID(finished["job_id"])])
+    assert [one.database_role for one in attempt.values()] == ["tuneyard_trainer"]
 
 
 def test_the_registry_finds_the_adapter_by_name(finished, stack, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from sqlalchemy import update
 from jobs.storage.events import forget_old_events, read_events, write_event
 from jobs.storage.reports import read_reports, write_report
 from jobs.storage.tables import JobEvent, JobReport, engine_for
+from jobs.watchdog.retention import Retention
 
 pytestmark = pytest.mark.stack
 
@@ -42,3 +43,9 @@ def test_events_of_jobs_that_ended_long_ago_go_and_their_reports_stay(engine):
     assert forget_old_events(engine, 30) == 0
     assert forget_old_events(engine, 28) == 1
     assert [len(read_events(engine, job_id)) for job_id in (newer, long_running)] == [0, 2]
+
+
+def test_the_watchdog_deletes_them(engine):
+    old, newer = make_job(engine, 400), make_job(engine, 300)
+    Retention(engine, 350).look()
+    assert [len(read_events(engine, job_id)) for job_id in (old, newer)] == [0, 1]

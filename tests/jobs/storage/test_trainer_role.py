@@ -437,6 +437,30 @@ def test_an_owner_without_rights_on_the_role_gives_it_its_rights_all_the_same(ur
         renew_rights(connection, theirs)
 
 
+def test_an_owner_who_may_create_roles_needs_not_be_a_superuser(url, owner):
+    with owner.begin() as connection:
+        connection.execute(text("CREATE ROLE maker LOGIN CREATEROLE"))
+    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
+        connection.execute(text("CREATE DATABASE made OWNER maker"))
+    made = make_url(sibling_url(url, "made")).set(username="maker").render_as_string(hide_password=False)
+    maker = create_engine(made, poolclass=NullPool)
+    migrate(made)
+    first = make_role(maker, made, with_password=True)
+    assert first is not None
+    assert make_role(maker, made, with_password=True, is_renewed=True) not in (first, None)
+    trainer = Trainer(made)
+    assert trainer.is_refused("SELECT * FROM api_keys")
+    held = trainer.engine.connect()
+    held.execute(select(1))
+    with maker.connect() as connection:  # as the watchdog does with a lost trainer's
+        ended = connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'made_trainer'")
+        )
+        assert ended.all() == [(True,)]
+    held.invalidate()
+    held.close()
+
+
 def test_databases_of_other_servers_on_it_have_nothing_for_the_role(url, owner, trainer):
     """PostgreSQL lets every role connect to every database."""
     with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
