@@ -1,9 +1,10 @@
 #!/bin/sh
 # Run by PostgreSQL's image when its volume is new: a database and an owner each, with the passwords of the secrets' URLs.
 set -eu
+secrets=${SECRETS_FOLDER:-/run/secrets}
 for name in tuneyard prefect mlflow; do
-    file=/run/secrets/$name-database-url
-    [ "$name" != tuneyard ] || file=/run/secrets/database-url
+    file=$secrets/$name-database-url
+    [ "$name" != tuneyard ] || file=$secrets/database-url
     password=$(sed -E 's#^[^:]+://[^:]+:([^@]+)@.*$#\1#' "$file")
     may=NOCREATEROLE
     [ "$name" != tuneyard ] || may=CREATEROLE  # for `tuneyard trainer-role`

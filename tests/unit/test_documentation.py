@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 WRITTEN = [
     ROOT / "README.md",
     *DOCS.glob("*.md"),
-    *DOCS.glob("[ehr]*/*.md"),
+    *DOCS.glob("[ehor]*/*.md"),
 ]  # contract/ is quoted, decisions/ are history
 BLOCKS = [
     pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
