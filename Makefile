@@ -5,7 +5,7 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup help demo check test bench bench-peers chaos attack fuzz sweep audit docs serve stop status clean
+.PHONY: setup help demo check test bench bench-peers chaos pool attack fuzz sweep audit docs serve stop status clean
 
 setup: $(READY)  ## install everything into .venv; the default target
 
@@ -35,6 +35,9 @@ bench-peers: $(READY) .venv-peers/.ready  ## measure the training step against L
 
 chaos: $(READY)  ## run jobs while parts of the service are killed, stopped and restarted
 	@$(BIN)/python -m tests.chaos.run
+
+pool: $(READY)  ## run jobs on three hosts that share nothing while hosts, watchdogs, network and store are lost
+	@$(BIN)/python -m tests.pool.run
 
 attack: $(READY)  ## run hostile clients, receivers, files and a registry against a test service
 	@$(BIN)/python -m tests.attack.run

@@ -62,10 +62,11 @@ def draw_wishes(count: int, service: Service, rng: random.Random) -> list[Wish]:
 class Clients(threading.Thread):
     """`accepted` has each accepted job's wish by id, `cancelled` those whose cancellation was confirmed."""
 
-    service: Service
+    url: str  # of the API
     watcher: Watcher
     wishes: list[Wish]
     deadline: float
+    line: int = LINE
     accepted: dict[str, Wish] = field(default_factory=dict)
     accepted_at: dict[str, float] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
@@ -73,7 +74,7 @@ class Clients(threading.Thread):
 
     def __post_init__(self) -> None:
         super().__init__(name="clients")
-        self._client = httpx.Client(base_url=self.service.url, timeout=30)
+        self._client = httpx.Client(base_url=self.url, timeout=30)
         self._to_cancel: dict[str, Wish] = {}
 
     def __hash__(self) -> int:
@@ -84,7 +85,7 @@ class Clients(threading.Thread):
         waiting = list(self.wishes)
         with self._client:
             while (waiting or self._to_cancel) and time.monotonic() < self.deadline:
-                if waiting and self.count_unfinished() < LINE:
+                if waiting and self.count_unfinished() < self.line:
                     self._post(waiting.pop(0))
                 for job_id, wish in list(self._to_cancel.items()):
                     if self._is_due(job_id, wish):

@@ -1,7 +1,7 @@
 """What must hold whatever was done to the service, judged from what its clients, its receivers and its registry saw."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from tests.chaos.watcher import Sight, Watcher
 JOB_TAG = "tuneyard.job_id"
 BOUND_SECONDS = 30.0 + 60.0  # a heartbeat and a minute
 MAX_ATTEMPTS = 3
+Waiting = Callable[[str, float, float], float]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Evidence:
         versions: tags of each version in the registry.
         left_over: processes there after the end of their job or of the stack, described.
         faults: what was done to the service.
+        lethal: kinds of faults that end the attempt of a job they hit.
+        in_line: seconds that a job waited from one moment to another only because no worker was free.
     """
 
     wanted: int
@@ -40,6 +43,12 @@ class Evidence:
     versions: Sequence[Mapping[str, str]]
     left_over: list[str]
     faults: Sequence[Fault]
+    lethal: Collection[str] = LETHAL
+    in_line: Waiting = lambda _job_id, _since, _until: 0.0
+
+    def find_recoveries(self) -> list["Recovery"]:
+        """One for each fault and each job that it hit."""
+        return find_recoveries(self.faults, self.watcher, self.lethal, self.in_line)
 
 
 @dataclass
@@ -73,7 +82,7 @@ def judge(evidence: Evidence) -> Verdict:
         _judge_versions(job_id, evidence, verdict)
         _judge_webhooks(job_id, evidence, verdict)
     verdict.counts["orphans"] = len(evidence.left_over)
-    recoveries = find_recoveries(evidence.faults, evidence.watcher)
+    recoveries = evidence.find_recoveries()
     verdict.counts["max_recovery_seconds"] = round(max((one.seconds for one in recoveries), default=0.0), 1)
     for one in recoveries:
         if one.seconds > BOUND_SECONDS:
@@ -132,7 +141,10 @@ def _judge_webhooks(job_id: str, evidence: Evidence, verdict: Verdict) -> None:
 
 
 class Recovery(NamedTuple):
-    """How a job got over a fault, in seconds since the last fault that hit it meanwhile, and since this one."""
+    """How a job got over a fault, in seconds since the last fault that hit it meanwhile, and since this one.
+
+    What it waited in line for a worker is left out of the first.
+    """
 
     fault: Fault
     job_id: str
@@ -140,25 +152,33 @@ class Recovery(NamedTuple):
     all_seconds: float
 
 
-def find_recoveries(faults: Sequence[Fault], watcher: Watcher) -> list[Recovery]:
+def find_recoveries(
+    faults: Sequence[Fault],
+    watcher: Watcher,
+    lethal: Collection[str] = LETHAL,
+    in_line: Waiting = lambda _job_id, _since, _until: 0.0,
+) -> list[Recovery]:
     """One for each fault and each job that it hit, as far as they were seen."""
     found = []
     for fault in faults:
         for job_id, attempt in fault.hit.items():
-            well_at = _find_sign_of_life(job_id, fault, attempt, watcher)
+            well_at = _find_sign_of_life(job_id, fault, attempt, watcher, lethal)
             if well_at is not None:
                 last = max(other.at for other in faults if job_id in other.hit and other.at <= well_at)
-                found.append(Recovery(fault, job_id, well_at - last, well_at - fault.at))
+                seconds = well_at - last - in_line(job_id, last, well_at)
+                found.append(Recovery(fault, job_id, seconds, well_at - fault.at))
     return found
 
 
-def _find_sign_of_life(job_id: str, fault: Fault, attempt: int, watcher: Watcher) -> float | None:
+def _find_sign_of_life(
+    job_id: str, fault: Fault, attempt: int, watcher: Watcher, lethal: Collection[str]
+) -> float | None:
     """When the job was first seen at work after the fault, at its end or in line for a start; None when it was not."""
     moved_on_at = watcher.second_poll_after(fault.at)  # what is new then has happened after the fault
     for sight in watcher.sights.get(job_id, []):
         if sight.at <= fault.at:
             continue
-        has_moved_on = fault.kind not in LETHAL and sight.at >= moved_on_at
+        has_moved_on = fault.kind not in lethal and sight.at >= moved_on_at
         is_in_line = not attempt and sight.status == "queued"  # it was about to start, and others came first
         if sight.has_ended or (sight.attempt or 0) > attempt or has_moved_on or is_in_line:
             return sight.at

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.chaos.aim import NoTarget
 from tests.chaos.clients import Clients, draw_wishes
 from tests.chaos.faults import Faults, draw_kinds
-from tests.chaos.invariants import Evidence, Verdict, describe, find_recoveries, judge
+from tests.chaos.invariants import Evidence, Verdict, describe, judge
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
 
@@ -73,7 +73,7 @@ def run(options: Options) -> Verdict:
         evidence = disturb(service, rng, options, began)
     evidence.left_over.extend(find_left_over(service.settings.home))
     verdict = judge(evidence)
-    for one in sorted(find_recoveries(evidence.faults, evidence.watcher), key=lambda one: -one.all_seconds)[:SHOWN]:
+    for one in sorted(evidence.find_recoveries(), key=lambda one: -one.all_seconds)[:SHOWN]:
         others = f", {one.seconds:.1f} s since the last fault meanwhile" if one.seconds < one.all_seconds else ""
         print(f"{one.all_seconds:.1f} s to get over: {one.fault.kind}{others}")
     for job_id, reasons in verdict.offenders.items():
@@ -90,7 +90,7 @@ def disturb(service: Service, rng: random.Random, options: Options, began: float
     deadline = began + 60 * options.minutes
     kinds = draw_kinds(options.faults, rng)
     watcher = Watcher(service.url)
-    clients = Clients(service, watcher, draw_wishes(options.jobs, service, rng), deadline)
+    clients = Clients(service.url, watcher, draw_wishes(options.jobs, service, rng), deadline)
     faults = Faults(service, watcher, rng, deadline)
     watcher.start()
     clients.start()

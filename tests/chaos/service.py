@@ -92,18 +92,24 @@ class Service:
 
     def read_versions(self) -> list[Version]:
         """Every version of every adapter in MLflow's registry. Raises httpx.HTTPError."""
-        address = f"{self.settings.mlflow_tracking_uri}/api/2.0/mlflow/model-versions/search"
-        versions: list[Version] = []
-        token = ""
-        while True:
-            answer = httpx.get(address, params={"max_results": 100, "page_token": token}, timeout=60)
-            page = answer.raise_for_status().json()
-            for version in page.get("model_versions", []):
-                tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-                versions.append(Version(version["name"], tags))
-            token = page.get("next_page_token", "")
-            if not token:
-                return versions
+        return read_versions(str(self.settings.mlflow_tracking_uri))
+
+
+def read_versions(tracking_uri: str, credentials: tuple[str, str] | None = None) -> list[Version]:
+    """Every version of every adapter in the registry of this MLflow server. Raises httpx.HTTPError."""
+    address = f"{tracking_uri}/api/2.0/mlflow/model-versions/search"
+    versions: list[Version] = []
+    token = ""
+    while True:
+        wanted = {"max_results": 100, "page_token": token}
+        answer = httpx.get(address, params=wanted, auth=credentials, timeout=60)
+        page = answer.raise_for_status().json()
+        for version in page.get("model_versions", []):
+            tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+            versions.append(Version(version["name"], tags))
+        token = page.get("next_page_token", "")
+        if not token:
+            return versions
 
 
 @contextmanager
