@@ -8,6 +8,7 @@ before the engine, and that imports Prefect too.
 import gc
 import os
 import runpy
+import sys
 import threading
 
 from flows.waiting import wait_for_prefect
@@ -45,9 +46,30 @@ def main() -> None:
         from tasks.refusal import fail_if_refused
 
         fail_if_refused(end)
+        if end.code and _has_concluded():
+            sys.exit(0)  # Prefect's code tells of a failed flow as of a crash, where no process worker has started it
         raise
     finally:
         end_within(LEAVE_SECONDS)
+
+
+def _has_concluded() -> bool:
+    """Whether the job has ended or its attempt has said why it did; False if that is not known."""
+    from uuid import UUID
+
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from jobs.lifecycle.attempts import has_concluded
+    from jobs.settings import Settings
+    from jobs.storage.tables import engine_for
+
+    database_url = Settings().database_url
+    try:
+        return database_url is not None and has_concluded(
+            engine_for(database_url), UUID(os.environ["PREFECT__FLOW_RUN_ID"])
+        )
+    except SQLAlchemyError:
+        return False
 
 
 def end_within(seconds: float) -> None:

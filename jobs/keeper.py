@@ -1,9 +1,18 @@
 """`python -m jobs.keeper`, run by Prefect's worker: starts a job's training process and waits for it.
 
 A worker that is stopped kills the process it has started within a tenth of a second. That is this one, of 10 MB; the
-training process then gets SIGTERM from the kernel, and time to save its last step. The exit code is always 0, because
-the watchdog and not the worker decides whether a lost job is retried. If the training process was ended by its input,
-another attempt would be too, so the job's end is written from here (`jobs.overrun`).
+training process then gets SIGTERM from the kernel, and time to save its last step. If the training process was ended by
+its input, another attempt would be too, so the job's end is written from here (`jobs.overrun`).
+
+Exit codes (decision 28):
+
+- 0: the attempt has recorded how it ended: the job's end, a stop, an error that is worth a retry.
+- the process's own code, or 128 and the number of the signal that ended it: it ended without a word. This is recorded
+  for the watchdog, which alone decides what follows. Only Prefect's process worker is told 0 then, as it would report
+  one crash twice, seconds apart; it too gets the code if it could not be recorded.
+
+In a container this may be process 1, to which the kernel sends only signals that it handles, and whose children are all
+orphans of the container.
 """
 
 import ctypes
@@ -12,6 +21,7 @@ import signal
 import subprocess
 import sys
 from types import FrameType
+from typing import NoReturn
 
 from jobs.job_secret import make_secret
 from jobs.privacy import UMASK
@@ -21,6 +31,7 @@ from sft.confinement import explain_end, open_note
 
 NOTE = "TUNEYARD_NOTE"  # file descriptor of the note on what the job reads (`sft.confinement`)
 PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts this one
+RUN = "PREFECT__FLOW_RUN_ID"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -28,8 +39,10 @@ def end_with_parent() -> None:
     """Have the kernel send this process SIGTERM when its parent dies (on Linux).
 
     The kernel does not report a parent that died earlier, so its pid is compared with the one in PARENT; if it
-    differs, this process gets the signal at once.
+    differs, this process gets the signal at once. Process 1 has no parent.
     """
+    if os.getpid() == 1:
+        return
     expected = os.environ.get(PARENT) or str(os.getppid())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -54,9 +67,8 @@ def main() -> int:
     os.umask(UMASK)
     with worker_slot(lambda: bool(held)) as is_free:
         if not is_free:
-            if not held:
-                subprocess.run([sys.executable, "-m", "jobs.requeue"], check=False)
-            return 0
+            module = "jobs.early_stop" if held else "jobs.requeue"
+            return subprocess.run([sys.executable, "-m", module], check=False).returncode
         # The child inherits the blocked signal and unblocks it once it can handle it (`jobs.early_stop`).
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # In its own session: a signal to the worker's process group would reach it twice.
@@ -69,12 +81,40 @@ def main() -> int:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             for late in held:
                 child.send_signal(late)
-            code = child.wait()
+            code = wait_for(child)
     if code < 0:
         sys.stderr.write(f"The job's process was ended by {signal.Signals(-code).name}\n")
-    if problem := explain_end(code, note):
-        subprocess.run([sys.executable, "-m", "jobs.overrun", str(problem)], check=False)
+    problem = explain_end(code, note)
+    if problem and subprocess.run([sys.executable, "-m", "jobs.overrun", str(problem)], check=False).returncode == 0:
+        return 0
+    if code:
+        report_crash(child.pid, code)
     return 0
+
+
+def wait_for(child: "subprocess.Popen[bytes]") -> int:
+    """Wait for the child's end; returns its exit code as `subprocess` has it. Process 1 reaps all others meanwhile."""
+    while os.getpid() == 1:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+        if pid == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            break
+    return child.wait()
+
+
+def report_crash(pid: int, code: int) -> NoReturn:
+    """Become the process that records a crash and exits with the code for the worker; not one of the job's processes.
+
+    Args:
+        pid: of the training process.
+        code: its exit code, as `subprocess` has it.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != RUN}
+    command = [sys.executable, "-m", "jobs.early_stop", "--crashed", str(pid), str(code), os.environ.get(RUN, "")]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - replaces this process
 
 
 if __name__ == "__main__":

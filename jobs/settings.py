@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         3, gt=0, description="Lost attempts (a killed process, a lost worker) after which a job fails."
     )
+    pod_start_seconds: float = Field(
+        3600,
+        gt=0,
+        description="How long a job's container or pod may take to start, image and waiting for a node included; "
+        "a process has 300 s. Then the attempt counts as lost.",
+    )
     dtype: Literal["bf16", "fp16", "none"] | None = Field(
         None,
         description="The dtype of `mixed_precision: auto` on this machine (`none` is fp32); if unset, measured once "

@@ -6,15 +6,17 @@ A job gets another attempt when its process is lost. Each attempt holds a token,
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine, Uuid, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Select, Uuid, bindparam, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -22,15 +24,17 @@ from sqlalchemy.orm import Session
 from jobs.job_secret import VARIABLE, make_secret
 from jobs.lifecycle.ends import has_ended, keep_run, record_end
 from jobs.status import JobStatus
-from jobs.storage.claims import claim, wait_for_claim
+from jobs.storage.claims import BUSY, claim, wait_for_claim
 from jobs.storage.connections import wait_for_database
 from jobs.storage.run_ids import find_job
-from jobs.storage.tables import JobAttempt, JobReport, engine_for
+from jobs.storage.tables import JOB_APPLICATION, JobAttempt, JobReport, engine_for
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
+CANCEL_DELAY = timedelta(seconds=3)  # for the job's worker to stop its process itself
+RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # set by a worker
 HOST = socket.gethostname()
 
 _WANTED = func.unnest(bindparam("ids", type_=ARRAY(Uuid))).table_valued("job_id", name="wanted").render_derived()
@@ -117,13 +121,16 @@ class Attempt:
                 raise
             logger.warning("The connection to the database was lost during a publication (%s)", type(error).__name__)
 
-    def beat(self) -> None:
-        """Write a heartbeat. Raises Superseded and SQLAlchemyError."""
+    def beat(self) -> bool:
+        """Write a heartbeat; returns whether the job was cancelled a while ago. Raises Superseded, SQLAlchemyError."""
         mine = (JobAttempt.job_id == self.job_id) & (JobAttempt.token == self.token)
+        beat = update(JobAttempt).where(mine).values(heartbeat_at=func.now())
+        is_cancelled = func.coalesce(JobAttempt.cancelled_at < func.now() - CANCEL_DELAY, False)
         with engine_for(self.database_url).begin() as connection:
-            beaten = connection.execute(update(JobAttempt).where(mine).values(heartbeat_at=func.now()))
-        if beaten.rowcount == 0:
+            beaten = connection.execute(beat.returning(is_cancelled)).first()
+        if beaten is None:
             raise Superseded(f"job {self.job_id} is no longer this process's (attempt {self.number})")
+        return bool(beaten[0])
 
     def end(self, status: JobStatus, error: str | None = None, error_code: str | None = None) -> bool:
         """Write the job's end and release the job; False if it was cancelled meanwhile, which stays its end.
@@ -141,7 +148,11 @@ class Attempt:
 
 
 class Heartbeat:
-    """Writes heartbeats from its own thread; ends the process when its attempt is superseded."""
+    """Writes heartbeats from its own thread; ends the process when its attempt is superseded.
+
+    If the job was cancelled, it sends SIGTERM to a worker's process: a container's or pod's worker does not, and that
+    of a process may be gone.
+    """
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -155,9 +166,12 @@ class Heartbeat:
         self._stopped.set()
 
     def _beat(self) -> None:
+        is_told = RUN_VARIABLE not in os.environ  # this process is its user's
         while not self._stopped.wait(HEARTBEAT_SECONDS):
             try:
-                self._attempt.beat()
+                if self._attempt.beat() and not is_told and not self._stopped.is_set():
+                    is_told = True
+                    os.kill(os.getpid(), signal.SIGTERM)
             except SQLAlchemyError as error:
                 logger.warning("The database can't be reached (%s)", type(error).__name__)
             except Superseded as error:
@@ -211,6 +225,50 @@ def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None =
         connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=now))
         keep_run(connection, job_id, run or {})
         return record_end(connection, job_id, JobStatus.CANCELLED, is_stopped=False)
+
+
+def mark_crashed(engine: Engine, run_id: UUID, pid: int, cause: str, message: str) -> bool:
+    """Record that the process with this id on this host has ended without a word, before or after its attempt began.
+
+    False if the run is not known to be a job's.
+    """
+    is_its = JobAttempt.token.is_not(None) & (JobAttempt.host == HOST) & (JobAttempt.pid == pid)
+    has_not_begun = (JobAttempt.number == JobAttempt.settled) & ~JobAttempt.is_interrupted
+    said = {"token": None, "cause": cause, "message": message}
+    with engine.begin() as connection:
+        if problem := claim(connection, run_id):
+            return problem == BUSY or problem in [*JobStatus]  # the attempt of another process counts, or the end
+        job_id = find_job(connection, run_id)
+        if not any(connection.execute(_is_known(table, job_id)).scalar() for table in (JobReport, JobAttempt)):
+            return False
+        row = insert(JobAttempt).values(job_id=job_id, **said)
+        where = is_its | has_not_begun
+        connection.execute(row.on_conflict_do_update(index_elements=["job_id"], set_=said, where=where))
+        return True
+
+
+def _is_known(table: type[JobReport] | type[JobAttempt], job_id: UUID) -> Select[tuple[bool]]:
+    return select(exists().where(table.job_id == job_id))
+
+
+def has_concluded(engine: Engine, run_id: UUID) -> bool:
+    """Whether the run's job has ended, or its attempt has recorded that it was stopped or what it failed with."""
+    with engine.connect() as connection:
+        job_id = find_job(connection, run_id)
+        if has_ended(connection, job_id) is not None:
+            return True
+        said = JobAttempt.token.is_(None) & (JobAttempt.is_interrupted | JobAttempt.cause.is_not(None))
+        return connection.execute(select(said).where(JobAttempt.job_id == job_id)).scalar() is True
+
+
+def end_connections(engine: Engine, run_id: str) -> None:
+    """End the database connections of a run's lost process, which may hold locks while it is frozen."""
+    end = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name")
+    try:
+        with engine.begin() as connection:
+            connection.execute(end, {"name": f"{JOB_APPLICATION}{run_id}"})
+    except SQLAlchemyError as error:  # of another role
+        logger.warning("The connections of run %s could not be ended (%s)", run_id, type(error).__name__)
 
 
 def mark_interrupted(engine: Engine, run_id: UUID) -> None:

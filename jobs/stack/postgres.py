@@ -23,6 +23,7 @@ from sqlalchemy import URL, make_url
 from jobs.project import code_environment
 from jobs.stack.launch import HERE
 from jobs.storage.bounded_postgres import BoundedConnection, install
+from jobs.storage.watchdog_lease import LeaseHolder, read_holder
 from sft.errors import StackError
 
 PROGRAMS = Path("/var/lib/tuneyard")  # copies of the wheel's programs that the system user may run
@@ -81,20 +82,21 @@ def is_ready(database_url: str) -> bool:
     return True
 
 
-def is_locked(database_url: str, key: int) -> bool:
-    """Whether this advisory lock is held. Raises psycopg2.OperationalError if the server does not respond."""
+def find_watchdog(database_url: str) -> LeaseHolder | None:
+    """The watchdog that holds the lease, or the last one; None if there has been none. Raises OperationalError of
+    psycopg2 if the server does not respond.
+    """
     connection = _connect(make_url(database_url))
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON database = pg_database.oid "
-                "WHERE locktype = 'advisory' AND granted AND objid = %s AND datname = current_database())",
-                [key],
-            )
-            (found,) = cursor.fetchone()
-            return bool(found)
+        return read_holder(connection)
     finally:
         connection.close()
+
+
+def has_watchdog(database_url: str) -> bool:
+    """Whether a watchdog is active. Raises as `find_watchdog`."""
+    holder = find_watchdog(database_url)
+    return holder is not None and holder.is_active
 
 
 def ensure_databases(database_url: str, names: Sequence[str]) -> None:

@@ -17,7 +17,6 @@ from jobs.settings import Settings
 from jobs.stack import parts, postgres
 from jobs.stack.endpoints import Endpoints
 from jobs.status import JobStatus, state_types
-from jobs.storage.tables import WATCHDOG_LOCK
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, RunState
 
 TIMEOUT_SECONDS = 3.0
@@ -84,10 +83,16 @@ def _check_database(url: str) -> PartCheck:
 
 def _check_watchdog(url: str) -> PartCheck:
     try:
-        ok = postgres.is_locked(url, WATCHDOG_LOCK)
+        holder = postgres.find_watchdog(url)
     except psycopg2.OperationalError as error:
         return PartCheck(False, f"unknown, the database does not respond ({type(error).__name__})")
-    return PartCheck(ok, "running" if ok else "not running: lost jobs are not restarted and no webhook is sent")
+    consequence = "lost jobs are not restarted and no webhook is sent"
+    if holder is None or not holder.is_connected:
+        return PartCheck(False, f"not running: {consequence}")
+    who = f"pid {holder.pid} on {holder.host}"
+    if not holder.is_active:
+        return PartCheck(False, f"{who} has not responded for {holder.idle_seconds:.0f} s: {consequence}")
+    return PartCheck(True, "running")
 
 
 def _check_prefect(settings: Settings) -> PartCheck:

@@ -14,7 +14,7 @@ from jobs.settings import Settings
 from jobs.stack import deployments, parts, postgres
 from jobs.stack.database_urls import sibling_url
 from jobs.stack.process_manager import ALIVE_STATES, Part, Supervisor, log_path, make_run_folder
-from jobs.storage.tables import WATCHDOG_LOCK, engine_for, migrate
+from jobs.storage.tables import engine_for, migrate
 from jobs.storage.trainer_role import make_role
 from sft.errors import StackError
 
@@ -72,7 +72,7 @@ def bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpu
         _bring_up_workers(settings, resolved, supervisor, gpus, began, wait_for)
     if "mlflow" in names:
         wait_for("mlflow", lambda: is_mlflow_ready(str(resolved.mlflow_tracking_uri)))
-    wait_for("watchdog", lambda: postgres.is_locked(str(resolved.database_url), WATCHDOG_LOCK))
+    wait_for("watchdog", lambda: postgres.has_watchdog(str(resolved.database_url)))
 
 
 def _bring_up_workers(

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
 
 from jobs.network.deadlines import READ_SECONDS, allowed_seconds, seconds_left
+from jobs.storage.keepalives import keep_alive
 from jobs.storage.schema import CHECKS_CLIENT, keep_current
 
 CONNECT_SECONDS = 10.0
@@ -41,7 +42,7 @@ def bounded_engine_for(database_url: str) -> Engine:
     )
     event.listen(engine, "connect", _watch_client)
     _ping_idle(engine)
-    return keep_current(engine, READ_SECONDS)
+    return keep_alive(keep_current(engine, READ_SECONDS))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """SQLAlchemy models of Tuneyard's own tables; `jobs/storage/migrations` creates them."""
 
 import functools
+import os
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,11 +26,11 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.storage.claims import connection_options
+from jobs.storage.keepalives import keep_alive
 from jobs.storage.schema import keep_current
 from jobs.storage.schema import migrate as migrate
 
-# PostgreSQL advisory locks, beside `jobs.storage.schema.SCHEMA_LOCK`
-WATCHDOG_LOCK = 7_415_003  # held by the active watchdog
+JOB_APPLICATION = "tuneyard-job-"  # with the run's id, the name of its process's connections in PostgreSQL
 
 
 class Base(DeclarativeBase):
@@ -196,10 +197,41 @@ class Watermark(Base):
     reached_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+class WatchdogLease(Base):
+    """The active watchdog (`jobs.watchdog.lease`). One row."""
+
+    __tablename__ = "watchdog_lease"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    holder: Mapped[UUID]
+    host: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    term: Mapped[int] = mapped_column(Integer)  # counts takeovers; its advisory lock is held while the holder is alive
+    looked_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))  # its last finished task
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class WatchdogClock(Base):
+    """Since when the watchdog has observed a value of a run (`jobs.watchdog.clocks`)."""
+
+    __tablename__ = "watchdog_clocks"
+
+    task: Mapped[str] = mapped_column(Text, primary_key=True)
+    run_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    what: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
 @functools.cache
 def engine_for(database_url: str) -> Engine:
     """The process's one connection pool for this database."""
-    secret = connection_options(database_url)
-    return keep_current(
-        create_engine(database_url, connect_args=secret, pool_pre_ping=True, pool_size=5, max_overflow=15)
-    )
+    named = connection_options(database_url) | _name()
+    engine = create_engine(database_url, connect_args=named, pool_pre_ping=True, pool_size=5, max_overflow=15)
+    return keep_alive(keep_current(engine))
+
+
+def _name() -> dict[str, str]:
+    """Names the connections of a job's process, so that the watchdog can end those of one that is lost."""
+    run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
+    return {"application_name": f"{JOB_APPLICATION}{run_id}"} if run_id else {}

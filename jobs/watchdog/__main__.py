@@ -1,8 +1,8 @@
 """`python -m jobs.watchdog`: runs the periodic tasks that must not depend on a job's process or the API.
 
 It is a part of the local stack; with servers of your own, run it on a machine that reaches them. Of several watchdogs
-one is active, the holder of an advisory lock in the database; the others stand by. It may be killed at any moment: the
-next one continues its tasks.
+one is active, the holder of a lease in the database (`jobs.watchdog.lease`); the others stand by. It may be killed,
+frozen or lost at any moment: within 15 s another one continues its tasks, with what it has measured so far.
 """
 
 import functools
@@ -11,13 +11,11 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
-from sqlalchemy import Connection, Engine, func, text
-from sqlalchemy import select as sql_select
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.engine.credentials import open_client
@@ -30,23 +28,22 @@ from jobs.settings import Settings
 from jobs.stack.local import repair
 from jobs.stack.process_manager import Supervisor
 from jobs.storage.schema import ensure_current
-from jobs.storage.tables import WATCHDOG_LOCK, engine_for
 from jobs.watchdog.cancellations import Cancellations
 from jobs.watchdog.clock_steps import ClockSteps
+from jobs.watchdog.clocks import Clocks
 from jobs.watchdog.deliveries import Deliverer
 from jobs.watchdog.idle_workers import IdleWorkers
+from jobs.watchdog.lease import STANDBY_SECONDS, Lease, LeaseLost
 from jobs.watchdog.manual_changes import ManualChanges
 from jobs.watchdog.owners import OwnerTags
 from jobs.watchdog.recovery import Recovery
 from jobs.watchdog.retention import Retention
-from jobs.webhooks.outbox import CHANNEL
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 LOCAL_FLAG = "--local"  # the workers run on this machine, so their processes can be seen and killed
 SCHEMA_SECONDS = 10.0
-STANDBY_SECONDS = 3.0  # between attempts to get the lock or to reach the database
 
 
 @dataclass
@@ -63,20 +60,22 @@ class PeriodicTask:
     due_at: float = 0.0
 
 
-def watch(engine: Engine, tasks: list[PeriodicTask]) -> None:
-    """Run the tasks without end, while no other process holds the lock."""
+def watch(lease: Lease, tasks: list[PeriodicTask], clocks: Clocks) -> None:
+    """Run the tasks without end, while this process holds the lease."""
     while True:
         try:
-            with _turn(engine) as connection:
+            with lease.turn() as turn:
+                clocks.load(turn.gap_seconds)
                 logger.info("Active, with the tasks %s", ", ".join(task.name for task in tasks))
                 looked_at = time.monotonic()
                 for task in tasks:
                     task.due_at = 0.0
                 while True:
-                    _run_due(tasks)
-                    _wait(connection, tasks)
+                    _run_due(tasks, lease)
+                    clocks.save()
+                    _wait(turn.connection, tasks)
                     if time.monotonic() - looked_at > SCHEMA_SECONDS:
-                        ensure_current(engine)
+                        ensure_current(lease.engine)
                         looked_at = time.monotonic()
         except SchemaMismatch as error:
             logger.error("No task runs until this is solved: %s", error)
@@ -84,16 +83,20 @@ def watch(engine: Engine, tasks: list[PeriodicTask]) -> None:
         except SQLAlchemyError as error:
             logger.warning("The database can't be reached (%s)", type(error).__name__)
             time.sleep(STANDBY_SECONDS)
+        except LeaseLost as error:
+            logger.warning("Standing by: %s", error)
 
 
-def _run_due(tasks: list[PeriodicTask]) -> None:
+def _run_due(tasks: list[PeriodicTask], lease: Lease) -> None:
     for task in tasks:
+        lease.check()
         if time.monotonic() >= task.due_at:
             try:
                 task.run()
             except (SQLAlchemyError, httpx.HTTPError, StackError) as error:
                 logger.warning("%s: %s", task.name, _show(error))
             task.due_at = time.monotonic() + task.every_seconds
+        lease.note_progress()
 
 
 def _show(error: Exception) -> str:
@@ -101,22 +104,8 @@ def _show(error: Exception) -> str:
     return str(error) if isinstance(error, StackError) else type(error).__name__
 
 
-@contextmanager
-def _turn(engine: Engine) -> Iterator[Connection]:
-    """Block until this process holds the advisory lock; yields its connection, with which the lock is lost."""
-    with engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text(f"LISTEN {CHANNEL}"))
-        try:
-            while not connection.execute(sql_select(func.pg_try_advisory_lock(WATCHDOG_LOCK))).scalar():
-                time.sleep(STANDBY_SECONDS)
-            yield connection
-        finally:
-            connection.invalidate()  # neither lock nor LISTEN may go back into the pool
-
-
 def _wait(connection: Connection, tasks: list[PeriodicTask]) -> None:
-    """Wait until a task is due or a notification comes. Raises SQLAlchemyError if the lock's connection is lost."""
+    """Wait until a task is due or a notification comes. Raises SQLAlchemyError if the connection is lost."""
     raw = connection.connection.driver_connection
     assert raw is not None  # noqa: S101 - for the type checker
     left = min(task.due_at for task in tasks) - time.monotonic()
@@ -144,25 +133,31 @@ def main() -> None:
     settings = Settings()
     if settings.database_url is None or settings.prefect_api_url is None:
         raise StackError("TUNEYARD_DATABASE_URL and PREFECT_API_URL must be set where the watchdog runs")
-    engine = engine_for(settings.database_url)
-    prefect = open_client(settings, timeout_seconds=10)
+    lease = Lease(settings.database_url)
+    engine, clocks = lease.engine, Clocks(lease.engine)
+    prefect = lease.fence(open_client(settings, timeout_seconds=10))
     is_local = LOCAL_FLAG in sys.argv[1:]
     runs = PoolRuns(prefect, settings.work_pool, engine)
     deliveries = Deliverer(engine, settings, prefect)
+    recovery = Recovery(
+        engine, runs, settings.max_attempts, is_local, clocks.stopwatch("recovery"), settings.pod_start_seconds
+    )
+    cancellations = Cancellations(engine, runs, is_local, clocks.stopwatch("cancellations"))
+    changes = ManualChanges(engine, runs, settings.prefect_api_url, is_local, clocks.stopwatch("manual changes"))
     tasks = [
         PeriodicTask("clock", 2.0, ClockSteps(engine).look),
         PeriodicTask("webhooks", 2.0, deliveries.send_due, on_wake=True),
-        PeriodicTask("recovery", 3.0, Recovery(engine, runs, settings.max_attempts, is_local).look),
+        PeriodicTask("recovery", 3.0, recovery.look),
         PeriodicTask("ends of jobs", 3.0, deliveries.add_missing),
-        PeriodicTask("manual changes", 3.0, ManualChanges(engine, runs, settings.prefect_api_url, is_local).look),
+        PeriodicTask("manual changes", 3.0, changes.look),
+        PeriodicTask("cancellations", 3.0, cancellations.finish),
     ]
     tasks.append(PeriodicTask("owners of jobs", 5.0, OwnerTags(engine, runs).look))
     tasks.append(PeriodicTask("retention", 300.0, Retention(engine, settings.keep_events_days).look))
     if is_local:
-        tasks.append(PeriodicTask("cancellations", 3.0, Cancellations(runs).finish))
         tasks.append(PeriodicTask("idle workers", 10.0, IdleWorkers(runs, Supervisor(settings.home)).look))
         tasks.append(PeriodicTask("repair", 10.0, functools.partial(_repair, settings)))
-    watch(engine, tasks)
+    watch(lease, tasks, clocks)
 
 
 if __name__ == "__main__":

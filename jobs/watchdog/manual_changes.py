@@ -47,14 +47,20 @@ class ManualChanges:
     """
 
     def __init__(
-        self, engine: Engine, runs: PoolRuns, api_url: str, is_local: bool, clock: Clock = time.monotonic
+        self,
+        engine: Engine,
+        runs: PoolRuns,
+        api_url: str,
+        is_local: bool,
+        stopwatch: Stopwatch | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._engine = engine
         self._runs = runs
         self._api_url = api_url
         self._is_local = is_local
         self._clock = clock
-        self._stopwatch = Stopwatch(clock)
+        self._stopwatch = stopwatch or Stopwatch(clock)
         self._watched: set[str] = set()
         self._lost = LostRuns(engine, runs)
         self._difference: int | None = None

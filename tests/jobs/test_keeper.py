@@ -1,9 +1,10 @@
-"""The keeper passes signals on, outlives its child, and never says how that ended."""
+"""The keeper passes signals on, outlives its child, and tells by its exit code how that ended."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -53,12 +54,17 @@ def read_pid(folder: Path) -> int:
     return int((folder / "pid").read_text())
 
 
-@pytest.mark.parametrize(("code", "words"), [("0", ""), ("3", ""), ("kill", "was ended by SIGKILL")])
-def test_however_its_child_ends_the_worker_is_told_of_no_crash(tmp_path: Path, code: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "words", "shown"), [("0", "", 0), ("3", "", 3), ("kill", "was ended by SIGKILL", 137)]
+)
+def test_the_worker_is_told_of_a_crash_that_could_not_be_recorded(
+    tmp_path: Path, code: str, words: str, shown: int
+) -> None:
     with start(tmp_path, code) as keeper:
         _, said = keeper.communicate(timeout=30)
-    assert keeper.returncode == 0
+    assert keeper.returncode == shown
     assert words in said
+    assert ("could not be recorded" in said) == (shown != 0)
 
 
 def test_a_stop_is_passed_on_once_and_waited_for(tmp_path: Path) -> None:
@@ -81,6 +87,45 @@ def test_a_killed_keeper_is_a_stop_for_its_child(tmp_path: Path) -> None:
     child.wait(20)
 
 
+TREE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+subprocess.Popen(["sh", "-c", "sleep 0.2 & exec true"]).wait()  # an orphan, which becomes process 1's child
+def stop(number, frame):
+    Path("told").write_text(str(number))
+    time.sleep(0.3)
+    states = [Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in os.listdir("/proc") if pid.isdigit()]
+    Path("states").write_text(" ".join(states))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+Path("pid").write_text(f"{os.getpid()} {os.getppid()}")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only Linux's root has namespaces")
+def test_as_process_1_of_a_container_it_passes_a_stop_on_and_reaps(tmp_path: Path) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").touch()
+    (tmp_path / "flows" / "__main__.py").write_text(TREE)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT_ROOT}"}
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-m", "jobs.keeper"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as container:
+        wait_until(lambda: (tmp_path / "pid").exists() or container.poll() is not None, 20)
+        if container.poll() is not None:
+            assert "unshare" in container.communicate()[1]
+            pytest.skip("no namespaces here")
+        assert (tmp_path / "pid").read_text().split()[1] == "1"
+        time.sleep(0.5)
+        (keeper,) = psutil.Process(container.pid).children()
+        keeper.send_signal(signal.SIGTERM)
+        container.communicate(timeout=30)
+    assert (tmp_path / "told").read_text() == str(int(signal.SIGTERM))
+    assert "Z" not in (tmp_path / "states").read_text()
+    assert container.returncode == 0
+
+
 ORPHAN = """
 import os, signal, sys, time
 from jobs.keeper import end_with_parent
@@ -101,6 +146,6 @@ def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_a_stop_too(parent: 
 def test_why_a_job_was_ended_by_what_it_read_is_told_by_the_keeper(tmp_path: Path) -> None:
     with start(tmp_path, "read") as keeper:
         _, said = keeper.communicate(timeout=60)
-    assert keeper.returncode == 0
+    assert keeper.returncode == 128 + signal.SIGPROF, "there is no database to write the job's end to"
     assert "was ended by SIGPROF" in said
     assert "resource_limit: template_name auto: to write row 3 takes more than 0.2 s of CPU time" in said

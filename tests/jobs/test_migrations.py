@@ -21,6 +21,8 @@ from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.schema import MIGRATIONS, ensure_current, known_revisions, migrate
 from jobs.storage.tables import engine_for
 from jobs.watchdog.__main__ import watch
+from jobs.watchdog.clocks import Clocks
+from jobs.watchdog.lease import Lease
 from jobs.webhooks.outbox import add_delivery, list_deliveries
 from tests.bare_postgres import upgrade
 
@@ -144,7 +146,6 @@ class TestADatabase:
 
     def test_a_watchdog_of_before_stops_working(self, url, plain, caplog, monkeypatch):
         monkeypatch.setattr("jobs.watchdog.__main__.SCHEMA_SECONDS", 0.0)
-        monkeypatch.setattr("jobs.watchdog.__main__.STANDBY_SECONDS", 0.1)
         migrate(url)
         done = []
 
@@ -164,6 +165,7 @@ class TestADatabase:
         import jobs.watchdog.__main__ as watchdog
 
         monkeypatch.setattr(watchdog.time, "sleep", sleep)
+        lease = Lease(url)
         with pytest.raises(Enough):
-            watch(engine_for(url), [watchdog.PeriodicTask("work", 0.0, work)])
+            watch(lease, [watchdog.PeriodicTask("work", 0.0, work)], Clocks(lease.engine))
         assert len(done) == 2

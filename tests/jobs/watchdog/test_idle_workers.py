@@ -10,9 +10,8 @@ import pytest
 
 from jobs.engine.pool_runs import PoolRuns
 from jobs.settings import Settings
-from jobs.stack.postgres import is_locked
+from jobs.stack.postgres import has_watchdog
 from jobs.stack.process_manager import Supervisor
-from jobs.storage.tables import WATCHDOG_LOCK
 from jobs.watchdog.idle_workers import IDLE_SECONDS, LATE, IdleWorkers
 from tests.conftest import wait_until
 
@@ -26,7 +25,7 @@ def alone(stack: Settings) -> Iterator[None]:
     supervisor.stop("watchdog")
     yield
     supervisor.start("watchdog")
-    wait_until(lambda: is_locked(str(stack.database_url), WATCHDOG_LOCK), 60)
+    wait_until(lambda: has_watchdog(str(stack.database_url)), 60)
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,0 +1,79 @@
+"""`PoolWorkers`: which worker has a run, and whether it is online, from what Prefect knows.
+
+A worker labels each run that it takes with its own name and type. It is offline three intervals after its last
+heartbeat, 90 s by default (`PREFECT_WORKER_HEARTBEAT_SECONDS`). Prefect's own service that marks workers offline looks
+every 15 s, and may be off.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from jobs.vocabulary import PAGE_SIZE
+
+NAME, KIND = "prefect.worker.name", "prefect.worker.type"  # labels of a run
+INTERVAL_SECONDS = 30.0  # between heartbeats, for a worker that does not say
+MISSED_HEARTBEATS = 3  # as in Prefect
+PROCESS = "process"  # the type of worker whose runs are on its own machine and end with it
+
+
+class PoolWorkers:
+    """The workers of one pool, as Prefect knows them when they are first asked for after `refresh`."""
+
+    def __init__(self, prefect: httpx.Client, work_pool: str) -> None:
+        self._prefect = prefect
+        self._work_pool = work_pool
+        self._online: set[str] | None = None
+
+    def refresh(self) -> None:
+        """Ask Prefect again the next time."""
+        self._online = None
+
+    def has_online(self, run: Mapping[str, Any]) -> bool:
+        """Whether the run's worker is online; for a run without a worker's name, whether any is. Raises HTTPError."""
+        if self._online is None:
+            self._online = self._read()
+        name = name_worker(run)
+        return bool(self._online) if name is None else name in self._online
+
+    def _read(self) -> set[str]:
+        path, online = f"/work_pools/{self._work_pool}/workers/filter", set[str]()
+        offset = 0
+        while True:
+            answer = self._prefect.post(path, json={"limit": PAGE_SIZE, "offset": offset})
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return online
+            page = answer.raise_for_status().json()
+            now = _read_time(answer)
+            online |= {worker["name"] for worker in page if _is_online(worker, now)}
+            offset += len(page)
+            if len(page) < PAGE_SIZE:
+                return online
+
+
+def _read_time(answer: httpx.Response) -> datetime:
+    """The time by the server's clock, which has stamped the heartbeats."""
+    said = answer.headers.get("Date")
+    return parsedate_to_datetime(said) if said else datetime.now(UTC)
+
+
+def _is_online(worker: Mapping[str, Any], now: datetime) -> bool:
+    if worker["status"] != "ONLINE" or worker["last_heartbeat_time"] is None:
+        return False
+    silence = now - datetime.fromisoformat(worker["last_heartbeat_time"])
+    interval = worker.get("heartbeat_interval_seconds") or INTERVAL_SECONDS
+    return silence < timedelta(seconds=MISSED_HEARTBEATS * interval)
+
+
+def name_worker(run: Mapping[str, Any]) -> str | None:
+    """The worker that has the run, or had it last."""
+    return (run.get("labels") or {}).get(NAME)
+
+
+def outlives_worker(run: Mapping[str, Any]) -> bool:
+    """Whether the run has a container or pod, which its worker's end does not touch."""
+    kind = (run.get("labels") or {}).get(KIND)
+    return kind not in (None, PROCESS) and bool(run["infrastructure_pid"])
