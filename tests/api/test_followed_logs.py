@@ -39,7 +39,7 @@ class Logs:
         self._jobs[job.id] = job
         return job
 
-    def get(self, job_id):
+    def get(self, job_id, owner=None):
         if job_id not in self._jobs:
             raise JobNotFound(f"Job {job_id} not found")
         return self._jobs[job_id]

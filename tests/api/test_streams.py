@@ -47,11 +47,11 @@ class Jobs:
         self._jobs[job.id] = job
         return job
 
-    def get(self, job_id):
+    def get(self, job_id, owner=None):
         self.gets += 1
         return self._jobs[UUID(str(job_id))]
 
-    def cancel(self, job_id):
+    def cancel(self, job_id, owner=None):
         self._jobs[job_id] = replace(self._jobs[job_id], status=JobStatus.CANCELLED, ended_at=datetime.now(UTC))
 
 
