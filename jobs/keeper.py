@@ -65,6 +65,7 @@ def main() -> int:
         signal.signal(number, pass_on)
     end_with_parent()
     os.umask(UMASK)
+    make_secret()
     with worker_slot(lambda: bool(held)) as is_free:
         if not is_free:
             module = "jobs.early_stop" if held else "jobs.requeue"
@@ -73,7 +74,6 @@ def main() -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # In its own session: a signal to the worker's process group would reach it twice.
         note = open_note()
-        make_secret()
         with lending_scratch("job") as (more, handles):
             environment = os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more
             command = [sys.executable, "-m", "flows"]

@@ -17,7 +17,15 @@ from sqlalchemy.pool import NullPool
 
 from jobs.clients.keys import KeyScope, create_key, hash_key
 from jobs.job_secret import VARIABLE
-from jobs.lifecycle.attempts import Attempt, Superseded, mark_cancelled, mark_interrupted, read_attempts
+from jobs.lifecycle.attempts import (
+    Attempt,
+    Superseded,
+    has_concluded,
+    mark_cancelled,
+    mark_crashed,
+    mark_interrupted,
+    read_attempts,
+)
 from jobs.lifecycle.ends import keep_run, record_end, settle
 from jobs.settings import PROJECT_ROOT
 from jobs.stack.database_urls import sibling_url
@@ -33,7 +41,7 @@ from sft.errors import StackError
 from tests.bare_postgres import server
 
 FACTS = {"name": "x", "parameters": {}, "tags": [], "created": "2026-01-01T00:00:00Z"}
-OTHERS = ("api_keys", "saved_configs", "saved_config_versions", "idempotency_keys", "marks", "job_claims")
+OTHERS = sorted({*Base.metadata.tables} - {"job_reports", "job_attempts", "job_events", "webhook_deliveries"})
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +182,24 @@ def test_a_stop_before_the_attempt_is_recorded_and_what_other_processes_may_not_
     assert read_attempts(owner, [trainer.job_id])[trainer.job_id].is_interrupted
     before = state_of(owner, victim.job_id)
     mark_interrupted(Trainer(trainer.owner_url).engine, victim.job_id)
+    assert state_of(owner, victim.job_id) == before
+
+
+def test_a_keeper_records_the_crash_of_its_own_process_before_and_after_it_has_begun(
+    trainer, victim, owner, monkeypatch
+):
+    with owner.begin() as connection:
+        keep_run(connection, trainer.job_id, FACTS)
+    assert mark_crashed(trainer.engine, trainer.job_id, os.getpid(), "killed", "early")
+    assert read_attempts(owner, [trainer.job_id])[trainer.job_id].message == "early"
+    trainer.begin(monkeypatch)
+    assert mark_crashed(trainer.engine, trainer.job_id, os.getpid(), "killed", "late")
+    attempt = read_attempts(owner, [trainer.job_id])[trainer.job_id]
+    assert (attempt.message, attempt.token) == ("late", None)
+    assert has_concluded(trainer.engine, trainer.job_id)
+
+    before = state_of(owner, victim.job_id)
+    mark_crashed(Trainer(trainer.owner_url).engine, victim.job_id, os.getpid(), "killed", "a lie")
     assert state_of(owner, victim.job_id) == before
 
 
