@@ -49,8 +49,8 @@ def deploy(
 ) -> None:
     """Create the work pool (TUNEYARD_WORK_POOL) and the deployments on your own Prefect server (PREFECT_API_URL).
 
-    Run it again after each update of Tuneyard. Schedules that are there stay as they are, and so do values that were
-    set in the pool's job template. The local stack has its own.
+    With TUNEYARD_DATABASE_URL it migrates the schema too. Run it again after each update of Tuneyard. Schedules stay as
+    they are, and so do values that were set in the pool's job template. The local stack has its own.
     """
     from jobs.settings import Settings
     from jobs.stack.job_templates import JobOptions

@@ -14,7 +14,12 @@ STATE_FOLDER = "/var/lib/tuneyard"  # TUNEYARD_HOME in the image
 SECRETS_FOLDER = "/run/secrets"
 USER_ID = 10001  # of the image
 GRACE_SECONDS = 120  # for the last checkpoint after SIGTERM
-OWNED = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")  # a worker copies its own into the job's environment
+# A worker copies its own settings for Prefect into the job's environment: these are removed, and jobs get theirs.
+OWNED = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS")
+REMOVED = (
+    *OWNED,
+    *("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_PASSWORD"),
+)
 REQUIRED_SECRETS = ("TUNEYARD_DATABASE_URL",)
 OPTIONAL_SECRETS = (
     *OWNED,
@@ -115,7 +120,7 @@ def _docker() -> Template:
         "command": "{{ command }}",
         "labels": "{{ labels }}",
         "env": {
-            **dict.fromkeys(OWNED),
+            **dict.fromkeys(REMOVED),
             "NVIDIA_VISIBLE_DEVICES": f"{{{{ {GPUS_OF_WORKER} }}}}",
         },
         "image": "{{ image }}",
@@ -169,7 +174,7 @@ def _kubernetes() -> Template:
         "name": "{{ name }}",
         "command": "{{ command }}",
         "labels": "{{ labels }}",
-        "env": dict.fromkeys(OWNED),
+        "env": dict.fromkeys(REMOVED),
         "namespace": "{{ namespace }}",
         "stream_output": False,
         "pod_watch_timeout_seconds": 600,

@@ -3,6 +3,7 @@
 import os
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.engine.credentials import find_password
 from jobs.project import code_environment
@@ -10,6 +11,8 @@ from jobs.settings import Settings
 from jobs.stack import deployments
 from jobs.stack.job_templates import JobOptions
 from jobs.stack.work_pools import PoolResult, set_up_pool
+from jobs.storage.schema import ensure_current
+from jobs.storage.tables import engine_for
 from sft.errors import StackError
 
 PYTHON = "python"  # the workers' own; their hosts are not known here
@@ -23,7 +26,9 @@ def deploy_to_own_server(
     options: JobOptions = NO_OPTIONS,
     resets_template: bool = False,
 ) -> PoolResult:
-    """Create work pool and deployments, or bring them up to date; arguments as `set_up_pool`.
+    """Create work pool, deployments and the database's schema, or bring them up to date; arguments as `set_up_pool`.
+
+    The database is left to the service's own processes where TUNEYARD_DATABASE_URL is not set.
 
     Raises:
         StackError: no server is configured, it can't be reached, it refuses what it gets, or as `set_up_pool`.
@@ -31,6 +36,7 @@ def deploy_to_own_server(
     url = settings.prefect_api_url
     if url is None:
         raise StackError("set PREFECT_API_URL to your Prefect server's API; `tuneyard up` sets up the local one")
+    _migrate(settings)
     try:
         result = set_up_pool(settings, concurrency_limit, kind, options, resets_template)
         folder = settings.home / "deployments"
@@ -46,3 +52,14 @@ def deploy_to_own_server(
     except httpx.HTTPError as error:
         raise StackError(f"Prefect at {url} can't be reached ({type(error).__name__})") from error
     return result
+
+
+def _migrate(settings: Settings) -> None:
+    if settings.database_url is None:
+        return
+    try:
+        ensure_current(engine_for(settings.database_url))
+    except SQLAlchemyError as error:
+        raise StackError(
+            f"the database of TUNEYARD_DATABASE_URL can't be reached or refuses it ({type(error).__name__})"
+        ) from error

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psycopg2
 import pytest
 
 from jobs.project import PROJECT_ROOT
 from jobs.stack import postgres
 from jobs.stack.database_urls import local_url
+from jobs.storage.schema import known_revisions
 from tests.conftest import free_port, wait_until
 from tests.deploy.compose_file import FOLDER, read_compose, secrets_of
 from tests.tiny_models import save_tiny_llama
@@ -148,6 +151,10 @@ def test_a_job_runs_to_its_adapter(project: Project):
     assert "prefect worker start --pool gpu --type process --limit 1" in project.run(
         "setup", project.services["setup"]["command"]
     )
+    owners_url = project.here((project.secrets / "database-url").read_text()).replace("+psycopg2", "")
+    with closing(psycopg2.connect(owners_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT version_num FROM alembic_version")
+        assert cursor.fetchall() == [known_revisions()[-1:]], "the setup migrates the schema"
     url = project.run("setup", ["tuneyard", "trainer-role"]).strip()
     (project.secrets / "trainer-database-url").write_text(url)
     made = project.run("api", ["tuneyard", "keys", "create", "me", "--scope", "admin", "--json"])

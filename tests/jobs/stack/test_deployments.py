@@ -95,6 +95,9 @@ def test_a_server_of_ones_own_must_be_named_and_let_us_in(tmp_path):
     settings = Settings(home=tmp_path, prefect_api_url=f"http://127.0.0.1:{free_port()}/api")
     with pytest.raises(StackError, match=r"can't be reached \(ConnectError\)"):
         deploy_to_own_server(settings, None)
+    database = f"postgresql://127.0.0.1:{free_port()}/tuneyard"
+    with pytest.raises(StackError, match="the database of TUNEYARD_DATABASE_URL can't be reached"):
+        deploy_to_own_server(settings.model_copy(update={"database_url": database}), None)
     with closing(ScriptedService(Scripted(401, "Unauthorized"))) as server:
         settings = Settings(home=tmp_path, prefect_api_url=f"{server.url}/api")
         with pytest.raises(StackError, match="responds with 401; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"):

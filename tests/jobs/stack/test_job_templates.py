@@ -6,16 +6,28 @@ from collections.abc import Iterator
 import docker
 import kubernetes_validate
 import pytest
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    temporary_settings,
+)
 from prefect.workers.base import BaseJobConfiguration
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from jobs.stack.job_templates import MARK, OPTIONAL_SECRETS, REQUIRED_SECRETS, digest, is_ours, make_template
+from jobs.stack.job_templates import MARK, OPTIONAL_SECRETS, REMOVED, REQUIRED_SECRETS, digest, is_ours, make_template
 from tests.jobs.stack.prepared_jobs import prepare
 
 URL = "https://prefect.example/api"
 SECRET = "a-secret-of-the-worker"
+SECRET_SETTINGS = (
+    *(PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_SERVER_API_AUTH_STRING),
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+)
 VERSIONS = ("1.29", "1.33", kubernetes_validate.latest_version())
 
 
@@ -23,11 +35,16 @@ VERSIONS = ("1.29", "1.33", kubernetes_validate.latest_version())
 def settings_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With credentials that it must keep to itself, and would not by itself."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    updates = {PREFECT_API_URL: URL, PREFECT_API_AUTH_STRING: f"user:{SECRET}", PREFECT_API_KEY: SECRET}
+    updates = {PREFECT_API_URL: URL, PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Token": SECRET}}
+    updates |= {
+        setting: f"sqlite+aiosqlite:///{SECRET}" if "CONNECTION" in setting.name else f"user:{SECRET}"
+        for setting in SECRET_SETTINGS
+    }
     with temporary_settings(updates):
         copied = BaseJobConfiguration._base_environment()
-        assert copied["PREFECT_API_AUTH_STRING"] == f"user:{SECRET}"
-        assert copied["PREFECT_API_KEY"] == SECRET
+        copied_secrets = {name for name, value in copied.items() if SECRET in value}
+        assert set(REMOVED) - copied_secrets == {"PREFECT_SERVER_DATABASE_PASSWORD"}, "which is in the URL"
+        assert copied_secrets <= set(REMOVED)
         yield
 
 
