@@ -1,8 +1,8 @@
 """How many jobs a work pool can run at once: one rule, from its type, its limits and the workers that are online.
 
 Prefect does not tell how many runs a worker takes (`--limit`): of a worker it stores the name and the last heartbeat.
-The documented commands start workers with `--limit 1`, so a worker of a process pool counts as one slot. A worker of
-another type (Docker, Kubernetes) starts containers elsewhere, as many as the pool's limit allows.
+The documented commands start workers that run jobs on their own host with `--limit 1`, so such a worker counts as one
+slot. A worker of another type (Kubernetes) starts jobs elsewhere, as many as the pool's limit allows.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jobs.engine.blockers import Blockers
 from jobs.vocabulary import PAGE_SIZE
 
-PROCESS_POOL = "process"
+ON_OWN_HOST = ("process", "docker")  # types of pools whose workers run jobs on their own hosts
 NO_LIMIT = PAGE_SIZE  # free slots of a pool without a limit: as many runs as its worker takes at once
 
 
@@ -66,7 +66,7 @@ def count_slots(pool_type: str, limit: int | None, online_workers: int) -> int |
         online_workers: Workers with a recent heartbeat (three intervals of 30 s by Prefect's default, so that a
             worker that restarts stays online).
     """
-    if pool_type == PROCESS_POOL:
+    if pool_type in ON_OWN_HOST:
         return online_workers if limit is None else min(limit, online_workers)
     return limit if online_workers or not needs_worker(pool_type) else 0
 

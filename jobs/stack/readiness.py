@@ -9,7 +9,7 @@ import httpx
 import psycopg2
 
 from jobs.engine.blockers import describe_missing, find_blocker
-from jobs.engine.capacity import PROCESS_POOL, needs_worker
+from jobs.engine.capacity import ON_OWN_HOST, needs_worker
 from jobs.engine.credentials import open_client
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import allow, call_deadline
@@ -148,7 +148,7 @@ def judge_workers(work_pool: str, pool_type: str, online: int, taken: int) -> Pa
     if not needs_worker(pool_type):
         return PartCheck(True, f"none is needed: Prefect starts the jobs of work pool {work_pool}")
     detail = f"{online} online in work pool {work_pool}"
-    if pool_type == PROCESS_POOL and taken > online > 0:
+    if pool_type in ON_OWN_HOST and taken > online > 0:
         advice = "start each worker with `--limit 1`, else it takes all jobs that wait"
         return PartCheck(True, f"{detail}, and {taken} runs taken; {advice}", is_warning=True)
     return PartCheck(online > 0, detail)

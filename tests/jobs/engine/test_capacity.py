@@ -30,7 +30,9 @@ QUEUED, STARTING = JobStatus.QUEUED, JobStatus.STARTING
         ("process", 2, 3, 2),
         ("process", 18, 0, 0),
         ("process", 18, 2, 2),
-        ("docker", None, 1, None),
+        ("docker", 8, 2, 2),
+        ("docker", None, 0, 0),
+        ("kubernetes", None, 1, None),
         ("kubernetes", 4, 1, 4),  # one worker starts all pods
         ("kubernetes", 4, 0, 0),
         ("kubernetes", None, 0, 0),
@@ -38,7 +40,7 @@ QUEUED, STARTING = JobStatus.QUEUED, JobStatus.STARTING
         ("prefect:managed", None, 0, None),
     ],
 )
-def test_slots_are_the_workers_of_a_process_pool_and_the_limit_of_others(pool_type, limit, online, slots):
+def test_slots_are_the_workers_that_run_jobs_themselves_and_the_limit_of_other_pools(pool_type, limit, online, slots):
     assert count_slots(pool_type, limit, online) == slots
 
 
@@ -62,7 +64,7 @@ def test_free_slots():
     assert room(describe(5)) == Room(3, {})
     assert room(describe(1)) == Room(0, {})
     assert room(describe(0)) == Room(0, {})
-    assert room(describe(1, kind="docker")) == Room(NO_LIMIT, {})
+    assert room(describe(1, kind="kubernetes")) == Room(NO_LIMIT, {})
     assert room(describe(1, 4, "kubernetes")) == Room(2, {})
     limited = room(describe(9, queue_limits={"high": 0, "default": None, "low": 3}))
     assert (limited.free, limited.of("high"), limited.of("default"), limited.of("low")) == (7, 0, 7, 2)
@@ -89,7 +91,7 @@ def test_what_is_said_of_a_pool_that_starts_nothing():
             True,
             "1 online in work pool gpu, and 4 runs taken; start each worker with `--limit 1`",
         ),
-        ("docker", 1, 4, True, "1 online in work pool gpu"),
+        ("kubernetes", 1, 4, True, "1 online in work pool gpu"),
         ("modal:push", 0, 4, True, "none is needed"),
     ],
 )
