@@ -1,9 +1,11 @@
 """The Dockerfile: linted, and every file that its steps name is there."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,28 @@ def test_it_runs_as_a_user_under_an_init_process():
 def test_its_python_is_one_that_tuneyard_runs_on():
     assert "ARG BASE=debian:bookworm-slim" in DOCKERFILE  # has Python 3.11
     assert PROJECT["project"]["requires-python"] == ">=3.11,<3.13"
+
+
+def test_its_wheel_has_every_file_that_is_needed_at_run_time(tmp_path):
+    """Made as in the image: from what is sent to the builder, and nothing else of the checkout."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in SENT:
+        path = PROJECT_ROOT / name
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    done = subprocess.run([*command, "--wheel-dir", tmp_path, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    packages = [name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+    code = {path for name in packages for path in (PROJECT_ROOT / name).rglob("*.py")}
+    data = {*PROJECT_ROOT.glob("sft/chat/jinja/*.jinja"), *PROJECT_ROOT.glob("*/py.typed")}
+    needed = {path.relative_to(PROJECT_ROOT).as_posix() for path in code | data}
+    assert any("migrations/versions" in name for name in needed)
+    assert needed - packed == set()
+    shared = {name.partition("/share/tuneyard/")[2] for name in packed if "/share/tuneyard/" in name}
+    datasets = [path for path in (PROJECT_ROOT / "datasets").rglob("*.*") if path.is_file()]
+    assert {"prefect.yaml", "dvc.yaml", "constraints.txt"} <= shared
+    assert {path.relative_to(PROJECT_ROOT).as_posix() for path in datasets} <= shared
