@@ -151,14 +151,14 @@ class Faults:
         return max(machines, key=lambda machine: turns[machine.name] or NEVER)
 
     def _measure_takeover(self, lost: Machine, at: datetime) -> float:
-        """Seconds until another watchdog was active; infinite if none was within a minute."""
+        """Seconds until another watchdog was active, at most a minute."""
         (other,) = (self._pool.machines[name] for name in WATCHDOGS if name != lost.name)
         while (datetime.now(UTC) - at).total_seconds() < TAKEOVER_SECONDS:
             began = _read_last_turn(self._pool, other)
             if began is not None and began >= at:
                 return (began - at).total_seconds()
             time.sleep(POLL_SECONDS)
-        return float("inf")
+        return TAKEOVER_SECONDS
 
     # -- the store
 
@@ -177,7 +177,10 @@ class Faults:
     # -- targets
 
     def _find_working(self, is_training: bool = False, is_pending: bool = False) -> Machine | None:
-        """A host with a job that may lose another attempt, if another host is there."""
+        """A host with a job that may lose another attempt, if another host is there.
+
+        One that is training has a checkpoint in the store.
+        """
         there = [machine for machine in self._pool.workers if not machine.is_away]
         if len(there) < 2:
             return None
@@ -187,11 +190,14 @@ class Faults:
             if not jobs or any(self._count_losses(job_id) >= MOST_LOSSES for job_id in jobs):
                 continue
             sights = [self._watcher.last(job_id) for job_id in jobs]
-            trains = any(sight and sight.phase == "training" and (sight.step or 0) > 0 for sight in sights)
+            trains = any(sight and sight.phase == "training" for sight in sights) and any(map(self._is_stored, jobs))
             pends = any(self._observer.states.get(job_id) == "PENDING" for job_id in jobs)
             if (not is_training or trains) and (not is_pending or pends):
                 found.append(machine)
         return self._rng.choice(found) if found else None
+
+    def _is_stored(self, job_id: str) -> bool:
+        return bool(self._observer.stored.get(job_id))
 
     def _take(self, find: Callable[[], Machine | None]) -> Machine:
         machine = self._wait(find)
@@ -281,9 +287,9 @@ LETHAL = ("host lost", "host drained", "host frozen", "network cut", "host lost 
 COSTLY = tuple(kind for kind in LETHAL if kind != "host drained")
 
 
-def draw_kinds(count: int, can_cut: bool, rng: random.Random) -> list[str]:
-    """Kinds in random order: the first ones of `KINDS` if there are fewer than all, else all of them in turn."""
-    known = [kind for kind in KINDS if can_cut or kind not in NEEDS_NETWORK]
+def draw_kinds(count: int, chosen: list[str], can_cut: bool, rng: random.Random) -> list[str]:
+    """Kinds in random order: the first ones of those chosen if there are fewer than all, else all of them in turn."""
+    known = [kind for kind in chosen if can_cut or kind not in NEEDS_NETWORK]
     kinds: list[str] = []
     while len(kinds) < count:
         some = known[: count - len(kinds)]

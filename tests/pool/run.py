@@ -27,7 +27,7 @@ from tests.chaos.run import say, wait_for_processes, wait_until
 from tests.chaos.service import find_left_over, read_versions
 from tests.chaos.watcher import Watcher
 from tests.pool import namespaces
-from tests.pool.faults import LETHAL, Faults, Takeover, draw_kinds
+from tests.pool.faults import KINDS, LETHAL, Faults, Takeover, draw_kinds
 from tests.pool.observer import Observer, Resume, find_resumes
 from tests.pool.overhead import measure_overhead
 from tests.pool.pool import MODEL, WORKERS, Pool, running_pool
@@ -53,6 +53,7 @@ class Options:
     faults: int = 36
     minutes: float = 14.0  # until when all jobs must have ended
     pairs: int = 3  # of jobs with and without the store, for what it costs
+    kinds: list[str] | None = None  # of faults; all if None
     keep: bool = False  # the folder and its logs in any case
     plain: bool = False  # hosts without namespaces
 
@@ -151,7 +152,7 @@ def is_clean(counts: dict[str, Any], findings: Findings, verdict: Verdict, optio
         verdict.is_clean
         and not counts["lost"]
         and not counts["restarted_below"]
-        and findings.is_identical is not False
+        and bool(findings.is_identical)
         and not findings.errors
         and (counts["max_takeover_seconds"] or 0) <= TAKEOVER_SECONDS
         and counts["faults"] >= options.faults
@@ -163,7 +164,7 @@ def examine(pool: Pool, options: Options, began: float, can_cut: bool) -> Findin
     percent, others = measure_overhead(pool, options.pairs) if options.pairs else (None, [])
     rng = random.Random(options.seed)  # noqa: S311 - no secret
     deadline = time.monotonic() + 60 * options.minutes
-    kinds = draw_kinds(options.faults, can_cut, rng)
+    kinds = draw_kinds(options.faults, options.kinds or [*KINDS], can_cut, rng)
     watcher, observer = Watcher(pool.url), Observer(pool)
     wishes = draw_wishes(options.jobs, pool, rng)
     clients = Clients(pool.url, watcher, wishes, deadline, line=len(WORKERS))
@@ -207,7 +208,7 @@ def draw_wishes(jobs: int, pool: Pool, rng: random.Random) -> list[Wish]:
         body = SMALL | {
             "model_name": MODEL,
             "lora_name": f"pool-{number % 5}",
-            "max_steps": rng.randrange(500, 900),
+            "max_steps": rng.randrange(400, 700),
             "save_steps": 50,
             "seed": number,
             "webhook_url": pool.receiver.url,
@@ -264,6 +265,7 @@ def _read_arguments() -> tuple[Options, str | None]:
     arguments.add_argument("--faults", type=int, default=Options.faults)
     arguments.add_argument("--minutes", type=float, default=Options.minutes, help="until when all jobs must have ended")
     arguments.add_argument("--pairs", type=int, default=Options.pairs, help="of jobs that measure what the store costs")
+    arguments.add_argument("--kinds", nargs="+", choices=[*KINDS], help="of faults; all if not given")
     arguments.add_argument("--keep", action="store_true", help="keep the folder and its logs in any case")
     arguments.add_argument("--plain", action="store_true", help="hosts without namespaces")
     arguments.add_argument("--folder", help=argparse.SUPPRESS)
