@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 9.0
 RENEW_SECONDS = 2.0
 STANDBY_SECONDS = 2.0  # between attempts to take the lease or to reach the database
-STUCK_SECONDS = 120.0  # a task that takes longer hangs: the lease is not renewed any more
+STUCK_SECONDS = 300.0  # a task that does nothing for longer hangs: the lease is not renewed any more
 APPLICATION = "tuneyard-watchdog-"  # with the holder's id, the name of its connections in PostgreSQL
 
 _LIFE = f"clock_timestamp() + interval '{LEASE_SECONDS} seconds'"
@@ -86,16 +86,19 @@ class Lease:
         self.engine = keep_alive(keep_current(make(max_overflow=15)))  # for the tasks
         self._fence_commits(self.engine)
         self._term = 0
+        self._owner = threading.get_ident()  # the thread of the tasks
         self._renewed_at = -inf
         self._looked_at = -inf
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease may have ended."""
+        """Check the lease before an act, which is progress. Raises LeaseLost if it may have ended."""
         if _now() - self._renewed_at > LEASE_SECONDS:
             raise LeaseLost("the lease was not renewed in time")
+        if threading.get_ident() == self._owner:
+            self.note_progress()
 
     def note_progress(self) -> None:
-        """Note that a task was finished."""
+        """Note that the tasks go on."""
         self._looked_at = _now()
 
     def fence(self, client: httpx.Client) -> httpx.Client:
@@ -120,6 +123,7 @@ class Lease:
         """Block until this process holds the lease, and renew it inside the block. Raises SQLAlchemyError."""
         with self._engine.connect() as connection:
             stop = threading.Event()
+            self._owner = threading.get_ident()
             try:
                 connection.execute(text(f"LISTEN {CHANNEL}"))
                 while (gap := self._take(connection)) is None:
@@ -166,7 +170,7 @@ class Lease:
         while not stop.wait(RENEW_SECONDS):
             idle = _now() - self._looked_at
             if idle > STUCK_SECONDS:
-                logger.error("A task has not ended for %.0f s: the lease is given up", idle)
+                logger.error("A task has done nothing for %.0f s: the lease is given up", idle)
                 return
             asked_at = _now()
             try:
