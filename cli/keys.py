@@ -55,6 +55,11 @@ def create(
     owner = f", jobs of {record.owner_id}" if record.owner_id else ""
     print_line(f"Key {record.id} for {record.name}, scope {scope}{owner}. It is not shown again:", err=True)
     typer.echo(key)  # nothing else on stdout, for KEY=$(tuneyard keys create ci)
+    if scope is KeyScope.READ and of is None and Settings().read_keys_see == "own":
+        typer.echo(
+            "TUNEYARD_READ_KEYS_SEE is own, so this key sees no job; --of KEY_ID makes one for another key's jobs.",
+            err=True,
+        )
     if is_first:
         typer.echo(
             "This is the first key: from now on the API requires one. Prefect's UI and API on this machine require a "

@@ -81,6 +81,14 @@ def test_a_key_for_the_jobs_of_another_is_told(database_url):
     assert len(json.loads(run("list", "--json").stdout)) == 3
 
 
+def test_a_read_key_that_sees_nothing_is_told_so(database_url, monkeypatch):
+    note = "TUNEYARD_READ_KEYS_SEE is own, so this key sees no job"
+    assert note not in run("create", "board", "--scope", "read").stderr
+    monkeypatch.setenv("TUNEYARD_READ_KEYS_SEE", "own")
+    assert note in run("create", "board", "--scope", "read").stderr
+    assert note not in run("create", "ci").stderr
+
+
 @pytest.mark.parametrize("unknown", ["nonsense", "550e8400-e29b-41d4-a716-446655440000"])
 def test_an_unknown_key_is_named(database_url, unknown):
     result = run("revoke", unknown)

@@ -16,7 +16,7 @@ from tests.attack.run import Result, find_cases, run_case
 # Of several kinds, and soon done.
 SHORT = (
     "a_key_that_is_none", "a_read_key_changes", "times_that_nobody", "paths_without_end", "forged_json",
-    "can_not_be_forged", "an_old_home", "other_accounts", "a_name_that_changes",
+    "can_not_be_forged", "can_not_make_a_key", "an_old_home", "other_accounts", "a_name_that_changes",
 )  # fmt: skip
 
 
