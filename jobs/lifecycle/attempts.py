@@ -22,9 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs.job_secret import VARIABLE, make_secret
+from jobs.lifecycle.claiming import ClaimRefused, claim_when_free
 from jobs.lifecycle.ends import has_ended, keep_run, record_end
 from jobs.status import JobStatus
-from jobs.storage.claims import BUSY, claim, wait_for_claim
+from jobs.storage.claims import BUSY, claim
 from jobs.storage.connections import wait_for_database
 from jobs.storage.run_ids import find_job
 from jobs.storage.tables import JOB_APPLICATION, JobAttempt, JobReport, engine_for
@@ -70,25 +71,28 @@ class Attempt:
         if VARIABLE not in os.environ:  # this process has no keeper
             make_secret()
         engine, token = engine_for(database_url), uuid4()
-        with wait_for_database(engine):  # it is there
-            pass
-        if (said := wait_for_claim(engine, run_id)) in [*JobStatus]:
-            raise Superseded(f"the job of run {run_id} has {said}; a final status never changes; it can't restart")
-        if said:
-            raise StackError(f"this process can't work on the job of run {run_id}: {said}")
         values = {
             "number": JobAttempt.number + 1, "token": token, "host": HOST, "pid": os.getpid(),
             "heartbeat_at": func.now(), "is_interrupted": False, "cause": None, "message": None,
             "database_role": func.session_user(),
         }  # fmt: skip
-        with wait_for_database(engine) as connection:
+
+        def take(connection: Connection) -> "Attempt":
             job_id = find_job(connection, run_id)
             lock_attempt(connection, job_id)
             if status := has_ended(connection, job_id):
-                raise Superseded(f"job {job_id} has {status.value}; a final status never changes; it can't restart")
+                raise ClaimRefused(status.value)
             taken = update(JobAttempt).where(JobAttempt.job_id == job_id).values(**values).returning(JobAttempt.number)
-            number: int = connection.execute(taken).scalar_one()
-        return cls(database_url, job_id, number, token)
+            return cls(database_url, job_id, connection.execute(taken).scalar_one(), token)
+
+        try:
+            return claim_when_free(engine, run_id, take)
+        except ClaimRefused as refusal:
+            if str(refusal) not in [*JobStatus]:
+                raise StackError(f"this process can't work on the job of run {run_id}: {refusal}") from refusal
+            raise Superseded(
+                f"the job of run {run_id} has {refusal}; a final status never changes; it can't restart"
+            ) from refusal
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

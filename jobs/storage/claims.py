@@ -5,20 +5,16 @@ sessions of the same role.
 """
 
 import os
-import time
-from collections.abc import Callable
 from uuid import UUID
 
 import psycopg2
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.job_secret import VARIABLE
-from sft.errors import StackError
 
 PARAMETER = "tuneyard.secret"
 BUSY = "busy"
-WAIT_SECONDS, PAUSE_SECONDS = 90.0, 2.0  # for a process that still works on the job
 
 _IS_LIMITED = text("SELECT row_security_active('job_attempts')")
 _CLAIM = text("SELECT tuneyard_claim(:run_id)")
@@ -46,19 +42,6 @@ def claim(connection: Connection, run_id: UUID) -> str | None:
     if not is_limited(connection):
         return None
     return connection.execute(_CLAIM, {"run_id": run_id}).scalar()
-
-
-def wait_for_claim(engine: Engine, run_id: UUID, pause: Callable[[float], None] = time.sleep) -> str | None:
-    """`claim`, waiting for a process that works on the job. Raises StackError if it does so for too long."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        with engine.begin() as connection:
-            said = claim(connection, run_id)
-        if said != BUSY:
-            return said
-        if time.monotonic() > deadline:
-            raise StackError(f"another process has been working on the job of run {run_id} for {WAIT_SECONDS:.0f} s")
-        pause(PAUSE_SECONDS)
 
 
 def is_denied(error: SQLAlchemyError) -> bool:

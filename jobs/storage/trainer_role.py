@@ -30,7 +30,8 @@ DECLARE
     given text := current_setting('{parameter}', true);
     digest bytea;
     mine uuid;
-    ended text;
+    refusal text;
+    is_new boolean;
 BEGIN
     IF length(coalesce(given, '')) < {least_secret} THEN RETURN 'no secret'; END IF;
     digest := sha256(convert_to(given, 'UTF8'));
@@ -42,17 +43,22 @@ BEGIN
         RETURN 'the secret is of another job';
     END IF;
     mine := coalesce((SELECT r.job_id FROM {schema}.job_reports r WHERE r.run_id = wanted), wanted);
-    -- The row that an attempt is begun in: a claim waits for one that begins, and one that begins for a claim.
+    -- This row is a lock: who claims a job waits for a process that claims and begins it, and looks only then.
+    INSERT INTO {schema}.job_claims (job_id, secret_sha256) VALUES (mine, digest) ON CONFLICT (job_id) DO NOTHING;
+    is_new := FOUND;
+    PERFORM FROM {schema}.job_claims c WHERE c.job_id = mine FOR UPDATE;
     PERFORM FROM {schema}.job_attempts a WHERE a.job_id = mine FOR UPDATE;
-    SELECT r.status INTO ended FROM {schema}.job_reports r WHERE r.job_id = mine;
-    IF ended IS NOT NULL THEN RETURN ended; END IF;
-    IF EXISTS (
+    SELECT r.status INTO refusal FROM {schema}.job_reports r WHERE r.job_id = mine;
+    IF refusal IS NULL AND EXISTS (
         SELECT FROM {schema}.job_attempts a WHERE a.job_id = mine AND a.token IS NOT NULL
         AND a.heartbeat_at > clock_timestamp() - interval '{working_seconds} seconds'
-    ) THEN RETURN 'busy'; END IF;
-    INSERT INTO {schema}.job_claims AS c (job_id, secret_sha256) VALUES (mine, digest)
-    ON CONFLICT (job_id) DO UPDATE SET secret_sha256 = excluded.secret_sha256, claimed_at = now();
-    RETURN NULL;
+    ) THEN refusal := 'busy'; END IF;
+    IF refusal IS NULL THEN
+        UPDATE {schema}.job_claims c SET secret_sha256 = digest, claimed_at = now() WHERE c.job_id = mine;
+    ELSIF is_new THEN
+        DELETE FROM {schema}.job_claims c WHERE c.job_id = mine;
+    END IF;
+    RETURN refusal;
 END $$
 """
 _CLAIMED = """

@@ -17,10 +17,12 @@ from sqlalchemy.pool import NullPool
 
 from jobs.clients.keys import KeyScope, create_key, hash_key
 from jobs.job_secret import VARIABLE
+from jobs.lifecycle import claiming
 from jobs.lifecycle.attempts import (
     Attempt,
     Superseded,
     has_concluded,
+    lock_attempt,
     mark_cancelled,
     mark_crashed,
     mark_interrupted,
@@ -228,13 +230,13 @@ def test_who_begins_while_another_process_works_on_the_job_waits_for_it(url, vic
             )
 
     following = Trainer(url, victim.job_id)
-    assert claims.wait_for_claim(following.engine, victim.job_id, pause) is None
-    assert waited == [claims.PAUSE_SECONDS]
+    assert claiming.claim_when_free(following.engine, victim.job_id, lambda _: "claimed", pause) == "claimed"
+    assert waited == [claiming.PAUSE_SECONDS]
 
-    monkeypatch.setattr(claims, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(claiming, "WAIT_SECONDS", 0.0)
     following.begin(monkeypatch)
     with pytest.raises(StackError, match="another process has been working on the job"):
-        claims.wait_for_claim(Trainer(url).engine, victim.job_id)
+        claiming.claim_when_free(Trainer(url).engine, victim.job_id, lambda _: "claimed")
 
 
 def test_prefects_hook_writes_the_end_of_a_job_that_never_began(trainer, owner):
@@ -392,23 +394,41 @@ def test_no_secret_is_seen_by_other_sessions_of_the_role(trainer, victim):
         assert found == [("no secret",)]
 
 
-def test_a_claim_waits_for_an_attempt_that_is_begun_meanwhile(url, owner):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_claim_waits_for_an_attempt_that_is_begun_meanwhile(url, owner, monkeypatch, is_first):
     """Otherwise it would take the job from the process that begins it."""
     job_id = uuid4()
+    if not is_first:
+        Trainer(url, job_id).begin(monkeypatch).release()
     first, second = Trainer(url, job_id), Trainer(url, job_id)
-    with owner.begin() as connection:
-        connection.execute(text("INSERT INTO job_attempts (job_id, number, is_interrupted, settled, lost) "
-                                "VALUES (:id, 0, false, 0, 0)"), {"id": job_id})  # fmt: skip
     said = []
     with first.engine.begin() as connection:
         assert claims.claim(connection, job_id) is None
-        connection.execute(text("UPDATE job_attempts SET token = gen_random_uuid(), heartbeat_at = now()"))
         thread = threading.Thread(target=lambda: said.append(second.run("SELECT tuneyard_claim(:id)", id=job_id)))
         thread.start()
         thread.join(0.5)
         assert said == []
+        lock_attempt(connection, job_id)
+        connection.execute(text("UPDATE job_attempts SET token = gen_random_uuid(), heartbeat_at = now()"))
     thread.join()
     assert said == [[("busy",)]]
+    assert first.run("SELECT count(*) FROM job_attempts") == [(1,)]
+    assert second.run("SELECT count(*) FROM job_attempts") == [(0,)]
+
+
+def test_a_claim_that_is_refused_leaves_nothing(url, owner, trainer):
+    at_work = (
+        "INSERT INTO job_attempts (job_id, number, is_interrupted, settled, lost, token, heartbeat_at) "
+        "VALUES (:id, 1, false, 0, 0, gen_random_uuid(), now())"
+    )
+    with owner.begin() as connection:  # of a process that owns the database, without a claim
+        connection.execute(text(at_work), {"id": trainer.job_id})
+    assert trainer.run("SELECT tuneyard_claim(:id)", id=trainer.job_id) == [("busy",)]
+    mark_cancelled(owner, trainer.job_id, FACTS)
+    assert trainer.run("SELECT tuneyard_claim(:id)", id=trainer.job_id) == [("cancelled",)]
+    with owner.connect() as connection:
+        wanted = text("SELECT count(*) FROM job_claims WHERE job_id = :id")
+        assert connection.execute(wanted, {"id": trainer.job_id}).scalar() == 0
 
 
 # -- setting it up
