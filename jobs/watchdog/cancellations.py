@@ -53,7 +53,8 @@ class Cancellations:
             if has_process and seconds >= KILL_SECONDS:
                 kill_processes_of(run["run_id"])
                 logger.warning("Job %s: its process did not react to the cancellation and was killed", run["id"])
-            if not has_process and seconds >= GRACE_SECONDS:
+                self._end(run)
+            elif not has_process and seconds >= GRACE_SECONDS:
                 self._end(run)
 
     def _finish_elsewhere(self, jobs: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from jobs.settings import PROJECT_ROOT, Settings
 from jobs.storage.reports import read_reports
 from jobs.storage.tables import JobAttempt, engine_for
 from jobs.vocabulary import FLOW_NAME
-from jobs.watchdog.cancellations import GRACE_SECONDS, Cancellations
+from jobs.watchdog.cancellations import GRACE_SECONDS, KILL_SECONDS, Cancellations
 from jobs.watchdog.elsewhere import LEAVE_SECONDS, SAME_LOSS, SILENCE_SECONDS, START_SECONDS
 from jobs.watchdog.recovery import GONE_SECONDS, PENDING_SECONDS, Recovery
 from jobs.watchdog.stopwatch import Stopwatch
@@ -382,6 +382,21 @@ def test_a_job_at_work_whose_queue_was_deleted_begins_again(bench: Bench) -> Non
     cancellations.finish()
     assert bench.state(cancelled) == "Cancelled"
     bench.put(started_here, "CANCELLED")
+
+
+def test_a_process_that_does_not_react_to_a_cancellation_is_killed_and_not_waited_for(
+    bench: Bench, start_process: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    run = bench.make()
+    process = start_process(run)
+    process.send_signal(signal.SIGSTOP)
+    bench.put(run, "CANCELLING")
+    cancellations = Cancellations(bench.engine, bench.runs, True, Stopwatch(lambda: bench.now))
+    cancellations.finish()
+    assert process.poll() is None
+    bench.now += KILL_SECONDS
+    cancellations.finish()
+    assert (process.wait(5), bench.state(run)) == (-9, "Cancelled")
 
 
 def test_a_watchdog_that_could_not_look_gives_nobody_up_for_that(
