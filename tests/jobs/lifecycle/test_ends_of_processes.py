@@ -17,6 +17,7 @@ from jobs.lifecycle.ends import keep_run
 from jobs.settings import PROJECT_ROOT
 from jobs.storage.schema import migrate
 from jobs.storage.tables import JobAttempt, engine_for
+from jobs.storage.trainer_role import make_role, trainer_url
 from tests.bare_postgres import server
 
 CHILD = """
@@ -113,6 +114,15 @@ def test_a_crash_is_recorded_and_told_to_every_worker_but_the_one_that_would_rep
     if cause:
         assert attempt.message is not None
         assert ("was killed" if cause == "killed" else "exit code 3") in attempt.message
+
+
+@pytest.mark.parametrize("how", ["begins and is killed", "fails"])
+def test_a_crash_is_recorded_with_the_rights_of_a_trainer(
+    tmp_path: Path, url: str, engine: Engine, job_id: UUID, how: str
+) -> None:
+    make_role(engine, url, with_password=False)
+    assert run_keeper(tmp_path, trainer_url(url, None), job_id, how, PREFECT__CONTROL_PORT="1") == 0
+    assert read(engine, job_id).cause == ("killed" if "killed" in how else "crashed")
 
 
 def test_the_keeper_of_a_former_process_says_nothing_of_the_attempt_that_runs(
