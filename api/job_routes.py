@@ -17,10 +17,11 @@ from api.ranges import read_range
 from api.responses import respond
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
-from jobs.results.archive import Download, prepare_download
+from jobs.results.archive import Download
 from jobs.results.feed import END_ID
 from jobs.results.logs import LogLine, read_log
 from jobs.results.records import list_checkpoints, read_series, series_to_csv
+from jobs.results.result_files import Part, prepare_download
 from jobs.service.job import Job
 from jobs.status import SFT_STATUS_NAMES, TRAIN_STATUS_NAMES
 from jobs.storage.connections import translate_errors
@@ -44,6 +45,7 @@ FoundJob = Annotated[Job, Depends(find_job)]
 EventId = Annotated[str, Matching("^([0-9]{1,18}|end)?$", "must be the id of an event of this job, or end")]
 LastEventId = Annotated[EventId | None, Header(description="The id of the last event received.")]
 Tail = Annotated[int | None, Query(ge=0, le=MAX_TAIL, description="Number of lines from the end; all if unset.")]
+WantedPart = Annotated[Part, Query(description="What to download of the job's result.")]
 
 resources = APIRouter()
 
@@ -62,7 +64,8 @@ resources = APIRouter()
 async def stream_events(
     request: Request, job: FoundJob, service: Service, last_event_id: LastEventId = None
 ) -> Response:
-    """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint` and, last, `end`.
+    """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint, stored, restart, lacking`
+    and, last, `end`.
 
     Sends all events, or those after `Last-Event-ID`, then new ones until the job has ended: `step` at most once a
     second, and a comment after every 15 seconds without an event.
@@ -184,21 +187,25 @@ def delivery_view(delivery: WebhookDelivery) -> Delivery:
 def get_adapter(
     job: FoundJob,
     service: Service,
+    part: WantedPart = "adapter",
     wanted: Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")] = None,
     only_of: Annotated[
         str | None, Header(alias="If-Range", description="`ETag` of the archive that the client has a part of.")
     ] = None,
 ) -> Response:
-    """Download the trained adapter as a tar archive: PEFT's files, tokenizer and chat template."""
-    download = prepare_download(service.settings, job)
+    """Download the trained adapter as a tar archive: PEFT's files, tokenizer and chat template.
+
+    With `part=merged` the merged model of a job with `save_merged_model`.
+    """
+    download = prepare_download(service.settings, job, part)
     headers, size = _describe_download(download), download.archive.size
-    part = read_range(wanted, only_of, headers["ETag"], size)
-    start, stop = part or (0, size)
-    if part:
+    piece = read_range(wanted, only_of, headers["ETag"], size)
+    start, stop = piece or (0, size)
+    if piece:
         headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
     chunks = download.archive.read(start, stop)
     first = next(chunks)  # opens the files: a missing one is an error response, not a broken connection
-    status = 206 if part else 200
+    status = 206 if piece else 200
     return StreamingResponse(itertools.chain([first], chunks), status, headers, TAR)
 
 
@@ -210,9 +217,9 @@ def get_adapter(
         409: {"description": "The job has not completed."},
     },
 )
-def describe_adapter(job: FoundJob, service: Service) -> Response:
+def describe_adapter(job: FoundJob, service: Service, part: WantedPart = "adapter") -> Response:
     """Get the length and checksum of the archive without its content."""
-    headers = _describe_download(prepare_download(service.settings, job))
+    headers = _describe_download(prepare_download(service.settings, job, part))
     return Response(media_type=TAR, headers=headers)
 
 

@@ -10,13 +10,12 @@ from flows.parameters import takes
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.vocabulary import FLOW_NAME
-from tasks.dataset import resolve_dataset
 from tasks.evaluate import evaluate
 from tasks.journal import open_journal
 from tasks.model import find_base_model, find_start_adapter, load_session
 from tasks.register import register
+from tasks.shared_rows import resolve_dataset, tokenize
 from tasks.state_hooks import tag_job, write_end
-from tasks.tokenize import tokenize
 from tasks.train import train
 
 
@@ -35,8 +34,8 @@ def finetune(**values: Any) -> dict[str, Any]:
     config, settings = spec.config, Settings()
     with open_journal(settings, UUID(flow_run.get_id()), spec) as journal:
         config = journal.spec.config  # of the first attempt
-        model = find_base_model(config, settings)
-        dataset = resolve_dataset(config.dataset_name, settings, config.dataset_split)
+        model = find_base_model(config, journal)
+        dataset = resolve_dataset(config, journal)
         start = find_start_adapter(config, journal)
         rows = tokenize(config, dataset, model, journal)
         session = load_session(config, rows, model, start, journal)

@@ -105,3 +105,10 @@ class RegistryRefused(TuneyardError, RuntimeError):
 
     status = 502
     code = "registry_refused"
+
+
+class StoreRefused(TuneyardError, RuntimeError):
+    """The store in TUNEYARD_STORE can't be used as it is: a package, the bucket, credentials or a right is missing."""
+
+    status = 502
+    code = "store_refused"

@@ -10,6 +10,8 @@ from pydantic_settings import NoDecode
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 
+STORE_SCHEMES = ("file", "s3", "gs", "az")  # of the URL of a shared store
+
 
 def _split(value: Any) -> Any:
     return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value or ()
@@ -29,11 +31,25 @@ def read_secret(secret: str) -> bytes:
     return key
 
 
+def _check_store(url: str) -> str:
+    """Raise ValueError for the URL of a store that could not be used, or that has credentials in it."""
+    scheme, _, place = url.partition("://")
+    if scheme not in STORE_SCHEMES or not place.strip("/"):
+        forms = ", ".join(f"{known}://..." for known in STORE_SCHEMES)
+        raise ValueError(f"must be one of {forms}, with a bucket or an absolute path")
+    if scheme == "file" and not place.startswith("/"):
+        raise ValueError("must name an absolute path, as file:///mnt/tuneyard")
+    if "@" in place or "?" in place:
+        raise ValueError("must be an address alone; credentials go into the variables of the store's own tools")
+    return url.rstrip("/")
+
+
 def _check_secret(secret: SecretStr) -> SecretStr:
     read_secret(secret.get_secret_value())
     return secret
 
 
+StoreUrl = Annotated[str, AfterValidator(_check_store)]
 # Lists in environment variables, separated by commas or blanks.
 Networks = Annotated[
     tuple[IPv4Network | IPv6Network, ...],

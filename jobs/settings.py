@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
-from jobs.setting_types import Names, Networks, Secret, WebhookSecrets
+from jobs.setting_types import Names, Networks, Secret, StoreUrl, WebhookSecrets
 from jobs.url_credentials import is_http, split_credentials
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
@@ -61,6 +61,24 @@ class Settings(BaseSettings):
         None, repr=False, description="Dataset registry, a git + DVC repository; built from `datasets/` if unset."
     )
     default_dataset: str = Field("handbook", description="Dataset that a bare revision such as `v1.0` refers to.")
+
+    store: StoreUrl | None = Field(
+        None,
+        description="Store for what must outlive a machine: `s3://bucket/folder`, `gs://...`, `az://...`, or "
+        "`file:///path` on a disk that all machines share. Checkpoints are sent there while a job trains, and fetched "
+        "where it resumes. If unset they are on the disk of the machine that trains alone.",
+    )
+
+    store_models: bool = Field(
+        True,
+        description="Put each job's base model into the store, once, so that machines without it can fetch it.",
+    )
+    model_cache_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Space for base models that were fetched from the store; half of the disk of the state folder if "
+        "unset. Those used longest ago are removed first, none that a job uses.",
+    )
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     api_port: int = Field(23478, ge=1, le=65535, description="Port of the API.")

@@ -6,9 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from jobs.sanitizing.log_lines import hide_passwords
 from jobs.settings import Settings
 from sft.confinement import check_room, step
@@ -250,8 +247,3 @@ def fetch(tree: Any, path: str, info: dict[str, Any], store: Path, split: str) -
             raise FileNotFoundError(f"{name} (md5 {listing[name]}) is missing in the DVC remote") from error
 
     return store_dataset(store, md5, listing, download, split)
-
-
-resolve_dataset = task(
-    name="Resolve dataset", task_run_name="Resolve dataset {reference}", cache_policy=NO_CACHE, persist_result=False
-)(resolve)

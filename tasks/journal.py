@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.folders import job_folder
-from jobs.lifecycle.attempts import Attempt, Heartbeat, Superseded, leave
+from jobs.lifecycle.attempts import HOST, Attempt, Heartbeat, Superseded, leave
 from jobs.lifecycle.ends import keep_run
 from jobs.sanitizing.log_lines import hide_passwords, keep_lines_whole
 from jobs.settings import Settings
@@ -30,8 +31,10 @@ from jobs.webhooks.call import build_event_payload
 from jobs.webhooks.outbox import put_delivery
 from sft.errors import StackError
 from tasks.causes import explain
+from tasks.checkpoint_store import CheckpointSender
 from tasks.dataset_version import DatasetVersion
 from tasks.failure_log import is_debugging
+from tasks.lacking import HOLD_SECONDS, leave_to_others
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
 from tuneyard_wire.one_line import escape
 
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 LOGGERS = ("flows", "tasks", "sft", "jobs")  # prefect.yaml makes Prefect show their lines in its UI
 LOG_SECONDS, LOG_TRIES = 0.01, 500  # a stop that arrives while a line is logged is retried so soon and so often
+STORE_SECONDS = {"completed": 10.0, "interrupted": 60.0}  # for the last checkpoint to reach the store
 STEP_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 
 
@@ -63,6 +67,7 @@ class Journal:
         self._phase = ""
         self.mlflow: MlflowTracker
         self.trackers: list[Tracker] = []
+        self.sender: CheckpointSender | None = None
 
     @property
     def folder(self) -> Path:
@@ -114,6 +119,8 @@ class Journal:
 
     def close(self, outcome: str) -> None:
         """Record that the process ends, and how."""
+        if self.sender:
+            self.sender.close(STORE_SECONDS.get(outcome, 0.0))
         for tracker in self.trackers:
             tracker.finish(outcome == "completed")
         self._progress.flush()
@@ -132,6 +139,8 @@ class Journal:
                 {key: details[key] for key in STEP_METRICS if details.get(key) is not None}, details["step"]
             )
             return
+        if event == "checkpoint":
+            details = details | {"host": HOST}
         if event in ("begin", "epoch", "evaluate", "checkpoint"):
             with self.attempt.writing() as connection:
                 write_event(connection, self.job_id, event, details)
@@ -142,6 +151,13 @@ class Journal:
             self._progress.finish()
         if event == "checkpoint":
             logger.info("Checkpoint at step %s", details["step"])
+            if self.sender:
+                self.sender.add(Path(details["path"]))
+
+    def on_stored(self, step: int, sent: int, seconds: float) -> None:
+        """Record that a checkpoint is in the store, with the bytes that were sent for it."""
+        self.record("stored", {"step": step, "bytes": sent, "seconds": round(seconds, 3)})
+        logger.info("Checkpoint of step %s is in the store (%.1f MB sent in %.1f s)", step, sent / 1e6, seconds)
 
 
 @contextmanager
@@ -217,6 +233,10 @@ def _ending(journal: Journal) -> Iterator[None]:
     except Exception as error:
         cause = explain(error)
         message = hide_passwords(cause.message)
+        if leave_to_others(journal.settings, journal.attempt, cause):
+            _release(journal, is_interrupted=True, message=f"{HOST} lacks the job's model: {message}")
+            time.sleep(HOLD_SECONDS)
+            raise Abort(message) from error
         if cause.is_worth_retrying:
             logger.warning("This attempt is lost: %s: %s", cause.code, message, exc_info=is_debugging() and error)
             _release(journal, cause=cause.code, message=message)

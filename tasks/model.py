@@ -16,10 +16,11 @@ from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
 from sft.errors import ModelNotFound, StackError
 from sft.files.places import find_way_out, follow
-from sft.models.loading import find_model
 from tasks.journal import Journal
 from tasks.limits import building_model
+from tasks.model_store import locate_model, send_model
 from tasks.register import fetch_adapter
+from tasks.resuming import check_store, prepare_checkpoints
 
 if TYPE_CHECKING:
     from sft.devices.launcher import DistributedSession
@@ -32,10 +33,13 @@ REGISTERED = re.compile(r"models:/[A-Za-z0-9][A-Za-z0-9._-]*[/@][A-Za-z0-9][A-Za
 
 
 @task(name="Find base model", task_run_name="Find base model {config.base_model}", cache_policy=NO_CACHE)
-def find_base_model(config: SFTConfig, settings: Settings) -> Path:
-    """Find the base model's files. Raises ModelNotFound, listing the places searched."""
-    path = Path(find_model(config.base_model, settings.model_root, settings.allowed_model_roots))
+def find_base_model(config: SFTConfig, journal: Journal) -> Path:
+    """Find the base model's files, and put them into the store. Raises as `locate_model` does, and StoreRefused."""
+    settings = journal.settings
+    check_store(settings)
+    path = locate_model(config.base_model, settings, journal.job_id)
     logger.info("Base model %s: %s", config.base_model, path)
+    send_model(config.base_model, path, settings, journal.job_id, journal.attempt.publishing)
     return path
 
 
@@ -89,9 +93,9 @@ def load_session(
     checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
     settings = journal.settings
-    config = fix_precision(
-        config, settings.home, settings.dtype, journal.folder, checkpoint_dir or journal.folder / "checkpoints"
-    )
+    directory = checkpoint_dir or journal.folder / "checkpoints"
+    prepare_checkpoints(journal, directory, bool(config.early_stopping_patience))
+    config = fix_precision(config, settings.home, settings.dtype, journal.folder, directory)
     with building_model(settings):
         return open_session(
             config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing

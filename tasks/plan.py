@@ -28,12 +28,12 @@ from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
 from sft.errors import TuneyardError
 from sft.files.disk import measure_free
-from sft.models.loading import find_model
 from tasks.causes import explain
 from tasks.dataset import resolve
 from tasks.dataset_version import DatasetVersion
 from tasks.limits import building_model
 from tasks.model import locate_adapter
+from tasks.model_store import locate_model
 from tasks.plan_children import PlanChildren
 from tasks.tokenize import prepare_dataset
 
@@ -56,7 +56,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     from sft.training.precision import fix_precision
 
     config = fix_precision(config, settings.home, settings.dtype)
-    model = find_model(config.base_model, settings.model_root, settings.allowed_model_roots)
+    model = locate_model(config.base_model, settings)
     if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # one in the registry counts as a new one
         start = locate_adapter(config.adapter_path, settings, settings.home)
         config = config.model_copy(update={"adapter_path": str(start)})

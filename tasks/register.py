@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from tenacity import retry_if_exception_type
 
-from jobs.errors import RegistryRefused
+from jobs.errors import RegistryRefused, StoreRefused
 from jobs.mlflow_server import MlflowServer
+from jobs.retrying import patient
 from jobs.settings import Settings
+from jobs.shared_store import MERGED, SharedStore, owner_of
 from jobs.spec import JobSpec
-from sft.errors import ModelNotFound
+from sft.errors import ModelNotFound, StackError
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MOST_RACES, keep_trying
+from tasks.store_waits import PATIENCE_SECONDS, tell_of_wait
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
@@ -75,6 +79,8 @@ def register(
     with journal.attempt.publishing():
         adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
+    if merged_dir is not None:
+        keep_merged(journal, merged_dir)
     previous = find_previous(journal.mlflow, adapter)
     comparison = compare(Version(adapter.version, facts["eval_loss"], held_out), previous)
     if comparison["comparison"]:
@@ -99,6 +105,19 @@ def register(
     }
     journal.write(phase="done", result=result, output_path=str(adapter_dir))
     return result
+
+
+def keep_merged(journal: Journal, folder: Path) -> None:
+    """Put the merged model into the store, if there is one; the job waits for a store that is away, and no longer."""
+    if (store := SharedStore.find(journal.settings)) is None:
+        return
+    tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
+    try:
+        sent = tries(store.put, owner_of(journal.job_id), MERGED, folder, journal.attempt.publishing)
+    except (StackError, StoreRefused) as error:
+        logger.warning("The merged model is in %s alone: %s", folder, error)
+    else:
+        logger.info("The merged model is in the store (%.1f MB sent)", sent / 1e6)
 
 
 def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:

@@ -3,9 +3,6 @@
 import logging
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, prepare
@@ -19,8 +16,7 @@ CACHE_FOLDER = "tokenized"
 REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 
 
-@task(name="Tokenize", task_run_name="Tokenize", cache_policy=NO_CACHE)
-def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
+def tokenize_dataset(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
     """Tokenize the rows into ids and labels, and log what was left out and cut."""
     journal.enter("tokenizing")
     data = prepare_dataset(config, model, dataset, journal.settings)

@@ -135,6 +135,9 @@ def logs(
 def download(
     job: JobArgument,
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The merged model of a job with --save-merged-model.")
+    ] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -143,7 +146,7 @@ def download(
 
     with connected(url) as client:
         job_id = find_job_id(client, job)
-        downloaded = client.download_adapter(job_id, folder)
+        downloaded = client.download_adapter(job_id, folder, "merged" if merged else "adapter")
     if as_json:
         print_json({"job_id": job_id, "folder": str(downloaded)})
     else:

@@ -4,7 +4,7 @@ import builtins
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -183,17 +183,23 @@ class AsyncTuneyard:
         """List the job's stored checkpoints."""
         return await self._run(calls.checkpoints(job_id))
 
-    async def download_adapter(self, job_id: str, folder: str | Path) -> Path:
+    async def download_adapter(
+        self, job_id: str, folder: str | Path, part: Literal["adapter", "merged"] = "adapter"
+    ) -> Path:
         """Download a completed job's adapter into `folder`, which is created; returns it.
 
+        Args:
+            part: `merged` for the merged model of a job with `save_merged_model`.
+
         Raises:
+            NotFound: the job has no merged model, or its files are gone.
             Conflict: the job has not completed.
             ChecksumMismatch: the download is damaged.
             ClientError: the folder is not empty.
         """
         check_free(Path(folder))
         try:
-            async with self._stream(calls.adapter_request(job_id)) as response:
+            async with self._stream(calls.adapter_request(job_id, part)) as response:
                 with AdapterArchive(response.headers) as archive:
                     async for chunk in response.aiter_bytes():
                         archive.write(chunk)

@@ -210,9 +210,10 @@ def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
     return Call("GET", _job_path(job_id, "/events"), lambda response: response, headers=headers, is_repeatable=True)
 
 
-def adapter_request(job_id: str) -> Call[Any]:
+def adapter_request(job_id: str, part: str = "adapter") -> Call[Any]:
     """GET /train/{id}/adapter."""
-    return _get(_job_path(job_id, "/adapter"), lambda response: response)
+    params = {} if part == "adapter" else {"part": part}
+    return _get(_job_path(job_id, "/adapter"), lambda response: response, params)
 
 
 def save_config(name: str, config: Config) -> Call[SavedConfig]:

@@ -5,7 +5,7 @@ import builtins
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -184,17 +184,21 @@ class Tuneyard:
         """List the job's stored checkpoints."""
         return self._run(calls.checkpoints(job_id))
 
-    def download_adapter(self, job_id: str, folder: str | Path) -> Path:
+    def download_adapter(self, job_id: str, folder: str | Path, part: Literal["adapter", "merged"] = "adapter") -> Path:
         """Download a completed job's adapter into `folder`, which is created; returns it.
 
+        Args:
+            part: `merged` for the merged model of a job with `save_merged_model`.
+
         Raises:
+            NotFound: the job has no merged model, or its files are gone.
             Conflict: the job has not completed.
             ChecksumMismatch: the download is damaged.
             ClientError: the folder is not empty.
         """
         check_free(Path(folder))
         try:
-            with self._stream(calls.adapter_request(job_id)) as response:
+            with self._stream(calls.adapter_request(job_id, part)) as response:
                 with AdapterArchive(response.headers) as archive:
                     for chunk in response.iter_bytes():
                         archive.write(chunk)

@@ -14,7 +14,11 @@ class JobEvent(Response):
     """A server-sent event. `data` is sent as JSON text; `id` is the value for `Last-Event-ID`."""
 
     id: str | None
-    event: str = Field(description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint` and, last, `end`.")
+    event: str = Field(
+        description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, `stored` (a checkpoint has "
+        "reached the store), `restart` (at an earlier step than that of a checkpoint; with the reason), "
+        "`lacking` (a host lacks the model and leaves the job to another one) and, last, `end`."
+    )
     data: Annotated[dict[str, Any], WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]
 
 
@@ -40,7 +44,10 @@ class Metrics(Response):
 
 
 class Checkpoint(Response):
-    """A checkpoint. `complete`: training can resume from it. `bytes` is null if it is on another machine."""
+    """A checkpoint. `complete`: training can resume from it. `path` is a URL if it is in the store alone.
+
+    `bytes` is null if it is on another machine; then it is `complete` while that machine has the job.
+    """
 
     model_config = with_example(
         step=100,

@@ -34,10 +34,17 @@ class PoolWorkers:
 
     def has_online(self, run: Mapping[str, Any]) -> bool:
         """Whether the run's worker is online; for a run without a worker's name, whether any is. Raises HTTPError."""
+        name = name_worker(run)
+        return self.count_online() > 0 if name is None else name in self._find_online()
+
+    def count_online(self) -> int:
+        """How many workers are online. Raises HTTPError."""
+        return len(self._find_online())
+
+    def _find_online(self) -> set[str]:
         if self._online is None:
             self._online = self._read()
-        name = name_worker(run)
-        return bool(self._online) if name is None else name in self._online
+        return self._online
 
     def _read(self) -> set[str]:
         path, online = f"/work_pools/{self._work_pool}/workers/filter", set[str]()

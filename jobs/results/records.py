@@ -15,9 +15,10 @@ from sqlalchemy import Engine, select
 from jobs.folders import checkpoint_folder
 from jobs.service.job import Job
 from jobs.settings import Settings
+from jobs.shared_store import SharedStore, list_stored_checkpoints
 from jobs.storage.connections import autocommit
 from jobs.storage.events import STEP_SERIES
-from jobs.storage.tables import JobEvent
+from jobs.storage.tables import JobAttempt, JobEvent
 from sft.checkpoints.folders import MANIFEST, is_complete
 from sft.errors import InvalidConfig
 
@@ -63,29 +64,54 @@ def series_to_csv(series: Series) -> str:
 def list_checkpoints(settings: Settings, engine: Engine, job: Job) -> list[dict[str, Any]]:
     """List the job's checkpoints in order of steps: `step, path, time, bytes, complete`.
 
-    They are read from the job's folder; if this machine lacks it or may not read it, from the job's events, which
-    have no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
+    They are those in the job's folder and in the store, and if this machine lacks the folder or may not read it, those
+    of the job's events, which have no `bytes` (null). A checkpoint that is deleted meanwhile is left out.
+
+    Raises:
+        StackError: the store can't be reached.
+        StoreRefused: it can't be used as it is.
     """
+    by_step = _stored_checkpoints(settings, job.id)
+    here = _own_checkpoints(settings, job)
+    if here is None:
+        newest_stored = max(by_step, default=-1)
+        limit = job.spec.config.save_total_limit if job.spec else None
+        reported = _reported_checkpoints(engine, job.id)[-limit if limit else 0 :]
+        here = [checkpoint for checkpoint in reported if checkpoint["step"] > newest_stored]
+    by_step |= {checkpoint["step"]: checkpoint for checkpoint in here}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _stored_checkpoints(settings: Settings, job_id: UUID) -> dict[int, dict[str, Any]]:
+    if (store := SharedStore.find(settings)) is None:
+        return {}
+    return {
+        step: {"step": step, "path": kept.url, "time": kept.time.isoformat(), "bytes": kept.bytes, "complete": True}
+        for step, kept in list_stored_checkpoints(store, job_id).items()
+    }
+
+
+def _own_checkpoints(settings: Settings, job: Job) -> list[dict[str, Any]] | None:
+    """Those in the job's folder; None if this machine has no such folder."""
     folder = _visible_folder(settings, job)
     if folder is not None:
         with contextlib.suppress(OSError):  # deleted, or another user's
             numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
             described = (_describe_checkpoint(step, path) for step, path in sorted(numbered))
             return [checkpoint for checkpoint in described if checkpoint is not None]
-    kept = _reported_checkpoints(engine, job.id)
-    if job.spec is not None:
-        kept = kept[-job.spec.config.save_total_limit :]
-    return kept
+    return None
 
 
 def _reported_checkpoints(engine: Engine, job_id: UUID) -> list[dict[str, Any]]:
+    """Those in the job's events. Training can't resume from one on a host that the job has left."""
     wanted = select(JobEvent.data, JobEvent.created_at).where(JobEvent.job_id == job_id)
     by_step: dict[int, dict[str, Any]] = {}
     with autocommit(engine) as connection:
+        host = connection.execute(select(JobAttempt.host).where(JobAttempt.job_id == job_id)).scalar()
         found = connection.execute(wanted.where(JobEvent.event == "checkpoint").order_by(JobEvent.id))
         for data, created_at in found:
             facts = {"step": data["step"], "path": data["path"], "time": created_at.isoformat()}
-            by_step[data["step"]] = facts | {"bytes": None, "complete": True}
+            by_step[data["step"]] = facts | {"bytes": None, "complete": data.get("host", host) == host}
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, delete, insert, select
@@ -17,8 +17,28 @@ STEP_SERIES = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second"
 
 
 def write_event(connection: Connection, job_id: UUID, event: str, data: dict[str, Any]) -> None:
-    """Add an event: `phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, or `end` when the process ends."""
+    """Add an event.
+
+    One of `phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, `stored` (a checkpoint has reached the store),
+    `restart` (at an earlier step than that of a checkpoint), `lacking` (a host leaves the job to others) and `end`,
+    when the process ends.
+    """
     connection.execute(insert(JobEvent).values(job_id=job_id, event=event, data=drop_non_finite(data)))
+
+
+class LastCheckpoint(NamedTuple):
+    """The highest step of which a job reported a checkpoint, and the host on whose disk it was written."""
+
+    step: int
+    host: str | None
+
+
+def find_last_checkpoint(connection: Connection, job_id: UUID) -> LastCheckpoint | None:
+    """The last checkpoint that a job reported; None without any."""
+    step = JobEvent.data["step"].as_integer()
+    wanted = select(step, JobEvent.data["host"].astext).where(JobEvent.job_id == job_id, JobEvent.event == "checkpoint")
+    row = connection.execute(wanted.order_by(step.desc(), JobEvent.id.desc()).limit(1)).first()
+    return LastCheckpoint(*row) if row else None
 
 
 def forget_old_events(engine: Engine, days: int) -> int:

@@ -219,7 +219,7 @@ class Recovery:
         Without a deployment the run waits paused for a re-created one: a worker that took it would cancel it and take
         no other run (`jobs.watchdog.idle_workers`).
         """
-        said = "it was stopped" if attempt.is_interrupted else reason
+        said = (attempt.message or "it was stopped") if attempt.is_interrupted else reason
         message = f"Attempt {attempt.number} ended: {said}. The job restarts automatically."
         if not self._runs.has_deployment(run):
             return make_state(RunState.PAUSED, message, StateName.LOST)

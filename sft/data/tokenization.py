@@ -102,7 +102,7 @@ def prepare(
     """
     check_template_name(config.template_name)
     key_parts = _describe(config, model_path, train_file, eval_file)
-    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
+    key = _digest(key_parts)
     folder = cache_dir / key[:32]
     if _is_complete(folder):
         return PreparedData(folder, was_cached=True)
@@ -115,6 +115,17 @@ def prepare(
         manifest = {"key": key, "made_from": key_parts, **report, "files": files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return PreparedData(folder, was_cached=False)
+
+
+def place_of_prepared(
+    config: SFTConfig, model_path: Path, train_file: Path, cache_dir: Path, eval_file: Path | None = None
+) -> Path:
+    """The folder that `prepare` returns for these, which need not exist; named alike on every machine."""
+    return cache_dir / _digest(_describe(config, model_path, train_file, eval_file))[:32]
+
+
+def _digest(key_parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
 
 
 def _write_splits(

@@ -18,8 +18,8 @@ from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.preflight import Preflight
-from jobs.results.archive import list_own_files
 from jobs.results.records import list_checkpoints
+from jobs.results.result_files import list_own_files
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -96,10 +96,9 @@ def try_checkpoint_dir(settings: Settings, value: str) -> None:
 
 
 def try_output_path(settings: Settings, value: str) -> None:
-    assert list_own_files(settings, make_job(make_config(), value)) == []
-    assert (
-        list_own_files(settings, make_job(make_config(output_dir=value), str(settings.home.parent / "outside"))) == []
-    )
+    assert list_own_files(settings, make_job(make_config(), value), value) == []
+    outside = str(settings.home.parent / "outside")
+    assert list_own_files(settings, make_job(make_config(output_dir=value), outside), outside) == []
 
 
 def try_base_model(settings: Settings, value: str) -> None:

@@ -23,6 +23,7 @@ CODES = {
     "SchemaMismatch": ("schema_mismatch", 503, RuntimeError),
     "RegistryUnavailable": ("registry_unavailable", 503, ConnectionError),
     "RegistryRefused": ("registry_refused", 502, RuntimeError),
+    "StoreRefused": ("store_refused", 502, RuntimeError),
 }
 
 

@@ -15,12 +15,15 @@ from jobs.storage.events import read_events
 from jobs.storage.reports import read_reports
 from jobs.storage.tables import JobAttempt, JobReport, engine_for
 from sft.config import SFTConfig
-from sft.errors import InvalidDataset, StackError
+from sft.errors import InvalidDataset, ModelNotFound, StackError
+from tasks import lacking
 from tasks.journal import open_journal
 
 pytestmark = pytest.mark.stack
 
 SPEC = JobSpec(config=SFTConfig(base_model="tiny/llama", dataset_name="handbook@v1.0", dataset_format="alpaca"))
+
+LACK = ModelNotFound("base_model 'a/b' was not found")
 
 
 class Record:
@@ -76,6 +79,41 @@ def test_what_another_attempt_may_get_over_ends_only_this_one(record):
     with record.open() as journal:
         assert journal.attempt.number == 2
     assert (record.attempt.cause, record.outcomes) == (None, ["interrupted", "completed"])
+
+
+def test_a_host_that_lacks_the_model_leaves_the_job_to_others(record, monkeypatch):
+    def fail(error):
+        with record.open() as journal:
+            if isinstance(error, StackError):
+                journal.record("begin", {})
+            raise error
+
+    monkeypatch.setattr("tasks.journal.HOLD_SECONDS", 0)
+    monkeypatch.setattr(lacking, "count_other_workers", lambda _: 1)
+    for error in [LACK, LACK, LACK, StackError("lost"), LACK, LACK]:  # those after it has trained elsewhere
+        with pytest.raises(Abort):
+            fail(error)
+        assert (record.attempt.is_interrupted, record.report.status) == (error is LACK, None)
+    assert "lacks the job's model" in record.attempt.message
+    monkeypatch.setattr(lacking, "count_other_workers", lambda _: 0)
+    with pytest.raises(ModelNotFound):
+        fail(LACK)
+    assert (record.report.status, record.report.error_code) == ("failed", "model_not_found")
+
+
+def test_a_model_that_no_host_has_is_not_found_in_the_end(record, monkeypatch):
+    def fail():
+        with record.open():
+            raise LACK
+
+    monkeypatch.setattr("tasks.journal.HOLD_SECONDS", 0)
+    monkeypatch.setattr(lacking, "count_other_workers", lambda _: 1)
+    for _ in range(3):
+        with pytest.raises(Abort):
+            fail()
+    with pytest.raises(ModelNotFound):
+        fail()
+    assert (record.report.status, record.report.error_code) == ("failed", "model_not_found")
 
 
 def test_the_first_of_several_stops_counts_and_lets_the_work_be_saved(record):

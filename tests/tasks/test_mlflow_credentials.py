@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from jobs.mlflow_server import MlflowServer
-from jobs.results.archive import list_registered_files
+from jobs.results.result_files import list_registered_files
 from jobs.settings import Settings
 from jobs.stack.endpoints import Endpoints
 from jobs.stack.parts import stack_environment

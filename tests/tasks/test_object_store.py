@@ -1,21 +1,19 @@
 """MLflow with its artifacts in S3, which its clients reach by themselves: a job trains only if it can write there."""
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from uuid import uuid4
 
 import boto3
 import pytest
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from jobs.errors import AdapterNotFound, RegistryRefused, RegistryUnavailable
 from jobs.mlflow_server import MlflowServer as Registry
-from jobs.results.archive import Archive, checksum, list_registered_files
+from jobs.results.archive import Archive, checksum
+from jobs.results.result_files import list_registered_files
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import StackError
@@ -26,37 +24,17 @@ from tasks.register import fetch_adapter, register_adapter
 from tasks.tracking import CONFIG_FILE, MlflowTracker
 from tests.conftest import free_port
 from tests.mlflow_server import MlflowServer
+from tests.s3_server import BUCKET, s3_server
 
-BUCKET = "tuneyard-tests"
 CONFIG = SFTConfig(base_model="tiny", dataset_name="handbook", dataset_format="alpaca")
 DATASET = DatasetVersion("handbook", "v1.0", "c0ffee", "0" * 32, Path("/data"), None, 48, "dvc", "/registry")
 
 
 @pytest.fixture(scope="module")
 def store():
-    """An S3 server with one bucket."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.setenv("MLFLOW_S3_ENDPOINT_URL", url)
-        client = boto3.client("s3", endpoint_url=url)
-        client.create_bucket(Bucket=BUCKET)
-        yield SimpleNamespace(url=url, client=client)
-    server.stop()
-
-
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "ann",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "AWS_MAX_ATTEMPTS": "1",
-}
+    with pytest.MonkeyPatch.context() as patch, s3_server("MLFLOW_S3_ENDPOINT_URL") as server:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from jobs.clients.keys import ApiKeyCache
 from jobs.engine.prefect_client import call, open_prefect_client
 from jobs.mlflow_server import MlflowServer
 from jobs.network.deadlines import Breaker, allow, call_deadline, seconds_left
-from jobs.results.archive import list_registered_files
 from jobs.results.archive_members import Member, MlflowFile
+from jobs.results.result_files import list_registered_files
 from jobs.settings import Settings
 from jobs.stack import postgres
 from jobs.stack.readiness import check_parts

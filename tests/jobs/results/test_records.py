@@ -18,10 +18,11 @@ from sqlalchemy import create_engine
 from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.mlflow_server import MlflowServer
-from jobs.results import archive, records
-from jobs.results.archive import checksum, prepare_download
+from jobs.results import archive, records, result_files
+from jobs.results.archive import checksum
 from jobs.results.archive_members import Member, MlflowFile
 from jobs.results.records import list_checkpoints
+from jobs.results.result_files import prepare_download
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -234,7 +235,7 @@ def test_a_link_put_in_the_place_of_a_listed_file_is_not_followed(settings, job,
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(folder.name[:1].encode())
         os.utime(folder / "weights", ns=(10**18, 10**18))
-    (member,) = archive.find_adapter(settings, job).members
+    (member,) = result_files.find_adapter(settings, job).members
     taken = adapter if swapped == "folder" else adapter / "weights"
     taken.rename(tmp_path / "former")
     taken.symlink_to(outside if swapped == "folder" else outside / "weights")

@@ -1,0 +1,40 @@
+"""Opens folders in object stores and on shared disks by their URL, with time limits for each request."""
+
+import os
+from typing import Any
+
+from jobs.network.deadlines import READ_SECONDS
+
+TRIES = 2  # of each request
+CONNECT_SECONDS = 3.0
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the URL's path in it.
+
+    Credentials and endpoints are found as the store's own tools find them, in `AWS_...` variables for example. Raises
+    what fsspec raises: ImportError for a store whose package is not installed.
+
+    Args:
+        endpoint_variable: a variable that may name another endpoint of S3 than its own tools use.
+    """
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith("s3://"):
+        # Named here, though S3's tools would find theirs: fsspec keeps a file system by its options.
+        variables = filter(None, (endpoint_variable, *ENDPOINT_VARIABLES))
+        endpoint = next(filter(None, map(os.environ.get, variables)), None)
+        options |= {
+            "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
+            "config_kwargs": {
+                "connect_timeout": CONNECT_SECONDS,
+                "read_timeout": READ_SECONDS,
+                "retries": {"total_max_attempts": TRIES},
+            },
+        }
+    elif url.startswith("file://"):
+        options = {"auto_mkdir": True}
+    storage, path = fsspec.core.url_to_fs(url.rstrip("/"), **options)
+    return storage, str(path)

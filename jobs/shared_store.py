@@ -1,0 +1,257 @@
+"""`SharedStore`: keeps what must outlive the machine that made it, in an object store or a shared folder.
+
+A folder is kept as its files, each under the SHA-256 of its content and so sent once for its owner, and a manifest that
+lists them. The manifest is written last, and only by a process that may publish; so a folder is whole or absent, and a
+process that has lost its job can't change what is kept for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+from jobs.errors import StoreRefused
+from jobs.network.object_storage import open_storage
+from jobs.settings import Settings
+from sft.errors import StackError
+from sft.files.disk import is_about_space
+from sft.files.publication import Publishing
+
+Files = dict[str, tuple[str, int]]  # SHA-256 and bytes of each file, by its path in the folder
+CHECKPOINTS = "checkpoints"
+MERGED = "merged"
+_SUFFIX = ".json"
+_FILES = "files"
+_DETAIL = 200  # characters of a store's own words
+
+
+class Damaged(ValueError):
+    """What the store has is not what was put there."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder in the store: its place, when it was completed, and its files."""
+
+    url: str
+    time: datetime
+    files: Files
+
+    @property
+    def bytes(self) -> int:
+        """The length of all files."""
+        return sum(size for _, size in self.files.values())
+
+
+class SharedStore:
+    """The store of `TUNEYARD_STORE`. A thing is a folder called `name` of an owner, such as `jobs/<id>`.
+
+    All methods raise StackError while the store can't be reached, and StoreRefused if it can't be used as it is.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    @classmethod
+    def find(cls, settings: Settings) -> "SharedStore | None":
+        """The store of these settings; None if there is none."""
+        return cls(settings.store) if settings.store else None
+
+    def check(self) -> None:
+        """Write, list and delete something small."""
+        with self._storage() as (storage, root):
+            place = f"{root}/.check-{uuid4().hex}"
+            try:
+                storage.pipe_file(place, b"")
+                storage.find(place)
+                storage.rm_file(place)
+            except FileNotFoundError as error:
+                raise StoreRefused(f"TUNEYARD_STORE is {self.url}, which does not exist; create it") from error
+
+    def put(
+        self,
+        owner: str,
+        name: str,
+        folder: Path,
+        publishing: Publishing = nullcontext,
+        digests: Mapping[str, str] | None = None,
+    ) -> int:
+        """Keep a folder's files; returns the bytes that had to be sent.
+
+        Args:
+            publishing: entered around writing the manifest; raises if this process may not publish (any more).
+            digests: SHA-256 of files by their path in the folder, as far as they are known.
+        """
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        places = [path.relative_to(folder).as_posix() for path in paths]
+        known = {place: (digests or {}).get(place) or hash_file(folder / place) for place in places}
+        sizes = {place: (folder / place).stat().st_size for place in places}
+        sent = self.put_files(owner, folder, known)
+        with publishing():
+            self.write_list(owner, name, {place: (known[place], sizes[place]) for place in places})
+        return sent
+
+    def put_files(self, owner: str, folder: Path, digests: Mapping[str, str]) -> int:
+        """Send the files of a folder that the owner lacks; returns their bytes.
+
+        Args:
+            digests: SHA-256 of each, by its path in the folder.
+        """
+        return sum(self.put_file(owner, folder / place, digest) for place, digest in digests.items())
+
+    def put_file(self, owner: str, path: Path, digest: str) -> int:
+        """Send a file with this SHA-256 if the owner lacks it; returns the bytes sent."""
+        size = path.stat().st_size
+        with self._storage() as (storage, root):
+            target = f"{root}/{owner}/{_FILES}/{digest}"
+            if _size_of(storage, target) == size:
+                return 0
+            storage.put_file(str(path), target)
+            return size
+
+    def write_list(self, owner: str, name: str, files: Files) -> None:
+        """Complete a thing: write the list of its files, which must be there."""
+        text = json.dumps({"time": datetime.now(UTC).isoformat(), "files": files}, indent=2)
+        with self._storage() as (storage, root):
+            storage.pipe_file(f"{root}/{owner}/{name}{_SUFFIX}", text.encode())
+
+    def list(self, owner: str, below: str = "") -> dict[str, Kept]:
+        """What an owner has, by name; only what is in the folder `below`, if given. Unreadable manifests are absent."""
+        found: dict[str, Kept] = {}
+        with self._storage() as (storage, root):
+            top = f"{root}/{owner}/"
+            for path in storage.find(f"{top}{below}".rstrip("/")):
+                name = str(path).removeprefix(top)
+                if name.startswith(f"{_FILES}/") or not name.endswith(_SUFFIX):
+                    continue
+                try:
+                    kept = self._read(storage, str(path), f"{owner}/{name.removesuffix(_SUFFIX)}")
+                except (Damaged, FileNotFoundError):  # being written, or deleted meanwhile
+                    continue
+                found[name.removesuffix(_SUFFIX)] = kept
+        return found
+
+    def get(self, owner: str, name: str) -> Kept | None:
+        """One of an owner's things; None if it is not there. Raises Damaged if its manifest can't be read."""
+        with self._storage() as (storage, root):
+            try:
+                return self._read(storage, f"{root}/{owner}/{name}{_SUFFIX}", f"{owner}/{name}")
+            except FileNotFoundError:
+                return None
+
+    def fetch(self, owner: str, kept: Kept, folder: Path) -> None:
+        """Write its files into an empty folder. Raises Damaged for one that is not what was put there."""
+        with self._storage() as (storage, root):
+            for name, (digest, size) in kept.files.items():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    storage.get_file(f"{root}/{owner}/{_FILES}/{digest}", str(target))
+                except FileNotFoundError as error:
+                    raise Damaged(f"{kept.url} lacks its {name}") from error
+                if target.stat().st_size != size or hash_file(target) != digest:
+                    raise Damaged(f"{name} of {kept.url} is not what was put there")
+
+    def locate(self, owner: str, digest: str) -> str:
+        """The URL of an owner's file."""
+        return f"{self.url}/{owner}/{_FILES}/{digest}"
+
+    def forget(self, owner: str, names: Iterable[str], publishing: Publishing = nullcontext) -> None:
+        """Remove things, and the files of which no other thing of this owner consists."""
+        with self._storage() as (storage, root), publishing():
+            for name in names:
+                _remove(storage, f"{root}/{owner}/{name}{_SUFFIX}")
+        used = {digest for kept in self.list(owner).values() for digest, _ in kept.files.values()}
+        with self._storage() as (storage, root), publishing():
+            for path in storage.find(f"{root}/{owner}/{_FILES}"):
+                if PurePosixPath(str(path)).name not in used:
+                    _remove(storage, str(path))
+
+    def _read(self, storage: Any, path: str, name: str) -> Kept:
+        try:
+            content = json.loads(storage.cat_file(path))
+            files = {str(key): (str(digest), int(size)) for key, (digest, size) in content["files"].items()}
+            time = datetime.fromisoformat(content["time"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"the list of files of {self.url}/{name} can't be read") from error
+        if outside := next((key for key in files if ".." in key.split("/") or key.startswith("/")), None):
+            raise Damaged(f"{self.url}/{name} names a file outside its folder: {outside}")
+        return Kept(f"{self.url}/{name}", time, files)
+
+    @contextmanager
+    def _storage(self) -> Iterator[tuple[Any, str]]:
+        """The store's file system and the path in it; its errors of many kinds are raised as two."""
+        scheme = urlsplit(self.url).scheme
+        try:
+            yield open_storage(self.url)
+        except ImportError as error:
+            raise StoreRefused(
+                f"TUNEYARD_STORE is {self.url}, and {scheme} can't be read here ({error}); install its package, for S3 "
+                "by pip install 'tuneyard[s3]'"
+            ) from error
+        except (StackError, Damaged):
+            raise
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise StoreRefused(
+                f"TUNEYARD_STORE is {self.url}, and it refuses access ({_show(error)}); give this account the right to "
+                "read, write and list there"
+            ) from error
+        except OSError as error:
+            if is_about_space(error):
+                raise StackError(f"the store {self.url} is full ({_show(error)})") from error
+            raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"):
+                raise
+            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                raise StoreRefused(f"TUNEYARD_STORE is {self.url}, and there are no credentials for it here") from error
+            raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
+
+
+def owner_of(job_id: UUID) -> str:
+    """A job's place in the store."""
+    return f"jobs/{job_id}"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint in its job's place."""
+    return f"{CHECKPOINTS}/checkpoint-{step}"
+
+
+def list_stored_checkpoints(store: SharedStore, job_id: UUID) -> dict[int, Kept]:
+    """A job's checkpoints in the store, each whole, by step in ascending order. Raises as `SharedStore` does."""
+    found = {name.rpartition("-")[2]: kept for name, kept in store.list(owner_of(job_id), CHECKPOINTS).items()}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int)}
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size_of(storage: Any, path: str) -> int | None:
+    try:
+        return int(storage.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def _remove(storage: Any, path: str) -> None:
+    try:
+        storage.rm_file(path)
+    except FileNotFoundError:
+        return
+
+
+def _show(error: BaseException) -> str:
+    words = next(iter(str(error).splitlines()), "")[:_DETAIL]
+    return f"{type(error).__name__}: {words}".removesuffix(": ")

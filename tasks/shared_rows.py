@@ -1,0 +1,123 @@
+"""A job's dataset and its tokenized rows in the shared store, so that no attempt depends on another machine's disk.
+
+Each attempt trains on the files that the first one resolved, wherever it runs and whatever became of their source.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from tenacity import retry_if_exception_type
+
+from jobs.errors import StoreRefused
+from jobs.retrying import patient
+from jobs.shared_store import Damaged, Files, SharedStore, hash_file, owner_of
+from sft.config import SFTConfig
+from sft.data.tokenization import PreparedData, place_of_prepared
+from sft.errors import StackError
+from sft.files.disk import raising_disk_full
+from sft.files.publication import publish_folder
+from sft.files.temporary_folders import temporary_folder
+from tasks.dataset import resolve
+from tasks.dataset_version import DatasetVersion
+from tasks.journal import Journal
+from tasks.store_waits import PATIENCE_SECONDS, send_in_background, tell_of_wait
+from tasks.tokenize import CACHE_FOLDER, tokenize_dataset
+
+logger = logging.getLogger(__name__)
+
+DATASETS, ROWS = "datasets", "rows"  # owners in the store
+OF_JOB = "dataset"  # in a job's place: the list of its dataset's files
+FACTS = "version.json"
+CACHE = "shared-datasets"
+
+
+@task(
+    name="Resolve dataset",
+    task_run_name="Resolve dataset {config.dataset_name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def resolve_dataset(config: SFTConfig, journal: Journal) -> DatasetVersion:
+    """The dataset that the job began with, from the store; the first time `resolve`, whose errors it raises.
+
+    Raises:
+        StackError: the store stayed away.
+    """
+    store = SharedStore.find(journal.settings)
+    if store is not None and journal.attempt.number > 1 and (known := _fetch_dataset(store, journal)):
+        return known
+    dataset = resolve(config.dataset_name, journal.settings, config.dataset_split)
+    if store is not None:
+        send_in_background("The dataset", lambda: _send_dataset(store, journal, dataset))
+    return dataset
+
+
+@task(name="Tokenize", task_run_name="Tokenize", cache_policy=NO_CACHE)
+def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
+    """`tokenize_dataset`, or the rows that another machine has tokenized from the same content in the same way."""
+    store = SharedStore.find(journal.settings)
+    if store is None:
+        return tokenize_dataset(config, dataset, model, journal)
+    cache = journal.settings.home / CACHE_FOLDER
+    folder = place_of_prepared(config, model, dataset.train_file, cache, dataset.eval_file)
+    if not folder.exists():
+        try:
+            _fetch_rows(store, folder)
+        except (StackError, StoreRefused, Damaged) as error:
+            logger.warning("Tokenizing here: %s", error)
+    data = tokenize_dataset(config, dataset, model, journal)
+    if not data.was_cached:
+        send_in_background("The tokenized rows", lambda: store.put(ROWS, folder.name, folder))
+    return data
+
+
+def _fetch_dataset(store: SharedStore, journal: Journal) -> DatasetVersion | None:
+    """The job's dataset from the store; None if it did not get there."""
+    again = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
+    try:
+        kept = again(store.get, owner_of(journal.job_id), OF_JOB)
+        if kept is None:
+            return None
+        folder = journal.settings.home / CACHE / kept.files[FACTS][0]
+        if not folder.exists():
+            with raising_disk_full(folder, "the dataset", kept.bytes), publish_folder(folder, replace=False) as fresh:
+                store.fetch(DATASETS, kept, fresh)
+            logger.info("Fetched the dataset from the store (%.1f MB)", kept.bytes / 1e6)
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (Damaged, KeyError) as error:
+        logger.warning("The job's dataset in the store can't be used, and is resolved again: %s", error)
+        return None
+    eval_name = facts["eval_file"]
+    files = {"train_file": folder / facts["train_file"], "eval_file": eval_name and folder / eval_name}
+    return DatasetVersion(**(facts | files | {"unused": tuple(facts["unused"])}))
+
+
+def _send_dataset(store: SharedStore, journal: Journal, dataset: DatasetVersion) -> None:
+    files = {"train_file": dataset.train_file, "eval_file": dataset.eval_file}
+    names = {field: path and f"{field.removesuffix('_file')}/{path.name}" for field, path in files.items()}
+    listed: Files = {}
+    for field, path in files.items():
+        if path is not None:
+            name, digest = str(names[field]), hash_file(path)
+            store.put_file(DATASETS, path, digest)
+            listed[name] = digest, path.stat().st_size
+    with temporary_folder("tuneyard-version-") as folder:
+        facts = folder / FACTS
+        facts.write_text(json.dumps(asdict(dataset) | names, indent=2), encoding="utf-8")
+        listed[FACTS] = hash_file(facts), facts.stat().st_size
+        store.put_file(DATASETS, facts, listed[FACTS][0])
+    with journal.attempt.publishing():
+        store.write_list(owner_of(journal.job_id), OF_JOB, listed)
+
+
+def _fetch_rows(store: SharedStore, folder: Path) -> None:
+    kept = store.get(ROWS, folder.name)
+    if kept is not None:
+        with raising_disk_full(folder, "the tokenized rows", kept.bytes), publish_folder(folder, replace=False) as new:
+            store.fetch(ROWS, kept, new)
+        logger.info("Fetched the tokenized rows from the store (%.1f MB)", kept.bytes / 1e6)

@@ -1,0 +1,144 @@
+"""The shared store: a folder is whole there or absent, is sent once, and comes back as it was."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from jobs.errors import StoreRefused
+from jobs.lifecycle.attempts import Superseded
+from jobs.settings import Settings
+from jobs.shared_store import Damaged, SharedStore
+from sft.errors import StackError
+from tests.conftest import free_port
+from tests.s3_server import BUCKET, s3_server
+
+FILES = {"weights.bin": bytes(range(256)) * 400, "deep/tokenizer.json": b"{}", "empty": b""}
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server("AWS_ENDPOINT_URL") as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "file"])
+def store(request, tmp_path):
+    if request.param == "file":
+        return SharedStore((tmp_path / "shared").as_uri())
+    request.getfixturevalue("s3")
+    return SharedStore(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+def write(folder, files=FILES):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_put_comes_back_and_is_sent_once(store, tmp_path):
+    folder = write(tmp_path / "one")
+    total = sum(map(len, FILES.values()))
+    assert store.put("jobs/a", "things/one", folder) == total
+    write(folder, {"weights.bin": b"others"})
+    assert store.put("jobs/a", "things/two", folder) == len(b"others")  # the rest is there
+    assert store.put("jobs/b", "things/one", folder) > len(b"others")  # another owner's own
+
+    kept = store.list("jobs/a", "things")
+    assert {name: thing.bytes for name, thing in kept.items()} == {"things/one": total, "things/two": 8}
+    store.fetch("jobs/a", kept["things/one"], tmp_path / "back")
+    assert read(tmp_path / "back") == FILES
+    assert store.get("jobs/a", "things/two") == kept["things/two"]
+    assert (store.get("jobs/a", "things/three"), store.list("jobs/none")) == (None, {})
+
+
+def test_what_is_forgotten_leaves_what_others_consist_of(store, tmp_path):
+    folder = write(tmp_path / "one")
+    store.put("jobs/a", "things/one", folder)
+    write(folder, {"weights.bin": b"others"})
+    store.put("jobs/a", "things/two", folder)
+    store.forget("jobs/a", ["things/one"])
+    [(name, kept)] = store.list("jobs/a").items()
+    assert name == "things/two"
+    store.fetch("jobs/a", kept, tmp_path / "back")
+    assert read(tmp_path / "back") == FILES | {"weights.bin": b"others"}
+    with store._storage() as (storage, root):
+        assert len(storage.find(f"{root}/jobs/a/files")) == len(FILES)
+
+
+def test_who_may_not_publish_leaves_nothing_to_see(store, tmp_path):
+    @contextmanager
+    def refused():
+        raise Superseded("another attempt has begun")
+        yield
+
+    with pytest.raises(Superseded):
+        store.put("jobs/a", "things/one", write(tmp_path / "one"), refused)
+    assert store.list("jobs/a") == {}
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
+def test_a_file_that_is_not_what_was_put_there_is_damage(store, tmp_path, harm):
+    store.put("jobs/a", "one", write(tmp_path / "one"))
+    [kept] = store.list("jobs/a").values()
+    digest, size = kept.files["weights.bin"]
+    with store._storage() as (storage, root):
+        path = f"{root}/jobs/a/files/{digest}"
+        if harm == "gone":
+            storage.rm_file(path)
+        else:
+            storage.pipe_file(path, bytes(size if harm == "changed" else 10))
+    with pytest.raises(Damaged, match=r"weights\.bin"):
+        store.fetch("jobs/a", kept, tmp_path / harm)
+    if harm == "cut":  # as after an upload that was cut off: it is sent again
+        assert store.put("jobs/a", "one", tmp_path / "one") == size
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"files": {"a": 1}}', b'{"time": "x", "files": {}}'])
+def test_a_list_of_files_that_cannot_be_read_is_no_thing(store, tmp_path, text):
+    with store._storage() as (storage, root):
+        storage.pipe_file(f"{root}/jobs/a/one.json", text)
+    assert store.list("jobs/a") == {}
+    with pytest.raises(Damaged):
+        store.get("jobs/a", "one")
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out"])
+def test_a_file_outside_its_folder_is_never_written(store, tmp_path, name):
+    listing = {"time": "2026-01-01T00:00:00+00:00", "files": {name: ["0" * 64, 1]}}
+    with store._storage() as (storage, root):
+        storage.pipe_file(f"{root}/jobs/a/one.json", json.dumps(listing).encode())
+    with pytest.raises(Damaged, match="outside its folder"):
+        store.get("jobs/a", "one")
+
+
+def test_a_store_is_tried_before_it_is_used(s3, monkeypatch, tmp_path):
+    SharedStore(f"s3://{BUCKET}/deep/down").check()
+    with pytest.raises(StoreRefused, match="does not exist; create it"):
+        SharedStore("s3://no-such-bucket/x").check()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StackError, match="can't be reached"):
+        SharedStore("s3://other-bucket/x").check()
+
+
+def test_a_store_whose_package_is_missing_says_what_to_install():
+    with pytest.raises(StoreRefused, match="install its package"):
+        SharedStore("gs://bucket/x").check()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("/mnt/shared", "ftp://host/x", "s3://", "s3:///", "file://shared", "file://./x"),
+        *("s3://ann:secret@bucket/x", "s3://bucket/x?secret=1"),
+    ],
+)
+def test_an_address_that_is_none_of_a_store_is_refused_without_showing_it(url):
+    with pytest.raises(ValueError, match="store") as refused:
+        Settings(store=url)
+    assert "secret" not in str(refused.value)
