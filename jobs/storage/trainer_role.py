@@ -162,7 +162,9 @@ def _apply(connection: Connection, role: str) -> None:
     """Set the rights, unless they are as they should be: it needs a lock of each table for a moment."""
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
     columns = {table: _read_columns(connection, schema, table) for table in _RIGHTS}
-    statements = [*_statements(schema, role, columns)]
+    database = connection.execute(text("SELECT current_database()")).scalar_one()
+    connect = sql.SQL("GRANT CONNECT ON DATABASE {} TO {}")  # which PUBLIC may have lost
+    statements = [connect.format(sql.Identifier(database), sql.Identifier(role)), *_statements(schema, role, columns)]
     stamp = hashlib.sha256("\n".join(statement.as_string(_raw(connection)) for statement in statements).encode())
     mark = f"tuneyard {role} {stamp.hexdigest()}"
     kept = text("SELECT obj_description(to_regprocedure(:name), 'pg_proc')")

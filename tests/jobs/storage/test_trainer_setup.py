@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine, make_url, select, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from jobs.job_secret import VARIABLE
@@ -170,3 +170,19 @@ def test_an_end_is_recorded_once(trainer, owner, monkeypatch):
     with trainer.engine.begin() as connection:
         assert not record_end(connection, trainer.job_id, JobStatus.COMPLETED)
     assert read_reports(owner, [trainer.job_id])[trainer.job_id].status == "failed"
+
+
+def test_the_role_may_connect_where_not_everybody_may(url, owner):
+    """As in the databases of `deploy/databases.sh`."""
+    name, role = make_url(url).database, role_name(url)
+    with owner.begin() as connection:
+        connection.execute(text(f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC'))
+        connection.execute(text(f'REVOKE CONNECT ON DATABASE "{name}" FROM "{role}"'))
+        connection.execute(text("COMMENT ON FUNCTION tuneyard_claim(uuid) IS NULL"))
+    own = make_url(url).set(username=role).render_as_string(hide_password=False)
+    with pytest.raises(OperationalError, match="permission denied for database"):
+        create_engine(own, poolclass=NullPool).connect()
+    make_role(owner, url, with_password=False)
+    create_engine(own, poolclass=NullPool).connect().close()
+    with owner.begin() as connection:
+        connection.execute(text(f'GRANT CONNECT, TEMPORARY ON DATABASE "{name}" TO PUBLIC'))
