@@ -178,4 +178,3 @@ def test_a_job_runs_to_its_adapter(project: Project):
             time.sleep(1)
         assert job["status"] == "completed", job
         assert api.get(f"/train/{job_id}/adapter").is_success
-        assert api.get("/ready").json()["ready"]
