@@ -1,4 +1,4 @@
-"""Hosts made of namespaces have names, disks, processes and networks of their own, and leave nothing behind."""
+"""Hosts have names, disks, processes and networks of their own, and leave nothing behind."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ import pytest
 from jobs.project import PROJECT_ROOT
 from tests.conftest import wait_until
 from tests.pool import namespaces
+from tests.pool.hosts import Site, freeze, thaw
 
 BEGINNING = """
 import os, socket, sys, time
@@ -41,8 +42,8 @@ port = listener.getsockname()[1]
 """
 
 
-@pytest.fixture(autouse=True)
-def _allowed():
+@pytest.fixture
+def allowed():
     if obstacle := namespaces.find_obstacle():
         pytest.skip(f"no namespaces: {obstacle}")
 
@@ -64,6 +65,7 @@ def run(folder, program):
     assert process.returncode == 0, output
 
 
+@pytest.mark.usefixtures("allowed")
 def test_a_host_has_a_name_and_a_disk_of_its_own(tmp_path):
     run(
         tmp_path,
@@ -81,6 +83,7 @@ def test_a_host_has_a_name_and_a_disk_of_its_own(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("allowed")
 def test_a_host_that_is_lost_takes_its_processes_along_and_can_be_started_again(tmp_path):
     run(
         tmp_path,
@@ -97,6 +100,7 @@ def test_a_host_that_is_lost_takes_its_processes_along_and_can_be_started_again(
     )
 
 
+@pytest.mark.usefixtures("allowed")
 def test_a_frozen_host_goes_on_where_it_was(tmp_path):
     run(
         tmp_path,
@@ -118,6 +122,7 @@ def test_a_frozen_host_goes_on_where_it_was(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("allowed")
 def test_a_host_without_network_reaches_nobody_until_it_is_back(tmp_path):
     run(
         tmp_path,
@@ -131,6 +136,7 @@ def test_a_host_without_network_reaches_nobody_until_it_is_back(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("allowed")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, number):
     process = start(tmp_path, "host.launch(['sleep', '1234.5'], dict(os.environ), folder / 'log')\ntime.sleep(60)")
@@ -139,6 +145,23 @@ def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=20)
     wait_until(lambda: find(tmp_path) == [], 10)
+
+
+def test_without_namespaces_a_host_has_a_name_and_a_folder_and_takes_its_processes_along(tmp_path):
+    host = Site(tmp_path, has_namespaces=False).make_host("gpu-1")
+    host.start()
+    log = tmp_path / "log"
+    program = "import socket, subprocess, sys; print(socket.gethostname(), flush=True); "
+    program += "subprocess.run(['sleep', '1234.5'])"
+    launched = host.launch([sys.executable, "-c", program], dict(os.environ), log)
+    wait_until(lambda: log.read_text() == "gpu-1\n" and len(host.find_processes()) == 2, 20)
+    freeze(host)
+    assert {process.status() for process in host.find_processes()} == {psutil.STATUS_STOPPED}
+    thaw(host)
+    host.kill()
+    assert host.find_processes() == []
+    assert launched.poll() is not None
+    assert host.root == tmp_path / "disks" / "gpu-1"
 
 
 def find(folder):
