@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 MERGED = "merged"
 _SUFFIX = ".json"
 _FILES = "files"
+_FULL = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # codes of servers that speak S3
 _DETAIL = 200  # characters of a store's own words
 
 
@@ -205,7 +206,7 @@ class SharedStore:
                 "read, write and list there"
             ) from error
         except OSError as error:
-            if is_about_space(error):
+            if is_about_space(error) or any(word in str(error) for word in _FULL):
                 raise StackError(f"the store {self.url} is full ({_show(error)})") from error
             raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
         except Exception as error:

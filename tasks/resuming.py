@@ -59,7 +59,8 @@ def _tell_of_loss(journal: Journal, directory: Path, needs_best: bool, store: Sh
 
 def _explain(host: str | None, store: SharedStore | None) -> str:
     if host in (None, HOST):
-        return "it is damaged, or was deleted"
+        lost = "it is damaged, or not on this host any more"
+        return f"{lost}, and had not reached the store {store.url}" if store else lost
     if store is None:
         return f"it is on the disk of {host}; set TUNEYARD_STORE so that checkpoints outlive their machine"
     return f"it was lost with {host}, or is there, and had not reached the store {store.url}"

@@ -1,5 +1,6 @@
 """Opens folders in object stores and on shared disks by their URL, with time limits for each request."""
 
+import functools
 import os
 from typing import Any
 
@@ -8,6 +9,17 @@ from jobs.network.deadlines import READ_SECONDS
 TRIES = 2  # of each request
 CONNECT_SECONDS = 3.0
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+@functools.cache  # one object, as fsspec keeps a file system by its options
+def _s3_session() -> Any:
+    """A session that sends a file without asking first: nothing limits how long that answer may take."""
+    from aiobotocore.session import get_session
+    from botocore.handlers import add_expect_header
+
+    session = get_session()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
 
 
 def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, str]:
@@ -27,6 +39,7 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
         variables = filter(None, (endpoint_variable, *ENDPOINT_VARIABLES))
         endpoint = next(filter(None, map(os.environ.get, variables)), None)
         options |= {
+            "session": _s3_session(),
             "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
             "config_kwargs": {
                 "connect_timeout": CONNECT_SECONDS,
@@ -37,4 +50,6 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
     elif url.startswith("file://"):
         options = {"auto_mkdir": True}
     storage, path = fsspec.core.url_to_fs(url.rstrip("/"), **options)
+    if hasattr(storage, "retries"):  # s3fs repeats what botocore has given up, each time as long
+        storage.retries = 1
     return storage, str(path)

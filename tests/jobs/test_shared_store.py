@@ -1,12 +1,15 @@
 """The shared store: a folder is whole there or absent, is sent once, and comes back as it was."""
 
 import json
+import socket
+import time
 from contextlib import contextmanager
 
 import pytest
 
 from jobs.errors import StoreRefused
 from jobs.lifecycle.attempts import Superseded
+from jobs.network import object_storage
 from jobs.settings import Settings
 from jobs.shared_store import Damaged, SharedStore
 from sft.errors import StackError
@@ -124,6 +127,25 @@ def test_a_store_is_tried_before_it_is_used(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StackError, match="can't be reached"):
         SharedStore("s3://other-bucket/x").check()
+
+
+def test_a_store_that_is_silent_is_given_up_in_seconds(s3, monkeypatch):
+    monkeypatch.setattr(object_storage, "READ_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers none
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(StackError, match="can't be reached"):
+            SharedStore("s3://other-bucket/x").check()
+        assert time.monotonic() - began < 5
+
+
+def test_a_store_that_is_full_is_said_to_be_full(s3, tmp_path, monkeypatch):
+    async def refuse(*_, **__):
+        raise OSError(5, "An error occurred (XMinioStorageFull) when calling the PutObject operation")
+
+    monkeypatch.setattr("s3fs.S3FileSystem._call_s3", refuse)
+    with pytest.raises(StackError, match="is full"):
+        SharedStore(f"s3://{BUCKET}/x").put("jobs/a", "one", write(tmp_path / "one"))
 
 
 def test_a_store_whose_package_is_missing_says_what_to_install():

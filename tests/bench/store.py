@@ -1,0 +1,119 @@
+"""What it costs a training that its checkpoints are sent to a store. The last line is one JSON object.
+
+The same training alternates with and without a sender, in this process; the store is an S3 server in another one, which
+shares the cores, as no store of one's own would. Saves are as far apart as in the demo's job.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from demo.model import MODEL_NAME, ensure_demo_model
+from jobs.settings import PROJECT_ROOT, Settings
+from jobs.shared_store import SharedStore, list_stored_checkpoints
+
+SERVER = """
+import time
+from tests.s3_server import s3_server
+with s3_server() as server:
+    print(server.url, flush=True)
+    time.sleep(3600)
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--pairs", type=int, default=3)
+    arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--save-steps", type=int, default=20)
+    options = arguments.parse_args()
+    with running_server() as url:
+        print(json.dumps(measure(options.pairs, options.steps, options.save_steps, url)))
+
+
+@contextmanager
+def running_server() -> Any:
+    """An S3 server in a process of its own; its URL."""
+    server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def measure(pairs: int, steps: int, save_steps: int, url: str) -> dict[str, Any]:
+    """Seconds of training without and with a sender, alternating; medians, and the overhead in percent."""
+    import pytest
+
+    from tasks.dataset import resolve
+    from tests.s3_server import BUCKET, ENVIRONMENT
+
+    settings = Settings()
+    model, data = ensure_demo_model(settings.model_root), resolve("handbook@v1.1", settings).train_file
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    sent = 0
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": url}).items():
+            patch.setenv(name, value)
+        store = SharedStore(f"s3://{BUCKET}/bench")
+        for number in range(2 * pairs):
+            is_sent = number % 2 == 1
+            spent, count = train(model, data, Path(folder) / str(number), steps, save_steps, store if is_sent else None)
+            seconds[is_sent].append(spent)
+            sent += count
+    without, with_store = statistics.median(seconds[False]), statistics.median(seconds[True])
+    return {
+        "seconds_without": [round(value, 2) for value in seconds[False]],
+        "seconds_with": [round(value, 2) for value in seconds[True]],
+        "checkpoints_sent": sent,
+        "upload_overhead_percent": round(100 * (with_store / without - 1), 2),
+    }
+
+
+def train(
+    model: Path, data: Path, folder: Path, steps: int, save_steps: int, store: SharedStore | None
+) -> tuple[float, int]:
+    """Train; the seconds it took, and how many checkpoints were in the store just after."""
+    from contextlib import nullcontext
+
+    from sft.config import SFTConfig
+    from sft.data.tokenization import prepare
+    from sft.training.session import TrainingSession
+    from tasks.checkpoint_store import CheckpointSender
+
+    config = SFTConfig(
+        base_model=MODEL_NAME, dataset_name=str(data), dataset_format="auto", template_name="chatml", max_steps=steps,
+        save_steps=save_steps, validation_split=0.0, lora_r=16, batch_size=4, gradient_accumulation_steps=1,
+        mixed_precision="none", gradient_checkpointing=False,
+    )  # fmt: skip
+    rows = prepare(config, model, data, folder / "rows")
+    job_id = uuid4()
+    sender = store and CheckpointSender(store, job_id, nullcontext, config.save_total_limit)
+
+    def on_event(name: str, values: dict[str, Any]) -> None:
+        if name == "checkpoint" and sender:
+            sender.add(Path(values["path"]))
+
+    session = TrainingSession(config, rows, model, folder, on_event)
+    began = time.monotonic()
+    session.train()
+    spent = time.monotonic() - began
+    if not sender or not store:
+        return spent, 0
+    sender.close(60)
+    return spent, len(list_stored_checkpoints(store, job_id))
+
+
+if __name__ == "__main__":
+    main()
