@@ -38,6 +38,7 @@ def choose_layout(model: PreTrainedModel) -> Layout:
 
     Raises:
         ModelNotSupported: the model is not causal, or no layout gives the right loss.
+        ModelUnusable: its weights hold NaN or infinite numbers.
     """
     check_causality(model)
     attention = model.config._attn_implementation
@@ -58,6 +59,7 @@ def choose_layout(model: PreTrainedModel) -> Layout:
         for layout in ("trl", "logits"):
             if _gives_right_loss(model, layout, batch, texts):
                 return layout
+    check_base(model, "it gives a row another loss beside other rows than alone")  # some kernels let NaN pass
     raise ModelNotSupported(
         f"base_model {_name(model)} gives a row another loss beside other rows than alone, so it can't be trained in "
         "batches"
@@ -85,6 +87,7 @@ def check_causality(model: PreTrainedModel) -> None:
         )
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
+        check_base(model, "a later token changes its logits of an earlier one")
         raise ModelNotSupported(
             f"base_model {_name(model)} is not a causal language model: a later token changes the logits of an "
             "earlier one, so training would see the answers; choose a model that writes from left to right"

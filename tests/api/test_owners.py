@@ -236,7 +236,7 @@ def test_a_retraining_belongs_to_the_owner_of_the_job_that_trained_the_adapter(c
     ours = clients()
     trained = submit(ours, lora_name="support")
     config = SFTConfig(base_model="nobody/retrained", dataset_name="handbook@v1.0", dataset_format="auto")
-    made_by = MadeBy(flow="retrain", run_id="r", adapter_version="1", reason="so", fingerprint=uuid4().hex)
+    made_by = MadeBy(flow="retrain", run_id=str(uuid4()), adapter_version="1", reason="so", fingerprint=uuid4().hex)
     spec = JobSpec(config=config, adapter_name=f"support-{uuid4().hex[:8]}", made_by=made_by)
     with closing(JobService(settings)) as service:
         made = submit_retraining(service, spec, owner=find_owner(service, trained))

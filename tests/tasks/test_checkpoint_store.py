@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
+import torch
 from prefect.exceptions import Abort
 
 from jobs.lifecycle.attempts import Superseded
@@ -193,6 +194,7 @@ def train(folder, host, on_event=None):
 
 def train_until_killed(folder, host, url, job_id, last):
     """Go on where the store has the job, and kill this process once the store has this step."""
+    torch.set_num_threads(1)
     store, directory = SharedStore(url), folder / host / "checkpoints"
     fetch_newest(store, job_id, directory, needs_best=False)
 
@@ -210,6 +212,16 @@ def train_until_killed(folder, host, url, job_id, last):
     train(folder, host, on_event)
 
 
+@pytest.fixture
+def one_thread():
+    """As in the processes that are killed: the number of threads decides in which order numbers are added."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(former)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_that_is_killed_with_its_disk_ends_with_the_very_adapter(store, job, tmp_path):
     """Killed again and again, its folder deleted each time: bit for bit what an uninterrupted run makes."""
     numbers = [" ".join(str(i) for i in range(n + 1)) for n in range(14)]

@@ -51,7 +51,7 @@ def test_a_job_that_needs_it_says_so(spoilt, registry, tmp_path):
 
 def test_a_plan_that_needs_it_says_so(spoilt, registry, tmp_path, monkeypatch):
     settings = Settings(home=tmp_path / "home", dataset_registry=registry)
-    monkeypatch.setattr("tasks.plan.find_model", lambda *_: tmp_path)
+    monkeypatch.setattr("tasks.plan.locate_model", lambda *_: tmp_path)
     config = {"base_model": "tiny/llama", "dataset_name": REFERENCE, "dataset_format": "auto"}
     request = json.dumps({"config": config, "settings": settings.model_dump(mode="json")})
     assert json.loads(answer(request))["error"]["code"] == "disk_full"

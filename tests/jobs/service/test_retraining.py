@@ -30,7 +30,7 @@ def make_spec():
     config = SFTConfig(base_model="nobody/retrained", dataset_name="handbook@v1.0", dataset_format="auto")
 
     def make(fingerprint="a"):
-        made_by = MadeBy(flow="retrain", run_id="r", adapter_version="1", reason="so", fingerprint=fingerprint)
+        made_by = MadeBy(flow="retrain", run_id=str(uuid4()), adapter_version="1", reason="so", fingerprint=fingerprint)
         return JobSpec(config=config, adapter_name=name, made_by=made_by)
 
     return make
