@@ -8,19 +8,17 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import httpx
 import psutil
 import typer
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 
+from cli.findings import Finding, Level
+from cli.packages import check_packages, check_python, installed_version
 from cli.trainer_role import check_trainers
 from jobs.network.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.privacy import find_open
@@ -41,24 +39,6 @@ DISK_FAIL_BYTES, DISK_WARN_BYTES = 2 * GIB, 20 * GIB
 MEMORY_FAIL_BYTES, MEMORY_WARN_BYTES = 1 * GIB, 4 * GIB
 TORCH_CODE = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
 GPU_COMMAND = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-
-
-class Level(StrEnum):
-    """Severity of a finding; jobs can't run with a `FAIL`."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check, with a remedy if there is a problem."""
-
-    level: Level
-    topic: str
-    detail: str
-    remedy: str | None = None
 
 
 def doctor(as_json: bool = False) -> None:
@@ -94,51 +74,6 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from check_trainers(settings)
     else:
         yield Finding(Level.OK, "stack", "is not running; it starts on first use")
-
-
-def check_python(version: str, required: str) -> Finding:
-    """Check that the Python version is supported."""
-    if Version(version) in SpecifierSet(required):
-        return Finding(Level.OK, "python", version)
-    remedy = "create .venv with python3.11: `make setup`"
-    return Finding(Level.FAIL, "python", f"{version}, requires {required}", remedy)
-
-
-def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -> Iterator[Finding]:
-    """Check that the packages are installed in the versions they were tested in."""
-    if not constraints.exists():
-        yield Finding(Level.OK, "packages", "not compared: no constraints.txt")
-        return
-    lines = [line.split("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
-    pinned = {line.split("==")[0]: line.split("==")[1] for line in lines if "==" in line}
-    found = {name: version_of(name) for name in pinned}
-    untested = [
-        f"{name} {version} instead of {pinned[name]}"
-        for name, version in found.items()
-        if version is not None and Version(version).public != Version(pinned[name]).public
-    ]
-    missing = [name for name in required_packages() if version_of(name) is None]
-    remedy = "pip install -c constraints.txt -e ."
-    if missing:
-        yield Finding(Level.FAIL, "packages", f"not installed: {', '.join(missing)}", remedy)
-    if untested:
-        yield Finding(Level.WARN, "packages", f"untested versions: {', '.join(untested)}", remedy)
-    if not missing and not untested:
-        yield Finding(Level.OK, "packages", "as in constraints.txt")
-
-
-def required_packages() -> list[str]:
-    """List the packages that Tuneyard requires directly."""
-    requirements = map(Requirement, importlib.metadata.requires("tuneyard") or [])
-    return [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
-
-
-def installed_version(name: str) -> str | None:
-    """The installed version of a distribution; None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def check_folder(home: Path) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from tuneyard_cli.output import print_json, print_line
 from tuneyard_cli.service import JsonOption
 
 if TYPE_CHECKING:
-    from cli.doctor import Finding
+    from cli.findings import Finding
     from jobs.settings import Settings
 
 PANEL = "The service on this machine"
@@ -55,7 +55,7 @@ def check_trainers(settings: "Settings") -> Iterator["Finding"]:
     """Check that jobs do not connect to the database as its owner. Yields nothing if the database does not respond."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from cli.doctor import Finding, Level
+    from cli.findings import Finding, Level
     from jobs.stack.readiness import known_addresses
     from jobs.storage.bounded_postgres import bounded_engine_for
     from jobs.storage.claims import is_limited

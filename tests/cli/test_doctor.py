@@ -9,7 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from cli import doctor
-from cli.doctor import GIB, Level, check_dtype
+from cli.doctor import GIB, check_dtype
+from cli.findings import Level
 from jobs.stack.readiness import PartCheck
 from sft.models.dtype_record import DtypeRecord
 from tests.conftest import free_port, stack_settings

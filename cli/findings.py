@@ -1,0 +1,22 @@
+"""What a check of `tuneyard doctor` has found."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """Severity of a finding; jobs can't run with a `FAIL`."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check, with a remedy if there is a problem."""
+
+    level: Level
+    topic: str
+    detail: str
+    remedy: str | None = None
