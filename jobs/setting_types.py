@@ -4,6 +4,7 @@ import base64
 import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 from pydantic_settings import NoDecode
@@ -41,6 +42,14 @@ def _check_store(url: str) -> str:
         raise ValueError("must name an absolute path, as file:///mnt/tuneyard")
     if "@" in place or "?" in place:
         raise ValueError("must be an address alone; credentials go into the variables of the store's own tools")
+    if "::" in place or "#" in place or not url.isprintable():  # what fsspec, or a line break, would make of it
+        raise ValueError("must be an address without ::, # and line breaks")
+    if scheme != "file" and {"", ".", ".."}.intersection(place.rstrip("/").split("/")):  # S3 lists other folders
+        raise ValueError("must be an address without empty parts, . and ..")
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise ValueError("must be an address, which begins with a bucket or an absolute path") from error
     return url.rstrip("/")
 
 

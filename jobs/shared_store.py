@@ -7,8 +7,10 @@ process that has lost its job can't change what is kept for it.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,7 +21,7 @@ from uuid import UUID, uuid4
 from jobs.errors import StoreRefused
 from jobs.network.object_storage import open_storage
 from jobs.settings import Settings
-from sft.errors import StackError
+from sft.errors import StackError, TuneyardError
 from sft.files.disk import is_about_space
 from sft.files.publication import Publishing
 
@@ -30,6 +32,7 @@ _SUFFIX = ".json"
 _FILES = "files"
 _FULL = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # codes of servers that speak S3
 _DETAIL = 200  # characters of a store's own words
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Damaged(ValueError):
@@ -68,12 +71,10 @@ class SharedStore:
         """Write, list and delete something small."""
         with self._storage() as (storage, root):
             place = f"{root}/.check-{uuid4().hex}"
-            try:
+            with self._expecting_bucket():
                 storage.pipe_file(place, b"")
                 storage.find(place)
                 storage.rm_file(place)
-            except FileNotFoundError as error:
-                raise StoreRefused(f"TUNEYARD_STORE is {self.url}, which does not exist; create it") from error
 
     def put(
         self,
@@ -107,27 +108,43 @@ class SharedStore:
         return sum(self.put_file(owner, folder / place, digest) for place, digest in digests.items())
 
     def put_file(self, owner: str, path: Path, digest: str) -> int:
-        """Send a file with this SHA-256 if the owner lacks it; returns the bytes sent."""
-        size = path.stat().st_size
+        """Send a file with this SHA-256 if the owner lacks it; returns the bytes sent.
+
+        Raises Damaged if the file has another one: what is stored by a digest is never sent again.
+        """
+        before = path.stat()
+        size = before.st_size
         with self._storage() as (storage, root):
             target = f"{root}/{owner}/{_FILES}/{digest}"
             if _size_of(storage, target) == size:
                 return 0
-            storage.put_file(str(path), target)
+            changed = Damaged(f"{path} changed while it was sent to the store {self.url}")
+            if hash_file(path) != digest:
+                raise changed
+            with self._writing(storage, target) as fresh, self._expecting_bucket(path):
+                storage.put_file(str(path), fresh)
+            after = path.stat()
+            if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+                _remove(storage, target)
+                raise changed
             return size
 
     def write_list(self, owner: str, name: str, files: Files) -> None:
         """Complete a thing: write the list of its files, which must be there."""
         text = json.dumps({"time": datetime.now(UTC).isoformat(), "files": files}, indent=2)
         with self._storage() as (storage, root):
-            storage.pipe_file(f"{root}/{owner}/{name}{_SUFFIX}", text.encode())
+            target = f"{root}/{owner}/{name}{_SUFFIX}"
+            with self._writing(storage, target) as fresh, self._expecting_bucket():
+                storage.pipe_file(fresh, text.encode())
 
     def list(self, owner: str, below: str = "") -> dict[str, Kept]:
         """What an owner has, by name; only what is in the folder `below`, if given. Unreadable manifests are absent."""
         found: dict[str, Kept] = {}
         with self._storage() as (storage, root):
             top = f"{root}/{owner}/"
-            for path in storage.find(f"{top}{below}".rstrip("/")):
+            with self._expecting_bucket():
+                paths = storage.find(f"{top}{below}".rstrip("/"))
+            for path in paths:
                 name = str(path).removeprefix(top)
                 if name.startswith(f"{_FILES}/") or not name.endswith(_SUFFIX):
                     continue
@@ -179,11 +196,43 @@ class SharedStore:
             content = json.loads(storage.cat_file(path))
             files = {str(key): (str(digest), int(size)) for key, (digest, size) in content["files"].items()}
             time = datetime.fromisoformat(content["time"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise Damaged(f"the list of files of {self.url}/{name} can't be read") from error
         if outside := next((key for key in files if ".." in key.split("/") or key.startswith("/")), None):
             raise Damaged(f"{self.url}/{name} names a file outside its folder: {outside}")
+        for key, (digest, size) in files.items():
+            if not _is_file_name(key) or not _DIGEST.fullmatch(digest) or size < 0:
+                raise Damaged(f"{self.url}/{name} names no file by {key!r}")
         return Kept(f"{self.url}/{name}", time, files)
+
+    @contextmanager
+    def _writing(self, storage: Any, target: str) -> Iterator[str]:
+        """Yield the path to write to, so that the file at `target` is whole or absent for others.
+
+        Object stores do so by themselves; in a folder the file is renamed once it is written.
+        """
+        if not self.url.startswith("file://"):
+            yield target
+            return
+        folder, _, name = target.rpartition("/")
+        fresh = f"{folder}/.{name[:_DETAIL]}-{uuid4().hex}"
+        try:
+            yield fresh
+            Path(fresh).replace(target)
+        except BaseException:
+            with suppress(OSError):
+                storage.rm_file(fresh)
+            raise
+
+    @contextmanager
+    def _expecting_bucket(self, path: Path | None = None) -> Iterator[None]:
+        """What is not found in the block is the store itself, or the file at `path`."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if path is not None and not path.exists():
+                raise
+            raise StoreRefused(f"TUNEYARD_STORE is {self.url}, which does not exist; create it") from error
 
     @contextmanager
     def _storage(self) -> Iterator[tuple[Any, str]]:
@@ -196,8 +245,10 @@ class SharedStore:
                 f"TUNEYARD_STORE is {self.url}, and {scheme} can't be read here ({error}); install its package, for S3 "
                 "by pip install 'tuneyard[s3]'"
             ) from error
-        except (StackError, Damaged):
+        except (TuneyardError, Damaged):
             raise
+        except ValueError as error:  # such as an endpoint without its scheme
+            raise StoreRefused(f"TUNEYARD_STORE is {self.url}, and can't be used ({_show(error)})") from error
         except FileNotFoundError:
             raise
         except PermissionError as error:
@@ -237,6 +288,15 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it names a file in a folder, as its path in POSIX form."""
+    try:
+        is_known = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return is_known and not {"", ".", ".."}.intersection(name.split("/"))
 
 
 def _size_of(storage: Any, path: str) -> int | None:

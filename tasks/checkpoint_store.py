@@ -36,6 +36,7 @@ from sft.checkpoints.folders import (
     stage_checkpoint,
 )
 from sft.errors import StackError
+from sft.files.disk import raising_disk_full
 from sft.files.publication import Publishing
 from tasks.store_waits import PATIENCE_SECONDS, tell_of_wait
 
@@ -157,7 +158,11 @@ class CheckpointSender:
     def _send_best(self, directory: Path, step: int | None) -> int:
         """Send the best checkpoint so far if the store lacks it; one that is deleted meanwhile has been overtaken."""
         folder = directory / f"checkpoint-{step}"
-        if step is None or self._store.get(self._owner, checkpoint_name(step)) or not is_whole(folder):
+        try:
+            is_there = step is None or self._store.get(self._owner, checkpoint_name(step)) is not None
+        except Damaged:
+            is_there = False
+        if step is None or is_there or not is_whole(folder):
             return 0
         try:
             return self._put(folder, step)
@@ -220,7 +225,8 @@ def _fetch(store: SharedStore, job_id: UUID, kept: Kept, directory: Path, step: 
     if is_whole(target):
         return target
     staged = stage_checkpoint(directory, step)
-    store.fetch(owner_of(job_id), kept, staged)
+    with raising_disk_full(directory, "the checkpoint", kept.bytes):
+        store.fetch(owner_of(job_id), kept, staged)
     return publish_checkpoint(staged)
 
 

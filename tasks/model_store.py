@@ -49,7 +49,7 @@ def locate_model(name: str, settings: Settings, job_id: UUID | None = None) -> P
     if store is None:
         return find_model(name, settings.model_root, settings.allowed_model_roots)
     tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
-    wanted = tries(store.get, owner_of(job_id), OF_JOB) if job_id else None
+    wanted = tries(_read_list, store, owner_of(job_id), OF_JOB) if job_id else None
     try:
         folder = find_model(name, settings.model_root, settings.allowed_model_roots)
         if wanted is None or digest_files(folder, settings.home) == wanted.files:
@@ -57,7 +57,7 @@ def locate_model(name: str, settings: Settings, job_id: UUID | None = None) -> P
         logger.info("Base model %s here is not the one that this job began with; fetching that one", name)
     except ModelNotFound as error:
         if wanted is None and type(error) is ModelNotFound and is_name(name):
-            wanted = tries(store.get, OWNER, name)
+            wanted = tries(_read_list, store, OWNER, name)
         if wanted is None:
             raise type(error)(f"{error}. The store {store.url} has no such model either") from error
     return ModelCache(settings).fetch(store, wanted)
@@ -84,15 +84,24 @@ def send_model(name: str, folder: Path, settings: Settings, job_id: UUID, publis
 def _send(
     store: SharedStore, name: str, folder: Path, digests: dict[str, str], job_id: UUID, publishing: Publishing
 ) -> None:
-    if store.get(owner_of(job_id), OF_JOB) is not None:
+    if _read_list(store, owner_of(job_id), OF_JOB) is not None:
         return
     if sent := store.put_files(OWNER, folder, digests):
         logger.info("Base model %s is in the store (%.1f MB sent)", name, sent / 1e6)
     listed: Files = {file: (digest, (folder / file).stat().st_size) for file, digest in digests.items()}
     with publishing():
         store.write_list(owner_of(job_id), OF_JOB, listed)
-        if is_name(name) and ((known := store.get(OWNER, name)) is None or known.files != listed):
+        if is_name(name) and ((known := _read_list(store, OWNER, name)) is None or known.files != listed):
             store.write_list(OWNER, name, listed)
+
+
+def _read_list(store: SharedStore, owner: str, name: str) -> Kept | None:
+    """`store.get`; a list that can't be read is as good as none, and is written again by who has the files."""
+    try:
+        return store.get(owner, name)
+    except Damaged as error:
+        logger.warning("%s; going on without it", error)
+        return None
 
 
 def digest_files(folder: Path, home: Path) -> Files:

@@ -12,7 +12,7 @@ from jobs.errors import RegistryRefused, StoreRefused
 from jobs.mlflow_server import MlflowServer
 from jobs.retrying import patient
 from jobs.settings import Settings
-from jobs.shared_store import MERGED, SharedStore, owner_of
+from jobs.shared_store import MERGED, Damaged, SharedStore, owner_of
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, StackError
 from sft.training.model_card import MEASURES, Provenance
@@ -114,7 +114,7 @@ def keep_merged(journal: Journal, folder: Path) -> None:
     tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
     try:
         sent = tries(store.put, owner_of(journal.job_id), MERGED, folder, journal.attempt.publishing)
-    except (StackError, StoreRefused) as error:
+    except (OSError, StackError, StoreRefused, Damaged) as error:
         logger.warning("The merged model is in %s alone: %s", folder, error)
     else:
         logger.info("The merged model is in the store (%.1f MB sent)", sent / 1e6)

@@ -1,9 +1,11 @@
 """The shared store: a folder is whole there or absent, is sent once, and comes back as it was."""
 
 import json
+import os
 import socket
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from jobs.errors import StoreRefused
 from jobs.lifecycle.attempts import Superseded
 from jobs.network import object_storage
 from jobs.settings import Settings
-from jobs.shared_store import Damaged, SharedStore
+from jobs.shared_store import Damaged, SharedStore, hash_file
 from sft.errors import StackError
 from tests.conftest import free_port
 from tests.s3_server import BUCKET, s3_server
@@ -102,7 +104,61 @@ def test_a_file_that_is_not_what_was_put_there_is_damage(store, tmp_path, harm):
         assert store.put("jobs/a", "one", tmp_path / "one") == size
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"files": {"a": 1}}', b'{"time": "x", "files": {}}'])
+@pytest.mark.parametrize("harm", ["before", "meanwhile"])
+def test_a_file_that_changes_is_not_stored_by_what_it_was(store, tmp_path, harm, monkeypatch):
+    """Else nobody could send the right one any more: a file of that digest and length is there."""
+    file = write(tmp_path / "one", {"weights.bin": b"right"}) / "weights.bin"
+    digest = hash_file(file)
+
+    def hash_and_change(path):
+        found = hash_file(path)
+        path.write_bytes(b"wrong")
+        os.utime(path, (1, 1))
+        return found
+
+    if harm == "before":
+        file.write_bytes(b"wrong")
+    else:
+        monkeypatch.setattr("jobs.shared_store.hash_file", hash_and_change)
+    with pytest.raises(Damaged, match="changed while it was sent"):
+        store.put_file("jobs/a", file, digest)
+    monkeypatch.undo()
+    file.write_bytes(b"right")
+    assert store.put_file("jobs/a", file, digest) == len(b"right")
+
+
+def test_in_a_folder_a_file_is_whole_for_others_while_it_is_sent_again(tmp_path, monkeypatch):
+    store = SharedStore((tmp_path / "shared").as_uri())
+    folder = write(tmp_path / "one", {"weights.bin": b"right"})
+    place = tmp_path / "shared/jobs/a/files" / hash_file(folder / "weights.bin")
+    place.parent.mkdir(parents=True)
+
+    def cut_off(_, target, *__, **___):
+        Path(target).write_bytes(b"r")
+        place.write_bytes(b"right")  # another process is faster
+        raise OSError("killed")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.put_file", lambda _, *given: cut_off(*given))
+    with pytest.raises(StackError):
+        store.put("jobs/a", "one", folder)
+    assert [path.read_bytes() for path in place.parent.iterdir()] == [b"right"]
+
+
+TIME = '{"time": "2026-01-01T00:00:00+00:00", "files": '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"[]", b'{"files": {"a": 1}}', b'{"time": "x", "files": {}}', b"[" * 200_000),
+        *(f'{TIME}{{"a": ["{"0" * 64}", {size}]}}}}'.encode() for size in ("1e400", "-1")),
+        *(f'{TIME}{{"{name}": ["{"0" * 64}", 1]}}}}'.encode() for name in ("", ".", "a//b", "a\\u0000b", "a\\ud800")),
+        *(
+            f'{TIME}{{"a": ["{digest}", 1]}}}}'.encode()
+            for digest in ("../../../../etc/passwd", "0" * 63, "0" * 64 + "/")
+        ),
+    ],
+)
 def test_a_list_of_files_that_cannot_be_read_is_no_thing(store, tmp_path, text):
     with store._storage() as (storage, root):
         storage.pipe_file(f"{root}/jobs/a/one.json", text)
@@ -122,10 +178,21 @@ def test_a_file_outside_its_folder_is_never_written(store, tmp_path, name):
 
 def test_a_store_is_tried_before_it_is_used(s3, monkeypatch, tmp_path):
     SharedStore(f"s3://{BUCKET}/deep/down").check()
-    with pytest.raises(StoreRefused, match="does not exist; create it"):
-        SharedStore("s3://no-such-bucket/x").check()
+    gone = SharedStore("s3://no-such-bucket/x")
+    for use in (
+        gone.check,
+        lambda: gone.list("jobs/a"),
+        lambda: gone.put("jobs/a", "one", write(tmp_path / "one")),
+        lambda: gone.put("jobs/a", "one", tmp_path / "empty"),
+    ):
+        with pytest.raises(StoreRefused, match="does not exist; create it"):
+            use()
+    assert gone.get("jobs/a", "one") is None
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StackError, match="can't be reached"):
+        SharedStore("s3://other-bucket/x").check()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(StoreRefused, match="Invalid endpoint"):
         SharedStore("s3://other-bucket/x").check()
 
 
@@ -158,6 +225,8 @@ def test_a_store_whose_package_is_missing_says_what_to_install():
     [
         *("/mnt/shared", "ftp://host/x", "s3://", "s3:///", "file://shared", "file://./x"),
         *("s3://ann:secret@bucket/x", "s3://bucket/x?secret=1"),
+        *("s3://bucket//x", "s3:///bucket", "s3://bucket/../x", "s3://bucket/x::file:///tmp", "file:///x::secret"),
+        *("s3://bucket/x\n", "s3://bucket/x#secret", "s3://[::1/x"),
     ],
 )
 def test_an_address_that_is_none_of_a_store_is_refused_without_showing_it(url):

@@ -1,5 +1,6 @@
 """Checkpoints in the store: a machine that has nothing goes on where another one was lost."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -22,7 +23,7 @@ from jobs.storage.tables import engine_for
 from sft.checkpoints.folders import STATE, find_newest_checkpoint, is_whole, seal_checkpoint
 from sft.config import SFTConfig
 from sft.data.tokenization import prepare
-from sft.errors import StackError
+from sft.errors import DiskFull, StackError
 from sft.training.session import TrainingSession
 from tasks import resuming
 from tasks.checkpoint_store import WAITING, CheckpointSender, fetch_newest
@@ -283,3 +284,25 @@ def test_a_restart_below_a_checkpoint_says_why(stack, store, tmp_path, monkeypat
     assert "had not reached the store" in told[0]["reason"]
     stored = [event.data for event in read_events(engine_for(stack.database_url), job_id) if event.event == "stored"]
     assert [event["step"] for event in stored] == [10]
+
+
+def test_a_best_one_whose_list_of_files_is_damaged_holds_up_no_other(store, job, tmp_path):
+    write_checkpoint(tmp_path, 10, best=10)
+    with store._storage() as (storage, root):
+        storage.pipe_file(f"{root}/{owner_of(job)}/{checkpoint_name(10)}.json", b"{")
+    with sending(store, job) as sender:
+        sender.add(write_checkpoint(tmp_path, 20, best=10))
+    assert [*list_stored_checkpoints(store, job)] == [10, 20]
+
+
+def test_a_full_disk_here_is_not_said_to_be_the_stores(job, tmp_path, monkeypatch):
+    store = SharedStore((tmp_path / "shared").as_uri())
+    with sending(store, job) as sender:
+        sender.add(write_checkpoint(tmp_path / "lost", 10))
+
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fill)
+    with pytest.raises(DiskFull, match="the checkpoint needs"):
+        fetch_newest(store, job, tmp_path / "here", needs_best=False)

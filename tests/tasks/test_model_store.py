@@ -165,3 +165,19 @@ def test_models_stay_here_if_that_is_wished(host, shared):
     put_model(settings)
     send_model(NAME, settings.model_root / NAME, settings, uuid4(), nullcontext)
     assert shared.list(OWNER) == {}
+
+
+def test_a_list_of_files_that_cannot_be_read_is_written_again(host, shared, tmp_path):
+    folder, job_id = put_model(host("one")), uuid4()
+    lists = [
+        tmp_path / "shared" / place / f"{name}.json" for place, name in ((OWNER, NAME), (owner_of(job_id), OF_JOB))
+    ]
+    for path in lists:
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+    with pytest.raises(ModelNotFound, match="no such model either"):
+        locate_model(NAME, host("two"), job_id)
+    assert locate_model(NAME, host("one"), job_id) == folder
+    send_model(NAME, folder, host("one"), job_id, nullcontext)
+    wait_until(lambda: all(path.read_text() != "{" for path in lists), SECONDS)
+    assert digest_files(locate_model(NAME, host("two"), job_id), tmp_path) == digest_files(folder, tmp_path)
