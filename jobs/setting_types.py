@@ -53,11 +53,27 @@ def _check_store(url: str) -> str:
     return url.rstrip("/")
 
 
+def _check_database(url: str) -> str:
+    """Raise ValueError for the URL of a database that is none of PostgreSQL's, or has no name."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    form = "must be postgresql://USER@HOST/DATABASE"
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(form) from None  # its message may have the password
+    if parts.drivername not in ("postgresql", "postgresql+psycopg2") or not parts.database:
+        raise ValueError(form)
+    return url
+
+
 def _check_secret(secret: SecretStr) -> SecretStr:
     read_secret(secret.get_secret_value())
     return secret
 
 
+DatabaseUrl = Annotated[str, AfterValidator(_check_database)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
 # Lists in environment variables, separated by commas or blanks.
 Networks = Annotated[

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
-from jobs.setting_types import Names, Networks, Secret, StoreUrl, WebhookSecrets
+from jobs.setting_types import DatabaseUrl, Names, Networks, Secret, StoreUrl, WebhookSecrets
 from jobs.url_credentials import is_http, split_credentials
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
@@ -189,10 +189,10 @@ class Settings(BaseSettings):
         (), description="Networks that webhooks may call besides public addresses, such as `10.0.0.0/8,127.0.0.1`."
     )
 
-    database_url: str | None = Field(
+    database_url: DatabaseUrl | None = Field(
         None, repr=False, description="PostgreSQL URL of Tuneyard's database; started locally if unset."
     )
-    trainer_database_url: str | None = Field(
+    trainer_database_url: DatabaseUrl | None = Field(
         None,
         repr=False,
         description="The database with the role that `tuneyard trainer-role` makes, for the workers of this stack: "

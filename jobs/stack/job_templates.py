@@ -46,6 +46,11 @@ class JobOptions:
     gpus: int | None = None
     namespace: str | None = None
 
+    def unused(self, kind: str) -> list[str]:
+        """The options that were given and that a pool of this type has no use for."""
+        used = {"docker": ("image", "gpus"), "kubernetes": ("image", "gpus", "namespace")}.get(kind, ())
+        return [name for name, value in vars(self).items() if value is not None and name not in used]
+
     def defaults(self, kind: str) -> dict[str, Any]:
         """The defaults of the template's variables that were given."""
         runtime = None if self.gpus is None else "nvidia" if self.gpus else "runc"

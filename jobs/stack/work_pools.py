@@ -39,7 +39,7 @@ def set_up_pool(
         resets_template: replace the template with all values and changes.
 
     Raises:
-        StackError: the pool is of another type, or its jobs have no image.
+        StackError: the pool is of another type, its jobs have no image, or it has no use for an option.
         httpx.HTTPError: Prefect refuses or can't be reached.
     """
     name = settings.work_pool
@@ -51,6 +51,8 @@ def set_up_pool(
                 "TUNEYARD_WORK_POOL"
             )
         kind = kind or (found["type"] if found else PROCESS)
+        if unused := options.unused(kind):
+            raise StackError(f"a {kind} work pool has no use for {', '.join(f'--{name}' for name in unused)}")
         stored = {} if found is None or resets_template else found["base_job_template"]
         template, is_kept = _update_template(kind, stored, options)
         changes: dict[str, Any] = {} if concurrency_limit is None else {"concurrency_limit": concurrency_limit}

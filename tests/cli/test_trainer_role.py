@@ -116,3 +116,18 @@ def test_doctor_names_hosts_whose_jobs_own_the_database(run, url):
     assert "`tuneyard trainer-role`" in found.remedy
     here = trainers.render_as_string(hide_password=False)
     assert check(settings.model_copy(update={"database_url": here})).level == "ok"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *("nonsense", "sqlite:///x.db", "mysql://ann:hush@127.0.0.1/x", "postgres://ann:hush@127.0.0.1/x"),
+        *("postgresql://ann:hush@127.0.0.1/", "postgresql://ann:hush@127.0.0.1:port/x"),
+    ],
+)
+def test_an_address_of_no_database_is_refused_without_showing_it(other, monkeypatch):
+    monkeypatch.setenv("TUNEYARD_DATABASE_URL", other)
+    done = CliRunner().invoke(cli.main, ["trainer-role"])
+    assert done.exit_code not in (0, 1)
+    assert "must be postgresql://USER@HOST/DATABASE" in done.output
+    assert "hush" not in done.output

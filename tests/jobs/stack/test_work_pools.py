@@ -71,6 +71,12 @@ def change(settings: Settings, template: dict[str, object]) -> None:
 def test_an_image_and_the_right_type_are_asked_for(settings: Settings):
     with pytest.raises(StackError, match="need an image; name it with --image"):
         set_up_pool(settings, None, "docker", JobOptions())
+    for kind, options, named in (
+        ("process", JobOptions(image="tuneyard:1", gpus=2), "--image, --gpus"),
+        ("docker", JobOptions(image="tuneyard:1", namespace="ml"), "--namespace"),
+    ):
+        with pytest.raises(StackError, match=f"a {kind} work pool has no use for {named}$"):
+            set_up_pool(settings, None, kind, options)
     assert set_up_pool(settings, None, None, JobOptions()).pool["type"] == "process"
     with pytest.raises(StackError, match=r"is of type process, not kubernetes; .* TUNEYARD_WORK_POOL"):
         set_up_pool(settings, None, "kubernetes", IMAGE)
