@@ -13,10 +13,8 @@ from sqlalchemy.orm import Session
 from api.auth import warn_if_open_to_others
 from api.main import create_app
 from jobs.clients.keys import TTL_SECONDS, ApiKeySnapshot, KeyScope, create_key, hash_key, list_keys, revoke_key
-from jobs.stack.database_urls import sibling_url
-from jobs.stack.postgres import ensure_databases
 from jobs.storage.bounded_postgres import bounded_engine_for
-from jobs.storage.tables import ApiKey, engine_for, migrate
+from jobs.storage.tables import ApiKey, engine_for
 
 pytestmark = pytest.mark.stack
 
@@ -25,14 +23,8 @@ PRIVATE = ["/train", "/queue", "/metrics", "/api/sft/jobs", "/nowhere", "/docsx"
 
 
 @pytest.fixture
-def settings(stack, tmp_path):
-    """The stack with a database and a state folder of its own for keys, so that no other test needs one."""
-    url = sibling_url(stack.database_url, f"keys_{uuid4().hex}")
-    ensure_databases(stack.database_url, [url.split("?")[0].rsplit("/", 1)[-1]])
-    migrate(url)
-    yield stack.model_copy(update={"database_url": url, "home": tmp_path / "home"})
-    engine_for(url).dispose()
-    bounded_engine_for(url).dispose()
+def settings(own_database):
+    return own_database
 
 
 @pytest.fixture

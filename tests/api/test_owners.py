@@ -15,11 +15,8 @@ from jobs.lifecycle.ends import keep_run
 from jobs.service.job_service import JobService
 from jobs.service.retraining import find_owner, submit_retraining
 from jobs.spec import JobSpec, MadeBy
-from jobs.stack.database_urls import sibling_url
-from jobs.stack.postgres import ensure_databases
-from jobs.storage.bounded_postgres import bounded_engine_for
 from jobs.storage.events import write_event
-from jobs.storage.tables import JobReport, engine_for, migrate
+from jobs.storage.tables import JobReport, engine_for
 from jobs.watchdog.owners import OwnerTags
 from sft.config import SFTConfig
 from tests.live_service import pause_jobs
@@ -39,14 +36,8 @@ def paused(stack):
 
 
 @pytest.fixture
-def settings(stack, paused, tmp_path):
-    """The stack, with a database of its own for jobs' reports and keys."""
-    url = sibling_url(stack.database_url, f"owners_{uuid4().hex}")
-    ensure_databases(stack.database_url, [url.split("?")[0].rsplit("/", 1)[-1]])
-    migrate(url)
-    yield stack.model_copy(update={"database_url": url, "home": tmp_path / "home"})
-    engine_for(url).dispose()
-    bounded_engine_for(url).dispose()
+def settings(own_database, paused):
+    return own_database
 
 
 @pytest.fixture

@@ -10,17 +10,13 @@ import httpx
 import psutil
 
 from jobs.stack.process_manager import Process
+from tests.chaos.pacing import wait_for_target
 from tests.chaos.service import Service
 from tests.chaos.watcher import Sight, Watcher
 
 T = TypeVar("T")
 
 TARGET_SECONDS = 120.0  # how long to wait for something to hit
-POLL_SECONDS = 0.1
-
-
-class NoTarget(Exception):
-    """There was nothing to do the fault to."""
 
 
 @dataclass
@@ -82,12 +78,7 @@ class Aim:
         return self._wait(find)
 
     def _wait(self, find: Callable[[], T | None]) -> T:
-        until = min(self._deadline, time.monotonic() + TARGET_SECONDS)
-        while time.monotonic() < until:
-            if (found := find()) is not None:
-                return found
-            time.sleep(POLL_SECONDS)
-        raise NoTarget(f"nothing to hit within {TARGET_SECONDS:.0f} s")
+        return wait_for_target(find, TARGET_SECONDS, self._deadline)
 
     def _pick(self, suits: Callable[[Sight], bool]) -> str | None:
         lasts = {job_id: self._watcher.last(job_id) for job_id in list(self._watcher.sights)}

@@ -19,14 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.aim import NoTarget
 from tests.chaos.clients import Clients, draw_wishes
 from tests.chaos.faults import Faults, draw_kinds
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
+from tests.chaos.pacing import NoTarget, pace, wait_until
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
 
-AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
 DELIVERY_SECONDS = 240.0  # for receivers that answer 500 to take every end
@@ -95,10 +94,7 @@ def disturb(service: Service, rng: random.Random, options: Options, began: float
     watcher.start()
     clients.start()
     try:
-        for number, kind in enumerate(kinds):
-            due = number * (options.jobs - LAST_JOBS) / len(kinds) - AHEAD
-            wait_until(lambda due=due: clients.count_ended() >= due, deadline)
-            time.sleep(min(rng.uniform(*SPREAD_SECONDS), max(0.0, deadline - time.monotonic())))
+        for kind in pace(kinds, options.jobs - LAST_JOBS, clients, rng, SPREAD_SECONDS, deadline):
             try:
                 fault = faults.do(kind)
                 say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")
@@ -137,12 +133,6 @@ def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
 
     wait_until(lambda: judge(look()).counts["undelivered"] == 0, time.monotonic() + DELIVERY_SECONDS)
     return look()
-
-
-def wait_until(condition: Callable[[], bool], deadline: float) -> None:
-    """Return once the condition holds, or at the deadline."""
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
 
 
 def wait_for_processes(job_ids: list[str], run_of: Callable[[str], str]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import httpx
 
-from tests.chaos.aim import Fault, NoTarget
+from tests.chaos.aim import Fault
+from tests.chaos.pacing import wait_for_target
 from tests.chaos.watcher import Sight, Watcher
 from tests.pool.gate import Way
 from tests.pool.hosts import freeze, thaw
@@ -232,12 +233,7 @@ class Faults:
     # -- time
 
     def _wait(self, find: Callable[[], T | None]) -> T:
-        until = min(self._deadline, time.monotonic() + TARGET_SECONDS)
-        while time.monotonic() < until:
-            if (found := find()) is not None:
-                return found
-            time.sleep(POLL_SECONDS)
-        raise NoTarget(f"nothing to hit within {TARGET_SECONDS:.0f} s")
+        return wait_for_target(find, TARGET_SECONDS, self._deadline)
 
     def _pause(self, seconds: float) -> None:
         self._ending.wait(seconds)

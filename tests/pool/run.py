@@ -20,10 +20,10 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.aim import NoTarget
 from tests.chaos.clients import SMALL, Clients, Wish
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
-from tests.chaos.run import say, wait_for_processes, wait_until
+from tests.chaos.pacing import NoTarget, pace, wait_until
+from tests.chaos.run import say, wait_for_processes
 from tests.chaos.service import find_left_over, read_versions
 from tests.chaos.watcher import Watcher
 from tests.pool import namespaces
@@ -33,7 +33,6 @@ from tests.pool.overhead import measure_overhead
 from tests.pool.pool import MODEL, WORKERS, Pool, running_pool
 from tests.pool.twin import compare_with_twin
 
-AHEAD = 2  # so many faults may come before the jobs between which they lie have ended
 LAST_JOBS = 3  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (0.5, 6.0)  # from when a fault is due until it comes
 DELIVERY_SECONDS = 90.0
@@ -172,10 +171,7 @@ def examine(pool: Pool, options: Options, began: float, can_cut: bool) -> Findin
     for thread in (watcher, observer, clients):
         thread.start()
     try:
-        for number, kind in enumerate(kinds):
-            due = number * (options.jobs - LAST_JOBS) / len(kinds) - AHEAD
-            wait_until(lambda due=due: clients.count_ended() >= due, deadline)
-            time.sleep(min(rng.uniform(*SPREAD_SECONDS), max(0.0, deadline - time.monotonic())))
+        for kind in pace(kinds, options.jobs - LAST_JOBS, clients, rng, SPREAD_SECONDS, deadline):
             try:
                 fault = faults.do(kind)
                 say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")

@@ -8,7 +8,7 @@ from collections import Counter
 import httpx
 
 from tests.chaos.clients import Clients
-from tests.chaos.run import wait_until
+from tests.chaos.pacing import wait_until
 from tests.pool.observer import Resume
 from tests.pool.pool import Pool
 
