@@ -6,13 +6,8 @@ process that has lost its job can't change what is kept for it.
 """
 
 import hashlib
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,36 +16,17 @@ from uuid import UUID, uuid4
 from jobs.errors import StoreRefused
 from jobs.network.object_storage import open_storage
 from jobs.settings import Settings
+from jobs.store_lists import Damaged, Files, Kept, read_list, render_list
 from sft.errors import StackError, TuneyardError
 from sft.files.disk import is_about_space
 from sft.files.publication import Publishing
 
-Files = dict[str, tuple[str, int]]  # SHA-256 and bytes of each file, by its path in the folder
 CHECKPOINTS = "checkpoints"
 MERGED = "merged"
 _SUFFIX = ".json"
 _FILES = "files"
 _FULL = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # codes of servers that speak S3
 _DETAIL = 200  # characters of a store's own words
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class Damaged(ValueError):
-    """What the store has is not what was put there."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A folder in the store: its place, when it was completed, and its files."""
-
-    url: str
-    time: datetime
-    files: Files
-
-    @property
-    def bytes(self) -> int:
-        """The length of all files."""
-        return sum(size for _, size in self.files.values())
 
 
 class SharedStore:
@@ -131,11 +107,10 @@ class SharedStore:
 
     def write_list(self, owner: str, name: str, files: Files) -> None:
         """Complete a thing: write the list of its files, which must be there."""
-        text = json.dumps({"time": datetime.now(UTC).isoformat(), "files": files}, indent=2)
         with self._storage() as (storage, root):
             target = f"{root}/{owner}/{name}{_SUFFIX}"
             with self._writing(storage, target) as fresh, self._expecting_bucket():
-                storage.pipe_file(fresh, text.encode())
+                storage.pipe_file(fresh, render_list(files))
 
     def list(self, owner: str, below: str = "") -> dict[str, Kept]:
         """What an owner has, by name; only what is in the folder `below`, if given. Unreadable manifests are absent."""
@@ -192,18 +167,7 @@ class SharedStore:
                     _remove(storage, str(path))
 
     def _read(self, storage: Any, path: str, name: str) -> Kept:
-        try:
-            content = json.loads(storage.cat_file(path))
-            files = {str(key): (str(digest), int(size)) for key, (digest, size) in content["files"].items()}
-            time = datetime.fromisoformat(content["time"])
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise Damaged(f"the list of files of {self.url}/{name} can't be read") from error
-        if outside := next((key for key in files if ".." in key.split("/") or key.startswith("/")), None):
-            raise Damaged(f"{self.url}/{name} names a file outside its folder: {outside}")
-        for key, (digest, size) in files.items():
-            if not _is_file_name(key) or not _DIGEST.fullmatch(digest) or size < 0:
-                raise Damaged(f"{self.url}/{name} names no file by {key!r}")
-        return Kept(f"{self.url}/{name}", time, files)
+        return read_list(storage.cat_file(path), f"{self.url}/{name}")
 
     @contextmanager
     def _writing(self, storage: Any, target: str) -> Iterator[str]:
@@ -288,15 +252,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether it names a file in a folder, as its path in POSIX form."""
-    try:
-        is_known = b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-    return is_known and not {"", ".", ".."}.intersection(name.split("/"))
 
 
 def _size_of(storage: Any, path: str) -> int | None:

@@ -17,14 +17,8 @@ from tenacity import retry_if_exception_type
 from jobs.errors import StoreRefused
 from jobs.lifecycle.attempts import Superseded
 from jobs.retrying import patient
-from jobs.shared_store import (
-    Damaged,
-    Kept,
-    SharedStore,
-    checkpoint_name,
-    list_stored_checkpoints,
-    owner_of,
-)
+from jobs.shared_store import SharedStore, checkpoint_name, list_stored_checkpoints, owner_of
+from jobs.store_lists import Damaged, Kept
 from sft.checkpoints.best import find_best
 from sft.checkpoints.folders import (
     MANIFEST,

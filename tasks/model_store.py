@@ -21,7 +21,8 @@ from tenacity import retry_if_exception_type
 
 from jobs.retrying import patient
 from jobs.settings import Settings
-from jobs.shared_store import Damaged, Files, Kept, SharedStore, hash_file, owner_of
+from jobs.shared_store import SharedStore, hash_file, owner_of
+from jobs.store_lists import Damaged, Files, Kept
 from sft.errors import DiskFull, ModelNotFound, StackError
 from sft.files.disk import measure_free, raising_disk_full
 from sft.files.publication import Publishing, discard_folder, publish_folder

@@ -12,8 +12,9 @@ from jobs.errors import RegistryRefused, StoreRefused
 from jobs.mlflow_server import MlflowServer
 from jobs.retrying import patient
 from jobs.settings import Settings
-from jobs.shared_store import MERGED, Damaged, SharedStore, owner_of
+from jobs.shared_store import MERGED, SharedStore, owner_of
 from jobs.spec import JobSpec
+from jobs.store_lists import Damaged
 from sft.errors import ModelNotFound, StackError
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version

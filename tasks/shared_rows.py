@@ -15,7 +15,8 @@ from tenacity import retry_if_exception_type
 
 from jobs.errors import StoreRefused
 from jobs.retrying import patient
-from jobs.shared_store import Damaged, Files, SharedStore, hash_file, owner_of
+from jobs.shared_store import SharedStore, hash_file, owner_of
+from jobs.store_lists import Damaged, Files
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, place_of_prepared
 from sft.errors import StackError

@@ -10,7 +10,7 @@ from tenacity import retry_if_exception_type
 from jobs.errors import StoreRefused
 from jobs.lifecycle.attempts import Superseded
 from jobs.retrying import patient
-from jobs.shared_store import Damaged
+from jobs.store_lists import Damaged
 from sft.errors import StackError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from jobs.errors import StoreRefused
 from jobs.lifecycle.attempts import Superseded
 from jobs.network import object_storage
 from jobs.settings import Settings
-from jobs.shared_store import Damaged, SharedStore, hash_file
+from jobs.shared_store import SharedStore, hash_file
+from jobs.store_lists import Damaged
 from sft.errors import StackError
 from tests.conftest import free_port
 from tests.s3_server import BUCKET, s3_server
