@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 from prefect.exceptions import Abort
 
-from jobs.lifecycle.attempts import Superseded
+from jobs.errors import StoreRefused
+from jobs.lifecycle.attempts import Attempt, Superseded
 from jobs.shared_store import SharedStore, checkpoint_name, list_stored_checkpoints, owner_of
 from jobs.spec import JobSpec
 from jobs.storage.events import read_events
@@ -28,6 +30,7 @@ from sft.training.session import TrainingSession
 from tasks import resuming
 from tasks.checkpoint_store import WAITING, CheckpointSender, fetch_newest
 from tasks.journal import open_journal
+from tasks.model import find_base_model
 from tests.conftest import wait_until
 from tests.s3_server import BUCKET, s3_server
 from tests.tiny_models import save_tiny_model
@@ -306,3 +309,47 @@ def test_a_full_disk_here_is_not_said_to_be_the_stores(job, tmp_path, monkeypatc
     monkeypatch.setattr("shutil.copyfile", fill)
     with pytest.raises(DiskFull, match="the checkpoint needs"):
         fetch_newest(store, job, tmp_path / "here", needs_best=False)
+
+
+@pytest.mark.stack
+def test_a_job_that_is_stopped_lets_go_once_its_last_step_is_in_the_store(stack, store, tmp_path, monkeypatch):
+    job_id = uuid4()
+    spec = JobSpec(config=SFTConfig(base_model="tiny", dataset_name="handbook@v1.0", dataset_format="alpaca"))
+    released_with = []
+    release, put = Attempt.release, SharedStore.put
+
+    def note(attempt, **why):
+        released_with.append([*list_stored_checkpoints(store, job_id)])
+        release(attempt, **why)
+
+    def put_slowly(*given, **options):
+        time.sleep(1)
+        return put(*given, **options)
+
+    def train_until_stopped():
+        with open_journal(stack.model_copy(update={"store": store.url}), job_id, spec) as journal:
+            resuming.prepare_checkpoints(journal, tmp_path, needs_best=False)
+            journal.on_event("checkpoint", {"step": 10, "path": str(write_checkpoint(tmp_path, 10))})
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Attempt, "release", note)
+    monkeypatch.setattr(SharedStore, "put", put_slowly)
+    with pytest.raises(Abort):
+        train_until_stopped()
+    assert released_with == [[10]]
+
+
+@pytest.mark.stack
+def test_a_job_whose_store_cannot_be_used_fails_before_its_model_is_looked_for(stack, s3, monkeypatch):
+    spec = JobSpec(config=SFTConfig(base_model="tiny", dataset_name="handbook@v1.0", dataset_format="alpaca"))
+    looked = []
+    monkeypatch.setattr("tasks.model.locate_model", lambda *given: looked.append(given))
+    settings = stack.model_copy(update={"store": "s3://no-such-bucket/x"})
+
+    def start():
+        with open_journal(settings, uuid4(), spec) as journal:
+            find_base_model.fn(spec.config, journal)
+
+    with pytest.raises(StoreRefused, match="does not exist"):
+        start()
+    assert looked == []
