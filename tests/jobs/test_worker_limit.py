@@ -38,7 +38,8 @@ ASK = """
 import sys, time
 from jobs.worker_limit import worker_slot
 with worker_slot(lambda: False, 0.2) as is_free:
-    print(is_free, flush=True)
+    sys.stdout.write(f"{is_free}\\n")  # one write: the processes share a pipe
+    sys.stdout.flush()
     time.sleep(1.5 if is_free else 0)
 """
 

@@ -67,7 +67,9 @@ def test_the_parts_of_the_stack_and_its_clients_are_spared(tmp_path, environment
     assert given["HTTP_PROXY"] == "http://127.0.0.1:9"
     assert given["NO_PROXY"].split(",") == ["localhost", "127.0.0.1", "::1", "192.168.1.5"]
 
-    settings = Settings(home=tmp_path, prefect_api_url=OWN[0], mlflow_tracking_uri=OWN[1], database_url="postgresql://")
+    settings = Settings(
+        home=tmp_path, prefect_api_url=OWN[0], mlflow_tracking_uri=OWN[1], database_url="postgresql://127.0.0.1:9/t"
+    )
     for client in (
         open_client(settings),
         open_prefect_client(settings)._client,
