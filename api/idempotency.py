@@ -23,7 +23,7 @@ async def read_request_key(
         ),
     ] = None,
 ) -> RequestKey | None:
-    """Read the key, scoped to endpoint and client; None without the header. Raises RequestValidationError."""
+    """Read the key, scoped to endpoint and owner of jobs; None without the header. Raises RequestValidationError."""
     if idempotency_key is None:
         return None
     is_printable = idempotency_key.isascii() and idempotency_key.isprintable()
@@ -33,7 +33,7 @@ async def read_request_key(
             [{"type": "value_error", "loc": ("header", "Idempotency-Key"), "msg": problem, "input": idempotency_key}]
         )
     client = getattr(request.state, "client", None)
-    scope = f"{request.method} {request.scope['route'].path} {client.key_id if client else ''}".strip()
+    scope = f"{request.method} {request.scope['route'].path} {client.owner_id if client else ''}".strip()
     return RequestKey(scope, idempotency_key, hashlib.sha256(_canonical(await request.body())).hexdigest())
 
 

@@ -20,13 +20,15 @@ import typer
 from cli.findings import Finding, Level
 from cli.packages import check_packages, check_python, installed_version
 from cli.trainer_role import check_trainers
+from jobs.errors import StoreRefused
 from jobs.network.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.privacy import find_open
 from jobs.project import find_sources
 from jobs.settings import Settings
+from jobs.shared_store import SharedStore
 from jobs.stack import local as stack
 from jobs.stack import parts
-from jobs.stack.readiness import PartCheck, check_parts
+from jobs.stack.readiness import STORE, PartCheck, check_parts
 from sft.errors import StackError
 from sft.files.disk import find_existing, measure_free
 from sft.models.dtype_record import DtypeRecord, read_record
@@ -68,9 +70,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield check_dtype(settings.dtype, read_record(settings.home))
     is_up = stack.is_up(settings)
     yield from check_proxies(os.environ)
+    yield from check_store(SharedStore.find(settings))
     yield from check_ports(settings, is_up)
     if is_up:
-        yield from check_stack(check_parts(settings))
+        yield from check_stack({name: check for name, check in check_parts(settings).items() if name != STORE})
         yield from check_trainers(settings)
     else:
         yield Finding(Level.OK, "stack", "is not running; it starts on first use")
@@ -148,6 +151,21 @@ def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
     else:
         remedy = "update the driver (`nvidia-smi` shows the newest CUDA it supports) or unset CUDA_VISIBLE_DEVICES"
         yield Finding(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and finds no GPU", remedy)
+
+
+def check_store(store: SharedStore | None) -> Iterator[Finding]:
+    """Check that the store takes files from this machine. Yields nothing if none is set."""
+    if store is None:
+        return
+    try:
+        store.check()
+    except StoreRefused as error:
+        yield Finding(Level.FAIL, "store", str(error))
+    except StackError as error:
+        remedy = "jobs train without it, and their checkpoints are lost with their machines"
+        yield Finding(Level.WARN, "store", str(error), remedy)
+    else:
+        yield Finding(Level.OK, "store", f"{store.url} takes files")
 
 
 def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:

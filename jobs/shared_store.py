@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from jobs.errors import StoreRefused
-from jobs.network.object_storage import open_storage
+from jobs.network.object_storage import is_misconfigured, open_storage
 from jobs.settings import Settings
 from jobs.store_lists import Damaged, Files, Kept, read_list, render_list
 from sft.errors import StackError, TuneyardError
@@ -26,6 +26,7 @@ MERGED = "merged"
 _SUFFIX = ".json"
 _FILES = "files"
 _FULL = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # codes of servers that speak S3
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 _DETAIL = 200  # characters of a store's own words
 
 
@@ -223,13 +224,23 @@ class SharedStore:
         except OSError as error:
             if is_about_space(error) or any(word in str(error) for word in _FULL):
                 raise StackError(f"the store {self.url} is full ({_show(error)})") from error
+            self._refuse_settings(error)
             raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"):
                 raise
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            if type(error).__name__ in _NO_CREDENTIALS:
                 raise StoreRefused(f"TUNEYARD_STORE is {self.url}, and there are no credentials for it here") from error
+            self._refuse_settings(error)
             raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
+
+    def _refuse_settings(self, error: Exception) -> None:
+        """Raise StoreRefused for an error that is due to the settings on this machine."""
+        if is_misconfigured(error):
+            raise StoreRefused(
+                f"TUNEYARD_STORE is {self.url}, and it can't be used with the settings here ({_show(error)}); correct "
+                "the AWS_... variables or the file that they name"
+            ) from error
 
 
 def owner_of(job_id: UUID) -> str:

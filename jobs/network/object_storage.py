@@ -9,6 +9,8 @@ from jobs.network.deadlines import READ_SECONDS
 TRIES = 2  # of each request
 CONNECT_SECONDS = 3.0
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_MISCONFIGURED = ("ProfileNotFound", "ConfigNotFound", "ConfigParseError")
+_WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # an unknown authority, or a server without TLS
 
 
 @functools.cache  # one object, as fsspec keeps a file system by its options
@@ -53,3 +55,10 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
     if hasattr(storage, "retries"):  # s3fs repeats what botocore has given up, each time as long
         storage.retries = 1
     return storage, str(path)
+
+
+def is_misconfigured(error: Exception) -> bool:
+    """Whether an error of S3's tools is due to this machine's settings, which time does not mend."""
+    name, inner = type(error).__name__, getattr(error, "kwargs", {}).get("error")
+    lacks_bundle = name == "HTTPClientError" and isinstance(inner, (FileNotFoundError, PermissionError))
+    return name in _MISCONFIGURED or lacks_bundle or any(word in str(error) for word in _WRONG_TLS)

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import httpx
 import psycopg2
 
+from jobs.daemon_threads import DaemonThreads
 from jobs.engine.blockers import describe_missing, find_blocker
 from jobs.engine.capacity import ON_OWN_HOST, needs_worker
 from jobs.engine.credentials import open_client
+from jobs.errors import StoreRefused
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import allow, call_deadline
 from jobs.settings import Settings
+from jobs.shared_store import SharedStore
 from jobs.stack import parts, postgres
 from jobs.stack.endpoints import Endpoints
 from jobs.status import JobStatus, state_types
 from jobs.vocabulary import DEPLOYMENT_NAME, FLOW_NAME, RunState
+from sft.errors import StackError
 
 TIMEOUT_SECONDS = 3.0
 JOB_STATES = {  # Prefect's state types; a created job that is not started counts as `queued`
@@ -27,6 +31,8 @@ JOB_STATES = {  # Prefect's state types; a created job that is not started count
     "failed": state_types(JobStatus.FAILED),
     "cancelled": state_types(JobStatus.CANCELLED),
 }
+STORE = "store"
+_store_threads = DaemonThreads("store")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ def check_parts(settings: Settings) -> dict[str, PartCheck]:
         "work_pool": functools.partial(_check_work_pool, resolved),
         "watchdog": functools.partial(_check_watchdog, str(resolved.database_url)),
     }
+    if (store := SharedStore.find(resolved)) is not None:
+        checks[STORE] = functools.partial(_check_store, store)
     with ThreadPoolExecutor(len(checks)) as pool:
         running = {name: pool.submit(_within_time, check) for name, check in checks.items()}
         return {name: check.result() for name, check in running.items()}
@@ -174,6 +182,18 @@ def _check_work_pool(settings: Settings) -> PartCheck:
     found = [find_blocker(name, part["is_paused"], part["concurrency_limit"]) for name, part in parts]
     blockers = [blocker for blocker in found if blocker]
     return PartCheck(not blockers, "; ".join(blockers) or f"{settings.work_pool} lets jobs start")
+
+
+def _check_store(store: SharedStore) -> PartCheck:
+    """Whether jobs can begin with it. A store's own words may name accounts, and this is shown to everybody."""
+    try:
+        _store_threads.start(store.check).result(TIMEOUT_SECONDS)
+    except StoreRefused:
+        return PartCheck(False, "can't be used as it is; `tuneyard doctor` says why")
+    except (StackError, TimeoutError):
+        detail = "does not respond, or is full: jobs train, and their checkpoints are sent when it takes them"
+        return PartCheck(True, detail, is_warning=True)
+    return PartCheck(True, "takes files")
 
 
 def _describe(status: int) -> str:

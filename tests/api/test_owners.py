@@ -203,12 +203,12 @@ def test_a_job_whose_run_was_deleted_stays_its_owners(clients, settings, engine)
     assert ours.delete(f"/train/{mine}").status_code == 200
 
 
-def test_a_repeated_request_gets_the_job_of_the_key_that_sent_it(clients):
+def test_a_repeated_request_gets_the_job_of_the_owner_that_sent_it(clients):
     ours, theirs = clients(), clients()
     once = {"Idempotency-Key": uuid4().hex}
-    first, again, other = (client.post("/train", json=BODY, headers=once).json()["job_id"]
-                           for client in (ours, ours, theirs))  # fmt: skip
-    assert first == again != other
+    first, again, renewed, other = (client.post("/train", json=BODY, headers=once).json()["job_id"]
+                                    for client in (ours, ours, clients(of=ours), theirs))  # fmt: skip
+    assert first == again == renewed != other
     assert (ids(ours), ids(theirs)) == ([first], [other])
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cli import doctor
 from cli.doctor import GIB, check_dtype
 from cli.findings import Level
+from jobs.shared_store import SharedStore
 from jobs.stack.readiness import PartCheck
 from sft.models.dtype_record import DtypeRecord
 from tests.conftest import free_port, stack_settings
@@ -145,6 +146,18 @@ def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):
 def test_a_part_that_does_not_answer_fails():
     (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not respond (ConnectError)")})
     assert (found.level, found.detail) == (Level.FAIL, "mlflow does not respond (ConnectError)")
+
+
+def test_a_store_is_tried_and_says_what_is_wrong(tmp_path):
+    assert list(doctor.check_store(None)) == []
+    found = [
+        *doctor.check_store(SharedStore(tmp_path.as_uri())),
+        *doctor.check_store(SharedStore("gs://bucket/x")),
+        *doctor.check_store(SharedStore("file:///dev/null/x")),
+    ]
+    assert [finding.level for finding in found] == [Level.OK, Level.FAIL, Level.WARN]
+    assert found[0].detail == f"{tmp_path.as_uri()} takes files"
+    assert "install its package" in found[1].detail
 
 
 def test_the_dtype_of_auto_is_shown():

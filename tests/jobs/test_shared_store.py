@@ -197,6 +197,23 @@ def test_a_store_is_tried_before_it_is_used(s3, monkeypatch, tmp_path):
         SharedStore("s3://other-bucket/x").check()
 
 
+@pytest.mark.parametrize("what", ["profile", "config", "bundle", "no TLS"])
+def test_settings_that_do_not_work_are_refused_not_waited_for(s3, monkeypatch, tmp_path, what):
+    (tmp_path / "config").write_text("[default\n")
+    secure = s3.url.replace("http://", "https://")
+    for name, value in {
+        "profile": {"AWS_PROFILE": "nobody"},
+        "config": {"AWS_CONFIG_FILE": str(tmp_path / "config")},
+        "bundle": {"AWS_CA_BUNDLE": str(tmp_path / "none.pem"), "AWS_ENDPOINT_URL": secure},
+        "no TLS": {"AWS_ENDPOINT_URL": secure},
+    }[what].items():
+        monkeypatch.setenv(name, value)
+    object_storage._s3_session.cache_clear()
+    with pytest.raises(StoreRefused, match="correct the AWS_"):
+        SharedStore(f"s3://{BUCKET}/x").check()
+    object_storage._s3_session.cache_clear()
+
+
 def test_a_store_that_is_silent_is_given_up_in_seconds(s3, monkeypatch):
     monkeypatch.setattr(object_storage, "READ_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers none

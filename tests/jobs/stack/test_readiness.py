@@ -5,11 +5,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from jobs.settings import Settings
+from jobs.shared_store import SharedStore
+from jobs.stack import readiness
+from jobs.stack.readiness import PartCheck, check_parts
 from jobs.stack.startup import is_mlflow_ready
 
+NOBODY, DATABASE = "http://127.0.0.1:9", "postgresql://127.0.0.1:9/t"  # nothing listens on 9
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK"
 
 
@@ -49,3 +55,27 @@ def test_a_server_that_starts_is_not_ready_and_raises_nothing(how: str) -> None:
 def test_a_server_that_answers_is() -> None:
     with starting_server("ready") as url:
         assert is_mlflow_ready(url)
+
+
+@pytest.mark.parametrize(
+    ("store", "expected"),
+    [
+        ("file://{folder}", PartCheck(True, "takes files")),
+        ("gs://secret-bucket/x", PartCheck(False, "can't be used as it is; `tuneyard doctor` says why")),
+    ],
+)
+def test_a_store_is_one_of_the_parts(tmp_path: Path, store: str, expected: PartCheck) -> None:
+    settings = Settings(home=tmp_path, prefect_api_url=NOBODY, mlflow_tracking_uri=NOBODY, database_url=DATABASE)
+    assert "store" not in check_parts(settings)
+    assert check_parts(settings.model_copy(update={"store": store.format(folder=tmp_path)}))["store"] == expected
+
+
+def test_a_store_that_is_away_or_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = readiness._check_store(SharedStore("file:///dev/null/x"))
+    assert away.ok
+    assert away.is_warning
+    release = threading.Event()
+    monkeypatch.setattr(SharedStore, "check", lambda self: release.wait(30))
+    monkeypatch.setattr(readiness, "TIMEOUT_SECONDS", 0.1)
+    assert readiness._check_store(SharedStore("s3://silent/x")) == away
+    release.set()
