@@ -50,36 +50,40 @@ class _BlockAttention(torch.autograd.Function):  # type: ignore[misc]  # torch i
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, length, width = query.shape
         groups = key.shape[0]
-        scaled = (query * scale).view(groups, heads // groups, length, width)  # (G, M, T, Dh)
-        out = torch.empty_like(scaled)
+        scaled = (query * scale).view(groups, heads // groups, length, width)  # scale Q: (G, M, T, Dh)
+        out = torch.empty_like(scaled)  # (G, M, T, Dh)
         for rows in _blocks(length):
-            weights = _weigh(scaled, key, rows)  # (G, M * b, S)
-            out[:, :, rows] = torch.bmm(weights, value[:, : rows.stop]).view_as(out[:, :, rows])  # (G, M, b, Dh)
+            weights = _weigh(scaled, key, rows)  # P: (G, M * b, S)
+            # O = P V: (G, M * b, S) @ (G, S, Dh) -> (G, M * b, Dh) -> (G, M, b, Dh)
+            out[:, :, rows] = torch.bmm(weights, value[:, : rows.stop]).view_as(out[:, :, rows])
         ctx.save_for_backward(scaled, key, value)
         ctx.scale = scale
-        return out.reshape(query.shape)
+        return out.reshape(query.shape)  # (H, T, Dh)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled, key, value = ctx.saved_tensors
         groups, width = key.shape[0], key.shape[2]
-        grad = grads[0].reshape(scaled.shape)  # (G, M, T, Dh)
-        query_grad = torch.empty_like(scaled)
-        # Every later block adds to a key's gradient: sums in fp32, as bf16 would lose the small terms.
+        grad = grads[0].reshape(scaled.shape)  # g: (H, T, Dh) -> (G, M, T, Dh)
+        query_grad = torch.empty_like(scaled)  # (G, M, T, Dh)
+        # (G, T, Dh); every later block adds to a key's gradient: sums in fp32, as bf16 would lose the small terms.
         key_grad, value_grad = torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(key, dtype=torch.float32)
         for rows in _blocks(scaled.shape[2]):
-            weights = _weigh(scaled, key, rows)  # (G, M * b, S)
-            out_grad = grad[:, :, rows].reshape(groups, -1, width)  # (G, M * b, Dh)
-            weight_grad = torch.bmm(out_grad, value[:, : rows.stop].transpose(1, 2))  # (G, M * b, S)
-            score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)  # dS
+            weights = _weigh(scaled, key, rows)  # P: (G, M * b, S)
+            out_grad = grad[:, :, rows].reshape(groups, -1, width)  # g: (G, M * b, Dh)
+            weight_grad = torch.bmm(out_grad, value[:, : rows.stop].transpose(1, 2))  # dP = g V': (G, M * b, S)
+            # dS = P * (dP - rowsum(P * dP)): (G, M * b, S)
+            score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
+            # dS K, times scale at the end: (G, M * b, Dh) -> (G, M, b, Dh)
             query_grad[:, :, rows] = torch.bmm(score_grad, key[:, : rows.stop]).view_as(query_grad[:, :, rows])
+            # dS' (scale Q) and P' g sum over the M query heads of a group and the b queries: (G, S, Dh)
             key_grad[:, : rows.stop] += torch.bmm(
                 score_grad.transpose(1, 2), scaled[:, :, rows].reshape(groups, -1, width)
             )
             value_grad[:, : rows.stop] += torch.bmm(weights.transpose(1, 2), out_grad)
         return (
             query_grad.mul_(ctx.scale).reshape(grads[0].shape),  # (H, T, Dh)
-            key_grad.to(key.dtype),
+            key_grad.to(key.dtype),  # (Hkv, T, Dh)
             value_grad.to(value.dtype),
             None,
         )
@@ -92,9 +96,10 @@ def _blocks(length: int) -> list[slice]:
 def _weigh(scaled: Tensor, key: Tensor, rows: slice) -> Tensor:
     """Attention weights of a block's queries over the keys up to its end. (G, M * b, S)"""
     groups, members, _, width = scaled.shape
-    count = rows.stop - rows.start
+    count = rows.stop - rows.start  # b
+    # scale Q K': (G, M * b, Dh) @ (G, Dh, S) -> (G, M * b, S)
     scores = torch.bmm(scaled[:, :, rows].reshape(groups, -1, width), key[:, : rows.stop].transpose(1, 2))
     # Only the last b keys, the block's own, can lie after a query.
     ahead = torch.ones(count, count, dtype=torch.bool, device=key.device).triu_(1)  # (b, b)
-    scores.view(groups, members, count, -1)[..., rows.start :].masked_fill_(ahead, float("-inf"))
+    scores.view(groups, members, count, -1)[..., rows.start :].masked_fill_(ahead, float("-inf"))  # (G, M, b, b)
     return torch.softmax(scores, dim=-1)

@@ -40,6 +40,7 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """Boolean mask of this shape, False with probability `p`, a multiple of 1 / 65536."""
     count = shape.numel()
     # Each int64 is read as four int16, uniform from -32768 to 32767: below p * 65536 - 32768 with probability p.
+    # (ceil(n / 4),) int64 -> (4 ceil(n / 4),) int16, of which the first n are used.
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     return draws[:count].view(shape) >= round(p * STEPS) - STEPS // 2
 

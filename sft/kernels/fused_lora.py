@@ -49,8 +49,9 @@ def _forward(module: lora.Linear, usual: Callable[..., Tensor], x: Tensor, *args
     dropout = module.lora_dropout[name]
     kept = None
     if isinstance(dropout, QuickDropout) and dropout.training and dropout.p:
-        kept, scale = draw_kept(x.shape, dropout.p), scale / (1 - dropout.p)
+        kept, scale = draw_kept(x.shape, dropout.p), scale / (1 - dropout.p)  # (..., I)
     out: Tensor = _LoraLinear.apply(x, kept, base.weight, base.bias, low, high, scale)
+    # (N, O) -> (..., O)
     return out.view(*x.shape[:-1], -1)  # here: autograd forbids in-place changes of a view made inside the Function
 
 
@@ -75,10 +76,10 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is un
         scale: float,
     ) -> Tensor:
         rows = x.flatten(0, -2)  # (N, I)
-        seen = rows if kept is None else apply_mask(rows, spread(kept.view(rows.shape), x.dtype))  # z
-        narrow_a, narrow_b = a.to(weight.dtype), b.to(weight.dtype) * scale
-        inner = seen @ narrow_a.T  # (N, R)
-        out = nn.functional.linear(rows, weight, bias).addmm_(inner, narrow_b.T)  # (N, O)
+        seen = rows if kept is None else apply_mask(rows, spread(kept.view(rows.shape), x.dtype))  # z: (N, I)
+        narrow_a, narrow_b = a.to(weight.dtype), b.to(weight.dtype) * scale  # A (R, I), s B (O, R)
+        inner = seen @ narrow_a.T  # z A': (N, R)
+        out = nn.functional.linear(rows, weight, bias).addmm_(inner, narrow_b.T)  # x W' + bias + s (z A') B': (N, O)
         # x and not z: layers side by side (q, k, v) save the same x, so it is held once.
         ctx.save_for_backward(x, kept, inner, weight, narrow_a, narrow_b)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
@@ -87,17 +88,17 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is un
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, inner, weight, a, b = ctx.saved_tensors
-        grad, rows = grads[0], x.flatten(0, -2)  # (N, O), (N, I)
+        grad, rows = grads[0], x.flatten(0, -2)  # g (N, O), x (N, I)
         mask = None if kept is None else spread(kept.view(rows.shape), x.dtype)
         inner_grad = grad @ b  # s g B: (N, R); `b` was saved times s
-        a_grad = (inner_grad.T @ (rows if mask is None else apply_mask(rows, mask))).to(ctx.dtypes[0])  # (R, I)
-        b_grad = (grad.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scale)  # (O, R)
+        a_grad = (inner_grad.T @ (rows if mask is None else apply_mask(rows, mask))).to(ctx.dtypes[0])  # dA: (R, I)
+        b_grad = (grad.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scale)  # dB = s g' (z A'): (O, R)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = grad @ weight  # (N, I)
+            x_grad = grad @ weight  # g W: (N, I)
             if mask is None:
-                x_grad.addmm_(inner_grad, a)
+                x_grad.addmm_(inner_grad, a)  # + (s g B) A
             else:
-                x_grad += apply_mask(inner_grad @ a, mask)
-            x_grad = x_grad.view(x.shape)
+                x_grad += apply_mask(inner_grad @ a, mask)  # + keep * (s g B) A
+            x_grad = x_grad.view(x.shape)  # (..., I)
         return x_grad, None, None, None, a_grad, b_grad, None

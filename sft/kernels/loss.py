@@ -21,6 +21,7 @@ def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     positions = (targets != -100).nonzero().squeeze(1)  # (N,)
     states = hidden.flatten(0, 1).index_select(0, positions)  # (N, D)
     head = causal.get_output_embeddings()
+    # W (V, D), b (V,), targets (N,)
     return sum_supervised_nll(states, head.weight, head.bias, targets[positions]), torch.tensor(len(positions))
 
 
@@ -29,7 +30,8 @@ def sum_logits_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Te
     features = {name: value for name, value in inputs.items() if name != "labels"}
     logits = model(**features | {"use_cache": False}).logits[:, :-1]  # (B, T-1, V)
     targets = inputs["labels"][:, 1:].to(logits.device)  # (B, T-1)
-    learned = targets != -100
+    learned = targets != -100  # (B, T-1)
+    # (N, V) and (N,)
     total = nn.functional.cross_entropy(logits[learned].float(), targets[learned], reduction="sum")
     return total, learned.sum()
 
@@ -73,29 +75,29 @@ class _SupervisedNLL(torch.autograd.Function):  # type: ignore[misc]  # torch is
         for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             states, wanted = hidden[chunk], targets[chunk, None]  # (C, D), (C, 1)
-            logits = nn.functional.linear(states, head, bias)  # (C, V)
+            logits = nn.functional.linear(states, head, bias)  # Z: (C, V)
             grad = torch.softmax(logits, dim=-1, dtype=torch.float32)  # P: (C, V)
             # log sum exp(z) = z_max - log P_max: no second pass over V, and P_max >= 1 / V can't underflow.
             highest, at = logits.max(dim=-1, keepdim=True)  # (C, 1) each
             log_norm = highest.float() - grad.gather(1, at).log()  # (C, 1)
-            total += (log_norm - logits.gather(1, wanted).float()).sum()
+            total += (log_norm - logits.gather(1, wanted).float()).sum()  # log sum exp(z) - z[target]
             if hidden_grad is None and head_grad is None and bias_grad is None:
                 continue
             grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))  # dZ = P - onehot, in place
             if bias_grad is not None:
-                bias_grad += grad.sum(0)
-            narrow = grad.to(head.dtype)
+                bias_grad += grad.sum(0)  # (V,)
+            narrow = grad.to(head.dtype)  # dZ: (C, V)
             if hidden_grad is not None:
-                hidden_grad[chunk] = narrow @ head  # (C, D)
+                hidden_grad[chunk] = narrow @ head  # dH = dZ W: (C, D)
             if head_grad is not None:
-                head_grad += narrow.T @ states.to(head.dtype)  # (V, D)
+                head_grad += narrow.T @ states.to(head.dtype)  # dW = dZ' H: (V, D)
         ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
         ctx.dtypes = (hidden.dtype, head.dtype, None if bias is None else bias.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = outputs[0]
+        scale = outputs[0]  # dL/dtotal: ()
         grads = (
             None if grad is None else (grad * scale).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

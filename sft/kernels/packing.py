@@ -54,23 +54,24 @@ def attend_by_document(
     in_blocks = suits_blocks(module, query, key, value, {**kwargs, "sliding_window": sliding_window})
     outputs = []
     # One split instead of a slice per document: each slice's gradient would be a zero tensor as long as the row.
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = cu_seq_lens_q.diff().tolist()  # L of each document; they sum to T
     for parts in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        # parts: query (1, H, L, Dh), key and value (1, Hkv, L, Dh)
         if in_blocks:
             found = attend_in_blocks(parts[0][0], parts[1][0], parts[2][0], kwargs.get("scaling"))  # (H, L, Dh)
             outputs.append(found.transpose(0, 1)[None])  # (1, L, H, Dh)
             continue
         mask = None if sliding_window is None else _build_window_mask(parts[0].shape[2], sliding_window, query.device)
-        outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
-    return torch.cat(outputs, dim=1), None
+        outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])  # (1, L, H, Dh)
+    return torch.cat(outputs, dim=1), None  # (1, T, H, Dh)
 
 
 def _build_window_mask(length: int, sliding_window: int, device: torch.device) -> Tensor | None:
     """True where a token attends, (1, 1, T, T); None when the window covers the whole text."""
     if length <= sliding_window:
         return None
-    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]  # i - j
-    return ((behind >= 0) & (behind < sliding_window))[None, None]
+    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]  # (T, T)
+    return ((behind >= 0) & (behind < sliding_window))[None, None]  # query i sees key j if 0 <= i - j < window
 
 
 def _build_mask(
@@ -99,12 +100,13 @@ def pack_rows(rows: Dataset, length: int) -> Dataset:
 
 
 def _spread_numbers(table: pa.Table) -> pa.Table:
-    lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-    numbers = np.repeat(table["row"].to_numpy().astype(np.int32), lengths)
+    lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)  # (rows,)
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)  # (rows + 1,)
+    numbers = np.repeat(table["row"].to_numpy().astype(np.int32), lengths)  # (tokens,)
     return table.append_column("rows", pa.ListArray.from_arrays(offsets, numbers))
 
 
 def _gather_numbers(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    # A document's first token in its packed row: 0, L1, L1 + L2, ...
     starts = ([0, *np.cumsum(lengths)[:-1]] for lengths in batch["seq_lengths"])
     return {"rows": [[numbers[at] for at in at_each] for numbers, at_each in zip(batch["rows"], starts, strict=True)]}
