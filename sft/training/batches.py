@@ -92,11 +92,11 @@ class SharedBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untyp
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.rows * self.processes)
-        return (whole + (rest > 0)) * self.processes
+        return (whole + (rest > 0)) * self.processes  # processes * ceil(N / (rows * processes))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
-        whole = len(order) - len(order) % (self.rows * self.processes)
+        whole = len(order) - len(order) % (self.rows * self.processes)  # rows in batches of which each process gets one
         for start in range(0, whole, self.rows):
             yield order[start : start + self.rows]
         rest = order[whole:]

@@ -116,10 +116,10 @@ def _find_beyond(rows: Dataset, known: int) -> tuple[int, int] | None:
     table = rows.with_format("arrow")[:]
     passed = 0
     for part in table.column("input_ids").chunks:  # Arrow's own buffers, without a copy
-        ids = part.flatten().to_numpy()
-        beyond = np.flatnonzero(ids >= known)
+        ids = part.flatten().to_numpy()  # (tokens of the chunk,)
+        beyond = np.flatnonzero(ids >= known)  # positions in `ids`
         if beyond.size:
-            ends = np.cumsum(part.value_lengths().to_numpy())
+            ends = np.cumsum(part.value_lengths().to_numpy())  # (rows of the chunk,): where each row ends in `ids`
             row = passed + int(np.searchsorted(ends, beyond[0], side="right"))
             return int(table.column("row")[row].as_py()), int(ids[beyond[0]])
         passed += len(part)

@@ -45,9 +45,9 @@ def choose_layout(model: PreTrainedModel) -> Layout:
     on_cpu = model.device.type == "cpu"
     with _trying(model, small_windows, small_selections):
         texts = [draw_text(model, length, seed) for seed, length in enumerate(LENGTHS)]
-        batch = _collate(texts, padding_free=False, device=model.device)
+        batch = _collate(texts, padding_free=False, device=model.device)  # input_ids (2, max(LENGTHS))
         if on_cpu and _gives_right_loss(model, "padded", batch, texts):
-            whole = _collate(texts, padding_free=True, device=model.device)
+            whole = _collate(texts, padding_free=True, device=model.device)  # input_ids (1, sum(LENGTHS))
             if (
                 _set_attention(model, DOCUMENT_ATTENTION)
                 and _gives_right_loss(model, "documents", whole, texts)
@@ -70,9 +70,9 @@ def check_causality(model: PreTrainedModel) -> None:
     """Check that logits do not depend on later tokens. Raises ModelNotSupported, ModelUnusable."""
     try:
         with _trying(model):
-            ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]
-            changed = torch.cat([ids[:, :at], draw_text(model, LENGTHS[1], seed=2)], dim=1)
-            first, second = (_compute_logits(model, text) for text in (ids, changed))
+            ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]  # (1, T); the first `at` tokens stay
+            changed = torch.cat([ids[:, :at], draw_text(model, LENGTHS[1], seed=2)], dim=1)  # (1, T)
+            first, second = (_compute_logits(model, text) for text in (ids, changed))  # (1, T, V) each
             _compute_in_training(model, ids)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -85,6 +85,7 @@ def check_causality(model: PreTrainedModel) -> None:
             f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: look at the "
             "numbers in its config.json (rope_parameters, norm eps), or set mixed_precision to none where it is another"
         )
+    # max |dZ| before and from position `at`: the first is rounding error if logits depend on earlier tokens only.
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
     if not bool(moved <= _tolerance(model) * later):
         check_base(model, "a later token changes its logits of an earlier one")
@@ -115,16 +116,16 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
     losses = []
     try:
         for text in (first, first.flip(1)):
-            batch = _collate([text, second], padding_free=True, device=model.device)
+            batch = _collate([text, second], padding_free=True, device=model.device)  # (1, sum(LENGTHS))
             for part in parts:
                 labels = torch.full_like(batch["labels"], -100)
                 labels[:, part] = batch["labels"][:, part]
                 losses.append(_sum_loss(model, layout, batch | {"labels": labels}))
     except Exception:  # the model does not accept the documents' bounds
         return False
-    near = _sum_plain_nll(model, second[:, :2])
-    wanted = torch.tensor([near, _sum_plain_nll(model, second) - near])
-    kept, changed = torch.tensor(losses).chunk(2)
+    near = _sum_plain_nll(model, second[:, :2])  # of the second text's first prediction
+    wanted = torch.tensor([near, _sum_plain_nll(model, second) - near])  # (2,)
+    kept, changed = torch.tensor(losses).chunk(2)  # (texts * parts,) -> (parts,) each
     tolerance = _tolerance(model)
     return bool(torch.allclose(kept, changed, rtol=tolerance)) and bool(
         torch.allclose(kept, wanted, rtol=10 * tolerance)
@@ -233,7 +234,7 @@ def _compute_in_training(model: PreTrainedModel, ids: Tensor) -> None:
 
 
 def _sum_plain_nll(model: PreTrainedModel, ids: Tensor) -> float:
-    logits = _compute_logits(model, ids)
+    logits = _compute_logits(model, ids)  # (1, T, V)
     return float(nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
 
 

@@ -63,7 +63,7 @@ def _choose(record_dir: Path, chosen: str | None) -> torch.dtype:
         return choose_dtype(chosen or "auto", machine)
 
     def measure() -> tuple[str, float, float]:
-        seconds = machine.measure_gemm()
+        seconds = machine.measure_gemm()  # of one product: fp32, bf16
         return "bf16" if seconds[1] < BF16_GAIN * seconds[0] else "none", *seconds
 
     return choose_dtype(measure_once(record_dir, measure).mixed_precision, machine)
