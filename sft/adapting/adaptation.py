@@ -139,12 +139,14 @@ def _build_settings(model: PreTrainedModel, config: SFTConfig, targets: _Targets
         use_rslora=config.use_rslora,
         target_modules=modules,
         target_parameters=parameters or None,
+        # Conv1D (GPT-2) keeps its weight as (I, O), a linear layer as (O, I).
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.modules),
     )
 
 
 def _check_rank(model: PreTrainedModel, config: SFTConfig, targets: _Targets, error: Exception) -> None:
     """Raise InvalidConfig if lora_r exceeds both sides of every target layer: a higher rank gains nothing."""
+    # Weights (O, I) and biases (O,). B A with B (O, r) and A (r, I) has at most rank min(O, I).
     shapes = [parameter.shape for name in targets.modules for parameter in model.get_submodule(name).parameters()]
     widest = max((side for shape in shapes for side in shape), default=0)
     if config.lora_r > widest > 0:

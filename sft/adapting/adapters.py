@@ -124,7 +124,7 @@ def _explain_misfit(model: PreTrainedModel, error: Exception) -> str:
         return text[:300] or type(error).__name__
     name, saved, here = found.groups()
     rows = str(getattr(model.get_input_embeddings(), "num_embeddings", None))
-    grown = saved.split(", ")[0]
+    grown = saved.split(", ")[0]  # V of an embedding (V, D)
     if here.split(", ")[0] == rows != grown:
         return (
             f"the adapter was trained with a vocabulary of {grown} tokens and the model has {rows}; name the base "

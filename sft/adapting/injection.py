@@ -90,7 +90,7 @@ def explain_misfit(expected: dict[str, list[int]], stored: dict[str, list[int]])
 def _list_saved(model: nn.Module) -> Iterator[tuple[str, list[int]]]:
     for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if ".lora_" in name:
-            yield PREFIX + name.removeprefix(PREFIX), list(value.shape)
+            yield PREFIX + name.removeprefix(PREFIX), list(value.shape)  # of a linear layer: A [r, I], B [O, r]
 
 
 def _name_plainly(name: str, module: LoraLayer) -> str:

@@ -77,18 +77,19 @@ def plan_time(
     if like:
         basis = "past_runs"
         train = tokens / median(run.tokens_per_second for run in like)
-        per_token = train / tokens / recompute
+        per_token = train / tokens / recompute  # seconds, of a step without recomputation
     elif probe is not None:
         basis = "probe"
         whole, first_steps = (WHOLE_MODEL, FIRST_STEPS) if device.kind == "cpu" else (1.0, 0.0)
         layers, head = whole * probe.predict_layers(shape.layers), whole * supervised_share * probe.head_seconds
         per_token = layers + head
+        # step = tokens per step * (layers * recompute + head) + trained weights * optimizer, in seconds
         step = tokens * (layers * recompute + head) / batches.steps + shape.trainable * probe.optimizer_seconds
         train = (batches.steps + first_steps) * step
     else:
         basis = "matrix_product"
         passes = 4 if config.use_lora else 6  # FLOPs a weight: forward 2, input gradients 2, weight gradients 2
-        speed = EFFICIENCY * device.flops_per_second / passes
+        speed = EFFICIENCY * device.flops_per_second / passes  # weights per second: a token uses each weight once
         layers, head = shape.matrix_parameters / speed, supervised_share * shape.hidden * shape.vocabulary / speed
         per_token = layers + head
         train = tokens * (layers * recompute + head)

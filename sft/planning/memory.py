@@ -39,9 +39,10 @@ def measure_activations(
     if probe is not None:
         layer = probe.layer_activation_bytes
     else:
+        # e (9 D + 2.5 P / D), P = weights of one layer's matrices
         layer = device.bytes_each * (9 * shape.hidden + 2.5 * shape.matrix_parameters / shape.layers / shape.hidden)
-    per_token = shape.layers * layer
-    if checkpointing:  # each layer's input (D), and one layer at a time in full
+    per_token = shape.layers * layer  # bytes per token
+    if checkpointing:  # layers * D * e + layer: each layer's input (D), and one layer at a time in full
         per_token = float(shape.layers * shape.hidden * device.bytes_each) + layer
     # (chunk, V): logits in the model's dtype, and two fp32 tensors while the softmax is computed
     return Activations(HELD[device.kind] * per_token, chunk * shape.vocabulary * (8.0 + device.bytes_each))
@@ -75,6 +76,7 @@ def plan_memory(
     needed = sum(fixed.values()) + activations.logits
     peak = needed + batch_tokens * activations.per_token
     free = int(PEAK_SHARE * device.free_bytes)
+    # peak <= free  <=>  batch tokens <= (free - needed) / bytes per token
     tokens_that_fit = max((free - needed) / activations.per_token, 0.0) if activations.per_token else math.inf
     if config.packing:
         largest = int(min(tokens_that_fit // config.max_seq_length, LARGEST_BATCH))

@@ -78,7 +78,7 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
         )
         trainer = session.trainer
         batch = next(iter(trainer.get_train_dataloader()))
-        tokens = int(batch["input_ids"].numel())
+        tokens = int(batch["input_ids"].numel())  # B * T, padding included
         body = batch | {"labels": keep_labels(batch["labels"], FEW_POSITIONS)}
         kept_bytes = _measure_kept_bytes(trainer, body)
         more = _time(lambda: _run_backward(trainer, body))
@@ -104,13 +104,13 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
 def fits_probe(shape: ModelShape, bytes_each: int, free_bytes: int) -> bool:
     """Whether loading a few layers takes only a small part of the free memory."""
     outer = shape.parameters - shape.matrix_parameters
-    needed = (outer + MORE * shape.matrix_parameters / shape.layers) * bytes_each
+    needed = (outer + MORE * shape.matrix_parameters / shape.layers) * bytes_each  # embeddings, head and MORE layers
     return shape.layers > MORE and 4 * needed < free_bytes and needed < 2**31
 
 
 def choose_rows(shape: ModelShape, lengths: list[int], flops_per_second: float) -> list[int]:
     """Choose rows of a batch, given their lengths, for a pass of about MAX_SECONDS; at least one."""
-    per_token = 4 * MORE * shape.matrix_parameters / shape.layers
+    per_token = 4 * MORE * shape.matrix_parameters / shape.layers  # FLOPs: forward 2, input gradients 2 a weight
     wanted = max(MAX_SECONDS * flops_per_second / per_token, ENOUGH_TOKENS)
     kept: list[int] = []
     tokens = 0
@@ -168,7 +168,7 @@ def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
 
 def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
     """Keep the first `count` supervised labels and set the others to -100."""
-    learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)
+    learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)  # (B, T): supervised labels up to here
     return labels.masked_fill(learned > count, IGNORED)
 
 
