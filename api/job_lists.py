@@ -29,7 +29,8 @@ def write_job_list(
 ) -> Response:
     """Write the page after the cursor, or without a limit all jobs after it.
 
-    A list that breaks off as a part can't be read is no valid JSON, and its connection is closed without an end.
+    If a part of a list can't be read, the response is cut off: it is not valid JSON, and the connection is closed
+    without an end.
 
     Args:
         frame: What stands before and after the jobs.

@@ -63,7 +63,7 @@ class RequestRecorder:
 
 
 def respond_to_error(scope: Scope, error: Exception) -> Response:
-    """Build the response to an error that no handler took. An unexpected one is described in the log alone."""
+    """Build the response to an unhandled error. An unexpected one is described only in the log."""
     if isinstance(error, TuneyardError | HTTPException):
         return describe_error(scope, error)
     return error_response(scope, 500, "Internal server error; see the log for this request id", "internal_error")

@@ -72,7 +72,7 @@ def get_job(job_id: str, service: Service, owner: VisibleOwner) -> Response:
 
 @router.post("/jobs/{job_id}/stop")
 def stop_job(job_id: str, service: Service, owner: VisibleOwner) -> Message:
-    """Stop a job in whatever state it is."""
+    """Stop a job in any state."""
     service.stop(job_id, owner)
     return Message(message=f"Job {job_id} stopped")
 

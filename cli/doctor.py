@@ -237,7 +237,7 @@ def check_stack(checks: Mapping[str, PartCheck]) -> Iterator[Finding]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Try it: permission bits do not tell for root, nor for a read-only disk."""
+    """Found by trying: permission bits say nothing about root or a read-only disk."""
     try:
         probe = folder / ".tuneyard-doctor"
         probe.touch()

@@ -103,7 +103,7 @@ def revoke(
 
 
 def _complete(engine: Engine, key: str) -> str:
-    """The id of the key that this id, or its beginning, means."""
+    """Resolve a key's id or id prefix to the full id."""
     known = {} if is_complete(key) else {str(one.id): one.name for one in keys.list_keys(engine)}
     return choose_by_prefix(key, "keys", known) or key
 

@@ -1,4 +1,4 @@
-"""`tuneyard trainer-role`: the database role with which jobs run on workers of your own."""
+"""`tuneyard trainer-role`: the database role of jobs on your own workers."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated

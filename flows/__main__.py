@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _has_concluded() -> bool:
-    """Whether the job has ended or its attempt has said why it did; False if that is not known."""
+    """Whether the job has ended or its attempt has recorded why it ended; False if that is unknown."""
     from uuid import UUID
 
     from sqlalchemy.exc import SQLAlchemyError
@@ -73,7 +73,7 @@ def _has_concluded() -> bool:
 
 
 def end_within(seconds: float) -> None:
-    """Exit within this time even if a library's exit handler waits for a thread without end."""
+    """Exit within this time even if a library's exit handler waits for a thread forever."""
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Parameters of a flow, from the model that reads them: Prefect makes its form of the signature and the docstring."""
+"""Derives a flow's parameters from the model that reads them: Prefect builds its form from signature and docstring."""
 
 import inspect
 from collections.abc import Callable
@@ -10,10 +10,10 @@ R = TypeVar("R")
 
 
 def takes(model: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a function, which takes values by keyword, the fields of a model as parameters, those without default first.
+    """Give a function, which takes keyword arguments, the fields of a model as parameters, those without default first.
 
-    They stay the flow's own parameters, none within another, so that runs which wait, schedules and what people have
-    written against Prefect's API go on as they are when a field is added.
+    They are flat, not nested in one object, so that waiting runs, schedules and clients of Prefect's API keep working
+    when a field is added.
     """
 
     def declare(function: Callable[..., R]) -> Callable[..., R]:

@@ -25,7 +25,7 @@ logger = logging.getLogger("flows.retrain")  # Prefect loads this file under ano
 
 @flow(name=RETRAIN_FLOW_NAME, validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
 def retrain(adapter_name: str, dataset_version: str | None = None, force: bool = False) -> dict[str, Any] | State[Any]:
-    """Compare an adapter's training data with the present dataset; submit a job if they differ.
+    """Compare an adapter's training data with the current dataset; submit a job if they differ.
 
     A run that submits nothing ends in a state that says why: Unchanged, AlreadyRetraining, FailedBefore,
     CancelledBefore or CompletedBefore, each of Prefect's type Cancelled.

@@ -1,4 +1,4 @@
-"""Threads for calls that may hang: kept for later calls, and no process waits for them at its end."""
+"""Threads for calls that may hang: reused for later calls, and not joined when the process exits."""
 
 import threading
 from collections.abc import Callable
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class DaemonThreads:
-    """As many threads as calls are running at once. Thread-safe; it is the caller who limits their number.
+    """As many threads as calls are running at once. Thread-safe; the caller limits their number.
 
-    `ThreadPoolExecutor` would have the process wait for calls that hang.
+    At exit, `ThreadPoolExecutor` would wait for calls that hang.
     """
 
     def __init__(self, name: str) -> None:
@@ -21,9 +21,9 @@ class DaemonThreads:
         self._idle = threading.Semaphore(0)
 
     def start(self, call: Callable[[], T]) -> Future[T]:
-        """Run `call` on a thread that is idle, or on a new one; the future has its result or what it raised.
+        """Run `call` on an idle thread or a new one; the future has its result or exception.
 
-        Raises RuntimeError when there is neither: the call has not begun then.
+        Raises RuntimeError if no thread can be started; the call has not begun then.
         """
         future: Future[T] = Future()
         if self._idle.acquire(blocking=False):

@@ -1,7 +1,7 @@
-"""`python -m jobs.early_stop`: records how a job's process ended that could not say so itself.
+"""`python -m jobs.early_stop`: records how a job's process ended if the process could not.
 
-A SIGTERM received during a job's start-up is not counted as a failed attempt. A process that ended without a word is
-reported by its keeper (`--crashed`), so that the watchdog knows of it on other hosts too, at once.
+A SIGTERM received during a job's start-up is not counted as a failed attempt. A process that ended without a record is
+reported by its keeper (`--crashed`), so that the watchdog learns of it at once, on other hosts too.
 
 A job's first seconds are spent importing libraries, when there is nothing to save and a signal handler can do little.
 The handler therefore replaces the process (exec) with this module, which records the stop and exits.
@@ -33,7 +33,7 @@ def _become_note(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Record it for the job of PREFECT__FLOW_RUN_ID, or of the run in `--crashed PID EXIT_CODE RUN_ID`.
+    """Record a stop of the job of PREFECT__FLOW_RUN_ID, or with `--crashed PID EXIT_CODE RUN_ID` a crash.
 
     Returns:
         The exit code for Prefect's worker, see `jobs.keeper`.

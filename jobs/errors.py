@@ -1,4 +1,4 @@
-"""Errors of the service and of what it stands on: more of the tree that begins in `sft.errors`."""
+"""Errors of the service and its servers: a part of the tree whose root is in `sft.errors`."""
 
 from sft.errors import InvalidConfig, StackError, TuneyardError
 

@@ -1,15 +1,15 @@
 """`python -m jobs.keeper`, run by Prefect's worker: starts a job's training process and waits for it.
 
-A worker that is stopped kills the process it has started within a tenth of a second. That is this one, of 10 MB; the
+A worker that is stopped kills the process it has started within a tenth of a second. That is this process of 10 MB; the
 training process then gets SIGTERM from the kernel, and time to save its last step. If the training process was ended by
 its input, another attempt would be too, so the job's end is written from here (`jobs.overrun`).
 
 Exit codes (decision 28):
 
 - 0: the attempt has recorded how it ended: the job's end, a stop, an error that is worth a retry.
-- the process's own code, or 128 and the number of the signal that ended it: it ended without a word. This is recorded
-  for the watchdog, which alone decides what follows. Only Prefect's process worker is told 0 then, as it would report
-  one crash twice, seconds apart; it too gets the code if it could not be recorded.
+- the process's own code, or 128 plus the number of the signal that ended it: it ended without a record. The crash is
+  recorded for the watchdog, which alone decides what follows. Only Prefect's process worker then gets 0, as it would
+  report one crash twice, seconds apart; it too gets the code if the crash could not be recorded.
 
 In a container this may be process 1, to which the kernel sends only signals that it handles, and whose children are all
 orphans of the container.

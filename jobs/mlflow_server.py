@@ -1,4 +1,4 @@
-"""The MLflow server of the settings: its address without credentials, and calls with them.
+"""The MLflow server in the settings: its URL without credentials, and calls with them.
 
 MLflow itself takes seconds to import, so the API asks its REST interface.
 """
@@ -48,7 +48,7 @@ class MlflowServer:
     """An MLflow server.
 
     Attributes:
-        url: Its address as it may be shown: without credentials. Of another scheme than HTTP if there is no server.
+        url: Its URL without credentials, which may be shown; its scheme is not HTTP if there is no server.
     """
 
     url: str
@@ -58,7 +58,7 @@ class MlflowServer:
 
     @classmethod
     def find(cls, settings: Settings) -> Self:
-        """The server of these settings; credentials that they lack are read from MLflow's own file."""
+        """The server in these settings; missing credentials are read from MLflow's own file."""
         in_file = _read_credentials_file() if settings.mlflow_tracking_username is None else {}
         password, token = settings.mlflow_tracking_password, settings.mlflow_tracking_token
         address, _, _ = split_credentials(f"{settings.mlflow_tracking_uri}".rstrip("/"))
@@ -96,7 +96,7 @@ class MlflowServer:
 
 
 def explain_refusal(status: int) -> str | None:
-    """What to do about a status by which MLflow refuses the credentials; None for another one."""
+    """What to do if this status means that MLflow refuses the credentials; None for any other status."""
     if status not in REFUSED:
         return None
     return f"refuses the credentials ({status}); set {USERNAME} and {PASSWORD}, or {TOKEN}"

@@ -1,4 +1,4 @@
-"""Types of settings: lists as they are written into variables, and secrets."""
+"""Types of settings: lists in the form of environment variables, and secrets."""
 
 import base64
 import re
@@ -33,7 +33,7 @@ def read_secret(secret: str) -> bytes:
 
 
 def _check_store(url: str) -> str:
-    """Raise ValueError for the URL of a store that could not be used, or that has credentials in it."""
+    """Raise ValueError for a store's URL that can't be used, or that contains credentials."""
     scheme, _, place = url.partition("://")
     if scheme not in STORE_SCHEMES or not place.strip("/"):
         forms = ", ".join(f"{known}://..." for known in STORE_SCHEMES)
@@ -54,7 +54,7 @@ def _check_store(url: str) -> str:
 
 
 def _check_database(url: str) -> str:
-    """Raise ValueError for the URL of a database that is none of PostgreSQL's, or has no name."""
+    """Raise ValueError for a URL that is not PostgreSQL's, or that names no database."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 

@@ -232,7 +232,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _take_credentials_out_of_urls(cls, values: Any) -> Any:
-        """The addresses of servers are shown in many places; their credentials have fields of their own."""
+        """Server URLs are shown in many places, so their credentials are moved to separate fields."""
         for alias in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
             name = next((name for name in (alias, alias.lower()) if values.get(name)), None)
             if name is None or not isinstance(values[name], str):

@@ -1,8 +1,8 @@
-"""`SharedStore`: keeps what must outlive the machine that made it, in an object store or a shared folder.
+"""`SharedStore`: stores folders that must outlive a machine, in an object store or a shared folder.
 
-A folder is kept as its files, each under the SHA-256 of its content and so sent once for its owner, and a manifest that
-lists them. The manifest is written last, and only by a process that may publish; so a folder is whole or absent, and a
-process that has lost its job can't change what is kept for it.
+A folder is stored as its files, each under the SHA-256 of its content and so sent once per owner, and a manifest that
+lists them. The manifest is written last, and only by a process that may publish; so a folder is complete or absent, and
+a process that has lost its job can't change the job's folders.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _DETAIL = 200  # characters of a store's own words
 
 
 class SharedStore:
-    """The store of `TUNEYARD_STORE`. A thing is a folder called `name` of an owner, such as `jobs/<id>`.
+    """The store of `TUNEYARD_STORE`. An item is a folder called `name` of an owner, such as `jobs/<id>`.
 
     All methods raise StackError while the store can't be reached, and StoreRefused if it can't be used as it is.
     """
@@ -61,11 +61,11 @@ class SharedStore:
         publishing: Publishing = nullcontext,
         digests: Mapping[str, str] | None = None,
     ) -> int:
-        """Keep a folder's files; returns the bytes that had to be sent.
+        """Store a folder's files; returns the number of bytes sent.
 
         Args:
             publishing: entered around writing the manifest; raises if this process may not publish (any more).
-            digests: SHA-256 of files by their path in the folder, as far as they are known.
+            digests: known SHA-256 of files, by their path in the folder.
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         places = [path.relative_to(folder).as_posix() for path in paths]
@@ -77,7 +77,7 @@ class SharedStore:
         return sent
 
     def put_files(self, owner: str, folder: Path, digests: Mapping[str, str]) -> int:
-        """Send the files of a folder that the owner lacks; returns their bytes.
+        """Send the files of a folder that the owner lacks; returns the number of bytes sent.
 
         Args:
             digests: SHA-256 of each, by its path in the folder.
@@ -85,9 +85,9 @@ class SharedStore:
         return sum(self.put_file(owner, folder / place, digest) for place, digest in digests.items())
 
     def put_file(self, owner: str, path: Path, digest: str) -> int:
-        """Send a file with this SHA-256 if the owner lacks it; returns the bytes sent.
+        """Send a file with this SHA-256 if the owner lacks it; returns the number of bytes sent.
 
-        Raises Damaged if the file has another one: what is stored by a digest is never sent again.
+        Raises Damaged if its content has another digest: a file stored under a digest is never sent again.
         """
         before = path.stat()
         size = before.st_size
@@ -107,14 +107,14 @@ class SharedStore:
             return size
 
     def write_list(self, owner: str, name: str, files: Files) -> None:
-        """Complete a thing: write the list of its files, which must be there."""
+        """Complete an item: write the list of its files, which must be in the store."""
         with self._storage() as (storage, root):
             target = f"{root}/{owner}/{name}{_SUFFIX}"
             with self._writing(storage, target) as fresh, self._expecting_bucket():
                 storage.pipe_file(fresh, render_list(files))
 
     def list(self, owner: str, below: str = "") -> dict[str, Kept]:
-        """What an owner has, by name; only what is in the folder `below`, if given. Unreadable manifests are absent."""
+        """An owner's items by name, only those in the folder `below` if given; none whose list can't be read."""
         found: dict[str, Kept] = {}
         with self._storage() as (storage, root):
             top = f"{root}/{owner}/"
@@ -132,7 +132,7 @@ class SharedStore:
         return found
 
     def get(self, owner: str, name: str) -> Kept | None:
-        """One of an owner's things; None if it is not there. Raises Damaged if its manifest can't be read."""
+        """One of an owner's items; None if it is absent. Raises Damaged if its manifest can't be read."""
         with self._storage() as (storage, root):
             try:
                 return self._read(storage, f"{root}/{owner}/{name}{_SUFFIX}", f"{owner}/{name}")
@@ -140,7 +140,7 @@ class SharedStore:
                 return None
 
     def fetch(self, owner: str, kept: Kept, folder: Path) -> None:
-        """Write its files into an empty folder. Raises Damaged for one that is not what was put there."""
+        """Write an item's files into an empty folder. Raises Damaged for a file with other content than was stored."""
         with self._storage() as (storage, root):
             for name, (digest, size) in kept.files.items():
                 target = folder / name
@@ -157,7 +157,7 @@ class SharedStore:
         return f"{self.url}/{owner}/{_FILES}/{digest}"
 
     def forget(self, owner: str, names: Iterable[str], publishing: Publishing = nullcontext) -> None:
-        """Remove things, and the files of which no other thing of this owner consists."""
+        """Remove items, and the files that no other item of this owner contains."""
         with self._storage() as (storage, root), publishing():
             for name in names:
                 _remove(storage, f"{root}/{owner}/{name}{_SUFFIX}")
@@ -172,7 +172,7 @@ class SharedStore:
 
     @contextmanager
     def _writing(self, storage: Any, target: str) -> Iterator[str]:
-        """Yield the path to write to, so that the file at `target` is whole or absent for others.
+        """Yield the path to write to, so that the file at `target` is complete or absent for others.
 
         Object stores do so by themselves; in a folder the file is renamed once it is written.
         """
@@ -191,7 +191,7 @@ class SharedStore:
 
     @contextmanager
     def _expecting_bucket(self, path: Path | None = None) -> Iterator[None]:
-        """What is not found in the block is the store itself, or the file at `path`."""
+        """Raise StoreRefused for a not-found error in the block, unless it is about the file at `path`."""
         try:
             yield
         except FileNotFoundError as error:
@@ -201,7 +201,7 @@ class SharedStore:
 
     @contextmanager
     def _storage(self) -> Iterator[tuple[Any, str]]:
-        """The store's file system and the path in it; its errors of many kinds are raised as two."""
+        """The store's file system and the path in it; its errors are raised as StackError or StoreRefused."""
         scheme = urlsplit(self.url).scheme
         try:
             yield open_storage(self.url)
@@ -235,7 +235,7 @@ class SharedStore:
             raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
 
     def _refuse_settings(self, error: Exception) -> None:
-        """Raise StoreRefused for an error that is due to the settings on this machine."""
+        """Raise StoreRefused for an error that is caused by this machine's settings."""
         if is_misconfigured(error):
             raise StoreRefused(
                 f"TUNEYARD_STORE is {self.url}, and it can't be used with the settings here ({_show(error)}); correct "
@@ -244,17 +244,17 @@ class SharedStore:
 
 
 def owner_of(job_id: UUID) -> str:
-    """A job's place in the store."""
+    """The owner under which a job's items are stored."""
     return f"jobs/{job_id}"
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a checkpoint in its job's place."""
+    """The name of a checkpoint among its job's items."""
     return f"{CHECKPOINTS}/checkpoint-{step}"
 
 
 def list_stored_checkpoints(store: SharedStore, job_id: UUID) -> dict[int, Kept]:
-    """A job's checkpoints in the store, each whole, by step in ascending order. Raises as `SharedStore` does."""
+    """A job's checkpoints in the store, each complete, by step in ascending order. Raises as `SharedStore` does."""
     found = {name.rpartition("-")[2]: kept for name, kept in store.list(owner_of(job_id), CHECKPOINTS).items()}
     return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int)}
 

@@ -1,4 +1,4 @@
-"""The lists of files in a shared store: what each folder that is kept there consists of."""
+"""Manifests in a shared store: the list of files of each folder."""
 
 import json
 import os
@@ -11,7 +11,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Damaged(ValueError):
-    """What the store has is not what was put there."""
+    """Content in the store differs from what was stored."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Kept:
 
     @property
     def bytes(self) -> int:
-        """The length of all files."""
+        """Total size of all files."""
         return sum(size for _, size in self.files.values())
 
 
 def render_list(files: Files) -> bytes:
-    """A list of these files, of this moment."""
+    """Render the list of these files, with the current time."""
     return json.dumps({"time": datetime.now(UTC).isoformat(), "files": files}, indent=2).encode()
 
 
 def read_list(content: bytes, url: str) -> Kept:
-    """Read the list of the folder at this URL. Raises Damaged for one that names no files of a folder."""
+    """Read the list of the folder at this URL. Raises Damaged if it names anything but files in a folder."""
     try:
         listed = json.loads(content)
         files = {str(key): (str(digest), int(size)) for key, (digest, size) in listed["files"].items()}

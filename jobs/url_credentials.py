@@ -1,4 +1,4 @@
-"""Credentials in the URLs of servers: they are taken out, since URLs are shown in many places."""
+"""Removes credentials from server URLs, which are shown in many places."""
 
 from collections.abc import MutableMapping
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -20,12 +20,12 @@ def split_credentials(url: str) -> tuple[str, str | None, str | None]:
 
 
 def is_http(url: str) -> bool:
-    """Whether it is the address of an HTTP server."""
+    """Whether it is the URL of an HTTP server."""
     return url.startswith(("http://", "https://"))
 
 
 def take_prefects_credentials(environment: MutableMapping[str, str]) -> None:
-    """Put credentials in the address of Prefect's API where Prefect's client looks for them beside it."""
+    """Move credentials from the URL of Prefect's API to the variable from which Prefect's client reads them."""
     address, username, password = split_credentials(environment.get(PREFECT_URL, ""))
     if is_http(address) and (username or password):
         environment.update({PREFECT_URL: address, PREFECT_AUTH: f"{username or ''}:{password or ''}"})

@@ -1,6 +1,6 @@
 """Names shared with Prefect: flows, the deployment of jobs, types and names of states, the page size.
 
-Not imported from Prefect, whose import takes a second and 100 MB, which the watchdog does without.
+Not imported from Prefect: the import takes a second and 100 MB, which the watchdog avoids.
 """
 
 from enum import StrEnum

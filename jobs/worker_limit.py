@@ -1,4 +1,4 @@
-"""One job at a time for a worker that was started without `--limit`, which takes all runs that wait.
+"""One job at a time for a worker that was started without `--limit`, which takes all waiting runs.
 
 Such a worker would train them side by side on the same GPU. So a job's keeper, whose parent is the worker, waits until
 the worker's other job has ended; if that takes long, the run goes back into the queue, at its old place, where another

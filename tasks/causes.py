@@ -1,7 +1,7 @@
 """Maps what a job raised to a stable code, a sentence, and whether another attempt is worthwhile.
 
-Errors of libraries are recognized by name: comparing classes would import torch, MLflow and others in processes that
-do without them.
+Errors of libraries are recognized by name: comparing classes would import torch, MLflow and others in processes that do
+not need them.
 """
 
 from collections.abc import Callable

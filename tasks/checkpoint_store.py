@@ -1,4 +1,4 @@
-"""Checkpoints in the shared store: sent while a job trains, fetched where it resumes."""
+"""Checkpoints in the shared store: uploaded while a job trains, fetched where it resumes."""
 
 import contextvars
 import json
@@ -40,13 +40,13 @@ WAITING = ".sending"  # in the checkpoints' folder: links to the files that are 
 
 
 class CheckpointSender:
-    """Sends checkpoints from a thread of its own, each after it was sealed here.
+    """Uploads checkpoints from a separate thread, each after it was sealed on this machine.
 
-    A store that is away or full delays no step and loses no job: a warning says so once, and the newest checkpoint is
-    sent as soon as the store takes it. Older ones that have been overtaken are not sent any more.
+    A store that is down or full delays no step and fails no job: a warning is logged once, and the newest checkpoint is
+    sent as soon as the store accepts it. Older ones that it has overtaken are skipped.
 
     Args:
-        limit: number of checkpoints to keep in the store, as on the disk; the best one so far besides.
+        limit: number of checkpoints to keep in the store, as on the disk, in addition to the best one so far.
         on_stored: called from the thread with step, bytes sent and seconds once a checkpoint is in the store.
     """
 
@@ -77,7 +77,7 @@ class CheckpointSender:
         self._thread.start()
 
     def add(self, folder: Path) -> None:
-        """Have a checkpoint sent; returns at once. It may be deleted here from now on."""
+        """Queue a checkpoint for sending; returns at once. Its folder may be deleted from now on."""
         linked = folder.parent / WAITING / f"{folder.name}-{uuid4().hex}"
         try:
             shutil.copytree(folder, linked, copy_function=_link)
@@ -92,7 +92,7 @@ class CheckpointSender:
         self._wake.set()
 
     def close(self, seconds: float) -> bool:
-        """Send what waits within this time; False if the newest checkpoint is not in the store."""
+        """Send the waiting checkpoints within this time; False if the newest one is not in the store."""
         self._closing.set()
         self._wake.set()
         self._thread.join(seconds)
@@ -120,7 +120,7 @@ class CheckpointSender:
                 return
 
     def _send_newest(self) -> None:
-        """Send the newest one that waits, which may be another one at each try."""
+        """Send the newest waiting checkpoint, which may be a different one at each try."""
         if self._given_up.is_set():
             raise _GivenUp
         with self._lock:
@@ -150,7 +150,7 @@ class CheckpointSender:
         self._on_stored(step, sent, time.monotonic() - began)
 
     def _send_best(self, directory: Path, step: int | None) -> int:
-        """Send the best checkpoint so far if the store lacks it; one that is deleted meanwhile has been overtaken."""
+        """Send the best checkpoint so far if the store lacks it; one deleted in the meantime has been overtaken."""
         folder = directory / f"checkpoint-{step}"
         try:
             is_there = step is None or self._store.get(self._owner, checkpoint_name(step)) is not None
@@ -185,14 +185,14 @@ class CheckpointSender:
 
 
 class _GivenUp(Exception):
-    """What waits is not sent any more."""
+    """The waiting checkpoints are not sent any more."""
 
 
 def fetch_newest(store: SharedStore, job_id: UUID, directory: Path, needs_best: bool) -> int | None:
-    """Fetch the newest whole checkpoint if the store has a later one than this machine; returns its step, or None.
+    """Fetch the newest complete checkpoint if the store has a later one than this machine; returns its step, or None.
 
-    With `needs_best` the best checkpoint so far comes along, as early stopping goes back to that one. Raises as
-    `SharedStore` does, once a store that is away has been waited for.
+    With `needs_best` the best checkpoint so far is fetched too, as early stopping restores it. Raises as `SharedStore`
+    does, after waiting for a store that is down.
     """
     tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
     shutil.rmtree(directory / WAITING, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Logs one ERROR line for a failing run, its code and sentence, instead of Prefect's seven and four tracebacks."""
+"""Logs one ERROR line with code and sentence for a failing run, instead of Prefect's seven with four tracebacks."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""A host that lacks a job's model leaves the job to another one: on a pool, not every host has every model."""
+"""Releases a job whose model this host lacks to another host: in a pool, not every host has every model."""
 
 import logging
 
@@ -24,7 +24,7 @@ HOLD_SECONDS = 15.0  # during which this host's worker takes no other run, so th
 
 
 def leave_to_others(settings: Settings, attempt: Attempt, cause: Cause) -> bool:
-    """Whether another host may have what this one lacks; noted as an event, as such tries are limited."""
+    """Whether another host may have what this one lacks; recorded as an event, since such tries are limited."""
     if cause.code != ModelNotFound.code:
         return False
     with attempt.writing() as connection:
@@ -42,7 +42,7 @@ def leave_to_others(settings: Settings, attempt: Attempt, cause: Cause) -> bool:
 
 
 def count_other_workers(settings: Settings) -> int:
-    """Workers of the pool that are online besides this process's own; 0 where all are on this machine."""
+    """Number of the pool's other online workers; 0 if all workers are on this machine."""
     if settings.prefect_api_url is None or is_on_this_machine(settings.prefect_api_url):
         return 0
     try:

@@ -45,7 +45,7 @@ def find_base_model(config: SFTConfig, journal: Journal) -> Path:
 
 @task(name="Find start adapter", task_run_name="Find start adapter", cache_policy=NO_CACHE)
 def find_start_adapter(config: SFTConfig, journal: Journal) -> Path | None:
-    """The folder of the adapter in adapter_path; None for a new adapter. Raises as `locate_adapter` does."""
+    """Find the folder of the adapter in adapter_path; None for a new adapter. Raises as `locate_adapter` does."""
     if config.adapter_path is None:
         return None
     return locate_adapter(config.adapter_path, journal.settings, journal.folder)

@@ -1,6 +1,6 @@
-"""Base models in the shared store: sent once by a machine that has them, fetched by those that lack them.
+"""Base models in the shared store: uploaded once by a machine that has them, fetched by those that lack them.
 
-A job keeps the very files that its first attempt found: a machine whose model of that name differs fetches them.
+A job keeps using the files that its first attempt found: a machine whose model of that name differs fetches them.
 """
 
 import fcntl
@@ -39,12 +39,12 @@ _held: list[int] = []  # locks of the models in use, until this process ends
 
 
 def locate_model(name: str, settings: Settings, job_id: UUID | None = None) -> Path:
-    """Find a base model: that of the job, if one is known, then as `find_model` does, then in the store by its name.
+    """Find a base model: the one recorded for the job, then as `find_model` does, then in the store by its name.
 
     Raises:
         ModelNotFound: listing the places searched.
         DiskFull: it does not fit into the cache's disk.
-        StackError: the store stayed away, or has the model in pieces.
+        StackError: the store stayed down, or its copy of the model is incomplete.
     """
     store = SharedStore.find(settings)
     if store is None:
@@ -65,12 +65,12 @@ def locate_model(name: str, settings: Settings, job_id: UUID | None = None) -> P
 
 
 def is_name(name: str) -> bool:
-    """Whether a model can be kept in the store by this name; others are kept for their job alone."""
+    """Whether a model can be stored under this name; others are stored for their job only."""
     return _NAME.fullmatch(name) is not None
 
 
 def send_model(name: str, folder: Path, settings: Settings, job_id: UUID, publishing: Publishing) -> None:
-    """Put a base model into the store from a thread, and note that the job has begun with it; returns at once."""
+    """Put a base model into the store from a thread, and record it as the job's model; returns at once."""
     store = SharedStore.find(settings)
     if store is None or not settings.store_models:
         return
@@ -97,7 +97,7 @@ def _send(
 
 
 def _read_list(store: SharedStore, owner: str, name: str) -> Kept | None:
-    """`store.get`; a list that can't be read is as good as none, and is written again by who has the files."""
+    """`store.get`; an unreadable list counts as absent, and is written again by a machine that has the files."""
     try:
         return store.get(owner, name)
     except Damaged as error:
@@ -106,7 +106,7 @@ def _read_list(store: SharedStore, owner: str, name: str) -> Kept | None:
 
 
 def digest_files(folder: Path, home: Path) -> Files:
-    """SHA-256 and length of each of a model's files; kept in the state folder until a file changes."""
+    """SHA-256 and length of each of a model's files; cached in the state folder until a file changes."""
     kept_in = home / "digests" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"
     known: dict[str, list[object]] = {}
     with suppress(OSError, ValueError):
@@ -128,7 +128,7 @@ def digest_files(folder: Path, home: Path) -> Files:
 
 
 class ModelCache:
-    """Fetched models by their content, in the state folder; those used longest ago go first when it is too large."""
+    """Cache of fetched models by their content, in the state folder; those used longest ago are removed first."""
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.home / CACHE
@@ -184,7 +184,7 @@ class ModelCache:
 
 @contextmanager
 def _unused(path: Path) -> Iterator[bool]:
-    """Whether no process uses the model of this lock; while in the block, none begins to."""
+    """Whether no process uses the model of this lock; during the block none can start to."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

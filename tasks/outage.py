@@ -1,4 +1,4 @@
-"""Retry the MLflow calls that a job cannot do without; keep its metrics while MLflow is away."""
+"""Retry the MLflow calls that a job cannot do without; buffer its metrics while MLflow is down."""
 
 import contextvars
 import functools
@@ -71,7 +71,7 @@ def _has_lost_race(error: BaseException) -> bool:
 def fail_fast() -> None:
     """Turn off the retries of MLflow's client in this process.
 
-    They go on for minutes, and create a version twice if only the first response was lost.
+    They continue for minutes, and create a second version if only the first response was lost.
     """
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_SECONDS))

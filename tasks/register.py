@@ -48,7 +48,7 @@ class RegisteredAdapter(NamedTuple):
     tags: dict[str, str]
 
     def to_spec(self) -> JobSpec:
-        """The job that made it."""
+        """The job that created it."""
         return JobSpec.model_validate_json(self.tags[SPEC_TAG])
 
 
@@ -109,7 +109,7 @@ def register(
 
 
 def keep_merged(journal: Journal, folder: Path) -> None:
-    """Put the merged model into the store, if there is one; the job waits for a store that is away, and no longer."""
+    """Put the merged model into the store, if there is one; the job waits while the store is down."""
     if (store := SharedStore.find(journal.settings)) is None:
         return
     tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
@@ -238,7 +238,7 @@ def fetch_adapter(settings: Settings, reference: str, folder: Path) -> Path:
 
     Raises:
         ModelNotFound: when the registry has no such version.
-        RegistryUnavailable: MLflow stayed away.
+        RegistryUnavailable: MLflow stayed down.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException

@@ -1,4 +1,4 @@
-"""Prepares an attempt to go on where the job has come to: from this machine's disk or the shared store."""
+"""Prepares an attempt to resume from the job's last checkpoint, on this machine's disk or in the shared store."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_store(settings: Settings) -> None:
-    """Try the store, if there is one, before anything is spent. Raises StoreRefused if it can't be used as it is."""
+    """Check the store, if there is one, before anything is spent. Raises StoreRefused if it is misconfigured."""
     if (store := SharedStore.find(settings)) is None:
         return
     try:
@@ -27,7 +27,7 @@ def check_store(settings: Settings) -> None:
 def prepare_checkpoints(journal: Journal, directory: Path, needs_best: bool) -> None:
     """Fetch the newest checkpoint if the store has a later one, and have new ones sent there.
 
-    If training will start below a checkpoint that was reported, an event and the log say why.
+    If training will start at an earlier step than a reported checkpoint, an event and the log say why.
 
     Args:
         directory: of the job's checkpoints on this machine.

@@ -73,7 +73,7 @@ def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
 
 
 def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Settings) -> DatasetVersion:
-    """Resolve the adapter's dataset as it is now.
+    """Resolve the adapter's current dataset.
 
     Raises:
         DatasetNotFound: the dataset does not exist any more.
@@ -138,7 +138,7 @@ def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, 
 
 
 def digest_job(config: SFTConfig, dataset: DatasetVersion, settings: Settings) -> str:
-    """What makes one training the same as another: rows, configuration, and the base model's files if they are here."""
+    """Digest of all that a training depends on: rows, configuration, and the base model's files if they are here."""
     plain = config.model_dump(mode="json", exclude={"dataset_name"})
     made_of = [dataset.name, dataset.md5, plain, stamp_model(settings.model_root / config.base_model)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

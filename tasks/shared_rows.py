@@ -1,6 +1,6 @@
 """A job's dataset and its tokenized rows in the shared store, so that no attempt depends on another machine's disk.
 
-Each attempt trains on the files that the first one resolved, wherever it runs and whatever became of their source.
+Each attempt trains on the files that the first one resolved, on any machine and even if their source has changed.
 """
 
 import json
@@ -44,10 +44,10 @@ CACHE = "shared-datasets"
     persist_result=False,
 )
 def resolve_dataset(config: SFTConfig, journal: Journal) -> DatasetVersion:
-    """The dataset that the job began with, from the store; the first time `resolve`, whose errors it raises.
+    """Fetch the job's dataset from the store; the first attempt calls `resolve`, whose errors it raises.
 
     Raises:
-        StackError: the store stayed away.
+        StackError: the store stayed down.
     """
     store = SharedStore.find(journal.settings)
     if store is not None and journal.attempt.number > 1 and (known := _fetch_dataset(store, journal)):
@@ -78,7 +78,7 @@ def tokenize(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: J
 
 
 def _fetch_dataset(store: SharedStore, journal: Journal) -> DatasetVersion | None:
-    """The job's dataset from the store; None if it did not get there."""
+    """The job's dataset from the store; None if it is not there."""
     again = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
     try:
         kept = again(store.get, owner_of(journal.job_id), OF_JOB)

@@ -46,9 +46,9 @@ def write_end(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
 
 
 def _was_cancelled(flow_run: FlowRun) -> bool:
-    """Whether a run that Prefect calls crashed was cancelled, and is corrected.
+    """Whether a run that Prefect reports as crashed was cancelled; its state is then corrected.
 
-    A worker that learns of a cancellation late takes the end of the stopped process for a crash.
+    A worker that learns of a cancellation late mistakes the end of the stopped process for a crash.
     """
     with get_client(sync_client=True) as client:
         if all(passed.type is not StateType.CANCELLING for passed in client.read_flow_run_states(flow_run.id)):

@@ -1,4 +1,4 @@
-"""Waiting for a shared store that is away, in the background or until it is back."""
+"""Waits for a shared store that is down, in the background or until it is back."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 600.0  # for a store that is away when an attempt has somethi
 
 
 def send_in_background(what: str, send: Callable[[], object]) -> None:
-    """Send something to the store from a thread; while the store is away, again and again until the process ends."""
+    """Send something to the store from a thread, retrying while the store is down until the process ends."""
 
     def run() -> None:
         try:
@@ -33,5 +33,5 @@ def send_in_background(what: str, send: Callable[[], object]) -> None:
 
 
 def tell_of_wait(why: str) -> None:
-    """Log that the store is away."""
+    """Log that the store is down."""
     logger.warning("The store is away; waiting for it (%s)", why)

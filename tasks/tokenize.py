@@ -17,7 +17,7 @@ REASONS_SHOWN = 5  # of each split; the manifest has a hundred
 
 
 def tokenize_dataset(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
-    """Tokenize the rows into ids and labels, and log what was left out and cut."""
+    """Tokenize the rows into ids and labels, and log which rows were left out or truncated."""
     journal.enter("tokenizing")
     data = prepare_dataset(config, model, dataset, journal.settings)
     logger.info("%s", "Using cached tokens" if data.was_cached else "Tokenized")

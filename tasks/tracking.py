@@ -146,7 +146,7 @@ class MlflowTracker:
             return act()
 
     def _insist(self, act: Callable[[], T], what: str) -> T:
-        """`keep_trying`. Raises RegistryRefused for what MLflow will not do, with its own words."""
+        """`keep_trying`. Raises RegistryRefused, with MLflow's own message, for what MLflow refuses."""
         from mlflow.exceptions import MlflowException
 
         try:

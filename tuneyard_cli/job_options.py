@@ -32,10 +32,10 @@ _STRICT = typer.Option(
 
 @dataclass(frozen=True)
 class JobOptions:
-    """A job as the options of a command describe it.
+    """A job as described by the options of a command.
 
     Attributes:
-        flags: What the options of the flagged fields were given, by field; None or [] where nothing was.
+        flags: The values given for the options of the flagged fields, by field; None or [] if none was given.
     """
 
     flags: Mapping[str, Any]
@@ -62,10 +62,10 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class FlaggedField:
-    """A field with an option of its own.
+    """A field with its own option.
 
     Attributes:
-        kind: The field's type without None; of several types the first, which the option's text is read as.
+        kind: The field's type without None, as which the option's text is parsed; of several types the first.
     """
 
     field: str
@@ -74,12 +74,12 @@ class FlaggedField:
 
     @property
     def option(self) -> str:
-        """As it is written, such as `--max-steps`."""
+        """The option's spelling, such as `--max-steps`."""
         return self.flag.name or f"--{self.field.replace('_', '-')}"
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """The parameter of a command that takes it."""
+        """The command's parameter for this field."""
         annotation, metavar, help_text = self.kind, None, self.flag.help
         if get_origin(self.kind) in (Sequence, Mapping):
             annotation, help_text = list[str], f"{help_text} May be repeated."

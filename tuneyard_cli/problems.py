@@ -2,7 +2,7 @@
 
 
 class CommandError(Exception):
-    """Base class. `status` is the HTTP status of the like errors of the service, `code` a stable name."""
+    """Base class. `status` is the HTTP status of the service's equivalent error, `code` a stable name."""
 
     status: int = 500
     code: str = "command_error"

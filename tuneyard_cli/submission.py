@@ -109,7 +109,7 @@ def build_submission(
 
 
 def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The values of `--set`: YAML scalars, lists and mappings, but text where a field holds nothing else."""
+    """The values of `--set`: YAML scalars, lists and mappings, but text for fields that hold only text."""
     values = {}
     for name, text in pairs.items():
         if _is_text(name):
@@ -123,7 +123,7 @@ def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a field holds text and nothing else."""
+    """Whether a field holds only text."""
     return this_machine().fields().get(name) in (str, str | None)
 
 
@@ -158,7 +158,7 @@ def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Revision:
-    """Of a dataset that is named elsewhere."""
+    """A revision of a dataset that is named elsewhere."""
 
     name: str
 
@@ -179,7 +179,7 @@ def _dataset_of(reference: object) -> str | None:
 
 
 def _name_dataset(name: str, revision: str) -> str:
-    """`name@revision`, of a revision that names no dataset itself."""
+    """Join name and revision to `name@revision`, for a revision without a dataset."""
     return str(DatasetReference.parse_version(revision, name))
 
 

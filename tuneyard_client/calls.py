@@ -252,7 +252,7 @@ def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, An
 
 
 def _segment(name: str) -> str:
-    """An id as part of a path. Raises InvalidRequest for what would be another path."""
+    """An id as a path segment. Raises InvalidRequest for an id that would change the path."""
     try:
         if name not in ("", ".", ".."):
             return quote(name, safe="")

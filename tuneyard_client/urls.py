@@ -1,4 +1,4 @@
-"""The URL of a service, as it is given and as messages show it."""
+"""Checks the URL of a service, and hides its password in messages."""
 
 import re
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ _PASSWORD = re.compile(r"//[^/?#]*@")
 
 
 def check_url(url: str, has_key: bool) -> str:
-    """Return the URL of a service. Raises ClientError if nothing can be asked of it.
+    """Return the URL of a service. Raises ClientError if no request can be sent to it.
 
     Args:
         has_key: An API key is sent too, in the header that a user name in the URL would take.
@@ -28,7 +28,7 @@ def check_url(url: str, has_key: bool) -> str:
 
 
 def hide_password(url: str) -> str:
-    """The URL without what may be a user name and a password."""
+    """The URL without anything that may be a user name and password."""
     return _PASSWORD.sub("//***@", url)
 
 

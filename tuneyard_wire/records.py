@@ -44,9 +44,9 @@ class Metrics(Response):
 
 
 class Checkpoint(Response):
-    """A checkpoint. `complete`: training can resume from it. `path` is a URL if it is in the store alone.
+    """A checkpoint. `complete`: training can resume from it. `path` is a URL if it is only in the store.
 
-    `bytes` is null if it is on another machine; then it is `complete` while that machine has the job.
+    `bytes` is null if it is on another machine; then it is `complete` while the job is on that machine.
     """
 
     model_config = with_example(

@@ -1,4 +1,4 @@
-"""Explains why jobs wait besides those ahead: something is paused, limited or deleted in Prefect, or no worker runs."""
+"""Explains why jobs wait behind no other job: something is paused, limited or deleted in Prefect, or no worker runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

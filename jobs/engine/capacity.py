@@ -1,6 +1,6 @@
 """How many jobs a work pool can run at once: one rule, from its type, its limits and the workers that are online.
 
-Prefect does not tell how many runs a worker takes (`--limit`): of a worker it stores the name and the last heartbeat.
+Prefect does not report how many runs a worker takes (`--limit`): it stores only the worker's name and last heartbeat.
 The documented commands start workers that run jobs on their own host with `--limit 1`, so such a worker counts as one
 slot. A worker of another type (Kubernetes) starts jobs elsewhere, as many as the pool's limit allows.
 """
@@ -33,7 +33,7 @@ class Pool:
 
     Attributes:
         slots: None for no limit.
-        queue_limits: Most jobs at once of the work queues that have a limit.
+        queue_limits: Maximum number of jobs at once, of the work queues that have a limit.
     """
 
     slots: int | None
@@ -58,7 +58,7 @@ class Pool:
 
 
 def count_slots(pool_type: str, limit: int | None, online_workers: int) -> int | None:
-    """Most jobs that a work pool runs at once; None for no limit.
+    """Maximum number of jobs that a work pool runs at once; None for no limit.
 
     Args:
         pool_type: Prefect's type of the pool, such as `process` or `kubernetes`.

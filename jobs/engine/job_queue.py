@@ -40,7 +40,7 @@ class Queue(NamedTuple):
 
 
 def is_in_line(run: FlowRun) -> bool:
-    """Whether the run waits for a slot now: not if it is scheduled for later, nor if it resumes and has its slot."""
+    """Whether the run waits for a slot now: not if it is scheduled for later, or resumes in a slot that it has."""
     if run.state is None or run.state.type is not StateType.SCHEDULED or run.state.name in ONGOING_NAMES:
         return False
     return run.next_scheduled_start_time is None or run.next_scheduled_start_time <= datetime.now(UTC)
@@ -113,7 +113,7 @@ class JobQueue:
         return Queue(occupied > 0 or bool(starting), shown, pool.blockers.summary(), others)
 
     def blocker_of(self, run: FlowRun) -> str | None:
-        """What besides the jobs ahead keeps a waiting run from starting."""
+        """What keeps a waiting run from starting, besides the jobs ahead."""
         return self._runs.pool.read().blockers.of(run.work_queue_name) if is_in_line(run) else None
 
     def _places_in(self, queue: str, runs: list[FlowRun]) -> dict[UUID, int]:

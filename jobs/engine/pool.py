@@ -1,4 +1,4 @@
-"""`PoolReader`: reads a work pool, its queues and its workers from Prefect; `jobs.engine.capacity` judges them."""
+"""`PoolReader`: reads a work pool, its queues and its workers from Prefect, for `jobs.engine.capacity`."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ POOL_TTL_SECONDS = 5.0  # reading the pool takes three requests; with 2 s one re
 
 
 def describe_pool(pool: WorkPool, queues: Iterable[WorkQueue], online_workers: int) -> Pool:
-    """Apply the rule to a work pool as Prefect describes it."""
+    """Apply the rule of `jobs.engine.capacity` to a work pool as Prefect describes it."""
     queues = [*queues]
     slots = count_slots(pool.type, pool.concurrency_limit, online_workers)
     blocker = find_blocker(f"the work pool {pool.name}", pool.is_paused, pool.concurrency_limit)

@@ -1,8 +1,8 @@
-"""`PoolWorkers`: which worker has a run, and whether it is online, from what Prefect knows.
+"""`PoolWorkers`: which worker has a run, and whether that worker is online, as Prefect reports it.
 
 A worker labels each run that it takes with its own name and type. It is offline three intervals after its last
-heartbeat, 90 s by default (`PREFECT_WORKER_HEARTBEAT_SECONDS`). Prefect's own service that marks workers offline looks
-every 15 s, and may be off.
+heartbeat, 90 s by default (`PREFECT_WORKER_HEARTBEAT_SECONDS`). Prefect's own service that marks workers offline runs
+every 15 s, and may be switched off.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PROCESS = "process"  # the type of worker whose runs are on its own machine and 
 
 
 class PoolWorkers:
-    """The workers of one pool, as Prefect knows them when they are first asked for after `refresh`."""
+    """The workers of one pool, read from Prefect on first use after `refresh`."""
 
     def __init__(self, prefect: httpx.Client, work_pool: str) -> None:
         self._prefect = prefect
@@ -29,7 +29,7 @@ class PoolWorkers:
         self._online: set[str] | None = None
 
     def refresh(self) -> None:
-        """Ask Prefect again the next time."""
+        """Discard what was read; the next call reads from Prefect."""
         self._online = None
 
     def has_online(self, run: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class PoolWorkers:
 
 
 def _read_time(answer: httpx.Response) -> datetime:
-    """The time by the server's clock, which has stamped the heartbeats."""
+    """The current time by the server's clock, which also stamps the heartbeats."""
     said = answer.headers.get("Date")
     return parsedate_to_datetime(said) if said else datetime.now(UTC)
 
@@ -76,11 +76,11 @@ def _is_online(worker: Mapping[str, Any], now: datetime) -> bool:
 
 
 def name_worker(run: Mapping[str, Any]) -> str | None:
-    """The worker that has the run, or had it last."""
+    """Name the worker that has the run, or had it last."""
     return (run.get("labels") or {}).get(NAME)
 
 
 def outlives_worker(run: Mapping[str, Any]) -> bool:
-    """Whether the run has a container or pod, which its worker's end does not touch."""
+    """Whether the run has a container or pod, which outlives its worker."""
     kind = (run.get("labels") or {}).get(KIND)
     return kind not in (None, PROCESS) and bool(run["infrastructure_pid"])

@@ -75,7 +75,7 @@ def call(request: Callable[[], T]) -> T:
 
 
 def means_missing(error: StackError) -> bool:
-    """Whether a `call` failed because what it asked for does not exist."""
+    """Whether a `call` failed because the requested object does not exist."""
     cause = error.__cause__
     refusal = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
     return isinstance(cause, ObjectNotFound) or refusal == httpx.codes.NOT_FOUND

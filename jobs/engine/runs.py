@@ -34,7 +34,7 @@ _FLOW = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW_NAME]))
 
 
 class WaitingRun(BaseModel, frozen=True):
-    """What the order of the line is made of: a run's id, its work queue and since when it waits."""
+    """What determines the order of the queue: a run's id, its work queue and the time since which it waits."""
 
     id: UUID
     work_queue_name: str | None
@@ -65,7 +65,7 @@ class PrefectRuns:
     def create_many(self, wanted: Sequence[DeploymentFlowRunCreate]) -> list[FlowRun | StackError]:
         """Create at most 100 runs in one request, in this order; an error takes the place of one that is refused.
 
-        In a request of its own each would take Prefect twice as long.
+        In separate requests each would take Prefect twice as long.
         """
         if len(wanted) < 2:
             return [self.create(one) for one in wanted]
@@ -84,7 +84,7 @@ class PrefectRuns:
     def _find_made(
         self, found: Mapping[UUID, FlowRun], run_id: UUID | None, wanted: DeploymentFlowRunCreate
     ) -> FlowRun | StackError:
-        """One of many runs; another attempt to create it alone says what is wrong with it."""
+        """Read one of the created runs; a missing one is created alone, which raises the reason."""
         try:
             return (found.get(run_id) or self.get(run_id)) if run_id else self.create(wanted)
         except StackError as error:
@@ -122,8 +122,8 @@ class PrefectRuns:
         """One run. Raises JobNotFound for an unknown id or one that is not a UUID.
 
         Args:
-            owner: Prefect is asked for this owner's run of the id alone, so that another owner's is as unknown, and
-                takes as long, as one that does not exist.
+            owner: Prefect is asked only for a run of this id and owner, so that another owner's run is as unknown as
+                one that does not exist, and takes as long.
         """
         unknown = JobNotFound(f"Job {job_id} not found")
         try:
@@ -177,7 +177,7 @@ class PrefectRuns:
         queues: list[str] | None = None,
         ids: RunIds | None = None,
     ) -> list[WaitingRun]:
-        """The runs that the filter lets through and that have waited longest; at most 200."""
+        """The runs that match the filter and have waited longest; at most 200."""
         ids = ids or self.read_ids()
         wanted_queues = _queue_filter(queues)
         body = {
@@ -193,7 +193,7 @@ class PrefectRuns:
         return [run.model_copy(update={"id": ids.job_of(run.id)}) for run in found]
 
     def read_ids(self) -> RunIds:
-        """Which run stands for which job now, and which have just ended."""
+        """Read the current mapping of runs to jobs, and the jobs that have just ended."""
         with translate_errors():
             return RunIds(self._engine)
 
@@ -231,7 +231,7 @@ def _to_body(wanted: DeploymentFlowRunCreate) -> dict[str, Any]:
 
 
 def _means_unsupported(error: StackError) -> bool:
-    """Whether the server does not know the address of a request."""
+    """Whether the server lacks the endpoint of a request."""
     cause = error.__cause__
     status = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
     return status == httpx.codes.METHOD_NOT_ALLOWED or means_missing(error)

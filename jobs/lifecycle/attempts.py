@@ -198,9 +198,9 @@ def read_attempts(engine: Engine, job_ids: Iterable[UUID]) -> dict[UUID, JobAtte
 
 
 def read_jobs(connection: Connection, job_ids: list[UUID]) -> tuple[dict[UUID, JobReport], dict[UUID, int]]:
-    """What these jobs have reported, and how many attempts at them have begun, by id and in one statement.
+    """Read these jobs' reports, and the number of attempts that have begun, each by id, in one statement.
 
-    A job that has not reported yet is absent from the first, one that never began from the second.
+    A job without a report is absent from the first, one that never began from the second.
     """
     with Session(connection, expire_on_commit=False) as session:
         rows = session.execute(_JOBS, {"ids": job_ids}).all()
@@ -232,7 +232,7 @@ def mark_cancelled(engine: Engine, job_id: UUID, run: Mapping[str, Any] | None =
 
 
 def mark_crashed(engine: Engine, run_id: UUID, pid: int, cause: str, message: str) -> bool:
-    """Record that the process with this id on this host has ended without a word, before or after its attempt began.
+    """Record that the process with this id on this host has crashed, before or after its attempt began.
 
     False if the run is not known to be a job's.
     """

@@ -1,4 +1,4 @@
-"""How many connections a server takes, and how long it waits for a client."""
+"""How many connections a server accepts, and how long it waits for a client."""
 
 import resource
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class ConnectionLimits:
     accepted_at_once: int  # asyncio takes so many before the first of them is looked at
     body_seconds: float
     header_seconds: float = HEADER_SECONDS  # from the connection, or the end of its idle time, to the whole head
-    unread_seconds: float = UNREAD_SECONDS  # without one byte taken of an answer
+    unread_seconds: float = UNREAD_SECONDS  # in which the client takes no byte of a response
 
 
 def limits_for(descriptors: int, connections: int | None, body_seconds: float) -> ConnectionLimits:
     """Half of the descriptors are for connections: files, the database and other servers need the rest.
 
     Raises:
-        InvalidConfig: more connections are wished for than the descriptors allow.
+        InvalidConfig: more connections are configured than the descriptors allow.
     """
     most = descriptors // 2
     if connections is not None and connections > most:
@@ -37,7 +37,7 @@ def limits_for(descriptors: int, connections: int | None, body_seconds: float) -
 
 
 def raise_descriptor_limit() -> int:
-    """Raise this process's limit of open files as far as it may go; what it is then."""
+    """Raise this process's limit on open files to its hard limit; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -1,4 +1,4 @@
-"""Tells what a uvicorn server waits for on a connection."""
+"""Determines what a uvicorn server waits for on a connection."""
 
 from asyncio import BaseTransport
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import h11
 
 
 class WaitsFor(StrEnum):
-    """What a server waits for while it can do nothing else for a connection."""
+    """What a server waits for on a connection for which it has nothing else to do."""
 
     HEADERS = "headers"
     BODY = "a body"
@@ -20,7 +20,7 @@ class WaitsFor(StrEnum):
 
 @dataclass
 class Wait:
-    """How long a connection has been waited for, in sweeps: of a time in which the server was busy only one counts."""
+    """Sweeps for which a connection has kept the server waiting; a time in which the server was busy counts as one."""
 
     phase: WaitsFor
     cycle: object  # uvicorn's object of one request
@@ -31,7 +31,7 @@ class Wait:
 
 
 def find_wait(connection: Any) -> WaitsFor | None:
-    """What a connection of uvicorn's waits for; None while the server has something to do, and for open web sockets."""
+    """What uvicorn waits for on a connection; None while the server has work to do, and for open web sockets."""
     transport: BaseTransport | None = getattr(connection, "transport", None)
     if transport is None:
         return None
@@ -51,7 +51,7 @@ def find_wait(connection: Any) -> WaitsFor | None:
 
 
 def has_sent_more(connection: Any) -> bool:
-    """Whether the next request has come already, by either of uvicorn's HTTP/1.1 protocols."""
+    """Whether the next request has already arrived, in either of uvicorn's HTTP/1.1 protocols."""
     if hasattr(connection, "pipeline"):
         return bool(connection.pipeline)
     return connection.conn.their_state is h11.DONE and bool(connection.conn.trailing_data[0].strip())
@@ -64,5 +64,5 @@ def is_gone(connection: Any) -> bool:
 
 
 def count_unsent_bytes(transport: Any) -> int:
-    """Bytes of an answer that the client has not taken yet."""
+    """Bytes of a response that the client has not taken yet."""
     return int(transport.get_write_buffer_size())

@@ -15,7 +15,7 @@ _WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # an unknown
 
 @functools.cache  # one object, as fsspec keeps a file system by its options
 def _s3_session() -> Any:
-    """A session that sends a file without asking first: nothing limits how long that answer may take."""
+    """A session that sends files without `Expect: 100-continue`: nothing would limit the wait for that response."""
     from aiobotocore.session import get_session
     from botocore.handlers import add_expect_header
 
@@ -31,7 +31,7 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
     what fsspec raises: ImportError for a store whose package is not installed.
 
     Args:
-        endpoint_variable: a variable that may name another endpoint of S3 than its own tools use.
+        endpoint_variable: a variable that may name an S3 endpoint other than the one that S3's own tools use.
     """
     import fsspec
 
@@ -58,7 +58,7 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
 
 
 def is_misconfigured(error: Exception) -> bool:
-    """Whether an error of S3's tools is due to this machine's settings, which time does not mend."""
+    """Whether an error of S3's tools is caused by this machine's settings, so that retries don't help."""
     name, inner = type(error).__name__, getattr(error, "kwargs", {}).get("error")
     lacks_bundle = name == "HTTPClientError" and isinstance(inner, (FileNotFoundError, PermissionError))
     return name in _MISCONFIGURED or lacks_bundle or any(word in str(error) for word in _WRONG_TLS)

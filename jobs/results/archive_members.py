@@ -30,7 +30,7 @@ class Member:
     root: Path | None = None  # the opened file must be in it, as a link may have replaced it
 
     def open(self) -> BinaryIO | None:
-        """Open the file; None for one that is elsewhere.
+        """Open the file; None if it is elsewhere.
 
         Raises:
             AdapterNotReady: it is not the file that was listed.
@@ -79,7 +79,7 @@ class Member:
 
 @dataclass(frozen=True)
 class MlflowFile:
-    """A file at a place of MLflow's REST interface."""
+    """A file at a URL of MLflow's REST interface."""
 
     server: MlflowServer
     place: str

@@ -1,4 +1,4 @@
-"""Files of adapters that MLflow keeps in an object store, which MLflow's clients reach by themselves."""
+"""Files of adapters that MLflow keeps in an object store, which its clients access directly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An object of a store; in one of MLflow's, S3 may have another endpoint than for its own tools."""
+    """An object of a store; MLflow's may have another S3 endpoint than the one of S3's own tools."""
 
     url: str
     endpoint_variable: str | None = None
@@ -32,7 +32,7 @@ class StoredFile:
 
 
 def list_files(folder: str) -> dict[str, tuple[StoredFile, int]]:
-    """The objects below a URL by their names there, each with its size in bytes. Raises StackError."""
+    """The objects below a URL by their relative names, each with its size in bytes. Raises StackError."""
     with _translate_errors(folder):
         store, root = open_storage(folder, MLFLOW_ENDPOINT)
         found: dict[str, dict[str, Any]] = store.find(root, detail=True)
@@ -46,7 +46,7 @@ def list_files(folder: str) -> dict[str, tuple[StoredFile, int]]:
 
 @contextmanager
 def _translate_errors(url: str) -> Iterator[None]:
-    """Raise what goes wrong with a store as StackError; its libraries have errors of many kinds."""
+    """Raise a store's errors as StackError; its libraries have errors of many kinds."""
     scheme = urlsplit(url).scheme
     try:
         yield

@@ -81,7 +81,7 @@ def find_merged(settings: Settings, job: Job) -> Archive:
 
 
 def _read_result(job: Job) -> tuple[dict[str, Any], str]:
-    """A completed job's result, and what its adapter is called."""
+    """A completed job's result, and its adapter's name."""
     if job.status is not JobStatus.COMPLETED:
         if not job.status.is_terminal:
             raise AdapterNotReady(f"Job {job.id} is {job.status}; its adapter can be downloaded once it has completed")
@@ -179,7 +179,7 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
 
 
 def _is_of_its_run(client: httpx.Client, version: dict[str, Any]) -> bool:
-    """Whether a version's files are below the place that MLflow gave its run: it takes any other address too."""
+    """Whether a version's files are below the location that MLflow assigned to its run: it accepts any URL."""
     answer = client.get("mlflow/runs/get", params={"run_id": version.get("run_id", "")})
     if answer.status_code == httpx.codes.NOT_FOUND:
         return False

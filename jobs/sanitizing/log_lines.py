@@ -1,6 +1,6 @@
-"""What may stand in a log: one line a record, without passwords, and no warning thousands of times.
+"""Keeps logs readable: one line per record, without passwords, and no warning thousands of times.
 
-Names in a record contain what they like: nobody can write a second line with one, or move the cursor.
+Names in a record may contain any characters; they can't add a second line or move the cursor.
 """
 
 import logging

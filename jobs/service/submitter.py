@@ -1,7 +1,7 @@
-"""`Submitter`: makes jobs of submissions, in the order in which they come, many in one request to Prefect.
+"""`Submitter`: creates jobs from submissions, in order of arrival, several in one request to Prefect.
 
-Prefect makes several runs in one request in half the time that single requests take, and counts a place in the queue as
-fast for many as for one. So what comes in while one turn is at work is done together in the next.
+Prefect creates several runs in one request in half the time of single requests, and counts queue positions as fast for
+many as for one. So submissions that arrive during one turn are handled together in the next.
 """
 
 import logging
@@ -47,7 +47,7 @@ AT_ONCE = 20  # submissions in one turn; their checks fit into `Preflight`, thre
 
 @dataclass(frozen=True)
 class Wanted:
-    """A submission. The arguments of `JobService.submit`."""
+    """A submission: the arguments of `JobService.submit`."""
 
     spec: JobSpec
     strategy: Strategy
@@ -64,7 +64,7 @@ Job = Ticket[Wanted, Finish]
 
 @dataclass
 class Draft:
-    """A job that is being made; `claim` is that of its idempotency key."""
+    """A job that is being created; `claim` is that of its idempotency key."""
 
     job: Job
     claim: Claim | None = None
@@ -72,7 +72,7 @@ class Draft:
 
 
 class Submitter:
-    """Makes jobs of submissions. Thread-safe. Raises StackError if Prefect or the database can't be reached."""
+    """Creates jobs from submissions. Thread-safe. Raises StackError if Prefect or the database can't be reached."""
 
     def __init__(self, engine: Engine, runs: PrefectRuns, queue: JobQueue, lock: SubmissionLock) -> None:
         self._engine = engine
@@ -113,7 +113,7 @@ class Submitter:
     # -- a turn
 
     def _work(self, batch: list[Job]) -> None:
-        """Make the jobs of one turn. An error in a draft's own request is that job's, any other one is everybody's."""
+        """Create the jobs of one turn. An error in a draft's own request fails that job only, any other error all."""
         with self._lock.taken() as connection:
             if len(batch) == 1 and batch[0].wanted.request is None:
                 wanted = batch[0].wanted
@@ -127,7 +127,7 @@ class Submitter:
             self._answer([draft for draft in drafts if draft.run is not None], connection)
 
     def _finish(self, run: FlowRun, wanted: Wanted) -> Submission:
-        """Store and describe a job without the lock: later ones can't get ahead."""
+        """Store and describe a job after the lock is released: later submissions can't get ahead of it."""
         keep = partial(copy_context().run, self.keep, run, wanted.client)  # with this call's time limit
         try:
             finish = _threads.start(keep).result
@@ -139,7 +139,7 @@ class Submitter:
         return submission
 
     def _begin(self, job: Job, connection: Connection) -> Draft | None:
-        """Look for an earlier request with the same idempotency key; None if it is answered or refused."""
+        """Look for an earlier request with the same idempotency key; None if it has a response or is refused."""
         wanted = job.wanted
         if wanted.request is None:
             return Draft(job)
@@ -193,9 +193,9 @@ class Submitter:
 
 
 def count_together(waiting: Sequence[Wanted]) -> int:
-    """How many of the first submissions can be done in one turn.
+    """How many of the first submissions can be handled in one turn.
 
-    One that wants no queue has a turn of its own, as has the repetition of one that is not answered yet.
+    One with `strategy=reject` gets a separate turn, as does a repeated request whose first response is not known yet.
     """
     keys = set[tuple[str, str]]()
     for index, wanted in enumerate(waiting[:AT_ONCE]):
@@ -213,5 +213,5 @@ def describe(run: FlowRun, places: Mapping[UUID, int], wanted: Wanted) -> Submis
 
 
 def facts_of(run: FlowRun) -> dict[str, Any]:
-    """What is stored of a job's run."""
+    """The facts that are stored about a job's run."""
     return run.model_dump(mode="json", include={*RUN_FACTS})

@@ -1,4 +1,4 @@
-"""`Turns`: threads take turns, and what has come together while one worked is done in one turn (group commit)."""
+"""`Turns`: threads take turns; requests that arrive during one turn are handled together in the next (group commit)."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 class Ticket(Generic[W, R]):
-    """What one thread wants, and what has come of it."""
+    """A thread's request, and its result."""
 
     def __init__(self, wanted: W) -> None:
         self.wanted = wanted
@@ -25,11 +25,11 @@ class Ticket(Generic[W, R]):
 
 
 class Turns(Generic[W, R]):
-    """Does what threads want in the order in which they came. Thread-safe.
+    """Handles requests of threads in order of arrival. Thread-safe.
 
     Args:
-        work: does what these want, and sets `result` or `error` of each. What it raises is the error of all of them.
-        select: how many of the waiting ones are done in one turn, at least 1.
+        work: handles these requests, and sets `result` or `error` of each. An exception is the error of all of them.
+        select: how many of the waiting requests are handled in one turn, at least 1.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Turns(Generic[W, R]):
         self._is_working = False
 
     def take(self, wanted: W, timeout_seconds: float = TIMEOUT_SECONDS) -> R:
-        """Wait for a turn that does this; returns its result.
+        """Wait for a turn that handles this request; returns its result.
 
         Raises:
             StackError: no turn has begun in time.
@@ -58,7 +58,7 @@ class Turns(Generic[W, R]):
         return ticket.result  # type: ignore[return-value]
 
     def _find_work(self, ticket: Ticket[W, R], deadline: float) -> list[Ticket[W, R]]:
-        """Wait until the ticket is done, or it is for this thread to work; returns what it has to do."""
+        """Wait until the ticket is done, or this thread has the next turn; returns the tickets to handle."""
         with self._changed:
             while self._is_working and not ticket.is_done:
                 is_waiting = ticket in self._waiting  # else another thread works for it

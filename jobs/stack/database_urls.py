@@ -40,7 +40,7 @@ def database_url(settings: Settings, database: str, driver: str = "psycopg2") ->
 
 
 def find_trainer_url(settings: Settings) -> str | None:
-    """The URL of Tuneyard's database for trainers; None if one's own server has no role for them yet."""
+    """The URL of Tuneyard's database for trainers; None if your own server has no role for them yet."""
     if settings.database_url is not None:
         return settings.trainer_database_url
     return trainer_url(database_url(settings, "tuneyard"), None)  # the local socket asks for no password
@@ -69,6 +69,6 @@ def sibling_url(database_url: str, database: str, driver: str = "psycopg2") -> s
 
 
 def asyncpg_environment(database_url: str | None) -> dict[str, str]:
-    """The variables that say to asyncpg what the URL's parameters say to libpq, such as `sslmode` and `sslrootcert`."""
+    """The variables by which asyncpg gets what the URL's parameters tell libpq, such as `sslmode` and `sslrootcert`."""
     query = make_url(database_url).query if database_url else {}
     return {variable: str(query[name]) for name, variable in _ASYNCPG_VARIABLES.items() if name in query}

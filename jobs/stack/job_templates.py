@@ -37,7 +37,7 @@ Template = dict[str, Any]
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What `tuneyard deploy` sets in a template; None: keep the pool's value, or the template's default.
+    """What `tuneyard deploy` sets in a template; None keeps the pool's value, or the template's default.
 
     `gpus` is the number of GPUs of a job: a pod's, or, in Docker, 0 or those of the worker's CUDA_VISIBLE_DEVICES.
     """
@@ -47,7 +47,7 @@ class JobOptions:
     namespace: str | None = None
 
     def unused(self, kind: str) -> list[str]:
-        """The options that were given and that a pool of this type has no use for."""
+        """The given options that a pool of this type does not use."""
         used = {"docker": ("image", "gpus"), "kubernetes": ("image", "gpus", "namespace")}.get(kind, ())
         return [name for name, value in vars(self).items() if value is not None and name not in used]
 

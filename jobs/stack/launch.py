@@ -1,9 +1,9 @@
 """`python -m jobs.stack.launch [options] -- PROGRAM ...`: prepares a process and replaces it by a program (exec).
 
-`--parent` passes its pid to the program's children (`jobs.keeper`). `--trainer` leaves it what jobs need: the database
-with the trainers' role, and no secret that the servers and the watchdog alone use. `--user` runs PostgreSQL, which
-refuses root, as another user. That user needs no access to the path of `--within`: the process enters it before it
-changes its user.
+`--parent` passes its pid to the program's children (`jobs.keeper`). `--trainer` reduces its environment to what jobs
+need: the database URL of the trainers' role, and no secret that only the servers and the watchdog use. `--user` runs
+PostgreSQL, which refuses root, as another user. That user needs no access to the path of `--within`: the process enters
+it before it changes its user.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def enter(folder: Path, user: str | None) -> None:
 
 
 def limit_to_trainers(environment: MutableMapping[str, str]) -> None:
-    """Take from an environment what jobs must not have."""
+    """Remove from an environment what jobs must not have."""
     for name in NOT_FOR_JOBS:
         environment.pop(name, None)
     if url := environment.pop(TRAINER_URL, None):

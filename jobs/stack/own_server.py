@@ -26,9 +26,9 @@ def deploy_to_own_server(
     options: JobOptions = NO_OPTIONS,
     resets_template: bool = False,
 ) -> PoolResult:
-    """Create work pool, deployments and the database's schema, or bring them up to date; arguments as `set_up_pool`.
+    """Create or update work pool, deployments and the database's schema; arguments as `set_up_pool`.
 
-    The database is left to the service's own processes where TUNEYARD_DATABASE_URL is not set.
+    Without TUNEYARD_DATABASE_URL the database is left to the service's processes.
 
     Raises:
         StackError: no server is configured, it can't be reached, it refuses what it gets, or as `set_up_pool`.

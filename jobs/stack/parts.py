@@ -219,7 +219,7 @@ def check_port(part: str, port: int, variable: str, host: str = LOCALHOST) -> No
 
 
 def _holder(port: int) -> str:
-    """`` by pid 12 (python)`` where the system lets us know."""
+    """`` by pid 12 (python)`` if the system reveals it."""
     try:
         for connection in psutil.net_connections("tcp"):
             is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port

@@ -185,7 +185,7 @@ def _check_work_pool(settings: Settings) -> PartCheck:
 
 
 def _check_store(store: SharedStore) -> PartCheck:
-    """Whether jobs can begin with it. A store's own words may name accounts, and this is shown to everybody."""
+    """Whether jobs can use the store. A store's own messages may name accounts, and this one is shown to everybody."""
     try:
         _store_threads.start(store.check).result(TIMEOUT_SECONDS)
     except StoreRefused:

@@ -35,7 +35,7 @@ def launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> No
 
 
 def bring_up(settings: Settings, resolved: Settings, supervisor: Supervisor, gpus: list[str], is_fresh: bool) -> None:
-    """Start part after part as its needs are met, each until it is healthy."""
+    """Start the parts in order, each until it is healthy."""
     began = datetime.now(UTC).isoformat()
     deadline = time.monotonic() + settings.start_timeout_seconds
     names = [part.name for part in parts.build_parts(settings, gpus)]
@@ -83,7 +83,7 @@ def _bring_up_workers(
     began: str,
     wait_for: Callable[[str, Callable[[], bool]], None],
 ) -> None:
-    """Pool, cut-off runs, workers and deployments; the workers boot while the deployments are made."""
+    """Pool, interrupted runs, workers and deployments; the workers boot while the deployments are created."""
     deployments.ensure_work_pool(resolved, settings.work_pool, parts.count_workers(settings, gpus))
     processes = supervisor.processes()
     workers = [name for name in processes if name.startswith("worker-")]
@@ -102,7 +102,7 @@ def _bring_up_workers(
 
 
 def _is_healthy(url: str) -> bool:
-    """Whether a part answers; one that starts may refuse, hang up or take its time."""
+    """Whether a part responds; one that is starting may refuse, hang up or be slow."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:
@@ -110,7 +110,7 @@ def _is_healthy(url: str) -> bool:
 
 
 def is_mlflow_ready(url: str, timeout_seconds: float = 60) -> bool:
-    """Whether it serves its database: it makes its tables when first asked, one caller at a time must do so."""
+    """Whether it serves its database. It creates its tables on the first request, which must be the only one."""
     if not _is_healthy(f"{url}/health"):
         return False
     try:

@@ -16,7 +16,7 @@ KINDS = (PROCESS, "docker", "kubernetes")
 
 @dataclass(frozen=True)
 class PoolResult:
-    """A work pool as Prefect has it, and whether its job template was kept because somebody changed it."""
+    """A work pool as stored in Prefect, and whether its job template was kept because somebody changed it."""
 
     pool: dict[str, Any]
     is_template_kept: bool = False
@@ -29,17 +29,17 @@ def set_up_pool(
     options: JobOptions,
     resets_template: bool = False,
 ) -> PoolResult:
-    """Create the work pool of the settings with its job template, or bring it up to date.
+    """Create or update the work pool of the settings with its job template.
 
-    Values that people have set for the template's variables stay, and so does a template whose fixed part was changed.
+    Values that people have set for the template's variables are kept, as is a template whose fixed part was changed.
 
     Args:
-        concurrency_limit: as it is if None.
-        kind: the pool's type; if None, that of the pool that is there, else `process`.
+        concurrency_limit: unchanged if None.
+        kind: the pool's type; if None, that of the existing pool, else `process`.
         resets_template: replace the template with all values and changes.
 
     Raises:
-        StackError: the pool is of another type, its jobs have no image, or it has no use for an option.
+        StackError: the pool is of another type, its jobs have no image, or it does not use an option.
         httpx.HTTPError: Prefect refuses or can't be reached.
     """
     name = settings.work_pool

@@ -22,7 +22,7 @@ IDLE_SECONDS = 1.0  # a connection used within this time is not pinged again
 
 
 class PostgresTimeout(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types
-    """The server has not answered in time."""
+    """The server did not respond in time."""
 
 
 class BoundedConnection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
@@ -31,7 +31,7 @@ class BoundedConnection(extensions.connection):  # type: ignore[misc]  # psycopg
 
 @functools.cache
 def bounded_engine_for(database_url: str) -> Engine:
-    """The process's connection pool for what requests wait for; nothing goes on in the server for one that has gone."""
+    """The process's connection pool for requests; the server cancels the query of a client that has gone."""
     install()
     engine = create_engine(
         database_url,

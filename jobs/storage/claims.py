@@ -21,7 +21,7 @@ _CLAIM = text("SELECT tuneyard_claim(:run_id)")
 
 
 def connection_options(database_url: str) -> dict[str, str]:
-    """Arguments of psycopg2 that present the secret; none if this process has no secret."""
+    """psycopg2's arguments that present the secret; empty if this process has no secret."""
     if not (secret := os.environ.get(VARIABLE)):
         return {}
     own = make_url(database_url).query.get("options", "")
@@ -45,5 +45,5 @@ def claim(connection: Connection, run_id: UUID) -> str | None:
 
 
 def is_denied(error: SQLAlchemyError) -> bool:
-    """Whether the database role of this process may not do what it asked for."""
+    """Whether the error means that this process's database role lacks a right."""
     return isinstance(getattr(error, "orig", None), psycopg2.errors.InsufficientPrivilege)

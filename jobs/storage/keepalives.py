@@ -1,4 +1,4 @@
-"""TCP keepalives for connections to PostgreSQL, so that each side soon knows that the other's host is lost.
+"""TCP keepalives for connections to PostgreSQL, so that each side soon notices if the other's host is lost.
 
 By default both would wait for two hours or more, and the server would keep a lost client's locks as long.
 """

@@ -19,10 +19,10 @@ _IDS = select(JobReport.job_id, JobReport.run_id, _HAS_JUST_ENDED.label("has_jus
 
 
 class RunIds:
-    """The runs that stand for jobs of other ids, as they are now. None are known without a database.
+    """The runs whose jobs have other ids, at this moment. Empty without a database.
 
     Attributes:
-        just_ended: runs whose jobs have come to an end of their own that Prefect may not have been told of yet.
+        just_ended: runs whose jobs have ended, which Prefect may not know yet.
     """
 
     def __init__(self, engine: Engine | None) -> None:

@@ -1,6 +1,6 @@
 """The database role of trainers: with it a job's process writes its own job's rows and nothing else.
 
-The role may read and write rows of the tables in `_RIGHTS`, and row-level security leaves it those of the job that its
+The role may read and write rows of the tables in `_RIGHTS`, limited by row-level security to the job that its
 connection's secret has claimed. `tuneyard_claim` grants a claim on a job that has not ended and that no other process
 works on. Keys, saved configurations, idempotency keys and all other tables are closed to it.
 """
@@ -159,7 +159,7 @@ def find_owners_at_work(connection: Connection, days: int = 1) -> list[str]:
 
 
 def _apply(connection: Connection, role: str) -> None:
-    """Set the rights, unless they are as they should be: it needs a lock of each table for a moment."""
+    """Set the rights, unless they are already right: setting them locks each table for a moment."""
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
     columns = {table: _read_columns(connection, schema, table) for table in _RIGHTS}
     database = connection.execute(text("SELECT current_database()")).scalar_one()
@@ -238,7 +238,7 @@ def _read_columns(connection: Connection, schema: str, table: str) -> list[str]:
 
 
 def _check(connection: Connection, schema: str, role: str) -> None:
-    """Check what others may have granted. Raises StackError."""
+    """Check that the role was not granted more rights. Raises StackError."""
     wanted = text(
         "SELECT rolsuper, rolbypassrls, rolcreaterole, has_schema_privilege(:role, :schema, 'CREATE'), "
         "has_table_privilege(:role, 'api_keys', 'SELECT, INSERT, UPDATE, DELETE') FROM pg_roles WHERE rolname = :role"

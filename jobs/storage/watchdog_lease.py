@@ -19,7 +19,7 @@ FROM watchdog_lease
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """The watchdog that is active, or was the last one."""
+    """The active watchdog, or the last one."""
 
     host: str
     pid: int
@@ -29,7 +29,7 @@ class LeaseHolder:
 
     @property
     def is_active(self) -> bool:
-        """Whether it works; a frozen one keeps its connection, and one that was killed its lease, for a while."""
+        """Whether it is active: a frozen one keeps its connection, and a killed one its lease, for a while."""
         return self.is_renewing and self.is_connected
 
 

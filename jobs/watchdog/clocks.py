@@ -1,4 +1,4 @@
-"""`Clocks`: keeps in the database what the watchdog's tasks have measured, so that a successor goes on from there."""
+"""`Clocks`: stores the measurements of the watchdog's tasks in the database, so that a successor can use them."""
 
 import time
 from collections import defaultdict
@@ -26,11 +26,11 @@ class Clocks:
         self._saved_at = time.monotonic()
 
     def stopwatch(self, task: str) -> Stopwatch:
-        """A stopwatch that is kept, under the task's name."""
+        """A stopwatch that is stored, under the task's name."""
         return self._stopwatches.setdefault(task, Stopwatch())
 
     def load(self, gap_seconds: float) -> None:
-        """Go on from what was measured before. Raises SQLAlchemyError.
+        """Continue from the stored measurements. Raises SQLAlchemyError.
 
         Args:
             gap_seconds: since the last watchdog has finished a task; infinite if nobody could measure since.
@@ -49,7 +49,7 @@ class Clocks:
             stopwatch.restore(found[task])
 
     def save(self) -> None:
-        """Write what has changed, and all from time to time. Raises SQLAlchemyError."""
+        """Write the values that have changed, and from time to time all of them. Raises SQLAlchemyError."""
         has_all = time.monotonic() - self._saved_at > SAVE_SECONDS
         if has_all:
             self._saved_at = time.monotonic()

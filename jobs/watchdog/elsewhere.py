@@ -1,4 +1,4 @@
-"""Why an attempt on another host is lost: what it has said itself, its heartbeats, and its worker's.
+"""Decides whether an attempt on another host is lost: by its own record, its heartbeats, and those of its worker.
 
 Its process can be neither seen nor killed from here. The token of an attempt that was given up is invalid, so a process
 that comes back can't write, and ends.
@@ -40,7 +40,7 @@ class Elsewhere:
         self._pod_start_seconds = pod_start_seconds
 
     def refresh(self) -> None:
-        """Start another look at the runs."""
+        """Discard what was read for the previous check of the runs."""
         self._workers.refresh()
 
     def find_cause(self, run: Mapping[str, Any], attempt: JobAttempt | None, silence: float) -> str | None:
@@ -73,7 +73,7 @@ class Elsewhere:
         return self._offline_seconds(run) >= OFFLINE_SECONDS and self._knows_workers()
 
     def has_lost_other(self, run: Mapping[str, Any]) -> bool:
-        """Whether a run of another flow has no process any more, or is not known to. Raises httpx.HTTPError."""
+        """Whether a run of another flow has no process any more, as far as is known. Raises httpx.HTTPError."""
         running = self._stopwatch.seconds(run["id"], "running", (run["state_type"], run["run_count"]))
         is_too_long = running >= OTHERS_SECONDS and RETRAIN_FLOW_NAME in run["tags"]  # it takes minutes
         if name_worker(run) is None:
@@ -91,8 +91,7 @@ class Elsewhere:
 
 
 def has_said_why(run: Mapping[str, Any], attempt: JobAttempt) -> bool:
-    """Whether the attempt, or the process that was to begin it, has recorded that it ended, and that it was stopped or
-    what it failed with.
+    """Whether the attempt, or the process that was to begin it, has recorded that it was stopped or why it failed.
 
     A run that is pending again after an attempt had begun is about to begin the next one.
     """

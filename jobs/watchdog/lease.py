@@ -64,7 +64,7 @@ _END_CONNECTIONS = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity 
 
 
 class LeaseLost(Exception):
-    """Another watchdog is or may be active: nothing may be done any more."""
+    """Another watchdog is or may be active: this one must not act any more."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Turn:
 
 
 class Lease:
-    """This process's share in the lease."""
+    """This process's view of the lease."""
 
     def __init__(self, database_url: str) -> None:
         self.holder = uuid4()
@@ -91,14 +91,14 @@ class Lease:
         self._looked_at = -inf
 
     def check(self) -> None:
-        """Check the lease before an act, which is progress. Raises LeaseLost if it may have ended."""
+        """Check the lease before an action, which counts as progress. Raises LeaseLost if the lease may have ended."""
         if _now() - self._renewed_at > LEASE_SECONDS:
             raise LeaseLost("the lease was not renewed in time")
         if threading.get_ident() == self._owner:
             self.note_progress()
 
     def note_progress(self) -> None:
-        """Note that the tasks go on."""
+        """Note that the tasks make progress."""
         self._looked_at = _now()
 
     def fence(self, client: httpx.Client) -> httpx.Client:

@@ -60,7 +60,7 @@ class OwnerTags:
 
 
 def _tag_of(client: str) -> str:
-    """The owner's tag; one of nobody for a client that names no key, so that it is not looked at again."""
+    """The owner's tag; for a client without a key a tag that nobody owns, so that the job is not checked again."""
     with suppress(ValueError):
         return owner_tag(UUID(client.removeprefix(KEY_PREFIX)))
     return f"{OWNER_PREFIX}unknown"

@@ -1,4 +1,4 @@
-"""The call that tells a client of its job: what it says, how it is made and signed."""
+"""A webhook call: its body, its signature, and how it is sent."""
 
 import json
 import time

@@ -18,7 +18,7 @@ from sft.models.quantized import count_weights
 def describe_start(
     model: nn.Module, settings: LoraConfig | None = None, stored: dict[str, list[int]] | None = None
 ) -> Adaptation:
-    """Describe the adapter that training starts from: the model's own, or the one these settings would make.
+    """Describe the adapter that training starts from: the model's own, or the one these settings would create.
 
     `stored` has the shapes of the weights in the adapter's file.
 

@@ -64,7 +64,7 @@ def find_foreign(path: Path, root: Path) -> Path | None:
 def is_opened_in(handle: int, root: Path) -> bool:
     """Whether an open file lies in `root`, whichever links led to it.
 
-    True on systems (other than Linux) that do not tell an open file's path.
+    True on systems (other than Linux) that do not reveal an open file's path.
     """
     try:
         found = Path(f"/proc/self/fd/{handle}").readlink()

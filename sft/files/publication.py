@@ -39,9 +39,9 @@ def publish_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def read_creation_mode(folder: Path) -> int:
-    """The mode of a folder that is made in `folder`, which is as the umask says.
+    """The mode of a folder that is created in `folder`, which depends on the umask.
 
-    One is made for it: os.umask tells the umask by setting it, and threads that do that at once keep the wrong one.
+    Found by creating one: os.umask reads the umask by setting it, and threads that do so at once may leave a wrong one.
     """
     probe = Path(tempfile.mkdtemp(dir=folder)) / "probe"
     probe.mkdir()
