@@ -32,15 +32,13 @@ WORKERS = {  # how many jobs a worker may have, and where one is started
 @commands.command(rich_help_panel=PANEL)
 def deploy(
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most jobs that run at once in the pool; as it is if not given.")
+        int | None, typer.Option(min=1, help="Maximum number of jobs at once in the pool; unchanged if not given.")
     ] = None,
     pool_type: Annotated[
-        PoolType | None, typer.Option(help="What jobs run as; a pool that is there keeps its type. Default: process.")
+        PoolType | None, typer.Option(help="What jobs run as; an existing pool keeps its type. Default: process.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="Image of a docker or kubernetes pool's jobs.")] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs of each pod. With Docker: 0, or those the worker may use.")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each pod. With Docker: 0, or the worker's.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Namespace of the pods; `tuneyard` if not given.")] = None,
     reset_template: Annotated[
         bool, typer.Option("--reset-template", help="Replace the pool's job template with all values and changes.")

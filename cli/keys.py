@@ -34,14 +34,14 @@ def create(
         str | None,
         typer.Option(
             metavar="KEY_ID",
-            help="Key whose jobs it sees and makes, such as the one it replaces; its own if not given.",
+            help="Key that owns the new key's jobs, such as the one it replaces; the new key itself if not given.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create a key. It is displayed once.
 
-    A submit key sees and cancels the jobs that it made, an admin key all (TUNEYARD_SUBMIT_KEYS_SEE,
+    A submit key can see and cancel the jobs that it created, an admin key all (TUNEYARD_SUBMIT_KEYS_SEE,
     TUNEYARD_READ_KEYS_SEE).
     """
     with _database() as engine:
@@ -57,7 +57,7 @@ def create(
     typer.echo(key)  # nothing else on stdout, for KEY=$(tuneyard keys create ci)
     if scope is KeyScope.READ and of is None and Settings().read_keys_see == "own":
         typer.echo(
-            "TUNEYARD_READ_KEYS_SEE is own, so this key sees no job; --of KEY_ID makes one for another key's jobs.",
+            "TUNEYARD_READ_KEYS_SEE is own, so this key sees no job; --of KEY_ID creates one for another key's jobs.",
             err=True,
         )
     if is_first:

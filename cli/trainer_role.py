@@ -43,7 +43,7 @@ def trainer_role(
         print_json({"role": role_name(url), "url": made})
         return
     if made is None:
-        print_line(f"Role {role_name(url)} has its rights, and the password it had; --new-password makes another one.")
+        print_line(f"Role {role_name(url)} has its rights and keeps its password; --new-password sets a new one.")
         return
     print_line(
         f"Role {role_name(url)}. Set this as TUNEYARD_DATABASE_URL for workers; it is not shown again:", err=True
@@ -72,7 +72,7 @@ def check_trainers(settings: "Settings") -> Iterator["Finding"]:
     except (SQLAlchemyError, StackError):
         return
     if not hosts:
-        yield Finding(Level.OK, "database", "no job of the last day owned it")
+        yield Finding(Level.OK, "database", "no job of the last day connected as its owner")
         return
     remedy = "give workers the URL that `tuneyard trainer-role` prints as TUNEYARD_DATABASE_URL"
     names = ", ".join(hosts)

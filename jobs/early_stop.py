@@ -87,7 +87,7 @@ def describe_end(code: int) -> tuple[str, str]:
         code: as in `subprocess`, negative for a signal.
     """
     if -code == signal.SIGKILL:
-        return "killed", "the job's process was killed, perhaps for want of memory; see the logs of its host"
+        return "killed", "the job's process was killed, perhaps because memory ran out; see the logs of its host"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return "crashed", f"the job's process {how}; see the worker's log"
 

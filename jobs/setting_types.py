@@ -41,15 +41,15 @@ def _check_store(url: str) -> str:
     if scheme == "file" and not place.startswith("/"):
         raise ValueError("must name an absolute path, as file:///mnt/tuneyard")
     if "@" in place or "?" in place:
-        raise ValueError("must be an address alone; credentials go into the variables of the store's own tools")
+        raise ValueError("must not contain credentials; set them in the variables of the store's own tools")
     if "::" in place or "#" in place or not url.isprintable():  # what fsspec, or a line break, would make of it
-        raise ValueError("must be an address without ::, # and line breaks")
+        raise ValueError("must be a URL without ::, # and line breaks")
     if scheme != "file" and {"", ".", ".."}.intersection(place.rstrip("/").split("/")):  # S3 lists other folders
-        raise ValueError("must be an address without empty parts, . and ..")
+        raise ValueError("must be a URL without empty parts, . and ..")
     try:
         urlsplit(url)
     except ValueError as error:
-        raise ValueError("must be an address, which begins with a bucket or an absolute path") from error
+        raise ValueError("must be a URL with a bucket or an absolute path") from error
     return url.rstrip("/")
 
 

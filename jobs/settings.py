@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         None,
         description="Store for what must outlive a machine: `s3://bucket/folder`, `gs://...`, `az://...`, or "
         "`file:///path` on a disk that all machines share. Checkpoints are sent there while a job trains, and fetched "
-        "where it resumes. If unset they are on the disk of the machine that trains alone.",
+        "where it resumes. If unset they are only on the disk of the machine that trains.",
     )
 
     store_models: bool = Field(
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         None,
         gt=0,
         description="Space for base models that were fetched from the store; half of the disk of the state folder if "
-        "unset. Those used longest ago are removed first, none that a job uses.",
+        "unset. The least recently used are removed first, except those that a job uses.",
     )
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     pod_start_seconds: float = Field(
         3600,
         gt=0,
-        description="How long a job's container or pod may take to start, image and waiting for a node included; "
-        "a process has 300 s. Then the attempt counts as lost.",
+        description="How long a job's container or pod may take to start, including pulling the image and waiting for "
+        "a node; a process has 300 s. After that the attempt counts as lost.",
     )
     dtype: Literal["bf16", "fp16", "none"] | None = Field(
         None,
@@ -134,12 +134,12 @@ class Settings(BaseSettings):
 
     require_api_key: bool = Field(False, description="Require an API key even if none exists yet.")
     submit_keys_see: Literal["own", "all"] = Field(
-        "own", description="Jobs that a `submit` key sees and cancels: those it made, or all."
+        "own", description="Jobs that a `submit` key can see and cancel: those it created, or all."
     )
     read_keys_see: Literal["own", "all"] = Field(
         "all",
-        description="Jobs that a `read` key sees. One created with `--of` sees the other key's jobs alone, whatever is "
-        "set here; with `own` the others see none.",
+        description="Jobs that a `read` key sees. A key created with `--of` sees only the other key's jobs, regardless "
+        "of this setting; with `own` all other `read` keys see none.",
     )
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body; a larger one gets 413.")
     body_timeout_seconds: float = Field(
@@ -195,9 +195,9 @@ class Settings(BaseSettings):
     trainer_database_url: DatabaseUrl | None = Field(
         None,
         repr=False,
-        description="The database with the role that `tuneyard trainer-role` makes, for the workers of this stack: "
-        "jobs write their own rows alone. The local database has such a role. Elsewhere workers get it as "
-        "`TUNEYARD_DATABASE_URL`.",
+        description="The database with the role that `tuneyard trainer-role` creates, for the workers of this stack, "
+        "whose jobs can then write only their own rows. The local database has such a role. Workers elsewhere get this "
+        "URL as `TUNEYARD_DATABASE_URL`.",
     )
     prefect_api_url: str | None = Field(
         None,
@@ -226,7 +226,7 @@ class Settings(BaseSettings):
     mlflow_tracking_token: Secret | None = Field(
         None,
         validation_alias=AliasChoices("MLFLOW_TRACKING_TOKEN"),
-        description="Token for `MLFLOW_TRACKING_URI`, where there is no password.",
+        description="Token for `MLFLOW_TRACKING_URI`, used if there is no password.",
     )
 
     @model_validator(mode="before")

@@ -150,7 +150,7 @@ class SharedStore:
                 except FileNotFoundError as error:
                     raise Damaged(f"{kept.url} lacks its {name}") from error
                 if target.stat().st_size != size or hash_file(target) != digest:
-                    raise Damaged(f"{name} of {kept.url} is not what was put there")
+                    raise Damaged(f"{name} of {kept.url} differs from what was stored")
 
     def locate(self, owner: str, digest: str) -> str:
         """The URL of an owner's file."""

@@ -240,7 +240,7 @@ def read_spec(parameters: Mapping[str, Any] | None) -> JobParameters:
     try:
         text = json.dumps(parameters or {})
     except (TypeError, ValueError, RecursionError) as error:
-        return JobParameters(None, f"the parameters are no JSON that can be read: {error}", JobOptions(), {})
+        return JobParameters(None, f"the parameters are not valid JSON: {error}", JobOptions(), {})
     return _read_cached(text) if len(text) <= MAX_CACHED_CHARACTERS else _read(text)
 
 

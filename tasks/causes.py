@@ -132,7 +132,7 @@ def _say_disk_full(error: BaseException) -> str:
 def _say_out_of_memory(error: BaseException) -> str:
     return (
         f"out of memory ({_show(error)}); lower batch_size or cutoff_len (max_seq_length), or set "
-        "gradient_checkpointing to true; a plan says what a job needs"
+        "gradient_checkpointing to true; a plan shows what a job needs"
     )
 
 

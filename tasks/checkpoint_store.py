@@ -82,7 +82,7 @@ class CheckpointSender:
         try:
             shutil.copytree(folder, linked, copy_function=_link)
         except OSError as error:  # deleted meanwhile, or the disk is full: a later one will be sent
-            logger.warning("%s can't be kept ready to be sent to the store (%s)", folder.name, error.strerror or error)
+            logger.warning("%s can't be kept for sending to the store (%s)", folder.name, error.strerror or error)
             shutil.rmtree(linked, ignore_errors=True)
             return
         with self._lock:
@@ -177,7 +177,7 @@ class CheckpointSender:
         return self._store.put(self._owner, checkpoint_name(step), folder, self._publishing, digests)
 
     def _tell(self, why: str) -> None:
-        logger.warning("The store does not take checkpoints (%s); training goes on, and they are sent later", why)
+        logger.warning("The store does not take checkpoints (%s); training continues, and they are sent later", why)
 
     def _pause(self, seconds: float) -> None:
         if self._given_up.wait(seconds):

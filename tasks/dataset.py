@@ -145,7 +145,7 @@ def reading_registry(registry: Path, label: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise InvalidDataset(
-            f"dataset {label}: DVC can't make sense of its files in the registry {registry} ({type(error).__name__}); "
+            f"dataset {label}: DVC can't parse its files in the registry {registry} ({type(error).__name__}); "
             "add it to DVC again"
         ) from error
 

@@ -101,7 +101,7 @@ def _read_list(store: SharedStore, owner: str, name: str) -> Kept | None:
     try:
         return store.get(owner, name)
     except Damaged as error:
-        logger.warning("%s; going on without it", error)
+        logger.warning("%s; continuing without it", error)
         return None
 
 

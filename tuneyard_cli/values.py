@@ -37,7 +37,7 @@ def load_yaml(text: str) -> Any:
         def get_single_node(self) -> Any:
             node = super().get_single_node()
             if node is not None and _count_values(node, {}) > MAX_VALUES:
-                raise ValueError(f"it holds more than {MAX_VALUES} values, with what aliases stand for")
+                raise ValueError(f"it holds more than {MAX_VALUES} values, including those that aliases stand for")
             return node
 
     def construct_int(loader: Any, node: Any) -> int:

@@ -83,5 +83,5 @@ def bound(client: ClientT) -> ClientT:
 def _shorten(timeout: float | None, error: type[Exception]) -> float | None:
     left = seconds_left()
     if left <= 0:
-        raise error("the call has taken as long as it may")
+        raise error("the call exceeded its deadline")
     return timeout if left == inf else left if timeout is None else min(timeout, left)

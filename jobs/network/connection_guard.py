@@ -137,7 +137,7 @@ class Guard:
         self._connections = values["server_state"].connections
         excess = len(self._connections) + 1 - self._limits.connections
         if excess > 0 and not self._make_room(excess):
-            self._log.warn(f"Refused a connection: {self._limits.connections} are at work (TUNEYARD_MAX_CONNECTIONS)")
+            self._log.warn(f"Refused a connection: {self._limits.connections} are open (TUNEYARD_MAX_CONNECTIONS)")
             return RefusedConnection(self._limits.connections)
         protocol = self._make_protocol(**values)
         protocol.app = partial(self._serve, protocol, protocol.app)

@@ -20,7 +20,7 @@ def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] =
     notes = _drop_unusable_proxies(environment)
     listed, unreadable = _read_exceptions(environment)
     notes += [
-        f"NO_PROXY's entry {entry!r} is left out: HTTP clients can't read it; write an address without brackets"
+        f"NO_PROXY's entry {entry!r} is ignored: HTTP clients can't parse it; write an address without brackets"
         for entry in unreadable
     ]
     value = "*" if "*" in listed else ",".join(dict.fromkeys([*listed, *HOSTS, *hosts]))
@@ -35,7 +35,7 @@ def _drop_unusable_proxies(environment: MutableMapping[str, str]) -> list[str]:
         problem = _find_problem(environment[name])
         if problem:
             del environment[name]
-            notes.append(f"{name} is left out, what is elsewhere can't be reached by it: {problem}")
+            notes.append(f"{name} is ignored, other hosts can't be reached through it: {problem}")
     return notes
 
 

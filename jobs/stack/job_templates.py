@@ -94,7 +94,7 @@ def _variables(**own: dict[str, Any]) -> dict[str, Any]:
             "type": "object",
             "default": {},
             "additionalProperties": {"anyOf": [TEXT, {"type": "null"}]},
-            "description": "Variables of jobs. Secrets do not belong here: everybody who may read the pool sees them.",
+            "description": "Variables of jobs. Put no secrets here: everyone who can read the pool sees them.",
         },
         "labels": TEXTS | {"default": {}, "description": "Labels of containers and pods."},
         "image": TEXT | {"description": "Image that jobs run in."},
@@ -107,9 +107,9 @@ def _docker() -> Template:
         image_pull_policy=TEXT | {"enum": ["IfNotPresent", "Always", "Never"], "default": "IfNotPresent"},
         networks={"type": "array", "items": TEXT, "default": [], "description": "Docker networks of jobs."},
         secrets_folder=TEXT
-        | {"default": "/etc/tuneyard/secrets", "description": "Folder of a worker's host: a file NAME sets NAME."},
+        | {"default": "/etc/tuneyard/secrets", "description": "Folder on a worker's host: a file NAME sets NAME."},
         state_volume=TEXT
-        | {"default": "tuneyard-jobs", "description": "Volume or folder of a worker's host for models and outputs."},
+        | {"default": "tuneyard-jobs", "description": "Volume or folder on a worker's host for models and outputs."},
         runtime=TEXT | {"default": "nvidia", "description": "`nvidia` for GPUs, `runc` without."},
         shm_size=TEXT | {"default": "2g", "description": "Shared memory of a job, for several devices."},
         auto_remove={
@@ -117,7 +117,7 @@ def _docker() -> Template:
             "default": False,
             "description": "Remove ended containers at once; their exit code is then lost.",
         },
-        mem_limit=TEXT | {"description": "Most memory of a job, such as `64g`; no limit if unset."},
+        mem_limit=TEXT | {"description": "Memory limit of a job, such as `64g`; no limit if unset."},
         **{GPUS_OF_WORKER: TEXT | {"description": "Taken from the worker's environment; leave it unset."}},
     )
     configuration = {
@@ -153,13 +153,13 @@ def _kubernetes() -> Template:
         namespace=TEXT | {"default": "tuneyard", "description": "Namespace of the jobs."},
         image_pull_policy=TEXT | {"enum": ["IfNotPresent", "Always", "Never"], "default": "IfNotPresent"},
         service_account_name=TEXT
-        | {"default": "tuneyard-job", "description": "Account of the pods; it needs no rights."},
+        | {"default": "tuneyard-job", "description": "Service account of the pods; it needs no rights."},
         config_map=TEXT | {"default": "tuneyard", "description": "Variables of jobs that are not secret."},
         secret=TEXT | {"default": "tuneyard-jobs", "description": "Secret with a key for each secret variable."},
         gpu_count={"type": "integer", "default": 1, "minimum": 0, "description": "GPUs of a job."},
-        cpu_request=TEXT | {"default": "2", "description": "CPUs that a job is given at least."},
-        memory_request=TEXT | {"default": "16Gi", "description": "Memory that a job is given at least."},
-        memory_limit=TEXT | {"default": "64Gi", "description": "Most memory of a job, shared memory included."},
+        cpu_request=TEXT | {"default": "2", "description": "CPUs that a job requests."},
+        memory_request=TEXT | {"default": "16Gi", "description": "Memory that a job requests."},
+        memory_limit=TEXT | {"default": "64Gi", "description": "Memory limit of a job, shared memory included."},
         shm_size=TEXT | {"default": "2Gi", "description": "Shared memory of a job, for several devices."},
         state_size=TEXT | {"default": "100Gi", "description": "Disk of a job for its model, data and checkpoints."},
         node_selector=TEXTS | {"default": {}, "description": "Labels that a job's node must have."},

@@ -157,7 +157,7 @@ def judge_workers(work_pool: str, pool_type: str, online: int, taken: int) -> Pa
         return PartCheck(True, f"none is needed: Prefect starts the jobs of work pool {work_pool}")
     detail = f"{online} online in work pool {work_pool}"
     if pool_type in ON_OWN_HOST and taken > online > 0:
-        advice = "start each worker with `--limit 1`, else it takes all jobs that wait"
+        advice = "start each worker with `--limit 1`, else it takes all waiting jobs"
         return PartCheck(True, f"{detail}, and {taken} runs taken; {advice}", is_warning=True)
     return PartCheck(online > 0, detail)
 

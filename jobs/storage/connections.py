@@ -76,4 +76,4 @@ def _connect(engine: Engine, patience_seconds: float) -> Connection:
     try:
         return patient(retry_if_exception_type(DBAPIError), patience_seconds, PAUSES, tell)(engine.connect)
     except DBAPIError as error:
-        raise StackError(f"{DATABASE} has not been there for {patience_seconds:.0f} s") from error
+        raise StackError(f"{DATABASE} has been down for {patience_seconds:.0f} s") from error

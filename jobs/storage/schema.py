@@ -93,7 +93,7 @@ def _prepare(connection: Connection, lock_seconds: float) -> None:
         if not isinstance(error.orig, psycopg2.errors.LockNotAvailable):
             raise
         raise StackError(
-            f"another process has been bringing the database's schema up to date for {lock_seconds:.0f} s; try again"
+            f"another process has been migrating the database's schema for {lock_seconds:.0f} s; try again"
         ) from error
     connection.commit()
 
@@ -106,8 +106,8 @@ def _upgrade(connection: Connection) -> None:
         return
     if not set(found) <= {*known_revisions()}:
         raise SchemaMismatch(
-            f"the database's schema is {', '.join(found)}, and this version of Tuneyard knows {wanted} at most: it was "
-            "last used by a newer one. Install that again, or restore the database from before"
+            f"the database's schema is {', '.join(found)}, and this version of Tuneyard supports {wanted} at most: it "
+            "was last used by a newer version. Install that version, or restore the database from a backup"
         )
     import alembic.command  # takes a fifth of a second, which jobs can do without
     import alembic.config
@@ -124,10 +124,10 @@ def _upgrade(connection: Connection) -> None:
     except (SQLAlchemyError, CommandError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise SchemaMismatch(
-            f"the database's schema could not be brought from {', '.join(found) or 'nothing'} to {wanted} ({reason}); "
-            "nothing has changed. Solve that and start again"
+            f"the database's schema could not be migrated from {', '.join(found) or 'nothing'} to {wanted} ({reason}); "
+            "nothing has changed. Fix the problem and start again"
         ) from error
-    logger.info("The database's schema was brought from %s to %s", ", ".join(found) or "nothing", wanted)
+    logger.info("The database's schema was migrated from %s to %s", ", ".join(found) or "nothing", wanted)
 
 
 def _read_revisions(connection: Any) -> tuple[str, ...]:

@@ -38,10 +38,10 @@ PENDING_SECONDS = 30.0  # until a run taken by a worker must have a process
 PAUSED = (RunState.SCHEDULED, RunState.PAUSED)
 
 REASONS = {
-    "killed": "the job's process was killed, perhaps for want of memory; see the logs of the worker and the system",
+    "killed": "the job's process was killed, perhaps because memory ran out; see the logs of the worker and the system",
     "lost_worker": "the worker was lost, and the job's process with it",
-    "timeout": f"the job's process gave no sign of life for {SILENCE_SECONDS:.0f} s and was ended",
-    "crashed": "the job's process ended without saying why; see the worker's log",
+    "timeout": f"the job's process sent no heartbeat for {SILENCE_SECONDS:.0f} s and was ended",
+    "crashed": "the job's process ended without an error message; see the worker's log",
     "not_started": "no process of the job has started in time; see the log of its worker, or its pod's events",
 }
 

@@ -18,7 +18,7 @@ from jobs.storage.tables import JobReport
 from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 
 TIMEOUT_SECONDS = 15.0  # for one attempt, without name resolution
-NO_REASON = "the job's process ended without saying why"
+NO_REASON = "the job's process ended without an error message"
 STATE_PREFIX = "Flow run encountered an exception: "
 
 

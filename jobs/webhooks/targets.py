@@ -74,7 +74,7 @@ def check_target(url: str, allowed: Iterable[Network]) -> None:
         address = unwrap(addresses[0])
         raise ForbiddenTarget(
             f"webhook_url: {address} is not a public address; to allow it, set TUNEYARD_WEBHOOK_ALLOW={address} (or a "
-            f"network such as 10.0.0.0/8) and start the service and its stack again, got {url!r}"
+            f"network such as 10.0.0.0/8) and restart the service and its stack, got {url!r}"
         )
 
 

@@ -94,9 +94,9 @@ def _list_kept(config: SFTConfig, adapter: LoraConfig) -> Iterator[str]:
     for name, field in OWN.items():
         asked, own = getattr(config, name), getattr(adapter, field)
         if asked not in (own, SFTConfig.model_fields[name].default):
-            yield f"{name} {asked} is not followed: the adapter in adapter_path keeps its own, {own}"
+            yield f"{name} {asked} is ignored: the adapter in adapter_path keeps its own, {own}"
     if config.lora_target_modules is not None:
-        yield "lora_target_modules is not followed: the adapter in adapter_path keeps the layers it has"
+        yield "lora_target_modules is ignored: the adapter in adapter_path keeps the layers it has"
 
 
 def _check_files(folder: Path) -> None:

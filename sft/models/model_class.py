@@ -26,8 +26,8 @@ def find_model_class(settings: Any, path: Path) -> Any:
     ]
     if not known:
         raise ModelNotSupported(
-            f"base_model {path.name} is a {settings.model_type} model, which transformers does not know as one that "
-            "writes text from left to right; take a causal language model"
+            f"base_model {path.name} is a {settings.model_type} model, which transformers does not know as a causal "
+            "language model; choose another model"
         )
     saved_as = set(settings.architectures or ())
     for candidate in known:

@@ -42,7 +42,7 @@ def repair(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     told = [f"{name} {_show(value)}" for name, value in _repair(repaired)]
     if not told:
         return values, []
-    return repaired, [f"config.json of the base model has entries that are not followed: {', '.join(told)}"]
+    return repaired, [f"config.json of the base model has entries that are ignored: {', '.join(told)}"]
 
 
 def _repair(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

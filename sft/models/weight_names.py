@@ -88,7 +88,7 @@ def describe_unread(loading: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"{len(names)} weights in the base model's files are not used, {names[0]} for one: config.json has no place "
-        "for them (fewer layers, say, or no biases); look whether it belongs to these weights"
+        "for them (fewer layers, say, or no biases); check that it belongs to these weights"
     ]
 
 

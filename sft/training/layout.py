@@ -59,9 +59,9 @@ def choose_layout(model: PreTrainedModel) -> Layout:
         for layout in ("trl", "logits"):
             if _gives_right_loss(model, layout, batch, texts):
                 return layout
-    check_base(model, "it gives a row another loss beside other rows than alone")  # some kernels let NaN pass
+    check_base(model, "it gives a row a different loss in a batch than alone")  # some kernels let NaN pass
     raise ModelNotSupported(
-        f"base_model {_name(model)} gives a row another loss beside other rows than alone, so it can't be trained in "
+        f"base_model {_name(model)} gives a row a different loss in a batch than alone, so it can't be trained in "
         "batches"
     )
 
@@ -91,7 +91,7 @@ def check_causality(model: PreTrainedModel) -> None:
         check_base(model, "a later token changes its logits of an earlier one")
         raise ModelNotSupported(
             f"base_model {_name(model)} is not a causal language model: a later token changes the logits of an "
-            "earlier one, so training would see the answers; choose a model that writes from left to right"
+            "earlier one, so training would see the answers; choose a causal language model"
         )
 
 

@@ -175,4 +175,4 @@ def test_proxies_are_told_of_where_there_are_any():
     assert ok.level is Level.OK
     (finding,) = doctor.check_proxies({"ALL_PROXY": "socks5://proxy:1"})
     assert finding.level is Level.WARN
-    assert "ALL_PROXY is left out" in finding.detail
+    assert "ALL_PROXY is ignored" in finding.detail

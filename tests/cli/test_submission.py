@@ -230,7 +230,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         (f"seed: {'9' * 5000}\n", "has more digits than can be read"),
         (f"seed: 0x{'f' * 5000}\n", "has more digits than can be read"),
         ('run_name: "\\ud83d"\n', "holds half a character"),
-        (ALIASES, "it holds more than 100000 values, with what aliases stand for"),
+        (ALIASES, "it holds more than 100000 values, including those that aliases stand for"),
         ("#" * (MAX_FILE_BYTES + 1), "has more than 1048576 bytes; no job is as large"),
         ("base_model: m\ndataset_version: ' '\n", "dataset_version (--dataset) must not be blank"),
         ("config_id: 3\n", "config_id must be the id or the name of a saved configuration, as text, got 3"),

@@ -58,8 +58,7 @@ def test_the_url_is_shown_once_and_the_role_can_do_little(run, url):
     kept = read_secret(url)
     again = run()
     assert (
-        again.stdout
-        == "Role tuneyard_trainer has its rights, and the password it had; --new-password makes another one.\n"
+        again.stdout == "Role tuneyard_trainer has its rights and keeps its password; --new-password sets a new one.\n"
     )
     assert read_secret(url) == kept
     assert json.loads(run("--json").stdout) == {"role": "tuneyard_trainer", "url": None}
@@ -108,7 +107,7 @@ def test_doctor_names_hosts_whose_jobs_own_the_database(run, url):
         (finding,) = check_trainers(settings)
         return finding
 
-    assert (check(settings).level, check(settings).detail) == ("ok", "no job of the last day owned it")
+    assert (check(settings).level, check(settings).detail) == ("ok", "no job of the last day connected as its owner")
     Attempt.begin(url, uuid4())
     found = check(settings)
     assert found.level == "warn"

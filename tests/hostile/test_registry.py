@@ -55,7 +55,7 @@ HOSTILE = [
     (imported(path="e.jsonl", repo={"url": "--upload-pack=touch {outside}/canary"}), NO_SERVER),
     (imported(path="e.jsonl", repo={"url": "ssh://-oProxyCommand=touch%20{outside}/canary/x"}), NO_SERVER),
     (imported(path="e.jsonl", repo={"url": "-oProxyCommand=x@y:z"}), NO_SERVER),
-    ({"outs": [{"path": "e", "remote": "a", "files": [{"relpath": "../e.jsonl", "md5": MD5}]}]}, "can't make sense"),
+    ({"outs": [{"path": "e", "remote": "a", "files": [{"relpath": "../e.jsonl", "md5": MD5}]}]}, "can't parse"),
 ]
 
 
@@ -125,8 +125,8 @@ def test_what_other_datasets_import_is_not_looked_at(tmp_path: Path) -> None:
 REMOTES = [
     ("url = ssh://x/y", "dvc-ssh"),
     ("url = gs://bucket/key", "dvc-gs"),
-    ("url = http://127.0.0.1:9/x\nauth = digest", "can't make sense"),
-    ("url = http://127.0.0.1:99999/x", "can't make sense"),
+    ("url = http://127.0.0.1:9/x\nauth = digest", "can't parse"),
+    ("url = http://127.0.0.1:99999/x", "can't parse"),
     ("url = nonsense://x", "Unsupported URL"),
 ]
 

@@ -90,7 +90,7 @@ def test_a_migration_that_is_killed_is_not_begun(url, plain, table):
 def test_who_migrates_for_ever_keeps_others_waiting_for_some_seconds_only(url, plain):
     with plain.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(7415001)"))
-        with pytest.raises(StackError, match="another process has been bringing the database's schema up to date"):
+        with pytest.raises(StackError, match="another process has been migrating the database's schema"):
             migrate(url, lock_seconds=0.3)
     plain.dispose()
     migrate(url, lock_seconds=5)

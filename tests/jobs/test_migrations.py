@@ -102,7 +102,7 @@ class TestADatabase:
             for thread in threads:
                 thread.join()
         assert revision_of(plain) == known_revisions()[-1]
-        assert len([record for record in caplog.records if "was brought from 0002" in record.getMessage()]) == 1
+        assert len([record for record in caplog.records if "was migrated from 0002" in record.getMessage()]) == 1
 
     def test_a_newer_one_is_refused_and_left_alone(self, url, plain, stack):
         migrate(url)
@@ -116,7 +116,7 @@ class TestADatabase:
         for path in ("/train", "/api/sft/configs", "/queue"):
             answer = TestClient(create_app(settings)).get(path)
             assert (answer.status_code, answer.json()["code"]) == (503, "schema_mismatch")
-            assert "Install that again" in answer.json()["detail"]
+            assert "Install that version" in answer.json()["detail"]
         assert revision_of(plain) == NEWER
 
     def test_a_migration_that_fails_leaves_all_as_it_was(self, url, plain):

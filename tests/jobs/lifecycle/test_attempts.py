@@ -142,7 +142,7 @@ def test_a_process_that_is_given_up_ends_at_once_and_says_nothing_more(stack, be
 
 def test_a_job_waits_for_its_database_but_not_for_ever(stack):
     nobody = create_engine(f"postgresql+psycopg2://127.0.0.1:{free_port()}/none")
-    with pytest.raises(StackError, match="has not been there for 1 s"), wait_for_database(nobody, 1):
+    with pytest.raises(StackError, match="has been down for 1 s"), wait_for_database(nobody, 1):
         raise AssertionError
 
     class Back:

@@ -1,4 +1,4 @@
-"""Own addresses go by no proxy in any client, and a variable that would break every client is left out by name."""
+"""Own addresses go by no proxy in any client, and a variable that would break every client is ignored by name."""
 
 import urllib.request
 
@@ -55,7 +55,7 @@ def test_servers_elsewhere_keep_the_proxy_and_the_exceptions_of_the_user() -> No
 
 def test_what_is_left_out_is_named_and_why() -> None:
     notes = bypass_proxies({"ALL_PROXY": "socks5://h:1", "NO_PROXY": "[::1]:80"})
-    assert [note.split(" is left out")[0] for note in notes] == ["ALL_PROXY", "NO_PROXY's entry '[::1]:80'"]
+    assert [note.split(" is ignored")[0] for note in notes] == ["ALL_PROXY", "NO_PROXY's entry '[::1]:80'"]
     assert "'socksio' package is not installed" in notes[0]
 
 

@@ -223,7 +223,7 @@ def test_a_process_that_was_told_to_stop_before_it_had_begun_is_not_lost(
 
 def test_what_an_attempt_said_is_not_said_of_one_after_it_that_never_began(bench: Bench) -> None:
     run = bench.make()
-    bench.begin(run).release(cause="registry_unavailable", message="MLflow has not been there for 120 s")
+    bench.begin(run).release(cause="registry_unavailable", message="MLflow has been down for 120 s")
     recovery = bench.recovery(max_attempts=2)
     bench.look_after(recovery, GONE_SECONDS)
     bench.change(run, settled_at=datetime.now(UTC) - SAME_LOSS - timedelta(seconds=1))
@@ -236,12 +236,12 @@ def test_what_an_attempt_said_is_not_said_of_one_after_it_that_never_began(bench
 
 def test_what_an_attempt_said_it_was_lost_to_is_what_the_job_fails_with(bench: Bench) -> None:
     run = bench.make()
-    bench.begin(run).release(cause="registry_unavailable", message="MLflow has not been there for 120 s")
+    bench.begin(run).release(cause="registry_unavailable", message="MLflow has been down for 120 s")
     bench.look_after(bench.recovery(max_attempts=1), GONE_SECONDS)
 
     report = read_reports(bench.engine, [UUID(run)])[UUID(run)]
     assert report.error_code == "registry_unavailable"
-    assert str(report.error).startswith("MLflow has not been there for 120 s; ")
+    assert str(report.error).startswith("MLflow has been down for 120 s; ")
 
 
 def test_a_silent_process_is_ended_and_its_job_begins_again(
@@ -259,7 +259,7 @@ def test_a_silent_process_is_ended_and_its_job_begins_again(
     assert bench.state(run) == "AwaitingRetry"
     assert process.wait(5) == -9
     assert find_processes(run) == []
-    assert "no sign of life" in bench.read(run)["state"]["message"]
+    assert "no heartbeat" in bench.read(run)["state"]["message"]
 
 
 READ = """

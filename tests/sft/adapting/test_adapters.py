@@ -179,6 +179,6 @@ def test_settings_that_an_adapter_to_start_from_overrules_are_named(
     start = save_adapter(model_path, tmp_path / "start")
     session = open_session(adapter_path=str(start), lora_r=16, lora_dropout=0.0, lora_target_modules=["down_proj"])
     assert session.warnings == [
-        "lora_r 16 is not followed: the adapter in adapter_path keeps its own, 2",
-        "lora_target_modules is not followed: the adapter in adapter_path keeps the layers it has",
+        "lora_r 16 is ignored: the adapter in adapter_path keeps its own, 2",
+        "lora_target_modules is ignored: the adapter in adapter_path keeps the layers it has",
     ]

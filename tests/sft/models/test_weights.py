@@ -132,7 +132,7 @@ def test_a_models_damaged_files_are_refused(folder, make_config, damage, told):
         (b'{"model_type": "mine", "auto_map": {"AutoConfig": "a.B"}}', "needs code of its own, which is never run"),
         (b'{"model_type": "llama", "hidden_size": "wide"}', "can't be read: "),
         (b'{"model_type": "llama", "num_attention_heads": 0}', "can't be read: "),
-        (b'{"model_type": "clip"}', "does not know as one that writes text"),
+        (b'{"model_type": "clip"}', "does not know as a causal language model"),
     ],
     ids=str,
 )
