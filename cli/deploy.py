@@ -51,10 +51,10 @@ def deploy(
     they are, and so do values that were set in the pool's job template. The local stack has its own.
     """
     from jobs.settings import Settings
-    from jobs.stack.job_templates import JobOptions
+    from jobs.stack.job_templates import TemplateOptions
     from jobs.stack.own_server import deploy_to_own_server
 
-    options = JobOptions(image=image, gpus=gpus, namespace=namespace)
+    options = TemplateOptions(image=image, gpus=gpus, namespace=namespace)
     result = deploy_to_own_server(Settings(), limit, pool_type and pool_type.value, options, reset_template)
     worker, where = describe_worker(result.pool)
     name, kind, most = result.pool["name"], result.pool["type"], result.pool["concurrency_limit"]

@@ -9,7 +9,7 @@ from tuneyard_cli.machine import Machine
 from tuneyard_cli.problems import UsageProblem
 
 if TYPE_CHECKING:
-    from tuneyard_cli.submission import Submission
+    from tuneyard_cli.submission import UnsentJob
 
 
 class ServiceMachine(Machine):
@@ -47,7 +47,7 @@ class ServiceMachine(Machine):
         hint = f"; did you mean {nearest}?" if nearest else ""
         raise UsageProblem(f"{name or repr(name)} is not a known field{hint}")
 
-    def plan(self, submission: "Submission") -> dict[str, Any]:
+    def plan(self, submission: "UnsentJob") -> dict[str, Any]:
         """Plan a job on this machine. Past jobs are used if a database is configured or the stack is up.
 
         Raises InvalidConfig, or what `plan_once` raises.

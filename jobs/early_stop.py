@@ -63,7 +63,7 @@ def _record_crash(pid: int, code: int, run_id: str) -> bool:
     from sft.errors import TuneyardError
 
     try:
-        return mark_crashed(_find_database(), UUID(run_id), pid, *describe_end(code))
+        return mark_crashed(_find_database(), UUID(run_id), pid, *explain_exit(code))
     except (SQLAlchemyError, TuneyardError, ValueError) as error:
         sys.stderr.write(f"The end of the job's process could not be recorded ({type(error).__name__})\n")
         return False
@@ -80,7 +80,7 @@ def _find_database() -> "Engine":
     return engine_for(database_url)
 
 
-def describe_end(code: int) -> tuple[str, str]:
+def explain_exit(code: int) -> tuple[str, str]:
     """Why a process was lost, as a code and a sentence.
 
     Args:

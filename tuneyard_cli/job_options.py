@@ -17,7 +17,7 @@ import typer
 from tuneyard_wire.fields import Flag, OptionFields, Strategy, TrainingFields
 
 if TYPE_CHECKING:
-    from tuneyard_cli.submission import Submission
+    from tuneyard_cli.submission import UnsentJob
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ _STRICT = typer.Option(
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class JobArguments:
     """A job as described by the options of a command.
 
     Attributes:
@@ -50,7 +50,7 @@ class JobOptions:
         """What to do when another job is running."""
         return "reject" if self.reject else "queue"
 
-    def build(self) -> "Submission":
+    def build(self) -> "UnsentJob":
         """The job. Raises UsageProblem."""
         from tuneyard_cli.submission import build_submission, read_settings
         from tuneyard_cli.values import read_mapping, read_pairs
@@ -123,18 +123,18 @@ def _option_parameter(name: str, annotation: Any, default: Any) -> inspect.Param
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def takes_job_options(command: Callable[Concatenate[JobOptions, P], R]) -> Callable[..., R]:
-    """Give a command, whose first parameter is a JobOptions, the options of the flagged fields and its other fields."""
-    hints = read_hints(JobOptions, include_extras=True)
+def takes_job_options(command: Callable[Concatenate[JobArguments, P], R]) -> Callable[..., R]:
+    """Give a command, whose first parameter is JobArguments, the options of the flagged fields and its other fields."""
+    hints = read_hints(JobArguments, include_extras=True)
     flagged = [one.parameter for one in flagged_fields()]
-    shared = [_option_parameter(one.name, hints[one.name], one.default) for one in fields(JobOptions)[1:]]
+    shared = [_option_parameter(one.name, hints[one.name], one.default) for one in fields(JobArguments)[1:]]
     signature = inspect.signature(command, eval_str=True)
     own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*signature.parameters.values()][1:]]
 
     @functools.wraps(command)
     def run(**values: Any) -> R:
         flags = {one.name: values.pop(one.name) for one in flagged}
-        options = JobOptions(flags, **{one.name: values.pop(one.name) for one in shared})
+        options = JobArguments(flags, **{one.name: values.pop(one.name) for one in shared})
         return command(options, **values)  # type: ignore[call-arg]  # what is left are its own
 
     parameters = [*flagged, *shared, *own]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneyard_cli.exit import ExitCode
-from tuneyard_cli.job_options import JobOptions, takes_job_options
+from tuneyard_cli.job_options import JobArguments, takes_job_options
 from tuneyard_cli.output import open_console, print_json, print_line, print_warnings, print_yaml
 from tuneyard_cli.service import JobArgument, JsonOption, UrlOption, connected
 from tuneyard_wire.fields import TrainStatus
@@ -28,7 +28,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 @takes_job_options
 def submit(
-    job: JobOptions,
+    job: JobArguments,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from tuneyard_cli.problems import NeedsFullPackage
 
 if TYPE_CHECKING:
-    from tuneyard_cli.submission import Submission
+    from tuneyard_cli.submission import UnsentJob
 
 INSTALL = "install the full package `tuneyard`"
 SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "keys")  # only in the full package
@@ -39,7 +39,7 @@ class Machine:
     def check_name(self, name: str) -> None:
         """Check that a field exists. Raises UsageProblem; the client leaves this to the service."""
 
-    def plan(self, submission: "Submission") -> dict[str, Any]:
+    def plan(self, submission: "UnsentJob") -> dict[str, Any]:
         """Plan a job on this machine. Raises NeedsFullPackage."""
         raise NeedsFullPackage(f"--here plans on this machine: {INSTALL}, or leave out --here to ask a service")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneyard_cli.exit import fail
-from tuneyard_cli.job_options import JobOptions, takes_job_options
+from tuneyard_cli.job_options import JobArguments, takes_job_options
 from tuneyard_cli.jobs import PANEL
 from tuneyard_cli.machine import this_machine
 from tuneyard_cli.output import escape_lines, open_console, print_json
@@ -15,7 +15,7 @@ from tuneyard_wire.one_line import escape
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneyard_cli.submission import Submission
+    from tuneyard_cli.submission import UnsentJob
 
 commands = typer.Typer()
 
@@ -26,7 +26,7 @@ GB, MINUTE = 1e9, 60
 @commands.command(rich_help_panel=PANEL)
 @takes_job_options
 def plan(
-    job: JobOptions,
+    job: JobArguments,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="No effect on a plan.")] = False,
     here: Annotated[bool, typer.Option("--here", help="Plan on this machine, without a running service.")] = False,
     as_json: JsonOption = False,
@@ -46,7 +46,7 @@ def plan(
         _show(open_console(), response)
 
 
-def _request_plan(submission: "Submission", url: str | None) -> dict[str, Any]:
+def _request_plan(submission: "UnsentJob", url: str | None) -> dict[str, Any]:
     with connected(url) as client:
         response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
     return response

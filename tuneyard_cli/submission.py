@@ -29,7 +29,7 @@ _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", 
 
 
 @dataclass(frozen=True)
-class Submission:
+class UnsentJob:
     """A job before it is sent.
 
     Attributes:
@@ -43,7 +43,7 @@ class Submission:
     options: Fields = field(default_factory=dict)
     revision: str | None = None
 
-    def complete(self, client: "Tuneyard") -> "Submission":
+    def complete(self, client: "Tuneyard") -> "UnsentJob":
         """Return a copy with the full id of the saved configuration and the name of its dataset."""
         from tuneyard_cli.references import find_config_id
 
@@ -72,7 +72,7 @@ class Submission:
 
 def build_submission(
     file: Fields, options: Fields, settings: Fields, config: str | None = None, require: bool = True
-) -> Submission:
+) -> UnsentJob:
     """Merge file, options and settings; the later one wins.
 
     Fields named as in the other API are translated, so that a file in either can be combined with options and a saved
@@ -183,17 +183,17 @@ def _name_dataset(name: str, revision: str) -> str:
     return str(DatasetReference.parse_version(revision, name))
 
 
-def _training_submission(values: dict[str, Any]) -> Submission:
+def _training_submission(values: dict[str, Any]) -> UnsentJob:
     dataset = values.get("dataset_version")
     if isinstance(dataset, str) and dataset.lower().endswith(_DATA_SUFFIXES):
         raise UsageProblem(
             f"--dataset {dataset!r} looks like a file, but names a revision; for a file below the data root or a Hub "
             f"dataset use --set dataset_name={dataset}"
         )
-    return Submission("training", values)
+    return UnsentJob("training", values)
 
 
-def _sft_submission(values: dict[str, Any]) -> Submission:
+def _sft_submission(values: dict[str, Any]) -> UnsentJob:
     _translate_training_only(values)
     dataset, revision = values.get("dataset_name"), None
     if isinstance(dataset, _Revision):
@@ -205,7 +205,7 @@ def _sft_submission(values: dict[str, Any]) -> Submission:
     if "config_id" not in values:
         values.setdefault("dataset_format", "auto")
     options = {name: values.pop(name) for name in get_type_hints(SftOptions) if name in values}
-    return Submission("sft", values, options, revision)
+    return UnsentJob("sft", values, options, revision)
 
 
 def _translate_training_only(values: dict[str, Any]) -> None:
@@ -239,7 +239,7 @@ def _check_config_id(values: dict[str, Any]) -> None:
     values["config_id"] = given
 
 
-def _require(submission: Submission) -> None:
+def _require(submission: UnsentJob) -> None:
     is_sft = submission.interface == "sft"
     wanted = {
         "base_model" if is_sft else "model_name": "a base model (--model)",

@@ -40,9 +40,9 @@ class PrefectAuth(httpx.Auth):
         if response.status_code != httpx.codes.FORBIDDEN or "CSRF token" not in response.text:
             return
         wanted = {"client": self._client_id}
-        answer = yield httpx.Request("GET", self._token_url, params=wanted, headers=self._credentials)
-        if answer.is_success:
-            self._token = {"Prefect-Csrf-Token": answer.json()["token"], "Prefect-Csrf-Client": self._client_id}
+        token_response = yield httpx.Request("GET", self._token_url, params=wanted, headers=self._credentials)
+        if token_response.is_success:
+            self._token = {"Prefect-Csrf-Token": token_response.json()["token"], "Prefect-Csrf-Client": self._client_id}
             request.headers.update(self._token)
             yield request
 

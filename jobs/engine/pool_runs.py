@@ -53,8 +53,8 @@ class PoolRuns:
             wanted["flows"] = {"name": {"any_": [flow_name]}}
         runs: list[dict[str, Any]] = []
         while True:
-            answer = self.prefect.post("/flow_runs/filter", json={**wanted, "offset": len(runs)})
-            page = answer.raise_for_status().json()
+            response = self.prefect.post("/flow_runs/filter", json={**wanted, "offset": len(runs)})
+            page = response.raise_for_status().json()
             runs += page
             if len(page) < PAGE_SIZE:
                 return self.name_jobs(runs)
@@ -77,16 +77,16 @@ class PoolRuns:
         """Whether the run's deployment still exists; true for a run without one."""
         if run["deployment_id"] is None:
             return True
-        answer = self.prefect.get(f"/deployments/{run['deployment_id']}")
-        if answer.status_code != httpx.codes.NOT_FOUND:
-            answer.raise_for_status()
-        return answer.is_success
+        response = self.prefect.get(f"/deployments/{run['deployment_id']}")
+        if response.status_code != httpx.codes.NOT_FOUND:
+            response.raise_for_status()
+        return response.is_success
 
     def read_history(self, job_id: str) -> list[str]:
         """The types of the states the run has been in."""
         run_id = self._run_of(job_id)
-        answer = self.prefect.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status()
-        return [state["type"] for state in answer.json()]
+        response = self.prefect.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status()
+        return [state["type"] for state in response.json()]
 
     def forget_process(self, job_id: str) -> None:
         """Clear the id of a process that is gone; a cancellation would wait for it."""
@@ -101,8 +101,8 @@ class PoolRuns:
     def set_state(self, job_id: str, state: dict[str, Any], force: bool = False) -> None:
         """Propose a state, see `jobs.vocabulary.make_state`. Raises StateRefused."""
         wanted = {"state": state, "force": force}
-        answer = self.prefect.post(f"/flow_runs/{self._run_of(job_id)}/set_state", json=wanted)
-        said = answer.raise_for_status().json()
+        response = self.prefect.post(f"/flow_runs/{self._run_of(job_id)}/set_state", json=wanted)
+        said = response.raise_for_status().json()
         if said["status"] != "ACCEPT":
             raise StateRefused(f"{said['status']}: {(said.get('details') or {}).get('reason')}")
 

@@ -50,20 +50,20 @@ class PoolWorkers:
         path, online = f"/work_pools/{self._work_pool}/workers/filter", set[str]()
         offset = 0
         while True:
-            answer = self._prefect.post(path, json={"limit": PAGE_SIZE, "offset": offset})
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            response = self._prefect.post(path, json={"limit": PAGE_SIZE, "offset": offset})
+            if response.status_code == httpx.codes.NOT_FOUND:
                 return online
-            page = answer.raise_for_status().json()
-            now = _read_time(answer)
+            page = response.raise_for_status().json()
+            now = _read_time(response)
             online |= {worker["name"] for worker in page if _is_online(worker, now)}
             offset += len(page)
             if len(page) < PAGE_SIZE:
                 return online
 
 
-def _read_time(answer: httpx.Response) -> datetime:
+def _read_time(response: httpx.Response) -> datetime:
     """The current time by the server's clock, which also stamps the heartbeats."""
-    said = answer.headers.get("Date")
+    said = response.headers.get("Date")
     return parsedate_to_datetime(said) if said else datetime.now(UTC)
 
 

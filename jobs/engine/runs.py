@@ -71,12 +71,12 @@ class PrefectRuns:
             return [self.create(one) for one in wanted]
         path: Any = "/deployments/{id}/create_flow_run/bulk"
         try:
-            answer = self._post_to_deployment(path, [_to_body(one) for one in wanted])
+            response = self._post_to_deployment(path, [_to_body(one) for one in wanted])
         except StackError as error:
             if not _means_unsupported(error):
                 raise
             return [self.create(one) for one in wanted]  # a server of an earlier release
-        ids = [UUID(one["flow_run_id"]) if one["flow_run_id"] else None for one in answer["results"]]
+        ids = [UUID(one["flow_run_id"]) if one["flow_run_id"] else None for one in response["results"]]
         made = filters.FlowRunFilterId(any_=[run_id for run_id in ids if run_id])
         found = {run.id: run for run in self.page(filters.FlowRunFilter(id=made))} if made.any_ else {}
         return [self._find_made(found, run_id, one) for run_id, one in zip(ids, wanted, strict=True)]

@@ -55,8 +55,8 @@ class LostRuns:
 
     def deployments(self) -> dict[str, str | None]:
         """Ids of Prefect's deployments, with the id of each one's work queue."""
-        answer = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
-        return {entry["id"]: entry["work_queue_id"] for entry in answer.json()}
+        response = self._runs.prefect.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
+        return {entry["id"]: entry["work_queue_id"] for entry in response.json()}
 
     def sort(self, job_ids: Collection[UUID]) -> list[UUID]:
         """Sort these jobs in the order of the queue, so that they are re-created in it."""

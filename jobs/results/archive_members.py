@@ -88,9 +88,9 @@ class MlflowFile:
         """Yield the content; waiting for it may take `seconds` in total. Raises httpx.HTTPError, StackError."""
         with self.server.open() as client:
             with self.server.watch(), call_deadline():
-                answer = client.send(client.build_request("GET", self.place), stream=True).raise_for_status()
-            with closing(answer):
-                yield from within(answer.iter_bytes(), seconds, "MLflow")
+                response = client.send(client.build_request("GET", self.place), stream=True).raise_for_status()
+            with closing(response):
+                yield from within(response.iter_bytes(), seconds, "MLflow")
 
 
 def _skip(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:

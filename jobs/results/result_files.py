@@ -157,10 +157,10 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
         )
     try:
         with server.open() as client, server.watch(), call_deadline():
-            answer = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            response = client.get("mlflow/model-versions/get", params={"name": name, "version": version})
+            if response.status_code == httpx.codes.NOT_FOUND:
                 raise AdapterNotFound(f"models:/{name}/{version} is not in the registry at {server.url} any more")
-            found = answer.raise_for_status().json()["model_version"]
+            found = response.raise_for_status().json()["model_version"]
             source = urlsplit(found["source"])
             if source.scheme == "mlflow-artifacts":
                 members = list(_list_artifacts(server, client, source.path.strip("/"), ""))
@@ -180,10 +180,10 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
 
 def _is_of_its_run(client: httpx.Client, version: dict[str, Any]) -> bool:
     """Whether a version's files are below the location that MLflow assigned to its run: it accepts any URL."""
-    answer = client.get("mlflow/runs/get", params={"run_id": version.get("run_id", "")})
-    if answer.status_code == httpx.codes.NOT_FOUND:
+    response = client.get("mlflow/runs/get", params={"run_id": version.get("run_id", "")})
+    if response.status_code == httpx.codes.NOT_FOUND:
         return False
-    own = answer.raise_for_status().json()["run"]["info"]["artifact_uri"]
+    own = response.raise_for_status().json()["run"]["info"]["artifact_uri"]
     return version["source"].startswith(f"{own}/") and ".." not in version["source"].split("/")
 
 
@@ -196,8 +196,8 @@ def _list_stored(folder: str) -> list[Member]:
 
 def _list_artifacts(server: MlflowServer, client: httpx.Client, root: str, below: str) -> Iterator[Member]:
     """List files of an artifact folder recursively; MLflow returns paths relative to the requested folder."""
-    answer = client.get("mlflow-artifacts/artifacts", params={"path": f"{root}/{below}".rstrip("/")})
-    files: list[dict[str, Any]] = answer.raise_for_status().json().get("files", [])
+    response = client.get("mlflow-artifacts/artifacts", params={"path": f"{root}/{below}".rstrip("/")})
+    files: list[dict[str, Any]] = response.raise_for_status().json().get("files", [])
     for file in files:
         name = f"{below}/{file['path']}".lstrip("/")
         if ".." in name.split("/"):

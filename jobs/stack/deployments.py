@@ -128,15 +128,15 @@ def read_deployments() -> list[dict[str, Any]]:
 def deployed_names(settings: Settings, work_pool: str | None = None) -> set[str]:
     """Names of the server's deployments, or of those of this work pool."""
     with open_client(settings) as client:
-        answer = client.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
-        return {entry["name"] for entry in answer.json() if work_pool in (None, entry["work_pool_name"])}
+        response = client.post("/deployments/filter", json={"limit": PAGE_SIZE}).raise_for_status()
+        return {entry["name"] for entry in response.json() if work_pool in (None, entry["work_pool_name"])}
 
 
 def online_workers(settings: Settings, work_pool: str, since_iso: str) -> set[str]:
     """Names of the pool's workers with a heartbeat after `since_iso` (ISO 8601, UTC)."""
     with open_client(settings) as client:
-        answer = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE_SIZE}).raise_for_status()
-        return {worker["name"] for worker in answer.json() if (worker["last_heartbeat_time"] or "") > since_iso}
+        response = client.post(f"/work_pools/{work_pool}/workers/filter", json={"limit": PAGE_SIZE}).raise_for_status()
+        return {worker["name"] for worker in response.json() if (worker["last_heartbeat_time"] or "") > since_iso}
 
 
 def restart_interrupted_runs(settings: Settings, work_pool: str) -> list[str]:

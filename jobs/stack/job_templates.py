@@ -36,7 +36,7 @@ Template = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class TemplateOptions:
     """What `tuneyard deploy` sets in a template; None keeps the pool's value, or the template's default.
 
     `gpus` is the number of GPUs of a job: a pod's, or, in Docker, 0 or those of the worker's CUDA_VISIBLE_DEVICES.

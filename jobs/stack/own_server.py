@@ -9,21 +9,21 @@ from jobs.engine.credentials import find_password
 from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.stack import deployments
-from jobs.stack.job_templates import JobOptions
+from jobs.stack.job_templates import TemplateOptions
 from jobs.stack.work_pools import PoolResult, set_up_pool
 from jobs.storage.schema import ensure_current
 from jobs.storage.tables import engine_for
 from sft.errors import StackError
 
 PYTHON = "python"  # the workers' own; their hosts are not known here
-NO_OPTIONS = JobOptions()
+NO_OPTIONS = TemplateOptions()
 
 
 def deploy_to_own_server(
     settings: Settings,
     concurrency_limit: int | None,
     kind: str | None = None,
-    options: JobOptions = NO_OPTIONS,
+    options: TemplateOptions = NO_OPTIONS,
     resets_template: bool = False,
 ) -> PoolResult:
     """Create or update work pool, deployments and the database's schema; arguments as `set_up_pool`.

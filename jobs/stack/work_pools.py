@@ -7,7 +7,7 @@ import httpx
 
 from jobs.engine.credentials import open_client
 from jobs.settings import Settings
-from jobs.stack.job_templates import JobOptions, Template, is_ours, make_template
+from jobs.stack.job_templates import Template, TemplateOptions, is_ours, make_template
 from sft.errors import StackError
 
 PROCESS = "process"
@@ -26,7 +26,7 @@ def set_up_pool(
     settings: Settings,
     concurrency_limit: int | None,
     kind: str | None,
-    options: JobOptions,
+    options: TemplateOptions,
     resets_template: bool = False,
 ) -> PoolResult:
     """Create or update the work pool of the settings with its job template.
@@ -65,7 +65,7 @@ def set_up_pool(
         return PoolResult(_read(client, name) or {}, is_kept)
 
 
-def _update_template(kind: str, stored: Template, options: JobOptions) -> tuple[Template | None, bool]:
+def _update_template(kind: str, stored: Template, options: TemplateOptions) -> tuple[Template | None, bool]:
     """The template to store, None for a pool whose worker brings it; and whether the stored fixed part is kept."""
     fresh = make_template(kind)
     if fresh is None:

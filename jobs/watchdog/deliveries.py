@@ -20,7 +20,7 @@ from jobs.storage.tables import Watermark, WebhookDelivery
 from jobs.vocabulary import FINAL_STATES, FLOW_NAME, PAGE_SIZE
 from jobs.webhooks.call import CallOutcome, send
 from jobs.webhooks.outbox import claim, find_due, keep_attempt, message_id, put_off, wake
-from jobs.webhooks.shares import SENDERS, AddressBusy, Shares, Ticket, name_receiver
+from jobs.webhooks.shares import SENDERS, AddressBusy, SenderSlot, Shares, name_receiver
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +50,22 @@ class Deliverer:
         if self._shares.is_full:
             return
         due = find_due(self._engine, LOOKED_AT)
-        tickets: dict[UUID, Ticket] = {}
+        slots: dict[UUID, SenderSlot] = {}
         for one in due:
-            if ticket := self._shares.take(name_receiver(one.url), one.is_failing, one.client):
-                tickets[one.id] = ticket
-        self._is_behind = len(tickets) < len(due)
+            if slot := self._shares.take(name_receiver(one.url), one.is_failing, one.client):
+                slots[one.id] = slot
+        self._is_behind = len(slots) < len(due)
         try:
-            for delivery in claim(self._engine, [*tickets]) if tickets else []:
-                ticket = tickets.pop(delivery.id)
+            for delivery in claim(self._engine, [*slots]) if slots else []:
+                slot = slots.pop(delivery.id)
                 try:
-                    self._senders.submit(self._send, delivery, ticket)  # it releases the ticket
+                    self._senders.submit(self._send, delivery, slot)  # it releases the slot
                 except BaseException:
-                    self._shares.give_back(ticket)
+                    self._shares.give_back(slot)
                     raise
         finally:
-            for ticket in tickets.values():
-                self._shares.give_back(ticket)
+            for slot in slots.values():
+                self._shares.give_back(slot)
 
     def add_missing(self) -> None:
         """Write the ends of jobs that Prefect shows as ended but that have none: killed, or state set by hand.
@@ -102,8 +102,8 @@ class Deliverer:
 
     def _count_unseen(self, since: datetime) -> int:
         """Number of ended jobs not seen yet; counted by id, as seen runs may be deleted."""
-        answer = self._prefect.post("/flow_runs/count", json=_ended_since(since, [*self._seen]))
-        return int(answer.raise_for_status().json())
+        response = self._prefect.post("/flow_runs/count", json=_ended_since(since, [*self._seen]))
+        return int(response.raise_for_status().json())
 
     def _ended_runs(self, since: datetime) -> Iterator[dict[str, Any]]:
         """Yield jobs that ended since then and were not seen yet, newest first; one that ends meanwhile may come twice.
@@ -114,14 +114,14 @@ class Deliverer:
         wanted = {**_ended_since(since, [*self._seen]), "sort": "END_TIME_DESC", "limit": PAGE_SIZE}
         offset = 0
         while True:
-            answer = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
-            page = self._runs.name_jobs(answer.raise_for_status().json())
+            response = self._prefect.post("/flow_runs/filter", json={**wanted, "offset": offset})
+            page = self._runs.name_jobs(response.raise_for_status().json())
             yield from page
             offset += len(page)
             if len(page) < PAGE_SIZE:
                 return
 
-    def _call(self, delivery: WebhookDelivery, ticket: Ticket) -> CallOutcome:
+    def _call(self, delivery: WebhookDelivery, slot: SenderSlot) -> CallOutcome:
         """Make one delivery attempt. Unexpected errors in reading the response are recorded as the attempt's error.
 
         Raises:
@@ -134,7 +134,7 @@ class Deliverer:
                 delivery.payload,
                 self._secrets,
                 self._settings.webhook_allow,
-                lambda address: self._shares.enter(ticket, address),
+                lambda address: self._shares.enter(slot, address),
             )
         except AddressBusy:
             raise
@@ -142,11 +142,11 @@ class Deliverer:
             logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
             return CallOutcome(error=f"the response could not be read ({type(error).__name__})")
 
-    def _send(self, delivery: WebhookDelivery, ticket: Ticket) -> None:
+    def _send(self, delivery: WebhookDelivery, slot: SenderSlot) -> None:
         has_answered = None
         try:
             at = datetime.now(UTC)
-            outcome = self._call(delivery, ticket)
+            outcome = self._call(delivery, slot)
             has_answered = outcome.status_code is not None
             keep_attempt(self._engine, delivery, at, outcome)
             came = outcome.error or f"the receiver responded {outcome.status_code}"
@@ -159,7 +159,7 @@ class Deliverer:
         except Exception:
             logger.exception("Webhook of job %s: the attempt could not be made or recorded", delivery.job_id)
         finally:
-            self._shares.give_back(ticket, has_answered)
+            self._shares.give_back(slot, has_answered)
         if self._is_behind and has_answered is not None:
             with contextlib.suppress(SQLAlchemyError):  # the task runs again soon
                 wake(self._engine)

@@ -50,8 +50,8 @@ class IdleWorkers:
         """Whether a run that a worker would get now, given limits and pauses, has been due for a while."""
         wanted = {"scheduled_before": (datetime.now(UTC) - LATE).isoformat(), "limit": 1}
         path = f"/work_pools/{self._runs.work_pool}/get_scheduled_flow_runs"
-        answer = self._runs.prefect.post(path, json=wanted)
-        return answer.status_code != httpx.codes.NOT_FOUND and bool(answer.raise_for_status().json())
+        response = self._runs.prefect.post(path, json=wanted)
+        return response.status_code != httpx.codes.NOT_FOUND and bool(response.raise_for_status().json())
 
 
 def _is_excused(worker: Process) -> bool:

@@ -86,10 +86,12 @@ def send(
         headers.update(signed.items())
         with (
             httpcore.ConnectionPool(network_backend=network) as pool,
-            pool.stream("POST", place, headers=headers, content=body, extensions={"timeout": timeouts}) as answer,
+            pool.stream("POST", place, headers=headers, content=body, extensions={"timeout": timeouts}) as response,
         ):
-            found = {name.lower(): value for name, value in answer.headers}
-            return CallOutcome(answer.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1")))
+            found = {name.lower(): value for name, value in response.headers}
+            return CallOutcome(
+                response.status, None, read_retry_after(found.get(b"retry-after", b"").decode("latin-1"))
+            )
     except ForbiddenTarget as error:
         return CallOutcome(error=str(error))
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:

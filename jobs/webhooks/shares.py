@@ -34,7 +34,7 @@ class AddressBusy(Exception):
     """The receivers at this address have all their senders in use. No attempt was made."""
 
 
-class Ticket:
+class SenderSlot:
     """A sender in use: client and receiver, whether attempts there have failed, and the address it calls."""
 
     def __init__(self, receiver: Receiver, is_failing: bool) -> None:
@@ -66,7 +66,7 @@ class Shares:
         """Whether no sender is free."""
         return self._taken >= SENDERS
 
-    def take(self, name: str, is_failing: bool, client: str = "") -> Ticket | None:
+    def take(self, name: str, is_failing: bool, client: str = "") -> SenderSlot | None:
         """Take a sender; None if this receiver or this client has used up its share."""
         receiver = (client, name)
         with self._lock:
@@ -84,39 +84,39 @@ class Shares:
             self._receivers[receiver] += 1
             self._failing += is_failing
             self._failing_of[client] += is_failing
-            return Ticket(receiver, is_failing)
+            return SenderSlot(receiver, is_failing)
 
-    def enter(self, ticket: Ticket, address: Address) -> None:
+    def enter(self, slot: SenderSlot, address: Address) -> None:
         """Move the sender to the address it is about to call. Raises AddressBusy."""
         place = _name(address)
         with self._lock:
-            self._leave(ticket)
-            limit = AT_ONE_ADDRESS if self._receivers[ticket.receiver] > 1 else FIRST_AT_ONE_ADDRESS
-            if self._addresses[ticket.client, place] >= limit:
+            self._leave(slot)
+            limit = AT_ONE_ADDRESS if self._receivers[slot.receiver] > 1 else FIRST_AT_ONE_ADDRESS
+            if self._addresses[slot.client, place] >= limit:
                 raise AddressBusy(place)
-            self._addresses[ticket.client, place] += 1
-            ticket.address = place
+            self._addresses[slot.client, place] += 1
+            slot.address = place
 
-    def give_back(self, ticket: Ticket, has_answered: bool | None = None) -> None:
+    def give_back(self, slot: SenderSlot, has_answered: bool | None = None) -> None:
         """Return the sender; `has_answered` is None if no call was made."""
         with self._lock:
-            self._leave(ticket)
+            self._leave(slot)
             self._taken -= 1
-            self._failing -= ticket.is_failing
-            _count_down(self._clients, ticket.client)
-            _count_down(self._failing_of, ticket.client, ticket.is_failing)
-            _count_down(self._receivers, ticket.receiver)
+            self._failing -= slot.is_failing
+            _count_down(self._clients, slot.client)
+            _count_down(self._failing_of, slot.client, slot.is_failing)
+            _count_down(self._receivers, slot.receiver)
             if has_answered is not None:
-                self._answering.pop(ticket.receiver, None)
+                self._answering.pop(slot.receiver, None)
             if has_answered:
-                self._answering[ticket.receiver] = None
+                self._answering[slot.receiver] = None
                 if len(self._answering) > REMEMBERED:
                     self._answering.popitem(last=False)
 
-    def _leave(self, ticket: Ticket) -> None:
-        if ticket.address:
-            _count_down(self._addresses, (ticket.client, ticket.address))
-            ticket.address = ""
+    def _leave(self, slot: SenderSlot) -> None:
+        if slot.address:
+            _count_down(self._addresses, (slot.client, slot.address))
+            slot.address = ""
 
 
 def _has_room(taken: int, free: int) -> bool:

@@ -33,7 +33,7 @@ import json, os, sys
 from api.main import create_app
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest, config_view
-from tuneyard_cli.job_options import JobOptions, takes_job_options
+from tuneyard_cli.job_options import JobArguments, takes_job_options
 from tuneyard_cli.submission import build_submission, read_settings
 from typer import Typer
 from typer.testing import CliRunner

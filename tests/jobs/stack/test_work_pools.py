@@ -12,14 +12,14 @@ import pytest
 
 from jobs.settings import Settings
 from jobs.stack.deployments import read_deployments
-from jobs.stack.job_templates import JobOptions
+from jobs.stack.job_templates import TemplateOptions
 from jobs.stack.parts import stack_environment
 from jobs.stack.work_pools import set_up_pool
 from sft.errors import StackError
 from tests.jobs.stack.scripted_cluster import ScriptedCluster
 
 pytestmark = pytest.mark.stack
-IMAGE = JobOptions(image="registry.example/tuneyard:1")
+IMAGE = TemplateOptions(image="registry.example/tuneyard:1")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def default_of(pool, name):
 def test_a_pool_is_made_and_brought_up_to_date(settings: Settings, kind: str):
     made = set_up_pool(settings, 3, kind, IMAGE).pool
     assert (made["type"], made["concurrency_limit"], default_of(made, "image")) == (kind, 3, IMAGE.image)
-    again = set_up_pool(settings, None, None, JobOptions(image="tuneyard:2"))
+    again = set_up_pool(settings, None, None, TemplateOptions(image="tuneyard:2"))
     assert not again.is_template_kept
     assert (again.pool["concurrency_limit"], default_of(again.pool, "image")) == (3, "tuneyard:2")
 
@@ -48,7 +48,7 @@ def test_values_that_were_set_stay_and_a_changed_manifest_too(settings: Settings
     template = pool["base_job_template"]
     template["variables"]["properties"]["shm_size"]["default"] = "64Gi"
     change(settings, template)
-    updated = set_up_pool(settings, None, "kubernetes", JobOptions(gpus=8))
+    updated = set_up_pool(settings, None, "kubernetes", TemplateOptions(gpus=8))
     assert not updated.is_template_kept
     assert (default_of(updated.pool, "shm_size"), default_of(updated.pool, "gpu_count")) == ("64Gi", 8)
 
@@ -70,14 +70,14 @@ def change(settings: Settings, template: dict[str, object]) -> None:
 
 def test_an_image_and_the_right_type_are_asked_for(settings: Settings):
     with pytest.raises(StackError, match="need an image; name it with --image"):
-        set_up_pool(settings, None, "docker", JobOptions())
+        set_up_pool(settings, None, "docker", TemplateOptions())
     for kind, options, named in (
-        ("process", JobOptions(image="tuneyard:1", gpus=2), "--image, --gpus"),
-        ("docker", JobOptions(image="tuneyard:1", namespace="ml"), "--namespace"),
+        ("process", TemplateOptions(image="tuneyard:1", gpus=2), "--image, --gpus"),
+        ("docker", TemplateOptions(image="tuneyard:1", namespace="ml"), "--namespace"),
     ):
         with pytest.raises(StackError, match=f"a {kind} work pool has no use for {named}$"):
             set_up_pool(settings, None, kind, options)
-    assert set_up_pool(settings, None, None, JobOptions()).pool["type"] == "process"
+    assert set_up_pool(settings, None, None, TemplateOptions()).pool["type"] == "process"
     with pytest.raises(StackError, match=r"is of type process, not kubernetes; .* TUNEYARD_WORK_POOL"):
         set_up_pool(settings, None, "kubernetes", IMAGE)
 
@@ -85,7 +85,7 @@ def test_an_image_and_the_right_type_are_asked_for(settings: Settings):
 @pytest.mark.timeout(120)
 def test_a_worker_starts_a_pod_for_a_run(settings: Settings, tmp_path):
     """Prefect's server, its worker, and a cluster that notes what it is told to create."""
-    set_up_pool(settings, None, "kubernetes", JobOptions(image="tuneyard:1", gpus=2, namespace="research"))
+    set_up_pool(settings, None, "kubernetes", TemplateOptions(image="tuneyard:1", gpus=2, namespace="research"))
     with (
         closing(ScriptedCluster()) as cluster,
         httpx.Client(base_url=f"{settings.prefect_api_url}", timeout=30) as prefect,
