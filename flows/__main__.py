@@ -47,7 +47,7 @@ def main() -> None:
 
         fail_if_refused(end)
         if end.code and _has_concluded():
-            sys.exit(0)  # Prefect's code tells of a failed flow as of a crash, where no process worker has started it
+            sys.exit(0)  # Prefect's exit code shows a failed flow as a crash, unless a process worker has started it
         raise
     finally:
         end_within(LEAVE_SECONDS)

@@ -21,7 +21,7 @@ from tasks.train import train
 
 @flow(
     name=FLOW_NAME,
-    validate_parameters=False,  # `JobSpec.build` does, in words of ours
+    validate_parameters=False,  # `JobSpec.build` does, with our own messages
     on_running=[tag_job],
     on_completion=[write_end],
     on_failure=[write_end],

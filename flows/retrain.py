@@ -23,7 +23,7 @@ from tasks.tracking import JOB_TAG
 logger = logging.getLogger("flows.retrain")  # Prefect loads this file under another name
 
 
-@flow(name=RETRAIN_FLOW_NAME, validate_parameters=False)  # `RetrainSpec.build` does, in words of ours
+@flow(name=RETRAIN_FLOW_NAME, validate_parameters=False)  # `RetrainSpec.build` does, with our own messages
 def retrain(adapter_name: str, dataset_version: str | None = None, force: bool = False) -> dict[str, Any] | State[Any]:
     """Compare an adapter's training data with the current dataset; submit a job if they differ.
 

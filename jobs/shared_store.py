@@ -27,7 +27,7 @@ _SUFFIX = ".json"
 _FILES = "files"
 _FULL = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # codes of servers that speak S3
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
-_DETAIL = 200  # characters of a store's own words
+_DETAIL = 200  # characters of a store's own message
 
 
 class SharedStore:

@@ -20,7 +20,7 @@ def check_store(settings: Settings) -> None:
         return
     try:
         store.check()
-    except StackError as error:  # training goes on without it; what has to be fetched is waited for
+    except StackError as error:  # training continues without it; fetching waits for it
         logger.warning("%s", error)
 
 

@@ -15,7 +15,7 @@ from sft.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 600.0  # for a store that is away when an attempt has something to fetch
+PATIENCE_SECONDS = 600.0  # for a store that is down when an attempt has to fetch something
 
 
 def send_in_background(what: str, send: Callable[[], object]) -> None:

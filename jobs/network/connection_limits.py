@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sft.errors import InvalidConfig
 
-MOST_DESCRIPTORS = 65536  # what the process asks for where it may have more
+MOST_DESCRIPTORS = 65536  # requested by this process if the hard limit allows it
 MOST_CONNECTIONS = 4096
 HEADER_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
@@ -16,7 +16,7 @@ class ConnectionLimits:
     """How many connections there may be, and for how long a client may keep the server waiting."""
 
     connections: int
-    accepted_at_once: int  # asyncio takes so many before the first of them is looked at
+    accepted_at_once: int  # asyncio accepts this many before it handles the first
     body_seconds: float
     header_seconds: float = HEADER_SECONDS  # from the connection, or the end of its idle time, to the whole head
     unread_seconds: float = UNREAD_SECONDS  # in which the client takes no byte of a response
