@@ -17,8 +17,8 @@ SERVER_ERROR = 500
 def wait_for_prefect(patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Return once the server responds, or after `patience_seconds`: then Prefect's own error reports the problem."""
     if url := os.environ.get("PREFECT_API_URL"):
-        told = f"Prefect does not respond at {url}; waiting for it\n"
-        tries = patient(retry_if_not_result(bool), patience_seconds, PAUSES, lambda _: sys.stderr.write(told))
+        message = f"Prefect does not respond at {url}; waiting for it\n"
+        tries = patient(retry_if_not_result(bool), patience_seconds, PAUSES, lambda _: sys.stderr.write(message))
         tries(_answers, f"{url}/health")
 
 

@@ -60,8 +60,8 @@ class _Confinement:
 
     def write_note(self, seconds: float) -> None:
         if self.note is not None:
-            told = {"what": self.what[:WHAT_CHARACTERS], "seconds": seconds, **asdict(self.limits)}
-            os.pwrite(self.note, (json.dumps(told) if self.what else "").encode().ljust(NOTE_BYTES), 0)
+            noted = {"what": self.what[:WHAT_CHARACTERS], "seconds": seconds, **asdict(self.limits)}
+            os.pwrite(self.note, (json.dumps(noted) if self.what else "").encode().ljust(NOTE_BYTES), 0)
 
 
 _current: _Confinement | None = None  # one per process, as timers and limits are
@@ -161,16 +161,16 @@ def explain_end(code: int, note: int) -> ResourceLimit | None:
     number = signal.SIGABRT if code == NO_THREAD_MEMORY else -code
     if number not in FATAL or not content:
         return None
-    told = json.loads(content)
+    noted = json.loads(content)
     if number == signal.SIGPROF:
-        said = f"takes more than {told['seconds']:.3g} s of CPU time (TUNEYARD_INPUT_STEP_SECONDS)"
+        said = f"takes more than {noted['seconds']:.3g} s of CPU time (TUNEYARD_INPUT_STEP_SECONDS)"
     elif number == signal.SIGXCPU:
-        said = f"reading all takes more than {told['total_seconds']:g} s of CPU time (TUNEYARD_INPUT_SECONDS)"
+        said = f"reading all takes more than {noted['total_seconds']:g} s of CPU time (TUNEYARD_INPUT_SECONDS)"
     elif number == signal.SIGABRT:
-        return ResourceLimit(_explain_memory(told["what"], told["memory_bytes"]))
+        return ResourceLimit(_explain_memory(noted["what"], noted["memory_bytes"]))
     else:
         said = f"ends its process with {signal.Signals(number).name}"
-    return ResourceLimit(f"{told['what']} {said}; {REMEDY}")
+    return ResourceLimit(f"{noted['what']} {said}; {REMEDY}")
 
 
 def _explain_error(error: BaseException, confinement: _Confinement) -> TuneyardError | None:

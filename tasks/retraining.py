@@ -64,8 +64,8 @@ def read_job(adapter: RegisteredAdapter) -> JobSpec:
 
 def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
     """The origin of its dataset: `dvc`, `file` or `hub`; versions of earlier releases do not record it."""
-    if told := adapter.tags.get("dataset_source"):
-        return told
+    if recorded := adapter.tags.get("dataset_source"):
+        return recorded
     revision, commit = adapter.tags.get("dataset_revision"), adapter.tags.get("dataset_commit")
     if DatasetReference.parse(config.dataset_name).revision is not None:
         return "dvc"

@@ -170,11 +170,11 @@ class Heartbeat:
         self._stopped.set()
 
     def _beat(self) -> None:
-        is_told = RUN_VARIABLE not in os.environ  # this process is its user's
+        is_signalled = RUN_VARIABLE not in os.environ  # this process is its user's
         while not self._stopped.wait(HEARTBEAT_SECONDS):
             try:
-                if self._attempt.beat() and not is_told and not self._stopped.is_set():
-                    is_told = True
+                if self._attempt.beat() and not is_signalled and not self._stopped.is_set():
+                    is_signalled = True
                     os.kill(os.getpid(), signal.SIGTERM)
             except SQLAlchemyError as error:
                 logger.warning("The database can't be reached (%s)", type(error).__name__)

@@ -70,13 +70,13 @@ def record_end(
     status: JobStatus,
     error: str | None = None,
     error_code: str | None = None,
-    is_told: bool = True,
+    queues_webhook: bool = True,
     is_stopped: bool = True,
 ) -> bool:
     """Write the job's end and queue its webhook; False if it has ended before.
 
     Args:
-        is_told: queue the webhook, if there is one.
+        queues_webhook: queue the webhook, if there is one.
         is_stopped: no process may write for the job any more; otherwise one may save its last step.
     """
     if is_stopped:
@@ -89,7 +89,7 @@ def record_end(
         return False
     report = read_report(connection, job_id)
     url = read_spec((report.run or {}).get("parameters")).options.webhook_url
-    if url and is_told:
+    if url and queues_webhook:
         put_delivery(connection, job_id, url, build_payload(job_id, status.value, report))
     return True
 
@@ -106,7 +106,7 @@ def has_ended(connection: Connection, job_id: UUID) -> JobStatus | None:
     return JobStatus(status) if status else None
 
 
-def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True) -> bool:
+def settle(connection: Connection, run: Mapping[str, Any], queues_webhook: bool = True) -> bool:
     """Write the end of a job whose run Prefect shows as ended (`ENDED`); False if the end was written before.
 
     The state was set by hand, or the run failed before our code started. A run that a worker cancelled because its
@@ -120,9 +120,9 @@ def settle(connection: Connection, run: Mapping[str, Any], is_told: bool = True)
     is_at_work = connection.execute(held).scalar() is not None
     keep_run(connection, job_id, run)
     status, error, code = judge_end(run, read_report(connection, job_id), is_at_work)
-    if not is_told and run["state_type"] == RunState.COMPLETED:  # from before ends were stored
+    if not queues_webhook and run["state_type"] == RunState.COMPLETED:  # from before ends were stored
         status, error, code = JobStatus.COMPLETED, None, None
-    return record_end(connection, job_id, status, error, code, is_told, run["state_type"] != RunState.CANCELLING)
+    return record_end(connection, job_id, status, error, code, queues_webhook, run["state_type"] != RunState.CANCELLING)
 
 
 def is_abandoned(run: Mapping[str, Any]) -> bool:

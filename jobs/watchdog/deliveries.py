@@ -37,7 +37,7 @@ class Deliverer:
         self._engine = engine
         self._prefect = prefect
         self._runs = PoolRuns(prefect, settings.work_pool, engine)
-        self._tell_since = LONG_AGO
+        self._notify_since = LONG_AGO
         self._settings = settings
         self._secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
@@ -78,8 +78,8 @@ class Deliverer:
                 mark.name: mark.reached_at for mark in connection.execute(select(Watermark.name, Watermark.reached_at))
             }
         reached_at = marks.get(MARK)
-        self._tell_since = min(reached_at or began_at, began_at) - OVERLAP  # the clock may have been set back
-        since = self._tell_since if ALL_ENDS in marks else LONG_AGO
+        self._notify_since = min(reached_at or began_at, began_at) - OVERLAP  # the clock may have been set back
+        since = self._notify_since if ALL_ENDS in marks else LONG_AGO
         self._seen = {run_id: ended_at for run_id, ended_at in self._seen.items() if ended_at >= since}
         for run in self._ended_runs(since) if self._count_unseen(since) else ():
             self._settle(run)
@@ -91,10 +91,10 @@ class Deliverer:
 
     def _settle(self, run: dict[str, Any]) -> None:
         """Write the end of the run's job, unless it was written before, and set Prefect's state to it."""
-        is_told = datetime.fromisoformat(run["end_time"]) >= self._tell_since
+        queues_webhook = datetime.fromisoformat(run["end_time"]) >= self._notify_since
         job_id = UUID(run["id"])
         with self._engine.begin() as connection:
-            if settle(connection, run, is_told):
+            if settle(connection, run, queues_webhook):
                 logger.info("Wrote the end of job %s, which its process had not written", job_id)
             status = has_ended(connection, job_id)
         if status and STATES[status]["type"] != run["state_type"]:

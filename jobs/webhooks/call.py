@@ -54,8 +54,8 @@ def build_payload(job_id: UUID, status: str, report: JobReport | None, message: 
 
 def build_event_payload(job_id: UUID, event: str, details: Mapping[str, Any]) -> dict[str, Any]:
     """The body of an event before the end: `job_id, status, event`, and `step` and `path` of a checkpoint."""
-    told = {name: details[name] for name in ("step", "path") if name in details}
-    return {"job_id": str(job_id), "status": "running", "event": event, **told}
+    given = {name: details[name] for name in ("step", "path") if name in details}
+    return {"job_id": str(job_id), "status": "running", "event": event, **given}
 
 
 def send(

@@ -34,9 +34,9 @@ def find_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def count_layers(model: PreTrainedModel) -> int:
     """Number of layers in the configuration, under any of its names; else the length of the longest ModuleList."""
-    told = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    declared = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     longest = max((len(child) for child in model.modules() if isinstance(child, nn.ModuleList)), default=1)
-    return told if isinstance(told, int) else longest
+    return declared if isinstance(declared, int) else longest
 
 
 def describe_layers(layers: dict[str, nn.Module], names: Iterable[str], reason: str) -> list[LeftOut]:

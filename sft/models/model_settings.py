@@ -50,8 +50,8 @@ def read_settings(path: Path, subject: str) -> Any:
     """
     values = read_object(path / CONFIG)
     _check_sizes(values, subject)
-    repaired, told = repair(values)
-    is_other = bool(told)
+    repaired, warnings = repair(values)
+    is_other = bool(warnings)
     for _ in range(MOST_TRIES):
         try:
             with explaining(repaired, subject, path):

@@ -39,10 +39,10 @@ SHOWN_CHARACTERS = 60
 def repair(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of a config.json without such entries, and a warning about them if there are any."""
     repaired = copy.deepcopy(values)
-    told = [f"{name} {_show(value)}" for name, value in _repair(repaired)]
-    if not told:
+    ignored = [f"{name} {_show(value)}" for name, value in _repair(repaired)]
+    if not ignored:
         return values, []
-    return repaired, [f"config.json of the base model has entries that are ignored: {', '.join(told)}"]
+    return repaired, [f"config.json of the base model has entries that are ignored: {', '.join(ignored)}"]
 
 
 def _repair(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
