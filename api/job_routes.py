@@ -64,8 +64,8 @@ resources = APIRouter()
 async def stream_events(
     request: Request, job: FoundJob, service: Service, last_event_id: LastEventId = None
 ) -> Response:
-    """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint, stored, restart, lacking`
-    and, last, `end`.
+    """Follow a job as server-sent events: `phase, begin, step, epoch, evaluate, checkpoint, stored, restart, lacking,
+    merge` and, last, `end`.
 
     Sends all events, or those after `Last-Event-ID`, then new ones until the job has ended: `step` at most once a
     second, and a comment after every 15 seconds without an event.

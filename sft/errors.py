@@ -119,6 +119,12 @@ class DiskFull(TuneyardError, OSError):
     code = "disk_full"
 
 
+class MergeFailed(TuneyardError, RuntimeError):
+    """An adapter can't be merged into its base model here; the adapter itself is there."""
+
+    code = "merge_failed"
+
+
 class CheckpointUnusable(TuneyardError, RuntimeError):
     """A required checkpoint is damaged, or contains pickled objects, which are not loaded."""
 

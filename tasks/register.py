@@ -6,23 +6,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from tenacity import retry_if_exception_type
 
-from jobs.errors import RegistryRefused, StoreRefused
+from jobs.errors import RegistryRefused
 from jobs.mlflow_server import MlflowServer
-from jobs.retrying import patient
 from jobs.settings import Settings
-from jobs.shared_store import MERGED, SharedStore, owner_of
 from jobs.spec import JobSpec
-from jobs.store_lists import Damaged
-from sft.errors import ModelNotFound, StackError
+from sft.errors import ModelNotFound
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
+from tasks.merge import Merged, merge
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MOST_RACES, keep_trying
-from tasks.store_waits import PATIENCE_SECONDS, tell_of_wait
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
@@ -62,12 +58,15 @@ def register(
     training: dict[str, Any],
     after: dict[str, Any],
 ) -> dict[str, Any]:
-    """Save the adapter, register it as a version and write the job's result."""
+    """Save the adapter, register it as a version, merge it if that is asked for, and write the job's result.
+
+    The adapter comes first: a merge that fails, or is killed on each attempt, leaves the job its registered adapter.
+    """
     journal.enter("registering")
     config = journal.spec.config
     measured = {"base_eval_loss": before.get("eval_loss")} | training | after
-    adapter_dir = session.save(journal.folder / "adapter", describe_provenance(dataset, measured))
-    merged_dir = adapter_dir.with_name("merged") if config.save_merged_model and config.use_lora else None
+    provenance = describe_provenance(dataset, measured)
+    adapter_dir = session.save_adapter(journal.folder / "adapter", provenance)
     facts = {
         "base_model": config.base_model,
         "base_eval_loss": before.get("eval_loss"),
@@ -80,8 +79,8 @@ def register(
     with journal.attempt.publishing():
         adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
-    if merged_dir is not None:
-        keep_merged(journal, merged_dir)
+    is_merged = config.save_merged_model and config.use_lora
+    merged = merge(session, journal, adapter_dir, provenance) if is_merged else Merged(None, None)
     previous = find_previous(journal.mlflow, adapter)
     comparison = compare(Version(adapter.version, facts["eval_loss"], held_out), previous)
     if comparison["comparison"]:
@@ -90,7 +89,8 @@ def register(
     metrics = training | after
     result = facts | {
         "adapter_path": str(adapter_dir),
-        "merged_path": merged_dir and str(merged_dir),
+        "merged_path": merged.folder and str(merged.folder),
+        "merge_error": merged.error,
         "output_dir": str(journal.folder),
         "model_name": adapter.name,
         "model_version": adapter.version,
@@ -99,26 +99,13 @@ def register(
         "dataset_md5": dataset.md5,
         **comparison,
         "rows": rows.describe_rows(),
-        "warnings": [*rows.warnings, *session.warnings, *worse],
+        "warnings": [*rows.warnings, *session.warnings, *merged.warnings, *worse],
         "stopped_early": metrics.pop("stopped_early", False),
         "adapted": session.adaptation,
         "metrics": metrics,
     }
     journal.write(phase="done", result=result, output_path=str(adapter_dir))
     return result
-
-
-def keep_merged(journal: Journal, folder: Path) -> None:
-    """Put the merged model into the store, if there is one; the job waits while the store is down."""
-    if (store := SharedStore.find(journal.settings)) is None:
-        return
-    tries = patient(retry_if_exception_type(StackError), PATIENCE_SECONDS, tell=tell_of_wait)
-    try:
-        sent = tries(store.put, owner_of(journal.job_id), MERGED, folder, journal.attempt.publishing)
-    except (OSError, StackError, StoreRefused, Damaged) as error:
-        logger.warning("The merged model is in %s alone: %s", folder, error)
-    else:
-        logger.info("The merged model is in the store (%.1f MB sent)", sent / 1e6)
 
 
 def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:

@@ -29,6 +29,7 @@ _RESULT: dict[str, Any] = {
     "eval_loss": 0.441,
     "adapter_path": f"/srv/tuneyard/outputs/{_ID}/adapter",
     "merged_path": None,
+    "merge_error": None,
     "output_dir": f"/srv/tuneyard/outputs/{_ID}",
     "model_name": "handbook",
     "model_version": "3",
@@ -94,6 +95,9 @@ class Result(Response):
     eval_loss: float | None = None
     adapter_path: str | None = None
     merged_path: str | None = Field(None, description="The merged model, with save_merged_model.")
+    merge_error: str | None = Field(
+        None, description="Why there is no merged model, though save_merged_model is set; the adapter is registered."
+    )
     output_dir: str | None = None
     model_name: str | None = Field(None, description="The adapter's name in the registry.")
     model_version: str | None = None

@@ -17,7 +17,8 @@ class JobEvent(Response):
     event: str = Field(
         description="`phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, `stored` (a checkpoint has "
         "reached the store), `restart` (at an earlier step than that of a checkpoint; with the reason), "
-        "`lacking` (a host lacks the model and leaves the job to another one) and, last, `end`."
+        "`lacking` (a host lacks the model and leaves the job to another one), `merge` (with `merged_path` or the "
+        "`error`) and, last, `end`."
     )
     data: Annotated[dict[str, Any], WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]
 

@@ -67,6 +67,8 @@ def find_merged(settings: Settings, job: Job) -> Archive:
         StoreRefused: it can't be used as it is.
     """
     result, name = _read_result(job)
+    if reason := result.get("merge_error"):
+        raise AdapterNotFound(f"Job {job.id} has an adapter and no merged model: {reason}")
     if not result.get("merged_path"):
         raise AdapterNotFound(f"Job {job.id} has no merged model; submit it with save_merged_model to get one")
     members = list_own_files(settings, job, result["merged_path"])

@@ -2,6 +2,7 @@
 
 import math
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,10 +21,18 @@ def write_event(connection: Connection, job_id: UUID, event: str, data: dict[str
     """Add an event.
 
     One of `phase`, `begin`, `step`, `epoch`, `evaluate`, `checkpoint`, `stored` (a checkpoint has reached the store),
-    `restart` (at an earlier step than that of a checkpoint), `lacking` (a host leaves the job to others) and `end`,
-    when the process ends.
+    `restart` (at an earlier step than that of a checkpoint), `lacking` (a host leaves the job to others), `merge`
+    (how merging ended) and `end`, when the process ends.
     """
     connection.execute(insert(JobEvent).values(job_id=job_id, event=event, data=drop_non_finite(data)))
+
+
+def count_deaths(connection: Connection, job_id: UUID, phase: str) -> int:
+    """How many of a job's processes have ended without a word in this phase, as those that are killed do."""
+    kinds = JobEvent.event.in_(["phase", "end"])
+    wanted = select(JobEvent.data["phase"].astext).where(JobEvent.job_id == job_id, kinds)
+    phases = [*connection.execute(wanted.order_by(JobEvent.id)).scalars()]  # None for the end of a process
+    return sum(left == phase and entered == "starting" for left, entered in pairwise(phases))
 
 
 class LastCheckpoint(NamedTuple):

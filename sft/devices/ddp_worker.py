@@ -82,7 +82,7 @@ def _open(
 
 
 def _do(session: Any, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:
-    if method == "save" and rank != 0:  # all processes have the same weights
+    if method.startswith("save") and rank != 0:  # all processes have the same weights
         return None
     return getattr(session, method)(*arguments)
 

@@ -126,6 +126,16 @@ class DistributedSession:
         self._call("save", adapter_dir, provenance)
         return adapter_dir
 
+    def save_adapter(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
+        """`TrainingSession.save_adapter`, in rank 0."""
+        self._call("save_adapter", adapter_dir, provenance)
+        return adapter_dir
+
+    def save_merged(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
+        """`TrainingSession.save_merged`, in rank 0."""
+        merged: Path = self._call("save_merged", adapter_dir, provenance)
+        return merged
+
     def close(self) -> None:
         """End the processes. Safe to call again."""
         self._end()

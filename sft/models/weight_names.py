@@ -48,7 +48,7 @@ def check_stored_names(model: "PreTrainedModel", path: Path, subject: str) -> li
             _, loading = type(model).from_pretrained(
                 None,
                 config=model.config,
-                state_dict=_read_empty(path, subject),
+                state_dict=read_empty(path, subject),
                 device_map={"": "meta"},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -104,7 +104,8 @@ def describe_untied(model: "PreTrainedModel", path: Path, subject: str) -> list[
     return []
 
 
-def _read_empty(path: Path, subject: str) -> dict[str, "Tensor"]:
+def read_empty(path: Path, subject: str) -> dict[str, "Tensor"]:
+    """The tensors of a model's files by name, with dtypes and shapes alone."""
     import torch
 
     return {

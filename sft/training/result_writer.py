@@ -1,21 +1,20 @@
 """Writes the result of a training: the adapter or the whole model, and the merged model."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sft.adapting.merging import plan_merge
 from sft.config import SFTConfig
 from sft.files.disk import raising_disk_full
-from sft.files.publication import publish_folder
+from sft.files.publication import Publishing, publish_folder
 from sft.models.companions import save_companions, try_saving
 from sft.models.loading import quiet_transformers
-from sft.models.model_class import find_model_class
-from sft.models.model_settings import read_settings
 from sft.training.model_card import Provenance, name_base, write_card
 
 
@@ -39,7 +38,7 @@ class ResultWriter:
         try_saving(output_dir, self.config.base_model, _get_base(model), self.model_path, self.tokenizer, adapters)
 
     def write(self, model: nn.Module, adapter_dir: Path, facts: dict[str, Any], provenance: Provenance) -> None:
-        """Publish the trained model, and with `save_merged_model` the merged one beside it. Raises DiskFull.
+        """Publish the trained model. Raises DiskFull.
 
         Args:
             facts: `rows`, `dtype` and `adaptation` of the training, for the model card.
@@ -60,41 +59,38 @@ class ResultWriter:
             model.save_pretrained(folder, **options)
             self._write_companions(folder, model)
             write_card(folder, "adapter" if is_adapter else "full", self.config, self.model_path, facts, provenance)
-        if self.config.save_merged_model and is_adapter:
-            self._write_merged(model, adapter_dir, facts, provenance)
+
+    def write_merged(
+        self,
+        model: nn.Module,
+        adapter_dir: Path,
+        facts: dict[str, Any],
+        provenance: Provenance,
+        publishing: Publishing,
+    ) -> Path:
+        """Merge the adapter in `adapter_dir` into the base model's files and publish the result beside it.
+
+        The weights are merged in fp32, file by file, and are stored in the dtype of the base model's files.
+
+        Args:
+            publishing: context entered around the rename.
+
+        Raises:
+            MergeFailed: there is too little memory.
+            DiskFull: the merged model does not fit.
+        """
+        target = adapter_dir.with_name("merged")
+        with ExitStack() as renaming, quiet_transformers():
+            merge = plan_merge(self.model_path, adapter_dir, f"base_model {self.config.base_model}")
+            with raising_disk_full(target, "the merged model", merge.size), publish_folder(target) as folder:
+                merge.write(folder)
+                self._write_companions(folder, model)
+                write_card(folder, "merged", self.config, self.model_path, facts, provenance)
+                renaming.enter_context(publishing())
+        return target
 
     def _write_companions(self, folder: Path, model: nn.Module) -> None:
         save_companions(folder, self.tokenizer, _get_base(model).generation_config, self.model_path)
-
-    def _write_merged(self, model: nn.Module, adapter_dir: Path, facts: dict[str, Any], provenance: Provenance) -> None:
-        target = adapter_dir.with_name("merged")
-        with quiet_transformers():
-            merged = self._merge(adapter_dir)
-        size = sum(parameter.nbytes for parameter in merged.parameters())
-        with (
-            raising_disk_full(target, "the merged model", size),
-            publish_folder(target) as folder,
-            quiet_transformers(),
-        ):
-            merged.generation_config = _get_base(model).generation_config
-            merged.save_pretrained(folder)
-            self._write_companions(folder, model)
-            write_card(folder, "merged", self.config, self.model_path, facts, provenance)
-
-    def _merge(self, adapter_dir: Path) -> PreTrainedModel:
-        """Load the base model again and merge the adapter in fp32; returned in the dtype the base is stored in."""
-        settings = read_settings(self.model_path, f"base_model {self.config.base_model}")
-        stored = settings.dtype or torch.float32
-        base = find_model_class(settings, self.model_path).from_pretrained(
-            self.model_path,
-            config=settings,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            generation_config=GenerationConfig(),
-        )
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()
-        return merged.to(stored)
 
 
 def _get_base(model: Any) -> PreTrainedModel:

@@ -251,21 +251,40 @@ class TrainingSession:
             self._guard.release()
 
     def save(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
+        """`save_adapter`, and with `save_merged_model` then `save_merged`. Returns `adapter_dir`."""
+        self.save_adapter(adapter_dir, provenance)
+        if self.config.save_merged_model and self.config.use_lora:
+            self.save_merged(adapter_dir, provenance)
+        return adapter_dir
+
+    def save_adapter(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
         """Publish the adapter (with `use_lora` false the model) with tokenizer, chat template and generation config.
 
-        With `save_merged_model` also the merged model, in `merged` beside it. Returns `adapter_dir`. Raises DiskFull.
+        Returns `adapter_dir`. Raises DiskFull.
 
         Args:
             provenance: data and results, for the model card.
         """
-        facts = {
-            "rows": self._sender.begin["rows"],
-            "dtype": self._sender.begin["dtype"],
-            "adaptation": self.adaptation,
-        }
         with self.trainer.publishing():
-            self._writer.write(self.trainer.model, adapter_dir, facts, provenance or Provenance())
+            self._writer.write(self.trainer.model, adapter_dir, self._describe(), provenance or Provenance())
         return adapter_dir
+
+    def save_merged(self, adapter_dir: Path, provenance: Provenance | None = None) -> Path:
+        """Publish the merged model, in `merged` beside a saved adapter; returns its folder.
+
+        It is made from the files of the adapter and of the base model, in constant memory.
+
+        Raises:
+            MergeFailed: there is too little memory.
+            DiskFull: the merged model does not fit.
+        """
+        return self._writer.write_merged(
+            self.trainer.model, adapter_dir, self._describe(), provenance or Provenance(), self.trainer.publishing
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        facts = {name: self._sender.begin[name] for name in ("rows", "dtype")}
+        return {**facts, "adaptation": self.adaptation}
 
     def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
         patience = self.config.early_stopping_patience

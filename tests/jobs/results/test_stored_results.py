@@ -69,6 +69,9 @@ def test_the_merged_model_comes_from_its_folder_and_else_from_the_store(settings
 def test_a_job_without_one_says_what_to_do(settings, job):
     with pytest.raises(AdapterNotFound, match="save_merged_model"):
         prepare_download(settings, replace(job, result={**job.result, "merged_path": None}), "merged")
+    failed = {"merged_path": None, "merge_error": "merging needs 9.9 GB"}
+    with pytest.raises(AdapterNotFound, match=r"has an adapter and no merged model: merging needs 9\.9 GB"):
+        prepare_download(settings, replace(job, result={**job.result, **failed}), "merged")
     with pytest.raises(AdapterNotFound, match="TUNEYARD_STORE"):
         prepare_download(settings.model_copy(update={"store": None}), job, "merged")
 
