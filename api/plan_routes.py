@@ -1,11 +1,11 @@
 """`POST /train/plan` and `POST /api/sft/plan`: estimate a job before it is started."""
 
 import threading
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from api.dependencies import Service
 from api.errors import SFT_PREFIX
@@ -18,27 +18,37 @@ from jobs.service.job_service import JobService
 from jobs.service.planner import PlanCancelled, Planner
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
+from sft.planning.devices import find_card
 from tuneyard_wire.plan import Plan
 
 router = APIRouter()
 
 CLIENTS = 4  # that may each have the maximum of plans at once
 DISCONNECT_POLL_SECONDS = 0.25
+PlanDevice = Annotated[
+    str | None,
+    Query(
+        max_length=60,
+        description="A device to plan for, which need not be there: `h100-80gb`, `a100-40gb`, `rtx4090`, `t4`, ... or "
+        "one of TUNEYARD_PLAN_DEVICES. Left out, it is that of the machine of the service.",
+        examples=["h100-80gb"],
+    ),
+]
 
 
 @router.post("/train/plan", tags=["Training API"])
-async def plan_training(body: TrainingRequest, request: Request, service: Service) -> Plan:
+async def plan_training(body: TrainingRequest, request: Request, service: Service, device: PlanDevice = None) -> Plan:
     """Estimate a training job without creating it. Tokenizes its rows; the job reuses them."""
-    return await _plan(request, service, body.to_spec(service.settings.default_dataset).config)
+    return await _plan(request, service, body.to_spec(service.settings.default_dataset).config, device)
 
 
 @router.post(f"{SFT_PREFIX}/plan", tags=["SFT API"])
-async def plan_sft(body: TrainBody, request: Request, service: Service) -> Plan:
+async def plan_sft(body: TrainBody, request: Request, service: Service, device: PlanDevice = None) -> Plan:
     """Estimate a job without creating it. Tokenizes its rows; the job reuses them."""
     saved = None
     if body.config_id is not None:
         saved = await to_thread.run_sync(service.configs.get, body.config_id)
-    return await _plan(request, service, body.to_spec(saved).config)
+    return await _plan(request, service, body.to_spec(saved).config, device)
 
 
 def limit_plans(per_client: int) -> ClientLimit:
@@ -51,14 +61,18 @@ def limit_plans(per_client: int) -> ClientLimit:
     return ClientLimit(per_client, total, too_many, f"The service has {total} plans pending, its maximum")
 
 
-async def _plan(request: Request, service: JobService, config: SFTConfig) -> Plan:
+async def _plan(request: Request, service: JobService, config: SFTConfig, device: str | None) -> Plan:
     """Make a plan; cancel it if the client disconnects. Raises HTTPException if the client has too many."""
+    if device is not None:
+        find_card(device, service.settings.plan_devices)
     client = client_name(request.scope)
     with request.app.state.plan_limit.held(client):
-        return await _wait_for_plan(request, service, config, client)
+        return await _wait_for_plan(request, service, config, client, device)
 
 
-async def _wait_for_plan(request: Request, service: JobService, config: SFTConfig, client: str) -> Plan:
+async def _wait_for_plan(
+    request: Request, service: JobService, config: SFTConfig, client: str, device: str | None
+) -> Plan:
     planner: Planner = request.app.state.planner
     gone = threading.Event()
     plan: Any = None
@@ -79,6 +93,7 @@ async def _wait_for_plan(request: Request, service: JobService, config: SFTConfi
                     service.settings,
                     gone.is_set,
                     client,
+                    device,
                     limiter=_threads(request),
                     abandon_on_cancel=True,
                 )

@@ -47,7 +47,7 @@ class ServiceMachine(Machine):
         hint = f"; did you mean {nearest}?" if nearest else ""
         raise UsageProblem(f"{name or repr(name)} is not a known field{hint}")
 
-    def plan(self, submission: "UnsentJob") -> dict[str, Any]:
+    def plan(self, submission: "UnsentJob", device: str | None = None) -> dict[str, Any]:
         """Plan a job on this machine. Past jobs are used if a database is configured or the stack is up.
 
         Raises InvalidConfig, or what `plan_once` raises.
@@ -68,12 +68,12 @@ class ServiceMachine(Machine):
         if endpoints is not None and is_up(settings):
             settings = endpoints.fill(settings)
         if submission.interface == "sft":
-            return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings)
+            return plan_once(SFTConfig.from_dict(dict(submission.fields)), settings, device)
         try:
             request = TrainingRequest.model_validate(dict(submission.fields))
         except ValidationError as error:
             raise InvalidConfig(explain_validation_error(error, TrainingRequest)) from error
-        return plan_once(request.to_spec(settings.default_dataset).config, settings)
+        return plan_once(request.to_spec(settings.default_dataset).config, settings, device)
 
     def errors(self) -> tuple[type[Exception], ...]:
         """All errors of Tuneyard."""

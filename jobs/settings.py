@@ -12,6 +12,7 @@ from jobs.setting_types import DatabaseUrl, Names, Networks, Secret, StoreUrl, W
 from jobs.url_credentials import is_http, split_credentials
 from sft.errors import InvalidConfig, StackError
 from sft.files.places import find_foreign, find_temporary, follow
+from sft.planning.devices import Card
 
 # For a server that the stack runs itself: the user's credentials are for another one.
 NO_MLFLOW_CREDENTIALS = dict.fromkeys(
@@ -103,6 +104,11 @@ class Settings(BaseSettings):
         None,
         description="The dtype of `mixed_precision: auto` on this machine (`none` is fp32); if unset, measured once "
         "and stored in `dtype.json` of the state folder.",
+    )
+    plan_devices: dict[str, Card] = Field(
+        {},
+        description="JSON object of devices of your own for `tuneyard plan --device NAME`: name to `memory_gib`, and "
+        "optionally `teraflops` and `bf16`.",
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     debug: bool = Field(

@@ -2,7 +2,8 @@
 
 `python -m tasks.plan` reads a request from stdin and writes the response to stdout. `python -m tasks.plan --serve
 SOCKET` imports the libraries once and forks for each connection, until its stdin is closed. A request is one line of
-JSON, `{"config": ..., "settings": ...}`; the response is `{"plan": ...}` or `{"error": {"code": ..., "detail": ...}}`.
+JSON, `{"config": ..., "settings": ..., "device": ...}`; the response is `{"plan": ...}` or `{"error": {"code": ...,
+"detail": ...}}`.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
 from sft.errors import TuneyardError
 from sft.files.disk import measure_free
+from sft.planning.devices import find_card
 from tasks.causes import explain
 from tasks.dataset import resolve
 from tasks.dataset_version import DatasetVersion
@@ -45,8 +47,11 @@ REGISTRY = "models:"
 STARTS_CUDA = "bitsandbytes"
 
 
-def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
+def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:
     """Plan a job of this configuration on this machine; its rows are tokenized as in the job.
+
+    Args:
+        device: name of a device to plan for, which need not be here; None for that of this machine.
 
     Raises:
         TuneyardError: an error that would fail the job, in its data, model or template.
@@ -55,7 +60,9 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     from sft.planning.plan import make_plan
     from sft.training.precision import fix_precision
 
-    config = fix_precision(config, settings.home, settings.dtype)
+    target = None if device is None else (device, find_card(device, settings.plan_devices))
+    if target is None:
+        config = fix_precision(config, settings.home, settings.dtype)
     model = locate_model(config.base_model, settings)
     if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # one in the registry counts as a new one
         start = locate_adapter(config.adapter_path, settings, settings.home)
@@ -66,7 +73,7 @@ def plan(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     if settings.database_url:
         runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]
     with building_model(settings, is_plan=True):
-        made = make_plan(config, prepared, model, runs, measure_free_disk(config, settings))
+        made = make_plan(config, prepared, model, runs, measure_free_disk(config, settings), target)
     return {"dataset": describe_dataset(dataset), **made}
 
 
@@ -93,7 +100,8 @@ def answer(line: str) -> str:
     request = json.loads(line)
     try:
         config = SFTConfig.from_dict(request["config"])
-        return json.dumps({"plan": plan(config, Settings.model_validate(request["settings"]))}, allow_nan=False)
+        made = plan(config, Settings.model_validate(request["settings"]), request.get("device"))
+        return json.dumps({"plan": made}, allow_nan=False)
     except Exception as error:
         cause = explain(error)
         if cause.code == TuneyardError.code and not isinstance(error, TuneyardError):

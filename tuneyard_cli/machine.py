@@ -39,7 +39,7 @@ class Machine:
     def check_name(self, name: str) -> None:
         """Check that a field exists. Raises UsageProblem; the client leaves this to the service."""
 
-    def plan(self, submission: "UnsentJob") -> dict[str, Any]:
+    def plan(self, submission: "UnsentJob", device: str | None = None) -> dict[str, Any]:
         """Plan a job on this machine. Raises NeedsFullPackage."""
         raise NeedsFullPackage(f"--here plans on this machine: {INSTALL}, or leave out --here to ask a service")
 

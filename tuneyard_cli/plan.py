@@ -28,6 +28,14 @@ GB, MINUTE = 1e9, 60
 def plan(
     job: JobArguments,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="No effect on a plan.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Plan for this device, which need not be there: h100-80gb, a100-40gb, rtx4090, t4, and others.",
+        ),
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="Plan on this machine, without a running service.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -39,16 +47,16 @@ def plan(
     if here and job.config is not None:
         fail("--config needs the service, which stores the configurations; leave out --here")
     submission = job.build()
-    response = this_machine().plan(submission) if here else _request_plan(submission, url)
+    response = this_machine().plan(submission, device) if here else _request_plan(submission, url, device)
     if as_json:
         print_json(response)
     else:
         _show(open_console(), response)
 
 
-def _request_plan(submission: "UnsentJob", url: str | None) -> dict[str, Any]:
+def _request_plan(submission: "UnsentJob", url: str | None, device: str | None) -> dict[str, Any]:
     with connected(url) as client:
-        response: dict[str, Any] = submission.complete(client).plan(client).model_dump(mode="json")
+        response: dict[str, Any] = submission.complete(client).plan(client, device).model_dump(mode="json")
     return response
 
 
@@ -95,9 +103,10 @@ def _show_resources(console: "Console", plan: dict[str, Any]) -> None:
     if adapted:
         console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
     device_name = escape(device["name"])
+    checkpointing = ", activations recomputed" if plan["model"]["gradient_checkpointing"] else ""
     console.print(
         f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device_name} "
-        f"({device['dtype']}); the largest batch_size that fits is {memory['largest_batch_size']}",
+        f"({device['dtype']}{checkpointing}); the largest batch_size that fits is {memory['largest_batch_size']}",
         markup=False,
     )
     console.print(f"disk   {disk['needed_bytes'] / GB:.2f} GB of {disk['free_bytes'] / GB:.1f} GB free")

@@ -63,11 +63,11 @@ class UnsentJob:
             return client.submit(self.fields, strategy, strict=strict)
         return client.sft(self.fields, **self.options, strategy=strategy, strict=strict)
 
-    def plan(self, client: "Tuneyard") -> "Plan":
+    def plan(self, client: "Tuneyard", device: str | None = None) -> "Plan":
         """Plan the job."""
         if self.interface == "training":
-            return client.plan(self.fields)
-        return client.plan_sft(self.fields, **self.options)
+            return client.plan(self.fields, device)
+        return client.plan_sft(self.fields, device=device, **self.options)
 
 
 def build_submission(

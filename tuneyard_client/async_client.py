@@ -99,13 +99,18 @@ class AsyncTuneyard:
         """Submit a job with the SFT API's field names. With `config_id`, `config` overrides the saved fields."""
         return await self._run(calls.sft(config, idempotency_key, strategy, strict, **options))
 
-    async def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
-        """Estimate a job, given with the Training API's field names, without creating it."""
-        return await self._run(calls.plan(fields))
+    async def plan(self, fields: TrainingFields | Mapping[str, Any], device: str | None = None) -> Plan:
+        """Estimate a job, given with the Training API's field names, without creating it.
 
-    async def plan_sft(self, config: Config | None = None, **options: Unpack[SftOptions]) -> Plan:
+        `device` names another device to plan for, such as `h100-80gb`.
+        """
+        return await self._run(calls.plan(fields, device))
+
+    async def plan_sft(
+        self, config: Config | None = None, *, device: str | None = None, **options: Unpack[SftOptions]
+    ) -> Plan:
         """Estimate a job, given with the SFT API's field names. With `config_id`, `config` overrides saved fields."""
-        return await self._run(calls.plan_sft(config, **options))
+        return await self._run(calls.plan_sft(config, device, **options))
 
     async def job(self, job_id: str) -> TrainJob:
         """Get a job."""

@@ -104,15 +104,19 @@ def sft(
     )
 
 
-def plan(fields: Mapping[str, Any]) -> Call[Plan]:
+def plan(fields: Mapping[str, Any], device: str | None = None) -> Call[Plan]:
     """POST /train/plan. The service limits its time itself; that is longer than the read timeout."""
-    return Call("POST", "/train/plan", read_model(Plan), body=dict(fields), is_repeatable=True, is_endless=True)
+    return _plan("/train/plan", dict(fields), device)
 
 
-def plan_sft(config: Config | None, **options: Unpack[SftOptions]) -> Call[Plan]:
+def plan_sft(config: Config | None, device: str | None = None, **options: Unpack[SftOptions]) -> Call[Plan]:
     """POST /api/sft/plan."""
-    body = _sft_body(config, options)
-    return Call("POST", "/api/sft/plan", read_model(Plan), body=body, is_repeatable=True, is_endless=True)
+    return _plan("/api/sft/plan", _sft_body(config, options), device)
+
+
+def _plan(path: str, body: dict[str, Any], device: str | None) -> Call[Plan]:
+    params = {} if device is None else {"device": device}
+    return Call("POST", path, read_model(Plan), params=params, body=body, is_repeatable=True, is_endless=True)
 
 
 def _sft_body(config: Config | None, options: SftOptions) -> dict[str, Any]:

@@ -100,13 +100,18 @@ class Tuneyard:
         """Submit a job with the SFT API's field names. With `config_id`, `config` overrides the saved fields."""
         return self._run(calls.sft(config, idempotency_key, strategy, strict, **options))
 
-    def plan(self, fields: TrainingFields | Mapping[str, Any]) -> Plan:
-        """Estimate a job, given with the Training API's field names, without creating it."""
-        return self._run(calls.plan(fields))
+    def plan(self, fields: TrainingFields | Mapping[str, Any], device: str | None = None) -> Plan:
+        """Estimate a job, given with the Training API's field names, without creating it.
 
-    def plan_sft(self, config: Config | None = None, **options: Unpack[SftOptions]) -> Plan:
+        `device` names another device to plan for, such as `h100-80gb`.
+        """
+        return self._run(calls.plan(fields, device))
+
+    def plan_sft(
+        self, config: Config | None = None, *, device: str | None = None, **options: Unpack[SftOptions]
+    ) -> Plan:
         """Estimate a job, given with the SFT API's field names. With `config_id`, `config` overrides saved fields."""
-        return self._run(calls.plan_sft(config, **options))
+        return self._run(calls.plan_sft(config, device, **options))
 
     def job(self, job_id: str) -> TrainJob:
         """Get a job."""

@@ -22,14 +22,15 @@ class PlannedDataset(Response):
 
 
 class PlannedDevice(Response):
-    """The device the plan is for: that of the machine that makes it."""
+    """The device the plan is for: the one that was named, or that of the machine that makes it."""
 
     name: str
     kind: Annotated[str, one_of("cpu", "cuda")]
     dtype: str
     memory_bytes: int
     free_memory_bytes: int
-    gflops: float = Field(description="Measured on a matrix product of this dtype.")
+    gflops: float = Field(description="Of a matrix product of this dtype: measured, or by its data sheet.")
+    is_here: bool = Field(True, description="Whether it is the device of the machine that makes the plan.")
 
 
 class InvalidRow(Response):
@@ -123,9 +124,15 @@ class PlannedMemory(Response):
 
     peak_bytes: int
     free_bytes: int
-    fits: bool
+    total_bytes: int | None = None
+    fits: bool = Field(description="When the job has its turn: on a GPU in all of its memory, else in what is free.")
+    fits_now: bool | None = Field(None, description="In the memory that is free at the moment.")
     largest_batch_size: int = Field(description="It fits even if the longest rows are in one batch.")
     largest_batch_tokens: int
+    basis: Annotated[str, one_of("step", "formula")] = Field(
+        "step",
+        description="A training step of this model on tensors without data, or a formula where it can't be run so.",
+    )
     parts: dict[str, int]
 
 

@@ -34,6 +34,7 @@ EXAMPLE: dict[str, Any] = {
         "memory_bytes": 23034068992,
         "free_memory_bytes": 22600000000,
         "gflops": 61200.0,
+        "is_here": True,
     },
     "rows": {
         "train": {
@@ -88,9 +89,12 @@ EXAMPLE: dict[str, Any] = {
     "memory": {
         "peak_bytes": 9100000000,
         "free_bytes": 22600000000,
+        "total_bytes": 23034068992,
         "fits": True,
+        "fits_now": True,
         "largest_batch_size": 14,
         "largest_batch_tokens": 7100,
+        "basis": "step",
         "parts": {"process": 600000000, "weights": 3087428608, "activations": 5000000000},
     },
     "disk": {

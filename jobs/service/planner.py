@@ -95,6 +95,7 @@ class Planner:
         settings: Settings,
         is_cancelled: Callable[[], bool] = lambda: False,
         client: str = "",
+        device: str | None = None,
     ) -> dict[str, Any]:
         """Estimate a job with this configuration on this machine.
 
@@ -102,6 +103,7 @@ class Planner:
             settings: With the addresses of the stack; past jobs are read from its database.
             is_cancelled: Called several times a second.
             client: The client that slots are counted for.
+            device: Name of another device to plan for.
 
         Raises:
             PlanCancelled: `is_cancelled` returned True; the plan's process is ended.
@@ -113,7 +115,7 @@ class Planner:
             self._slots.taken(client, lambda: self._check(deadline, is_cancelled)),
             self._connect(deadline, is_cancelled) as connection,
         ):
-            connection.sendall(write_request(config, settings))
+            connection.sendall(write_request(config, settings, device))
             return read_response(self._receive(connection, deadline, is_cancelled))
 
     def _connect(self, deadline: float, is_cancelled: Callable[[], bool]) -> socket.socket:
@@ -181,7 +183,7 @@ class Planner:
             self._scratch = None
 
 
-def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
+def plan_once(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:
     """Make a plan in a process of its own. Raises like `Planner.plan`."""
     note = open_note()
     try:
@@ -190,7 +192,7 @@ def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
                 COMMAND,
                 cwd=PROJECT_ROOT,
                 env=os.environ | {PARENT: str(os.getpid()), NOTE: str(note)} | more,
-                input=write_request(config, settings),
+                input=write_request(config, settings, device),
                 stdout=subprocess.PIPE,
                 pass_fds=[note, *handles],
                 check=False,
@@ -202,9 +204,10 @@ def plan_once(config: SFTConfig, settings: Settings) -> dict[str, Any]:
     return read_response(done.stdout)
 
 
-def write_request(config: SFTConfig, settings: Settings) -> bytes:
+def write_request(config: SFTConfig, settings: Settings, device: str | None = None) -> bytes:
     """Encode a request as one line."""
-    return json.dumps({"config": config.to_dict(), "settings": settings.model_dump(mode="json")}).encode() + b"\n"
+    request = {"config": config.to_dict(), "settings": settings.model_dump(mode="json"), "device": device}
+    return json.dumps(request).encode() + b"\n"
 
 
 def read_response(received: bytes) -> dict[str, Any]:

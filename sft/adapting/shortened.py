@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,24 +12,41 @@ CHUNK = "attention_chunk_size"
 PLACES = ("layer_idx", "layer_id", "layer_number", "idx", "training")  # attributes that do not tell a layer's kind
 
 
+class LayerStack(NamedTuple):
+    """A model's list of layers: an attribute of `owner`. The first `first_of_each_kind` layers have one of each."""
+
+    owner: nn.Module
+    name: str
+    layers: nn.ModuleList
+    first_of_each_kind: int
+
+
 @contextmanager
 def first_layers(model: PreTrainedModel) -> Iterator[None]:
     """Keep the first layers up to one of each kind, as even tiny batches are slow through all of a large model."""
+    stack = find_stack(model)
+    if stack is None:
+        yield
+        return
+    setattr(stack.owner, stack.name, stack.layers[: stack.first_of_each_kind])
+    try:
+        yield
+    finally:
+        setattr(stack.owner, stack.name, stack.layers)
+
+
+def find_stack(model: PreTrainedModel) -> LayerStack | None:
+    """The model's list of layers; None if it has none, or several."""
     try:
         backbone: Any = model.get_decoder() or model.base_model
     except Exception:  # the model has no such method
         backbone = model.base_model
     stacks = [(name, child) for name, child in backbone.named_children() if isinstance(child, nn.ModuleList)]
     if len(stacks) != 1:
-        yield
-        return
+        return None
     name, layers = stacks[0]
     kinds = [_describe_kind(layer) for layer in layers]
-    setattr(backbone, name, layers[: max(map(kinds.index, kinds)) + 1])
-    try:
-        yield
-    finally:
-        setattr(backbone, name, layers)
+    return LayerStack(backbone, name, layers, max(map(kinds.index, kinds)) + 1)
 
 
 @contextmanager

@@ -50,6 +50,12 @@ def advise_resources(memory: dict[str, Any], disk: dict[str, Any], config: SFTCo
             f"the job needs about {memory['peak_bytes'] / 1e9:.1f} GB and {memory['free_bytes'] / 1e9:.1f} GB are "
             f"free: {remedy}",
         )
+    elif not memory["fits_now"]:
+        yield _warn(
+            "memory_now",
+            f"the job needs about {memory['peak_bytes'] / 1e9:.1f} GB and {memory['free_bytes'] / 1e9:.1f} GB are "
+            "free at the moment: it fits once other work on the device has ended",
+        )
     if not disk["fits"]:
         yield _warn(
             "disk",

@@ -1,70 +1,96 @@
 """Estimates the memory and disk space that a job needs.
 
-peak = process + weights + 16 * trainable + chunk * V * (8 + e) + batch tokens * bytes per token, with e bytes a weight.
+peak(tokens) = process + frozen weights + held(tokens), where held covers what is trained, the optimizer's state and
+the activations of a batch: measured for two batches on fake tensors (`sft.training.step_memory`), linear otherwise.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.planning.machine import Device
-from sft.planning.probe import Probe
 from sft.planning.shape import ModelShape
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sft.training.layout import Layout
+
 STATE_BYTES = 16  # a trained weight in fp32, its gradient and Adam's two moments: 4 x 4 bytes
-PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}  # Python and libraries; the CUDA context
-# Peak memory over the bytes saved for the backward pass: gradients in flight, gaps between freed blocks. On a CPU
-# measured with SmolLM2-135M: 1.4 in bf16, 1.3 in fp32.
-HELD = {"cpu": 1.35, "cuda": 1.0}
+# Python and libraries, as a job's process holds them before its model is there; the CUDA context.
+PROCESS_BYTES = {"cpu": 640_000_000, "cuda": 600_000_000}
+PACKED_BYTES = 0.5 + 1 / 64  # of a weight in 4 bits, and its share of the blocks' scales
 LARGEST_BATCH = 4096
 CHECKPOINT_EXTRA_BYTES = 200_000  # scheduler, random states, trainer_state.json, manifest
 PEAK_SHARE = 0.9  # share of the free memory that a plan may use
+DOCUMENTS = 4  # fake batches have no more rows laid end to end, as each row costs time and what counts is their tokens
 
 
-class Activations(NamedTuple):
-    """Bytes saved between forward and backward pass."""
+class BatchMemory(NamedTuple):
+    """Bytes by the tokens of a batch: `at` for `tokens`, and `per_token` for each token more or less."""
 
+    frozen: int
+    resting: int
+    at: int  # beside the frozen weights
+    tokens: int
     per_token: float
-    logits: float  # of one chunk of the head, whatever the batch size
+    basis: str  # step: measured on fake tensors; formula
+
+    def predict(self, tokens: float) -> float:
+        """Bytes beside the frozen weights at most."""
+        return max(self.at + (tokens - self.tokens) * self.per_token, self.resting)
 
 
-def measure_activations(
-    shape: ModelShape, probe: Probe | None, device: Device, checkpointing: bool, chunk: int
-) -> Activations:
-    """Scale the bytes measured in one layer by the probe to all layers; estimate them when there is no probe.
+def measure_batches(
+    config: SFTConfig,
+    empty: "PreTrainedModel",
+    shape: ModelShape,
+    device: Device,
+    layout: "Layout",
+    checkpointing: bool,
+    batch: list[int],
+    supervised_share: float,
+) -> BatchMemory:
+    """What a batch of rows of these lengths takes, and how that grows with its tokens.
 
-    The estimate is for LoRA on all linear layers: 9 vectors of width D, and 2.5 of each linear layer's width, which
-    sum to about (weights of a layer) / D.
+    Args:
+        empty: the model on the meta device.
     """
-    if probe is not None:
-        layer = probe.layer_activation_bytes
-    else:
-        # e (9 D + 2.5 P / D), P = weights of one layer's matrices
-        layer = device.bytes_each * (9 * shape.hidden + 2.5 * shape.matrix_parameters / shape.layers / shape.hidden)
-    per_token = shape.layers * layer  # bytes per token
-    if checkpointing:  # layers * D * e + layer: each layer's input (D), and one layer at a time in full
-        per_token = float(shape.layers * shape.hidden * device.bytes_each) + layer
-    # (chunk, V): logits in the model's dtype, and two fp32 tensors while the softmax is computed
-    return Activations(HELD[device.kind] * per_token, chunk * shape.vocabulary * (8.0 + device.bytes_each))
+    import torch
+
+    from sft.training.fake_step import Step
+    from sft.training.step_memory import measure_steps
+
+    dtype = getattr(torch, device.dtype)
+    has_window = getattr(empty.config.get_text_config(), "sliding_window", None) is not None
+    once = tuple(batch) if layout != "documents" or has_window else _merge(batch)
+    twice = (*once, *once) if layout != "documents" or has_window else _merge([*batch, *batch])
+    steps = [Step(lengths, supervised_share, layout, device.kind, dtype, checkpointing) for lengths in (once, twice)]
+    tokens = count_tokens(once, layout)
+    needs = measure_steps(empty, config, steps)
+    if needs is None:
+        return _estimate(config, empty, shape, device, layout, checkpointing, tokens)
+    first, second = needs
+    per_token = max(second.held - first.held, 0) / tokens
+    return BatchMemory(first.frozen, first.resting, first.held, tokens, per_token, "step")
 
 
-def count_fixed_bytes(config: SFTConfig, shape: ModelShape, device: Device) -> dict[str, int]:
-    """Bytes that do not depend on the batch."""
-    weight_bytes = 0.55 if config.use_qlora else device.bytes_each  # 4 bits and the blocks' scales
-    return {
-        "process": PROCESS_BYTES[device.kind],
-        "weights": int(shape.parameters * (weight_bytes if config.use_lora else 0)),
-        "trained_weights_and_optimizer": shape.trainable * STATE_BYTES,
-    }
+def count_tokens(lengths: "tuple[int, ...] | list[int]", layout: "Layout") -> int:
+    """Tokens of a batch of these rows, padding included."""
+    return sum(lengths) if layout == "documents" else max(lengths) * len(lengths)
+
+
+def count_loaded_bytes(config: SFTConfig, shape: ModelShape, device: Device) -> int:
+    """Bytes of the base model's weights once it is loaded: QLoRA leaves embeddings and head as they are."""
+    if not config.use_lora:
+        return shape.parameters * STATE_BYTES // 4
+    outer = shape.parameters - shape.matrix_parameters
+    inner_bytes = PACKED_BYTES if config.use_qlora else device.bytes_each
+    return int(outer * device.bytes_each + shape.matrix_parameters * inner_bytes)
 
 
 def plan_memory(
-    config: SFTConfig,
-    shape: ModelShape,
-    device: Device,
-    activations: Activations,
-    batch_tokens: int,
-    longest: list[int],
+    config: SFTConfig, device: Device, layout: "Layout", batches: BatchMemory, batch_tokens: int, longest: list[int]
 ) -> dict[str, Any]:
     """Plan the response's `memory`.
 
@@ -72,27 +98,75 @@ def plan_memory(
         batch_tokens: tokens of the largest batch to expect.
         longest: lengths of all rows, longest first; `largest_batch_size` counts how many of them fit together.
     """
-    fixed = count_fixed_bytes(config, shape, device)
-    needed = sum(fixed.values()) + activations.logits
-    peak = needed + batch_tokens * activations.per_token
-    free = int(PEAK_SHARE * device.free_bytes)
-    # peak <= free  <=>  batch tokens <= (free - needed) / bytes per token
-    tokens_that_fit = max((free - needed) / activations.per_token, 0.0) if activations.per_token else math.inf
+    fixed = PROCESS_BYTES[device.kind] + batches.frozen
+    peak = fixed + batches.predict(batch_tokens)
+    # What other work takes now is free again when a job has its turn on the GPU; main memory is shared with the rest.
+    whole = int(PEAK_SHARE * (device.total_bytes if device.kind == "cuda" else device.free_bytes))
+    constant = fixed + batches.at - batches.tokens * batches.per_token
+    tokens_that_fit = max((whole - constant) / batches.per_token, 0.0) if batches.per_token else math.inf
+    if fixed + batches.resting > whole:
+        tokens_that_fit = 0.0
     if config.packing:
         largest = int(min(tokens_that_fit // config.max_seq_length, LARGEST_BATCH))
     else:
-        largest, total = 0, 0
-        while largest < min(len(longest), LARGEST_BATCH) and total + longest[largest] <= tokens_that_fit:
-            total += longest[largest]
+        largest = 0
+        limit = min(len(longest), LARGEST_BATCH)
+        total = longest[0] if limit else 0
+        while largest < limit and total <= tokens_that_fit:
             largest += 1
+            if largest < limit:
+                total = total + longest[largest] if layout == "documents" else longest[0] * (largest + 1)
     return {
         "peak_bytes": int(peak),
         "free_bytes": device.free_bytes,
-        "fits": peak <= free,
+        "total_bytes": device.total_bytes,
+        "fits": peak <= whole,
+        "fits_now": peak <= int(PEAK_SHARE * device.free_bytes),
         "largest_batch_size": largest,
         "largest_batch_tokens": int(min(tokens_that_fit, 2**53)),
-        "parts": {**fixed, "activations": int(peak - needed), "logits": int(activations.logits)},
+        "basis": batches.basis,
+        "parts": {
+            "process": PROCESS_BYTES[device.kind],
+            "weights": batches.frozen,
+            "trained_weights_and_optimizer": batches.resting,
+            "activations": int(peak - fixed - batches.resting),
+        },
     }
+
+
+def _merge(lengths: list[int]) -> tuple[int, ...]:
+    """At most DOCUMENTS rows with as many tokens: attention keeps nothing that grows with the square of a length."""
+    if len(lengths) <= DOCUMENTS:
+        return tuple(lengths)
+    whole, rest = divmod(sum(lengths), DOCUMENTS)
+    return tuple(whole + (place < rest) for place in range(DOCUMENTS))
+
+
+def _estimate(
+    config: SFTConfig,
+    empty: "PreTrainedModel",
+    shape: ModelShape,
+    device: Device,
+    layout: "Layout",
+    checkpointing: bool,
+    tokens: int,
+) -> BatchMemory:
+    """By a formula, for models whose step needs the data of its tensors."""
+    import torch
+
+    from sft.kernels.loss import CHUNK_POSITIONS
+    from sft.training.arguments import estimate_token_bytes
+    from sft.training.step_memory import GAPS
+
+    per_token = float(estimate_token_bytes(config, empty, layout, getattr(torch, device.dtype)))
+    if checkpointing:  # each layer's input (D), and one layer at a time in full
+        per_token = shape.layers * shape.hidden * device.bytes_each + per_token / shape.layers
+    per_token *= GAPS[device.kind]
+    frozen = count_loaded_bytes(config, shape, device) if config.use_lora else 0
+    resting = shape.trainable * STATE_BYTES
+    # (chunk, V): logits in the model's dtype, and two fp32 tensors while the softmax is computed
+    logits = CHUNK_POSITIONS * shape.vocabulary * (8 + device.bytes_each)
+    return BatchMemory(frozen, resting, int(resting + logits + tokens * per_token), tokens, per_token, "formula")
 
 
 def plan_disk(

@@ -3,19 +3,20 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, count_skipped
-from sft.models.hardware import check_hardware, inspect_hardware
+from sft.models.hardware import Hardware, check_hardware, inspect_hardware
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
 from sft.models.weight_names import check_stored_names
 from sft.models.weights import check_weights
 from sft.planning.advice import advise, advise_resources
+from sft.planning.devices import Card
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
-from sft.planning.machine import Device, describe_device, inspect_device
-from sft.planning.memory import measure_activations, plan_disk, plan_memory
+from sft.planning.machine import Device, describe_card, describe_device, inspect_device
+from sft.planning.memory import BatchMemory, count_loaded_bytes, measure_batches, plan_disk, plan_memory
 from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
 from sft.planning.samples import show_samples
 from sft.planning.shape import ModelShape, measure_companions, measure_shape, measure_weight
@@ -23,13 +24,20 @@ from sft.planning.steps import Batches, describe_batches, plan_batches
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from sft.training.layout import Layout
 
 logger = logging.getLogger(__name__)
 
 
 def make_plan(
-    config: SFTConfig, prepared: PreparedData, model_path: Path, past_runs: list[PastRun], free_disk_bytes: int
+    config: SFTConfig,
+    prepared: PreparedData,
+    model_path: Path,
+    past_runs: list[PastRun],
+    free_disk_bytes: int,
+    target: tuple[str, Card] | None = None,
 ) -> dict[str, Any]:
     """Plan the job; returns plain JSON values.
 
@@ -37,19 +45,21 @@ def make_plan(
         prepared: the result of `sft.data.tokenization.prepare` for the same config and model.
         past_runs: completed jobs of the same base model, newest first.
         free_disk_bytes: free space on the disk that the job writes to.
+        target: name and facts of a device to plan for, which need not be here; None for that of this machine.
 
     Raises:
         InvalidConfig: this machine or model does not support a value.
         ModelNotFound: the model can't be read.
     """
-    from sft.kernels.loss import CHUNK_POSITIONS
     from sft.models.loading import load_tokenizer
-    from sft.training.arguments import needs_checkpointing
     from sft.training.embeddings import check_positions, check_vocabulary
     from sft.training.optimizers import check_optimizer
 
-    check_optimizer(config)
-    check_hardware(config, inspect_hardware())
+    if target is None:
+        check_optimizer(config)
+        check_hardware(config, inspect_hardware())
+    else:
+        check_hardware(config, Hardware(gpus=config.num_devices, cores=1, has_bitsandbytes=True))
     check_weights(model_path, f"base_model {config.base_model}")
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()
@@ -60,21 +70,20 @@ def make_plan(
     )
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
-    shape, device = measure_shape(empty, config, model_path), inspect_device(config)
-    batches = plan_batches(config, rows.lengths, is_padded=device.kind == "cuda")
-    probe = _probe(config, prepared, model_path, shape, device, rows, batches)
-    layout: Layout = probe.layout if probe else "documents" if device.kind == "cpu" else "trl"
-    checkpointing = config.gradient_checkpointing
-    if checkpointing == "auto":
-        checkpointing = needs_checkpointing(
-            config, empty.to(dtype=_dtype(device)), layout, rows.lengths.tolist(), device.free_bytes
-        )
+    shape = measure_shape(empty, config, model_path)
+    device = inspect_device(config) if target is None else describe_card(*target, config)
     share = float(rows.supervised.sum() / rows.lengths.sum())
+    layout = device.layout
+    sizes = _measure_sizes(config, empty, shape, device, layout, rows, share)
+    probe = _probe(config, prepared, model_path, shape, device, rows, sizes.batches)
+    if probe is not None and probe.layout != layout:
+        layout = probe.layout
+        sizes = _measure_sizes(config, empty, shape, device, layout, rows, share)
+    batches, checkpointing = sizes.batches, sizes.checkpointing
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
-    like = find_like(past_runs, shape, device, checkpointing, tokens_per_step)
-    activations = measure_activations(shape, probe, device, checkpointing, CHUNK_POSITIONS)
+    like = find_like(past_runs, shape, device, checkpointing, tokens_per_step) if device.is_here else []
     longest_first = sorted(rows.lengths.tolist(), reverse=True)
-    memory = plan_memory(config, shape, device, activations, batches.max_tokens, longest_first)
+    memory = plan_memory(config, device, layout, sizes.memory, batches.max_tokens, longest_first)
     disk = plan_disk(
         config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
     )
@@ -128,6 +137,38 @@ def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
     }
 
 
+class _Sizes(NamedTuple):
+    batches: Batches
+    checkpointing: bool
+    memory: BatchMemory
+
+
+def _measure_sizes(
+    config: SFTConfig,
+    empty: "PreTrainedModel",
+    shape: ModelShape,
+    device: Device,
+    layout: "Layout",
+    rows: TokenRows,
+    share: float,
+) -> _Sizes:
+    """Batches, checkpointing and memory with this layout of the rows."""
+    from sft.training.arguments import needs_checkpointing
+
+    batches = plan_batches(config, rows.lengths, is_padded=layout != "documents")
+    checkpointing = config.gradient_checkpointing
+    if checkpointing == "auto":
+        room = device.total_bytes if device.kind == "cuda" else device.free_bytes
+        room -= count_loaded_bytes(config, shape, device)
+        checkpointing = needs_checkpointing(
+            config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room
+        )
+    heaviest = [config.max_seq_length] * config.batch_size if config.packing else None
+    lengths = heaviest or [int(rows.lengths[index]) for index in batches.heaviest]
+    memory = measure_batches(config, empty, shape, device, layout, checkpointing, lengths, share)
+    return _Sizes(batches, checkpointing, memory)
+
+
 def _probe(
     config: SFTConfig,
     prepared: PreparedData,
@@ -138,7 +179,7 @@ def _probe(
     batches: Batches,
 ) -> Probe | None:
     """Probe the model on this machine; None if too much would have to be loaded."""
-    if config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
+    if not device.is_here or config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
         return None
     lengths = [int(rows.lengths[index]) for index in batches.sample]
     kept = choose_rows(shape, lengths, EFFICIENCY * device.flops_per_second)

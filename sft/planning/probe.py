@@ -43,7 +43,6 @@ class Probe(NamedTuple):
     layer_seconds: float  # for these tokens through one more layer
     head_seconds: float
     optimizer_seconds: float  # for one optimizer step, per trained weight
-    layer_activation_bytes: float  # saved for the backward pass, per token and layer
 
     def predict_layers(self, layers: int) -> float:
         """Seconds per token through all layers."""
@@ -80,7 +79,7 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
         batch = next(iter(trainer.get_train_dataloader()))
         tokens = int(batch["input_ids"].numel())  # B * T, padding included
         body = batch | {"labels": keep_labels(batch["labels"], FEW_POSITIONS)}
-        kept_bytes = _measure_kept_bytes(trainer, body)
+        _run_backward(trainer, body)  # warms up the kernels
         more = _time(lambda: _run_backward(trainer, body))
         trainer.create_optimizer()
         trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
@@ -97,7 +96,6 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
             layer_seconds=max(more - few, 0.0) / (MORE - FEW),
             head_seconds=max(with_head - few, 0.0) / max(positions - FEW_POSITIONS, 1),
             optimizer_seconds=optimizer_seconds / trainable,
-            layer_activation_bytes=kept_bytes / MORE / tokens,
         )
 
 
@@ -170,22 +168,6 @@ def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
     """Keep the first `count` supervised labels and set the others to -100."""
     learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)  # (B, T): supervised labels up to here
     return labels.masked_fill(learned > count, IGNORED)
-
-
-def _measure_kept_bytes(trainer: Any, batch: dict[str, Any]) -> int:
-    """Bytes that autograd saves between forward and backward, without weights. Also warms up the kernels."""
-    sizes: dict[int, int] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _run_backward(trainer, batch)
-    return sum(sizes.values())
 
 
 def _run_backward(trainer: Any, batch: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ class Batches(NamedTuple):
     padded_tokens: int  # tokens per epoch in batches of batch_size rows, each padded to its longest row
     packed_rows: int | None  # number of packed sequences, with packing
     sample: list[int]
+    heaviest: list[int]  # row indices of the largest batch
 
     @property
     def trained(self) -> float:
@@ -34,7 +35,8 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
     """Cut the shuffled rows into at least MIN_BATCHES batches.
 
     Args:
-        is_padded: whether the trainer pads a batch to its longest row; matters only with `max_batch_tokens`.
+        is_padded: whether the trainer pads a batch to its longest row. Rows of similar length then share a batch, and
+            padding counts as tokens.
     """
     packed = None
     if config.packing:
@@ -48,10 +50,15 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
         budget = TokenBatches(lengths.tolist(), config.max_batch_tokens, is_padded, config.seed, config.num_devices)
         members, per_epoch = budget.batches, len(budget) // config.num_devices
     else:
-        members = _shuffle(config, len(lengths))
+        is_grouped = is_padded and config.num_devices == 1
+        members = _group(config, lengths) if is_grouped else _shuffle(config, len(lengths))
         per_epoch = math.ceil(len(lengths) / (config.batch_size * config.num_devices))
-    totals = np.array([int(lengths[group].sum()) for group in members])
-    mean = float(lengths.sum()) / per_epoch / config.num_devices
+    if is_padded and not config.packing:
+        totals = np.array([int(lengths[group].max()) * len(group) for group in members])
+        mean = float(totals.mean())
+    else:
+        totals = np.array([int(lengths[group].sum()) for group in members])
+        mean = float(lengths.sum()) / per_epoch / config.num_devices
     steps_per_epoch = max(math.ceil(per_epoch / config.gradient_accumulation_steps), 1)
     steps = config.max_steps or math.ceil(config.num_epochs * steps_per_epoch)
     return Batches(
@@ -63,6 +70,7 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
         padded_tokens=_count_padded(config, lengths),
         packed_rows=packed,
         sample=members[int(np.abs(totals - mean).argmin())],
+        heaviest=members[int(totals.argmax())],
     )
 
 
@@ -103,6 +111,19 @@ def _count_padded(config: SFTConfig, lengths: Ints) -> int:
     return sum(
         int(lengths[order[at : at + size]].max()) * len(order[at : at + size]) for at in range(0, len(order), size)
     )
+
+
+def _group(config: SFTConfig, lengths: Ints) -> list[list[int]]:
+    """Batches of several epochs of rows that are grouped by length, as the trainer does."""
+    from sft.training.batches import LengthGroups
+
+    sampler = LengthGroups(lengths.tolist(), config.batch_size, config.seed)
+    groups: list[list[int]] = []
+    while len(groups) < MIN_BATCHES:
+        order = list(sampler)
+        groups += [order[at : at + config.batch_size] for at in range(0, len(order), config.batch_size)]
+        sampler.set_epoch(sampler.epoch + 1)
+    return groups
 
 
 def _shuffle(config: SFTConfig, units: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 import heapq
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from trl import SFTConfig as TrainerArguments
 
 from sft.config import SFTConfig, count_warmup_steps
 from sft.models.layers import count_layers
+from sft.training.fake_step import Step
 from sft.training.layout import Layout
+from sft.training.step_memory import measure_steps
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random", "logits": "group_by_length"}
-MEMORY_SHARE = 0.7  # share of the free memory that activations may fill before they are recomputed instead
+# Share of the free memory that activations, and what is trained, may fill before they are recomputed instead.
+MEMORY_SHARE = {"cpu": 0.7, "cuda": 0.9}
+HEAD_BYTES = 2**29  # at most, of the logits that a head holds at once
+GENEROUS = 2  # an estimate this many times as large is beyond what any step keeps
 # Hidden (D) and intermediate (F) vectors that a layer saves per token for the backward pass. Measured with adapters
 # on all linear layers: PEFT's own layers, and ours (`sft.kernels.fused_lora`).
 KEPT_VECTORS = {"libraries": (18, 16), "fused": (16, 6)}
@@ -96,27 +101,57 @@ def can_use_liger(layout: Layout) -> bool:
 
 
 def needs_checkpointing(
-    config: SFTConfig, model: PreTrainedModel, layout: Layout, lengths: Sequence[int], free_bytes: int
+    config: SFTConfig,
+    build: Callable[[], PreTrainedModel],
+    layout: Layout,
+    lengths: Sequence[int],
+    supervised_share: float,
+    dtype: torch.dtype,
+    kind: str,
+    free_bytes: int,
 ) -> bool:
-    """Whether the activations of the largest possible batch of these rows exceed the free memory."""
+    """Whether the activations of the largest possible batch of these rows exceed the free memory.
+
+    They are measured on fake tensors (`sft.training.step_memory`), unless even a generous estimate of them fits.
+
+    Args:
+        build: makes the model on the meta device.
+        kind: `cpu` or `cuda`.
+        free_bytes: free memory beside the model's weights.
+    """
+    model = build()
+    batch = choose_heaviest_batch(config, layout, lengths)
+    allowed = MEMORY_SHARE[kind] * free_bytes
+    estimate = sum(batch) * estimate_token_bytes(config, model, layout, dtype)
+    if GENEROUS * (estimate + HEAD_BYTES) <= allowed:
+        return False
+    step = Step(batch, supervised_share, layout, kind, dtype, checkpointing=False)
+    needs = measure_steps(model, config, [step])
+    loaded = 0 if config.use_lora else 4 * sum(weight.numel() for weight in model.parameters())  # trained, in fp32
+    return (needs[0].held - loaded if needs else estimate) > allowed
+
+
+def estimate_token_bytes(config: SFTConfig, model: PreTrainedModel, layout: Layout, dtype: torch.dtype) -> int:
+    """Bytes that a token keeps in all layers for the backward pass, for decoders of the usual kind."""
     settings = model.config.get_text_config()
     is_fused = layout != "trl" and config.use_lora and not config.use_dora and not _has_transposed_layers(model)
     of_hidden, of_intermediate = KEPT_VECTORS["fused" if is_fused else "libraries"]
     hidden = model.get_input_embeddings().weight.shape[1]
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
     inner = inner if isinstance(inner, int) else max(inner)  # the widest layer's, if layers differ
-    token_bytes = int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * model.dtype.itemsize)
-    return count_heaviest_batch(config, layout, lengths) * token_bytes > MEMORY_SHARE * free_bytes
+    itemsize = dtype.itemsize if config.use_lora else torch.float32.itemsize
+    return int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * itemsize)
 
 
-def count_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> int:
-    """Tokens of the largest batch that rows of these lengths can form, with padding if the layout pads."""
+def choose_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Lengths of the rows, or of the padded rows, of the largest batch that rows of these lengths can form."""
     if config.packing:
-        return config.batch_size * config.max_seq_length
-    if config.max_batch_tokens:
-        return max(config.max_batch_tokens, max(lengths))
+        return (config.max_seq_length,) * config.batch_size
     longest = heapq.nlargest(config.batch_size, lengths)
-    return sum(longest) if layout == "documents" else longest[0] * len(longest)
+    if config.max_batch_tokens:
+        rows = max(config.max_batch_tokens // longest[0], 1)
+        return (max(longest[0], -(-config.max_batch_tokens // rows)),) * rows
+    return tuple(longest) if layout == "documents" else (longest[0],) * len(longest)
 
 
 def measure_free_memory() -> int:

@@ -26,6 +26,7 @@ from sft.models.companions import make_folder, settle_generation
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.library_warnings import collecting_warnings
 from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
+from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
 from sft.training.arguments import (
     build_arguments,
@@ -104,7 +105,12 @@ class TrainingSession:
         checkpointing = config.gradient_checkpointing
         if checkpointing == "auto":
             lengths = list(train_rows["length"])
-            checkpointing = needs_checkpointing(config, base, layout, lengths, measure_free_memory())
+            counts = prepared.stats["train"] or {}
+            share = counts.get("supervised_tokens", 0) / max(counts.get("tokens", 0), 1)
+            kind = base.device.type
+            checkpointing = needs_checkpointing(
+                config, lambda: build_empty(model_path), layout, lengths, share, dtype, kind, measure_free_memory()
+            )
         if config.packing:
             check_packing(base, layout)
             train_rows = pack_rows(train_rows, config.max_seq_length)

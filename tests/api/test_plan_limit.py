@@ -23,7 +23,7 @@ class SlowPlanner:
     def __init__(self):
         self.clients, self.let_go = [], threading.Event()
 
-    def plan(self, _config, _settings, _is_cancelled, client):
+    def plan(self, _config, _settings, _is_cancelled, client, _device):
         self.clients.append(client)
         assert self.let_go.wait(20)
         return Plan.example()

@@ -115,7 +115,7 @@ def test_plan_and_submit_have_the_same_options():
         command = cli.typer.main.get_command(cli.main).commands[name]
         return {option for parameter in command.params for option in parameter.opts}
 
-    assert options("plan") - options("submit") == {"--here"}
+    assert options("plan") - options("submit") == {"--here", "--device"}
     assert options("submit") - options("plan") == set()
     flags = {one.option for one in flagged_fields()}
     assert len(flags) > 10

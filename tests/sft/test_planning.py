@@ -312,13 +312,11 @@ def test_the_probe_measures_layers_and_head_of_the_real_trainer(make_config, dee
     rows = prepare(config, deep_model, alpaca_file, tmp_path / "cache")
     plan = make_plan(config, rows, deep_model, [], FREE)
     probe = run_probe(config, rows, deep_model, "float32", [0, 1, 2, 3])
-    kept = probe.layer_activation_bytes
 
     assert plan["time"]["basis"] == "probe"
     assert plan["model"]["layout"] == "documents"
     assert plan["time"]["train_seconds"] >= 0
     assert probe.tokens == sum(rows.load_train()["length"][:4])
-    assert 10 * 4 * 64 < kept < 60 * 4 * 64  # some tens of hidden vectors a token and layer
     assert probe.predict_layers(12) > probe.predict_layers(6) or probe.layer_seconds == 0
 
 
@@ -337,8 +335,8 @@ def test_a_probe_is_corrected_for_what_a_whole_model_takes_more(
     batches = plan_batches(config, read_lengths(prepared(alpaca_file)[1].load_train()), is_padded=False)
     shape = measure_shape(build_empty(model_path), config, model_path)
     token = 1 / batches.mean_tokens  # seconds of one; a batch takes a second, a fifth of it in the head
-    probe = Probe(100, "documents", 100 * 0.8 * token, 0.0, 0.2 * token / 0.5, 0.0, 1.0)
-    device = Device("", kind, "float32", 4, 1, 1, 1e9)
+    probe = Probe(100, "documents", 100 * 0.8 * token, 0.0, 0.2 * token / 0.5, 0.0)
+    device = Device("", kind, "float32", 4, 1, 1, 1e9, "documents")
     time = plan_time(config, shape, device, batches, 0.5, 0, checkpointing, [], [], probe)
 
     assert (time["basis"], time["train_seconds"]) == ("probe", pytest.approx(seconds, abs=0.06))

@@ -12,6 +12,7 @@ from jobs.service.planner import PlanCancelled, Planner, plan_once
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig, ModelNotFound, TemplateNotFound
+from sft.planning.devices import Card
 from tests.conftest import wait_until
 from tests.tiny_models import save_tiny_llama
 
@@ -58,6 +59,16 @@ def test_a_plan_comes_from_another_process_and_the_next_one_finds_the_rows_token
     assert (first["was_tokenized_before"], second["was_tokenized_before"]) == (False, True)
     assert first["rows"] == second["rows"]
     assert json.loads(json.dumps(first, allow_nan=False)) == first
+
+
+def test_a_plan_can_be_for_a_device_that_is_not_here(planner, settings):
+    own = settings.model_copy(update={"plan_devices": {"lab": Card(memory_gib=48, teraflops=90)}})
+    plan = planner.plan(config(use_qlora=True), own, device="lab")
+
+    assert (plan["device"]["name"], plan["device"]["is_here"]) == ("lab", False)
+    assert plan["memory"]["total_bytes"] == 48 * 2**30
+    with pytest.raises(InvalidConfig, match="device 'lab' is not known"):
+        planner.plan(config(), settings, device="lab")
 
 
 @pytest.mark.parametrize(

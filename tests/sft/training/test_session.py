@@ -18,10 +18,13 @@ from trl import SFTTrainer
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
 from sft.errors import InvalidConfig, ModelNotFound, TrainingDiverged
-from sft.training.arguments import count_heaviest_batch, needs_checkpointing
+from sft.models.model_class import build_empty
+from sft.training.arguments import MEMORY_SHARE, choose_heaviest_batch, needs_checkpointing
+from sft.training.fake_step import Step
 from sft.training.layout import Layout
 from sft.training.session import TrainingSession
-from tests.tiny_models import measure_loss, save_tiny_model
+from sft.training.step_memory import measure_steps
+from tests.tiny_models import measure_loss
 
 Train = Callable[..., TrainingSession]
 
@@ -272,31 +275,23 @@ def test_recomputed_activations_change_nothing(open_session: Train) -> None:
     assert recomputed.evaluate()["eval_loss"] == pytest.approx(kept.evaluate()["eval_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("layout", "fields", "vectors"),
-    [
-        ("documents", {}, 16 * 64 + 6 * 128),
-        ("documents", {"use_dora": True}, 18 * 64 + 16 * 128),
-        ("documents", {"use_lora": False}, 18 * 64 + 16 * 128),
-        ("trl", {}, 18 * 64 + 16 * 128),
-    ],
-)
-def test_activations_are_recomputed_when_memory_asks(
-    model_path: Path, layout: Layout, fields: dict[str, Any], vectors: int
-) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_path)
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"use_lora": False}], ids=str)
+@pytest.mark.parametrize("layout", ["documents", "trl"])
+def test_activations_are_recomputed_when_memory_asks(model_path: Path, layout: Layout, fields: dict[str, Any]) -> None:
     config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca", batch_size=1, **fields)
-    needed = 1000 * 2 * vectors * 4  # tokens, layers, vectors, bytes
-    assert needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) - 100)
-    assert not needs_checkpointing(config, model, layout, [10, 1000], int(needed / 0.7) + 100)
+    kind = "cpu" if layout == "documents" else "cuda"
+    step = Step((1000,), 0.5, layout, kind, torch.float32, checkpointing=False)
+    empty = build_empty(model_path)
+    [need] = measure_steps(empty, config, [step]) or []
+    loaded = 0 if config.use_lora else 4 * sum(weight.numel() for weight in empty.parameters())
 
+    def recomputes(free_bytes: float) -> bool:
+        return needs_checkpointing(config, lambda: empty, layout, [10, 1000], 0.5, torch.float32, kind, int(free_bytes))
 
-def test_layers_that_are_not_fused_keep_what_the_libraries_keep(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(save_tiny_model("gpt2", tmp_path / "gpt2"))
-    config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca", batch_size=1)
-    needed = 1000 * 2 * (18 * 64 + 16 * 4 * 64) * 4
-    assert needs_checkpointing(config, model, "documents", [1000], int(needed / 0.7) - 100)
-    assert not needs_checkpointing(config, model, "documents", [1000], int(needed / 0.7) + 100)
+    enough = (need.held - loaded) / MEMORY_SHARE[kind]
+    assert recomputes(enough * 0.999)
+    assert not recomputes(enough * 1.001)
+    assert not recomputes(enough * 100)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +307,7 @@ def test_layers_that_are_not_fused_keep_what_the_libraries_keep(tmp_path: Path) 
 )
 def test_the_heaviest_batch_is_that_of_the_longest_rows(layout: Layout, fields: dict[str, Any], tokens: int) -> None:
     values = {"dataset_name": "x", "dataset_format": "alpaca", "batch_size": 2, "max_seq_length": 64} | fields
-    assert count_heaviest_batch(SFTConfig(base_model="tiny", **values), layout, [10, 30, 20]) == tokens
+    assert sum(choose_heaviest_batch(SFTConfig(base_model="tiny", **values), layout, [10, 30, 20])) == tokens
 
 
 def test_bf16_learns_the_same(open_session: Train) -> None:

@@ -1,0 +1,57 @@
+"""Devices that a job can be planned for without having them: what `--device` and `?device=` name."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sft.errors import InvalidConfig
+from sft.explanations import find_nearest
+
+GIB = 2**30
+USUAL_TERAFLOPS = 100.0
+HALF_PRECISION = "bf16 in hardware; false for cards older than compute capability 8.0"
+
+
+class Card(BaseModel):
+    """A CUDA device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_gib: float = Field(gt=0, le=10_000, description="Memory as the driver reports it, in GiB.")
+    teraflops: float = Field(USUAL_TERAFLOPS, gt=0, description="Dense matrix products in bf16 or fp16.")
+    bf16: bool = Field(True, description=f"Computes in {HALF_PRECISION}.")
+
+
+# Memory as torch reports it, which is less than in the name; speeds from NVIDIA's data sheets, without sparsity.
+CARDS = {
+    "b200-180gb": Card(memory_gib=178.4, teraflops=2250),
+    "h200-141gb": Card(memory_gib=139.8, teraflops=989),
+    "h100-80gb": Card(memory_gib=79.1, teraflops=989),
+    "a100-80gb": Card(memory_gib=79.2, teraflops=312),
+    "a100-40gb": Card(memory_gib=39.4, teraflops=312),
+    "l40s": Card(memory_gib=44.4, teraflops=362),
+    "rtx6000-ada": Card(memory_gib=47.4, teraflops=364),
+    "a6000": Card(memory_gib=47.4, teraflops=155),
+    "rtx5090": Card(memory_gib=31.4, teraflops=209),
+    "rtx4090": Card(memory_gib=23.5, teraflops=165),
+    "rtx3090": Card(memory_gib=23.6, teraflops=71),
+    "a10g": Card(memory_gib=22.1, teraflops=70),
+    "l4": Card(memory_gib=22.0, teraflops=121),
+    "v100-32gb": Card(memory_gib=31.7, teraflops=125, bf16=False),
+    "v100-16gb": Card(memory_gib=15.8, teraflops=125, bf16=False),
+    "t4": Card(memory_gib=14.6, teraflops=65, bf16=False),
+}
+
+
+def find_card(name: str, own: Mapping[str, Card]) -> Card:
+    """The device of this name; the administrator's `own` come first. Raises InvalidConfig for an unknown one."""
+    known = {**CARDS, **own}
+    card = known.get(name.lower()) or known.get(name)
+    if card is None:
+        nearest = find_nearest(name, known)
+        hint = f"did you mean {nearest}? " if nearest else ""
+        raise InvalidConfig(
+            f"device {name[:60]!r} is not known: {hint}known are {', '.join(known)}; leave it out for the device of "
+            "this machine, or describe yours in TUNEYARD_PLAN_DEVICES"
+        )
+    return card

@@ -1,0 +1,255 @@
+"""Runs the real training step on fake tensors, which have shapes and no data, and counts the bytes that are alive.
+
+The model, PEFT's adapter, our kernels, the loss, the backward pass, the clipping and the optimizer are those of a job.
+Only what can't run without data or without the device is replaced, by parts that allocate the same: see
+`sft.training.stand_ins`. A step of a model of any size takes seconds on any machine.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
+
+from sft.config import SFTConfig
+from sft.kernels.fused_lora import fuse_adapters
+from sft.kernels.packing import DOCUMENT_ATTENTION, register_document_attention
+from sft.models.loading import quiet_transformers
+from sft.training.layout import LOSSES, Layout
+from sft.training.stand_ins import pack_linear_layers, standing_in
+
+IGNORED = -100
+
+
+class PhasePeaks(NamedTuple):
+    """Most bytes beyond those of the frozen model, at one time, in each phase of a step."""
+
+    forward: int
+    backward: int
+    update: int  # clipping and the optimizer
+
+
+class StepMemory(NamedTuple):
+    """What a step of a model took, in bytes of its tensors."""
+
+    frozen: int  # the model's weights and buffers; those that are trained count elsewhere
+    resting: int  # trained weights, the optimizer's state, and gradients that are kept between batches
+    peaks: PhasePeaks
+
+
+class Step(NamedTuple):
+    """A step to measure.
+
+    Attributes:
+        lengths: tokens of the rows of its batch.
+        supervised_share: share of the tokens that are supervised.
+        kind: `cpu` or `cuda`.
+        dtype: compute dtype.
+    """
+
+    lengths: tuple[int, ...]
+    supervised_share: float
+    layout: Layout
+    kind: str
+    dtype: torch.dtype
+    checkpointing: bool
+
+
+def run_fake_step(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | None, step: Step) -> StepMemory:
+    """Run a step of this model, which is on the meta device and is used up.
+
+    Args:
+        adapter: settings of the adapter; None to train the whole model.
+
+    Raises:
+        Exception: any of torch's, if an operation of the model needs the data of a tensor.
+    """
+    batch = make_batch(step, int(model.get_input_embeddings().weight.shape[0]))
+    with quiet_transformers():
+        trained = _prepare(model, config, adapter, step)
+        with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger, standing_in(step.kind):
+            _materialize(trained)
+            frozen = sum(
+                tensor.untyped_storage().nbytes()
+                for tensor in {id(tensor): tensor for tensor in (*trained.parameters(), *trained.buffers())}.values()
+                if not tensor.requires_grad
+            )
+            return _run(trained, config, step, batch, ledger, frozen)
+
+
+def make_batch(step: Step, vocabulary: int) -> dict[str, Any]:
+    """The batch that the trainer's collator makes of rows of these lengths; the last tokens of each are supervised."""
+    rows = []
+    for length in step.lengths:
+        learned = max(round(length * step.supervised_share), 1)
+        ids = [min(1, vocabulary - 1)] * length
+        rows.append({"input_ids": ids, "labels": [IGNORED] * (length - learned) + ids[:learned]})
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=step.layout == "documents")
+    return dict(collate(rows))
+
+
+def _prepare(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | None, step: Step) -> nn.Module:
+    """The model as the trainer has it before the first batch, still on the meta device."""
+    register_document_attention()
+    if step.layout == "documents":
+        model.set_attn_implementation(DOCUMENT_ATTENTION)
+    model.to(step.dtype if config.use_lora else torch.float32)
+    if config.use_qlora:
+        pack_linear_layers(model, step.dtype)
+    trained: Any = model
+    if adapter is not None:
+        trained = get_peft_model(model, adapter, low_cpu_mem_usage=True)
+        for weight in trained.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    if step.layout == "trl":
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    elif adapter is not None:
+        fuse_adapters(trained)
+    if step.checkpointing:
+        trained.activation_checkpointing_enable()
+        if adapter is not None:
+            trained.enable_input_require_grads()
+    if step.dtype != torch.float32:  # as accelerate does; CUDA's autocast turns itself off where CUDA is absent
+        trained.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=step.dtype)(trained.forward))
+    return trained.train()
+
+
+def _run(
+    model: nn.Module, config: SFTConfig, step: Step, batch: dict[str, Any], ledger: "_Ledger", frozen: int
+) -> StepMemory:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    update = _make_optimizer(model, config, weights)  # from the second step on its state is there before the batch
+    if config.gradient_accumulation_steps == 1:
+        for weight in weights:
+            weight.grad = None
+    resting = ledger.alive - frozen
+    ledger.take_peak()
+    total, count = LOSSES[step.layout](model, batch)
+    forward = ledger.take_peak()
+    (total / torch.as_tensor(count).clamp(min=1)).backward()
+    del total, count
+    backward = ledger.take_peak()
+    nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+    update()
+    peaks = (forward, backward, ledger.take_peak())
+    return StepMemory(frozen, resting, PhasePeaks(*(peak - frozen for peak in peaks)))
+
+
+def _make_optimizer(model: nn.Module, config: SFTConfig, weights: list[Any]) -> Any:
+    """A function that takes an optimizer step; it has been called once, so that the optimizer's state exists."""
+    name = config.optimizer_type
+    arguments = TrainingArguments(
+        output_dir="unused", use_cpu=True, report_to="none", **({} if name is None else {"optim": name})
+    )
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer = kind(weights, **options)
+        optimizer.step()
+    except Exception:  # it needs data or another device: count its usual state, two moments of each weight
+        itemsize = 1 if "8bit" in (name or "") else 4
+        kept = [torch.empty(2 * weight.numel() * itemsize, dtype=torch.uint8) for weight in weights]
+        return lambda: kept.clear()
+    return optimizer.step
+
+
+def _materialize(model: nn.Module) -> None:
+    """Replace all weights and buffers, which are on the meta device, with fake tensors. Tied weights stay tied."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    with torch.no_grad():
+                        empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = (
+                        nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_weight else empty,
+                        tensor,  # so that its id stays its own
+                    )
+                kind[name] = made[id(tensor)][0]
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+    """Makes every new tensor a fake one and counts the bytes of their storages.
+
+    Tensors that exist already, the batch, stay real, and so does what is computed from them alone: the model reads
+    positions and bounds of documents as numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self._peak = 0
+        self._known: dict[int, int] = {}  # storage's address: its number
+        self._count = 0
+
+    def take_peak(self) -> int:
+        """Most bytes alive at one time since the last call."""
+        peak, self._peak = self._peak, self.alive
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, on fake tensors if any of its tensors is fake or if it has none."""
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
+        real = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
+        if tensors and len(real) == len(tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func in _INDEXING:
+            args = (args[0], list(_list_positions(args[1])), *args[2:])
+        out = func(*args, **kwargs)
+        for leaf in (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out):
+            if isinstance(leaf, FakeTensor):
+                self._note(leaf.untyped_storage())
+        return out
+
+    def _note(self, storage: Any) -> None:
+        address = storage._cdata
+        if address in self._known:
+            return
+        number, size = self._count, storage.nbytes()
+        self._count += 1
+        self._known[address] = number
+        self.alive += size
+        self._peak = max(self._peak, self.alive)
+        weakref.finalize(storage, self._forget, address, number, size)
+
+    def _forget(self, address: int, number: int, size: int) -> None:
+        if self._known.get(address) == number:
+            del self._known[address]
+        self.alive -= size
+
+
+_INDEXING = {
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+}
+
+
+def _list_positions(indices: Any) -> Iterator[Any]:
+    """Indices with every mask replaced by the positions of its true values: fake tensors have no values to count."""
+    for index in indices:
+        if isinstance(index, Tensor) and not isinstance(index, FakeTensor) and index.dtype == torch.bool:
+            with unset_fake_temporarily():
+                yield from index.nonzero(as_tuple=True)
+        else:
+            yield index

@@ -1,0 +1,94 @@
+"""Parts of a training step that need data or a GPU, replaced by ones that allocate the same, for `fake_step`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
+
+from sft.kernels import block_attention, packing
+
+QUANTIZED_BLOCK = 64  # weights that share a scale of one byte (double quantization)
+
+
+@contextmanager
+def standing_in(kind: str) -> Iterator[None]:
+    """Replace what a step on this kind of device can't do with fake tensors on the CPU."""
+    blocks = block_attention._blocks
+    with ExitStack() as stack:
+        # Every block of queries takes and frees the same; the last one takes most.
+        stack.enter_context(patch.object(block_attention, "_blocks", lambda length: blocks(length)[-1:]))
+        if kind == "cuda":
+            stack.enter_context(patch.object(packing, "suits_blocks", lambda *_: False))
+            stack.enter_context(patch.object(nn.functional, "dropout", _drop))
+            for module in (chunked_logprob, trl_utils):
+                stack.enter_context(patch.object(module, "_use_triton", lambda _: True))
+            for name in ("_forward_kernel", "_backward_kernel"):
+                stack.enter_context(patch.object(chunked_logprob, name, _Kernel(), create=True))
+            ceiling = SimpleNamespace(cdiv=lambda a, b: -(-a // b))
+            stack.enter_context(patch.object(chunked_logprob, "triton", ceiling, create=True))
+            stack.enter_context(patch.object(chunked_logprob, "_addmm_fp32", lambda *_: None))
+        yield
+
+
+def pack_linear_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replace the linear layers that QLoRA quantizes, all but the head, with `PackedLinear`."""
+    head = model.get_output_embeddings()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear and child is not head:
+                setattr(module, name, PackedLinear(child, dtype))
+
+
+class PackedLinear(nn.Linear):  # type: ignore[misc]  # torch is untyped here
+    """A linear layer whose weight is stored in 4 bits, as bitsandbytes' `Linear4bit` allocates.
+
+    The weight is unpacked for each product, in the forward and again in the backward pass.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        count = layer.weight.numel()
+        size = count // 2 + count // QUANTIZED_BLOCK
+        self.weight = nn.Parameter(torch.empty(size, 1, dtype=torch.uint8, device="meta"), requires_grad=False)
+        self.bias = layer.bias
+        self.compute_dtype = dtype
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x W' + bias."""
+        out: Tensor = _PackedProduct.apply(
+            input.to(self.compute_dtype), self.weight, self.in_features, self.out_features
+        )
+        return out if self.bias is None else out + self.bias
+
+
+class _PackedProduct(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """y = x W' with W (O, I) unpacked for the product; dx = g W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+        ctx.shape = outputs, inputs
+        ctx.save_for_backward(packed)
+        return x @ x.new_empty(outputs, inputs).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] @ grads[0].new_empty(ctx.shape), None, None, None
+
+
+def _drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Dropout as on a GPU, which keeps a mask of one byte an element; on a CPU torch keeps numbers of x's dtype."""
+    return torch.native_dropout(input, p, training)[0] if training and p else input
+
+
+class _Kernel:
+    """A Triton kernel that works in place: launched, it allocates nothing."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **kwargs: None

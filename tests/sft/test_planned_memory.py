@@ -1,0 +1,149 @@
+"""The memory that a plan foretells is what the real step allocates, on this machine or on one that is not here."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from sft.config import SFTConfig
+from sft.data.tokenization import prepare
+from sft.errors import InvalidConfig
+from sft.kernels.fused_lora import fuse_adapters
+from sft.models.loading import quiet_transformers
+from sft.models.model_class import build_empty
+from sft.planning.devices import CARDS, Card, find_card
+from sft.planning.plan import make_plan
+from sft.training.fake_step import Step, make_batch
+from sft.training.layout import LOSSES, choose_layout
+from sft.training.step_memory import GAPS, find_adapter_settings, measure_steps
+from tests.tiny_models import save_tiny_model
+
+FREE = 10**12
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+def config_of(**fields):
+    values = {"base_model": "m", "dataset_name": "x", "dataset_format": "alpaca", "gradient_accumulation_steps": 1}
+    return SFTConfig.from_dict(values | fields)
+
+
+def count_saved_bytes(model, batch, layout):
+    """Bytes that autograd keeps between the forward and the backward pass, beside the weights."""
+    sizes = {}
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total, _ = LOSSES[layout](model, batch)
+    total.backward()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"use_lora": False}, {"lora_r": 64}], ids=str)
+def test_a_fake_step_keeps_what_the_real_one_keeps(tmp_path, kind, fields):
+    config = config_of(**fields)
+    path = save_tiny_model(kind, tmp_path / kind)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    layout = choose_layout(model)
+    step = Step((150, 90), 0.5, layout, "cpu", torch.float32, checkpointing=False)
+    empty = build_empty(path)
+    settings = find_adapter_settings(empty, config)
+    if settings is not None:
+        with quiet_transformers():
+            model = get_peft_model(model, settings)
+        fuse_adapters(model)
+    batch = make_batch(step, model.get_input_embeddings().weight.shape[0])
+    kept = count_saved_bytes(model.train(), batch, layout)
+    [need] = measure_steps(empty, config, [step])
+    fake = (need.held - need.resting) / GAPS["cpu"]
+
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    assert need.resting == pytest.approx(12 * trained, rel=0.01, abs=5000)  # a weight and two moments, in fp32
+    assert need.frozen == pytest.approx(4 * frozen, rel=0.01, abs=5000)
+    assert kept <= fake <= 1.6 * kept + 4 * trained  # beside it, temporary tensors and gradients
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_lora": False}, {"gradient_checkpointing": True}], ids=str)
+def test_layers_that_are_not_run_count_as_those_that_are(fields):
+    def build(layers):
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=500, num_hidden_layers=layers, **sizes))
+
+    config = config_of(**fields)
+    step = Step((40, 30), 0.5, "documents", "cpu", torch.float32, config.gradient_checkpointing is True)
+    four, five, nine = (measure_steps(build(layers), config, [step])[0] for layers in (4, 5, 9))
+    for name in ("frozen", "resting", "held"):  # four are run whole, of five and nine a part
+        a, b, c = (getattr(need, name) for need in (four, five, nine))
+        assert c - b == pytest.approx(4 * (b - a), rel=1e-3, abs=100)
+
+
+@pytest.fixture(scope="module")
+def llama_8b(tmp_path_factory):
+    """A Llama of 8 billion weights, without the weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_8B))
+
+
+def test_a_large_model_on_a_gpu_that_is_not_here(llama_8b):
+    """Llama-3-8B, LoRA, 4 x 2048 tokens under autocast: 16.1 GB of weights, 264 kB a token and layer."""
+    step = Step((2048,) * 4, 0.9, "trl", "cuda", torch.bfloat16, checkpointing=False)
+    [need] = measure_steps(llama_8b, config_of(), [step])
+    assert need.frozen == pytest.approx(16.06e9, rel=0.001)
+    assert (need.held - need.resting) / 8192 / 32 == pytest.approx(268e3, rel=0.1)
+
+
+def test_qlora_leaves_embeddings_and_head_in_16_bits(llama_8b):
+    step = Step((512,), 0.9, "trl", "cuda", torch.bfloat16, checkpointing=True)
+    [need] = measure_steps(llama_8b, config_of(use_qlora=True), [step])
+    assert need.frozen == pytest.approx(5.7e9, rel=0.02)
+    assert need.held < 4e9
+
+
+def test_a_plan_for_a_named_device(make_config, model_path, alpaca_file, tmp_path):
+    config = make_config(mixed_precision="auto", use_qlora=True, batch_size=4)
+    rows = prepare(config, model_path, alpaca_file, tmp_path / "cache")
+    plans = {name: make_plan(config, rows, model_path, [], FREE, (name, CARDS[name])) for name in ("h100-80gb", "t4")}
+
+    assert {name: plan["device"]["dtype"] for name, plan in plans.items()} == {"h100-80gb": "bfloat16", "t4": "float16"}
+    for name, plan in plans.items():
+        assert plan["device"]["name"] == name
+        assert (plan["device"]["kind"], plan["device"]["is_here"]) == ("cuda", False)
+        assert plan["device"]["memory_bytes"] == int(CARDS[name].memory_gib * 2**30)
+        assert plan["memory"]["basis"] == "step"
+        assert plan["memory"]["fits"]
+        assert plan["time"]["basis"] == "matrix_product"
+    with pytest.raises(InvalidConfig, match="bf16 is not supported"):
+        make_plan(make_config(mixed_precision="bf16"), rows, model_path, [], FREE, ("t4", CARDS["t4"]))
+
+
+def test_padding_counts_where_the_layout_pads(make_config, model_path, alpaca_file, tmp_path):
+    config = make_config(batch_size=4)
+    rows = prepare(config, model_path, alpaca_file, tmp_path / "cache")
+    plan = make_plan(config, rows, model_path, [], FREE, ("t4", CARDS["t4"]))
+    longest = max(rows.load_train()["length"])
+
+    assert plan["batches"]["max_tokens"] == 4 * longest
+
+
+def test_devices_are_found_by_name_and_can_be_ones_own():
+    own = {"lab": Card(memory_gib=48.0)}
+    assert find_card("H100-80GB", {}).memory_gib == pytest.approx(79.1)
+    assert find_card("lab", own).memory_gib == 48
+    assert {"h100-80gb", "a100-40gb", "rtx4090", "t4"} <= set(CARDS)
+    with pytest.raises(InvalidConfig, match=r"'h100-80g' is not known: did you mean h100-80gb.*TUNEYARD_PLAN_DEVICES"):
+        find_card("h100-80g", own)
