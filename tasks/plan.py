@@ -45,6 +45,7 @@ PRELOADED = ("sft.training.session", "sft.planning.plan", "dvc.repo", "dvc.api",
 BACKLOG = 64
 REGISTRY = "models:"
 STARTS_CUDA = "bitsandbytes"
+ASK_DRIVER = "PYTORCH_NVML_BASED_CUDA_CHECK"  # how torch counts GPUs without CUDA, which a fork could not use then
 
 
 def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:
@@ -113,9 +114,11 @@ def preload() -> None:
     """Import the libraries without initializing CUDA: a process that has can't be forked for plans that use it.
 
     bitsandbytes initializes it at import, and PEFT imports it if it is installed. A plan's own process may import it.
+    Libraries that ask torch for GPUs get the driver's answer. For what initializes CUDA nevertheless, see `begin_anew`.
     """
-    was = sys.modules.get(STARTS_CUDA)
+    was, asked = sys.modules.get(STARTS_CUDA), os.environ.get(ASK_DRIVER)
     sys.modules[STARTS_CUDA] = None  # type: ignore[assignment]  # its import fails as if it were not installed
+    os.environ[ASK_DRIVER] = "1"
     try:
         for name in PRELOADED:
             importlib.import_module(name)
@@ -124,6 +127,10 @@ def preload() -> None:
             del sys.modules[STARTS_CUDA]
         else:
             sys.modules[STARTS_CUDA] = was
+        if asked is None:
+            del os.environ[ASK_DRIVER]
+        else:
+            os.environ[ASK_DRIVER] = asked
         _forget_what_is_installed()
 
 
@@ -136,6 +143,13 @@ def _forget_what_is_installed() -> None:
                 forget()
 
 
+def begin_anew() -> list[str] | None:
+    """In a fork: the command that makes the plan in a new process, if CUDA was initialized before the fork."""
+    import torch
+
+    return [sys.executable, "-m", "tasks.plan"] if torch.cuda._is_in_bad_fork() else None
+
+
 def serve(path: str) -> None:
     """Serve connections to a socket until stdin is closed or SIGTERM comes; then running plans end too."""
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
@@ -143,7 +157,7 @@ def serve(path: str) -> None:
         door.listen(BACKLOG)  # requests queue from here on, while the libraries are imported
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         preload()
-        children = PlanChildren(selector, answer, [door], Path(path).parent)
+        children = PlanChildren(selector, answer, [door], Path(path).parent, begin_anew)
         selector.register(door, selectors.EVENT_READ)
         selector.register(sys.stdin, selectors.EVENT_READ)
         try:

@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from jobs.keeper import NOTE
+from jobs.keeper import NOTE, PARENT
+from jobs.scratch import SCRATCH
 from sft.confinement import explain_end, open_note
 from sft.errors import DiskFull, TuneyardError
 
@@ -43,6 +45,8 @@ class PlanChildren:
         answer: turns a request, one line, into the response.
         inherited: sockets to close in each child.
         place: where each child gets a folder for temporary files, as a killed child removes none itself.
+        begin_anew: called in the child; returns a command that turns its stdin, the request, into the response on its
+            stdout, if the child can't do so itself.
     """
 
     def __init__(
@@ -51,11 +55,13 @@ class PlanChildren:
         answer: Callable[[str], str],
         inherited: list[socket.socket],
         place: Path,
+        begin_anew: Callable[[], list[str] | None] = lambda: None,
     ) -> None:
         self._selector = selector
         self._answer = answer
         self._inherited = inherited
         self._place = place
+        self._begin_anew = begin_anew
         self._children: set[PlanChild] = set()
 
     def start(self, connection: socket.socket) -> None:
@@ -72,7 +78,7 @@ class PlanChildren:
         here = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_child(connection, note, here, folder)
+            self._become_child(connection, (note, held), here, folder)
         os.close(held)  # held by the child only from here on
         child = PlanChild(pid, connection, note, alive, folder)
         self._children.add(child)
@@ -117,8 +123,8 @@ class PlanChildren:
         os.close(child.note)
         shutil.rmtree(child.folder, ignore_errors=True)
 
-    def _become_child(self, connection: socket.socket, note: int, parent: int, folder: Path) -> None:
-        """In the child: send one response and exit, whatever happens."""
+    def _become_child(self, connection: socket.socket, kept: tuple[int, int], parent: int, folder: Path) -> None:
+        """In the child: send one response and exit, whatever happens. `kept`: its note, and the end of `alive`."""
         try:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -128,8 +134,11 @@ class PlanChildren:
                 os._exit(1)
             for one in (*self._inherited, *(other.connection for other in self._children)):
                 one.close()  # otherwise they would stay open as long as this process
-            os.environ[NOTE] = str(note)
+            os.environ[NOTE] = str(kept[0])
             tempfile.tempdir = str(folder)
+            if command := self._begin_anew():
+                os.environ |= {PARENT: str(parent), SCRATCH: str(folder)}
+                _become(command, connection, kept)
             with connection, connection.makefile("r", encoding="utf-8") as lines:
                 connection.sendall(self._answer(lines.readline()).encode() + b"\n")
         except BaseException:
@@ -137,6 +146,15 @@ class PlanChildren:
         finally:
             sys.stderr.flush()
             os._exit(0)
+
+
+def _become(command: list[str], connection: socket.socket, kept: tuple[int, int]) -> NoReturn:
+    """Replace this process by the command, with the connection as its stdin and stdout."""
+    for standard in (0, 1):
+        os.dup2(connection.fileno(), standard)
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)
+    os.execv(command[0], command)  # noqa: S606 - replaces this process
 
 
 def _send_error(connection: socket.socket, code: str, error: TuneyardError) -> None:
