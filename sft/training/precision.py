@@ -77,13 +77,22 @@ def _read(output_dir: Path) -> str | None:
     return found if found in DTYPES else None
 
 
-def keep_adapters_exact(model: torch.nn.Module) -> None:
-    """Cast adapters to fp32, as they are loaded from a checkpoint: TRL casts those of a quantized model to bf16.
+def copy_adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy the trained weights of a model that has its adapter, in fp32, by name; none of a model without one."""
+    if not isinstance(model, PeftModel):
+        return {}
+    trained = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
+    return {name: weight.to(torch.float32, copy=True) for name, weight in trained}
 
-    fp16's gradient scaler does not support bf16, and a resumed run would differ.
+
+def keep_adapters_exact(model: torch.nn.Module, start: dict[str, torch.Tensor]) -> None:
+    """Hold adapters in fp32, as they are loaded from a checkpoint: TRL casts those of a quantized model to bf16.
+
+    fp16's gradient scaler does not support bf16, a resumed run would differ, and the adapter to start from would be
+    rounded. `start` has the weights from before, by `copy_adapters`.
     """
     if not isinstance(model, PeftModel):
         return
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            weight.data = weight.data.float()
+            weight.data = start[name] if name in start else weight.data.float()

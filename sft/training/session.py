@@ -42,7 +42,7 @@ from sft.training.layout import check_packing, choose_layout
 from sft.training.learning import LearningCheck
 from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
-from sft.training.precision import keep_adapters_exact, settle_dtype
+from sft.training.precision import copy_adapters, keep_adapters_exact, settle_dtype
 from sft.training.result_writer import ResultWriter
 from sft.training.trainer import SupervisedTrainer
 
@@ -121,6 +121,7 @@ class TrainingSession:
         self._learning = LearningCheck()
         with quiet_transformers(), collecting_warnings() as heard:
             model, adaptation = add_adapter(base, config)
+            start = copy_adapters(model)
             self.trainer = SupervisedTrainer(
                 model,
                 layout=layout,
@@ -140,7 +141,7 @@ class TrainingSession:
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
             )
-        keep_adapters_exact(self.trainer.model)
+        keep_adapters_exact(self.trainer.model, start)
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing

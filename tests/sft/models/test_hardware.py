@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from sft.errors import InvalidConfig
 from sft.models.hardware import Hardware, check_hardware
@@ -52,6 +54,17 @@ def test_adapters_of_a_quantized_model_stay_in_fp32_from_opening_to_resuming(ope
         assert kinds == {torch.float32}
         session.train()
         assert {weight.dtype for weight in session.trainer.model.parameters() if weight.requires_grad} == kinds
+
+
+def test_an_adapter_to_start_from_is_not_rounded(open_session, tmp_path, monkeypatch):
+    first = open_session("first", max_steps=3)
+    first.train()
+    saved = load_file(first.save(tmp_path / "adapter") / "adapter_model.safetensors")
+    monkeypatch.setattr("trl.trainer.sft_trainer.SFTTrainer.__init__", cast_as_trl_does)
+    opened = open_session("second", adapter_path=str(tmp_path / "adapter"))
+    found = get_peft_model_state_dict(opened.trainer.model)
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in saved.items())
 
 
 def cast_as_trl_does(self, *arguments, **options):
