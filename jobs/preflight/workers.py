@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from jobs.preflight.context import CheckContext
 from jobs.preflight.findings import Finding
 from jobs.spec import JobSpec
 from sft.errors import InvalidConfig
+from sft.models.placement import check_placement
+
+BITSANDBYTES = re.compile(r"^(paged_|ademamix|lion_|rmsprop_bnb|adamw_(bnb_)?8bit)")
 
 
 def check_devices(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
@@ -25,6 +29,16 @@ def check_devices(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
         )
     if config.mixed_precision == "fp16" and not gpus:
         yield _finding("mixed_precision", "fp16 needs a CUDA device and no worker has one; use bf16, none or auto")
+    if BITSANDBYTES.search(config.optimizer_type or "") and importlib.util.find_spec("bitsandbytes") is None:
+        yield _finding(
+            "optimizer_type",
+            f"{config.optimizer_type!r} needs the package bitsandbytes; install Tuneyard's extra `cuda`, or name "
+            "another one, such as adamw_torch",
+        )
+    try:
+        check_placement(config.device_map, config.num_devices, gpus)
+    except InvalidConfig as error:
+        yield _finding("device_map", str(error).removeprefix("device_map "))
     cores = os.cpu_count() or 1
     if gpus and config.num_devices > gpus:
         yield _finding(

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
+from sft.models.placement import check_placement, choose_gpu
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # over all visible devices
 INSTALL_CUDA = "install it with `pip install -c constraints.txt -e '.[cuda]'`"
 
 
@@ -32,7 +32,7 @@ def check_hardware(config: SFTConfig, hardware: Hardware) -> list[str]:
     check_devices(config.num_devices, hardware.gpus, hardware.cores)
     if config.use_qlora:
         check_qlora(hardware)
-    return _check_placement(config, hardware)
+    return check_placement(config.device_map, config.num_devices, hardware.gpus)
 
 
 def check_devices(num_devices: int, gpus: int, cores: int) -> None:
@@ -62,33 +62,9 @@ def check_qlora(hardware: Hardware) -> None:
         )
 
 
-def _check_placement(config: SFTConfig, hardware: Hardware) -> list[str]:
-    """Check that `device_map` names the job's own device: a job trains on one device, or a model copy on each."""
-    place = config.device_map
-    if place is None:
-        return []
-    if not hardware.gpus:
-        return [f"device_map {place!r} has no effect: there is no GPU, and the model is on the CPU"]
-    if config.num_devices > 1:
-        raise InvalidConfig(
-            f"device_map {place!r} does not go with num_devices {config.num_devices}, which gives each GPU a copy of "
-            "the model; unset device_map"
-        )
-    if place in SPREADING:
-        if hardware.gpus > 1:
-            raise InvalidConfig(
-                f"device_map {place!r} would spread the model over the {hardware.gpus} GPUs of this worker, and a job "
-                "trains on one; unset device_map (num_devices trains on several, with a copy on each)"
-            )
-        return []
-    number = place.removeprefix("cuda:").removeprefix("cuda") or "0"
-    if not number.isdecimal():
-        raise InvalidConfig(
-            f"device_map {place!r} is not a GPU of this machine, and a job trains on one; unset device_map"
-        )
-    if int(number) >= hardware.gpus:
-        raise InvalidConfig(
-            f"device_map {place!r} is not there: this worker has {hardware.gpus} GPU(s), counted from 0; unset "
-            "device_map"
-        )
-    return []
+def use_gpu(place: str | None) -> None:
+    """Make the job's GPU this process's current one; does nothing without GPUs."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(choose_gpu(place))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
 from sft.files.places import find_way_out, follow
-from sft.models.hardware import SPREADING, check_qlora, inspect_hardware
+from sft.models.hardware import check_qlora, inspect_hardware
 from sft.models.model_class import find_model_class
 from sft.models.model_settings import read_settings
 from sft.models.model_texts import check_texts
+from sft.models.placement import choose_gpu
 from sft.models.tokenizer_class import find_tokenizer_class
 from sft.models.weight_names import check_loading, check_stored_names
 from sft.models.weights import check_weights, raising_unusable
@@ -117,10 +118,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     if config.use_qlora:
         options["quantization_config"] = _build_quantization(dtype)
     if torch.cuda.is_available():
-        place = config.device_map or int(os.environ.get("LOCAL_RANK", 0))
-        options["device_map"] = {"": int(place) if isinstance(place, str) and place.isdecimal() else place}
-        if config.device_map in SPREADING:  # over one GPU; several were refused before
-            options["device_map"] = config.device_map
+        options["device_map"] = {"": choose_gpu(config.device_map)}
     empty = build_empty(path, subject)
     notes = check_stored_names(empty, path, subject)  # before memory is allocated for wrong sizes
     with raising_unusable(subject, path), quiet_transformers():

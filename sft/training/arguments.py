@@ -3,11 +3,13 @@
 import heapq
 import resource
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_liger_kernel_available
@@ -40,6 +42,16 @@ class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is unty
     def n_gpu(self) -> int:
         """Number of GPUs this process trains on: one, or none."""
         return min(int(super().n_gpu), 1)
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        """The GPU that this process has chosen (`torch.cuda.set_device`), where transformers takes the first one."""
+        chosen = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        device: torch.device = super()._setup_devices
+        if device.type != "cuda" or self.distributed_state.distributed_type != DistributedType.NO:
+            return device
+        torch.cuda.set_device(chosen)
+        return torch.device("cuda", chosen)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of warmup steps; `warmup_steps` holds a share of all steps."""

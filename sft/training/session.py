@@ -23,7 +23,7 @@ from sft.errors import CheckpointUnusable, InvalidConfig
 from sft.files.publication import Publishing
 from sft.kernels.packing import pack_rows
 from sft.models.companions import make_folder, settle_generation
-from sft.models.hardware import check_hardware, inspect_hardware
+from sft.models.hardware import check_hardware, inspect_hardware, use_gpu
 from sft.models.library_warnings import collecting_warnings
 from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.models.model_class import build_empty
@@ -80,9 +80,10 @@ class TrainingSession:
         checkpoint_dir: Path | None = None,
         publishing: Publishing = nullcontext,
     ) -> None:
+        self.warnings: list[str] = check_hardware(config, inspect_hardware())
+        use_gpu(config.device_map)
         check_optimizer(config)
         set_seed(config.seed)
-        self.warnings: list[str] = check_hardware(config, inspect_hardware())
         self.config = config
         self.model_path = model_path
         self.on_event: OnEvent = on_event or (lambda name, values: None)

@@ -10,6 +10,8 @@ from functools import partial
 
 import psutil
 import pytest
+from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
+from transformers.training_args import OptimizerNames
 
 from jobs import preflight
 from jobs.preflight import Finding, Preflight, SubmissionCheck, dataset_registry, hub
@@ -557,6 +559,11 @@ def test_an_adapter_of_the_registry(settings, reference, answers, told):
         ),
         (tuple("0123"), 2, {"num_devices": 3}, "num_devices is 3, but a worker has 2 GPUs; set it to 2 at most"),
         (tuple("0123"), 2, {"num_devices": 2, "mixed_precision": "fp16"}, None),
+        (tuple("0123"), 1, {"device_map": "auto"}, "device_map 'auto' would spread the model over the 4 GPUs"),
+        (tuple("0123"), 4, {"device_map": "cuda:1"}, "device_map 'cuda:1' is not there: this worker has 1 GPU"),
+        (("0",), None, {"device_map": "cpu"}, "device_map 'cpu' is not a GPU of this machine"),
+        (("0",), None, {"device_map": "auto"}, None),
+        ((), None, {"device_map": "auto"}, None),
         ((), None, {"num_devices": 1, "mixed_precision": "bf16"}, None),
     ],
 )
@@ -564,6 +571,16 @@ def test_devices(settings, gpus, workers, config, told):
     run_stack(settings, *gpus)
     found = look(settings.model_copy(update={"workers": workers}), **config)
     assert [code for code, message in found if message.startswith(told)] == ["invalid_config"] if told else found == []
+
+
+@pytest.mark.parametrize("name", [name.value for name in OptimizerNames])
+def test_an_optimizer_without_its_package(settings, monkeypatch, name):
+    run_stack(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda *_: None)
+        found = look(settings, optimizer_type=name)
+    wanted = f"optimizer_type {name!r} needs the package bitsandbytes; install Tuneyard's extra `cuda`"
+    assert [message.startswith(wanted) for _, message in found] == [True] * (name in _BITSANDBYTES_OPTIMIZERS)
 
 
 @pytest.mark.parametrize("field", ["output_dir", "checkpoint_dir"])

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from sft.errors import InvalidConfig
 from sft.models.hardware import Hardware, check_hardware
+from sft.models.loading import load_model
+from sft.models.placement import choose_gpu
+from sft.training.arguments import OneDeviceArguments
 
 ONE, FOUR, NONE = Hardware(1, 8, has_bitsandbytes=True), Hardware(4, 8, has_bitsandbytes=True), Hardware(0, 2, False)
 
@@ -36,6 +40,53 @@ def test_what_the_machine_lacks_is_refused(make_config, fields, hardware, told):
 @pytest.mark.parametrize("place", [None, "auto", "cuda", "cuda:0", "0"])
 def test_the_jobs_own_gpu_may_be_named(make_config, place):
     assert check_hardware(make_config(device_map=place), ONE) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "number"),
+    [(None, None, 0), (None, "3", 3), ("auto", None, 0), ("cuda", None, 0), ("cuda:0", None, 0), ("cuda:2", None, 2),
+     ("2", None, 2)],
+)  # fmt: skip
+def test_the_model_is_loaded_on_one_gpu_as_a_whole(make_config, model_path, two_gpus, monkeypatch, place, rank, number):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("sft.models.loading.find_model_class", lambda *_: Loading)
+    assert choose_gpu(place) == number
+    with pytest.raises(Loading) as loading:
+        load_model(model_path, make_config(device_map=place), torch.float32)
+    assert loading.value.args[0]["device_map"] == {"": number}
+
+
+class Loading(BaseException):
+    """A model class that tells how it is loaded."""
+
+    @classmethod
+    def from_pretrained(cls, *_, **options):
+        raise cls(options)
+
+
+def test_training_runs_on_the_gpu_that_was_chosen(two_gpus, tmp_path):
+    """transformers sends all batches to the first GPU."""
+    torch.cuda.set_device(1)
+    arguments = OneDeviceArguments(str(tmp_path), activation_checkpointing=False, bf16=False, report_to="none")
+    assert arguments.device == torch.device("cuda", 1)
+    assert torch.cuda.current_device() == 1
+    assert arguments.n_gpu == 1
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Torch as on a machine with two GPUs, as far as choosing one goes."""
+    current = [0]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current[0])
+    monkeypatch.setattr(
+        "torch.cuda.set_device", lambda device: current.__setitem__(0, getattr(device, "index", device))
+    )
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_placement_without_a_gpu_is_told_to_have_no_effect(open_session):
