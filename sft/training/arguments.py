@@ -10,12 +10,15 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
+from sft.adapting.adaptation import Adaptation
 from sft.config import SFTConfig, count_warmup_steps
+from sft.models.experts import may_skip_layers
 from sft.models.layers import count_layers
 from sft.training.fake_step import Step
 from sft.training.layout import Layout
@@ -59,11 +62,20 @@ class OneDeviceArguments(TrainerArguments):  # type: ignore[misc]  # trl is unty
 
 
 def build_arguments(
-    config: SFTConfig, layout: Layout, dtype: torch.dtype, checkpoint_dir: Path, checkpointing: bool, has_eval: bool
+    config: SFTConfig,
+    layout: Layout,
+    dtype: torch.dtype,
+    checkpoint_dir: Path,
+    checkpointing: bool,
+    has_eval: bool,
+    trains_all: bool = False,
 ) -> TrainerArguments:
     """Build TRL's arguments for this config.
 
     `sft.training.optimizers.check_optimizer` has checked the optimizer before.
+
+    Args:
+        trains_all: every batch gives every trained weight a gradient, so DDP need not search for others at each step.
     """
     # In TRL's own path a packed row is one sequence with a (T, T) mask: one row per batch.
     packs_on_gpu = config.packing and layout in ("trl", "logits")
@@ -83,6 +95,7 @@ def build_arguments(
         lr_scheduler_type=SCHEDULERS[config.scheduler_type],
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
+        ddp_find_unused_parameters=False if trains_all else None,
         activation_checkpointing=checkpointing,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
@@ -105,6 +118,11 @@ def build_arguments(
         disable_tqdm=True,
         **options,
     )
+
+
+def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
+    """Whether each batch surely gives every trained weight a gradient: those of a new adapter, in a dense model."""
+    return adaptation.settings is not None and not adaptation.is_guess and not may_skip_layers(model)
 
 
 def can_use_liger(layout: Layout) -> bool:

@@ -33,6 +33,7 @@ from sft.training.arguments import (
     measure_free_memory,
     measure_peak_memory,
     needs_checkpointing,
+    trains_every_weight,
 )
 from sft.training.batches import warn_of_long_rows
 from sft.training.embeddings import check_positions, check_vocabulary
@@ -42,7 +43,7 @@ from sft.training.layout import check_packing, choose_layout
 from sft.training.learning import LearningCheck
 from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
-from sft.training.precision import copy_adapters, keep_adapters_exact, settle_dtype
+from sft.training.precision import allow_tf32, copy_adapters, keep_adapters_exact, settle_dtype
 from sft.training.result_writer import ResultWriter
 from sft.training.trainer import SupervisedTrainer
 
@@ -92,6 +93,7 @@ class TrainingSession:
         make_folder(output_dir, "output_dir")
         make_folder(self.checkpoint_dir, "checkpoint_dir")
         dtype = settle_dtype(config, self.checkpoint_dir)
+        allow_tf32(dtype)
         with collecting_warnings() as heard:
             self.tokenizer = load_tokenizer(model_path)
             apply_template(self.tokenizer, config.template_name, required=False)
@@ -126,7 +128,10 @@ class TrainingSession:
             self.trainer = SupervisedTrainer(
                 model,
                 layout=layout,
-                args=build_arguments(config, layout, dtype, self.checkpoint_dir, checkpointing, eval_rows is not None),
+                args=build_arguments(
+                    *(config, layout, dtype, self.checkpoint_dir, checkpointing, eval_rows is not None),
+                    trains_every_weight(base, adaptation),
+                ),
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,

@@ -1,11 +1,14 @@
 """What a machine's GPUs decide: one device a process, and whose kernels. The facts are injected, no GPU is needed."""
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.training_args import ParallelMode
 from trl import SFTConfig as TrainerArguments
 
@@ -71,3 +74,72 @@ def test_the_trainer_is_told_of_ligers_kernels(
     monkeypatch.setattr("sft.training.arguments.can_use_liger", lambda layout: is_wanted)
     config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca")
     assert build_arguments(config, "trl", torch.float32, tmp_path, False, False).use_liger_kernel is is_wanted
+
+
+def save_mixtral(folder: Path, model_path: Path) -> Path:
+    """A model of two layers that routes each token to one of four experts, each with linear layers of its own."""
+    shutil.copytree(model_path, folder)
+    own = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    sizes = {name: own[name] for name in ("vocab_size", "eos_token_id", "pad_token_id", "max_position_embeddings")}
+    settings = MixtralConfig(
+        **sizes, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1,
+    )  # fmt: skip
+    MixtralForCausalLM(settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "searches"),
+    [("dense", {}, False), ("dense", {"use_dora": True}, False), ("experts", {}, True)],
+)
+def test_ddp_searches_for_weights_without_a_gradient_only_where_there_can_be_some(
+    open_session: Callable[..., TrainingSession],
+    model_path: Path,
+    tmp_path: Path,
+    kind: str,
+    fields: dict[str, Any],
+    searches: bool,
+) -> None:
+    """It would go through the whole graph at each step of each model with an adapter."""
+    model = model_path if kind == "dense" else save_mixtral(tmp_path / "mixtral", model_path)
+    session = open_session(model=model, max_steps=1, **fields)
+    assert session.trainer.accelerator.ddp_handler.find_unused_parameters is searches
+    start = session.save(tmp_path / "adapter")
+    if kind == "dense":  # nobody knows whether a row of text reaches all layers that a given adapter adapts
+        again = open_session("again", model=model, adapter_path=str(start))
+        assert again.trainer.accelerator.ddp_handler.find_unused_parameters
+
+
+def test_a_dense_models_batches_reach_every_trained_weight(open_session: Callable[..., TrainingSession]) -> None:
+    session = open_session(batch_size=1)
+    trainer = session.trainer
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert all(weight.grad is not None for weight in trainer.model.parameters() if weight.requires_grad)
+
+
+@pytest.fixture
+def products() -> Iterator[Any]:
+    """torch's settings of products on CUDA, put back afterwards."""
+    found = torch.backends.cuda.matmul
+    before = found.fp32_precision
+    yield found
+    found.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_it", "wanted"), [("none", True, "tf32"), ("bf16", True, "none"), ("none", False, "none")]
+)
+def test_products_of_fp32_numbers_use_tf32_on_cuda_where_the_gpu_has_it(
+    open_session: Callable[..., TrainingSession],
+    monkeypatch: pytest.MonkeyPatch,
+    products: Any,
+    precision: str,
+    has_it: bool,
+    wanted: str,
+) -> None:
+    monkeypatch.setattr("sft.training.precision.is_torch_tf32_available", lambda: has_it)
+    open_session(mixed_precision=precision)
+    assert products.fp32_precision == wanted
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # what a CPU computes, as in merging, stays exact
