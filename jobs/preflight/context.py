@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jobs.settings import Settings
 from jobs.stack.endpoints import Endpoints
-from jobs.stack.parts import count_workers, share_gpus
+from jobs.stack.gpus import share_gpus
+from jobs.stack.parts import count_workers
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from jobs.privacy import tighten
 from jobs.settings import Settings
 from jobs.stack import deployments, parts
 from jobs.stack.endpoints import VARIABLES, Endpoints
+from jobs.stack.gpus import nvidia_smi, visible_gpus
 from jobs.stack.process_manager import (
     ALIVE_STATES,
     Supervisor,
@@ -190,7 +191,7 @@ def _start(settings: Settings) -> Settings:
         _stop(settings.home)  # leftovers of a killed supervisord
         if closed := tighten(settings.home):
             logger.info("Made %d files and folders in %s private", closed, settings.home)
-        gpus = parts.visible_gpus(os.environ, parts.nvidia_smi)
+        gpus = visible_gpus(os.environ, nvidia_smi)
         resolved = parts.fill_addresses(settings)
         local = tuple(name for name in VARIABLES if getattr(settings, name) is None)
         for note in bypass_proxies(dict(os.environ)):

@@ -3,9 +3,7 @@
 import json
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ from jobs.project import code_environment
 from jobs.settings import NO_MLFLOW_CREDENTIALS, Settings
 from jobs.stack import postgres
 from jobs.stack.database_urls import asyncpg_environment, database_url, find_trainer_url
+from jobs.stack.gpus import share_gpus
 from jobs.stack.postgres import has_account
 from jobs.stack.process_manager import Part, plain_home, run_folder
 from sft.errors import StackError
@@ -95,35 +94,6 @@ def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
 def count_workers(settings: Settings, gpus: list[str]) -> int:
     """Number of workers here: as configured, else one per GPU, else one."""
     return settings.workers or len(gpus) or 1
-
-
-def share_gpus(gpus: list[str], number: int, workers: int) -> list[str]:
-    """The GPUs of worker `number` (from 0): an equal share; with too few GPUs one that is shared with other workers."""
-    return gpus[number::workers] or gpus[number % len(gpus) :][:1] if gpus else []
-
-
-def visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], str]) -> list[str]:
-    """Device names for CUDA_VISIBLE_DEVICES, one per GPU that this process may use; no torch needed.
-
-    Args:
-        list_gpus: returns the output of `nvidia-smi -L`, empty without a driver.
-    """
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return [str(index) for index, _ in enumerate(line for line in list_gpus().splitlines() if line[:3] == "GPU")]
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    return names[: names.index("-1")] if "-1" in names else names  # as CUDA reads it
-
-
-def nvidia_smi() -> str:
-    """The output of `nvidia-smi -L`; empty if it is missing or fails."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def stack_environment(settings: Settings) -> dict[str, str]:

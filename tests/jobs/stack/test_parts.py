@@ -11,14 +11,49 @@ from supervisor.options import ServerOptions
 
 from jobs.settings import Settings
 from jobs.stack.database_urls import database_url, sibling_url
-from jobs.stack.parts import build_parts, fill_addresses, stack_environment, visible_gpus
+from jobs.stack.gpus import visible_gpus
+from jobs.stack.parts import build_parts, fill_addresses, stack_environment
 from jobs.stack.process_manager import PLAIN_PATH, Part, Supervisor, make_run_folder, render_config, run_folder
 from sft.errors import StackError
 
 TWO_GPUS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1f)
-  MIG 1g.10gb     Device  0: (UUID: MIG-2a)
 GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2f)
 """
+
+
+SLICED = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+  MIG 1c.3g.20gb  Device  1: (UUID: MIG-GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77/2/0)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-7d1c2a3b-0000-2b2c-524d-9e3d8d2b8a77)
+"""
+FIRST, SECOND = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", "MIG-GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77/2/0"
+WHOLE = "GPU-7d1c2a3b-0000-2b2c-524d-9e3d8d2b8a77"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, [FIRST, SECOND, WHOLE]),
+        ("0", [FIRST, SECOND]),
+        ("1,0", ["1", FIRST, SECOND]),
+        ("GPU-5d5b", [FIRST, SECOND]),
+        ("GPU-7d1c", ["GPU-7d1c"]),
+        (SECOND, [SECOND]),
+        ("-1,0", []),
+    ],
+)
+def test_each_slice_of_a_gpu_is_one_of_its_own(tmp_path: Path, chosen: str | None, expected: list[str]) -> None:
+    """CUDA can't use a GPU that is split into MIG slices but by its slices, one a process."""
+    environment = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
+    found = visible_gpus(environment, lambda: SLICED)
+    assert found == expected
+    assert devices_of_workers(Settings(home=tmp_path), found) == (expected or [None])
+
+
+def test_a_worker_has_one_slice_however_few_workers_there_are(tmp_path: Path) -> None:
+    assert devices_of_workers(Settings(home=tmp_path, workers=1), [FIRST, SECOND]) == [FIRST]
+    assert devices_of_workers(Settings(home=tmp_path, workers=2), [FIRST, SECOND, WHOLE]) == [WHOLE, SECOND]
 
 
 @pytest.mark.parametrize(
