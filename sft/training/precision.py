@@ -1,6 +1,8 @@
 """The compute dtype of a run, chosen once: a run resumed from a checkpoint keeps its dtype."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,15 +30,22 @@ def settle_dtype(config: SFTConfig, checkpoint_dir: Path) -> torch.dtype:
     return choose_dtype(precision, inspect_machine())
 
 
-def allow_tf32(dtype: torch.dtype) -> None:
-    """For fp32, let this process multiply matrices on CUDA in TF32.
+@contextmanager
+def tf32_products(mixed_precision: str) -> Iterator[None]:
+    """Multiply fp32 matrices in TF32 on CUDA inside the block, if fp32 is what the run computes in.
 
     TF32 rounds the inputs to 10 bits, as many as fp16 has, sums in fp32, and is several times as fast.
     `NVIDIA_TF32_OVERRIDE=0` in the environment forbids it. Not through TRL's arguments, which would change products on
-    the CPU too, such as those of merging.
+    the CPU and those outside of training too: comparisons of layouts, merging.
     """
-    if dtype == torch.float32 and is_torch_tf32_available():
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    if mixed_precision == "none" and is_torch_tf32_available():
+        products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def fix_precision(

@@ -43,7 +43,7 @@ from sft.training.layout import check_packing, choose_layout
 from sft.training.learning import LearningCheck
 from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
-from sft.training.precision import allow_tf32, copy_adapters, keep_adapters_exact, settle_dtype
+from sft.training.precision import copy_adapters, keep_adapters_exact, settle_dtype, tf32_products
 from sft.training.result_writer import ResultWriter
 from sft.training.trainer import SupervisedTrainer
 
@@ -93,7 +93,6 @@ class TrainingSession:
         make_folder(output_dir, "output_dir")
         make_folder(self.checkpoint_dir, "checkpoint_dir")
         dtype = settle_dtype(config, self.checkpoint_dir)
-        allow_tf32(dtype)
         with collecting_warnings() as heard:
             self.tokenizer = load_tokenizer(model_path)
             apply_template(self.tokenizer, config.template_name, required=False)
@@ -187,7 +186,8 @@ class TrainingSession:
         """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any)."""
         if self.trainer.eval_dataset is None:
             return {"eval_loss": None}
-        metrics: dict[str, Any] = self.trainer.evaluate()
+        with tf32_products(self.trainer.precision):
+            metrics: dict[str, Any] = self.trainer.evaluate()
         return metrics
 
     @property
@@ -230,7 +230,7 @@ class TrainingSession:
                 clear_leftovers(self.checkpoint_dir)
         checkpoint = find_newest_checkpoint(self.checkpoint_dir, bool(self.config.early_stopping_patience))
         started_at = time.monotonic()
-        with quiet_transformers():
+        with quiet_transformers(), tf32_products(self.trainer.precision):
             output = self._run(checkpoint)
         seconds = time.monotonic() - started_at
         result = {

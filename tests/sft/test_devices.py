@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,27 +119,26 @@ def test_a_dense_models_batches_reach_every_trained_weight(open_session: Callabl
     assert all(weight.grad is not None for weight in trainer.model.parameters() if weight.requires_grad)
 
 
-@pytest.fixture
-def products() -> Iterator[Any]:
-    """torch's settings of products on CUDA, put back afterwards."""
-    found = torch.backends.cuda.matmul
-    before = found.fp32_precision
-    yield found
-    found.fp32_precision = before
-
-
 @pytest.mark.parametrize(
     ("precision", "has_it", "wanted"), [("none", True, "tf32"), ("bf16", True, "none"), ("none", False, "none")]
 )
-def test_products_of_fp32_numbers_use_tf32_on_cuda_where_the_gpu_has_it(
+def test_fp32_is_multiplied_in_tf32_on_cuda_where_the_gpu_has_it(
     open_session: Callable[..., TrainingSession],
     monkeypatch: pytest.MonkeyPatch,
-    products: Any,
     precision: str,
     has_it: bool,
     wanted: str,
 ) -> None:
     monkeypatch.setattr("sft.training.precision.is_torch_tf32_available", lambda: has_it)
-    open_session(mixed_precision=precision)
-    assert products.fp32_precision == wanted
-    assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # what a CPU computes, as in merging, stays exact
+    found: dict[str, tuple[str, str]] = {}
+
+    def note(name: str, values: dict[str, Any]) -> None:
+        found[name] = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+    session = open_session(on_event=note, mixed_precision=precision, max_steps=1)
+    note("trials", {})  # layouts are compared exactly
+    session.train()
+    session.evaluate()
+    assert [found[name] for name in ("trials", "step", "evaluate", "end")] == [
+        ("none", "none"), (wanted, "none"), (wanted, "none"), ("none", "none"),
+    ]  # fmt: skip
