@@ -20,6 +20,28 @@ _MEMORY_WORDS = (
     "cannot allocate memory",  # the operating system's, for a thread or a mapping
 )
 
+# Of GPUs and drivers that are busy, reset or lost, as opposed to errors of the program that runs on them.
+_DEVICE_WORDS = (
+    "busy or unavailable",  # another process holds the device
+    "no cuda-capable device is detected",
+    "no cuda gpus are available",
+    "cuda driver initialization failed",
+    "cuda unknown error",
+    "cuda error: unknown error",
+    "system not yet initialized",  # the fabric manager of NVLink switches is starting
+    "driver/library version mismatch",
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "mps server",
+    "mps control daemon",
+    "nccl communicator was aborted",
+    "gloo/transport",  # a process at the other end of a connection has gone
+)
+_COLLECTIVE_ERRORS = {
+    f"torch.distributed.{name}" for name in ("DistBackendError", "DistNetworkError", "DistStoreError")
+}
+_MISUSE_WORDS = ("invalid usage", "invalid argument")  # NCCL's for what would fail again
+
 
 class TuneyardError(Exception):
     """Base of the tree. `status` is the HTTP status of the API's response, `code` a stable machine-readable name.
@@ -125,6 +147,14 @@ class MergeFailed(TuneyardError, RuntimeError):
     code = "merge_failed"
 
 
+class DeviceUnavailable(TuneyardError, RuntimeError):
+    """A GPU is busy, lost or faulty, or the processes of a job on several devices have lost each other."""
+
+    status = 503
+    code = "device_unavailable"
+    is_worth_retrying = True
+
+
 class CheckpointUnusable(TuneyardError, RuntimeError):
     """A required checkpoint is damaged, or contains pickled objects, which are not loaded."""
 
@@ -170,3 +200,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in _MEMORY_WORDS)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether this error says that a device or the connection between a job's processes failed."""
+    text = str(error).lower()
+    if {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__} & _COLLECTIVE_ERRORS:
+        return not any(words in text for words in _MISUSE_WORDS)
+    return isinstance(error, RuntimeError) and any(words in text for words in _DEVICE_WORDS)
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether the error comes from a lack of memory or a failed device, whatever was tried: not from a value."""
+    return any(is_out_of_memory(one) or is_device_failure(one) for one in walk_causes(error))

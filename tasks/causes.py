@@ -8,7 +8,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jobs.errors import RegistryUnavailable
-from sft.errors import DiskFull, InvalidConfig, StackError, TuneyardError, is_out_of_memory, walk_causes
+from sft.errors import (
+    DeviceUnavailable,
+    DiskFull,
+    InvalidConfig,
+    StackError,
+    TuneyardError,
+    is_device_failure,
+    is_out_of_memory,
+    walk_causes,
+)
 from sft.files.disk import is_about_space, is_about_temporary
 
 DETAIL_CHARACTERS = 500
@@ -136,6 +145,20 @@ def _say_out_of_memory(error: BaseException) -> str:
     )
 
 
+def _say_device_failure(error: BaseException) -> str:
+    if "torch.distributed.DistError" in name_kinds(error) or "gloo/" in str(error):
+        last = str(error).strip().rpartition("\n")[2][:DETAIL_CHARACTERS]
+        more = "" if last in _show(error) else f"; {last}"
+        return (
+            f"the processes of num_devices have lost each other ({_show(error)}{more}); NCCL_DEBUG=INFO in the "
+            "worker's environment logs more"
+        )
+    return (
+        f"a GPU can't be used ({_show(error)}); see `nvidia-smi` on the worker's machine: another program may hold "
+        "it, or it has to be reset"
+    )
+
+
 def _say_mlflow_away(error: BaseException) -> str:
     return f"MLflow can't be reached ({_show(error)}); see `tuneyard status`"
 
@@ -151,6 +174,7 @@ def _say_refused(error: BaseException) -> str:
 _Kind = tuple[Callable[[BaseException], bool], str, Callable[[BaseException], str], bool]
 _KINDS: tuple[_Kind, ...] = (
     (is_out_of_memory, "out_of_memory", _say_out_of_memory, False),
+    (is_device_failure, DeviceUnavailable.code, _say_device_failure, DeviceUnavailable.is_worth_retrying),
     (_is_mlflow_away, RegistryUnavailable.code, _say_mlflow_away, RegistryUnavailable.is_worth_retrying),
     (_is_database_away, StackError.code, _say_stack_away, StackError.is_worth_retrying),
     (is_about_parameters, InvalidConfig.code, _say_refused, InvalidConfig.is_worth_retrying),

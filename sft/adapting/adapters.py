@@ -17,7 +17,7 @@ from sft.adapting.injection import explain_misfit, find_lost
 from sft.adapting.start_adapter import describe_start
 from sft.config import SFTConfig
 from sft.confinement import step
-from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, is_out_of_memory, walk_causes
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable, is_of_machine
 from sft.models.layers import find_layers
 from sft.models.model_texts import check_texts, read_object
 from sft.models.quantized import count_weights
@@ -76,7 +76,7 @@ def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> Peft
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error of ours, below
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:
-        if any(map(is_out_of_memory, walk_causes(error))):
+        if is_of_machine(error):
             raise
         raise InvalidConfig(f"{subject}: {_explain_misfit(model, error)}") from error
     if misfit := _find_misfit(adapted, folder):

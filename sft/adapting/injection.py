@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
+from sft.errors import is_of_machine
 from sft.models.quantized import count_weights
 
 PREFIX = "base_model.model."  # of the weights' names in an adapter's file
@@ -38,6 +39,8 @@ def try_settings(model: nn.Module, settings: LoraConfig) -> tuple[AdaptedLayers 
             inject_adapter_in_model(copy.deepcopy(settings), model, low_cpu_mem_usage=True)
         return read_layers(model)._replace(lost=find_lost(model), saved=tuple(_list_saved(model))), None
     except Exception as error:  # any error of PEFT means that these settings do not work
+        if is_of_machine(error):
+            raise
         return None, error
     finally:
         _take_off(model)

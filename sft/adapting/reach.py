@@ -12,7 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
-from sft.errors import ModelNotSupported
+from sft.errors import ModelNotSupported, is_of_machine
 from sft.models.experts import find_expert_parameters, is_expert_list
 
 TRIAL_TOKENS = 12
@@ -45,6 +45,8 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
     try:
         reached, odd = _pass_through(model, names)
     except Exception as error:
+        if is_of_machine(error):
+            raise
         if not _is_empty(model):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             name = model.name_or_path.rstrip("/").rpartition("/")[2]

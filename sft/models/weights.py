@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft.errors import ModelUnusable, TuneyardError, is_out_of_memory, walk_causes
+from sft.errors import ModelUnusable, TuneyardError, is_of_machine, walk_causes
 from sft.files.disk import is_about_space
 from sft.models.model_configuration import check_configuration
 from sft.models.model_texts import check_texts
@@ -52,7 +52,7 @@ def raising_unusable(subject: str, folder: Path | None = None) -> Iterator[None]
     except TuneyardError:
         raise
     except Exception as error:
-        if any(is_out_of_memory(one) or is_about_space(one) for one in walk_causes(error)):
+        if is_of_machine(error) or any(map(is_about_space, walk_causes(error))):
             raise
         reason = (folder and find_pointer(folder)) or _explain(error)
         raise ModelUnusable(f"{subject} {reason}") from error

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from sft.adapting.reach import draw_text
 from sft.adapting.shortened import first_layers, small_selections, small_windows
-from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable
+from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable, is_of_machine
 from sft.kernels.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.kernels.packing import DOCUMENT_ATTENTION, register_document_attention
 from sft.training.divergence import check_base
@@ -75,6 +75,8 @@ def check_causality(model: PreTrainedModel) -> None:
             first, second = (_compute_logits(model, text) for text in (ids, changed))  # (1, T, V) each
             _compute_in_training(model, ids)
     except Exception as error:
+        if is_of_machine(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelNotSupported(
             f"base_model {_name(model)} can't compute logits for a row of text alone: {lines[0]}"
@@ -166,7 +168,9 @@ def _gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, A
                 wanted = sum(_sum_plain_nll(model, ids) for ids in texts)
                 if not _agrees(_sum_loss(model, layout, batch), wanted, _loss_tolerance(model)):
                     return False
-    except Exception:  # after any error the next layout is tried
+    except Exception as error:  # after any other error the next layout is tried
+        if is_of_machine(error):
+            raise
         return False
     return True
 

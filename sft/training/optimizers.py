@@ -11,7 +11,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig
+from sft.errors import InvalidConfig, is_of_machine
 
 LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor", "sgd", "rmsprop")
 SIDE = 64  # width of the trial layers; 64 x 64 = 4096 weights, from which bitsandbytes' blockwise states apply
@@ -37,6 +37,8 @@ def check_optimizer(config: SFTConfig) -> None:
     try:
         _take_step(name)
     except Exception as error:
+        if is_of_machine(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidConfig(
             f"optimizer_type {name!r} does not work on this machine: {reason.rstrip('.')}. Leave it unset for the best "
