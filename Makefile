@@ -5,7 +5,7 @@ READY := .venv/.ready
 comma := ,
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup help demo check test bench bench-peers chaos pool attack fuzz sweep audit docs serve stop status clean
+.PHONY: setup help demo check test bench bench-peers gpu-check chaos pool attack fuzz sweep audit docs serve stop status clean
 
 setup: $(READY)  ## install everything into .venv; the default target
 
@@ -21,6 +21,9 @@ $(READY): constraints.txt pyproject.toml
 bench: $(READY)  ## measure the API under load and the training step against stock TRL; the last line is JSON
 	@$(BIN)/python -m tests.bench.load
 	@$(BIN)/python -m tests.bench.engine $(if $(DATA),--data $(DATA))
+
+gpu-check: $(READY)  ## train with every method on this machine's GPU, beside stock TRL; the last line is JSON
+	@$(BIN)/python -m tests.bench.gpu
 
 bench-peers: $(READY) .venv-peers/.ready  ## measure the training step against LLaMA-Factory
 	@$(BIN)/python -m tests.bench.peers $(if $(DATA),--data $(DATA))

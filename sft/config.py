@@ -94,6 +94,9 @@ class SFTConfig(BaseModel):
     scheduler_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
     mixed_precision: Literal["auto", "bf16", "fp16", "none"] = Field("auto", description="Compute dtype.")
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="Recompute activations to save memory.")
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto", description="Attention kernels; `auto` takes the fastest that gives this model the right loss."
+    )
     packing: bool = Field(False, description="Pack several rows into one sequence of max_seq_length.")
     num_devices: Count = Field(1, gt=0, description="GPUs for this job.")
     device_map: Name | None = Field(None, description="Where weights go; the job's own GPU if unset.")

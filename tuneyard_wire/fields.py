@@ -102,6 +102,7 @@ class TrainingFields(OptionFields, total=False):
     scheduler_type: Literal["cosine", "linear", "constant"]
     mixed_precision: Literal["auto", "bf16", "fp16", "none"]
     gradient_checkpointing: bool | Literal["auto"]
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
     packing: bool
     num_devices: int
     device_map: str | None

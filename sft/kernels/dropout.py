@@ -1,4 +1,4 @@
-"""Dropout for CPUs with a quarter of the random numbers, whose drawing takes most of the time of torch's own."""
+"""Dropout with a quarter of the random numbers on CPUs, where drawing them takes most of the time of torch's own."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # an integer as wide as
 
 
 class QuickDropout(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """`nn.Dropout` that takes four elements' masks from one 64-bit number of torch's generator.
+    """`nn.Dropout` that takes four elements' masks from one 64-bit number of torch's generator on a CPU.
 
     y = keep * x / (1 - p), with keep = 0 with probability `p`, which is `rate` rounded to 1 / 65536. As with torch's
     own, the same generator state gives the same mask.
@@ -27,6 +27,8 @@ class QuickDropout(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """Drop and scale elements of x while training; x itself in evaluation."""
         if not self.training or not self.p:
             return x
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.p)
         dropped: Tensor = _Dropout.apply(x, draw_kept(x.shape, self.p), 1 / (1 - self.p))
         return dropped
 
@@ -36,8 +38,10 @@ def quantize(rate: float) -> float:
     return min(round(rate * STEPS), STEPS - 1) / STEPS
 
 
-def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Boolean mask of this shape, False with probability `p`, a multiple of 1 / 65536."""
+def draw_kept(shape: torch.Size, p: float, device: torch.device | None = None) -> Tensor:
+    """Boolean mask of this shape, False with probability `p`, a multiple of 1 / 65536; on the CPU if no device."""
+    if device is not None and device.type != "cpu":
+        return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - p)
     count = shape.numel()
     # Each int64 is read as four int16, uniform from -32768 to 32767: below p * 65536 - 32768 with probability p.
     # (ceil(n / 4),) int64 -> (4 ceil(n / 4),) int16, of which the first n are used.
@@ -46,12 +50,16 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
 
 
 def spread(kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """Widen a boolean mask to all bits (-1) or none (0): multiplying by booleans takes ten times as long."""
+    """On a CPU widen a boolean mask to all bits (-1) or none (0): multiplying by booleans takes ten times as long."""
+    if kept.device.type != "cpu":
+        return kept
     return kept.to(BITS[dtype.itemsize]).neg_()
 
 
 def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask from `spread` keeps it, else 0: a bitwise and of x's bits."""
+    """x where the mask from `spread` keeps it, else 0: a bitwise and of x's bits, or a product with a boolean mask."""
+    if mask.dtype == torch.bool:
+        return x * mask
     return (x.view(mask.dtype) & mask).view(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""LoRA's linear layer as one autograd node, for CPUs: PEFT's own forward makes some ten passes over the output."""
+"""LoRA's linear layer as one autograd node: PEFT's own forward makes some ten passes over input and output."""
 
 import functools
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def _forward(module: lora.Linear, usual: Callable[..., Tensor], x: Tensor, *args
     dropout = module.lora_dropout[name]
     kept = None
     if isinstance(dropout, QuickDropout) and dropout.training and dropout.p:
-        kept, scale = draw_kept(x.shape, dropout.p), scale / (1 - dropout.p)  # (..., I)
+        kept, scale = draw_kept(x.shape, dropout.p, x.device), scale / (1 - dropout.p)  # (..., I)
     out: Tensor = _LoraLinear.apply(x, kept, base.weight, base.bias, low, high, scale)
     # (N, O) -> (..., O)
     return out.view(*x.shape[:-1], -1)  # here: autograd forbids in-place changes of a view made inside the Function

@@ -7,6 +7,8 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
 CHUNK_POSITIONS = 128  # keeps a chunk's probabilities in cache: 128 x V = 49,152 in fp32 is 25 MB
+CHUNK_LOGITS_ON_GPU = 2**26  # enough for matrix products to reach their full speed; 270 MB in fp32
+POSITIONS = "supervised_positions"  # of a batch: places in the flattened (B, T-1) that predict a supervised token
 
 
 def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -15,31 +17,58 @@ def sum_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     Runs the backbone on every token and the head on the positions that predict a supervised one.
     """
     causal: Any = model.get_base_model() if is_peft_model(model) else model
-    features = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = causal.base_model(**features | {"use_cache": False}).last_hidden_state[:, :-1]  # (B, T-1, D)
-    targets = inputs["labels"][:, 1:].flatten()  # (B * (T-1),)
-    positions = (targets != -100).nonzero().squeeze(1)  # (N,)
+    positions, targets = _find_supervised(inputs)
+    hidden = causal.base_model(**_keep_features(inputs)).last_hidden_state[:, :-1]  # (B, T-1, D)
     states = hidden.flatten(0, 1).index_select(0, positions)  # (N, D)
     head = causal.get_output_embeddings()
     # W (V, D), b (V,), targets (N,)
-    return sum_supervised_nll(states, head.weight, head.bias, targets[positions]), torch.tensor(len(positions))
+    total = sum_supervised_nll(states, head.weight, head.bias, targets)
+    return total, _count(positions, total.device)
 
 
 def sum_logits_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """`sum_nll` from the logits of the model's own forward pass, for heads that are more than one matrix."""
-    features = {name: value for name, value in inputs.items() if name != "labels"}
-    logits = model(**features | {"use_cache": False}).logits[:, :-1]  # (B, T-1, V)
-    targets = inputs["labels"][:, 1:].to(logits.device)  # (B, T-1)
-    learned = targets != -100  # (B, T-1)
-    # (N, V) and (N,)
-    total = nn.functional.cross_entropy(logits[learned].float(), targets[learned], reduction="sum")
-    return total, learned.sum()
+    positions, targets = _find_supervised(inputs)
+    logits = model(**_keep_features(inputs)).logits[:, :-1]  # (B, T-1, V)
+    learned = logits.flatten(0, 1).index_select(0, positions.to(logits.device))  # (N, V)
+    total = nn.functional.cross_entropy(learned.float(), targets.to(logits.device), reduction="sum")
+    return total, _count(positions, total.device)
 
 
 def sum_fused_nll(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """`sum_nll` through TRL's fused head."""
-    outputs = model(**inputs | {"use_cache": False}, fused_lm_head=True)
+    outputs = model(**_keep_features(inputs), labels=inputs["labels"], fused_lm_head=True)
     return -outputs.log_probs.sum(), outputs.label_mask.sum()
+
+
+def find_supervised_positions(labels: Tensor) -> Tensor:
+    """Places in the flattened (B, T-1) that predict a supervised token, from labels (B, T). (N,)
+
+    On a GPU this waits for the device, as N has to be known: collators call it for batches in main memory.
+    """
+    return (labels[:, 1:].flatten() != -100).nonzero().squeeze(1)
+
+
+def _find_supervised(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Supervised positions and the tokens they predict. (N,) each"""
+    labels = inputs["labels"]
+    positions = inputs[POSITIONS] if POSITIONS in inputs else find_supervised_positions(labels)
+    return positions, labels[:, 1:].flatten().index_select(0, positions)
+
+
+def _keep_features(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in ("labels", POSITIONS)} | {"use_cache": False}
+
+
+def _count(positions: Tensor, device: torch.device) -> Tensor:
+    return torch.full((), len(positions), device=device)  # a copy from main memory would wait for the device
+
+
+def count_chunk_positions(device: torch.device, vocabulary: int) -> int:
+    """Positions whose logits are held at once: a multiple of CHUNK_POSITIONS."""
+    if device.type == "cpu":
+        return CHUNK_POSITIONS
+    return max(CHUNK_LOGITS_ON_GPU // vocabulary // CHUNK_POSITIONS, 1) * CHUNK_POSITIONS
 
 
 def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -72,8 +101,9 @@ class _SupervisedNLL(torch.autograd.Function):  # type: ignore[misc]  # torch is
         # Sums over all chunks, so in fp32: (V, D), (V,)
         head_grad = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
-        for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
-            chunk = slice(start, start + CHUNK_POSITIONS)
+        step = count_chunk_positions(hidden.device, head.shape[0])
+        for start in range(0, hidden.shape[0], step):
+            chunk = slice(start, start + step)
             states, wanted = hidden[chunk], targets[chunk, None]  # (C, D), (C, 1)
             logits = nn.functional.linear(states, head, bias)  # Z: (C, V)
             grad = torch.softmax(logits, dim=-1, dtype=torch.float32)  # P: (C, V)

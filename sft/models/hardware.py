@@ -8,6 +8,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.models.placement import check_placement, choose_gpu
 
+FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # modules
 INSTALL_CUDA = "install it with `pip install -c constraints.txt -e '.[cuda]'`"
 
 
@@ -17,6 +18,7 @@ class Hardware(NamedTuple):
     gpus: int  # visible to this process
     cores: int
     has_bitsandbytes: bool
+    flash_attention: tuple[str, ...] = ()  # values of attn_implementation whose package is installed
 
 
 def inspect_hardware() -> Hardware:
@@ -24,7 +26,8 @@ def inspect_hardware() -> Hardware:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Hardware(gpus, os.cpu_count() or 1, importlib.util.find_spec("bitsandbytes") is not None)
+    flash = tuple(name for name, module in FLASH_PACKAGES.items() if importlib.util.find_spec(module) is not None)
+    return Hardware(gpus, os.cpu_count() or 1, importlib.util.find_spec("bitsandbytes") is not None, flash)
 
 
 def check_hardware(config: SFTConfig, hardware: Hardware) -> list[str]:
@@ -32,6 +35,7 @@ def check_hardware(config: SFTConfig, hardware: Hardware) -> list[str]:
     check_devices(config.num_devices, hardware.gpus, hardware.cores)
     if config.use_qlora:
         check_qlora(hardware)
+    _check_attention(config, hardware)
     return check_placement(config.device_map, config.num_devices, hardware.gpus)
 
 
@@ -59,6 +63,25 @@ def check_qlora(hardware: Hardware) -> None:
     if not hardware.has_bitsandbytes:
         raise InvalidConfig(
             f"use_qlora needs the package bitsandbytes; {INSTALL_CUDA}, or set use_qlora to false for plain LoRA"
+        )
+
+
+def _check_attention(config: SFTConfig, hardware: Hardware) -> None:
+    """Raise InvalidConfig if the attention kernels asked for are not here."""
+    name = config.attn_implementation
+    if name != "varlen" and name not in FLASH_PACKAGES:
+        return
+    if not hardware.gpus:
+        raise InvalidConfig(f"attn_implementation {name} needs a CUDA device and there is none; set it to auto")
+    if name in FLASH_PACKAGES and name not in hardware.flash_attention:
+        raise InvalidConfig(
+            f"attn_implementation {name} needs the package {FLASH_PACKAGES[name]}, which is not installed; install it "
+            "(https://github.com/Dao-AILab/flash-attention), or set attn_implementation to auto"
+        )
+    if config.mixed_precision == "none" and name in FLASH_PACKAGES:
+        raise InvalidConfig(
+            f"attn_implementation {name} computes in bf16 or fp16, and mixed_precision is none; set mixed_precision to "
+            "auto, or attn_implementation to sdpa"
         )
 
 

@@ -78,7 +78,7 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
         trainer = session.trainer
         batch = next(iter(trainer.get_train_dataloader()))
         tokens = int(batch["input_ids"].numel())  # B * T, padding included
-        body = batch | {"labels": keep_labels(batch["labels"], FEW_POSITIONS)}
+        body = _supervise(batch, FEW_POSITIONS)
         _run_backward(trainer, body)  # warms up the kernels
         more = _time(lambda: _run_backward(trainer, body))
         trainer.create_optimizer()
@@ -86,7 +86,7 @@ def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype
         optimizer_seconds = _time(trainer.optimizer.step)
         _cut_layers(trainer.model, FEW)
         few = _time(lambda: _run_backward(trainer, body))
-        learned = batch | {"labels": keep_labels(batch["labels"], HEAD_POSITIONS)}
+        learned = _supervise(batch, HEAD_POSITIONS)
         positions = int((learned["labels"] != IGNORED).sum())
         with_head = _time(lambda: _run_backward(trainer, learned))
         return Probe(
@@ -168,6 +168,14 @@ def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
     """Keep the first `count` supervised labels and set the others to -100."""
     learned = (labels != IGNORED).flatten().cumsum(0).reshape(labels.shape)  # (B, T): supervised labels up to here
     return labels.masked_fill(learned > count, IGNORED)
+
+
+def _supervise(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The batch with only its first `count` supervised tokens."""
+    from sft.kernels.loss import POSITIONS, find_supervised_positions
+
+    labels = keep_labels(batch["labels"], count)
+    return batch | {"labels": labels, POSITIONS: find_supervised_positions(labels)}
 
 
 def _run_backward(trainer: Any, batch: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from sft.training.step_memory import measure_steps
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 SAMPLING = {"documents": "random", "padded": "group_by_length", "trl": "random", "logits": "group_by_length"}
+SAMPLING_ON_GPU = SAMPLING | {"trl": "group_by_length"}
 # Share of the free memory that activations, and what is trained, may fill before they are recomputed instead.
 MEMORY_SHARE = {"cpu": 0.7, "cuda": 0.9}
 HEAD_BYTES = 2**29  # at most, of the logits that a head holds at once
@@ -77,9 +78,11 @@ def build_arguments(
     Args:
         trains_all: every batch gives every trained weight a gradient, so DDP need not search for others at each step.
     """
-    # In TRL's own path a packed row is one sequence with a (T, T) mask: one row per batch.
-    packs_on_gpu = config.packing and layout in ("trl", "logits")
+    has_gpu = torch.cuda.is_available()
+    # Where attention does not know the documents, a packed row is one sequence with a (T, T) mask: one row per batch.
+    packs_on_gpu = config.packing and (layout in ("trl", "logits") or (layout == "padded" and has_gpu))
     rows = 1 if packs_on_gpu else config.batch_size
+    sampling = SAMPLING_ON_GPU if has_gpu else SAMPLING
     options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
     return OneDeviceArguments(
         output_dir=str(checkpoint_dir),
@@ -111,9 +114,10 @@ def build_arguments(
         padding_free=layout == "documents",
         dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenized and packed already
         # Grouping by length uses each process's own random state, so processes would disagree about the order.
-        train_sampling_strategy="random" if config.packing or config.num_devices > 1 else SAMPLING[layout],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="random" if config.packing or config.num_devices > 1 else sampling[layout],
+        dataloader_pin_memory=has_gpu,
+        accelerator_config={"non_blocking": has_gpu},  # else each tensor of a batch waits for the device
+        use_cpu=not has_gpu,
         report_to="none",
         disable_tqdm=True,
         **options,
@@ -126,8 +130,8 @@ def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
 
 
 def can_use_liger(layout: Layout) -> bool:
-    """Whether to use Liger's kernels for the layers: installed, on CUDA, with the layout `trl`."""
-    return layout == "trl" and torch.cuda.is_available() and bool(is_liger_kernel_available())
+    """Whether to use Liger's kernels for the layers: installed, on CUDA, unless the model's own logits are needed."""
+    return layout != "logits" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
 def needs_checkpointing(

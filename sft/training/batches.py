@@ -7,6 +7,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from sft.kernels.loss import POSITIONS, find_supervised_positions
+
 
 class TokenBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is untyped here
     """Batches of row indices, each of at most `max_tokens` tokens; a longer row is a batch of its own.
@@ -135,10 +137,12 @@ def _round_up(batches: list[list[int]], multiple_of: int) -> None:
         del largest[half:]
 
 
-class NumberedCollator:
-    """A collator that adds `rows` to a batch: the numbers of its rows in the data file, for messages.
+class InformedCollator:
+    """A collator that adds to a batch what would take a wait for the device to find out there.
 
-    An example has its number in `row`, a packed one a list of numbers in `rows`; without either `rows` is empty.
+    `rows` are the numbers of its rows in the data file, for messages: an example has its number in `row`, a packed one
+    a list of numbers in `rows`; without either `rows` is empty. `tokens` is the number of tokens without padding;
+    `supervised_positions` are the places that predict a supervised token (`sft.kernels.loss`).
     """
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
@@ -148,7 +152,12 @@ class NumberedCollator:
         """The batch of these examples."""
         batch = self.collate(examples)
         numbers = [example["rows"] if "rows" in example else [example.get("row")] for example in examples]
-        return batch | {"rows": [number for group in numbers for number in group if number is not None]}
+        mask = batch.get("attention_mask")
+        return batch | {
+            "rows": [number for group in numbers for number in group if number is not None],
+            "tokens": int(batch["input_ids"].numel() if mask is None else mask.sum()),
+            POSITIONS: find_supervised_positions(batch["labels"]),
+        }
 
 
 def warn_of_long_rows(lengths: Sequence[int], max_tokens: int) -> list[str]:

@@ -32,7 +32,8 @@ class EmbeddingNoise:
         """Read the documents' lengths from the batch that comes next."""
         if "cu_seq_lens_q" in inputs:
             lengths = inputs["cu_seq_lens_q"].diff()  # (documents,)
-            self._lengths = lengths.repeat_interleave(lengths)[None, :, None]  # (1, T, 1)
+            tokens = inputs["input_ids"].shape[1]  # T, which the device would have to be asked for
+            self._lengths = lengths.repeat_interleave(lengths, output_size=tokens)[None, :, None]  # (1, T, 1)
         elif "attention_mask" in inputs:
             self._lengths = inputs["attention_mask"].sum(dim=1)[:, None, None]  # (B, 1, 1)
         else:

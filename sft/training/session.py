@@ -39,7 +39,7 @@ from sft.training.batches import warn_of_long_rows
 from sft.training.embeddings import check_positions, check_vocabulary
 from sft.training.event_callback import EventSender
 from sft.training.interruption import StepGuard, keep_last_step
-from sft.training.layout import check_packing, choose_layout
+from sft.training.layout import check_packing, choose_layout, explain_padding
 from sft.training.learning import LearningCheck
 from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
@@ -102,7 +102,8 @@ class TrainingSession:
         self.warnings += check_positions(base, prepared, config)
         self.warnings += settle_generation(base, self.tokenizer, model_path)
         self._writer = ResultWriter(config, model_path, self.tokenizer)
-        layout = choose_layout(base)
+        layout = choose_layout(base, config.attn_implementation, dtype)
+        self.warnings += explain_padding(base, layout)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         checkpointing = config.gradient_checkpointing
         if checkpointing == "auto":

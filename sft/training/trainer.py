@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with faster losses on CPUs, a token-weighted evaluation loss, and checks for divergence."""
+"""TRL's SFTTrainer with faster losses, a token-weighted evaluation loss, and checks for divergence."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +16,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sft.checkpoints.checkpointing import CheckpointingTrainer
 from sft.kernels.fused_lora import fuse_adapters
-from sft.training.batches import LengthGroups, NumberedCollator, SharedBatches, TokenBatches
+from sft.kernels.loss import POSITIONS
+from sft.training.batches import InformedCollator, LengthGroups, SharedBatches, TokenBatches
 from sft.training.divergence import LossGuard, check_finite
 from sft.training.interruption import Stopped
 from sft.training.layout import LOSSES, Layout
@@ -34,6 +35,8 @@ class SupervisedTrainer(CheckpointingTrainer):
 
     The loss is the same in all: sum of NLL / number of supervised tokens, over all batches of an optimizer step.
     Evaluation divides the same way over all held-out rows, where the Trainer averages the batches' means.
+
+    A step waits for the device once, before the optimizer's (`_close_step`): losses are added up there.
 
     Args:
         max_batch_tokens: fill batches up to this many tokens; None for a fixed number of rows.
@@ -57,7 +60,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.max_batch_tokens = max_batch_tokens
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.noise = None if neftune_noise_alpha is None else EmbeddingNoise(neftune_noise_alpha)
-        self.data_collator: Any = NumberedCollator(self.data_collator)
+        self.data_collator: Any = InformedCollator(self.data_collator)
         self.loss_guard = LossGuard(self.model.get_input_embeddings().weight.shape[0])
         self.step_loss = 0.0  # loss of the last optimizer step, over all its batches and processes
         self.step_losses, self.counted_steps = 0.0, 0  # sum of step_loss over the steps taken, and their number
@@ -82,7 +85,8 @@ class SupervisedTrainer(CheckpointingTrainer):
     ) -> Any:
         """Mean negative log-likelihood of the supervised tokens, a scalar."""
         if self.layout == "trl" or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            plain = {name: value for name, value in inputs.items() if name != POSITIONS}
+            return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
         sum_loss = LOSSES[self.layout]
         total, count = sum_loss(self.model, inputs) if model is self.model else self._sum_wrapped_nll(model, inputs)
         if num_items_in_batch is None:
@@ -110,17 +114,14 @@ class SupervisedTrainer(CheckpointingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run one batch forward and backward. Raises LossNotFinite when the loss is NaN or infinite, and Stopped."""
+        """Run one batch forward and backward. Raises Stopped."""
         self._raise_if_stopped()
-        rows = inputs.pop("rows", [])
-        mask = inputs.get("attention_mask")
-        self._batch_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        self._batch_rows += rows
+        self._batch_tokens += inputs.pop("tokens")
+        self._batch_rows.append(inputs.pop("rows"))
         if self.noise:
             self.noise.read_lengths(inputs)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self._batch_losses += loss.item()
-        self._check_finite("loss", loss.item(), rows)
+        self._batch_losses.append(loss)
         return loss
 
     def _raise_if_stopped(self) -> None:
@@ -136,15 +137,17 @@ class SupervisedTrainer(CheckpointingTrainer):
         """Mean loss over all supervised tokens of the held-out rows, independent of how they are batched."""
         self.model.eval()
         self.show_weights()
-        sums = torch.zeros(2, dtype=torch.float64)  # NLL, supervised tokens; fp64 so that a long sum loses nothing
+        # NLL, supervised tokens; fp64 so that a long sum loses nothing
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with untouched_random_state():  # evaluation must not change the training that follows
             for inputs in dataloader:
-                inputs.pop("rows", None)
-                prepared = self._prepare_inputs(inputs)
+                prepared = self._prepare_inputs(
+                    {name: value for name, value in inputs.items() if name not in ("rows", "tokens")}
+                )
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, count = LOSSES[self.layout](self.model, prepared)
-                sums += torch.stack([total.detach().double(), count.double()]).cpu()
-        total, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+                sums += torch.stack([total.detach().double(), count.double()])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
 
@@ -214,17 +217,23 @@ class SupervisedTrainer(CheckpointingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once before each optimizer step, after all its batches: check their loss and gradient here."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.grad_norm = float(norm)
-        self._close_step()
+        self._close_step(torch.as_tensor(norm, device=self.args.device))
         return norm
 
     def _open_step(self) -> None:
-        self._batch_losses, self._batch_tokens = 0.0, 0
-        self._batch_rows: list[int] = []
+        self._batch_losses: list[Tensor] = []
+        self._batch_rows: list[list[int]] = []
+        self._batch_tokens = 0
 
-    def _close_step(self) -> None:
+    def _close_step(self, norm: Tensor) -> None:
         """Sum up and check the optimizer step. Raises LossNotFinite or LossExploded."""
-        loss, tokens, rows = self._batch_losses, self._batch_tokens, self._batch_rows
+        # The only wait for the device in a step: all its numbers at once.
+        numbers = torch.stack([number.detach().double() for number in (*self._batch_losses, norm)]).tolist()
+        losses, self.grad_norm = numbers[:-1], numbers[-1]
+        for batch_loss, batch_rows in zip(losses, self._batch_rows, strict=True):
+            self._check_finite("loss", batch_loss, batch_rows)
+        loss, tokens = sum(losses), self._batch_tokens
+        rows = [row for batch_rows in self._batch_rows for row in batch_rows]
         if self.accelerator.num_processes > 1:
             sums = torch.tensor([loss / self.accelerator.num_processes, tokens], dtype=torch.float64)
             loss, tokens = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()

@@ -109,7 +109,7 @@ class TestADatabase:
         set_revision(plain, NEWER)
         for open_engine in (engine_for, bounded_engine_for):
             with pytest.raises(
-                SchemaMismatch, match=f"schema is 9999, and this version of Tuneyard knows {known_revisions()[-1]}"
+                SchemaMismatch, match=f"schema is 9999, and this version of Tuneyard supports {known_revisions()[-1]}"
             ):
                 open_engine(url).connect()
         settings = stack.model_copy(update={"database_url": url})

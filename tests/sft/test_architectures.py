@@ -51,7 +51,7 @@ def test_it_learns_and_the_fast_path_is_the_padded_one(
     assert evaluated[1] < 0.9 * evaluated[0]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
-    monkeypatch.setattr("sft.training.session.choose_layout", lambda model: "padded")
+    monkeypatch.setattr("sft.training.session.choose_layout", lambda model, *options: "padded")
     monkeypatch.setattr("sft.training.arguments.SAMPLING", {"padded": "random"})  # the same batches
     padded, expected, expected_evaluated = train(open_session, "padded", **fields)
     assert padded.trainer.layout == "padded"

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,7 +57,8 @@ def test_trl_would_refuse_the_four(
         ("trl", True, True, True),
         ("trl", True, False, False),
         ("trl", False, True, False),  # a model on a CPU that only TRL's own way computes right
-        ("documents", True, True, False),
+        ("documents", True, True, True),
+        ("logits", True, True, False),
     ],
 )
 def test_ligers_kernels_are_used_on_cuda_where_installed(
@@ -142,3 +144,31 @@ def test_fp32_is_multiplied_in_tf32_on_cuda_where_the_gpu_has_it(
     assert [found[name] for name in ("trials", "step", "evaluate", "end")] == [
         ("none", "none"), (wanted, "none"), (wanted, "none"), ("none", "none"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "rows", "sampling"),
+    [
+        ("documents", {}, (4, 4), "random"),
+        ("padded", {}, (4, 4), "group_by_length"),
+        ("trl", {}, (4, 4), "group_by_length"),
+        ("documents", {"packing": True}, (4, 4), "random"),
+        ("padded", {"packing": True}, (1, 16), "random"),
+    ],
+)
+def test_on_a_gpu_rows_that_are_padded_are_grouped_and_packed_ones_come_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    layout: Layout,
+    fields: dict[str, Any],
+    rows: tuple[int, int],
+    sampling: str,
+) -> None:
+    monkeypatch.setattr("sft.training.arguments.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sft.training.arguments.OneDeviceArguments", SimpleNamespace)  # which would look for the GPU
+    config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca", **fields)
+    made = build_arguments(config, layout, torch.float32, tmp_path, False, False)
+    assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == rows
+    assert made.train_sampling_strategy == sampling
+    assert made.dataloader_pin_memory
+    assert made.accelerator_config == {"non_blocking": True}  # a batch is copied while the step before it runs

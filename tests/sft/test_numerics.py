@@ -14,9 +14,11 @@ from trl import SFTTrainer
 from sft.adapting.adapters import add_adapter
 from sft.config import SFTConfig, count_warmup_steps
 from sft.data.tokenization import prepare
+from sft.models.hardware import Hardware
 from sft.models.loading import quiet_transformers
 from sft.training.session import TrainingSession
 from tests.tiny_models import save_tiny_model
+from tests.varlen_reference import CALLS, register_varlen_reference
 
 Open = Callable[..., TrainingSession]
 
@@ -33,10 +35,11 @@ class GradientRecorder(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("kind", "seed", "steps", "rest"),
+    ("attention", "kind", "seed", "steps", "rest"),
     [
-        *(("llama", seed, 50, 0.9) for seed in range(3)),
-        *((kind, 0, 10, 0.98) for kind in ("qwen2", "gemma", "gpt2")),
+        *(("auto", "llama", seed, 50, 0.9) for seed in range(3)),
+        *(("auto", kind, 0, 10, 0.98) for kind in ("qwen2", "gemma", "gpt2")),
+        *(("varlen", kind, 0, 10, 0.98) for kind in ("llama", "qwen2", "gemma", "gemma3", "gpt2")),
     ],
 )
 def test_every_step_is_that_of_stock_trl(
@@ -44,18 +47,28 @@ def test_every_step_is_that_of_stock_trl(
     alpaca_file: Path,
     make_config: Callable[..., SFTConfig],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    attention: str,
     kind: str,
     seed: int,
     steps: int,
     rest: float,
 ) -> None:
-    """In fp32 each step's loss is within 1e-4 of TRL's, and the adapter's gradient points the same way."""
+    """In fp32 each step's loss is within 1e-4 of TRL's, and the adapter's gradient points the same way.
+
+    With `varlen` the step is that of a GPU, whose attention kernel a reference stands in for.
+    """
+    if attention == "varlen":
+        register_varlen_reference()
+        monkeypatch.setattr("sft.training.session.inspect_hardware", lambda: Hardware(1, 2, False))
+        CALLS.clear()
     model_path = save_tiny_model(kind, tmp_path / kind)
     fields: dict[str, Any] = {
         "seed": seed,
         "max_steps": steps,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3,
+        "attn_implementation": attention,
     }
     losses: list[float] = []
     mine, stock_gradients = GradientRecorder(), GradientRecorder()
@@ -102,6 +115,9 @@ def test_every_step_is_that_of_stock_trl(
         session.train()
         stock.train()
 
+    if attention == "varlen":  # both layers of every batch went through the kernel, each batch in one call
+        assert len(CALLS) > 2 * 2 * steps
+        assert {tuple(call["window"]) for call in CALLS} >= {(15, 0) if kind == "gemma3" else (-1, 0)}
     expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
     assert len(losses) == len(expected) == steps
     assert losses == pytest.approx(expected, rel=1e-4)

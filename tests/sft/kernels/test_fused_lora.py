@@ -115,3 +115,30 @@ def test_in_bf16_it_is_as_near_to_the_truth_as_pefts():
         return sum(float((gradients[name].float() - truth[name]).norm() / truth[name].norm()) for name in truth)
 
     assert distance(ours) <= 1.5 * distance(theirs)
+
+
+def test_a_gpus_masks_give_the_same_values_and_gradients(monkeypatch):
+    """On a GPU a mask is a product with booleans instead of a bitwise and."""
+    model = build_model(lora_dropout=0.3).train()
+    fuse_adapters(model)
+    wanted_loss, wanted = run(model)
+    monkeypatch.setattr("sft.kernels.fused_lora.spread", lambda kept, dtype: kept)
+    loss, gradients = run(model)
+    assert torch.equal(loss, wanted_loss)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, wanted[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_layer_on_a_device_without_a_cpus_tricks_has_the_same_shapes(dtype):
+    model = build_model(lora_dropout=0.3).train()
+    fuse_adapters(model)
+    layer = next(module for module in model.modules() if type(module) is lora.Linear)
+    layer.to("meta").base_layer.to(dtype)
+    x = torch.empty(2, 9, layer.in_features, dtype=dtype, device="meta", requires_grad=True)
+    y = layer(x)
+    assert (y.shape, y.dtype) == ((2, 9, layer.out_features), dtype)
+    y.sum().backward()
+    assert (x.grad.shape, x.grad.dtype) == (x.shape, dtype)
+    for low in (layer.lora_A["default"], layer.lora_B["default"]):
+        assert (low.weight.grad.shape, low.weight.grad.dtype) == (low.weight.shape, torch.float32)

@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from sft.kernels.loss import CHUNK_POSITIONS, sum_supervised_nll
+from sft.kernels.loss import (
+    CHUNK_POSITIONS,
+    count_chunk_positions,
+    find_supervised_positions,
+    sum_supervised_nll,
+)
 
 
 @pytest.mark.parametrize("positions", [1, CHUNK_POSITIONS, 2 * CHUNK_POSITIONS + 37])
@@ -51,3 +56,16 @@ def test_no_position_gives_a_zero_that_can_be_differentiated() -> None:
     assert total.item() == 0.0
     assert hidden.grad is not None
     assert hidden.grad.shape == (0, 8)
+
+
+def test_a_gpu_scores_more_positions_at_once_and_never_more_logits_than_fit() -> None:
+    gpu = torch.device("cuda")
+    assert count_chunk_positions(torch.device("cpu"), 151_936) == CHUNK_POSITIONS
+    assert count_chunk_positions(gpu, 32_000) == 2048
+    assert count_chunk_positions(gpu, 151_936) == 384
+    assert count_chunk_positions(gpu, 10**9) == CHUNK_POSITIONS
+
+
+def test_positions_that_a_collator_found_are_those_of_the_labels() -> None:
+    labels = torch.tensor([[7, -100, 5, 6], [-100, -100, 3, -100]])
+    assert find_supervised_positions(labels).tolist() == [1, 2, 4]  # places in (2, 3) that come before 5, 6 and 3

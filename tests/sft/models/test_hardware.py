@@ -29,6 +29,19 @@ ONE, FOUR, NONE = Hardware(1, 8, has_bitsandbytes=True), Hardware(4, 8, has_bits
         ({"num_devices": 5}, FOUR, "num_devices is 5, but this job's worker has 4 GPUs"),
         ({"num_devices": 3}, NONE, "there is no GPU and the CPU has 2 cores"),
         ({"use_qlora": True}, NONE, "use_qlora needs a CUDA device"),
+        ({"attn_implementation": "varlen"}, NONE, "attn_implementation varlen needs a CUDA device and there is none"),
+        ({"attn_implementation": "flash_attention_2"}, NONE, "flash_attention_2 needs a CUDA device"),
+        ({"attn_implementation": "flash_attention_2"}, ONE, "flash_attention_2 needs the package flash_attn, which"),
+        (
+            {"attn_implementation": "flash_attention_3"},
+            ONE._replace(flash_attention=("flash_attention_2",)),
+            "flash_attention_3 needs the package flash_attn_interface, which is not installed",
+        ),
+        (
+            {"attn_implementation": "flash_attention_2", "mixed_precision": "none"},
+            ONE._replace(flash_attention=("flash_attention_2",)),
+            "computes in bf16 or fp16, and mixed_precision is none",
+        ),
         ({"use_qlora": True}, Hardware(1, 8, has_bitsandbytes=False), "use_qlora needs the package bitsandbytes"),
     ],
 )
@@ -87,6 +100,14 @@ def two_gpus(monkeypatch):
     )
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_attention_kernels_that_are_installed_may_be_asked_for(make_config):
+    flash = ONE._replace(flash_attention=("flash_attention_2",))
+    for name in ("auto", "varlen", "sdpa", "eager", "flash_attention_2"):
+        assert check_hardware(make_config(attn_implementation=name, mixed_precision="auto"), flash) == []
+    for name in ("auto", "sdpa", "eager"):
+        assert check_hardware(make_config(attn_implementation=name), NONE) == []
 
 
 def test_a_placement_without_a_gpu_is_told_to_have_no_effect(open_session):

@@ -161,7 +161,7 @@ def test_qlora_learns_over_four_bits(
     )
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)  # a kernel that has no backward pass
     monkeypatch.setattr("sft.models.loading._build_quantization", lambda dtype: quantization)
-    monkeypatch.setattr("sft.training.session.choose_layout", lambda model: layout)
+    monkeypatch.setattr("sft.training.session.choose_layout", lambda model, *options: layout)
     session = open_session(use_qlora=True, num_epochs=4.0, learning_rate=5e-3, batch_size=3, **fields)
     assert sum(isinstance(module, modules.Linear4bit) for module in session.trainer.model.modules()) == 2 * 7
     before = session.evaluate()["eval_loss"]

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from sft.adapting.shortened import small_windows
 from sft.errors import InvalidConfig, ModelNotSupported
-from sft.training.layout import check_packing, choose_layout
+from sft.kernels.packing import DOCUMENT_ATTENTION
+from sft.kernels.varlen_attention import VARLEN_ATTENTION, attend_varlen, find_obstacle
+from sft.training.layout import _list_attentions, check_packing, choose_layout, explain_padding
+from tests.varlen_reference import CALLS, register_varlen_reference
 
 IDS = {"vocab_size": 64, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 SIZES = {
@@ -43,7 +46,8 @@ def build(kind: str, **options: Any) -> t.PreTrainedModel:
         case "mistral":
             return t.MistralForCausalLM(t.MistralConfig(**wide, num_key_value_heads=2, sliding_window=32))
         case "gpt2":
-            return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+            sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+            return t.GPT2LMHeadModel(t.GPT2Config(**sizes, **options))
         case "bloom":
             return t.BloomForCausalLM(t.BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4))
     raise ValueError(kind)
@@ -132,3 +136,75 @@ def test_windows_are_small_for_a_trial_and_as_before_after_it() -> None:
     with small_windows(model):
         assert model.config.sliding_window == 4
     assert model.config.sliding_window == 32
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
+def test_rows_are_laid_end_to_end_with_variable_length_attention(kind: str) -> None:
+    register_varlen_reference()
+    CALLS.clear()
+    model = build(kind, **({"attn_pdrop": 0.0} if kind == "gpt2" else {}))
+    assert choose_layout(model, "varlen") == "documents"
+    assert model.config._attn_implementation == VARLEN_ATTENTION
+    windows = {tuple(call["window"]) for call in CALLS}
+    assert windows == ({(3, 0)} if kind == "mistral" else {(-1, 0)})
+    assert explain_padding(model, "documents") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"attn_pdrop": 0.1}, r"its layers drop attention weights \(at a rate of 0.1\)"),
+        ({}, "it does not support the attention implementation varlen"),
+    ],
+)
+def test_attention_kernels_that_do_not_suit_a_model_are_refused_with_the_reason(
+    options: dict[str, float], reason: str
+) -> None:
+    register_varlen_reference()
+    model = build("gpt2" if options else "bloom", **options)
+    attention = model.config._attn_implementation
+    with pytest.raises(InvalidConfig, match=f"attn_implementation varlen does not suit base_model .*: {reason}; set"):
+        choose_layout(model, "varlen")
+    assert model.config._attn_implementation == attention
+
+
+def attend_without_gradient(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return attend_varlen(module, query, key.detach(), value, *args, **kwargs)
+
+
+def test_a_kernel_with_another_gradient_is_found_before_training() -> None:
+    register_varlen_reference()
+    t.AttentionInterface.register("crooked", attend_without_gradient)
+    with pytest.raises(InvalidConfig, match="its gradient is another one for rows laid end to end"):
+        choose_layout(build("llama"), "crooked")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_does_not_know_documents_takes_padded_rows(attention: str) -> None:
+    model = build("llama")
+    assert choose_layout(model, attention) == "padded"
+    assert model.config._attn_implementation == attention
+
+
+def test_an_old_card_takes_padded_rows_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    reason = find_obstacle(torch.device("cuda"))
+    monkeypatch.setattr("sft.training.layout.find_obstacle", lambda device: reason)
+    monkeypatch.setattr("sft.training.layout._list_attentions", lambda model, attention: [VARLEN_ATTENTION])
+    model = build("llama")
+    attention = model.config._attn_implementation
+    layout = choose_layout(model)
+    assert layout == "padded"
+    assert model.config._attn_implementation == attention
+    monkeypatch.setattr(t.LlamaForCausalLM, "device", torch.device("cuda"))
+    [warning] = explain_padding(model, layout)
+    assert warning == (
+        "rows are padded to the longest of their batch and grouped by length, which trains slower than rows laid end "
+        "to end: it needs a GPU of compute capability 8.0, and this one has 7.5"
+    )
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", DOCUMENT_ATTENTION), ("cuda", VARLEN_ATTENTION)])
+def test_each_device_has_its_attention(monkeypatch: pytest.MonkeyPatch, device: str, wanted: str) -> None:
+    monkeypatch.setattr(t.LlamaForCausalLM, "device", torch.device(device))
+    assert _list_attentions(build("llama"), "auto") == [wanted]

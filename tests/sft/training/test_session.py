@@ -94,7 +94,9 @@ def test_every_step_is_stock_trls_step(
     open_session: Train, model_path: Path, rows: PreparedData, tmp_path: Path, layout: str, monkeypatch: Any
 ) -> None:
     """Two batches a step, of different numbers of supervised tokens: losses, gradient norms and weights agree."""
-    monkeypatch.setattr("sft.training.session.choose_layout", lambda model: layout) if layout == "padded" else None
+    monkeypatch.setattr(
+        "sft.training.session.choose_layout", lambda model, *options: layout
+    ) if layout == "padded" else None
     steps: list[dict[str, Any]] = []
     session = open_session(
         use_lora=False,
