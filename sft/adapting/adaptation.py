@@ -71,7 +71,11 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
     """
     targets = _choose_targets(model, config)
     settings = _build_settings(model, config, targets)
-    found, error = try_settings(model, settings)
+    try:
+        found, error = try_settings(model, settings)
+    except Exception as lacking:  # memory, which may be for the rank alone
+        _check_rank(model, config, targets, lacking)
+        raise
     if error is not None:
         _check_rank(model, config, targets, error)
     if found is None or not _is_what_was_wanted(found, targets):
