@@ -110,6 +110,13 @@ class TemplateNotFound(TuneyardError, LookupError):
     code = "template_not_found"
 
 
+class DeviceNotFound(TuneyardError, LookupError):
+    """A device to plan for that is in no table."""
+
+    status = 404
+    code = "device_not_found"
+
+
 class TrainingDiverged(TuneyardError, ArithmeticError):
     """Training can't continue: loss or gradients have left the range in which the model learns."""
 

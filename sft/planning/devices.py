@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sft.errors import InvalidConfig
+from sft.errors import DeviceNotFound
 from sft.explanations import find_nearest
 
 GIB = 2**30
@@ -44,13 +44,13 @@ CARDS = {
 
 
 def find_card(name: str, own: Mapping[str, Card]) -> Card:
-    """The device of this name; the administrator's `own` come first. Raises InvalidConfig for an unknown one."""
+    """The device of this name; the administrator's `own` come first. Raises DeviceNotFound for an unknown one."""
     known = {**CARDS, **own}
     card = known.get(name.lower()) or known.get(name)
     if card is None:
         nearest = find_nearest(name, known)
         hint = f"did you mean {nearest}? " if nearest else ""
-        raise InvalidConfig(
+        raise DeviceNotFound(
             f"device {name[:60]!r} is not known: {hint}known are {', '.join(known)}; leave it out for the device of "
             "this machine, or describe yours in TUNEYARD_PLAN_DEVICES"
         )

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sft.config import SFTConfig
 from sft.data.tokenization import prepare
-from sft.errors import InvalidConfig
+from sft.errors import DeviceNotFound, InvalidConfig
 from sft.kernels.fused_lora import fuse_adapters
 from sft.models.loading import quiet_transformers
 from sft.models.model_class import build_empty
@@ -145,5 +145,5 @@ def test_devices_are_found_by_name_and_can_be_ones_own():
     assert find_card("H100-80GB", {}).memory_gib == pytest.approx(79.1)
     assert find_card("lab", own).memory_gib == 48
     assert {"h100-80gb", "a100-40gb", "rtx4090", "t4"} <= set(CARDS)
-    with pytest.raises(InvalidConfig, match=r"'h100-80g' is not known: did you mean h100-80gb.*TUNEYARD_PLAN_DEVICES"):
+    with pytest.raises(DeviceNotFound, match=r"'h100-80g' is not known: did you mean h100-80gb.*TUNEYARD_PLAN_DEVICES"):
         find_card("h100-80g", own)

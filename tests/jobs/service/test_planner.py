@@ -11,7 +11,7 @@ from jobs.errors import PlanningFailed
 from jobs.service.planner import PlanCancelled, Planner, plan_once
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.errors import DatasetNotFound, InvalidConfig, ModelNotFound, TemplateNotFound
+from sft.errors import DatasetNotFound, DeviceNotFound, InvalidConfig, ModelNotFound, TemplateNotFound
 from sft.planning.devices import Card
 from tests.conftest import wait_until
 from tests.tiny_models import save_tiny_llama
@@ -67,7 +67,7 @@ def test_a_plan_can_be_for_a_device_that_is_not_here(planner, settings):
 
     assert (plan["device"]["name"], plan["device"]["is_here"]) == ("lab", False)
     assert plan["memory"]["total_bytes"] == 48 * 2**30
-    with pytest.raises(InvalidConfig, match="device 'lab' is not known"):
+    with pytest.raises(DeviceNotFound, match="device 'lab' is not known"):
         planner.plan(config(), settings, device="lab")
 
 

@@ -16,7 +16,7 @@ Open = Callable[..., TrainingSession]
 @pytest.mark.parametrize(
     ("inputs", "lengths"),
     [
-        ({"cu_seq_lens_q": torch.tensor([0, 4, 104])}, [[4] * 4 + [100] * 100]),
+        ({"input_ids": torch.zeros(1, 104), "cu_seq_lens_q": torch.tensor([0, 4, 104])}, [[4] * 4 + [100] * 100]),
         ({"attention_mask": torch.tensor([[1] * 52, [1] * 13 + [0] * 39])}, [[52] * 52, [13] * 52]),
         ({"input_ids": torch.zeros(2, 52)}, [[52] * 52] * 2),
     ],
