@@ -107,6 +107,13 @@ def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[s
     }
 
 
+def summarize_adaptation(facts: dict[str, Any]) -> str:
+    """What `describe_adaptation` returns, in a few words."""
+    layers = ", ".join(f"{name} ({count})" for name, count in facts["modules"].items()) or "the whole model"
+    counts = f"{facts['trainable_parameters']} of {facts['parameters']} weights"
+    return f"{layers}: {counts} ({facts['share']:.2%})"
+
+
 def _choose_targets(model: PreTrainedModel, config: SFTConfig) -> _Targets:
     layers, experts = find_layers(model), find_expert_parameters(model)
     reach, routers = find_reached(model, set(layers)), find_routers(model) & set(layers)

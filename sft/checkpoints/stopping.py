@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import IntervalStrategy
 
 from sft.checkpoints.best import find_best
+from sft.errors import InvalidConfig
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -53,3 +54,14 @@ class CatchUp(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         is_due = step % state.eval_steps == 0 or step >= state.max_steps
         if is_due and not any("eval_loss" in entry and entry["step"] == step for entry in state.log_history):
             self.trainer.evaluate()
+
+
+def list_stopping(patience: int | None, has_held_out: bool) -> list[EarlyStopping]:
+    """The callback of `early_stopping_patience`, if it is set. Raises InvalidConfig if there are no held-out rows."""
+    if patience is None:
+        return []
+    if not has_held_out:
+        raise InvalidConfig(
+            f"early_stopping_patience {patience} needs held-out rows and there are none; set validation_split above 0"
+        )
+    return [EarlyStopping(patience)]

@@ -18,6 +18,7 @@ from trl import SFTConfig as TrainerArguments
 
 from sft.adapting.adaptation import Adaptation
 from sft.config import SFTConfig, count_warmup_steps
+from sft.data.tokenization import PreparedData
 from sft.models.experts import may_skip_layers
 from sft.models.layers import count_layers
 from sft.training.fake_step import Step
@@ -132,6 +133,23 @@ def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
 def can_use_liger(layout: Layout) -> bool:
     """Whether to use Liger's kernels for the layers: installed, on CUDA, unless the model's own logits are needed."""
     return layout != "logits" and torch.cuda.is_available() and bool(is_liger_kernel_available())
+
+
+def choose_checkpointing(
+    config: SFTConfig,
+    build: Callable[[], PreTrainedModel],
+    layout: Layout,
+    prepared: PreparedData,
+    dtype: torch.dtype,
+    kind: str,
+) -> bool:
+    """Whether to train with gradient checkpointing: as configured, or with `auto` as `needs_checkpointing` finds."""
+    if config.gradient_checkpointing != "auto":
+        return config.gradient_checkpointing
+    counts = prepared.stats["train"] or {}
+    share = counts.get("supervised_tokens", 0) / max(counts.get("tokens", 0), 1)
+    lengths = list(prepared.load_train()["length"])
+    return needs_checkpointing(config, build, layout, lengths, share, dtype, kind, measure_free_memory())
 
 
 def needs_checkpointing(

@@ -1,23 +1,38 @@
 """Chooses how the rows of a batch are laid out: the fastest layout that gives this model the right loss."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.adapting.reach import draw_text
-from sft.adapting.shortened import first_layers, small_selections, small_windows
+from sft.adapting.shortened import small_selections, small_windows
 from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable, is_of_machine
 from sft.kernels.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.kernels.packing import DOCUMENT_ATTENTION, register_document_attention
 from sft.kernels.varlen_attention import VARLEN_ATTENTION, NotVarlen, find_obstacle, register_varlen_attention
 from sft.training.divergence import check_base
 from sft.training.random_state import untouched_random_state
+from sft.training.trials import (
+    LENGTHS,
+    agrees,
+    collate,
+    compute_in_training,
+    compute_logits,
+    computing,
+    differentiate,
+    is_exact,
+    loss_tolerance,
+    louder,
+    name_of,
+    sum_plain_nll,
+    tolerance_of,
+    trying,
+)
 
 Layout = Literal["documents", "padded", "trl", "logits"]
 LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -28,7 +43,6 @@ LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 LAYOUTS_WITH_PADDING: tuple[Layout, ...] = ("padded", "trl", "logits")
 WITH_PADDING = ("sdpa", "eager")  # attention implementations that do not know the bounds of documents
-LENGTHS = (6, 9)  # tokens of the two trial texts
 LOUD = 60.0  # a logit that softcapping (Gemma: 30) changes
 
 
@@ -50,7 +64,7 @@ def choose_layout(model: PreTrainedModel, attention: str = "auto", dtype: torch.
     """
     check_causality(model)
     own = model.config._attn_implementation
-    with _trying(model, small_windows, small_selections), _computing(model, dtype):
+    with trying(model, small_windows, small_selections), computing(model, dtype):
         texts = [draw_text(model, length, seed) for seed, length in enumerate(LENGTHS)]
         for name in _list_attentions(model, attention):
             refusal = _try_documents(model, name, texts)
@@ -60,20 +74,20 @@ def choose_layout(model: PreTrainedModel, attention: str = "auto", dtype: torch.
             model.padding_reason = refusal
         if attention not in ("auto", *WITH_PADDING):
             raise InvalidConfig(
-                f"attn_implementation {attention} does not suit base_model {_name(model)}: {model.padding_reason}; "
+                f"attn_implementation {attention} does not suit base_model {name_of(model)}: {model.padding_reason}; "
                 "set it to auto"
             )
         if attention in WITH_PADDING and not _set_attention(model, attention):
             raise InvalidConfig(
-                f"attn_implementation {attention} is not supported by base_model {_name(model)}; set it to auto"
+                f"attn_implementation {attention} is not supported by base_model {name_of(model)}; set it to auto"
             )
-        batch = _collate(texts, padding_free=False, device=model.device)
+        batch = collate(texts, padding_free=False, device=model.device)
         for layout in LAYOUTS_WITH_PADDING:
             if _gives_right_loss(model, layout, batch, texts):
                 return layout
     check_base(model, "it gives a row a different loss in a batch than alone")  # some kernels let NaN pass
     raise ModelNotSupported(
-        f"base_model {_name(model)} gives a row a different loss in a batch than alone, so it can't be trained in "
+        f"base_model {name_of(model)} gives a row a different loss in a batch than alone, so it can't be trained in "
         "batches"
     )
 
@@ -101,21 +115,21 @@ def _try_documents(model: PreTrainedModel, name: str, texts: list[Tensor]) -> st
     obstacle = find_obstacle(model.device) if name == VARLEN_ATTENTION else None
     if obstacle is not None:
         return obstacle
-    padded = _collate(texts, padding_free=False, device=model.device)
+    padded = collate(texts, padding_free=False, device=model.device)
     if not _gives_right_loss(model, "padded", padded, texts):
         return "its head is more than one matrix, or a row changes others"
     is_new = name != DOCUMENT_ATTENTION  # kernels whose backward pass is tried too
-    wanted = _differentiate(model, padded) if is_new else None
+    wanted = differentiate(model, padded) if is_new else None
     if not _set_attention(model, name):
         return f"it does not support the attention implementation {name}"
-    batch = _collate(texts, padding_free=True, device=model.device)
+    batch = collate(texts, padding_free=True, device=model.device)
     if not (_gives_right_loss(model, "documents", batch, texts) and isolates(model, "documents")):
         return _find_refusal(model, batch) or "rows laid end to end would have another loss"
     if wanted is not None:
         is_real = padded["attention_mask"].bool()
-        found, wanted = _differentiate(model, batch)[0], wanted[is_real]  # (T, D) each
+        found, wanted = differentiate(model, batch)[0], wanted[is_real]  # (T, D) each
         # Measured between right kernels: 3e-7 in fp32, 0.02 in bf16.
-        if not bool((found - wanted).norm() <= (1e-4 if _is_exact(model) else 0.05) * wanted.norm()):
+        if not bool((found - wanted).norm() <= (1e-4 if is_exact(model) else 0.05) * wanted.norm()):
             return "its gradient is another one for rows laid end to end"
     return _find_refusal(model, batch)
 
@@ -134,64 +148,34 @@ def _find_refusal(model: PreTrainedModel, batch: dict[str, Any]) -> str | None:
     return None
 
 
-def _differentiate(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
-    """Gradient of the batch's loss with respect to the input embeddings. (B, T, D)"""
-    embedded: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        embedded.append(output.detach().requires_grad_())
-        return embedded[0]
-
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)  # a gradient of each would take as much memory as the weights
-    try:
-        with torch.enable_grad():
-            total = sum_nll(model, batch)[0]
-        [gradient] = torch.autograd.grad(total, embedded)
-        return gradient.float()
-    finally:
-        handle.remove()
-        for weight in trained:
-            weight.requires_grad_(True)
-
-
-@contextmanager
-def _computing(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
-    """On a GPU, compute in this dtype, as the trainer will, if the weights have another one."""
-    kind = model.device.type
-    with torch.autocast(kind, dtype, enabled=kind != "cpu" and dtype is not None and dtype != model.dtype):
-        yield
-
-
 def check_causality(model: PreTrainedModel) -> None:
     """Check that logits do not depend on later tokens. Raises ModelNotSupported, ModelUnusable."""
     try:
-        with _trying(model):
+        with trying(model):
             ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]  # (1, T); the first `at` tokens stay
             changed = torch.cat([ids[:, :at], draw_text(model, LENGTHS[1], seed=2)], dim=1)  # (1, T)
-            first, second = (_compute_logits(model, text) for text in (ids, changed))  # (1, T, V) each
-            _compute_in_training(model, ids)
+            first, second = (compute_logits(model, text) for text in (ids, changed))  # (1, T, V) each
+            compute_in_training(model, ids)
     except Exception as error:
         if is_of_machine(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelNotSupported(
-            f"base_model {_name(model)} can't compute logits for a row of text alone: {lines[0]}"
+            f"base_model {name_of(model)} can't compute logits for a row of text alone: {lines[0]}"
         ) from error
     if not bool(first.isfinite().all() and second.isfinite().all()):
         check_base(model, "its logits of a short text are not numbers")
         raise ModelUnusable(
-            f"base_model {_name(model)} computes NaN or infinite logits for a short text in {model.dtype}: look at the "
-            "numbers in its config.json (rope_parameters, norm eps), or set mixed_precision to none where it is another"
+            f"base_model {name_of(model)} computes NaN or infinite logits for a short text in {model.dtype}: look at "
+            "the numbers in its config.json (rope_parameters, norm eps), or set mixed_precision to none where it is "
+            "another"
         )
     # max |dZ| before and from position `at`: the first is rounding error if logits depend on earlier tokens only.
     moved, later = ((first - second)[:, part].abs().max() for part in (slice(at), slice(at, None)))
-    if not bool(moved <= _tolerance(model) * later):
+    if not bool(moved <= tolerance_of(model) * later):
         check_base(model, "a later token changes its logits of an earlier one")
         raise ModelNotSupported(
-            f"base_model {_name(model)} is not a causal language model: a later token changes the logits of an "
+            f"base_model {name_of(model)} is not a causal language model: a later token changes the logits of an "
             "earlier one, so training would see the answers; choose a causal language model"
         )
 
@@ -200,10 +184,10 @@ def check_packing(model: PreTrainedModel, layout: Layout) -> None:
     """Check that rows packed into one sequence do not attend to each other. Raises InvalidConfig."""
     if layout == "documents":  # found to be so when it was chosen
         return
-    with _trying(model, small_windows, small_selections):
+    with trying(model, small_windows, small_selections):
         if not isolates(model, layout):
             raise InvalidConfig(
-                f"with packing, base_model {_name(model)} would attend from a row to the rows before it in the "
+                f"with packing, base_model {name_of(model)} would attend from a row to the rows before it in the "
                 "sequence; set packing to false"
             )
 
@@ -219,55 +203,31 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
     losses = []
     try:
         for text in (first, first.flip(1)):
-            batch = _collate([text, second], padding_free=True, device=model.device)  # (1, sum(LENGTHS))
+            batch = collate([text, second], padding_free=True, device=model.device)  # (1, sum(LENGTHS))
             for part in parts:
                 labels = torch.full_like(batch["labels"], -100)
                 labels[:, part] = batch["labels"][:, part]
                 losses.append(_sum_loss(model, layout, batch | {"labels": labels}))
     except Exception:  # the model does not accept the documents' bounds
         return False
-    near = _sum_plain_nll(model, second[:, :2])  # of the second text's first prediction
-    wanted = torch.tensor([near, _sum_plain_nll(model, second) - near])  # (2,)
+    near = sum_plain_nll(model, second[:, :2])  # of the second text's first prediction
+    wanted = torch.tensor([near, sum_plain_nll(model, second) - near])  # (2,)
     kept, changed = torch.tensor(losses).chunk(2)  # (texts * parts,) -> (parts,) each
-    tolerance = _tolerance(model)
+    tolerance = tolerance_of(model)
     return bool(torch.allclose(kept, changed, rtol=tolerance)) and bool(
         torch.allclose(kept, wanted, rtol=10 * tolerance)
     )
 
 
-@contextmanager
-def _trying(model: PreTrainedModel, *smaller: Callable[[PreTrainedModel], Any]) -> Iterator[None]:
-    """For a trial: no gradient, no dropout, and the model shrunk in each of these ways that it still runs with."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), ExitStack() as stack:
-            for make_small in (first_layers, *smaller):
-                if _runs(model, make_small):
-                    stack.enter_context(make_small(model))
-            yield
-    finally:
-        model.train(was_training)
-
-
-def _runs(model: PreTrainedModel, make_small: Callable[[PreTrainedModel], Any]) -> bool:
-    try:
-        with make_small(model):
-            _compute_logits(model, draw_text(model, sum(LENGTHS)))
-    except Exception:
-        return False
-    return True
-
-
 def _gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any], texts: list[Tensor]) -> bool:
     """Whether the layout's loss equals that of the model's own logits, also where softcapping bends large ones."""
     try:
-        logits = [_compute_logits(model, ids) for ids in texts]
+        logits = [compute_logits(model, ids) for ids in texts]
         factor = LOUD / max(float(part.abs().max()) for part in logits)
         for loudness in (1.0, max(factor, 1.0)):
-            with _louder(model, loudness):
-                wanted = sum(_sum_plain_nll(model, ids) for ids in texts)
-                if not _agrees(_sum_loss(model, layout, batch), wanted, _loss_tolerance(model)):
+            with louder(model, loudness):
+                wanted = sum(sum_plain_nll(model, ids) for ids in texts)
+                if not agrees(_sum_loss(model, layout, batch), wanted, loss_tolerance(model)):
                     return False
     except Exception as error:  # after any other error the next layout is tried
         if is_of_machine(error):
@@ -284,32 +244,6 @@ def _sum_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any]) -> 
         return float(LOSSES[layout](model, batch)[0])
 
 
-@contextmanager
-def _louder(model: PreTrainedModel, factor: float) -> Iterator[None]:
-    """Multiply the last hidden states, and so the logits, by this factor."""
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if hasattr(output, "last_hidden_state"):
-            output.last_hidden_state = output.last_hidden_state * factor
-        return output
-
-    handle = model.base_model.register_forward_hook(hook) if factor != 1 and model.base_model is not model else None
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _collate(texts: list[Tensor], padding_free: bool, device: torch.device) -> dict[str, Any]:
-    """The batch that the trainer would make of these texts."""
-    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free)
-    rows = [{"input_ids": ids[0].tolist(), "labels": ids[0].tolist()} for ids in texts]
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value for name, value in dict(collate(rows)).items()
-    }
-
-
 def _set_attention(model: PreTrainedModel, name: str) -> bool:
     """Set the model's attention implementation; False if the model supports only its own."""
     register_document_attention()
@@ -320,46 +254,3 @@ def _set_attention(model: PreTrainedModel, name: str) -> bool:
         except Exception:
             return False
     return bool(model.config._attn_implementation == name)
-
-
-def _compute_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits  # (1, T, V)
-    if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"{ids.shape[1]} tokens get logits of the shape {tuple(logits.shape)}")
-    return logits.float()
-
-
-def _compute_in_training(model: PreTrainedModel, ids: Tensor) -> None:
-    """Run a forward pass in training mode: some models need more inputs there (which tokens are images, say)."""
-    model.train()
-    try:
-        with untouched_random_state():  # dropout draws
-            _compute_logits(model, ids)
-    finally:
-        model.eval()
-
-
-def _sum_plain_nll(model: PreTrainedModel, ids: Tensor) -> float:
-    logits = _compute_logits(model, ids)  # (1, T, V)
-    return float(nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
-
-
-def _agrees(found: float, wanted: float, tolerance: float) -> bool:
-    return abs(found - wanted) <= tolerance * abs(wanted)
-
-
-def _loss_tolerance(model: PreTrainedModel) -> float:
-    return 1e-3 if _is_exact(model) else 2e-2
-
-
-def _tolerance(model: PreTrainedModel) -> float:
-    """Relative error that rounding may cause; a wrong head or mask causes far more."""
-    return 1e-4 if _is_exact(model) else 3e-2
-
-
-def _is_exact(model: PreTrainedModel) -> bool:
-    return bool(model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type))
-
-
-def _name(model: PreTrainedModel) -> str:
-    return model.name_or_path.rstrip("/").rpartition("/")[2] or type(model).__name__

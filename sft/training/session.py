@@ -10,16 +10,16 @@ from typing import Any
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
-from sft.adapting.adaptation import describe_adaptation
+from sft.adapting.adaptation import describe_adaptation, summarize_adaptation
 from sft.adapting.adapters import add_adapter
 from sft.callbacks import OnEvent
 from sft.chat.templates import apply_template
 from sft.checkpoints.best import find_best
 from sft.checkpoints.folders import clear_leftovers, find_newest_checkpoint
-from sft.checkpoints.stopping import CatchUp, EarlyStopping
+from sft.checkpoints.stopping import CatchUp, list_stopping
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
-from sft.errors import CheckpointUnusable, InvalidConfig
+from sft.errors import CheckpointUnusable
 from sft.files.publication import Publishing
 from sft.kernels.packing import pack_rows
 from sft.models.companions import make_folder, settle_generation
@@ -30,9 +30,8 @@ from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
 from sft.training.arguments import (
     build_arguments,
-    measure_free_memory,
+    choose_checkpointing,
     measure_peak_memory,
-    needs_checkpointing,
     trains_every_weight,
 )
 from sft.training.batches import warn_of_long_rows
@@ -105,15 +104,9 @@ class TrainingSession:
         layout = choose_layout(base, config.attn_implementation, dtype)
         self.warnings += explain_padding(base, layout)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
-        checkpointing = config.gradient_checkpointing
-        if checkpointing == "auto":
-            lengths = list(train_rows["length"])
-            counts = prepared.stats["train"] or {}
-            share = counts.get("supervised_tokens", 0) / max(counts.get("tokens", 0), 1)
-            kind = base.device.type
-            checkpointing = needs_checkpointing(
-                config, lambda: build_empty(model_path), layout, lengths, share, dtype, kind, measure_free_memory()
-            )
+        checkpointing = choose_checkpointing(
+            config, lambda: build_empty(model_path), layout, prepared, dtype, base.device.type
+        )
         if config.packing:
             check_packing(base, layout)
             train_rows = pack_rows(train_rows, config.max_seq_length)
@@ -122,6 +115,7 @@ class TrainingSession:
             self.warnings += warn_of_long_rows(list(train_rows["length"]), config.max_batch_tokens)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         self._learning = LearningCheck()
+        stopping = list_stopping(config.early_stopping_patience, eval_rows is not None)
         with quiet_transformers(), collecting_warnings() as heard:
             model, adaptation = add_adapter(base, config)
             start = copy_adapters(model)
@@ -136,13 +130,7 @@ class TrainingSession:
                 eval_dataset=eval_rows,
                 processing_class=self.tokenizer,
                 peft_config=adaptation.settings,
-                callbacks=[
-                    self._learning,
-                    self._sender,
-                    self._guard,
-                    catch_up,
-                    *self._choose_stopping(eval_rows is not None),
-                ],
+                callbacks=[self._learning, self._sender, self._guard, catch_up, *stopping],
                 max_batch_tokens=config.max_batch_tokens,
                 loraplus_lr_ratio=config.loraplus_lr_ratio,
                 neftune_noise_alpha=config.neftune_noise_alpha,
@@ -176,10 +164,7 @@ class TrainingSession:
             logger.warning("%s", sentence)
 
     def _log_adaptation(self) -> None:
-        facts = self.adaptation
-        layers = ", ".join(f"{name} ({count})" for name, count in facts["modules"].items()) or "the whole model"
-        counts = (facts["trainable_parameters"], facts["parameters"], facts["share"])
-        logger.info("Training %s: %s of %s weights (%.2f%%)", layers, *counts[:2], 100 * counts[2])
+        logger.info("Training %s", summarize_adaptation(self.adaptation))
         for sentence in self.warnings:
             logger.warning("%s", sentence)
 
@@ -297,19 +282,7 @@ class TrainingSession:
         )
 
     def _describe(self) -> dict[str, Any]:
-        facts = {name: self._sender.begin[name] for name in ("rows", "dtype")}
-        return {**facts, "adaptation": self.adaptation}
-
-    def _choose_stopping(self, has_eval: bool) -> list[EarlyStopping]:
-        patience = self.config.early_stopping_patience
-        if patience is None:
-            return []
-        if not has_eval:
-            raise InvalidConfig(
-                f"early_stopping_patience {patience} needs held-out rows and there are none; "
-                "set validation_split above 0"
-            )
-        return [EarlyStopping(patience)]
+        return {name: self._sender.begin[name] for name in ("rows", "dtype")} | {"adaptation": self.adaptation}
 
     def _restore_best(self) -> dict[str, Any]:
         """Load the best checkpoint's weights, and return its step and loss."""

@@ -113,7 +113,7 @@ BLAMED = {  # what would be blamed: the place that fails, and what is done there
     "an optimizer": ("torch.optim.SGD.step", lambda model, settings: check_optimizer(settings(optimizer_type="sgd"))),
     "files of a model": ("sft.models.loading.find_model_class",
                          lambda model, settings: load_model(model, settings(), torch.float32)),
-    "a model": ("sft.training.layout._compute_logits", lambda model, settings: check_causality(open_model(model))),
+    "a model": ("sft.training.layout.compute_logits", lambda model, settings: check_causality(open_model(model))),
     "a layout": ("sft.training.layout._sum_loss", lambda model, settings: choose_layout(open_model(model))),
     "a layer": ("sft.adapting.reach._pass_through",
                 lambda model, settings: plan_adaptation(open_model(model), settings())),
