@@ -197,6 +197,8 @@ class SharedStore:
         except FileNotFoundError as error:
             if path is not None and not path.exists():
                 raise
+            if error.filename and not self.url.startswith("file://"):  # a file of this machine that a variable names
+                raise self._blame_settings(error) from error
             raise StoreRefused(f"TUNEYARD_STORE is {self.url}, which does not exist; create it") from error
 
     @contextmanager
@@ -216,6 +218,10 @@ class SharedStore:
             raise StoreRefused(f"TUNEYARD_STORE is {self.url}, and can't be used ({_show(error)})") from error
         except FileNotFoundError:
             raise
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreRefused(
+                f"TUNEYARD_STORE is {self.url}, and there is a file in its place; name a folder"
+            ) from error
         except PermissionError as error:
             raise StoreRefused(
                 f"TUNEYARD_STORE is {self.url}, and it refuses access ({_show(error)}); give this account the right to "
@@ -235,12 +241,15 @@ class SharedStore:
             raise StackError(f"the store {self.url} can't be reached ({_show(error)})") from error
 
     def _refuse_settings(self, error: Exception) -> None:
-        """Raise StoreRefused for an error that is caused by this machine's settings."""
+        """Raise StoreRefused for an error that is due to the settings on this machine."""
         if is_misconfigured(error):
-            raise StoreRefused(
-                f"TUNEYARD_STORE is {self.url}, and it can't be used with the settings here ({_show(error)}); correct "
-                "the AWS_... variables or the file that they name"
-            ) from error
+            raise self._blame_settings(error) from error
+
+    def _blame_settings(self, error: Exception) -> StoreRefused:
+        return StoreRefused(
+            f"TUNEYARD_STORE is {self.url}, and it can't be used with the settings here ({_show(error)}); correct the "
+            "address, the AWS_... variables or the file that they name"
+        )
 
 
 def owner_of(job_id: UUID) -> str:
@@ -280,5 +289,5 @@ def _remove(storage: Any, path: str) -> None:
 
 
 def _show(error: BaseException) -> str:
-    words = next(iter(str(error).splitlines()), "")[:_DETAIL]
+    words = " ".join(str(error).split())[:_DETAIL]
     return f"{type(error).__name__}: {words}".removesuffix(": ")

@@ -9,7 +9,13 @@ from jobs.network.deadlines import READ_SECONDS
 TRIES = 2  # of each request
 CONNECT_SECONDS = 3.0
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_MISCONFIGURED = ("ProfileNotFound", "ConfigNotFound", "ConfigParseError")
+_MISCONFIGURED = (
+    *("ProfileNotFound", "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "ParamValidationError"),
+    *("InvalidRetryModeError", "InvalidRetryConfigurationError", "InvalidChecksumConfigError"),
+    *("InvalidProxiesConfigError", "EndpointResolutionError"),
+)
+_UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)  # a CA bundle, or an endpoint's URL
+_WRONG_BUNDLE = "[X509"
 _WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # an unknown authority, or a server without TLS
 
 
@@ -60,5 +66,5 @@ def open_storage(url: str, endpoint_variable: str | None = None) -> tuple[Any, s
 def is_misconfigured(error: Exception) -> bool:
     """Whether an error of S3's tools is caused by this machine's settings, so that retries don't help."""
     name, inner = type(error).__name__, getattr(error, "kwargs", {}).get("error")
-    lacks_bundle = name == "HTTPClientError" and isinstance(inner, (FileNotFoundError, PermissionError))
-    return name in _MISCONFIGURED or lacks_bundle or any(word in str(error) for word in _WRONG_TLS)
+    is_local = name == "HTTPClientError" and (isinstance(inner, _UNREADABLE) or _WRONG_BUNDLE in str(error))
+    return name in _MISCONFIGURED or is_local or any(word in str(error) for word in _WRONG_TLS)

@@ -24,8 +24,9 @@ from sft.models.quantized import count_weights
 from sft.models.weights import find_pointer, find_weight_damage, read_shapes
 
 OWN = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # our name: PEFT's name
-# Other initializations are refused: PEFT would repeat them when it loads the adapter, and change the base weights.
-START = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}|eva|corda")
+# Other initializations are refused: PEFT would repeat them when it loads the adapter, and change the base weights, with
+# pissa_niter_N in another way each time.
+START = re.compile(r"gaussian|orthogonal|olora|pissa|eva|corda")
 PLAIN = re.compile(r"[\w.-]+")  # a name, not a pattern
 SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)")
 

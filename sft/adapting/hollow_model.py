@@ -16,6 +16,7 @@ from sft.models.weight_names import read_empty
 from sft.models.weight_reader import Unit, convert
 
 META = torch.device("meta")
+STARTS_BESIDE = ("gaussian", "orthogonal")  # the others may change the base model's weights as PEFT loads an adapter
 Place = tuple[Any, list[tuple[nn.Module, str]]]  # a tensor, and all modules and attributes that hold it
 
 
@@ -53,6 +54,9 @@ def wrap(model: PreTrainedModel, adapter_dir: Path) -> dict[str, Any]:
     stay in the model in place of its own.
     """
     adapter = LoraConfig.from_pretrained(str(adapter_dir))
+    start = adapter.init_lora_weights
+    if isinstance(start, str) and start not in STARTS_BESIDE:
+        raise Unmergeable(f"an adapter that started by {start} changes the base model's weights")
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)  # as PeftModel.from_pretrained does
     adapted = PeftModel(model, adapter, low_cpu_mem_usage=True)
     for module in adapted.modules():

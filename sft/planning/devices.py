@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sft.errors import DeviceNotFound
+from sft.config import SFTConfig
+from sft.errors import DeviceNotFound, InvalidConfig
 from sft.explanations import find_nearest
 
 GIB = 2**30
+NEWER_KERNELS = ("varlen", "flash_attention_2", "flash_attention_3")
 USUAL_TERAFLOPS = 100.0
 HALF_PRECISION = "bf16 in hardware; false for cards older than compute capability 8.0"
 
@@ -18,7 +20,7 @@ class Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     memory_gib: float = Field(gt=0, le=10_000, description="Memory as the driver reports it, in GiB.")
-    teraflops: float = Field(USUAL_TERAFLOPS, gt=0, description="Dense matrix products in bf16 or fp16.")
+    teraflops: float = Field(USUAL_TERAFLOPS, ge=0.01, le=1e6, description="Dense matrix products in bf16 or fp16.")
     bf16: bool = Field(True, description=f"Computes in {HALF_PRECISION}.")
 
 
@@ -43,10 +45,19 @@ CARDS = {
 }
 
 
+def check_card(config: SFTConfig, name: str, card: Card) -> None:
+    """Raise InvalidConfig for attention kernels that the device lacks."""
+    kernels = config.attn_implementation
+    if kernels in NEWER_KERNELS and not card.bf16:
+        raise InvalidConfig(
+            f"attn_implementation {kernels} needs compute capability 8.0, which device {name} lacks; set it to auto"
+        )
+
+
 def find_card(name: str, own: Mapping[str, Card]) -> Card:
     """The device of this name; the administrator's `own` come first. Raises DeviceNotFound for an unknown one."""
-    known = {**CARDS, **own}
-    card = known.get(name.lower()) or known.get(name)
+    known = CARDS | {own_name.lower(): card for own_name, card in own.items()}
+    card = known.get(name.lower())
     if card is None:
         nearest = find_nearest(name, known)
         hint = f"did you mean {nearest}? " if nearest else ""

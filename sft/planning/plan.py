@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, count_skipped
-from sft.models.hardware import Hardware, check_hardware, inspect_hardware
+from sft.models.hardware import FLASH_PACKAGES, Hardware, check_hardware, inspect_hardware
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
 from sft.models.weight_names import check_stored_names
 from sft.models.weights import check_weights
 from sft.planning.advice import advise, advise_resources
-from sft.planning.devices import Card
+from sft.planning.devices import Card, check_card
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
 from sft.planning.machine import Device, describe_card, describe_device, inspect_device
 from sft.planning.memory import BatchMemory, count_loaded_bytes, measure_batches, plan_disk, plan_memory
@@ -53,13 +53,17 @@ def make_plan(
     """
     from sft.models.loading import load_tokenizer
     from sft.training.embeddings import check_positions, check_vocabulary
-    from sft.training.optimizers import check_optimizer
+    from sft.training.optimizers import check_optimizer, check_optimizer_name
 
     if target is None:
         check_optimizer(config)
         check_hardware(config, inspect_hardware())
     else:
-        check_hardware(config, Hardware(gpus=config.num_devices, cores=1, has_bitsandbytes=True))
+        # What is installed there, and how many GPUs a worker has, is not known here.
+        worker = Hardware(config.num_devices, cores=1, has_bitsandbytes=True, flash_attention=tuple(FLASH_PACKAGES))
+        check_optimizer_name(config)
+        check_hardware(config.model_copy(update={"device_map": None}), worker)
+        check_card(config, *target)
     check_weights(model_path, f"base_model {config.base_model}")
     rows = read_tokens(prepared.load_train())
     held_out_rows = prepared.load_eval()
@@ -153,7 +157,7 @@ def _measure_sizes(
     share: float,
 ) -> _Sizes:
     """Batches, checkpointing and memory with this layout of the rows."""
-    from sft.training.arguments import needs_checkpointing
+    from sft.training.arguments import fill_packed_rows, needs_checkpointing
 
     batches = plan_batches(config, rows.lengths, is_padded=layout != "documents")
     checkpointing = config.gradient_checkpointing
@@ -163,8 +167,9 @@ def _measure_sizes(
         checkpointing = needs_checkpointing(
             config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room
         )
-    heaviest = [config.max_seq_length] * config.batch_size if config.packing else None
-    lengths = heaviest or [int(rows.lengths[index]) for index in batches.heaviest]
+    lengths = [int(rows.lengths[index]) for index in batches.heaviest]
+    if config.packing:
+        lengths = list(fill_packed_rows(config, int(rows.lengths.sum())))
     memory = measure_batches(config, empty, shape, device, layout, checkpointing, lengths, share)
     return _Sizes(batches, checkpointing, memory)
 

@@ -198,12 +198,19 @@ def estimate_token_bytes(config: SFTConfig, model: PreTrainedModel, layout: Layo
 def choose_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> tuple[int, ...]:
     """Lengths of the rows, or of the padded rows, of the largest batch that rows of these lengths can form."""
     if config.packing:
-        return (config.max_seq_length,) * config.batch_size
+        return fill_packed_rows(config, sum(lengths))
     longest = heapq.nlargest(config.batch_size, lengths)
     if config.max_batch_tokens:
         rows = max(config.max_batch_tokens // longest[0], 1)
         return (max(longest[0], -(-config.max_batch_tokens // rows)),) * rows
     return tuple(longest) if layout == "documents" else (longest[0],) * len(longest)
+
+
+def fill_packed_rows(config: SFTConfig, tokens: int) -> tuple[int, ...]:
+    """Lengths of the packed rows of the largest batch that so many tokens can fill."""
+    whole, rest = divmod(tokens, config.max_seq_length)
+    rows = (config.max_seq_length,) * min(whole, config.batch_size)
+    return rows if len(rows) == config.batch_size or not rest else (*rows, rest)
 
 
 def measure_free_memory() -> int:

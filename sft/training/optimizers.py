@@ -17,12 +17,8 @@ LORAPLUS_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "ad
 SIDE = 64  # width of the trial layers; 64 x 64 = 4096 weights, from which bitsandbytes' blockwise states apply
 
 
-def check_optimizer(config: SFTConfig) -> None:
-    """Take a step on a tiny model with the optimizer named by `optimizer_type`.
-
-    Raises:
-        InvalidConfig: transformers does not know it, or it fails on this machine; the message says why.
-    """
+def check_optimizer_name(config: SFTConfig) -> None:
+    """Raise InvalidConfig if transformers does not know `optimizer_type`, or it does not go with LoRA+."""
     name = config.optimizer_type
     known = [known.value for known in OptimizerNames]
     if name is not None and name not in known:
@@ -32,6 +28,16 @@ def check_optimizer(config: SFTConfig) -> None:
             f"loraplus_lr_ratio does not work with optimizer_type {name!r}; leave it unset or take one of "
             f"{', '.join(LORAPLUS_OPTIMIZERS)}"
         )
+
+
+def check_optimizer(config: SFTConfig) -> None:
+    """Take a step on a tiny model with the optimizer named by `optimizer_type`.
+
+    Raises:
+        InvalidConfig: transformers does not know it, or it fails on this machine; the message says why.
+    """
+    check_optimizer_name(config)
+    name = config.optimizer_type
     if name is None:
         return
     try:

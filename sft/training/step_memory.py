@@ -7,7 +7,8 @@ Layers of a kind take the same, so bytes grow linearly with their number:
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,11 +51,22 @@ def measure_steps(empty: PreTrainedModel, config: SFTConfig, steps: Sequence[Ste
         return run_fake_step(_copy_first(empty, count), config, copy.deepcopy(adapter), step)
 
     try:
-        with collecting_warnings():
+        with collecting_warnings(), _without_tracebacks():
             return [_extend(run(step, few), run(step, many), few, many, layers, GAPS[step.kind]) for step in steps]
     except Exception as error:  # an operation that depends on the data of a tensor, or a library's own refusal
         logger.info("No step of this model could be made on fake tensors: %s", str(error).partition("\n")[0])
         return None
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Torch logs the traceback of an operation that fails on fake tensors, though whoever called it goes on."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
 
 
 def find_adapter_settings(empty: PreTrainedModel, config: SFTConfig) -> LoraConfig | None:

@@ -197,21 +197,43 @@ def test_a_store_is_tried_before_it_is_used(s3, monkeypatch, tmp_path):
         SharedStore("s3://other-bucket/x").check()
 
 
-@pytest.mark.parametrize("what", ["profile", "config", "bundle", "no TLS"])
+@pytest.mark.parametrize(
+    "what",
+    ["profile", "config", "bundle", "empty bundle", "folder as bundle", "port", "no TLS", "retries", "token file"],
+)
 def test_settings_that_do_not_work_are_refused_not_waited_for(s3, monkeypatch, tmp_path, what):
     (tmp_path / "config").write_text("[default\n")
+    (tmp_path / "empty").touch()
+    if what == "token file":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     secure = s3.url.replace("http://", "https://")
     for name, value in {
         "profile": {"AWS_PROFILE": "nobody"},
         "config": {"AWS_CONFIG_FILE": str(tmp_path / "config")},
         "bundle": {"AWS_CA_BUNDLE": str(tmp_path / "none.pem"), "AWS_ENDPOINT_URL": secure},
+        "empty bundle": {"AWS_CA_BUNDLE": str(tmp_path / "empty"), "AWS_ENDPOINT_URL": secure},
+        "folder as bundle": {"AWS_CA_BUNDLE": str(tmp_path), "AWS_ENDPOINT_URL": secure},
+        "port": {"AWS_ENDPOINT_URL": "http://127.0.0.1:99999"},
         "no TLS": {"AWS_ENDPOINT_URL": secure},
+        "retries": {"AWS_RETRY_MODE": "bogus"},
+        "token file": {"AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "none"), "AWS_ROLE_ARN": "arn:aws:iam::1:role/x"},
     }[what].items():
         monkeypatch.setenv(name, value)
     object_storage._s3_session.cache_clear()
-    with pytest.raises(StoreRefused, match="correct the AWS_"):
+    with pytest.raises(StoreRefused, match="correct the address"):
         SharedStore(f"s3://{BUCKET}/x").check()
     object_storage._s3_session.cache_clear()
+
+
+def test_a_place_that_is_no_folder_or_bucket_is_refused(s3, tmp_path):
+    (tmp_path / "file").touch()
+    for url, words in (
+        ((tmp_path / "file").as_uri(), "there is a file in its place"),
+        ("s3://B A D/x", "Invalid bucket"),
+    ):
+        with pytest.raises(StoreRefused, match=words):
+            SharedStore(url).check()
 
 
 def test_a_store_that_is_silent_is_given_up_in_seconds(s3, monkeypatch):

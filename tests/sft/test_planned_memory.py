@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sft.config import SFTConfig
@@ -13,6 +14,7 @@ from sft.models.loading import quiet_transformers
 from sft.models.model_class import build_empty
 from sft.planning.devices import CARDS, Card, find_card
 from sft.planning.plan import make_plan
+from sft.training.arguments import fill_packed_rows
 from sft.training.fake_step import Step, make_batch
 from sft.training.layout import LOSSES, choose_layout
 from sft.training.step_memory import GAPS, find_adapter_settings, measure_steps
@@ -144,6 +146,34 @@ def test_devices_are_found_by_name_and_can_be_ones_own():
     own = {"lab": Card(memory_gib=48.0)}
     assert find_card("H100-80GB", {}).memory_gib == pytest.approx(79.1)
     assert find_card("lab", own).memory_gib == 48
+    assert find_card("h100-80GB", {"H100-80GB": Card(memory_gib=48.0)}).memory_gib == 48
     assert {"h100-80gb", "a100-40gb", "rtx4090", "t4"} <= set(CARDS)
     with pytest.raises(DeviceNotFound, match=r"'h100-80g' is not known: did you mean h100-80gb.*TUNEYARD_PLAN_DEVICES"):
         find_card("h100-80g", own)
+
+
+def test_a_plan_for_another_device_judges_the_job_and_not_this_machine(make_config, model_path, alpaca_file, tmp_path):
+    config = make_config(mixed_precision="auto", batch_size=2)
+    rows = prepare(config, model_path, alpaca_file, tmp_path / "cache")
+
+    def plan(name="h100-80gb", **fields):
+        return make_plan(config.model_copy(update=fields), rows, model_path, [], FREE, (name, CARDS[name]))
+
+    for fields in ({"attn_implementation": "flash_attention_2"}, {"device_map": "cuda:1"}):
+        assert plan(**fields)["memory"]["fits"]
+    with pytest.raises(InvalidConfig, match=r"needs compute capability 8\.0, which device t4 lacks; set it to auto"):
+        plan("t4", attn_implementation="varlen")
+    with pytest.raises(InvalidConfig, match="optimizer_type 'bogus' is not known"):
+        plan(optimizer_type="bogus")
+
+
+def test_a_packed_batch_holds_what_the_rows_can_fill(make_config):
+    config = make_config(packing=True, batch_size=3, max_seq_length=100)
+    found = {tokens: fill_packed_rows(config, tokens) for tokens in (40, 100, 250, 1000)}
+    assert found == {40: (40,), 100: (100,), 250: (100, 100, 50), 1000: (100, 100, 100)}
+
+
+@pytest.mark.parametrize("teraflops", [float("inf"), 1e308, 1e-320, 0])
+def test_a_device_has_a_speed_that_a_plan_can_reckon_with(teraflops):
+    with pytest.raises(ValidationError):
+        Card(memory_gib=48, teraflops=teraflops)

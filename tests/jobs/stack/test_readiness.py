@@ -14,6 +14,7 @@ from jobs.shared_store import SharedStore
 from jobs.stack import readiness
 from jobs.stack.readiness import PartCheck, check_parts
 from jobs.stack.startup import is_mlflow_ready
+from tests.s3_server import ENVIRONMENT
 
 NOBODY, DATABASE = "http://127.0.0.1:9", "postgresql://127.0.0.1:9/t"  # nothing listens on 9
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK"
@@ -71,7 +72,9 @@ def test_a_store_is_one_of_the_parts(tmp_path: Path, store: str, expected: PartC
 
 
 def test_a_store_that_is_away_or_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    away = readiness._check_store(SharedStore("file:///dev/null/x"))
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": NOBODY}).items():
+        monkeypatch.setenv(name, value)
+    away = readiness._check_store(SharedStore("s3://bucket/x"))
     assert away.ok
     assert away.is_warning
     release = threading.Event()

@@ -203,6 +203,19 @@ def test_a_merge_in_memory_gives_the_same(tmp_path: Path) -> None:
     check_same(tmp_path / "merged", merge_by_layer(path, adapter, tmp_path / "expected"))
 
 
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "olora", "pissa"])
+def test_an_adapter_that_changed_the_base_model_is_merged_into_the_changed_one(start: str, tmp_path: Path) -> None:
+    path = save_tiny_model("llama", tmp_path / "base")
+    settings = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=start)
+    adapter = save_adapter(path, tmp_path / "adapter", settings)
+    adapted = PeftModel.from_pretrained(load_base(path), str(adapter), torch_device="cpu")
+    (tmp_path / "merged").mkdir()
+    plan_merge(path, adapter, "base_model tiny").write(tmp_path / "merged")
+    ids = torch.arange(1, 9)[None]
+    expected, found = (model.eval()(ids).logits for model in (adapted, load_base(tmp_path / "merged")))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_too_little_memory_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_tiny_model("llama", tmp_path / "base")
     adapter = save_adapter(path, tmp_path / "adapter", LoraConfig(target_modules="all-linear"))

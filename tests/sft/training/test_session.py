@@ -304,7 +304,8 @@ def test_activations_are_recomputed_when_memory_asks(model_path: Path, layout: L
         ("trl", {"batch_size": 8}, 3 * 30),
         ("documents", {"max_batch_tokens": 40}, 40),
         ("padded", {"max_batch_tokens": 8}, 30),
-        ("trl", {"packing": True}, 2 * 64),
+        ("trl", {"packing": True}, 10 + 30 + 20),
+        ("trl", {"packing": True, "max_seq_length": 25}, 2 * 25),
     ],
 )
 def test_the_heaviest_batch_is_that_of_the_longest_rows(layout: Layout, fields: dict[str, Any], tokens: int) -> None:
