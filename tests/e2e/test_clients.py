@@ -7,6 +7,7 @@ import pytest
 
 from sft.config import SFTConfig
 from tests.client.calling import make_call
+from tests.conftest import wait_until
 from tuneyard_client import errors
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
@@ -43,6 +44,7 @@ def test_whatever_a_job_has_can_be_read(call, tiny_job, tmp_path):
     assert [step for step, _ in call("metrics", job_id).series["loss"]] == [1, 2]
     checkpoints = call("checkpoints", job_id)
     assert [(one.step, one.complete) for one in checkpoints] == [(1, True), (2, True)]
+    wait_until(lambda: "Finished in state" in call("logs", job_id)[-1].message, 30)  # Prefect sends the last lines late
     lines = call("logs", job_id)
     assert any("rows used" in line.message for line in lines)
     assert call("logs", job_id, tail=2) == lines[-2:]
