@@ -39,6 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     _patch.setenv("TUNEYARD_KEEP_PLANNER", "false")  # else every API of every test would load the training libraries
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test of the real stack that fails is tried once more: its processes share the machine with other tests.
+
+    Both attempts' tracebacks are printed, and `--max-suite-reruns` ends this where more than a few need it.
+    """
+    for item in items:
+        if item.get_closest_marker("stack"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """No test may start a stack in the default state folder unasked: it would outlive the tests."""
