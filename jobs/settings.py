@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     plan_devices: dict[str, Card] = Field(
         {},
         description="JSON object of devices of your own for `tuneyard plan --device NAME`: name to `memory_gib`, and "
-        "optionally `teraflops` and `bf16`.",
+        "optionally `teraflops`, `compute_capability` (8.9, say) and `bf16`.",
     )
     work_pool: str = Field("gpu", description="Prefect work pool jobs run in.")
     debug: bool = Field(

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.engine.processes import measure_held_memory
 from jobs.keeper import end_with_parent
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
@@ -58,12 +59,12 @@ def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> di
         TuneyardError: an error that would fail the job, in its data, model or template.
     """
     from sft.planning.duration import PastRun
+    from sft.planning.machine import settle_precision
     from sft.planning.plan import make_plan
-    from sft.training.precision import fix_precision
 
     target = None if device is None else (device, find_card(device, settings.plan_devices))
     if target is None:
-        config = fix_precision(config, settings.home, settings.dtype)
+        config = settle_precision(config, settings.home, settings.dtype)
     model = locate_model(config.base_model, settings)
     if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # one in the registry counts as a new one
         start = locate_adapter(config.adapter_path, settings, settings.home)
@@ -74,7 +75,9 @@ def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> di
     if settings.database_url:
         runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]
     with building_model(settings, is_plan=True):
-        made = make_plan(config, prepared, model, runs, measure_free_disk(config, settings), target)
+        made = make_plan(
+            config, prepared, model, runs, measure_free_disk(config, settings), target, measure_held_memory()
+        )
     return {"dataset": describe_dataset(dataset), **made}
 
 

@@ -104,8 +104,10 @@ def _show_resources(console: "Console", plan: dict[str, Any]) -> None:
         console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
     device_name = escape(device["name"])
     checkpointing = ", activations recomputed" if plan["model"]["gradient_checkpointing"] else ""
+    usable = memory["usable_bytes"] or memory["free_bytes"]  # None from an older service
+    now = "" if usable == memory["free_bytes"] else f", {memory['free_bytes'] / GB:.1f} GB of them free now,"
     console.print(
-        f"memory {memory['peak_bytes'] / GB:.1f} GB of {memory['free_bytes'] / GB:.1f} GB free on {device_name} "
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {usable / GB:.1f} GB{now} on {device_name} "
         f"({device['dtype']}{checkpointing}); the largest batch_size that fits is {memory['largest_batch_size']}",
         markup=False,
     )

@@ -115,7 +115,10 @@ class PlannedModel(Response):
         default_factory=dict, description="Number of layers with an adapter, by name; empty without LoRA."
     )
     left_out: list[LeftOutPart] = Field(default_factory=list, description="Parts without an adapter, and why.")
-    layout: str | None
+    layout: str | None = Field(
+        description="How the rows of a batch are laid out: documents (end to end, without padding), padded, trl or "
+        "logits (padded too, for heads that are more than one matrix)."
+    )
     gradient_checkpointing: bool
 
 
@@ -123,10 +126,15 @@ class PlannedMemory(Response):
     """Memory on the device."""
 
     peak_bytes: int
-    free_bytes: int
+    free_bytes: int = Field(description="Free at the moment, on a GPU or in main memory.")
     total_bytes: int | None = None
-    fits: bool = Field(description="When the job has its turn: on a GPU in all of its memory, else in what is free.")
-    fits_now: bool | None = Field(None, description="In the memory that is free at the moment.")
+    usable_bytes: int | None = Field(
+        None,
+        description="What the job can have when its turn comes: all of a GPU, or the main memory that is free or held "
+        "by jobs.",
+    )
+    fits: bool = Field(description="In 90% of usable_bytes: when the job has its turn.")
+    fits_now: bool | None = Field(None, description="In 90% of free_bytes: at the moment.")
     largest_batch_size: int = Field(description="It fits even if the longest rows are in one batch.")
     largest_batch_tokens: int
     basis: Annotated[str, one_of("step", "formula")] = Field(

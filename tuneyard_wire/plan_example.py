@@ -91,6 +91,7 @@ EXAMPLE: dict[str, Any] = {
         "free_bytes": 22600000000,
         "total_bytes": 23034068992,
         "fits": True,
+        "usable_bytes": 25300000000,
         "fits_now": True,
         "largest_batch_size": 14,
         "largest_batch_tokens": 7100,

@@ -56,6 +56,16 @@ def is_job_process(process: psutil.Process) -> bool:
         return False
 
 
+def measure_held_memory() -> int:
+    """Bytes of main memory that the jobs on this machine hold for themselves."""
+    held = 0
+    for process in filter(is_job_process, psutil.process_iter()):
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            held += memory.rss - getattr(memory, "shared", 0)
+    return held
+
+
 def kill_processes_of(job_id: UUID | str) -> bool:
     """Kill all processes of the job and wait up to 10 s for them; returns whether there were any."""
     found = find_processes(job_id)

@@ -1,5 +1,6 @@
 """Attention inside each document of a row, by torch's variable-length kernel for CUDA devices of sm_80 and newer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,18 +74,17 @@ def attend_varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise NotVarlen(f"a layer's attention has {name}")
+    check_options(kwargs)
     if cu_seq_lens_q is None:
         if query.shape[0] > 1 or (query.shape[2] not in (1, key.shape[2])):
             raise NotVarlen("several rows, or part of one, have no bounds")
         options = {**kwargs, "dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         return attend_by_document(module, query, key, value, attention_mask, sliding_window, **options)
     query, key, value = _cast(query, key, value)
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise NotVarlen("its layers attend to later tokens")
-    _check_layer(query, value, dropout, module.training)
+    check_direction(module, is_causal)
+    check_dropout(module, dropout)
+    if query.device.type == "cuda":
+        check_kernel(query, value, query.dtype, torch.cuda.get_device_capability(query.device))
     width, value_width, longest = query.shape[-1], value.shape[-1], max_length_q or query.shape[2]
     aligned = -(-max(width, value_width) // ALIGNMENT) * ALIGNMENT
     # window_size counts the positions before and after a token, -1 standing for all.
@@ -115,14 +115,38 @@ def _cast(*parts: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _check_layer(query: Tensor, value: Tensor, dropout: float, is_training: bool) -> None:
-    if dropout and is_training:
-        raise NotVarlen(f"its layers drop attention weights (at a rate of {dropout:g})")
-    if query.device.type != "cuda":
-        return
-    if query.dtype not in HALF:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise NotVarlen for an option of a layer's attention that changes its scores."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise NotVarlen(f"a layer's attention has {name}")
+
+
+def check_direction(module: nn.Module, is_causal: bool | None) -> None:
+    """Raise NotVarlen for a layer that attends to later tokens."""
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise NotVarlen("its layers attend to later tokens")
+
+
+def check_dropout(module: nn.Module, rate: float) -> None:
+    """Raise NotVarlen for a layer in training that drops attention weights."""
+    if rate and module.training:
+        raise NotVarlen(f"its layers drop attention weights (at a rate of {rate:g})")
+
+
+def check_kernel(query: Tensor, value: Tensor, dtype: torch.dtype, capability: tuple[int, int]) -> None:
+    """Raise NotVarlen for what the kernel does not take on a CUDA device of this compute capability.
+
+    Args:
+        query: (..., Dh); value: (..., Dv).
+        dtype: of the computation.
+    """
+    if capability < MIN_CAPABILITY:
+        major, minor = capability
+        raise NotVarlen(f"it needs a GPU of compute capability 8.0, and this one has {major}.{minor}")
+    if dtype not in HALF:
         raise NotVarlen("it needs bf16 or fp16, and mixed_precision is none")
-    width, capability = max(query.shape[-1], value.shape[-1]), torch.cuda.get_device_capability(query.device)
+    width = max(query.shape[-1], value.shape[-1])
     if width > MAX_WIDTH or (width > WIDE and capability not in ROOMY):
         raise NotVarlen(f"its heads are {width} wide, more than this GPU's kernel takes")
 

@@ -38,23 +38,27 @@ def advise(
     ]
 
 
-def advise_resources(memory: dict[str, Any], disk: dict[str, Any], config: SFTConfig) -> Iterator[Advice]:
-    """Warnings about too little memory or disk space."""
+def advise_resources(memory: dict[str, Any], disk: dict[str, Any], config: SFTConfig, kind: str) -> Iterator[Advice]:
+    """Warnings about too little memory or disk space. `kind` of device: `cpu` or `cuda`."""
+    needed, free = f"the job needs about {memory['peak_bytes'] / 1e9:.1f} GB", f"{memory['free_bytes'] / 1e9:.1f} GB"
     if not memory["fits"]:
         largest = memory["largest_batch_size"]
         remedy = f"batch_size {largest} fits" if largest else "no batch_size fits; lower max_seq_length"
         if largest >= config.batch_size:
             remedy = "lower max_batch_tokens" if config.max_batch_tokens else "close other programs"
-        yield _warn(
-            "memory",
-            f"the job needs about {memory['peak_bytes'] / 1e9:.1f} GB and {memory['free_bytes'] / 1e9:.1f} GB are "
-            f"free: {remedy}",
+        usable = f"{memory['usable_bytes'] / 1e9:.1f} GB"
+        there = (
+            f"the device has {usable}" if kind == "cuda" else f"{usable} are there for it once other jobs have ended"
         )
+        if memory["usable_bytes"] == memory["free_bytes"] and kind == "cpu":
+            there = f"{free} are free"
+        yield _warn("memory", f"{needed} and {there}: {remedy}")
     elif not memory["fits_now"]:
         yield _warn(
             "memory_now",
-            f"the job needs about {memory['peak_bytes'] / 1e9:.1f} GB and {memory['free_bytes'] / 1e9:.1f} GB are "
-            "free at the moment: it fits once other work on the device has ended",
+            f"{needed} and {free} are free at the moment: it fits once other "
+            + ("work on the device has" if kind == "cuda" else "jobs have")
+            + " ended",
         )
     if not disk["fits"]:
         yield _warn(

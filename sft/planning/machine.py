@@ -1,16 +1,15 @@
 """Describes the device that a plan is for: the one of this machine, or one that is named and need not be here."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from sft.config import SFTConfig
 from sft.models.dtype_record import name_cpu
 from sft.planning.devices import Card
-
-if TYPE_CHECKING:
-    from sft.training.layout import Layout
+from sft.planning.gpus import Gpu, inspect_gpu
 
 GEMM_REPEATS = 4
-GEMM_SIZES = {"cpu": 1024, "cuda": 8192}  # a smaller product on a GPU takes the time of its launch
+GEMM_SIZE = 1024
 TERA = 1e12
 
 
@@ -23,13 +22,21 @@ class Device(NamedTuple):
     bytes_each: int  # per number of dtype
     total_bytes: int
     free_bytes: int
-    flops_per_second: float  # of a matrix product in dtype: measured, or from the table of devices
-    layout: "Layout"  # how the trainer lays out the rows of most models here
+    flops_per_second: float  # of a matrix product in dtype: measured on a CPU, from the table for a GPU
+    capability: tuple[int, int] | None = None  # compute capability of a GPU
     is_here: bool = True  # this machine's; nothing can be tried on another one
+
+    def find_usable_bytes(self, held_bytes: int) -> int:
+        """Memory that a job can have when its turn comes: a GPU's is its own then, main memory has other users too.
+
+        Args:
+            held_bytes: main memory that jobs hold now.
+        """
+        return self.total_bytes if self.kind == "cuda" else min(self.free_bytes + held_bytes, self.total_bytes)
 
 
 def inspect_device(config: SFTConfig) -> Device:
-    """Find this machine's device, its free memory and its matmul speed.
+    """Find this machine's device, its free memory and its matmul speed. A GPU is asked for nothing: jobs may use it.
 
     Raises:
         InvalidConfig: the device does not support mixed_precision or QLoRA.
@@ -37,27 +44,49 @@ def inspect_device(config: SFTConfig) -> Device:
     import psutil
     import torch
 
-    from sft.models.loading import choose_dtype, inspect_machine, time_product
-    from sft.training.arguments import measure_free_memory
+    from sft.models.loading import Machine, choose_dtype, measure_gemm, time_product
 
-    machine = inspect_machine()
-    dtype = choose_dtype(config.mixed_precision, machine)
     if torch.cuda.is_available():
-        name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    else:
-        name, total = f"{name_cpu()}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    size = GEMM_SIZES[kind]
+        gpu = inspect_gpu() or _ask_cuda()
+        return describe_card(gpu.name, gpu.describe(), config)._replace(free_bytes=gpu.free_bytes, is_here=True)
+    dtype = choose_dtype(config.mixed_precision, Machine(False, False, measure_gemm))
+    memory = psutil.virtual_memory()
     return Device(
-        name=name,
-        kind=kind,
+        name=f"{name_cpu()}, {torch.get_num_threads()} threads",
+        kind="cpu",
         dtype=str(dtype).removeprefix("torch."),
         bytes_each=dtype.itemsize,
-        total_bytes=int(total),
-        free_bytes=measure_free_memory(),
-        flops_per_second=2 * size**3 / time_product(dtype, size, GEMM_REPEATS, kind),
-        layout=_expect_layout(kind, machine.has_cuda_bf16),
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.available),
+        flops_per_second=2 * GEMM_SIZE**3 / time_product(dtype, GEMM_SIZE, GEMM_REPEATS),
     )
+
+
+def settle_precision(config: SFTConfig, record_dir: Path, chosen: str | None = None) -> SFTConfig:
+    """Replace `mixed_precision: auto` as a job does (`fix_precision`); for a GPU `inspect_device` knows its best dtype.
+
+    Args:
+        record_dir: folder with the measurements of this machine.
+        chosen: the administrator's choice for `auto` on this machine.
+    """
+    import torch
+
+    from sft.training.precision import fix_precision
+
+    if config.mixed_precision == "auto" and torch.cuda.is_available():
+        return config.model_copy(update={"mixed_precision": chosen or "auto"})
+    return fix_precision(config, record_dir, chosen)
+
+
+def _ask_cuda() -> Gpu:
+    """The facts as CUDA has them, where the driver's tool is missing or shows the GPU that a MIG slice is part of.
+
+    Reading them allocates nothing there; the free memory could not be read so, and counts as the whole.
+    """
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return Gpu(found.name, (found.major, found.minor), found.total_memory, found.total_memory)
 
 
 def describe_card(name: str, card: Card, config: SFTConfig) -> Device:
@@ -74,7 +103,7 @@ def describe_card(name: str, card: Card, config: SFTConfig) -> Device:
         total_bytes=memory,
         free_bytes=memory,
         flops_per_second=card.teraflops * TERA * 2 / dtype.itemsize,
-        layout=_expect_layout("cuda", card.bf16),
+        capability=card.capability,
         is_here=False,
     )
 
@@ -90,7 +119,3 @@ def describe_device(device: Device) -> dict[str, Any]:
         "gflops": round(device.flops_per_second / 1e9, 1),
         "is_here": device.is_here,
     }
-
-
-def _expect_layout(kind: str, has_bf16: bool) -> "Layout":
-    return "documents" if kind == "cpu" else "trl"

@@ -62,7 +62,8 @@ def measure_batches(
     from sft.training.step_memory import measure_steps
 
     dtype = getattr(torch, device.dtype)
-    has_window = getattr(empty.config.get_text_config(), "sliding_window", None) is not None
+    # A window's mask on a CPU, and padded rows, take memory by the length of each row.
+    has_window = device.kind == "cpu" and getattr(empty.config.get_text_config(), "sliding_window", None) is not None
     once = tuple(batch) if layout != "documents" or has_window else _merge(batch)
     twice = (*once, *once) if layout != "documents" or has_window else _merge([*batch, *batch])
     steps = [Step(lengths, supervised_share, layout, device.kind, dtype, checkpointing) for lengths in (once, twice)]
@@ -90,24 +91,35 @@ def count_loaded_bytes(config: SFTConfig, shape: ModelShape, device: Device) -> 
 
 
 def plan_memory(
-    config: SFTConfig, device: Device, layout: "Layout", batches: BatchMemory, batch_tokens: int, longest: list[int]
+    config: SFTConfig,
+    device: Device,
+    layout: "Layout",
+    batches: BatchMemory,
+    batch_tokens: int,
+    longest: list[int],
+    usable_bytes: int,
 ) -> dict[str, Any]:
     """Plan the response's `memory`.
 
     Args:
         batch_tokens: tokens of the largest batch to expect.
         longest: lengths of all rows, longest first; `largest_batch_size` counts how many of them fit together.
+        usable_bytes: what the job can have when its turn comes (`Device.find_usable_bytes`).
     """
+    from sft.training.arguments import count_rows_at_once
+
     fixed = PROCESS_BYTES[device.kind] + batches.frozen
     peak = fixed + batches.predict(batch_tokens)
-    # What other work takes now is free again when a job has its turn on the GPU; main memory is shared with the rest.
-    whole = int(PEAK_SHARE * (device.total_bytes if device.kind == "cuda" else device.free_bytes))
+    whole = int(PEAK_SHARE * usable_bytes)
     constant = fixed + batches.at - batches.tokens * batches.per_token
     tokens_that_fit = max((whole - constant) / batches.per_token, 0.0) if batches.per_token else math.inf
     if fixed + batches.resting > whole:
         tokens_that_fit = 0.0
     if config.packing:
-        largest = int(min(tokens_that_fit // config.max_seq_length, LARGEST_BATCH))
+        at_once = count_rows_at_once(config, layout, device.kind)
+        is_one = at_once < config.batch_size  # of batch_size rows one is in memory at a time
+        fitting = int(min(tokens_that_fit // config.max_seq_length, LARGEST_BATCH))
+        largest = LARGEST_BATCH if is_one and fitting else fitting
     else:
         largest = 0
         limit = min(len(longest), LARGEST_BATCH)
@@ -120,6 +132,7 @@ def plan_memory(
         "peak_bytes": int(peak),
         "free_bytes": device.free_bytes,
         "total_bytes": device.total_bytes,
+        "usable_bytes": usable_bytes,
         "fits": peak <= whole,
         "fits_now": peak <= int(PEAK_SHARE * device.free_bytes),
         "largest_batch_size": largest,

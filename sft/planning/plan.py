@@ -38,6 +38,7 @@ def make_plan(
     past_runs: list[PastRun],
     free_disk_bytes: int,
     target: tuple[str, Card] | None = None,
+    held_bytes: int = 0,
 ) -> dict[str, Any]:
     """Plan the job; returns plain JSON values.
 
@@ -46,6 +47,7 @@ def make_plan(
         past_runs: completed jobs of the same base model, newest first.
         free_disk_bytes: free space on the disk that the job writes to.
         target: name and facts of a device to plan for, which need not be here; None for that of this machine.
+        held_bytes: main memory that jobs hold now, and give back.
 
     Raises:
         InvalidConfig: this machine or model does not support a value.
@@ -53,10 +55,11 @@ def make_plan(
     """
     from sft.models.loading import load_tokenizer
     from sft.training.embeddings import check_positions, check_vocabulary
+    from sft.training.foresight import Place, foresee_layout
     from sft.training.optimizers import check_optimizer, check_optimizer_name
 
     if target is None:
-        check_optimizer(config)
+        check_optimizer(config, may_use_gpu=False)
         check_hardware(config, inspect_hardware())
     else:
         # What is installed there, and how many GPUs a worker has, is not known here.
@@ -77,17 +80,18 @@ def make_plan(
     shape = measure_shape(empty, config, model_path)
     device = inspect_device(config) if target is None else describe_card(*target, config)
     share = float(rows.supervised.sum() / rows.lengths.sum())
-    layout = device.layout
-    sizes = _measure_sizes(config, empty, shape, device, layout, rows, share)
+    usable_bytes = device.find_usable_bytes(held_bytes)
+    layout = foresee_layout(empty, config.attn_implementation, Place(device.kind, _dtype(device), device.capability))
+    sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes)
     probe = _probe(config, prepared, model_path, shape, device, rows, sizes.batches)
     if probe is not None and probe.layout != layout:
         layout = probe.layout
-        sizes = _measure_sizes(config, empty, shape, device, layout, rows, share)
+        sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes)
     batches, checkpointing = sizes.batches, sizes.checkpointing
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
     like = find_like(past_runs, shape, device, checkpointing, tokens_per_step) if device.is_here else []
     longest_first = sorted(rows.lengths.tolist(), reverse=True)
-    memory = plan_memory(config, device, layout, sizes.memory, batches.max_tokens, longest_first)
+    memory = plan_memory(config, device, layout, sizes.memory, batches.max_tokens, longest_first, usable_bytes)
     disk = plan_disk(
         config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
     )
@@ -108,7 +112,7 @@ def make_plan(
             "share": shape.share,
             "adapted": shape.adaptation.modules,
             "left_out": [asdict(part) for part in shape.adaptation.left_out],
-            "layout": probe.layout if probe else None,
+            "layout": layout,
             "gradient_checkpointing": checkpointing,
         },
         "memory": memory,
@@ -120,7 +124,7 @@ def make_plan(
             *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
             *({"code": "vocabulary", "message": message} for message in table_notes),
             *({"code": "weights", "message": message} for message in stored_notes),
-            *advise_resources(memory, disk, config),
+            *advise_resources(memory, disk, config, device.kind),
             *({"code": code, "message": message} for code, message in prepared.advice if code != "rows_skipped"),
         ],
         "was_tokenized_before": prepared.was_cached,
@@ -155,21 +159,23 @@ def _measure_sizes(
     layout: "Layout",
     rows: TokenRows,
     share: float,
+    usable_bytes: int,
 ) -> _Sizes:
     """Batches, checkpointing and memory with this layout of the rows."""
-    from sft.training.arguments import fill_packed_rows, needs_checkpointing
+    from sft.training.arguments import count_rows_at_once, fill_packed_rows, needs_checkpointing
 
     batches = plan_batches(config, rows.lengths, is_padded=layout != "documents")
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
-        room = device.total_bytes if device.kind == "cuda" else device.free_bytes
-        room -= count_loaded_bytes(config, shape, device)
+        room = usable_bytes - count_loaded_bytes(config, shape, device)
         checkpointing = needs_checkpointing(
             config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room
         )
     lengths = [int(rows.lengths[index]) for index in batches.heaviest]
     if config.packing:
-        lengths = list(fill_packed_rows(config, int(rows.lengths.sum())))
+        at_once = count_rows_at_once(config, layout, device.kind)
+        lengths = list(fill_packed_rows(config, int(rows.lengths.sum()), at_once))
+        batches = batches._replace(max_tokens=min(batches.max_tokens, at_once * config.max_seq_length))
     memory = measure_batches(config, empty, shape, device, layout, checkpointing, lengths, share)
     return _Sizes(batches, checkpointing, memory)
 
@@ -183,8 +189,8 @@ def _probe(
     rows: TokenRows,
     batches: Batches,
 ) -> Probe | None:
-    """Probe the model on this machine; None if too much would have to be loaded."""
-    if not device.is_here or config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
+    """Probe the model on this machine; None for a GPU, which a job may use, or if too much would have to be loaded."""
+    if device.kind == "cuda" or config.use_qlora or not fits_probe(shape, device.bytes_each, device.free_bytes):
         return None
     lengths = [int(rows.lengths[index]) for index in batches.sample]
     kept = choose_rows(shape, lengths, EFFICIENCY * device.flops_per_second)

@@ -80,16 +80,14 @@ def build_arguments(
         trains_all: every batch gives every trained weight a gradient, so DDP need not search for others at each step.
     """
     has_gpu = torch.cuda.is_available()
-    # Where attention does not know the documents, a packed row is one sequence with a (T, T) mask: one row per batch.
-    packs_on_gpu = config.packing and (layout in ("trl", "logits") or (layout == "padded" and has_gpu))
-    rows = 1 if packs_on_gpu else config.batch_size
+    rows = count_rows_at_once(config, layout, "cuda" if has_gpu else "cpu")
     sampling = SAMPLING_ON_GPU if has_gpu else SAMPLING
     options: dict[str, Any] = {} if config.optimizer_type is None else {"optim": config.optimizer_type}
     return OneDeviceArguments(
         output_dir=str(checkpoint_dir),
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=config.gradient_accumulation_steps * (config.batch_size if packs_on_gpu else 1),
+        gradient_accumulation_steps=config.gradient_accumulation_steps * (config.batch_size // rows),
         learning_rate=config.learning_rate,
         num_train_epochs=config.num_epochs,
         max_steps=config.max_steps or -1,
@@ -123,6 +121,15 @@ def build_arguments(
         disable_tqdm=True,
         **options,
     )
+
+
+def count_rows_at_once(config: SFTConfig, layout: Layout, kind: str) -> int:
+    """Rows of a batch in memory: `batch_size`, or one where a packed row is one sequence with a (T, T) mask.
+
+    That is where attention does not know the documents.
+    """
+    is_masked = config.packing and (layout in ("trl", "logits") or (layout == "padded" and kind == "cuda"))
+    return 1 if is_masked else config.batch_size
 
 
 def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
@@ -172,7 +179,7 @@ def needs_checkpointing(
         free_bytes: free memory beside the model's weights.
     """
     model = build()
-    batch = choose_heaviest_batch(config, layout, lengths)
+    batch = choose_heaviest_batch(config, layout, lengths, kind)
     allowed = MEMORY_SHARE[kind] * free_bytes
     estimate = sum(batch) * estimate_token_bytes(config, model, layout, dtype)
     if GENEROUS * (estimate + HEAD_BYTES) <= allowed:
@@ -195,10 +202,10 @@ def estimate_token_bytes(config: SFTConfig, model: PreTrainedModel, layout: Layo
     return int(count_layers(model) * (of_hidden * hidden + of_intermediate * inner) * itemsize)
 
 
-def choose_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int]) -> tuple[int, ...]:
+def choose_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[int], kind: str) -> tuple[int, ...]:
     """Lengths of the rows, or of the padded rows, of the largest batch that rows of these lengths can form."""
     if config.packing:
-        return fill_packed_rows(config, sum(lengths))
+        return fill_packed_rows(config, sum(lengths), count_rows_at_once(config, layout, kind))
     longest = heapq.nlargest(config.batch_size, lengths)
     if config.max_batch_tokens:
         rows = max(config.max_batch_tokens // longest[0], 1)
@@ -206,11 +213,11 @@ def choose_heaviest_batch(config: SFTConfig, layout: Layout, lengths: Sequence[i
     return tuple(longest) if layout == "documents" else (longest[0],) * len(longest)
 
 
-def fill_packed_rows(config: SFTConfig, tokens: int) -> tuple[int, ...]:
-    """Lengths of the packed rows of the largest batch that so many tokens can fill."""
+def fill_packed_rows(config: SFTConfig, tokens: int, most: int) -> tuple[int, ...]:
+    """Lengths of the packed rows of the largest batch that so many tokens can fill; at most `most` rows."""
     whole, rest = divmod(tokens, config.max_seq_length)
-    rows = (config.max_seq_length,) * min(whole, config.batch_size)
-    return rows if len(rows) == config.batch_size or not rest else (*rows, rest)
+    rows = (config.max_seq_length,) * min(whole, most)
+    return rows if len(rows) == most or not rest else (*rows, rest)
 
 
 def measure_free_memory() -> int:

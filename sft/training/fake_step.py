@@ -22,9 +22,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from sft.config import SFTConfig
 from sft.kernels.fused_lora import fuse_adapters
-from sft.kernels.packing import DOCUMENT_ATTENTION, register_document_attention
+from sft.kernels.packing import register_document_attention
+from sft.kernels.varlen_attention import register_varlen_attention
 from sft.models.loading import quiet_transformers
-from sft.training.layout import LOSSES, Layout
+from sft.training.layout import LOSSES, WITH_PADDING, Layout, choose_document_attention
 from sft.training.stand_ins import pack_linear_layers, standing_in
 
 IGNORED = -100
@@ -100,8 +101,11 @@ def make_batch(step: Step, vocabulary: int) -> dict[str, Any]:
 def _prepare(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | None, step: Step) -> nn.Module:
     """The model as the trainer has it before the first batch, still on the meta device."""
     register_document_attention()
+    register_varlen_attention()
     if step.layout == "documents":
-        model.set_attn_implementation(DOCUMENT_ATTENTION)
+        model.set_attn_implementation(choose_document_attention(step.kind))
+    elif config.attn_implementation in WITH_PADDING:
+        model.set_attn_implementation(config.attn_implementation)
     model.to(step.dtype if config.use_lora else torch.float32)
     if config.use_qlora:
         pack_linear_layers(model, step.dtype)

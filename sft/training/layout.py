@@ -70,26 +70,34 @@ def choose_layout(model: PreTrainedModel, attention: str = "auto", dtype: torch.
             refusal = _try_documents(model, name, texts)
             if refusal is None:
                 return "documents"
-            _set_attention(model, own)
+            set_attention(model, own)
             model.padding_reason = refusal
-        if attention not in ("auto", *WITH_PADDING):
-            raise InvalidConfig(
-                f"attn_implementation {attention} does not suit base_model {name_of(model)}: {model.padding_reason}; "
-                "set it to auto"
-            )
-        if attention in WITH_PADDING and not _set_attention(model, attention):
+        check_wish(attention, name_of(model), getattr(model, "padding_reason", None))
+        if attention in WITH_PADDING and not set_attention(model, attention):
             raise InvalidConfig(
                 f"attn_implementation {attention} is not supported by base_model {name_of(model)}; set it to auto"
             )
         batch = collate(texts, padding_free=False, device=model.device)
         for layout in LAYOUTS_WITH_PADDING:
-            if _gives_right_loss(model, layout, batch, texts):
+            if gives_right_loss(model, layout, batch, texts):
                 return layout
     check_base(model, "it gives a row a different loss in a batch than alone")  # some kernels let NaN pass
     raise ModelNotSupported(
         f"base_model {name_of(model)} gives a row a different loss in a batch than alone, so it can't be trained in "
         "batches"
     )
+
+
+def check_wish(attention: str, name: str, refusal: str | None) -> None:
+    """Raise InvalidConfig if this `attn_implementation` lays rows end to end and the model called `name` can't have it.
+
+    Args:
+        refusal: why it can't.
+    """
+    if attention not in ("auto", *WITH_PADDING):
+        raise InvalidConfig(
+            f"attn_implementation {attention} does not suit base_model {name}: {refusal}; set it to auto"
+        )
 
 
 def explain_padding(model: PreTrainedModel, layout: Layout) -> list[str]:
@@ -107,7 +115,12 @@ def _list_attentions(model: PreTrainedModel, attention: str) -> list[str]:
     """The attention implementations that lay rows end to end, which are tried in this order."""
     if attention != "auto":
         return [] if attention in WITH_PADDING else [attention]
-    return [DOCUMENT_ATTENTION if model.device.type == "cpu" else VARLEN_ATTENTION]
+    return [choose_document_attention(model.device.type)]
+
+
+def choose_document_attention(kind: str) -> str:
+    """The attention implementation that keeps documents apart on this kind of device."""
+    return DOCUMENT_ATTENTION if kind == "cpu" else VARLEN_ATTENTION
 
 
 def _try_documents(model: PreTrainedModel, name: str, texts: list[Tensor]) -> str | None:
@@ -116,14 +129,14 @@ def _try_documents(model: PreTrainedModel, name: str, texts: list[Tensor]) -> st
     if obstacle is not None:
         return obstacle
     padded = collate(texts, padding_free=False, device=model.device)
-    if not _gives_right_loss(model, "padded", padded, texts):
+    if not gives_right_loss(model, "padded", padded, texts):
         return "its head is more than one matrix, or a row changes others"
     is_new = name != DOCUMENT_ATTENTION  # kernels whose backward pass is tried too
     wanted = differentiate(model, padded) if is_new else None
-    if not _set_attention(model, name):
+    if not set_attention(model, name):
         return f"it does not support the attention implementation {name}"
     batch = collate(texts, padding_free=True, device=model.device)
-    if not (_gives_right_loss(model, "documents", batch, texts) and isolates(model, "documents")):
+    if not (gives_right_loss(model, "documents", batch, texts) and isolates(model, "documents")):
         return _find_refusal(model, batch) or "rows laid end to end would have another loss"
     if wanted is not None:
         is_real = padded["attention_mask"].bool()
@@ -219,7 +232,7 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
     )
 
 
-def _gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any], texts: list[Tensor]) -> bool:
+def gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any], texts: list[Tensor]) -> bool:
     """Whether the layout's loss equals that of the model's own logits, also where softcapping bends large ones."""
     try:
         logits = [compute_logits(model, ids) for ids in texts]
@@ -244,7 +257,7 @@ def _sum_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, Any]) -> 
         return float(LOSSES[layout](model, batch)[0])
 
 
-def _set_attention(model: PreTrainedModel, name: str) -> bool:
+def set_attention(model: PreTrainedModel, name: str) -> bool:
     """Set the model's attention implementation; False if the model supports only its own."""
     register_document_attention()
     register_varlen_attention()

@@ -30,8 +30,10 @@ def check_optimizer_name(config: SFTConfig) -> None:
         )
 
 
-def check_optimizer(config: SFTConfig) -> None:
-    """Take a step on a tiny model with the optimizer named by `optimizer_type`.
+def check_optimizer(config: SFTConfig, may_use_gpu: bool = True) -> None:
+    """Take a step on a tiny model with the optimizer named by `optimizer_type`, on the device of jobs.
+
+    Without `may_use_gpu` a GPU is left alone: there the optimizer is only built, which fails if its package is missing.
 
     Raises:
         InvalidConfig: transformers does not know it, or it fails on this machine; the message says why.
@@ -41,7 +43,7 @@ def check_optimizer(config: SFTConfig) -> None:
     if name is None:
         return
     try:
-        _take_step(name)
+        _take_step(name, may_use_gpu)
     except Exception as error:
         if is_of_machine(error):
             raise
@@ -52,9 +54,10 @@ def check_optimizer(config: SFTConfig) -> None:
         ) from error
 
 
-def _take_step(name: str) -> None:
+def _take_step(name: str, may_use_gpu: bool) -> None:
     """Build the optimizer as the Trainer does, take a step, and load its state as a resumed run does."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if has_gpu and may_use_gpu else "cpu")
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Linear(SIDE, SIDE), nn.Linear(SIDE, SIDE)).to(device)
     arguments = TrainingArguments(
@@ -70,6 +73,8 @@ def _take_step(name: str) -> None:
         raise ValueError(f"it goes by layer and needs optim_target_modules ({', '.join(sorted(options))})")
     else:
         optimizer = kind([{"params": list(model.parameters()), "weight_decay": 0.01}], **options)
+    if has_gpu and not may_use_gpu:  # it need not run on this machine's CPU
+        return
     if callable(getattr(optimizer, "train", None)):  # schedule-free ones
         optimizer.train()
     model(torch.ones(2, SIDE, device=device)).sum().backward()

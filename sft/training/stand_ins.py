@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
-from sft.kernels import block_attention, packing
+from sft.kernels import block_attention, dropout, fused_lora, loss, packing
 
 QUANTIZED_BLOCK = 64  # weights that share a scale of one byte (double quantization)
 
@@ -27,6 +27,12 @@ def standing_in(kind: str) -> Iterator[None]:
         if kind == "cuda":
             stack.enter_context(patch.object(packing, "suits_blocks", lambda *_: False))
             stack.enter_context(patch.object(nn.functional, "dropout", _drop))
+            count = loss.count_chunk_positions
+            on_gpu = torch.device("cuda")
+            stack.enter_context(patch.object(loss, "count_chunk_positions", lambda _, size: count(on_gpu, size)))
+            stack.enter_context(patch.object(dropout.QuickDropout, "forward", _drop_quickly))
+            stack.enter_context(patch.object(fused_lora, "draw_kept", _draw))
+            stack.enter_context(patch.object(fused_lora, "spread", lambda kept, dtype: kept))
             for module in (chunked_logprob, trl_utils):
                 stack.enter_context(patch.object(module, "_use_triton", lambda _: True))
             for name in ("_forward_kernel", "_backward_kernel"):
@@ -85,6 +91,16 @@ class _PackedProduct(torch.autograd.Function):  # type: ignore[misc]  # torch is
 def _drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Dropout as on a GPU, which keeps a mask of one byte an element; on a CPU torch keeps numbers of x's dtype."""
     return torch.native_dropout(input, p, training)[0] if training and p else input
+
+
+def _drop_quickly(module: dropout.QuickDropout, x: Tensor) -> Tensor:
+    """`QuickDropout` on a GPU."""
+    return _drop(x, module.p, module.training)
+
+
+def _draw(shape: torch.Size, p: float, device: torch.device) -> Tensor:
+    """The mask of our own dropout on a GPU."""
+    return torch.empty(shape, dtype=torch.bool)
 
 
 class _Kernel:

@@ -1,6 +1,7 @@
 """A plan says of a job what the job then does."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -247,7 +248,8 @@ def test_disk_is_what_the_job_then_writes(plan_of, prepared, model_path, alpaca_
 
 
 def test_too_little_disk_or_memory_is_a_warning(plan_of, alpaca_file, monkeypatch):
-    monkeypatch.setattr("sft.training.arguments.measure_free_memory", lambda: 5 * 10**8)
+    real = psutil.virtual_memory()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: real._replace(available=5 * 10**8))
     plan = plan_of(alpaca_file, free=1000, gradient_checkpointing=False)
 
     assert (plan["disk"]["fits"], plan["memory"]["fits"]) == (False, False)
@@ -336,7 +338,7 @@ def test_a_probe_is_corrected_for_what_a_whole_model_takes_more(
     shape = measure_shape(build_empty(model_path), config, model_path)
     token = 1 / batches.mean_tokens  # seconds of one; a batch takes a second, a fifth of it in the head
     probe = Probe(100, "documents", 100 * 0.8 * token, 0.0, 0.2 * token / 0.5, 0.0)
-    device = Device("", kind, "float32", 4, 1, 1, 1e9, "documents")
+    device = Device("", kind, "float32", 4, 1, 1, 1e9)
     time = plan_time(config, shape, device, batches, 0.5, 0, checkpointing, [], [], probe)
 
     assert (time["basis"], time["train_seconds"]) == ("probe", pytest.approx(seconds, abs=0.06))

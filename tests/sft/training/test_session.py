@@ -297,20 +297,25 @@ def test_activations_are_recomputed_when_memory_asks(model_path: Path, layout: L
 
 
 @pytest.mark.parametrize(
-    ("layout", "fields", "tokens"),
+    ("layout", "kind", "fields", "tokens"),
     [
-        ("documents", {}, 30 + 20),
-        ("padded", {}, 2 * 30),
-        ("trl", {"batch_size": 8}, 3 * 30),
-        ("documents", {"max_batch_tokens": 40}, 40),
-        ("padded", {"max_batch_tokens": 8}, 30),
-        ("trl", {"packing": True}, 10 + 30 + 20),
-        ("trl", {"packing": True, "max_seq_length": 25}, 2 * 25),
+        ("documents", "cpu", {}, 30 + 20),
+        ("padded", "cpu", {}, 2 * 30),
+        ("trl", "cuda", {"batch_size": 8}, 3 * 30),
+        ("documents", "cuda", {"max_batch_tokens": 40}, 40),
+        ("padded", "cuda", {"max_batch_tokens": 8}, 30),
+        ("documents", "cuda", {"packing": True}, 10 + 30 + 20),
+        ("documents", "cuda", {"packing": True, "max_seq_length": 25}, 2 * 25),
+        ("padded", "cpu", {"packing": True, "max_seq_length": 25}, 2 * 25),
+        ("padded", "cuda", {"packing": True, "max_seq_length": 25}, 25),  # a mask of (T, T): one row at a time
+        ("trl", "cpu", {"packing": True, "max_seq_length": 25}, 25),
     ],
 )
-def test_the_heaviest_batch_is_that_of_the_longest_rows(layout: Layout, fields: dict[str, Any], tokens: int) -> None:
+def test_the_heaviest_batch_is_that_of_the_longest_rows(
+    layout: Layout, kind: str, fields: dict[str, Any], tokens: int
+) -> None:
     values = {"dataset_name": "x", "dataset_format": "alpaca", "batch_size": 2, "max_seq_length": 64} | fields
-    assert sum(choose_heaviest_batch(SFTConfig(base_model="tiny", **values), layout, [10, 30, 20])) == tokens
+    assert sum(choose_heaviest_batch(SFTConfig(base_model="tiny", **values), layout, [10, 30, 20], kind)) == tokens
 
 
 def test_bf16_learns_the_same(open_session: Train) -> None:
