@@ -100,13 +100,21 @@ def disturb(service: Service, rng: random.Random, options: Options, began: float
                 say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")
             except NoTarget as error:
                 say(began, clients, f"{kind}: {error}")
-        wait_until(clients.have_all_ended, deadline)
-        ends = Counter(sight.status for sight in map(watcher.last, list(clients.accepted)) if sight)
-        say(began, clients, ", ".join(f"{count} {status}" for status, count in sorted(ends.items())))
+        wait_for_ends(began, clients, deadline)
         return gather(service, clients, faults)
     finally:
         clients.close()
         watcher.close()
+
+
+def wait_for_ends(began: float, clients: Clients, deadline: float) -> None:
+    """Wait until all jobs have ended, and say how; at the deadline, say how many had not."""
+    wait_until(clients.have_all_ended, deadline)
+    ends = Counter(sight.status for sight in map(clients.watcher.last, list(clients.accepted)) if sight)
+    say(began, clients, ", ".join(f"{count} {status}" for status, count in sorted(ends.items())))
+    late = len(clients.wishes) - clients.count_ended()
+    if late:
+        say(began, clients, f"out of time: {late} jobs that had not ended count as lost or stuck (see --minutes)")
 
 
 def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:

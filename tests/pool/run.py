@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import httpx
 from tests.chaos.clients import SMALL, Clients, Wish
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
 from tests.chaos.pacing import NoTarget, pace, wait_until
-from tests.chaos.run import say, wait_for_processes
+from tests.chaos.run import say, wait_for_ends, wait_for_processes
 from tests.chaos.service import find_left_over, read_versions
 from tests.chaos.watcher import Watcher
 from tests.pool import namespaces
@@ -50,7 +49,7 @@ class Options:
     seed: int = 1  # of the jobs, the faults and their moments
     jobs: int = 30
     faults: int = 36
-    minutes: float = 14.0  # until when all jobs must have ended
+    minutes: float = 30.0  # until when all jobs must have ended
     pairs: int = 3  # of jobs with and without the store, for what it costs
     kinds: list[str] | None = None  # of faults; all if None
     keep: bool = False  # the folder and its logs in any case
@@ -177,10 +176,8 @@ def examine(pool: Pool, options: Options, began: float, can_cut: bool) -> Findin
                 say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")
             except NoTarget as error:
                 say(began, clients, f"{kind}: {error}")
-        wait_until(clients.have_all_ended, deadline)
+        wait_for_ends(began, clients, deadline)
         faults.close()
-        ends = Counter(sight.status for sight in map(watcher.last, list(clients.accepted)) if sight)
-        say(began, clients, ", ".join(f"{number} {status}" for status, number in sorted(ends.items())))
         evidence = gather(pool, clients, faults, observer, others)
         resumes = [
             resume
