@@ -30,11 +30,11 @@ def server(home: Path) -> Iterator[str]:
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         url = local_url(data, "postgres")
-        wait_until(lambda: postgres.is_ready(url), 30)
+        wait_until(lambda: postgres.is_ready(url), 90)
         yield url
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(60)
         if run_folder(home).parent != home:
             subprocess.run(["rm", "-rf", str(run_folder(home))], check=True)
 

@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs.settings import Settings
@@ -81,6 +82,22 @@ def free_port() -> int:
 def stack_settings(home: Path) -> Settings:
     """Settings of a stack of its own in this folder."""
     return Settings(home=home, prefect_port=free_port(), mlflow_port=free_port())
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, though whoever started it may not have noticed yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """What a process was started with; nothing for one that ends meanwhile."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

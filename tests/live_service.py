@@ -12,7 +12,7 @@ import httpx
 
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.stack import local as stack
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_until
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
         stack.down(settings)
 
 
-def wait_until_up(url: str, seconds: float = 60) -> None:
+def wait_until_up(url: str, seconds: float = 150) -> None:
     """Wait until the API answers. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -47,6 +47,16 @@ def wait_until_up(url: str, seconds: float = 60) -> None:
         else:
             return
     raise TimeoutError(f"{url} did not answer within {seconds} s")
+
+
+def wait_until_idle(settings: Settings, seconds: float = 120) -> None:
+    """Until no run of the work pool is at work or about to start: those of other tests have left it."""
+    wanted = {
+        "work_pools": {"name": {"any_": [settings.work_pool]}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
+    }
+    with httpx.Client(base_url=str(settings.prefect_api_url), timeout=30) as prefect:
+        wait_until(lambda: prefect.post("/flow_runs/filter", json=wanted).raise_for_status().json() == [], seconds)
 
 
 def pause_jobs(settings: Settings, is_paused: bool = True) -> None:

@@ -46,7 +46,7 @@ class Receiver:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
-    def wait(self, job_id: str, timeout_seconds: float = 30) -> dict[str, Any]:
+    def wait(self, job_id: str, timeout_seconds: float = 60) -> dict[str, Any]:
         """The first body about this job, as soon as it is there."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:

@@ -1,6 +1,7 @@
 """The workers of a stack, stopped where they stand: nobody has paused anything, and nothing starts."""
 
 import threading
+import time
 
 import httpx
 import psutil
@@ -26,8 +27,10 @@ class StackWorkers:
         for process in self._processes:
             process.suspend()
         if is_online:
-            threading.Thread(target=self._send_heartbeats, daemon=True).start()
+            self._resumed = threading.Event()  # of this pause alone
+            threading.Thread(target=self._send_heartbeats, args=[self._resumed], daemon=True).start()
         else:
+            time.sleep(0.5)  # a heartbeat may be under way
             for name in self.names:
                 self.forget(name)
 
@@ -46,7 +49,7 @@ class StackWorkers:
         """Have Prefect forget this worker."""
         httpx.delete(f"{self._pool_url}/{name}", timeout=30).raise_for_status()
 
-    def _send_heartbeats(self) -> None:
-        while not self._resumed.wait(HEARTBEAT_SECONDS):
+    def _send_heartbeats(self, resumed: threading.Event) -> None:
+        while not resumed.wait(HEARTBEAT_SECONDS):
             for name in self.names:
                 self.send_heartbeat(name)

@@ -41,12 +41,12 @@ def test_a_rate_limit_locks_nobody_out_and_still_holds(clock, step):
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 def test_a_revoked_key_works_no_longer_than_before(clock, tmp_path, monkeypatch, step):
-    monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 0.2)
     read = []
     cache = ApiKeyCache(lambda: (read.append(1), ApiKeySnapshot({}, is_open=False))[1], tmp_path / "marker")
     cache.refresh(None)
     clock.ahead = step
     assert cache.fresh_snapshot(None) is not None
+    monkeypatch.setattr("jobs.clients.keys.TTL_SECONDS", 0.2)
     time.sleep(0.25)
     assert cache.fresh_snapshot(None) is None
     cache.refresh(None)

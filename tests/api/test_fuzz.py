@@ -26,7 +26,7 @@ def url(stack: Settings) -> Iterator[str]:
     pause_jobs(stack)
     thread.start()
     try:
-        wait_until(lambda: server.started, 30)
+        wait_until(lambda: server.started, 90)
         yield f"http://127.0.0.1:{port}"
     finally:
         forget_waiting_jobs(stack)

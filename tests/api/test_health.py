@@ -5,7 +5,8 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.main import create_app
-from tests.conftest import stack_settings
+from jobs.stack.readiness import check_parts
+from tests.conftest import stack_settings, wait_until
 
 
 def series(text):
@@ -38,8 +39,14 @@ def test_without_a_stack_the_process_answers_and_starts_none(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.fixture
+def ready(stack):
+    """A test before may have ended a part, which is started again."""
+    wait_until(lambda: all(check.ok for check in check_parts(stack).values()), 90)
+
+
 @pytest.mark.stack
-def test_with_the_stack_up_every_part_is_ready(stack):
+def test_with_the_stack_up_every_part_is_ready(stack, ready):
     answer = TestClient(create_app(stack)).get("/ready")
 
     assert answer.status_code == 200
@@ -51,7 +58,7 @@ def test_with_the_stack_up_every_part_is_ready(stack):
 
 
 @pytest.mark.stack
-def test_one_missing_part_is_named(stack, tmp_path):
+def test_one_missing_part_is_named(stack, ready, tmp_path):
     gone = stack_settings(tmp_path).mlflow_port
     settings = stack.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{gone}"})
     answer = TestClient(create_app(settings)).get("/ready")
@@ -61,7 +68,7 @@ def test_one_missing_part_is_named(stack, tmp_path):
 
 
 @pytest.mark.stack
-def test_metrics_count_requests_by_route_template_and_jobs_by_status(stack):
+def test_metrics_count_requests_by_route_template_and_jobs_by_status(stack, ready):
     api = TestClient(create_app(stack))
     for job_id in ("a", "b", "c"):
         api.get(f"/train/{job_id}")

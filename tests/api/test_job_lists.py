@@ -108,9 +108,9 @@ def test_a_list_that_breaks_off_does_not_look_whole():
     thread = Thread(target=server.run)
     thread.start()
     try:
-        wait_until(lambda: server.started, 20)
+        wait_until(lambda: server.started, 60)
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
-            httpx.get(f"http://127.0.0.1:{port}/list")
+            httpx.get(f"http://127.0.0.1:{port}/list", timeout=60)
     finally:
         server.should_exit = True
         thread.join()

@@ -17,6 +17,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
 from api.main import create_app
+from api.streaming import HEARTBEAT_SECONDS
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
@@ -49,7 +50,7 @@ def api(stack):
     thread = threading.Thread(target=server.run)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         thread.start()
-        wait_until(lambda: server.started, 30)
+        wait_until(lambda: server.started, 90)
         yield client
         server.should_exit = True
         thread.join()
@@ -119,13 +120,13 @@ def test_new_events_come_as_they_happen_and_the_stream_ends_with_the_job(api, se
         write(service, job, "begin", step=0, total_steps=3)
         began_at = time.monotonic()
         assert next(events)[2]["total_steps"] == 3
-        assert time.monotonic() - began_at < 3
+        assert time.monotonic() - began_at < HEARTBEAT_SECONDS  # a second or two where nothing else runs
         ProgressWriter(service.engine.begin, job.id)(Progress.example() | {"step": 1, "total_steps": 3, "loss": 2.5})
         _, name, data = next(events)
         assert (name, data["loss"], "recent" in data) == ("step", 2.5, False)
         service.cancel(job.id)
         assert [name for _, name, _ in events] == ["end"]
-    assert time.monotonic() - began_at < 10
+    assert time.monotonic() - began_at < 60
 
 
 @pytest.mark.parametrize(("dialect", "status"), [("/train", 422), ("/api/sft/jobs", 400)])

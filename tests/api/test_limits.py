@@ -51,7 +51,7 @@ def port(stack):
     code += f"uvicorn.run(create_app(Settings.model_validate_json({settings!r})), port={port})"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while True:
                 assert time.monotonic() < deadline
                 try:

@@ -19,7 +19,7 @@ from jobs.storage.events import write_event
 from jobs.storage.tables import JobReport, engine_for
 from jobs.watchdog.owners import OwnerTags
 from sft.config import SFTConfig
-from tests.live_service import pause_jobs
+from tests.live_service import pause_jobs, wait_until_idle
 
 pytestmark = pytest.mark.stack
 
@@ -31,6 +31,7 @@ BELOW = ("", "/events", "/logs", "/logs?follow=true", "/metrics", "/checkpoints"
 def paused(stack):
     """Nothing starts in the stack's pool."""
     pause_jobs(stack)
+    wait_until_idle(stack)
     yield
     pause_jobs(stack, False)
 
@@ -196,7 +197,7 @@ def test_a_key_that_replaces_another_has_its_jobs(clients):
 def test_a_job_whose_run_was_deleted_stays_its_owners(clients, settings, engine):
     ours, theirs = clients(), clients()
     mine = submit(ours)
-    httpx.delete(f"{settings.prefect_api_url}/flow_runs/{mine}").raise_for_status()
+    httpx.delete(f"{settings.prefect_api_url}/flow_runs/{mine}", timeout=60).raise_for_status()
 
     assert ours.get(f"/train/{mine}").json()["owner"] == str(ours.owner_id)
     assert theirs.get(f"/train/{mine}").status_code == 404
@@ -238,7 +239,7 @@ def test_a_retraining_belongs_to_the_owner_of_the_job_that_trained_the_adapter(c
 def test_jobs_from_before_owners_are_given_the_key_that_submitted_them(clients, settings, engine):
     ours = clients()
     old, deleted, nobodys = submit(ours), submit(ours), submit(ours)
-    with httpx.Client(base_url=str(settings.prefect_api_url)) as prefect:
+    with httpx.Client(base_url=str(settings.prefect_api_url), timeout=60) as prefect:
         for job_id in (old, deleted, nobodys):  # as an earlier release left them
             prefect.patch(f"/flow_runs/{job_id}", json={"tags": ["model:nobody/nothing", "mine"]}).raise_for_status()
             with engine.begin() as connection:
@@ -271,7 +272,7 @@ def test_a_batch_of_old_jobs_is_followed_by_the_next(clients, settings, engine, 
         with engine.begin() as connection:
             keep_run(connection, job_id, facts, client=f"key {ours.owner_id}")
             write_event(connection, job_id, "phase", {})
-    with httpx.Client(base_url=str(settings.prefect_api_url)) as prefect:
+    with httpx.Client(base_url=str(settings.prefect_api_url), timeout=60) as prefect:
         task = OwnerTags(engine, PoolRuns(prefect, settings.work_pool, engine))
         for _ in range(4):
             task.look()

@@ -43,7 +43,7 @@ def url(stack, tmp_path):
 
 
 async def ask(url):
-    """45 requests that need Prefect, meanwhile three that do not; then one more, when it is known to be away."""
+    """45 requests that need Prefect, meanwhile three that do not; then three more, when it is known to be away."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
         async def measure(path):
@@ -55,17 +55,17 @@ async def ask(url):
         hung = [asyncio.create_task(measure(paths[number % len(paths)])) for number in range(HUNG)]
         await asyncio.sleep(0.5)
         others = [await measure(path) for path in ("/health", "/", "/api/sft/configs")]
-        return others, await asyncio.gather(*hung), await measure("/train")
+        return others, await asyncio.gather(*hung), [await measure("/train") for _ in range(3)]
 
 
 def test_requests_that_hang_end_and_leave_the_others_alone(url):
     others, hung, later = asyncio.run(ask(url))
 
     assert [answer.status_code for answer, _ in others] == [200, 200, 200]
-    assert max(seconds for _, seconds in others) < 2
-    assert max(seconds for _, seconds in hung) < READ_SECONDS + 4
-    for answer, _ in (*hung, later):
+    assert max(seconds for _, seconds in others) < READ_SECONDS - 1.5  # they do not wait for those that hang
+    assert max(seconds for _, seconds in hung) < READ_SECONDS + 24
+    for answer, _ in (*hung, *later):
         assert (answer.status_code, answer.json()["code"]) == (503, "stack_unavailable")
         assert answer.json()["detail"].startswith("Prefect's API ")
         assert int(answer.headers["Retry-After"]) > 0
-    assert later[1] < 1
+    assert min(seconds for _, seconds in later) < 1  # one of them may look whether it is there again

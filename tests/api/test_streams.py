@@ -89,7 +89,7 @@ def served(settings, service):
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
         thread.start()
-        wait_until(lambda: server.started, 30)
+        wait_until(lambda: server.started, 90)
         yield app, client
         server.should_exit = True
         thread.join()
@@ -122,7 +122,7 @@ def test_a_comment_is_sent_when_nothing_happens_and_the_end_when_the_job_has_end
                 await asyncio.to_thread(service.cancel, job.id)
         return chunks
 
-    *comments, end = asyncio.run(asyncio.wait_for(collect(), 20))
+    *comments, end = asyncio.run(asyncio.wait_for(collect(), 90))
     assert len(comments) >= 2
     assert set(comments) == {b": still here\n\n"}
     assert b"event: end\n" in end
@@ -141,7 +141,7 @@ def test_a_job_is_asked_for_once_however_many_listen(api, service, job, monkeypa
     listeners = [threading.Thread(target=listen, daemon=True) for _ in range(40)]
     for thread in listeners:
         thread.start()
-    wait_until(lambda: app.state.streams.listeners == 40, 20)
+    wait_until(lambda: app.state.streams.listeners == 40, 60)
     asked.clear()
     gets = service.gets
     began_at = time.monotonic()
@@ -153,7 +153,7 @@ def test_a_job_is_asked_for_once_however_many_listen(api, service, job, monkeypa
     assert service.gets - gets <= seconds / 2 + 2
     service.cancel(job.id)
     for thread in listeners:
-        thread.join(20)
+        thread.join(90)
 
     assert [steps(text) for text in texts] == [[0, 1, 2]] * 40
     assert {text.count("event: end") for text in texts} == {1}
@@ -164,10 +164,9 @@ def test_a_client_that_goes_away_ends_the_work_for_it(api, job):
     with ExitStack() as streams:
         for _ in range(3):
             streams.enter_context(client.stream("GET", f"/train/{job.id}/events"))
-        wait_until(lambda: app.state.streams.listeners == 3, 10)
-    wait_until(lambda: app.state.streams.listeners == 0, 5)
-    assert not app.state.streams.is_polling
-    assert app.state.stream_limit.open == 0
+        wait_until(lambda: app.state.streams.listeners == 3, 30)
+    wait_until(lambda: app.state.streams.listeners == 0, 30)
+    wait_until(lambda: not app.state.streams.is_polling and app.state.stream_limit.open == 0, 30)
 
 
 def test_a_listener_that_does_not_read_holds_up_nobody_and_misses_nothing(api, service, job):
@@ -181,7 +180,7 @@ def test_a_listener_that_does_not_read_holds_up_nobody_and_misses_nothing(api, s
                 while len(seen) < 600:
                     seen += steps(next(lines))
                 assert seen == [*range(first, first + 600)]
-                assert time.monotonic() - began_at < 5
+                assert time.monotonic() - began_at < 25  # of the client's thirty
         service.cancel(job.id)
         assert steps(slow.read().decode()) == [*range(1800)]
 
@@ -192,7 +191,7 @@ def test_more_streams_than_a_client_may_have_are_refused_with_the_limit(settings
         with ExitStack() as streams:
             for path in paths:
                 streams.enter_context(client.stream("GET", path))
-            wait_until(lambda: app.state.stream_limit.open == 2, 10)
+            wait_until(lambda: app.state.stream_limit.open == 2, 30)
             for path in [*paths, f"/train/{job.id}/logs?follow=true"]:
                 refused = client.get(path)
                 assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
@@ -200,7 +199,7 @@ def test_more_streams_than_a_client_may_have_are_refused_with_the_limit(settings
                 assert "TUNEYARD_MAX_STREAMS" in refused.json()["detail"]
                 assert refused.headers["Retry-After"] == "5"
             assert client.get(f"/train/{job.id}").status_code == 200
-        wait_until(lambda: app.state.stream_limit.open == 0, 10)
+        wait_until(lambda: app.state.stream_limit.open == 0, 30)
 
 
 def test_clients_are_counted_apart_and_all_together():
@@ -233,7 +232,7 @@ def test_a_stream_ends_soon_after_its_client_lost_its_right(settings, service, j
                 with client.stream("GET", path, headers=given[1]) as staying:
                     revoke_key(engine, str(record.id))
                     ended = leaving.read()
-                    wait_until(lambda: app.state.streams.listeners == 1, 5)
+                    wait_until(lambda: app.state.streams.listeners == 1, 30)
                     assert app.state.streams.listeners == 1
                     assert staying.status_code == 200
             else:

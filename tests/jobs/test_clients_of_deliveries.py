@@ -1,7 +1,6 @@
 """Webhooks of one client's jobs keep none of another client's waiting, however many addresses they lead to."""
 
 import socket
-import time
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -41,10 +40,12 @@ def engine(settings):
 
 
 @pytest.fixture
-def duty(settings, engine):
+def duty(settings, engine, monkeypatch):
+    """Who calls a dead receiver is busy for as long as a test lasts."""
+    monkeypatch.setattr("jobs.webhooks.call.TIMEOUT_SECONDS", 120.0)
     duty = Deliverer(engine, settings, httpx.Client())
     yield duty
-    wait_until(lambda: not duty._shares._taken, 20)
+    wait_until(lambda: not duty._shares._taken, 60)
 
 
 @pytest.fixture
@@ -83,12 +84,10 @@ def test_a_client_that_names_many_dead_addresses_keeps_no_other_waiting(engine, 
         duty.send_due()
     with closing(Receiver(200)) as receiver:  # of which nobody has heard before
         for _ in range(3):
-            began = time.monotonic()
             job_id = add_one(engine, receiver.url, "key of another one")
             assert list_deliveries(engine, job_id)[0].client == "key of another one"
             duty.send_due()
-            receiver.wait(str(job_id), 5)
-            assert time.monotonic() - began < 5
+            receiver.wait(str(job_id), 60)
 
 
 def test_of_one_client_hosts_that_have_failed_leave_room_for_one_that_has_not(engine, duty, dead_urls):
@@ -100,7 +99,7 @@ def test_of_one_client_hosts_that_have_failed_leave_room_for_one_that_has_not(en
         job_id = add_one(engine, receiver.url, "key")
         assert find_due(engine, 1)[0].url == receiver.url
         duty.send_due()
-        receiver.wait(str(job_id), 5)
+        receiver.wait(str(job_id), 60)
 
 
 def test_a_client_is_looked_at_however_many_deliveries_of_another_one_are_due(engine):

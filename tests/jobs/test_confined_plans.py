@@ -20,10 +20,10 @@ from jobs.service.planner import PlanCancelled, Planner
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable, ResourceLimit, TuneyardError
-from tests.conftest import wait_until
+from tests.conftest import is_gone, wait_until
 from tests.tiny_models import save_tiny_llama
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 LIMITS = {"input_step_seconds": 1, "input_memory_bytes": 300 * 2**20}
 CHAT = {"dataset_name": "chat.jsonl", "dataset_format": "chat", "template_name": "auto"}
@@ -87,7 +87,7 @@ def test_a_template_without_end_is_a_sentence(planner, settings, kind):
         plan(planner, settings, base_model="tiny/template")
     assert 400 <= caught.value.status < 500
     assert len(str(caught.value).splitlines()) == 1
-    assert time.monotonic() - started_at < 30
+    assert time.monotonic() - started_at < 120
 
 
 def test_what_a_template_raises_is_told_in_part(planner, settings):
@@ -236,13 +236,13 @@ def test_nobody_waits_for_a_plan_that_holds_the_interpreter(planner, settings):
 
     asking, child = start()
     gone.set()
-    asking.join(20)
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+    asking.join(60)
+    wait_until(lambda: is_gone(child), 30)
     gone.clear()
     asking, child = start()
     process.send_signal(signal.SIGKILL)
-    asking.join(20)
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+    asking.join(60)
+    wait_until(lambda: is_gone(child), 30)
 
 
 def test_an_ordinary_plan_is_made_within_the_limits(planner, settings):

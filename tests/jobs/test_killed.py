@@ -68,12 +68,12 @@ def kill_while_it_waits_for(plain, table, url, code):
         connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
         process = subprocess.Popen([sys.executable, "-c", code, url], cwd=PROJECT_ROOT)
         try:
-            wait_until(lambda: count_waiting() == 1, 30)
+            wait_until(lambda: count_waiting() == 1, 90)
         finally:
             process.kill()
             process.wait()
         if code == MIGRATE:  # the server ends it although the table is held still
-            wait_until(lambda: count_waiting() == 0, 5)
+            wait_until(lambda: count_waiting() == 0, 30)
     watching.dispose()
 
 
@@ -93,7 +93,7 @@ def test_who_migrates_for_ever_keeps_others_waiting_for_some_seconds_only(url, p
         with pytest.raises(StackError, match="another process has been migrating the database's schema"):
             migrate(url, lock_seconds=0.3)
     plain.dispose()
-    migrate(url, lock_seconds=5)
+    migrate(url, lock_seconds=30)
 
 
 def test_a_key_whose_making_is_killed_is_none(url, plain):

@@ -62,7 +62,7 @@ def test_a_plan_that_is_killed_leaves_no_temporary_files(tmp_path, how):
         cwd=PROJECT_ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=True,
     )
     assert done.stdout == "[]\n"

@@ -243,7 +243,7 @@ def test_a_store_that_is_silent_is_given_up_in_seconds(s3, monkeypatch):
         began = time.monotonic()
         with pytest.raises(StackError, match="can't be reached"):
             SharedStore("s3://other-bucket/x").check()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # of the hour that it would be silent
 
 
 def test_a_store_that_is_full_is_said_to_be_full(s3, tmp_path, monkeypatch):

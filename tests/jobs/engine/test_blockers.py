@@ -12,6 +12,7 @@ from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
 from jobs.stack.readiness import check_parts
 from jobs.status import JobStatus
+from tests.live_service import wait_until_idle
 
 CONFIG = {"base_model": "nobody/blocked", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
 HANDS = [
@@ -26,6 +27,7 @@ HANDS = [
 @pytest.mark.parametrize(("path", "change", "said"), HANDS)
 def test_jobs_wait_and_it_is_said_why(stack, path, change, said):
     spec = JobSpec.build(config=CONFIG)
+    wait_until_idle(stack)
     with httpx.Client(base_url=str(stack.prefect_api_url), timeout=30) as prefect, closing(JobService(stack)) as made:
         made._queue.queue_name("low")
         before = prefect.get(path).raise_for_status().json()

@@ -14,6 +14,7 @@ from jobs.service.job_service import JobService
 from jobs.spec import JobSpec
 from jobs.stack.readiness import check_parts, judge_workers
 from jobs.status import JobStatus
+from tests.live_service import wait_until_idle
 from tests.workers import StackWorkers
 
 CONFIG = {"base_model": "nobody/capacity", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
@@ -106,6 +107,7 @@ def workers(stack):
     """The stack's workers, stopped and offline; the pool has no limit."""
     pool_url = f"{stack.prefect_api_url}/work_pools/{stack.work_pool}"
     before = httpx.get(pool_url, timeout=30).raise_for_status().json()["concurrency_limit"]
+    wait_until_idle(stack)
     workers = StackWorkers(stack)
     workers.pause(is_online=False)
     httpx.patch(pool_url, json={"concurrency_limit": None}, timeout=30).raise_for_status()

@@ -173,7 +173,7 @@ def test_a_process_whose_worker_does_not_stop_it_learns_of_a_cancellation_by_its
             just = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 2.5)
             connection.execute(update(JobAttempt).where(JobAttempt.job_id == job_id).values(cancelled_at=just))
         if is_workers:
-            assert (process.stdout.readline(), process.wait(10)) == ("stopped\n", 0)
+            assert (process.stdout.readline(), process.wait(60)) == ("stopped\n", 0)
         else:  # it is its user's, who may have more to do in it
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(2)

@@ -113,7 +113,7 @@ def test_pages_and_web_sockets_are_refused_alike():
 @pytest.mark.parametrize("path", ["/", "/api/health", "/api/flow_runs/filter", "/docs", "/health", "/api/csrf-token"])
 def test_the_servers_of_the_stack_look_too(stack, path):
     for url in (stack.prefect_api_url.removesuffix("/api"), stack.mlflow_tracking_uri):
-        with httpx.Client(base_url=url) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             for method in ("GET", "POST", "OPTIONS"):
                 answer = client.request(method, path, headers={"Host": "evil.example", "Origin": "http://evil.example"})
                 assert answer.status_code == 421

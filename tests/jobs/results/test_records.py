@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,8 +90,12 @@ def test_checkpoints_are_listed_while_they_rotate(settings, job):
         rotate_checkpoints(newest, 2, None, [*directory.glob("checkpoint-*")])
 
     save(0)
-    with going_on(save):
-        shown = [checkpoint for _ in range(LOOKS) for checkpoint in list_checkpoints(settings, NO_DATABASE, job)]
+    shown: list = []
+    looks, deadline = 0, time.monotonic() + 60
+    with going_on(save):  # on a busy machine a few saves take longer than many looks
+        while looks < LOOKS or (len({one["step"] for one in shown}) <= 3 and time.monotonic() < deadline):
+            shown += list_checkpoints(settings, NO_DATABASE, job)
+            looks += 1
 
     assert len(shown) > LOOKS / 2
     assert len({checkpoint["step"] for checkpoint in shown}) > 3
@@ -124,18 +129,19 @@ def write_adapter(folder: Path, number: int) -> None:
 def test_an_adapter_is_sent_whole_while_it_is_replaced(settings, job):
     folder = Path(job.output_path)
     write_adapter(folder, 0)
-    refused = 0
+    sent_whole, looks, deadline = 0, 0, time.monotonic() + 60
     with going_on(lambda number: write_adapter(folder, number)):
-        for _ in range(40):
+        while looks < 40 or (not sent_whole and time.monotonic() < deadline):
+            looks += 1
             try:
                 sent = prepare_download(settings, job)
                 content = b"".join(sent.archive.read())
             except AdapterNotReady as error:
                 assert "try again" in str(error)  # noqa: PT017
-                refused += 1
             else:
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (sent.archive.size, sent.sha256)
-    assert refused < 40
+                sent_whole += 1
+    assert sent_whole
 
 
 @pytest.mark.parametrize("is_far", [False, True], ids=["in its folder", "in the registry"])

@@ -25,6 +25,7 @@ from jobs.status import JobStatus
 from jobs.storage.tables import IdempotencyKey, JobReport
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig, StackError
+from tests.live_service import wait_until_idle
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -41,6 +42,7 @@ def open_service():
 @pytest.fixture(scope="module")
 def service(stack, open_service):
     """A service whose work pool is paused: what is in line stays there."""
+    wait_until_idle(stack)  # jobs of other tests have ended
     service = open_service(stack)
     service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
     yield service

@@ -13,15 +13,17 @@ from jobs.spec import JobSpec, MadeBy
 from jobs.status import JobStatus
 from sft.config import SFTConfig
 from tests.conftest import wait_until
+from tests.live_service import pause_jobs
 
 pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
 def services(stack):
-    """Two of them, as two looks have."""
+    """Two of them, as two looks have. Their work pool goes on at the end."""
     with closing(JobService(stack)) as first, closing(JobService(stack)) as second:
         yield first, second
+    pause_jobs(stack, is_paused=False)
 
 
 @pytest.fixture
@@ -36,18 +38,20 @@ def make_spec():
     return make
 
 
-def test_one_in_flight_is_not_doubled_and_one_that_failed_is_submitted_again_only_by_force(services, make_spec):
+def test_one_in_flight_is_not_doubled_and_one_that_failed_is_submitted_again_only_by_force(stack, services, make_spec):
     service = services[0]
+    pause_jobs(stack)  # else the first one might fail before the last one is submitted
     with ThreadPoolExecutor(8) as pool:
         looks = [*pool.map(lambda number: submit_retraining(services[number % 2], make_spec()), range(8))]
     (made,) = (look for look in looks if look.is_new)
     assert {look.job_id for look in looks} == {made.job_id}
     assert {look.state_name for look in looks if not look.is_new} == {"AlreadyRetraining"}
     forced = submit_retraining(service, make_spec(), force=True)
-    if not service.get(made.job_id).status.is_terminal:  # it fails within seconds: its base model is nowhere
-        assert (forced.is_new, forced.job_id) == (False, made.job_id)
-    wait_until(lambda: service.get(made.job_id).status is JobStatus.FAILED, 60)
+    assert (forced.is_new, forced.job_id) == (False, made.job_id)
+    pause_jobs(stack, is_paused=False)  # now it fails: its base model is nowhere
+    wait_until(lambda: service.get(made.job_id).status is JobStatus.FAILED, 150)
 
+    pause_jobs(stack)
     again = submit_retraining(service, make_spec())
     assert (again.is_new, again.job_id, again.state_name) == (False, made.job_id, "FailedBefore")
     assert "failed (model_not_found: base_model 'nobody/retrained'" in again.reason

@@ -18,6 +18,7 @@ from jobs.service.submitter import AT_ONCE, Wanted, count_together
 from jobs.spec import JobSpec
 from sft.errors import InvalidConfig
 from tests.conftest import wait_until
+from tests.live_service import wait_until_idle
 
 CONFIG = {"base_model": "nobody/together", "dataset_name": "handbook@v1.0", "dataset_format": "auto"}
 BULK = "/create_flow_run/bulk"
@@ -41,6 +42,7 @@ def test_who_wants_no_queue_has_a_turn_of_his_own_and_a_repeated_key_comes_later
 @pytest.fixture
 def service(stack):
     """A service whose work pool is paused, with an empty queue."""
+    wait_until_idle(stack)
     with closing(JobService(stack)) as service:
         service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
         yield service
@@ -77,7 +79,7 @@ def submit_together(service, submissions):
     started = []
     for number, (arguments, options) in enumerate(submissions, 1):
         started.append(pool.submit(service.submit, *arguments, **options))
-        wait_until(lambda number=number: len(turns._waiting) == number, 10)
+        wait_until(lambda number=number: len(turns._waiting) == number, 60)
     with turns._changed:
         turns._is_working = False
         turns._changed.notify_all()
@@ -150,7 +152,7 @@ def test_two_services_keep_one_order_under_load(service, stack):
     with closing(JobService(stack)) as other, ThreadPoolExecutor(20) as pool:
 
         def submit(number):
-            gate.wait(20)
+            gate.wait(90)
             return [(service, other)[number % 2].submit(spec) for _ in range(3)]
 
         made = [one for several in pool.map(submit, range(20)) for one in several]

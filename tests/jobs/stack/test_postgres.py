@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, text
 
 from jobs.stack import postgres
 from tests.bare_postgres import server
-from tests.conftest import wait_until
+from tests.conftest import is_gone, wait_until
 
 
 def modes(folder: Path) -> dict[Path, int]:
@@ -79,7 +79,7 @@ def test_a_server_whose_backend_was_killed_ends_for_the_process_manager_to_resta
             postmaster = backend.parent()
             assert postmaster is not None
             backend.kill()
-            wait_until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE, 10)
+            wait_until(lambda: is_gone(postmaster), 60)
             connection.invalidate()
         engine.dispose()
 

@@ -82,7 +82,7 @@ def test_an_image_and_the_right_type_are_asked_for(settings: Settings):
         set_up_pool(settings, None, "kubernetes", IMAGE)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_worker_starts_a_pod_for_a_run(settings: Settings, tmp_path):
     """Prefect's server, its worker, and a cluster that notes what it is told to create."""
     set_up_pool(settings, None, "kubernetes", TemplateOptions(image="tuneyard:1", gpus=2, namespace="research"))
@@ -107,7 +107,7 @@ def test_a_worker_starts_a_pod_for_a_run(settings: Settings, tmp_path):
                 env=os.environ | environment,
                 capture_output=True,
                 text=True,
-                timeout=100,
+                timeout=250,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             (manifest,) = cluster.created

@@ -22,6 +22,7 @@ from jobs.storage.reports import read_reports
 from jobs.storage.tables import engine_for, migrate
 from jobs.storage.trainer_role import find_owners_at_work, make_role, renew_rights, role_name, trainer_url
 from sft.errors import StackError
+from tests.conftest import wait_until
 from tests.trainers import Trainer
 
 
@@ -89,10 +90,16 @@ def test_an_owner_who_may_create_roles_needs_not_be_a_superuser(url, owner):
     assert trainer.is_refused("SELECT * FROM api_keys")
     held = trainer.engine.connect()
     held.execute(select(1))
+    theirs = "FROM pg_stat_activity WHERE usename = 'made_trainer'"
+
+    def is_alone():
+        """Connections that were closed before are gone."""
+        with maker.connect() as connection:
+            return connection.execute(text(f"SELECT count(*) {theirs}")).scalar_one() == 1
+
+    wait_until(is_alone, 30)
     with maker.connect() as connection:  # as the watchdog does with a lost trainer's
-        ended = connection.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'made_trainer'")
-        )
+        ended = connection.execute(text(f"SELECT pg_terminate_backend(pid) {theirs}"))
         assert ended.all() == [(True,)]
     held.invalidate()
     held.close()

@@ -27,6 +27,7 @@ from jobs.webhooks import shares
 from jobs.webhooks.call import build_event_payload
 from jobs.webhooks.outbox import add_delivery, forget_old_deliveries, list_deliveries
 from tests.conftest import wait_until
+from tests.live_service import wait_until_idle
 from tests.receiver import Receiver
 
 pytestmark = pytest.mark.stack
@@ -47,6 +48,12 @@ def database_url(stack):
 @pytest.fixture
 def engine(database_url):
     return engine_for(database_url)
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Who calls a dead receiver is busy for as long as the test lasts."""
+    monkeypatch.setattr("jobs.webhooks.call.TIMEOUT_SECONDS", 120.0)
 
 
 @pytest.fixture
@@ -76,6 +83,7 @@ def give_up(engine, job_ids):
         connection.execute(update(WebhookDelivery).where(WebhookDelivery.job_id.in_(job_ids)).values(state="failed"))
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("dead", [1, 12])
 @pytest.mark.parametrize("are_repeats", [False, True], ids=["first attempts", "repeats"])
 def test_a_receiver_is_called_beside_a_thousand_deliveries_to_dead_ones(stack, engine, receiver, dead, are_repeats):
@@ -101,6 +109,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("form", SPELLINGS.values(), ids=SPELLINGS)
 def test_a_dead_receiver_has_one_share_however_it_is_spelled(stack, engine, receiver, form):
     servers = list_dead(1)
@@ -116,11 +125,9 @@ def check_it_is_called(stack, engine, receiver, servers, waiting):
             duty.send_due()
             time.sleep(0.3)
         job_id = uuid4()
-        began = time.monotonic()
         add_delivery(engine, job_id, receiver.url, {"job_id": str(job_id), "status": "completed"})
         duty.send_due()
-        receiver.wait(str(job_id), 5)
-        assert time.monotonic() - began < 5
+        receiver.wait(str(job_id), 60)
     finally:
         for server in servers:
             server.close()
@@ -133,12 +140,12 @@ def test_attempts_that_find_their_address_busy_are_made_later_and_not_counted(st
     job_id = uuid4()
     add_delivery(engine, job_id, receiver.url, {"job_id": str(job_id), "status": "completed"})
     duty.send_due()
-    wait_until(lambda: not duty._shares._taken, 10)
+    wait_until(lambda: not duty._shares._taken, 60)
     (delivery,) = list_deliveries(engine, job_id)
     assert (delivery.state, delivery.attempts) == ("pending", [])
-    assert delivery.next_attempt_at - datetime.now(UTC) < timedelta(seconds=5)
+    assert delivery.next_attempt_at - datetime.now(UTC) < timedelta(seconds=5)  # which is not long after now
     monkeypatch.undo()
-    wait_until(lambda: duty.send_due() or bool(receiver.received), 10)
+    wait_until(lambda: duty.send_due() or bool(receiver.received), 60)
 
 
 @pytest.fixture
@@ -177,11 +184,12 @@ def test_a_database_that_was_away_does_not_end_the_sending(stack, database_url, 
             duty.send_due()
             return wanted <= {body["job_id"] for body in receiver.received}
 
-        wait_until(are_told, 20)
+        wait_until(are_told, 60)
 
 
 def test_ended_jobs_are_read_once_and_each_of_them_is_told(stack, engine, prefect, receiver):
     duty = Deliverer(engine, stack, prefect)
+    wait_until_idle(stack)  # no job of another test ends meanwhile
     with closing(JobService(stack)) as service:
         service.client.update_work_pool(stack.work_pool, WorkPoolUpdate(is_paused=True))
         try:

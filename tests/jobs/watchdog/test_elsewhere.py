@@ -29,7 +29,7 @@ GONE = 1  # seconds between a lost worker's heartbeats
 @pytest.fixture(scope="module")
 def bench_of_module(stack: Settings) -> Iterator[Bench]:
     bench = Bench(stack)
-    bench.be_online("here")
+    bench.be_online("here", interval_seconds=1000)  # it stays so however long the tests take
     bench.be_online("lost", GONE)
     yield bench
     bench.client.close()

@@ -28,16 +28,16 @@ from jobs.stack.postgres import ensure_databases, has_watchdog
 from jobs.storage.tables import JobAttempt, engine_for, migrate
 from jobs.vocabulary import FLOW_NAME, RunState, make_state
 from jobs.watchdog.elsewhere import PREFECT_SECONDS, SILENCE_SECONDS
-from tests.conftest import wait_until
+from tests.conftest import command_line, wait_until
 
 pytestmark = [
     pytest.mark.stack,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(700),
     pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only Linux's root gives host names"),
 ]
 
 POOL = "hosts"
-BUSY = 2  # the bounds hold on a machine with a core to spare, which one that runs tests may not have
+BUSY = 4  # the bounds hold on a machine with a core to spare, which one that runs tests may not have
 DRAIN_SECONDS, CANCEL_SECONDS, CRASH_SECONDS = 10.0, 15.0, 10.0
 NEXT_STEP_SECONDS = 60.0  # after the heartbeat's limit
 WORKER_BEAT = 2  # seconds
@@ -55,7 +55,7 @@ run = os.environ["PREFECT__FLOW_RUN_ID"]
 while Path(os.environ["HOLD"]).exists():
     time.sleep(0.2)
 url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{run}/set_state"
-httpx.post(url, json={"state": {"type": "RUNNING", "name": "Running"}}).raise_for_status()
+httpx.post(url, json={"state": {"type": "RUNNING", "name": "Running"}}, timeout=60).raise_for_status()
 class Stop(BaseException): pass
 def stop(*_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -102,7 +102,7 @@ class Hosts:
         self.workers: list[psutil.Popen] = []
         self._log = (folder / "log").open("w")
         self.watchdog = self._start([sys.executable, "-P", "-m", "jobs.watchdog"], PYTHONPATH=str(PROJECT_ROOT))
-        wait_until(lambda: has_watchdog(self.url), 30)
+        wait_until(lambda: has_watchdog(self.url), 90)
         self.began = time.monotonic()
 
     def _start(self, command: list[str], **more: str) -> psutil.Popen:
@@ -142,8 +142,11 @@ class Hosts:
         worker.wait()
 
     def trainer(self, run: str) -> psutil.Process:
-        (found,) = (process for process in find_processes(run) if "flows" in process.cmdline())
+        (found,) = self.trainers(run)
         return found
+
+    def trainers(self, run: str) -> list[psutil.Process]:
+        return [process for process in find_processes(run) if "flows" in command_line(process)]
 
     def close(self) -> None:
         for process in (self.watchdog, *self.workers):
@@ -152,7 +155,8 @@ class Hosts:
                 process.wait()
         for run in self.client.post("/flow_runs/filter", json=self._mine()).json():
             for process in find_processes(run["id"]):
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             state = {"state": make_state(RunState.CANCELLED), "force": True}
             self.client.post(f"/flow_runs/{run['id']}/set_state", json=state)
         self.client.delete(f"/work_pools/{POOL}")
@@ -176,7 +180,7 @@ def at_work(hosts: Hosts) -> tuple[psutil.Popen, str, str]:
     """A host, its name, and a job that it works on."""
     name = f"host-{uuid4().hex[:6]}"
     worker, run = hosts.add(name), hosts.submit()
-    wait_until(lambda: hosts.works(run, name), 60)
+    wait_until(lambda: hosts.works(run, name), 120)
     return worker, name, run
 
 
@@ -250,11 +254,11 @@ def test_a_cancellation_takes_15_seconds_wherever_the_worker_is(
     assert attempt is not None
     assert attempt.token is None
     if lost == "worker":
-        wait_until(lambda: all("flows" not in process.cmdline() for process in find_processes(run)), 10)
+        wait_until(lambda: hosts.trainers(run) == [], 60)
     if lost == "frozen process":
         trainer = hosts.trainer(run)
         trainer.resume()
-        assert trainer.wait(15) in (0, None)
+        assert trainer.wait(60) in (0, None)
     finish(hosts, worker, run)
 
 
@@ -262,7 +266,7 @@ def test_a_host_that_is_lost_before_the_job_has_begun_gives_it_back(hosts: Hosts
     wait_until(lambda: time.monotonic() - hosts.began > PREFECT_SECONDS, PREFECT_SECONDS + 1)
     hosts.hold.touch()
     worker, run = hosts.add("host-lost"), hosts.submit()
-    wait_until(lambda: bool(find_processes(run)), 60)
+    wait_until(lambda: bool(find_processes(run)), 120)
     assert hosts.state(run) in ("Pending", "Submitting")
     hosts.lose(worker, run)
     hosts.hold.unlink()

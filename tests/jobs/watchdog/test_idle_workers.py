@@ -25,7 +25,11 @@ def alone(stack: Settings) -> Iterator[None]:
     supervisor.stop("watchdog")
     yield
     supervisor.start("watchdog")
-    wait_until(lambda: has_watchdog(str(stack.database_url)), 60)
+    wait_until(lambda: has_watchdog(str(stack.database_url)), 120)
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 @pytest.mark.usefixtures("alone")
@@ -65,7 +69,7 @@ def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(sta
         duty = IdleWorkers(runs, supervisor, clock=lambda: now)
         before = pids()
         schedule(taken, LATE)
-        wait_until(lambda: state(taken) == "CANCELLED", 30)  # by the worker, which keeps the slot
+        wait_until(lambda: state(taken) == "CANCELLED", 60)  # by the worker, which keeps the slot
         duty.look()
         now = IDLE_SECONDS
         duty.look()
@@ -81,13 +85,15 @@ def test_a_worker_that_lost_its_slot_to_a_deleted_deployment_is_started_anew(sta
         assert pids() == before, "it may only just have started"
         for pid in before.values():
             psutil.Process(pid).suspend()
+        wait_until(lambda: all(map(is_stopped, before.values())), 30)
         duty.look()
         assert pids() == before, "somebody has stopped it"
         for pid in before.values():
             psutil.Process(pid).resume()
+        wait_until(lambda: not any(map(is_stopped, before.values())), 30)
         duty.look()
         now += IDLE_SECONDS
         duty.look()
         assert not pids().items() & before.items()
-        wait_until(lambda: state(waiting) != "SCHEDULED", 60)
+        wait_until(lambda: state(waiting) != "SCHEDULED", 120)
         runs.set_state(waiting, {"type": "CANCELLED", "name": "Cancelled"}, force=True)
