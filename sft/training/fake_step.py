@@ -75,9 +75,9 @@ def run_fake_step(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig
         Exception: any of torch's, if an operation of the model needs the data of a tensor.
     """
     batch = make_batch(step, int(model.get_input_embeddings().weight.shape[0]))
-    with quiet_transformers():
+    with quiet_transformers(), standing_in(step.kind):
         trained = _prepare(model, config, adapter, step)
-        with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger, standing_in(step.kind):
+        with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
             _materialize(trained)
             frozen = sum(
                 tensor.untyped_storage().nbytes()

@@ -7,6 +7,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from peft.tuners.lora import dora
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl.kernels import chunked_logprob
@@ -24,6 +26,7 @@ def standing_in(kind: str) -> Iterator[None]:
     with ExitStack() as stack:
         # Every block of queries takes and frees the same; the last one takes most.
         stack.enter_context(patch.object(block_attention, "_blocks", lambda length: blocks(length)[-1:]))
+        stack.enter_context(patch.object(dora, "dequantize_module_weight", _unpack))
         if kind == "cuda":
             stack.enter_context(patch.object(packing, "suits_blocks", lambda *_: False))
             stack.enter_context(patch.object(nn.functional, "dropout", _drop))
@@ -86,6 +89,15 @@ class _PackedProduct(torch.autograd.Function):  # type: ignore[misc]  # torch is
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return grads[0] @ grads[0].new_empty(ctx.shape), None, None, None
+
+
+def _unpack(layer: nn.Module) -> Tensor:
+    """The weight (O, I) of a layer for DoRA's norm, in the dtype of the computation if it is packed."""
+    if isinstance(layer, PackedLinear):
+        shape = layer.out_features, layer.in_features
+        return torch.empty(shape, dtype=layer.compute_dtype, device=layer.weight.device)
+    weight: Tensor = dequantize_module_weight(layer)
+    return weight
 
 
 def _drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -127,6 +127,25 @@ def test_without_a_service_here_the_command_that_starts_one_is_named():
         ("TUNEYARD_DTYPE", "fp8", "TUNEYARD_DTYPE: must be 'bf16', 'fp16' or 'none', got 'fp8'"),
         ("TUNEYARD_KEEP_PLANNER", "perhaps", "TUNEYARD_KEEP_PLANNER: must be true or false, got 'perhaps'"),
         ("TUNEYARD_CORS_ORIGINS", "x", 'TUNEYARD_CORS_ORIGINS must be JSON, such as a list: ["a"]'),
+        ("TUNEYARD_PLAN_DEVICES", "x", 'TUNEYARD_PLAN_DEVICES must be JSON, such as {"lab": {"memory_gib": 48}}'),
+        ("TUNEYARD_PLAN_DEVICES", "[1]", "TUNEYARD_PLAN_DEVICES: must be an object, got [1]"),
+        ("TUNEYARD_PLAN_DEVICES", '{"lab": 3}', "TUNEYARD_PLAN_DEVICES.lab: must be an object, got 3"),
+        (
+            "TUNEYARD_PLAN_DEVICES",
+            '{"lab": {"memory_gib": -1}}',
+            "TUNEYARD_PLAN_DEVICES.lab.memory_gib: must be greater than 0, got -1",
+        ),
+        (
+            "TUNEYARD_PLAN_DEVICES",
+            '{"lab": {"memory_gib": 80, "tflops": 9}}',
+            "TUNEYARD_PLAN_DEVICES.lab.tflops is not a known field; did you mean teraflops?",
+        ),
+        (
+            "TUNEYARD_PLAN_DEVICES",
+            '{"lab": {"memory_gib": 8, "bf16": false, "compute_capability": 8.9}}',
+            "TUNEYARD_PLAN_DEVICES.lab: bf16 false contradicts compute_capability 8.9: devices have bf16 from 8.0 on; "
+            "set bf16 to true, got {'memory_gib': 8, 'bf16': False, 'compute_capability': 8.9}",
+        ),
     ],
 )
 def test_a_setting_that_can_not_be_read_is_named(name, value, told):

@@ -110,6 +110,22 @@ def test_a_plan_takes_what_a_submission_takes(run, file, arguments, path, body):
     assert json.loads(received[-1].body) == body
 
 
+@pytest.mark.parametrize(("options", "query"), [([], ""), (["--device", "a b&c"], "?device=a+b%26c")])
+@pytest.mark.parametrize(
+    ("start", "path"),
+    [
+        (["--model", "m", "--dataset", "v1"], "/train/plan"),
+        (["--model", "m", "--set", "dataset_name=a@v1", "--set", "use_qlora=true"], "/api/sft/plan"),
+    ],
+)
+def test_a_plan_asks_for_its_device(run, options, query, start, path):
+    refused = Scripted(404, json.dumps({"detail": "no such device", "code": "device_not_found", "request_id": "r"}))
+    result, received = run(["plan", *start, *options], refused)
+
+    assert (result.exit_code, result.stderr) == (3, "tuneyard: no such device\n")
+    assert received[-1].path.replace("%20", "+") == path + query
+
+
 def test_plan_and_submit_have_the_same_options():
     def options(name):
         command = cli.typer.main.get_command(cli.main).commands[name]

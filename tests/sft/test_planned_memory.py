@@ -120,6 +120,17 @@ def test_qlora_leaves_embeddings_and_head_in_16_bits(llama_8b):
     assert need.held < 4e9
 
 
+def test_qlora_with_dora_is_measured_too(llama_8b):
+    """DoRA's norm unpacks a layer's weight (58.7 million numbers at most), and PEFT multiplies an identity matrix."""
+    step = Step((512,), 0.9, "documents", "cuda", torch.bfloat16, checkpointing=True)
+    plain, with_norm = (
+        measure_steps(llama_8b, config_of(use_qlora=True, use_dora=dora), [step])[0] for dora in (False, True)
+    )
+    assert with_norm.frozen == pytest.approx(plain.frozen, rel=1e-3)
+    assert with_norm.resting > plain.resting
+    assert 2 * 58.7e6 < with_norm.held - plain.held < 3e9
+
+
 def test_a_plan_for_a_named_device(make_config, model_path, alpaca_file, tmp_path):
     config = make_config(mixed_precision="auto", use_qlora=True, batch_size=4)
     rows = prepare(config, model_path, alpaca_file, tmp_path / "cache")
