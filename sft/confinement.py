@@ -12,8 +12,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sft.errors import ModelUnusable, ResourceLimit, TuneyardError, walk_causes
@@ -44,6 +44,7 @@ class _Confinement:
     limits: Limits
     note: int | None
     what: str
+    charged_seconds: float = 0.0
 
     def begin(self, what: str, size_bytes: int) -> None:
         seconds = self.limits.step_seconds + SECONDS_A_MEGABYTE * size_bytes / 2**20
@@ -103,6 +104,39 @@ def confined(limits: Limits, note: int | None = None, default: str = "") -> Iter
         _current = None
 
 
+def share_limits(processes: int) -> Limits | None:
+    """The limits for each of so many processes that do this one's work; None outside of `confined`."""
+    if _current is None:
+        return None
+    limits = _current.limits
+    return replace(limits, memory_bytes=limits.memory_bytes and limits.memory_bytes // processes)
+
+
+@contextmanager
+def confined_alone(limits: Limits | None, note: int | None, default: str = "") -> Iterator[None]:
+    """In a forked process: apply these limits in place of those that it inherited; without limits apply none."""
+    global _current
+    _current = None
+    with nullcontext() if limits is None else confined(limits, note, default):
+        yield
+
+
+def charge(cpu_seconds: float) -> None:
+    """Count CPU time of another process against this one's limit; does nothing outside of `confined`."""
+    if _current is None or _current.limits.total_seconds is None:
+        return
+    before = int(_current.charged_seconds)
+    _current.charged_seconds += cpu_seconds
+    if whole := int(_current.charged_seconds) - before:
+        soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (max(soft - whole, 1), hard))
+
+
+def explain_error(error: BaseException) -> TuneyardError | None:
+    """Translate an error that the input causes, for lack of memory or in a Rust library; None for others."""
+    return _explain_error(error, _current) if _current else None
+
+
 @contextmanager
 def step(what: str = "", size_bytes: int = 0) -> Iterator[None]:
     """Name the work of the block for messages and start its time limit; does nothing outside of `confined`.
@@ -125,13 +159,18 @@ def step(what: str = "", size_bytes: int = 0) -> Iterator[None]:
             _current.end(default)
 
 
+def find_memory_limit() -> int | None:
+    """The memory limit in bytes; None without one."""
+    return _current.limits.memory_bytes if _current else None
+
+
 def check_room(what: str, size_bytes: int) -> None:
     """Refuse an input that is read at once and exceeds the memory limit; does nothing outside of `confined`.
 
     Raises:
         ResourceLimit: naming the input.
     """
-    most = _current.limits.memory_bytes if _current else None
+    most = find_memory_limit()
     if most is not None and size_bytes > most:
         raise ResourceLimit(_explain_memory(f"{what}, {size_bytes / 2**20:,.0f} MiB,", most))
 

@@ -10,6 +10,7 @@ from jobs.sanitizing.log_lines import hide_passwords
 from jobs.settings import Settings
 from sft.confinement import check_room, step
 from sft.data.file_content import COMPRESSED_SUFFIXES, check_kind
+from sft.data.parts import list_parts
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, TuneyardError
 from sft.files.places import follow
 from sft.files.temporary_folders import temporary_folder
@@ -20,7 +21,7 @@ from tasks.dataset_store import (
     combine_md5,
     count_rows,
     hash_bytes,
-    hash_file,
+    hash_parts,
     read_stored,
     store_dataset,
 )
@@ -28,7 +29,7 @@ from tasks.dataset_version import DatasetVersion
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
 from tasks.split_files import is_rows, pick_files
-from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference, find_file_suffix
 
 REGISTRY_BYTES = 6 * 2**20  # assumed size of a registry's DVC files: adds half a minute to the step's time limit
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -91,18 +92,20 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
     if path.is_dir():
         picked = pick_files([file.name for file in path.iterdir() if not file.is_dir()], split)
         train, held_out, unused = path / picked.train, picked.held_out, picked.unused
-    elif path.suffix.lower() in COMPRESSED_SUFFIXES:
+    elif path.suffix.lower() in COMPRESSED_SUFFIXES and not is_rows(path.name):
         raise InvalidDataset(f"dataset file {reference} is compressed; unpack it first")
     if not is_rows(train.name):
         raise InvalidDataset(f"dataset file {reference} must end in one of {', '.join(FILE_SUFFIXES)}")
     held_out_file = path / held_out if held_out else None
-    for file in filter(None, (train, held_out_file)):
+    for file in list_parts(train) + (list_parts(held_out_file) if held_out_file else []):
         if follow(str(file), path) is None:
             raise InvalidConfig(f"{file} is a link that leads outside {path}, or nowhere; put the file itself there")
         check_kind(file)  # before all of it is read
-        if file.suffix.lower() != ".parquet":
+        if file.suffix.lower() == ".json":  # the others are read in pieces
             check_room(f"dataset_name {reference}: to read {file.name}", file.stat().st_size)
-    stored = StoredDataset(hash_file(train), train, held_out_file, count_rows(train), tuple(unused))
+    # Counted before they are hashed: that ends early in a file that has no lines, of whatever size.
+    rows, _ = (file and count_rows(file) for file in (train, held_out_file))
+    stored = StoredDataset(hash_parts(train), train, held_out_file, rows or 0, tuple(unused))
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
 
@@ -198,7 +201,7 @@ def find_dataset(tree: Any, name: str, label: str, registry: Path) -> tuple[str,
                 info = tree.info(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if info["type"] == "directory" or PurePosixPath(path).suffix in FILE_SUFFIXES:
+            if info["type"] == "directory" or find_file_suffix(path):
                 return path, info
     raise DatasetNotFound(
         f"dataset {label} is not in the registry {registry}; it has: {', '.join(list_datasets(tree)) or 'none'}"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import sft.data.data_files
-from sft.data.file_content import check_kind
+from sft.data.data_files import count_file_rows
+from sft.data.file_content import check_kind, count_parquet_rows
+from sft.data.parts import list_parts
 from sft.errors import InvalidDataset
 from sft.files.publication import sync_path
 from tasks.split_files import is_rows, pick_files
@@ -93,27 +94,29 @@ def read_stored(folder: Path, split: str) -> StoredDataset:
     else:
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         train, held_out, unused = pick_files(names, split)
-    count = rows.get(train)
-    if count is None:
-        count = count_rows(folder / train)
+    counts = [rows.get(str(part.relative_to(folder))) for part in list_parts(folder / train)]
+    known = [count for count in counts if count is not None]
+    count = sum(known) if len(known) == len(counts) else count_rows(folder / train)
     return StoredDataset(folder.name, folder / train, folder / held_out if held_out else None, count, tuple(unused))
 
 
 def _count_if_readable(path: Path) -> int | None:
     """Count a file's rows; None if it can't be read, such as JSON that is not rows: it may never be used."""
     try:
-        return count_rows(path)
+        return _count_part(path)
     except InvalidDataset:
         return None
 
 
 def count_rows(path: Path) -> int:
-    """Count the rows of a file by its suffix, broken ones included. Raises InvalidDataset if it can't be read."""
+    """Count the rows of a file in all its parts, broken ones included. Raises InvalidDataset if it can't be read."""
+    return sum(map(_count_part, list_parts(path)))
+
+
+def _count_part(path: Path) -> int:
     check_kind(path)
     try:
-        if path.suffix.lower() == ".parquet":
-            return sft.data.data_files.count_parquet_rows(path)
-        return sft.data.data_files.count_rows(path)
+        return count_parquet_rows(path) if path.suffix.lower() == ".parquet" else count_file_rows(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors, and so is InvalidDataset
         raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error
 
@@ -122,6 +125,12 @@ def hash_file(path: Path) -> str:
     """MD5 as DVC computes it: an identifier, not a protection."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def hash_parts(path: Path) -> str:
+    """`hash_file`; of a file in several parts as of a folder with them alone."""
+    parts = list_parts(path)
+    return hash_file(path) if parts == [path] else combine_md5({part.name: hash_file(part) for part in parts})
 
 
 def hash_bytes(content: bytes) -> str:

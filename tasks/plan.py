@@ -38,7 +38,7 @@ from tasks.limits import building_model
 from tasks.model import locate_adapter
 from tasks.model_store import locate_model
 from tasks.plan_children import PlanChildren
-from tasks.tokenize import prepare_dataset
+from tasks.tokenize import prepare_for_plan
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ ASK_DRIVER = "PYTORCH_NVML_BASED_CUDA_CHECK"  # how torch counts GPUs without CU
 
 
 def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:
-    """Plan a job of this configuration on this machine; its rows are tokenized as in the job.
+    """Plan a job of this configuration on this machine; its rows are tokenized as in the job, or a sample of many.
 
     Args:
         device: name of a device to plan for, which need not be here; None for that of this machine.
@@ -70,7 +70,7 @@ def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> di
         start = locate_adapter(config.adapter_path, settings, settings.home)
         config = config.model_copy(update={"adapter_path": str(start)})
     dataset = resolve(config.dataset_name, settings, config.dataset_split)
-    prepared = prepare_dataset(config, model, dataset, settings)
+    prepared = prepare_for_plan(config, model, dataset, settings)
     runs: list[PastRun] = []
     if settings.database_url:
         runs = [PastRun(**facts) for facts in read_past_runs(engine_for(settings.database_url), config.base_model)]

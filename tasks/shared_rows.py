@@ -18,6 +18,7 @@ from jobs.retrying import patient
 from jobs.shared_store import SharedStore, hash_file, owner_of
 from jobs.store_lists import Damaged, Files
 from sft.config import SFTConfig
+from sft.data.parts import list_parts
 from sft.data.tokenization import PreparedData, place_of_prepared
 from sft.errors import StackError
 from sft.files.disk import raising_disk_full
@@ -103,10 +104,10 @@ def _send_dataset(store: SharedStore, journal: Journal, dataset: DatasetVersion)
     names = {field: path and f"{field.removesuffix('_file')}/{path.name}" for field, path in files.items()}
     listed: Files = {}
     for field, path in files.items():
-        if path is not None:
-            name, digest = str(names[field]), hash_file(path)
-            store.put_file(DATASETS, path, digest)
-            listed[name] = digest, path.stat().st_size
+        for part in list_parts(path) if path else ():
+            digest = hash_file(part)
+            store.put_file(DATASETS, part, digest)
+            listed[f"{field.removesuffix('_file')}/{part.name}"] = digest, part.stat().st_size
     with temporary_folder("tuneyard-version-") as folder:
         facts = folder / FACTS
         facts.write_text(json.dumps(asdict(dataset) | names, indent=2), encoding="utf-8")

@@ -6,17 +6,17 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from sft.data.file_content import COMPRESSED_SUFFIXES
+from sft.data.parts import read_part_name
 from sft.errors import DatasetNotFound, InvalidDataset
-from tuneyard_wire.dataset_reference import FILE_SUFFIXES
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, find_file_suffix
 
 UNREAD = (".tsv", ".txt", ".ndjson", ".jsonlines", ".arrow", ".xlsx", ".xls", ".yaml", ".yml", ".pkl")
 NAMES_SHOWN = 20
 HELD_OUT = ("eval", "validation", "valid", "val", "dev", "test")  # the first that exists is used
-PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # the Hub's names for the parts of a split
 
 
 class SplitFiles(NamedTuple):
-    """Names in a folder: training file, held-out file, and `unused` files that look like rows."""
+    """Names in a folder: training file, held-out file (of parts the first), and `unused` files that look like rows."""
 
     train: str
     held_out: str | None
@@ -24,12 +24,16 @@ class SplitFiles(NamedTuple):
 
 
 class DataFile(NamedTuple):
-    """A file by its name: `split` without suffixes, and the obstacle if it can't be read."""
+    """A file by its name: `split` without suffixes, and the obstacle if it can't be read.
+
+    `whole` is the name of the file that it is a part of, or its own.
+    """
 
     name: str
     split: str
     suffix: str
     obstacle: str | None
+    whole: str
 
 
 def list_held_out(split: str) -> list[str]:
@@ -46,7 +50,7 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
         InvalidDataset: such a file exists but can't be read.
     """
     names = sorted(name for name in names if not name.startswith("."))
-    files = [file for file in map(_read_name, names) if file]
+    files = [file for name in names if (file := _read_name(name, names))]
     train = _find(files, split)
     if train is None:
         looked_for = ", ".join(f"{split}{suffix}" for suffix in FILE_SUFFIXES)
@@ -58,13 +62,14 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
     if "train" not in split:  # a user who names another split knows about the others
         return SplitFiles(train.name, held_out and held_out.name, [])
     others = {name for name in known if held_out and held_out.split != name}
-    unused = [file.name for file in files if file not in (train, held_out) and file.split not in others]
+    used = {file.whole for file in (train, held_out) if file}
+    unused = [file.name for file in files if file.whole not in used and file.split not in others]
     return SplitFiles(train.name, held_out and held_out.name, unused)
 
 
 def is_rows(name: str) -> bool:
     """Whether a file name, in any case, is that of a data file."""
-    return PurePosixPath(name).suffix.lower() in FILE_SUFFIXES
+    return find_file_suffix(name) is not None
 
 
 def _find(files: list[DataFile], split: str) -> DataFile | None:
@@ -75,22 +80,24 @@ def _find(files: list[DataFile], split: str) -> DataFile | None:
     )
 
 
-def _read_name(name: str) -> DataFile | None:
-    """Parse a file's name; None if it is not a data file."""
-    path, obstacle = PurePosixPath(name), None
-    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+def _read_name(name: str, names: list[str]) -> DataFile | None:
+    """Parse a file's name; None if it is not a data file. `names` are those of all files."""
+    path, obstacle, suffix = PurePosixPath(name), None, find_file_suffix(name)
+    if suffix is None and path.suffix.lower() in COMPRESSED_SUFFIXES:
         path, obstacle = path.with_suffix(""), "is compressed; unpack it"
-    suffix = path.suffix.lower()
-    split = str(path.with_suffix(""))
+    suffix = suffix or path.suffix.lower()
+    split = str(path)[: -len(suffix) or None]
     if suffix in UNREAD and re.split(r"[-_]", split)[0] in ("train", *HELD_OUT):
         obstacle = obstacle or f"is of a kind that is not read; save it as one of {', '.join(FILE_SUFFIXES)}"
     elif suffix not in FILE_SUFFIXES:
         return None
-    if part := PART.search(split):
-        split = split[: part.start()]
-        if int(part[2]) > 1:
-            obstacle = f"is one of {int(part[2])} parts; join them into {split}{suffix}"
-    return DataFile(name, split, suffix, obstacle)
+    whole = name
+    if part := read_part_name(split):
+        split, whole = part.before, f"{part.before}-of-{part.parts}{suffix}"
+        parts = (part.name(number) + str(path)[-len(suffix) :] for number in range(part.parts))
+        if missing := next((one for one in parts if one not in names), None):
+            obstacle = obstacle or f"is one of {part.parts} parts, of which {missing} is missing"
+    return DataFile(name, split, suffix, obstacle, whole)
 
 
 def _list_some(names: list[str]) -> str:

@@ -1,11 +1,13 @@
 """Tokenizes a dataset version, cached by content."""
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData, prepare
+from sft.data.tokenization import PreparedData, prepare, prepare_sample
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.limits import reading_input
@@ -13,22 +15,56 @@ from tasks.limits import reading_input
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "tokenized"
+PHASE = "tokenizing"
+PROGRESS_SECONDS = 10.0  # between two reports of progress
+MOST_PLANNED_ROWS = 10_000  # a plan reads a sample of more
 REASONS_SHOWN = 5  # of each split; the manifest has a hundred
+
+
+class RowsProgress:
+    """Reports how many rows are tokenized, every ten seconds: to the log, and in the job's phase by `show`."""
+
+    def __init__(self, total: int, show: Callable[[str], None]) -> None:
+        self.total = total
+        self._show = show
+        self._started_at = self._told_at = time.monotonic()
+        self._before: int | None = None  # rows that an earlier attempt tokenized
+
+    def __call__(self, rows: int) -> None:
+        """Take note that so many rows are done."""
+        self._before = rows if self._before is None else self._before
+        now = time.monotonic()
+        if now - self._told_at < PROGRESS_SECONDS:
+            return
+        self._told_at = now
+        total = max(self.total, rows)
+        speed = (rows - self._before) / (now - self._started_at)
+        left = f", {(total - rows) / speed:.0f} s left" if speed else ""
+        logger.info("Tokenized %d of %d rows (%d%%), %.0f rows/s%s", rows, total, 100 * rows // total, speed, left)
+        self._show(f"{PHASE} ({100 * rows // total}%)")
 
 
 def tokenize_dataset(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
     """Tokenize the rows into ids and labels, and log which rows were left out or truncated."""
-    journal.enter("tokenizing")
-    data = prepare_dataset(config, model, dataset, journal.settings)
+    journal.enter(PHASE)
+    progress = RowsProgress(dataset.rows, lambda phase: journal.write(phase=phase))
+    with reading_input(journal.settings, config.dataset_name):
+        files = (dataset.train_file, journal.settings.home / CACHE_FOLDER, dataset.eval_file)
+        data = prepare(config, model, *files, on_rows=progress)
+    data.advice += dataset.advise(config.dataset_split)
     logger.info("%s", "Using cached tokens" if data.was_cached else "Tokenized")
     report_rows(data, config.max_seq_length)
     return data
 
 
-def prepare_dataset(config: SFTConfig, model: Path, dataset: DatasetVersion, settings: Settings) -> PreparedData:
-    """Tokenize the dataset's rows and add the advice about its files."""
+def prepare_for_plan(config: SFTConfig, model: Path, dataset: DatasetVersion, settings: Settings) -> PreparedData:
+    """Tokenize the rows, of a large dataset a sample, and add the advice about its files."""
+    cache = settings.home / CACHE_FOLDER
     with reading_input(settings, config.dataset_name):
-        data = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+        if dataset.rows > MOST_PLANNED_ROWS:
+            data = prepare_sample(config, model, dataset.train_file, cache, dataset.eval_file, dataset.rows)
+        else:
+            data = prepare(config, model, dataset.train_file, cache, dataset.eval_file)
     data.advice += dataset.advise(config.dataset_split)
     return data
 

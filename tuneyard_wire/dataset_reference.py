@@ -5,7 +5,12 @@ from typing import Self
 
 MARK = "@"
 _PATH_PREFIXES = ("/", "./", "../", "~")
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".jsonl.zst")
+
+
+def find_file_suffix(name: str) -> str | None:
+    """The suffix of a data file's name, in lower case; None if it is not a data file."""
+    return next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), None)
 
 
 @dataclass(frozen=True, slots=True)

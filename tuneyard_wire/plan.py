@@ -55,6 +55,13 @@ class PlannedRows(SplitRows):
     notes: RowNotes
 
 
+class PlannedSample(Response):
+    """How many of a large dataset's training rows the plan has read."""
+
+    rows: int
+    of: int = Field(description="Number of rows in the training file.")
+
+
 class PlannedSplits(Response):
     """The training rows and the held-out rows."""
 
@@ -206,6 +213,7 @@ class Plan(Response):
     dataset: PlannedDataset
     device: PlannedDevice
     rows: PlannedSplits
+    sample: PlannedSample | None = Field(None, description="Set if `rows` and `tokens` are those of a sample.")
     ignored: dict[str, int] = Field(
         default_factory=dict, description="Unused fields, with the number of rows that have them."
     )

@@ -53,6 +53,7 @@ EXAMPLE: dict[str, Any] = {
         "eval": _EVAL
         | {"tokens": 16593, "supervised_tokens": 13673, "notes": _NOTES | {"invalid": [], "truncated": []}},
     },
+    "sample": None,
     "ignored": {"source": 998},
     "tokens": {
         "min": 26,

@@ -11,7 +11,7 @@ from jobs.spec import JobSpec
 from sft.data.file_content import check_kind
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
 from sft.files.places import follow
-from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference, find_file_suffix
 
 FIELD = "dataset_name"
 MAX_FILES = 20
@@ -73,7 +73,7 @@ def _is_elsewhere(dataset: DatasetReference, context: CheckContext) -> bool:
 
 
 def _check_file(reference: str, path: Path) -> Iterator[Finding]:
-    if path.suffix.lower() not in FILE_SUFFIXES:
+    if find_file_suffix(path.name) is None:
         text = f"{reference!r} must end in one of {', '.join(FILE_SUFFIXES)}; convert the file"
         yield Finding(InvalidDataset, FIELD, text)
     elif path.stat().st_size == 0:
@@ -83,7 +83,7 @@ def _check_file(reference: str, path: Path) -> Iterator[Finding]:
 
 
 def _check_folder(reference: str, folder: Path) -> Iterator[Finding]:
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in FILE_SUFFIXES]
+    files = [path for path in sorted(folder.iterdir()) if find_file_suffix(path.name)]
     if not files:
         text = f"{reference!r} has no rows: a folder must contain a file for each split, such as train.jsonl"
         yield Finding(DatasetNotFound, FIELD, text)

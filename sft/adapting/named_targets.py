@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sft.confinement import step
-from sft.data.data_files import shorten
+from sft.data.rows import shorten
 from sft.errors import InvalidConfig
 from sft.models.layers import name_end
 

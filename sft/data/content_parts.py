@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sft.data.data_files import shorten
 from sft.data.fields import Fields
+from sft.data.rows import shorten
 from sft.errors import InvalidDataset
 
 TEXT_PARTS = ("text", "input_text", "output_text")  # Chat Completions', and the Responses API's

@@ -1,12 +1,12 @@
-"""Recognizes a data file's real type by its first bytes, and reads text in UTF-8, UTF-16 or UTF-32."""
+"""Recognizes a data file's real type by its first bytes, and checks the shape of tables."""
 
-import json
 from pathlib import Path
 
 from sft.errors import InvalidDataset
 from sft.files.places import is_special
 
 HEAD_BYTES = 512
+MOST_COLUMNS = 10_000
 SIGNATURES = {  # first bytes: what the file is, what to do about it
     b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer, not the data", "run `git lfs pull`"),
     b"version https://hawser.github.com/spec/": ("a Git LFS pointer, not the data", "run `git lfs pull`"),
@@ -25,7 +25,7 @@ SIGNATURES = {  # first bytes: what the file is, what to do about it
     b"%PDF-": ("a PDF document", "convert it to rows of JSONL"),
 }
 PAGES = (b"<!doctype html", b"<html")
-PARQUET = b"PAR1"
+OWN_SIGNATURES = {".parquet": b"PAR1", ".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # of a file that is read
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd", ".lz4", ".br", ".zip", ".7z", ".tar", ".tgz"}
 
 RECODE = "if the file is in Windows-1252, Latin-1 or GB18030, convert it with `iconv -f ENCODING -t UTF-8`"
@@ -37,40 +37,54 @@ def check_kind(path: Path) -> None:
         raise InvalidDataset(f"{path.name} is a pipe, a socket or a device; put the file itself there")
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    is_parquet = path.suffix.lower() == ".parquet"
+    suffix = path.suffix.lower()
+    own = OWN_SIGNATURES.get(suffix) if suffix == ".parquet" or Path(path.stem).suffix.lower() == ".jsonl" else None
+    if own is None or not head.startswith(own):
+        check_content(head, path.name)
+    if own is not None and suffix != ".parquet" and not head.startswith(own):
+        raise InvalidDataset(f"{path.name} is not compressed as its name says; take {path.suffix} away if it is text")
+
+
+def check_content(head: bytes, name: str) -> None:
+    """Raise InvalidDataset, with a remedy, for content that is no text, given how it begins."""
     for signature, (kind, remedy) in SIGNATURES.items():
-        if head.startswith(signature) and not (is_parquet and signature == PARQUET):
-            raise InvalidDataset(f"{path.name} is {kind}; {remedy}")
+        if head.startswith(signature):
+            raise InvalidDataset(f"{name} is {kind}; {remedy}")
+    head = head[:HEAD_BYTES]
     if head.lstrip().lower().startswith(PAGES):
-        raise InvalidDataset(f"{path.name} is a web page, perhaps that of a login; download the data again")
+        raise InvalidDataset(f"{name} is a web page, perhaps that of a login; download the data again")
     if head and not head.strip(b"\0"):
-        raise InvalidDataset(f"{path.name} begins with NUL bytes, as a torn download does; fetch it again")
-
-
-def read_utf8(path: Path) -> bytes:
-    """A text file's content as UTF-8 without a byte order mark; UTF-16 and UTF-32 are converted.
-
-    Those two are recognized by their byte order mark, or by the positions of zero bytes in the first characters.
-    Bytes that are not UTF-8 are left for the reader to report, row by row.
-    """
-    content = path.read_bytes()
-    encoding = json.detect_encoding(content[:4])
-    if encoding in ("utf-8", "utf-8-sig"):
-        return content.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return content.decode(encoding).removeprefix("\ufeff").encode("utf-8")
-    except UnicodeError as error:
-        raise InvalidDataset(
-            f"{path.name} looks like {encoding.upper()} but is damaged ({error}); save it as UTF-8"
-        ) from error
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether a text file can be read without conversion, apart from a byte order mark."""
-    with path.open("rb") as stream:
-        return json.detect_encoding(stream.read(4)) in ("utf-8", "utf-8-sig")
+        raise InvalidDataset(f"{name} begins with NUL bytes, as a torn download does; fetch it again")
 
 
 def explain_bytes(error: UnicodeDecodeError) -> str:
     """Explain what is wrong with bytes that are not UTF-8, with a remedy."""
     return f"not UTF-8: {error.reason} at byte {error.start + 1}; {RECODE}"
+
+
+def count_parquet_rows(path: Path) -> int:
+    """Number of rows in a Parquet file's metadata. Raises InvalidDataset if it is inconsistent or too wide."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        found = pyarrow.parquet.read_metadata(path)
+    except MemoryError:  # Arrow's own is one too
+        raise
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidDataset(f"{path.name} is not a Parquet file: {error}") from error
+    check_columns(path.name, found.num_columns)
+    rows, grouped = found.num_rows, sum(found.row_group(number).num_rows for number in range(found.num_row_groups))
+    if rows != grouped:
+        raise InvalidDataset(
+            f"{path.name} says that it has {rows} rows, and its row groups have {grouped}; write it again"
+        )
+    return int(rows)
+
+
+def check_columns(name: str, count: int) -> None:
+    """Raise InvalidDataset for a table with more than MOST_COLUMNS columns."""
+    if count > MOST_COLUMNS:
+        raise InvalidDataset(
+            f"{name} has {count} columns, and no more than {MOST_COLUMNS} are read; leave out those that no row needs"
+        )

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from sft.data.data_files import Row, shorten
 from sft.data.fields import EMPTY, Fields, parse_json
 from sft.data.messages import Message, Tool, read_json_cell, read_messages, read_tools
+from sft.data.rows import Row, shorten
 from sft.errors import InvalidDataset
 
 CHAT_COLUMNS = ("messages", "conversations")

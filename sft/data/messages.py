@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from sft.data.content_parts import join_parts
-from sft.data.data_files import shorten
 from sft.data.fields import EMPTY, Fields, parse_json
+from sft.data.rows import shorten
 from sft.errors import InvalidDataset
 
 Message = dict[str, Any]  # role, content; optional tool_calls, tool_call_id, name, reasoning_content; `weight` 0

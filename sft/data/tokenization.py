@@ -3,27 +3,33 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.chat.named_templates import TEMPLATES
-from sft.chat.steady import VARYING
 from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
-from sft.confinement import step
-from sft.data.data_files import read_rows
-from sft.data.encoding import write_split
-from sft.data.row_report import Notes, SplitReport
-from sft.data.splits import split_rows
+from sft.confinement import find_memory_limit, step
+from sft.data.encoding import SPLITS, BlockEncoder
+from sft.data.forked_workers import count_cores
+from sft.data.parts import list_parts
+from sft.data.row_advice import advise_on_rows, count_skipped
+from sft.data.row_blocks import read_blocks
+from sft.data.row_report import Notes
+from sft.data.row_sample import sample_blocks
+from sft.data.shards import Source, lock_shards, write_shards
 from sft.errors import InvalidDataset
-from sft.files.publication import discard_folder, publish_folder, sync_tree
+from sft.files.publication import discard_folder, publish_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT_VERSION = 3  # of the folder's files
+FORMAT_VERSION = 4  # of the folder's files
+PARALLEL_BYTES = 8 << 20  # of data, from which on processes are worth their start
+PROCESS_BYTES = 512 << 20  # of memory that a process may need
 CODE = ("data/*.py", "chat/*.py", "models/tokenizer_class.py")  # code that the tokens depend on; part of the key
 LIBRARIES = ("jinja2", "tokenizers", "transformers")
 TOKENIZER_FILES = (
@@ -39,7 +45,7 @@ TOKENIZER_FILES = (
 
 
 class PreparedData:
-    """A folder with `train.arrow`, perhaps `eval.arrow`, and `manifest.json`.
+    """A folder with `train-00000.arrow`, perhaps `eval-00000.arrow`, further ones of large data, and `manifest.json`.
 
     Attributes:
         stats: counts of `SplitReport` by split (`train`, `eval`; None without held-out rows).
@@ -48,6 +54,9 @@ class PreparedData:
         reasons: by split, why rows can't be read: `reason`, `count` and the first `rows`.
         ignored: fields of rows and messages that have a value and are not used, with the number of rows.
         advice: what a user should know about these rows: pairs of a stable code and a sentence.
+        longest: tokens of the longest row by split, 0 without any.
+        largest_ids: the largest token id by split, -1 without any.
+        sample: of a sample of the rows, the number of `rows` that were read and the number `of` rows there are.
         was_cached: the folder was made by an earlier call.
     """
 
@@ -59,6 +68,9 @@ class PreparedData:
         self.notes: dict[str, Notes] = self.manifest["notes"]
         self.reasons: dict[str, list[dict[str, Any]]] = self.manifest["reasons"]
         self.ignored: dict[str, int] = self.manifest["ignored"]
+        self.longest: dict[str, int] = self.manifest["longest"]
+        self.largest_ids: dict[str, int] = self.manifest["largest_ids"]
+        self.sample: dict[str, int] | None = self.manifest["sample"]
         self.advice: list[tuple[str, str]] = [(code, message) for code, message in self.manifest["advice"]]
 
     @property
@@ -75,25 +87,40 @@ class PreparedData:
         return {**splits, "ignored": self.ignored}
 
     def load_train(self) -> "Dataset":
-        """Rows of `input_ids`, `labels` (-100: not supervised), `length` and `row`, the number in the file from 1."""
-        from datasets import Dataset
+        """Rows of `input_ids`, `labels` (-100: not supervised), `length` and `row`, the number in the file from 1.
 
-        return Dataset.from_file(str(self.folder / "train.arrow"))
+        They stay on the disk: the files are memory-mapped.
+        """
+        return self._load("train")
 
     def load_eval(self) -> "Dataset | None":
         """The held-out rows in the same columns; None when none are held out."""
-        from datasets import Dataset
+        return self._load("eval") if self.stats["eval"] else None
 
-        return Dataset.from_file(str(self.folder / "eval.arrow")) if self.stats["eval"] else None
+    def _load(self, split: str) -> "Dataset":
+        from datasets import Dataset, concatenate_datasets
+
+        return concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(self.folder.glob(f"{split}-*"))])
 
 
 def prepare(
-    config: SFTConfig, model_path: Path, train_file: Path, cache_dir: Path, eval_file: Path | None = None
+    config: SFTConfig,
+    model_path: Path,
+    train_file: Path,
+    cache_dir: Path,
+    eval_file: Path | None = None,
+    processes: int | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> PreparedData:
     """Tokenize a data file for training, or return the cached folder for the same content.
 
     Held-out rows are those of `eval_file`, else a share `validation_split` of the rows, chosen by a hash of each row,
-    so that no row changes its split when rows are added. Reads the model's tokenizer, not its weights.
+    so that no row changes its split when rows are added. Reads the model's tokenizer, not its weights. A call that was
+    stopped or killed is gone on with by the next one.
+
+    Args:
+        processes: that tokenize, forked from this one; as many as cores if unset. The result is the same.
+        on_rows: called with the number of rows that are done.
 
     Raises:
         InvalidDataset: a file can't be read, no row can be learned from, or a row is one that the configuration makes
@@ -102,19 +129,67 @@ def prepare(
     """
     check_template_name(config.template_name)
     key_parts = _describe(config, model_path, train_file, eval_file)
+    train, held_out = Source(train_file, partial(read_blocks, train_file)), None
+    if eval_file:
+        held_out = Source(eval_file, partial(read_blocks, eval_file))
+    if processes is None:
+        parts = list_parts(train_file) + (list_parts(eval_file) if eval_file else [])
+        processes = _choose_processes(sum(part.stat().st_size for part in parts))
+    write = partial(_write_splits, config, model_path, train, held_out, processes, on_rows)
+    return _prepare(cache_dir, key_parts, write)
+
+
+def prepare_sample(
+    config: SFTConfig, model_path: Path, train_file: Path, cache_dir: Path, eval_file: Path | None, rows: int
+) -> PreparedData:
+    """`prepare` a sample of large files, in a time that hardly grows with them; its `sample` says how much it is.
+
+    Args:
+        rows: number of rows in the training file.
+    """
+    check_template_name(config.template_name)
+    files = [train_file, eval_file] if eval_file else [train_file]
+    blocks = [sample_blocks(read_blocks(file)) for file in files]
+    contents = [hashlib.sha256(repr(found).encode()).hexdigest() for found in blocks]
+    key_parts = _describe_tokens(config, model_path) | {"sample": contents, "rows": rows}
+    sources = [Source(file, partial(iter, found)) for file, found in zip(files, blocks, strict=True)]
+    sample = {"rows": sum(block.count_rows() for block in blocks[0]), "of": rows}
+    held_out = sources[1] if eval_file else None
+    write = partial(_write_splits, config, model_path, sources[0], held_out, 1, lambda done: None)
+    return _prepare(cache_dir, key_parts, write, sample)
+
+
+def _prepare(
+    cache_dir: Path,
+    key_parts: dict[str, Any],
+    write: Callable[[Path], dict[str, Any]],
+    sample: dict[str, int] | None = None,
+) -> PreparedData:
+    """The cached folder of this key; `write` writes its Arrow files and returns their part of the manifest."""
     key = _digest(key_parts)
     folder = cache_dir / key[:32]
     if _is_complete(folder):
         return PreparedData(folder, was_cached=True)
-    if folder.exists():
-        discard_folder(folder)
-    with publish_folder(folder, replace=False) as temporary:
-        report = _write_splits(config, model_path, train_file, eval_file, temporary)
-        files = {path.name: path.stat().st_size for path in temporary.iterdir()}
-        sync_tree(temporary)
-        manifest = {"key": key, "made_from": key_parts, **report, "files": files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    with lock_shards(folder) as shards:
+        if _is_complete(folder):  # another process has made it
+            return PreparedData(folder, was_cached=True)
+        if folder.exists():
+            discard_folder(folder)
+        report = write(shards)
+        with publish_folder(folder, replace=False) as temporary:
+            for path in shards.glob("*.arrow"):
+                path.rename(temporary / path.name)
+            files = {path.name: path.stat().st_size for path in temporary.iterdir()}
+            manifest = {"key": key, "made_from": key_parts, "sample": sample, **report, "files": files}
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return PreparedData(folder, was_cached=False)
+
+
+def _choose_processes(size_bytes: int) -> int:
+    if size_bytes < PARALLEL_BYTES:
+        return 1
+    memory = find_memory_limit()
+    return count_cores() if memory is None else max(1, min(count_cores(), memory // PROCESS_BYTES))
 
 
 def place_of_prepared(
@@ -129,7 +204,13 @@ def _digest(key_parts: dict[str, Any]) -> str:
 
 
 def _write_splits(
-    config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None, folder: Path
+    config: SFTConfig,
+    model_path: Path,
+    train: Source,
+    held_out: Source | None,
+    processes: int,
+    on_rows: Callable[[int], None],
+    folder: Path,
 ) -> dict[str, Any]:
     """Write the Arrow files; returns their part of the manifest."""
     from sft.models.loading import load_tokenizer
@@ -137,56 +218,23 @@ def _write_splits(
     size = sum(path.stat().st_size for path in find_tokenizer_files(model_path))
     with step(f"base_model {config.base_model}: to load its tokenizer", size):
         tokenizer = load_tokenizer(model_path)
-    share = 0.0 if eval_file else config.validation_split
-    train_rows, eval_rows = split_rows(read_rows(train_file), share, config.max_samples, config.seed)
-    if eval_file:
-        eval_rows, _ = split_rows(read_rows(eval_file), 0.0, config.max_samples, config.seed)
-    reports = {}
-    for name, rows, is_needed in (("train", train_rows, True), ("eval", eval_rows, eval_file is not None)):
-        path = folder / f"{name}.arrow"
-        reports[name] = write_split(config, tokenizer, rows, path)
-        if is_needed and not reports[name].counts["used"]:
-            file = eval_file if name == "eval" else train_file
-            raise InvalidDataset(f"nothing to learn from in {file}: {reports[name].explain_emptiness(config)}")
-        if not reports[name].counts["used"]:
-            path.unlink()
+    encoder = BlockEncoder(config, tokenizer)
+    reports = write_shards(config, encoder, train, held_out, folder, processes, on_rows)
+    needed = {"train": train} | ({"eval": held_out} if held_out else {})
+    for name in SPLITS.values():
+        reports[name].check_lengths(config)
+        if name in needed and not reports[name].counts["used"]:
+            why = reports[name].explain_emptiness(config)
+            raise InvalidDataset(f"nothing to learn from in {needed[name].file}: {why}")
     return {
         "stats": {name: report.counts if report.counts["used"] else None for name, report in reports.items()},
         "notes": {name: report.notes for name, report in reports.items()},
         "reasons": {name: list(report.reasons.values()) for name, report in reports.items()},
         "ignored": dict(sum((report.ignored for report in reports.values()), Counter[str]())),
-        "advice": list(_advise(config, reports)),
+        "longest": {name: report.longest for name, report in reports.items()},
+        "largest_ids": {name: report.largest_id for name, report in reports.items()},
+        "advice": list(advise_on_rows(config, reports)),
     }
-
-
-def _advise(config: SFTConfig, reports: dict[str, SplitReport]) -> Iterator[tuple[str, str]]:
-    for name, report in reports.items():
-        if report.counts["used"] and (skipped := count_skipped(report.counts)):
-            what = f"{skipped} of {report.counts['rows']} {'held-out ' if name == 'eval' else ''}rows are skipped"
-            yield "rows_skipped", f"{what}: {', '.join(report.list_skipped(config))}"
-    if ignored := sum((report.ignored for report in reports.values()), Counter[str]()):
-        fields = ", ".join(f"{field} ({rows} rows)" for field, rows in ignored.most_common())
-        yield "ignored_fields", f"fields that are not used: {fields}"
-    if empty := sum(report.empty for report in reports.values()):
-        yield "empty_answers", f"{empty} answers have no text: the model learns to end the turn at once"
-    if rewritten := sum(report.rewritten for report in reports.values()):
-        yield (
-            "template",
-            f"{rewritten} answers are not trained on: the chat template writes them differently once the conversation "
-            "continues (it removes their reasoning, say), or does not show where a first one begins; "
-            "a named template_name, such as qwen3, keeps them",
-        )
-    for part in sorted(set().union(*(report.varying for report in reports.values()))):
-        yield f"template_{part}", VARYING[part]
-    unused = reports["eval"].counts
-    if unused["rows"] and not unused["used"]:
-        what = f"none of the {unused['rows']} rows held out for evaluation can be used"
-        yield "no_eval_rows", f"{what}, so there is no eval_loss"
-
-
-def count_skipped(counts: dict[str, int]) -> int:
-    """Rows of a split that are not used."""
-    return sum(counts[name] for name in ("dropped", "invalid", "too_long"))
 
 
 def _is_complete(folder: Path) -> bool:
@@ -200,6 +248,19 @@ def _is_complete(folder: Path) -> bool:
 
 def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None) -> dict[str, Any]:
     """The parts of the cache key: everything that tokens and labels depend on."""
+    return {
+        "train": _describe_file(train_file),
+        "eval": _describe_file(eval_file) if eval_file else None,
+        **_describe_tokens(config, model_path),
+    }
+
+
+def _describe_file(file: Path) -> list[str]:
+    return [file.suffix.lower(), *map(hash_file, list_parts(file))]
+
+
+def _describe_tokens(config: SFTConfig, model_path: Path) -> dict[str, Any]:
+    """Those besides the rows."""
     files = find_tokenizer_files(model_path)
     template = TEMPLATES.get(config.template_name)
     fields = {
@@ -218,8 +279,6 @@ def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: 
         "format_version": FORMAT_VERSION,
         "code": _hash_code(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "train": [train_file.suffix.lower(), hash_file(train_file)],
-        "eval": [eval_file.suffix.lower(), hash_file(eval_file)] if eval_file else None,
         "tokenizer": {path.relative_to(model_path).as_posix(): hash_file(path) for path in files},
         "template": [config.template_name, *((template.jinja, *template) if template else ())],
         **config.model_dump(mode="json", include=fields),

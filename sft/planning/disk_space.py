@@ -11,7 +11,7 @@ from sft.models.model_class import build_empty
 from sft.models.weights import check_weights
 from sft.planning.memory import plan_disk
 from sft.planning.shape import measure_companions, measure_shape, measure_weight
-from sft.planning.steps import plan_batches
+from sft.planning.steps import MANY_ROWS, plan_batches
 from sft.planning.tokens import read_lengths
 from sft.training.optimizers import check_optimizer
 
@@ -28,7 +28,9 @@ def check_disk_space(
     check_hardware(config, inspect_hardware())
     check_weights(model_path, f"base_model {config.base_model}")
     shape = measure_shape(build_empty(model_path), config, model_path)
-    steps = plan_batches(config, read_lengths(prepared.load_train()), is_padded=False).steps
+    lengths = read_lengths(prepared.load_train())
+    some = lengths[:: len(lengths) // MANY_ROWS + 1]
+    steps = plan_batches(config, some, is_padded=False, scale=len(lengths) / len(some)).steps
     parts = plan_disk(config, shape, measure_weight(shape), measure_companions(model_path), steps, 0)["parts"]
     checkpoints = max(parts["checkpoints"] - _measure_files(checkpoint_dir), 0)
     results = parts["adapter"] + parts["merged_model"]

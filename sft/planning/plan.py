@@ -1,12 +1,14 @@
 """Makes the complete plan of a job from its configuration and its prepared rows."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData, count_skipped
+from sft.data.row_advice import count_skipped
+from sft.data.tokenization import PreparedData
 from sft.models.hardware import FLASH_PACKAGES, Hardware, check_hardware, inspect_hardware
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
@@ -79,14 +81,15 @@ def make_plan(
     check_positions(empty, prepared, config)
     shape = measure_shape(empty, config, model_path)
     device = inspect_device(config) if target is None else describe_card(*target, config)
+    scale = _measure_scale(config, prepared)
     share = float(rows.supervised.sum() / rows.lengths.sum())
     usable_bytes = device.find_usable_bytes(held_bytes)
     layout = foresee_layout(empty, config.attn_implementation, Place(device.kind, _dtype(device), device.capability))
-    sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes)
+    sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes, scale)
     probe = _probe(config, prepared, model_path, shape, device, rows, sizes.batches)
     if probe is not None and probe.layout != layout:
         layout = probe.layout
-        sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes)
+        sizes = _measure_sizes(config, empty, shape, device, layout, rows, share, usable_bytes, scale)
     batches, checkpointing = sizes.batches, sizes.checkpointing
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
     like = find_like(past_runs, shape, device, checkpointing, tokens_per_step) if device.is_here else []
@@ -95,15 +98,16 @@ def make_plan(
     disk = plan_disk(
         config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
     )
-    eval_tokens = 0 if held_out is None else int(held_out.lengths.sum())
+    eval_tokens = 0 if held_out is None else round(int(held_out.lengths.sum()) * scale)
     time = plan_time(config, shape, device, batches, share, eval_tokens, checkpointing, like, past_runs, probe)
     notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps)
     return {
         "device": describe_device(device),
         "rows": {name: describe_rows(prepared, name) for name in ("train", "eval")},
+        "sample": prepared.sample,
         "ignored": prepared.ignored,
         "tokens": describe_tokens(rows) | {"supervised_share": round(share, 4)},
-        "batches": describe_batches(config, rows, batches),
+        "batches": describe_batches(config, rows, batches, scale),
         "steps": batches.steps,
         "epochs": round(batches.epochs, 3),
         "model": {
@@ -120,6 +124,7 @@ def make_plan(
         "time": time,
         "samples": show_samples(prepared.load_train(), rows, model_path),
         "warnings": [
+            *_tell_sample(prepared),
             *notes,
             *({"code": "adaptation", "message": message} for message in shape.adaptation.warnings),
             *({"code": "vocabulary", "message": message} for message in table_notes),
@@ -129,6 +134,24 @@ def make_plan(
         ],
         "was_tokenized_before": prepared.was_cached,
     }
+
+
+def _measure_scale(config: SFTConfig, prepared: PreparedData) -> float:
+    """Number of rows that each of the prepared ones stands for."""
+    if prepared.sample is None:
+        return 1.0
+    most = config.max_samples or prepared.sample["of"]
+    return min(most, prepared.sample["of"]) / min(most, prepared.sample["rows"])
+
+
+def _tell_sample(prepared: PreparedData) -> Iterator[dict[str, Any]]:
+    if prepared.sample is not None:
+        read, rows = prepared.sample["rows"], prepared.sample["of"]
+        yield {
+            "code": "sampled",
+            "message": f"{read} of {rows} rows were read, from all over the file: what is said of rows and tokens is "
+            "said of them, and batches, steps and times are scaled up; the job reads every row",
+        }
 
 
 def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
@@ -160,11 +183,12 @@ def _measure_sizes(
     rows: TokenRows,
     share: float,
     usable_bytes: int,
+    scale: float,
 ) -> _Sizes:
     """Batches, checkpointing and memory with this layout of the rows."""
     from sft.training.arguments import count_rows_at_once, fill_packed_rows, needs_checkpointing
 
-    batches = plan_batches(config, rows.lengths, is_padded=layout != "documents")
+    batches = plan_batches(config, rows.lengths, layout != "documents", scale)
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
         room = usable_bytes - count_loaded_bytes(config, shape, device)
@@ -174,7 +198,7 @@ def _measure_sizes(
     lengths = [int(rows.lengths[index]) for index in batches.heaviest]
     if config.packing:
         at_once = count_rows_at_once(config, layout, device.kind)
-        lengths = list(fill_packed_rows(config, int(rows.lengths.sum()), at_once))
+        lengths = list(fill_packed_rows(config, round(int(rows.lengths.sum()) * scale), at_once))
         batches = batches._replace(max_tokens=min(batches.max_tokens, at_once * config.max_seq_length))
     memory = measure_batches(config, empty, shape, device, layout, checkpointing, lengths, share)
     return _Sizes(batches, checkpointing, memory)

@@ -55,7 +55,7 @@ class ProbeRows(PreparedData):
     def __init__(self, whole: PreparedData, indices: list[int]) -> None:
         self.whole = whole
         self.indices = indices
-        self.stats = whole.stats
+        self.stats, self.longest, self.largest_ids = whole.stats, whole.longest, whole.largest_ids
 
     def load_train(self) -> "Dataset":
         """The selected rows."""

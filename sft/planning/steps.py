@@ -9,7 +9,8 @@ import numpy as np
 from sft.config import SFTConfig
 from sft.planning.tokens import Ints, TokenRows
 
-MIN_BATCHES = 200  # batches simulated at least, for stable means and maxima
+MIN_BATCHES, MAX_BATCHES = 200, 20_000  # batches simulated, for stable means and maxima
+MANY_ROWS = 20_000  # more are represented by so many of them
 
 
 class Batches(NamedTuple):
@@ -31,34 +32,35 @@ class Batches(NamedTuple):
         return self.per_epoch * self.epochs
 
 
-def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
+def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float = 1.0) -> Batches:
     """Cut the shuffled rows into at least MIN_BATCHES batches.
 
     Args:
         is_padded: whether the trainer pads a batch to its longest row. Rows of similar length then share a batch, and
             padding counts as tokens.
+        scale: number of rows that each of these stands for.
     """
     packed = None
     if config.packing:
         packs = pack_lengths(lengths, config.max_seq_length)
-        packed = len(packs)
-        members = [[row for unit in group for row in packs[unit]] for group in _shuffle(config, packed)]
+        packed = round(len(packs) * scale)
+        members = [[row for unit in group for row in packs[unit]] for group in _shuffle(config, len(packs))]
         per_epoch = math.ceil(packed / (config.batch_size * config.num_devices))
     elif config.max_batch_tokens:
         from sft.training.batches import TokenBatches
 
         budget = TokenBatches(lengths.tolist(), config.max_batch_tokens, is_padded, config.seed, config.num_devices)
-        members, per_epoch = budget.batches, len(budget) // config.num_devices
+        members, per_epoch = budget.batches, math.ceil(len(budget) * scale / config.num_devices)
     else:
         is_grouped = is_padded and config.num_devices == 1
         members = _group(config, lengths) if is_grouped else _shuffle(config, len(lengths))
-        per_epoch = math.ceil(len(lengths) / (config.batch_size * config.num_devices))
+        per_epoch = math.ceil(round(len(lengths) * scale) / (config.batch_size * config.num_devices))
     if is_padded and not config.packing:
         totals = np.array([int(lengths[group].max()) * len(group) for group in members])
         mean = float(totals.mean())
     else:
         totals = np.array([int(lengths[group].sum()) for group in members])
-        mean = float(lengths.sum()) / per_epoch / config.num_devices
+        mean = float(lengths.sum()) * scale / per_epoch / config.num_devices
     steps_per_epoch = max(math.ceil(per_epoch / config.gradient_accumulation_steps), 1)
     steps = config.max_steps or math.ceil(config.num_epochs * steps_per_epoch)
     return Batches(
@@ -67,7 +69,7 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool) -> Batches:
         epochs=steps / steps_per_epoch,
         mean_tokens=mean,
         max_tokens=int(totals.max()),
-        padded_tokens=_count_padded(config, lengths),
+        padded_tokens=round(_count_padded(config, lengths) * scale),
         packed_rows=packed,
         sample=members[int(np.abs(totals - mean).argmin())],
         heaviest=members[int(totals.argmax())],
@@ -89,9 +91,9 @@ def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:
     return packs
 
 
-def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches) -> dict[str, Any]:
+def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches, scale: float = 1.0) -> dict[str, Any]:
     """The response's `batches`."""
-    tokens = int(rows.lengths.sum())
+    tokens = round(int(rows.lengths.sum()) * scale)
     return {
         "rows_per_step": config.get_effective_batch_size(),
         "batches_per_epoch": batches.per_epoch,
@@ -106,11 +108,10 @@ def describe_batches(config: SFTConfig, rows: TokenRows, batches: Batches) -> di
 
 def _count_padded(config: SFTConfig, lengths: Ints) -> int:
     """Tokens per epoch with `batch_size` rows padded to the longest, in the seed's first shuffle."""
-    order = np.random.default_rng(config.seed).permutation(len(lengths))
-    size = config.batch_size
-    return sum(
-        int(lengths[order[at : at + size]].max()) * len(order[at : at + size]) for at in range(0, len(order), size)
-    )
+    shuffled = lengths[np.random.default_rng(config.seed).permutation(len(lengths))]
+    starts = np.arange(0, len(lengths), config.batch_size)
+    longest = np.maximum.reduceat(shuffled, starts)  # (batches,)
+    return int((longest * np.diff(starts, append=len(lengths))).sum())
 
 
 def _group(config: SFTConfig, lengths: Ints) -> list[list[int]]:
@@ -133,4 +134,4 @@ def _shuffle(config: SFTConfig, units: int) -> list[list[int]]:
     while len(groups) < MIN_BATCHES:
         order = generator.permutation(units).tolist()
         groups += [order[at : at + config.batch_size] for at in range(0, units, config.batch_size)]
-    return groups
+    return groups[:MAX_BATCHES]

@@ -26,7 +26,8 @@ class TokenRows(NamedTuple):
 
 def read_lengths(dataset: "Dataset") -> Ints:
     """Read only the lengths, (rows,), not the tokens."""
-    return np.array(dataset["length"], dtype=np.int64)
+    lengths: Ints = dataset.with_format("arrow")[:].column("length").to_numpy().astype(np.int64)
+    return lengths
 
 
 def read_tokens(dataset: "Dataset") -> TokenRows:

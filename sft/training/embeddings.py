@@ -34,7 +34,9 @@ def check_vocabulary(
     known = _count_embeddings(model)
     if known is None:
         return []
-    for rows in (prepared.load_train(), prepared.load_eval()):
+    splits = {"train": prepared.load_train, "eval": prepared.load_eval}
+    for load in (load for name, load in splits.items() if prepared.largest_ids[name] >= known):
+        rows = load()
         if rows is not None and (found := _find_beyond(rows, known)):
             number, token = found
             raise ModelUnusable(
@@ -69,8 +71,7 @@ def check_positions(model: PreTrainedModel, prepared: PreparedData, config: SFTC
     declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(declared, int) or declared <= 0:
         declared = None
-    splits = (prepared.load_train(), prepared.load_eval())
-    longest = max(int(np.max(rows.with_format("numpy")["length"])) for rows in splits if rows is not None)
+    longest = max(prepared.longest.values())
     if declared is not None and longest <= declared - OFFSETS:
         return []
     capacity = measure_capacity(model, longest, declared)

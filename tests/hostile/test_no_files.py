@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -133,12 +134,23 @@ def test_an_adapter_that_holds_one_is_refused(settings, make):
     assert "is a pipe" in findings(check_adapter, settings, adapter_path="adapter")[0]
 
 
-def test_a_file_larger_than_the_memory_for_it_is_refused_before_it_is_read(settings):
-    path = settings.data_root / "sparse.jsonl"
-    path.write_text('{"text": "a"}\n')
-    os.truncate(path, 2**42)  # four terabytes of nothing, whose hash alone takes an hour
-    with confined(Limits(2**30, 10, None)), pytest.raises(ResourceLimit, match=r"sparse\.jsonl, 4,194,304 MiB, takes"):
-        describe_local("sparse.jsonl", path, "train")
+@pytest.mark.parametrize(
+    ("suffix", "error", "told"),
+    [
+        (".json", ResourceLimit, ".json, 4,194,304 MiB, takes"),
+        (".jsonl", InvalidDataset, ".jsonl has a line of more than 256 MiB"),
+        (".csv", InvalidDataset, ".csv has a line of more than 256 MiB"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_file_of_endless_nothing_is_refused_before_it_is_hashed(settings, split, suffix, error, told):
+    folder = settings.data_root / "endless"
+    folder.mkdir()
+    for path in (folder / "train.jsonl",) * (split != "train") + (folder / f"{split}{suffix}",):
+        path.write_text('{"text": "a"}\n')
+    os.truncate(folder / f"{split}{suffix}", 2**42)  # four terabytes, whose hash alone takes an hour
+    with confined(Limits(2**30, 60, None)), pytest.raises(error, match=re.escape(f"{split}{told}")):
+        describe_local("endless", folder, "train")
 
 
 def test_what_is_a_file_still_is(settings, model):

@@ -180,7 +180,6 @@ FILES = {
     "page.parquet": write_parquet,
     "wide.parquet": lambda path: pq.write_table(pa.table({f"c{n}": ["x"] for n in range(10_001)}), path),
     "wide.csv": lambda path: path.write_text("text" + ",c" * 500_000 + "\na" + "," * 500_000 + "\n"),
-    "rows.parquet": write_repeated,
     "claims.parquet": claim_rows,
     "footer.parquet": lambda path: path.write_bytes(b"PAR1" + (2**31 - 1).to_bytes(4, "little") + b"PAR1"),
     "claims.arrow": lambda path: path.write_bytes(b"ARROW1\0\0" + b"\xff" * 4 + (2**31 - 1).to_bytes(4, "little")),
@@ -247,3 +246,16 @@ def test_nobody_waits_for_a_plan_that_holds_the_interpreter(planner, settings):
 
 def test_an_ordinary_plan_is_made_within_the_limits(planner, settings):
     assert plan(planner, settings)["steps"] > 0
+
+
+def test_a_plan_of_twenty_million_rows_reads_a_sample(planner, settings):
+    """In the memory of a few: the file has kilobytes."""
+    path = settings.data_root / "rows.parquet"
+    write_repeated(path)
+    rows = {"dataset_name": "rows.parquet", "dataset_format": "completion", "template_name": "chatml"}
+    try:
+        made = plan(planner, settings, **rows)
+    finally:
+        path.unlink()
+    assert made["sample"]["of"] == 20_000_000
+    assert made["batches"]["batches_per_epoch"] == pytest.approx(10_000_000, rel=0.01)

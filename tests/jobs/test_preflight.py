@@ -436,11 +436,17 @@ def test_a_mirror_of_somebody_elses_registry_may_be_behind(settings, repository)
 @pytest.mark.parametrize(
     ("name", "content", "code", "told"),
     [
-        ("rows.xlsx", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv; convert the file"),
+        (
+            "rows.xlsx",
+            "x",
+            "invalid_dataset",
+            "must end in one of .jsonl, .json, .parquet, .csv, .jsonl.gz, .jsonl.zst",
+        ),
         ("rows.jsonl", LFS, "invalid_dataset", "is a Git LFS pointer, not the data; run `git lfs pull`"),
         ("rows.csv", "PK\x03\x04", "invalid_dataset", "is a ZIP archive or an Excel file"),
         ("rows.json", "<!DOCTYPE html>", "invalid_dataset", "is a web page, perhaps that of a login"),
-        ("rows.jsonl.gz", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv"),
+        ("rows.jsonl.bz2", "x", "invalid_dataset", "must end in one of .jsonl, .json, .parquet, .csv"),
+        ("rows.jsonl.gz", "x", "invalid_dataset", "is not compressed as its name says"),
         ("rows.parquet", "", "invalid_dataset", "is empty"),
         (None, "", "dataset_not_found", "is not a file or folder below the data root"),
     ],

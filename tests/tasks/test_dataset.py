@@ -311,9 +311,9 @@ def test_pointers_and_archives_in_place_of_rows_are_refused(own_home: Settings, 
         (own_home.data_root / name).write_text(pointer)
         with pytest.raises(InvalidDataset, match="is a Git LFS pointer"):
             resolve(name, own_home)
-    (own_home.data_root / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(InvalidDataset, match=r"dataset file rows\.jsonl\.gz is compressed; unpack it first"):
-        resolve("rows.jsonl.gz", own_home)
+    (own_home.data_root / "rows.jsonl.bz2").write_bytes(b"BZh")
+    with pytest.raises(InvalidDataset, match=r"dataset file rows\.jsonl\.bz2 is compressed; unpack it first"):
+        resolve("rows.jsonl.bz2", own_home)
 
 
 def test_a_file_of_other_json_beside_the_rows_does_no_harm(tmp_path: Path) -> None:
@@ -324,6 +324,35 @@ def test_a_file_of_other_json_beside_the_rows_does_no_harm(tmp_path: Path) -> No
     commit(registry, "Rows")
     found = resolve("sales@main", Settings(home=tmp_path / "own", dataset_registry=str(registry)))
     assert (found.rows, found.unused) == (2, ("info.json",))
+
+
+def test_a_dataset_in_parts_has_the_rows_of_all(own_home: Settings, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    for folder in (own_home.data_root / "sales", registry / "sales"):
+        for number in range(3):
+            write_rows(folder / f"train-{number:05}-of-00003.jsonl", number + 1)
+        write_rows(folder / "test-00000-of-00002.jsonl", 1)
+        write_rows(folder / "test-00001-of-00002.jsonl", 1)
+    run(registry, "git", "init", "--quiet", "--initial-branch=main")
+    commit(registry, "Rows")
+    stored = resolve("sales@main", Settings(home=tmp_path / "own", dataset_registry=str(registry)))
+    local = resolve("sales", own_home)
+    for found in (stored, local):
+        assert (found.rows, found.unused, found.advise()) == (6, (), [])
+        assert found.train_file.name == "train-00000-of-00003.jsonl"
+        assert found.eval_file == found.train_file.with_name("test-00000-of-00002.jsonl")
+        assert count_rows(found.eval_file) == 2
+    last = own_home.data_root / "sales/train-00002-of-00003.jsonl"
+    write_rows(last, 9)
+    assert (resolve("sales", own_home).rows, resolve("sales", own_home).md5 != local.md5) == (12, True)
+    write_rows(tmp_path / "outside.jsonl", 1)
+    last.unlink()
+    last.symlink_to(tmp_path / "outside.jsonl")
+    with pytest.raises(InvalidConfig, match=r"train-00002-of-00003\.jsonl is a link that leads outside"):
+        resolve("sales", own_home)
+    last.unlink()
+    with pytest.raises(InvalidDataset, match=r"is one of 3 parts, of which train-00002-of-00003\.jsonl is missing"):
+        resolve("sales", own_home)
 
 
 @pytest.mark.parametrize("reference", ["../secret.jsonl", "/etc/hostname", "set/../../secret.jsonl", "link.jsonl"])

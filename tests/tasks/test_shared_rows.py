@@ -9,6 +9,8 @@ from prefect.exceptions import Abort
 
 from jobs.shared_store import SharedStore, owner_of
 from jobs.spec import JobSpec
+from jobs.storage.reports import read_reports
+from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, StackError
 from tasks.journal import open_journal
@@ -84,3 +86,28 @@ def test_a_dataset_in_the_store_that_is_damaged_is_resolved_again(host, tmp_path
     dataset, _ = attempt(host("two"), job_id, model)
     assert dataset.rows == 5
     assert "is resolved again" in caplog.text
+
+
+def test_the_phase_tells_how_far_tokenizing_is(host, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.tokenize.PROGRESS_SECONDS", 0)
+    model, job_id, settings = save_tiny_model("llama", tmp_path / "model"), uuid4(), host("one")
+    write_rows(settings, 4)
+    with open_journal(settings, job_id, JobSpec(config=CONFIG)) as journal:
+        dataset = resolve_dataset.fn(CONFIG, journal)
+        tokenize.fn(CONFIG, dataset, model, journal)
+        assert read_reports(engine_for(settings.database_url), [job_id])[job_id].phase == "tokenizing (100%)"
+
+
+def test_all_parts_of_a_dataset_are_in_the_store(host, tmp_path):
+    model, job_id = save_tiny_model("llama", tmp_path / "model"), uuid4()
+    folder = host("one").data_root / "mine"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"train-{number:05}-of-00003.jsonl").write_text(f"{json.dumps(ROW)}\n" * (number + 1))
+    began, again = (attempt(host(name), job_id, model) for name in ("one", "two"))
+    assert began[0].rows == again[0].rows == 6
+    assert again[0].train_file.parent != folder
+    assert sorted(path.name for path in again[0].train_file.parent.iterdir()) == [
+        f"train-{number:05}-of-00003.jsonl" for number in range(3)
+    ]
+    assert again[1].was_cached

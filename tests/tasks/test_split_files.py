@@ -39,14 +39,25 @@ def test_files_of_a_split_of_another_kind_are_named() -> None:
         pick_files(["train.tsv", "test.jsonl"], "train")
 
 
+def test_a_split_in_parts_is_named_by_the_first_one() -> None:
+    names = [
+        *(f"train-{number:05}-of-00012.jsonl.gz" for number in range(12)),
+        "validation-00000-of-00002.parquet",
+        "validation-00001-of-00002.parquet",
+        "test.jsonl.zst",
+    ]
+    assert pick_files(names, "train") == (names[0], names[12], [])
+    assert pick_files([*names, "train.jsonl"], "train") == ("train.jsonl", names[12], names[:12])
+
+
 def test_files_of_rows_that_are_used_for_nothing_are_named() -> None:
     names = [
         "train.jsonl",
         "train.parquet",
         "train-extra.jsonl",
-        "validation.jsonl.gz",
-        "test-00000-of-00002.parquet",
-        "test-00001-of-00002.parquet",
+        "validation.jsonl.bz2",
+        "test-00000-of-00003.parquet",
+        "test-00001-of-00003.parquet",
         "notes.txt",
         ".hidden.jsonl",
     ]
@@ -54,11 +65,11 @@ def test_files_of_rows_that_are_used_for_nothing_are_named() -> None:
         "train.jsonl",
         None,
         [
-            "test-00000-of-00002.parquet",
-            "test-00001-of-00002.parquet",
+            "test-00000-of-00003.parquet",
+            "test-00001-of-00003.parquet",
             "train-extra.jsonl",
             "train.parquet",
-            "validation.jsonl.gz",
+            "validation.jsonl.bz2",
         ],
     )
 
@@ -66,12 +77,12 @@ def test_files_of_rows_that_are_used_for_nothing_are_named() -> None:
 @pytest.mark.parametrize(
     ("names", "kind", "message"),
     [
-        (["train.jsonl.gz"], InvalidDataset, r"the dataset's train\.jsonl\.gz is compressed; unpack it"),
+        (["train.jsonl.bz2"], InvalidDataset, r"the dataset's train\.jsonl\.bz2 is compressed; unpack it"),
         (["train.csv.zst"], InvalidDataset, r"train\.csv\.zst is compressed"),
         (
-            ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            ["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"],
             InvalidDataset,
-            r"train-00000-of-00002\.parquet is one of 2 parts; join them into train\.parquet",
+            r"train-00000-of-00003\.parquet is one of 3 parts, of which train-00001-of-00003\.parquet is missing",
         ),
         (["data.jsonl"], DatasetNotFound, r"has no train\.jsonl, .*; it has: data\.jsonl"),
         ([], DatasetNotFound, "it has: no files"),

@@ -1,4 +1,4 @@
-"""What the tokenizing step of a job tells in its log."""
+"""What the tokenizing step of a job tells, and what a plan reads."""
 
 import json
 import logging
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.data.tokenization import prepare
-from tasks.tokenize import report_rows
+from tasks.dataset_version import DatasetVersion
+from tasks.tokenize import RowsProgress, prepare_for_plan, report_rows
 from tests.tiny_models import save_tiny_llama
 
 
@@ -33,3 +35,31 @@ def test_counts_and_the_first_invalid_rows_are_logged(tmp_path: Path, caplog: py
         "7 of 8 rows are skipped: 7 can't be read (row 2: instruction must be text, got 0)",
     ]
     assert [record.levelname for record in caplog.records] == ["INFO", *["WARNING"] * 6]
+
+
+def test_progress_is_told_with_the_time_that_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([100.0, 105.0, 110.0, 115.0, 120.0])
+    monkeypatch.setattr("tasks.tokenize.time.monotonic", lambda: next(now))
+    shown: list[str] = []
+    progress = RowsProgress(1000, shown.append)
+    with caplog.at_level(logging.INFO, logger="tasks.tokenize"):
+        for rows in (500, 510, 520, 600):  # 500 were tokenized by an earlier attempt
+            progress(rows)
+    assert shown == ["tokenizing (51%)", "tokenizing (60%)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Tokenized 510 of 1000 rows (51%), 1 rows/s, 490 s left",
+        "Tokenized 600 of 1000 rows (60%), 5 rows/s, 80 s left",
+    ]
+
+
+def test_a_plan_reads_a_sample_of_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"instruction": f"Hi {n}", "output": "Yo"} for n in range(30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = SFTConfig(base_model="tiny", dataset_name="rows", dataset_format="alpaca", template_name="chatml")
+    dataset = DatasetVersion("rows", None, None, "0" * 32, tmp_path / "rows.json", None, 30, "file", "file://")
+    model, settings = save_tiny_llama(tmp_path / "tiny"), Settings(home=tmp_path / "home")
+    assert prepare_for_plan(config, model, dataset, settings).sample is None
+    monkeypatch.setattr("tasks.tokenize.MOST_PLANNED_ROWS", 29)
+    assert prepare_for_plan(config, model, dataset, settings).sample == {"rows": 30, "of": 30}

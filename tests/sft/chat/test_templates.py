@@ -193,7 +193,7 @@ def check_written(name: str, messages: list[Message], tools: list[Tool] | None, 
     assert rendered.text == text
     assert [text[start:end] for start, end in rendered.spans] == learned
     pieces = [part for part in re.split("(«.*?»)", written, flags=re.DOTALL) if part]
-    ids, labels = next(encode(tokenizer, [rendered]))
+    ids, labels = (values.tolist() for values in next(encode(tokenizer, [rendered])))
     encoded = [(part[0] == "«", tokenizer.encode(part.strip("«»"), add_special_tokens=False)) for part in pieces]
     assert ids == [token for _, part in encoded for token in part]
     assert labels == [token if is_learned else -100 for is_learned, part in encoded for token in part]
@@ -344,7 +344,7 @@ def test_a_text_begins_as_the_tokenizer_begins_it_and_never_twice(name: str) -> 
     stop_token = apply_template(tokenizer, name)
     text = tokenizer.apply_chat_template(TALK, tokenize=False)
     assert text == "<s>" + re.sub("[«»]", "", WRITTEN[name][0])
-    ids, _ = next(encode(tokenizer, [Renderer(tokenizer, stop_token).render(Conversation(TALK))]))
+    ids = next(encode(tokenizer, [Renderer(tokenizer, stop_token).render(Conversation(TALK))]))[0].tolist()
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids == tokenizer.apply_chat_template(TALK)["input_ids"]

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sft.data.data_files import BrokenRow, count_rows, read_rows
+from sft.data.data_files import count_rows, read_rows
 from sft.data.file_content import RECODE
+from sft.data.rows import BrokenRow
 from sft.errors import InvalidDataset
 
 ROWS = [{"instruction": "Hi", "output": "Yo"}, {"instruction": "Zürich?", "output": "Ja\nja"}]
@@ -102,7 +103,7 @@ def test_a_list_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n", "a.csv has no rows"),
         ("a.csv", b"", "a.csv has no rows"),
         ("a.parquet", b"nonsense", "a.parquet is not a Parquet file"),
-        ("a.txt", b"nonsense", "a.txt must be one of .json, .jsonl, .csv, .parquet, got .txt"),
+        ("a.txt", b"nonsense", "a.txt must be one of .json, .jsonl, .csv, .parquet, .jsonl.gz, .jsonl.zst, got .txt"),
     ],
 )
 def test_a_file_that_is_malformed_as_a_whole_is_refused(

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sft.data.data_files import BrokenRow, count_rows, read_rows
+from sft.data.data_files import count_rows, read_rows
+from sft.data.rows import BrokenRow
 from sft.data.splits import split_rows
 from sft.errors import InvalidDataset
 
@@ -79,10 +80,10 @@ def test_what_is_not_the_data_is_called_by_its_name(tmp_path: Path, suffix: str,
 
 
 def test_a_compressed_file_under_its_own_suffix_is_to_be_unpacked(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(TEXT.encode()))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(TEXT.encode()))
     (tmp_path / "a.jsonl.br").write_bytes(b"\x0b\x02\x80")
-    with pytest.raises(InvalidDataset, match=r"a\.jsonl\.gz is compressed with gzip"):
-        read_rows(tmp_path / "a.jsonl.gz")
+    with pytest.raises(InvalidDataset, match=r"a\.csv\.gz is compressed with gzip"):
+        read_rows(tmp_path / "a.csv.gz")
     with pytest.raises(InvalidDataset, match=r"a\.jsonl\.br is an archive by its name; unpack it first"):
         read_rows(tmp_path / "a.jsonl.br")
 

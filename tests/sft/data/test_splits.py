@@ -1,6 +1,6 @@
 from typing import Any
 
-from sft.data.data_files import BrokenRow, NumberedRow
+from sft.data.rows import BrokenRow, NumberedRow
 from sft.data.splits import split_rows
 
 

@@ -35,7 +35,8 @@ def render(
 def tokenize(
     tokenizer: PreTrainedTokenizerFast, row: Conversation | PlainText, template: str = "chatml", **masks: bool
 ) -> tuple[list[int], list[int]]:
-    return next(encode(tokenizer, [render(tokenizer, row, template, **masks)]))
+    ids, labels = next(encode(tokenizer, [render(tokenizer, row, template, **masks)]))
+    return ids.tolist(), labels.tolist()
 
 
 def decode_learned(tokenizer: PreTrainedTokenizerFast, labels: list[int]) -> str:

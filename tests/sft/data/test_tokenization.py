@@ -283,9 +283,9 @@ def test_a_torn_folder_is_made_anew(
 ) -> None:
     first = prepare(make_config(), model_path, alpaca_file, tmp_path / "cache")
     expected = first.load_train().to_list()
-    content = (first.folder / "train.arrow").read_bytes()
-    (first.folder / "train.arrow").unlink()
-    (first.folder / "train.arrow").write_bytes(content[: len(content) // 2])
+    content = (first.folder / "train-00000.arrow").read_bytes()
+    (first.folder / "train-00000.arrow").unlink()
+    (first.folder / "train-00000.arrow").write_bytes(content[: len(content) // 2])
     second = prepare(make_config(), model_path, alpaca_file, tmp_path / "cache")
     assert not second.was_cached
     assert second.load_train().to_list() == expected

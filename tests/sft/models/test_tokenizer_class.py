@@ -72,7 +72,7 @@ def test_each_architecture_learns_its_answers(
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(["a", "the sea", "x", "he"])
     ]
     rendered = renderer.render(Conversation(talk))
-    ids, labels = next(encode(tokenizer, [rendered]))
+    ids, labels = (values.tolist() for values in next(encode(tokenizer, [rendered])))
     assert [rendered.text[start:end] for start, end in rendered.spans] == learned
     assert tokenizer.decode(ids, skip_special_tokens=False).strip() == rendered.text.strip()
     runs = "".join("." if label < 0 else "x" for label in labels).split(".")

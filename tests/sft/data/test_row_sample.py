@@ -1,0 +1,89 @@
+"""A plan of a large dataset reads a sample of it."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.config import SFTConfig
+from sft.data import data_stream, row_sample
+from sft.data.data_files import count_rows
+from sft.data.row_blocks import read_blocks
+from sft.data.tokenization import prepare, prepare_sample
+from sft.planning.plan import make_plan
+
+MakeConfig = Callable[..., SFTConfig]
+ROWS = 1000
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A thousand rows in blocks of ten or so, of which forty are a sample."""
+    monkeypatch.setattr(data_stream, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(row_sample, "PLACES", 10)
+    monkeypatch.setattr(row_sample, "SAMPLE_ROWS", 40)
+    path = tmp_path / "rows.jsonl"
+    rows = ({"instruction": f"Count to {n:04}", "output": "1 2 3"} for n in range(ROWS))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_sample_has_rows_from_all_over_the_file_as_the_job_sees_them(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, file: Path
+) -> None:
+    sample = prepare_sample(make_config(), model_path, file, tmp_path / "cache", None, ROWS)
+    whole = prepare(make_config(), model_path, file, tmp_path / "cache")
+    assert sample.sample is not None
+    assert 40 <= sample.sample["rows"] < 80
+    assert sample.sample["of"] == ROWS
+    numbers = sorted([*sample.load_train()["row"], *sample.load_eval()["row"]])  # type: ignore[index]
+    assert len(numbers) == sample.sample["rows"]
+    assert numbers[0] == 1
+    assert max(later - number for number, later in zip(numbers, [*numbers[1:], ROWS], strict=True)) < 150
+    for some, all_rows in ((sample.load_train(), whole.load_train()), (sample.load_eval(), whole.load_eval())):
+        assert some is not None
+        assert all_rows is not None
+        by_number = {row["row"]: row for row in all_rows}
+        assert [by_number[row["row"]] for row in some] == list(some)  # on the same side, with the same tokens
+    again = prepare_sample(make_config(), model_path, file, tmp_path / "cache", None, ROWS)
+    assert (again.was_cached, again.folder) == (True, sample.folder)
+    with file.open("a") as end:
+        end.write(json.dumps({"instruction": "New", "output": "row"}))
+    assert not prepare_sample(make_config(), model_path, file, tmp_path / "cache", None, ROWS + 1).was_cached
+
+
+@pytest.mark.parametrize(
+    "fields", [{"batch_size": 4}, {"max_samples": 100}, {"packing": True}, {"max_batch_tokens": 90}], ids=str
+)
+def test_a_plan_of_a_sample_says_so_and_counts_the_steps_of_all_rows(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, file: Path, fields: dict[str, Any]
+) -> None:
+    config = make_config(validation_split=0.0, **fields)
+    sample = prepare_sample(config, model_path, file, tmp_path / "cache", None, ROWS)
+    whole = prepare(config, model_path, file, tmp_path / "cache")
+    part, full = (make_plan(config, rows, model_path, [], 10**12) for rows in (sample, whole))
+    assert sample.sample is not None
+    assert part["sample"] == sample.sample
+    assert full["sample"] is None
+    assert part["steps"] == pytest.approx(full["steps"], rel=0.05)
+    assert part["batches"]["tokens_per_epoch"] == pytest.approx(full["batches"]["tokens_per_epoch"], rel=0.01)
+    assert part["batches"]["mean_tokens"] == pytest.approx(full["batches"]["mean_tokens"], rel=0.05)
+    told = [warning["message"] for warning in part["warnings"] if warning["code"] == "sampled"]
+    assert [message.split(" rows were read")[0] for message in told] == [f"{sample.sample['rows']} of {ROWS}"]
+    assert "sampled" not in [warning["code"] for warning in full["warnings"]]
+
+
+def test_a_file_is_read_in_constant_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        file.writelines(f'{{"text": "{"x" * 1000}"}}\n' for _ in range(50_000))
+    tracemalloc.start()
+    try:
+        assert count_rows(path) == 50_000
+        assert sum(len(block.read()) for block in read_blocks(path)) == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()
