@@ -5,14 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
 from sft.confinement import find_memory_limit, step
+from sft.data.cache_key import describe_preparation, describe_tokens, digest, find_tokenizer_files
 from sft.data.encoding import SPLITS, BlockEncoder
 from sft.data.forked_workers import count_cores
 from sft.data.parts import list_parts
@@ -27,21 +26,8 @@ from sft.files.publication import discard_folder, publish_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT_VERSION = 4  # of the folder's files
 PARALLEL_BYTES = 8 << 20  # of data, from which on processes are worth their start
 PROCESS_BYTES = 512 << 20  # of memory that a process may need
-CODE = ("data/*.py", "chat/*.py", "models/tokenizer_class.py")  # code that the tokens depend on; part of the key
-LIBRARIES = ("jinja2", "tokenizers", "transformers")
-TOKENIZER_FILES = (
-    "*token*.json",
-    "tekken.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "config.json",
-    "additional_chat_templates/*.jinja",  # named templates beside the default one, for tools for instance
-)
 
 
 class PreparedData:
@@ -128,7 +114,7 @@ def prepare(
         TemplateNotFound: the template is unknown or does not suit the tokenizer.
     """
     check_template_name(config.template_name)
-    key_parts = _describe(config, model_path, train_file, eval_file)
+    key_parts = describe_preparation(config, model_path, train_file, eval_file)
     train, held_out = Source(train_file, partial(read_blocks, train_file)), None
     if eval_file:
         held_out = Source(eval_file, partial(read_blocks, eval_file))
@@ -151,7 +137,7 @@ def prepare_sample(
     files = [train_file, eval_file] if eval_file else [train_file]
     blocks = [sample_blocks(read_blocks(file)) for file in files]
     contents = [hashlib.sha256(repr(found).encode()).hexdigest() for found in blocks]
-    key_parts = _describe_tokens(config, model_path) | {"sample": contents, "rows": rows}
+    key_parts = describe_tokens(config, model_path) | {"sample": contents, "rows": rows}
     sources = [Source(file, partial(iter, found)) for file, found in zip(files, blocks, strict=True)]
     sample = {"rows": sum(block.count_rows() for block in blocks[0]), "of": rows}
     held_out = sources[1] if eval_file else None
@@ -166,7 +152,7 @@ def _prepare(
     sample: dict[str, int] | None = None,
 ) -> PreparedData:
     """The cached folder of this key; `write` writes its Arrow files and returns their part of the manifest."""
-    key = _digest(key_parts)
+    key = digest(key_parts)
     folder = cache_dir / key[:32]
     if _is_complete(folder):
         return PreparedData(folder, was_cached=True)
@@ -196,11 +182,7 @@ def place_of_prepared(
     config: SFTConfig, model_path: Path, train_file: Path, cache_dir: Path, eval_file: Path | None = None
 ) -> Path:
     """The folder that `prepare` returns for these, which need not exist; named alike on every machine."""
-    return cache_dir / _digest(_describe(config, model_path, train_file, eval_file))[:32]
-
-
-def _digest(key_parts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
+    return cache_dir / digest(describe_preparation(config, model_path, train_file, eval_file))[:32]
 
 
 def _write_splits(
@@ -244,62 +226,3 @@ def _is_complete(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _describe(config: SFTConfig, model_path: Path, train_file: Path, eval_file: Path | None) -> dict[str, Any]:
-    """The parts of the cache key: everything that tokens and labels depend on."""
-    return {
-        "train": _describe_file(train_file),
-        "eval": _describe_file(eval_file) if eval_file else None,
-        **_describe_tokens(config, model_path),
-    }
-
-
-def _describe_file(file: Path) -> list[str]:
-    return [file.suffix.lower(), *map(hash_file, list_parts(file))]
-
-
-def _describe_tokens(config: SFTConfig, model_path: Path) -> dict[str, Any]:
-    """Those besides the rows."""
-    files = find_tokenizer_files(model_path)
-    template = TEMPLATES.get(config.template_name)
-    fields = {
-        "dataset_format",
-        "dataset_text_field",
-        "max_samples",
-        "validation_split",
-        "max_seq_length",
-        "excess_length_strategy",
-        "invalid_rows",
-        "train_on_prompt",
-        "mask_history",
-        "seed",
-    }
-    return {
-        "format_version": FORMAT_VERSION,
-        "code": _hash_code(),
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "tokenizer": {path.relative_to(model_path).as_posix(): hash_file(path) for path in files},
-        "template": [config.template_name, *((template.jinja, *template) if template else ())],
-        **config.model_dump(mode="json", include=fields),
-    }
-
-
-def _hash_code() -> dict[str, str]:
-    library = Path(__file__).parents[1]
-    files = sorted(file for pattern in CODE for file in library.glob(pattern))
-    return {file.relative_to(library).as_posix(): hash_file(file) for file in files}
-
-
-def find_tokenizer_files(model_path: Path) -> list[Path]:
-    """The files in a model's folder that its tokenizer and chat template may be read from."""
-    return sorted({path for pattern in TOKENIZER_FILES for path in model_path.glob(pattern) if path.is_file()})
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex. Raises InvalidDataset when there is no such file."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise InvalidDataset(f"{path} is not a file") from error

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft.config import SFTConfig
-from sft.data.tokenization import TOKENIZER_FILES
+from sft.data.cache_key import TOKENIZER_FILES
 from sft.errors import ModelNotSupported
 
 if TYPE_CHECKING:

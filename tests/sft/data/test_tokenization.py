@@ -9,7 +9,7 @@ import pytest
 
 from sft.chat import chat_template
 from sft.config import SFTConfig
-from sft.data import tokenization
+from sft.data import cache_key
 from sft.data.messages import Message
 from sft.data.splits import split_rows
 from sft.data.tokenization import prepare
@@ -246,9 +246,9 @@ def test_changed_code_is_run_anew(
     model_path: Path, alpaca_file: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder}
-    monkeypatch.setattr(tokenization, "FORMAT_VERSION", tokenization.FORMAT_VERSION + 1)
+    monkeypatch.setattr(cache_key, "FORMAT_VERSION", cache_key.FORMAT_VERSION + 1)
     folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
-    monkeypatch.setattr(tokenization, "CODE", (*tokenization.CODE, "config.py"))
+    monkeypatch.setattr(cache_key, "CODE", (*cache_key.CODE, "config.py"))
     folders.add(prepare(make_config(), model_path, alpaca_file, tmp_path / "cache").folder)
     assert len(folders) == 3
 
