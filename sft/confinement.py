@@ -164,17 +164,6 @@ def find_memory_limit() -> int | None:
     return _current.limits.memory_bytes if _current else None
 
 
-def check_room(what: str, size_bytes: int) -> None:
-    """Refuse an input that is read at once and exceeds the memory limit; does nothing outside of `confined`.
-
-    Raises:
-        ResourceLimit: naming the input.
-    """
-    most = find_memory_limit()
-    if most is not None and size_bytes > most:
-        raise ResourceLimit(_explain_memory(f"{what}, {size_bytes / 2**20:,.0f} MiB,", most))
-
-
 def open_note() -> int:
     """Open an anonymous file for a child's note, which inherits it; in memory if possible, as disks may be full."""
     if sys.platform == "linux":

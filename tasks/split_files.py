@@ -54,7 +54,10 @@ def pick_files(names: Iterable[str], split: str) -> SplitFiles:
     train = _find(files, split)
     if train is None:
         looked_for = ", ".join(f"{split}{suffix}" for suffix in FILE_SUFFIXES)
-        raise DatasetNotFound(f"the dataset has no {looked_for}; it has: {_list_some(names) or 'no files'}")
+        raise DatasetNotFound(
+            f"the dataset has no {looked_for}, nor parts such as {split}-00000-of-00002.jsonl; it has: "
+            f"{_list_some(names) or 'no files'}"
+        )
     if train.obstacle:
         raise InvalidDataset(f"the dataset's {train.name} {train.obstacle}")
     known = list_held_out(split)

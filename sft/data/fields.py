@@ -45,6 +45,11 @@ def parse_json(text: str) -> Any:
     return _DECODER.decode(text)
 
 
+def parse_json_at(text: str, place: int) -> tuple[Any, int]:
+    """`parse_json` of the value that begins at a place in a text; also returns the place of its end."""
+    return _DECODER.raw_decode(text, place)
+
+
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     built = dict(pairs)
     if len(built) != len(pairs):

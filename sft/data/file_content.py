@@ -57,9 +57,9 @@ def check_content(head: bytes, name: str) -> None:
         raise InvalidDataset(f"{name} begins with NUL bytes, as a torn download does; fetch it again")
 
 
-def explain_bytes(error: UnicodeDecodeError) -> str:
-    """Explain what is wrong with bytes that are not UTF-8, with a remedy."""
-    return f"not UTF-8: {error.reason} at byte {error.start + 1}; {RECODE}"
+def explain_bytes(error: UnicodeDecodeError, before: int = 0) -> str:
+    """Explain what is wrong with bytes that are not UTF-8, after `before` that are, with a remedy."""
+    return f"not UTF-8: {error.reason} at byte {before + error.start + 1}; {RECODE}"
 
 
 def count_parquet_rows(path: Path) -> int:

@@ -4,24 +4,21 @@ Finding the blocks is quick and is done in order; reading the rows of one (`read
 blocks of a file depend on its content alone.
 """
 
-import csv
-import io
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sft.confinement import step
-from sft.data.data_stream import open_data, read_text_blocks, read_utf8
-from sft.data.file_content import RECODE, check_columns, count_parquet_rows
+from sft.data.csv_rows import read_csv
+from sft.data.data_stream import open_data, read_text_blocks
+from sft.data.file_content import count_parquet_rows
+from sft.data.json_rows import is_list, is_whole_list, read_list
 from sft.data.parts import list_parts
-from sft.data.rows import BrokenRow, NumberedRow, Row, drop_nulls, read_line, read_list
+from sft.data.rows import NumberedRow, Row, drop_nulls, read_line
 from sft.errors import InvalidDataset
 
 BLOCK_ROWS = 512  # of a file whose rows are no lines
-DELIMITERS = ";\t|"  # accepted besides the comma
 
 
 class LineBlock(NamedTuple):
@@ -146,11 +143,9 @@ def read_file_blocks(path: Path) -> Iterator[Block]:
         if suffix == ".parquet":
             yield from _read_parquet(path)
         elif suffix == ".csv":
-            yield from _slice(_read_csv(path.name, stream, path.stat().st_size))
+            yield from _slice(path, read_csv(path.name, stream))
         elif suffix == ".json":
-            with step(f"dataset_name: to read {path.name}", path.stat().st_size):
-                rows = read_list(b"".join(read_utf8(path.name, stream)), path.name)
-            yield from _slice(iter(rows))
+            yield from _read_json(path)
         else:
             yield from _read_lines(path, stream)
 
@@ -163,28 +158,42 @@ def count_lines(content: bytes) -> int:
 
 def _read_lines(path: Path, stream: BinaryIO) -> Iterator[Block]:
     first, is_begun = 1, False
+    what, size = f"dataset_name: to read {path.name}", path.stat().st_size
     for content in read_text_blocks(path.name, stream):
         if not is_begun and content.strip():
             is_begun = True
             if content.lstrip()[:1] == b"[" and path.suffix.lower() == ".jsonl":
-                rows = _read_as_list(path)  # a JSON list under the wrong suffix, or rows that are not objects
-                if rows is not None:
-                    yield from _slice(iter(rows))
+                with open_data(path) as (again, _), step(what, size):
+                    is_misnamed = is_whole_list(path.name, again)  # else rows that are no objects
+                if is_misnamed:
+                    yield from _read_json_list(path)
                     return
         yield LineBlock(path.name, first, content)
         first += count_lines(content)
 
 
-def _read_as_list(path: Path) -> list[NumberedRow] | None:
+def _read_json(path: Path) -> Iterator[Block]:
     with open_data(path) as (stream, _), step(f"dataset_name: to read {path.name}", path.stat().st_size):
-        try:
-            return read_list(b"".join(read_utf8(path.name, stream)), path.name)
-        except InvalidDataset:
-            return None
+        has_list = is_list(path.name, stream)
+    if has_list:
+        yield from _read_json_list(path)
+        return
+    with open_data(path) as (stream, _):
+        yield from _read_lines(path, stream)
 
 
-def _slice(rows: Iterator[NumberedRow]) -> Iterator[Block]:
-    while block := list(islice(rows, BLOCK_ROWS)):
+def _read_json_list(path: Path) -> Iterator[Block]:
+    with open_data(path) as (stream, _):
+        yield from _slice(path, read_list(path.name, stream))
+
+
+def _slice(path: Path, rows: Iterator[NumberedRow]) -> Iterator[Block]:
+    what, size = f"dataset_name: to read {path.name}", path.stat().st_size
+    while True:
+        with step(what, size):
+            block = list(islice(rows, BLOCK_ROWS))
+        if not block:
+            return
         yield RowBlock(block)
 
 
@@ -222,65 +231,3 @@ def _pack_batch(batch: Any) -> bytes:
         writer.write_batch(batch)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def _read_csv(name: str, stream: BinaryIO, size: int) -> Iterator[NumberedRow]:
-    """Bytes that are not UTF-8 break only their row."""
-    lines = _decode_lines(name, stream)
-    head: list[str] = []
-    for line in lines:
-        head.append(line)
-        if line.strip("\r\n"):
-            break
-    records = enumerate(_read_records(chain(head, lines), _find_delimiter(head[-1] if head else ""), name), 1)
-    while True:
-        limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
-        try:
-            with step(f"dataset_name: to read {name}", size):
-                block = list(islice(records, BLOCK_ROWS))
-        finally:
-            csv.field_size_limit(limit)
-        if not block:
-            return
-        yield from block
-
-
-def _decode_lines(name: str, stream: BinaryIO) -> Iterator[str]:
-    for content in read_text_blocks(name, stream):
-        yield from io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
-
-
-def _find_delimiter(header: str) -> str:
-    """The comma, unless the header has none and contains exactly one of DELIMITERS."""
-    found = [mark for mark in DELIMITERS if mark in header]
-    return found[0] if len(found) == 1 and "," not in header else ","
-
-
-def _read_records(lines: Iterable[str], delimiter: str, name: str) -> Iterator[Row | BrokenRow]:
-    reader = csv.reader(lines, strict=True, delimiter=delimiter)
-    header: list[str] | None = None
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield BrokenRow(f"line {reader.line_num}", f"line {reader.line_num}: {error}")
-            continue
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            check_columns(name, len(header))
-            twice = [cell for cell, times in Counter(header).items() if cell and times > 1]
-            if twice:
-                raise InvalidDataset(f"{name} has the column {twice[0]!r} more than once; rename one")
-        elif len(cells) != len(header):
-            yield BrokenRow(
-                repr(cells),
-                f"line {reader.line_num}: must have {len(header)} cells as the header has, got {len(cells)}",
-            )
-        elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-            yield BrokenRow(repr(cells), f"line {reader.line_num}: not UTF-8; {RECODE}")
-        else:
-            yield dict(zip(header, cells, strict=True))

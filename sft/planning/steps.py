@@ -40,6 +40,9 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float
             padding counts as tokens.
         scale: number of rows that each of these stands for.
     """
+    rows = len(lengths)
+    copies = max(1, min(int(scale), MANY_ROWS // rows))  # the more rows, the more alike are those that share a batch
+    lengths, scale = np.tile(lengths, copies), scale / copies
     packed = None
     if config.packing:
         packs = pack_lengths(lengths, config.max_seq_length)
@@ -57,10 +60,11 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float
         per_epoch = math.ceil(round(len(lengths) * scale) / (config.batch_size * config.num_devices))
     if is_padded and not config.packing:
         totals = np.array([int(lengths[group].max()) * len(group) for group in members])
-        mean = float(totals.mean())
+        a_row = float(totals.sum()) / sum(map(len, members))
     else:
         totals = np.array([int(lengths[group].sum()) for group in members])
-        mean = float(lengths.sum()) * scale / per_epoch / config.num_devices
+        a_row = float(lengths.mean())
+    mean = a_row * len(lengths) * scale / per_epoch / config.num_devices
     steps_per_epoch = max(math.ceil(per_epoch / config.gradient_accumulation_steps), 1)
     steps = config.max_steps or math.ceil(config.num_epochs * steps_per_epoch)
     return Batches(
@@ -71,8 +75,8 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float
         max_tokens=int(totals.max()),
         padded_tokens=round(_count_padded(config, lengths) * scale),
         packed_rows=packed,
-        sample=members[int(np.abs(totals - mean).argmin())],
-        heaviest=members[int(totals.argmax())],
+        sample=[row % rows for row in members[int(np.abs(totals - mean).argmin())]],
+        heaviest=[row % rows for row in members[int(totals.argmax())]],
     )
 
 

@@ -22,7 +22,7 @@ from sft.config import SFTConfig
 from sft.confinement import Limits, confined
 from sft.data.data_files import count_rows, read_rows
 from sft.data.file_content import check_kind
-from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, ModelUnusable, ResourceLimit, TuneyardError
+from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, ModelUnusable, TuneyardError
 from sft.models.loading import find_model
 from sft.models.model_texts import check_texts
 from tasks.dataset import describe_local
@@ -137,7 +137,7 @@ def test_an_adapter_that_holds_one_is_refused(settings, make):
 @pytest.mark.parametrize(
     ("suffix", "error", "told"),
     [
-        (".json", ResourceLimit, ".json, 4,194,304 MiB, takes"),
+        (".json", InvalidDataset, ".json has a line of more than 256 MiB"),
         (".jsonl", InvalidDataset, ".jsonl has a line of more than 256 MiB"),
         (".csv", InvalidDataset, ".csv has a line of more than 256 MiB"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sft.config import SFTConfig
@@ -14,6 +15,7 @@ from sft.data.data_files import count_rows
 from sft.data.row_blocks import read_blocks
 from sft.data.tokenization import prepare, prepare_sample
 from sft.planning.plan import make_plan
+from sft.planning.steps import plan_batches
 
 MakeConfig = Callable[..., SFTConfig]
 ROWS = 1000
@@ -74,6 +76,39 @@ def test_a_plan_of_a_sample_says_so_and_counts_the_steps_of_all_rows(
     told = [warning["message"] for warning in part["warnings"] if warning["code"] == "sampled"]
     assert [message.split(" rows were read")[0] for message in told] == [f"{sample.sample['rows']} of {ROWS}"]
     assert "sampled" not in [warning["code"] for warning in full["warnings"]]
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize(
+    "fields", [{}, {"batch_size": 48}, {"max_batch_tokens": 4000}, {"packing": True}, {"num_devices": 2}], ids=str
+)
+def test_batches_of_a_sample_are_like_those_of_all_rows(
+    make_config: MakeConfig, fields: dict[str, Any], is_padded: bool
+) -> None:
+    config = make_config(**{"batch_size": 4, "max_seq_length": 2000} | fields)
+    lengths = np.random.default_rng(0).lognormal(5.5, 0.7, 20_000).clip(10, 2000).astype(np.int64)
+    full = plan_batches(config, lengths, is_padded)
+    part = plan_batches(config, lengths[::20], is_padded, scale=20.0)
+    assert part.per_epoch == pytest.approx(full.per_epoch, rel=0.03)
+    assert part.mean_tokens == pytest.approx(full.mean_tokens, rel=0.03)
+    assert part.padded_tokens == pytest.approx(full.padded_tokens, rel=0.05)
+    assert part.max_tokens == pytest.approx(full.max_tokens, rel=0.2)
+    assert set(part.sample + part.heaviest) <= set(range(1000))
+
+
+def test_a_list_is_read_in_constant_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    with path.open("w") as file:
+        file.write("[")
+        file.writelines(f'{{"text": "{"x" * 1000}"}},\n' for _ in range(50_000))
+        file.write("{}]")
+    tracemalloc.start()
+    try:
+        assert count_rows(path) == 50_001
+        assert sum(len(block.read()) for block in read_blocks(path)) == 50_001
+        assert tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_is_read_in_constant_memory(tmp_path: Path) -> None:
