@@ -19,9 +19,8 @@ from tasks.dataset_registry_outputs import check_md5, check_outputs
 from tasks.dataset_store import (
     StoredDataset,
     combine_md5,
-    count_rows,
+    hash_and_count,
     hash_bytes,
-    hash_parts,
     read_stored,
     store_dataset,
 )
@@ -101,9 +100,8 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
         if follow(str(file), path) is None:
             raise InvalidConfig(f"{file} is a link that leads outside {path}, or nowhere; put the file itself there")
         check_kind(file)  # before all of it is read
-    # Counted before they are hashed: that ends early in a file that has no lines, of whatever size.
-    rows, _ = (file and count_rows(file) for file in (train, held_out_file))
-    stored = StoredDataset(hash_parts(train), train, held_out_file, rows or 0, tuple(unused))
+    md5, rows = hash_and_count(train, held_out_file)
+    stored = StoredDataset(md5, train, held_out_file, rows, tuple(unused))
     return DatasetVersion.of(stored, name=reference, revision=None, commit=None, source="file", url=path.as_uri())
 
 

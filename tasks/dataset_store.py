@@ -5,7 +5,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from sft.files.publication import sync_path
 from tasks.split_files import is_rows, pick_files
 
 MANIFEST = ".manifest.json"
+HASHED_BYTES = 1 << 20  # at once
 
 
 @dataclass(frozen=True)
@@ -121,16 +124,39 @@ def _count_part(path: Path) -> int:
         raise InvalidDataset(f"{path.name} can't be read as {path.suffix[1:]}: {error}") from error
 
 
-def hash_file(path: Path) -> str:
-    """MD5 as DVC computes it: an identifier, not a protection."""
+def hash_file(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> str:
+    """MD5 as DVC computes it: an identifier, not a protection. That of the part before `is_stopped` is true."""
+    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as content:
-        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        while not is_stopped() and (piece := content.read(HASHED_BYTES)):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
-def hash_parts(path: Path) -> str:
+def hash_parts(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> str:
     """`hash_file`; of a file in several parts as of a folder with them alone."""
     parts = list_parts(path)
-    return hash_file(path) if parts == [path] else combine_md5({part.name: hash_file(part) for part in parts})
+    if parts == [path]:
+        return hash_file(path, is_stopped)
+    return combine_md5({part.name: hash_file(part, is_stopped) for part in parts})
+
+
+def hash_and_count(train: Path, held_out: Path | None) -> tuple[str, int]:
+    """Hash and count the training rows at the same time; the held-out ones are counted too, to find errors.
+
+    Counting soon raises in a file of whatever size that has no lines, and hashing ends with it.
+    """
+    has_failed = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hash_parts, train, has_failed.is_set)
+        try:
+            rows = count_rows(train)
+            if held_out:
+                count_rows(held_out)
+        except BaseException:
+            has_failed.set()
+            raise
+        return digest.result(), rows
 
 
 def hash_bytes(content: bytes) -> str:

@@ -56,10 +56,12 @@ class PlannedRows(SplitRows):
 
 
 class PlannedSample(Response):
-    """How many of a large dataset's training rows the plan has read."""
+    """How many of a large dataset's rows the plan has read."""
 
     rows: int
     of: int = Field(description="Number of rows in the training file.")
+    eval_rows: int = Field(0, description="Rows read of the held-out file; 0 without one.")
+    eval_of: int = Field(0, description="Number of rows in the held-out file.")
 
 
 class PlannedSplits(Response):

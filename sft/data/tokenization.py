@@ -12,6 +12,7 @@ from sft.chat.templates import check_template_name
 from sft.config import SFTConfig
 from sft.confinement import find_memory_limit, step
 from sft.data.cache_key import describe_preparation, describe_tokens, digest, find_tokenizer_files
+from sft.data.data_files import count_rows
 from sft.data.encoding import SPLITS, BlockEncoder
 from sft.data.forked_workers import count_cores
 from sft.data.parts import list_parts
@@ -42,7 +43,8 @@ class PreparedData:
         advice: what a user should know about these rows: pairs of a stable code and a sentence.
         longest: tokens of the longest row by split, 0 without any.
         largest_ids: the largest token id by split, -1 without any.
-        sample: of a sample of the rows, the number of `rows` that were read and the number `of` rows there are.
+        sample: of a sample, the number of `rows` that were read and the number `of` rows there are; `eval_rows` and
+            `eval_of` say so of held-out rows in a file of their own, and are 0 without it.
         was_cached: the folder was made by an earlier call.
     """
 
@@ -139,7 +141,10 @@ def prepare_sample(
     contents = [hashlib.sha256(repr(found).encode()).hexdigest() for found in blocks]
     key_parts = describe_tokens(config, model_path) | {"sample": contents, "rows": rows}
     sources = [Source(file, partial(iter, found)) for file, found in zip(files, blocks, strict=True)]
-    sample = {"rows": sum(block.count_rows() for block in blocks[0]), "of": rows}
+    counts = [sum(block.count_rows() for block in found) for found in blocks]
+    sample = {"rows": counts[0], "of": rows, "eval_rows": 0, "eval_of": 0}
+    if eval_file:
+        sample |= {"eval_rows": counts[1], "eval_of": count_rows(eval_file)}
     held_out = sources[1] if eval_file else None
     write = partial(_write_splits, config, model_path, sources[0], held_out, 1, lambda done: None)
     return _prepare(cache_dir, key_parts, write, sample)

@@ -26,13 +26,18 @@ def advise(
     train: TokenRows,
     held_out: TokenRows | None,
     steps: int,
+    scale: float = 1.0,
 ) -> list[Advice]:
-    """Collect warnings: each has a stable `code`, a `message`, and `rows` of the data file if it is about rows."""
+    """Collect warnings: each has a stable `code`, a `message`, and `rows` of the data file if it is about rows.
+
+    Args:
+        scale: number of rows that each training row stands for.
+    """
     return [
         *_check_rate(config),
-        *_check_rows(config, stats),
+        *_check_rows(config, stats, scale),
         *_check_content(train, held_out),
-        *_check_batches(config, train),
+        *_check_batches(config, train, scale),
         *_check_steps(config, steps, held_out is not None),
         *_check_model(config, shape, train),
     ]
@@ -80,7 +85,7 @@ def _check_rate(config: SFTConfig) -> Iterator[Advice]:
         )
 
 
-def _check_rows(config: SFTConfig, stats: dict[str, dict[str, int] | None]) -> Iterator[Advice]:
+def _check_rows(config: SFTConfig, stats: dict[str, dict[str, int] | None], scale: float) -> Iterator[Advice]:
     counts = stats["train"] or {}
     rows, used = counts["rows"], counts["used"]
     left_out = {
@@ -95,8 +100,8 @@ def _check_rows(config: SFTConfig, stats: dict[str, dict[str, int] | None]) -> I
         share = counts["truncated"] / rows
         most = "most rows are" if share > 0.5 else f"{counts['truncated']} of {rows} rows are"
         yield _warn("rows_truncated", f"{most} cut at max_seq_length {config.max_seq_length}, so answers end midway")
-    if used < FEW_ROWS:
-        yield _warn("few_rows", f"only {used} rows to train on")
+    if used * scale < FEW_ROWS:
+        yield _warn("few_rows", f"only {round(used * scale)} rows to train on")
     if counts["supervised_tokens"] < 0.05 * counts["tokens"]:
         share = counts["supervised_tokens"] / counts["tokens"]
         yield _warn("little_supervised", f"only {share:.1%} of the tokens contribute to the loss")
@@ -122,9 +127,9 @@ def _check_content(train: TokenRows, held_out: TokenRows | None) -> Iterator[Adv
         yield _warn("short_answers", f"{len(short)} answers are near-empty: at most {SHORT_ANSWER} tokens", short)
 
 
-def _check_batches(config: SFTConfig, train: TokenRows) -> Iterator[Advice]:
+def _check_batches(config: SFTConfig, train: TokenRows, scale: float) -> Iterator[Advice]:
     """Warnings about batches that the rows can't fill, or that a row does not fit into."""
-    rows, longest = len(train.lengths), int(train.lengths.max())
+    rows, longest = round(len(train.lengths) * scale), int(train.lengths.max())
     wanted = config.get_effective_batch_size()
     if config.max_batch_tokens and config.max_batch_tokens < longest:
         beyond = [int(number) for number in train.numbers[train.lengths > config.max_batch_tokens]]

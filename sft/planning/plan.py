@@ -22,7 +22,7 @@ from sft.planning.memory import BatchMemory, count_loaded_bytes, measure_batches
 from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
 from sft.planning.samples import show_samples
 from sft.planning.shape import ModelShape, measure_companions, measure_shape, measure_weight
-from sft.planning.steps import Batches, describe_batches, plan_batches
+from sft.planning.steps import Batches, describe_batches, plan_batches, repeat_lengths
 from sft.planning.tokens import TokenRows, describe_tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def make_plan(
     batches, checkpointing = sizes.batches, sizes.checkpointing
     tokens_per_step = batches.mean_tokens * config.gradient_accumulation_steps * config.num_devices
     like = find_like(past_runs, shape, device, checkpointing, tokens_per_step) if device.is_here else []
-    longest_first = sorted(rows.lengths.tolist(), reverse=True)
+    longest_first = sorted(repeat_lengths(rows.lengths, scale)[0].tolist(), reverse=True)
     memory = plan_memory(config, device, layout, sizes.memory, batches.max_tokens, longest_first, usable_bytes)
     disk = plan_disk(
         config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
     )
-    eval_tokens = 0 if held_out is None else round(int(held_out.lengths.sum()) * scale)
+    eval_tokens = 0 if held_out is None else round(int(held_out.lengths.sum()) * _measure_eval_scale(prepared, scale))
     time = plan_time(config, shape, device, batches, share, eval_tokens, checkpointing, like, past_runs, probe)
-    notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps)
+    notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps, scale)
     return {
         "device": describe_device(device),
         "rows": {name: describe_rows(prepared, name) for name in ("train", "eval")},
@@ -142,6 +142,12 @@ def _measure_scale(config: SFTConfig, prepared: PreparedData) -> float:
         return 1.0
     most = config.max_samples or prepared.sample["of"]
     return min(most, prepared.sample["of"]) / min(most, prepared.sample["rows"])
+
+
+def _measure_eval_scale(prepared: PreparedData, scale: float) -> float:
+    """Number of rows that each of the held-out ones stands for; `scale` is that of the training rows."""
+    sample = prepared.sample
+    return scale if sample is None or not sample["eval_rows"] else sample["eval_of"] / sample["eval_rows"]
 
 
 def _tell_sample(prepared: PreparedData) -> Iterator[dict[str, Any]]:

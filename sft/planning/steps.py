@@ -41,8 +41,7 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float
         scale: number of rows that each of these stands for.
     """
     rows = len(lengths)
-    copies = max(1, min(int(scale), MANY_ROWS // rows))  # the more rows, the more alike are those that share a batch
-    lengths, scale = np.tile(lengths, copies), scale / copies
+    lengths, scale = repeat_lengths(lengths, scale)  # the more rows, the more alike are those that share a batch
     packed = None
     if config.packing:
         packs = pack_lengths(lengths, config.max_seq_length)
@@ -78,6 +77,12 @@ def plan_batches(config: SFTConfig, lengths: Ints, is_padded: bool, scale: float
         sample=[row % rows for row in members[int(np.abs(totals - mean).argmin())]],
         heaviest=[row % rows for row in members[int(totals.argmax())]],
     )
+
+
+def repeat_lengths(lengths: Ints, scale: float) -> tuple[Ints, float]:
+    """Lengths of up to MANY_ROWS rows that stand for so many times these, and the number that each stands for."""
+    copies = max(1, min(int(scale), MANY_ROWS // len(lengths)))
+    return np.tile(lengths, copies), scale / copies
 
 
 def pack_lengths(lengths: Ints, capacity: int) -> list[list[int]]:

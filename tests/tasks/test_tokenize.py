@@ -62,4 +62,9 @@ def test_a_plan_reads_a_sample_of_many_rows(tmp_path: Path, monkeypatch: pytest.
     model, settings = save_tiny_llama(tmp_path / "tiny"), Settings(home=tmp_path / "home")
     assert prepare_for_plan(config, model, dataset, settings).sample is None
     monkeypatch.setattr("tasks.tokenize.MOST_PLANNED_ROWS", 29)
-    assert prepare_for_plan(config, model, dataset, settings).sample == {"rows": 30, "of": 30}
+    assert prepare_for_plan(config, model, dataset, settings).sample == {
+        "rows": 30,
+        "of": 30,
+        "eval_rows": 0,
+        "eval_of": 0,
+    }

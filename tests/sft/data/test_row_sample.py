@@ -14,6 +14,7 @@ from sft.data import data_stream, row_sample
 from sft.data.data_files import count_rows
 from sft.data.row_blocks import read_blocks
 from sft.data.tokenization import prepare, prepare_sample
+from sft.planning import plan
 from sft.planning.plan import make_plan
 from sft.planning.steps import plan_batches
 
@@ -76,6 +77,25 @@ def test_a_plan_of_a_sample_says_so_and_counts_the_steps_of_all_rows(
     told = [warning["message"] for warning in part["warnings"] if warning["code"] == "sampled"]
     assert [message.split(" rows were read")[0] for message in told] == [f"{sample.sample['rows']} of {ROWS}"]
     assert "sampled" not in [warning["code"] for warning in full["warnings"]]
+
+
+def test_held_out_rows_of_another_file_are_scaled_by_their_own_number(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("".join(file.read_text().splitlines(keepends=True)[:10]))
+    config = make_config(batch_size=512)
+    sample = prepare_sample(config, model_path, file, tmp_path / "cache", held_out, ROWS)
+    whole = prepare(config, model_path, file, tmp_path / "cache", held_out)
+    assert sample.sample is not None
+    assert (sample.sample["eval_rows"], sample.sample["eval_of"]) == (10, 10)
+    eval_tokens: list[int] = []
+    plan_time = plan.plan_time
+    monkeypatch.setattr(plan, "plan_time", lambda *args: eval_tokens.append(args[5]) or plan_time(*args))
+    part, full = (make_plan(config, rows, model_path, [], 10**12)["warnings"] for rows in (sample, whole))
+    assert eval_tokens[0] == eval_tokens[1]
+    codes = [warning["code"] for warning in [*part, *full]]
+    assert "batch_beyond_rows" not in codes  # of the sample's forty rows
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
