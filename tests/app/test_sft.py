@@ -12,6 +12,7 @@ import pytest
 
 from jobs.stack.process_manager import stack_processes
 from sft.callbacks import SFTCallback, send_to_callbacks
+from tests.conftest import command_line
 from tests.tiny_models import save_tiny_llama
 
 SCRIPT = textwrap.dedent("""
@@ -58,7 +59,14 @@ def run_script(script: str, home: Path, folder: Path) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def find_prefect() -> set[int]:
+    """Processes of Prefect that were started from here."""
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "prefect" in " ".join(command_line(child))}
+
+
 def test_the_trainer_trains_in_a_plain_script_and_starts_no_server(home, tmp_path):
+    before = find_prefect()  # those of other tests
     done = run_script(SCRIPT, home, tmp_path)
 
     assert done.returncode == 0, done.stderr
@@ -77,7 +85,7 @@ def test_the_trainer_trains_in_a_plain_script_and_starts_no_server(home, tmp_pat
     assert "no disk for the plot" in done.stderr
     assert stack_processes(home) == []
     assert not (home / "endpoints.json").exists()
-    assert not [child for child in psutil.Process().children(recursive=True) if "prefect" in " ".join(child.cmdline())]
+    assert find_prefect() <= before
 
 
 def test_what_fails_is_raised_and_told_to_the_callbacks(home, tmp_path):

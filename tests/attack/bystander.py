@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import httpx
 
+from tests.patience import PATIENCE
+
 PATHS = ("/health", "/queue", "/train?limit=5", "/train/00000000-0000-4000-8000-000000000000")
 PAUSE_SECONDS = 0.2
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0 * PATIENCE
 
 
 class Bystander:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import httpx
 
 from tests.attack.case import Finding, Harm, Target, case, rough_case
+from tests.patience import PATIENCE
 
-SOON_SECONDS = 6.0  # until every answer is there, whatever is asked
-NEXT_SECONDS = 2.0  # until what comes next is answered
+SOON_SECONDS = 6.0 * PATIENCE  # until every answer is there, whatever is asked
+NEXT_SECONDS = 2.0 * PATIENCE  # until what comes next is answered
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 PATHS = ("/train", "/queue", f"/train/{UNKNOWN}", "/api/sft/jobs", "/api/sft/configs", "/metrics")
 MOVED_SECONDS = 12.0  # longer than keys and the stack are taken for unchanged

@@ -28,12 +28,13 @@ from tests.attack.bystander import Bystander
 from tests.attack.case import CASES, ROUGH, CannotRun, Finding, Harm, Target
 from tests.chaos.run import wait_until
 from tests.chaos.service import find_left_over, running_service
+from tests.patience import PATIENCE
 
 MINUTES = 13.0  # for the cases; the service starts and stops in the rest of the quarter of an hour
 CASE_SECONDS = 150.0  # of one case, unless less is left
 SEED = 1
 STEP_SECONDS = 3.0  # of reading what is hostile: ten by default, and there is much to read
-KEYS_SECONDS = 10.0  # for a running API to notice that keys are in use
+KEYS_SECONDS = 10.0 * PATIENCE  # for a running API to notice that keys are in use
 
 
 @dataclass

@@ -12,7 +12,7 @@ JOBS = 5000
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_long_list_takes_no_memory_and_submissions_together_keep_their_order(tmp_path: Path) -> None:
     with running_service(tmp_path) as (settings, url):
         lists.fill_history(settings, url, JOBS)

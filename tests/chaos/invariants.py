@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from tests.chaos.aim import Fault
 from tests.chaos.faults import BY_HAND, LETHAL
 from tests.chaos.watcher import Sight, Watcher
+from tests.patience import PATIENCE
 
 JOB_TAG = "tuneyard.job_id"
-BOUND_SECONDS = 30.0 + 60.0  # a heartbeat and a minute
+BOUND_SECONDS = (30.0 + 60.0) * PATIENCE  # a heartbeat and a minute
 MAX_ATTEMPTS = 3
 Waiting = Callable[[str, float, float], float]
 

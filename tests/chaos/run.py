@@ -25,13 +25,14 @@ from tests.chaos.invariants import Evidence, Verdict, describe, judge
 from tests.chaos.pacing import NoTarget, pace, wait_until
 from tests.chaos.service import Service, find_job_processes, find_left_over, running_service
 from tests.chaos.watcher import Watcher
+from tests.patience import PATIENCE
 
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
 DELIVERY_SECONDS = 240.0  # for receivers that answer 500 to take every end
-READY_SECONDS = 90.0  # for what the last faults hit to come back
+READY_SECONDS = 90.0 * PATIENCE  # for what the last faults hit to come back
 SHOWN = 5  # recoveries that took longest
-GONE_SECONDS = 30.0  # for the processes of jobs that have ended
+GONE_SECONDS = 30.0 * PATIENCE  # for the processes of jobs that have ended
 
 
 @dataclass(frozen=True)

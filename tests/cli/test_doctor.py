@@ -12,9 +12,9 @@ from cli import doctor
 from cli.doctor import GIB, check_dtype
 from cli.findings import Level
 from jobs.shared_store import SharedStore
-from jobs.stack.readiness import PartCheck
+from jobs.stack.readiness import PartCheck, check_parts
 from sft.models.dtype_record import DtypeRecord
-from tests.conftest import free_port, stack_settings
+from tests.conftest import free_port, stack_settings, wait_until
 from tests.s3_server import ENVIRONMENT
 
 TORCH_CPU = json.dumps(["2.13.0+cpu", None, False])
@@ -66,6 +66,7 @@ def test_a_machine_without_a_stack(tmp_path):
 
 @pytest.mark.stack
 def test_a_stack_that_runs_is_asked_whether_it_answers(stack):
+    wait_until(lambda: all(check.ok for check in check_parts(stack).values()), 90)  # a test before may have ended one
     result = run(stack.model_copy(update={"api_port": free_port()}))
 
     assert result.exit_code == 0, result.output

@@ -86,9 +86,9 @@ def test_serve_leaves_a_stack_that_was_up_before(stack: Settings) -> None:
     settings = stack.model_copy(update={"api_port": free_port()})
     process = serve(settings)
     try:
-        wait_until(lambda: is_serving(settings), 60)
+        wait_until(lambda: is_serving(settings), 150)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=90)
     finally:
         end(process)
     assert process.returncode == 0
@@ -97,13 +97,14 @@ def test_serve_leaves_a_stack_that_was_up_before(stack: Settings) -> None:
 
 
 @pytest.mark.stack
+@pytest.mark.timeout(600)
 def test_serve_prints_its_addresses_and_takes_everything_with_it_at_ctrl_c(tmp_path: Path) -> None:
     settings = stack_settings(tmp_path / "home").model_copy(update={"api_port": free_port()})
     process = serve(settings)
     try:
-        wait_until(lambda: is_serving(settings), 120)
+        wait_until(lambda: is_serving(settings), 250)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=150)
     finally:
         end(process)
         local_stack.down(settings)
@@ -120,13 +121,14 @@ def test_serve_prints_its_addresses_and_takes_everything_with_it_at_ctrl_c(tmp_p
 
 
 @pytest.mark.stack
+@pytest.mark.timeout(600)
 def test_ctrl_c_while_the_stack_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     settings = stack_settings(tmp_path / "home").model_copy(update={"api_port": free_port()})
     process = serve(settings)
     try:
-        wait_until(lambda: (settings.home / "logs" / "prefect.log").exists(), 60)
+        wait_until(lambda: (settings.home / "logs" / "prefect.log").exists(), 150)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=150)
     finally:
         end(process)
         local_stack.down(settings)

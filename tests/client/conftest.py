@@ -26,4 +26,4 @@ def service() -> Iterator[MakeService]:
 def call(request: pytest.FixtureRequest) -> Call:
     """`call(url, "job", id)`: a method of either client, its result awaited, an iterator as a list."""
 
-    return make_call(request.param, timeout_seconds=5)
+    return make_call(request.param, timeout_seconds=30)

@@ -97,7 +97,7 @@ def test_a_service_that_names_a_time_is_asked_again_then(service, call, status):
     before = datetime.now(UTC)
 
     assert call(server.url, "job", "1").status == "running"
-    assert 1 <= (datetime.now(UTC) - before).total_seconds() < 4
+    assert 1 <= (datetime.now(UTC) - before).total_seconds() < 30
 
 
 def test_what_would_not_be_the_same_a_second_time_is_sent_once(service, call):

@@ -14,6 +14,7 @@ import pytest
 from jobs.settings import PROJECT_ROOT, Settings
 from tests.conftest import free_port
 from tests.contract.documents import find_block
+from tests.live_service import wait_until_idle
 from tests.workers import StackWorkers
 
 ENDED = ("completed", "failed", "cancelled")
@@ -30,6 +31,7 @@ def environment(stack: Settings) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def workers(stack: Settings) -> Iterator[StackWorkers]:
     """Jobs are made and wait until it is over."""
+    wait_until_idle(stack)
     workers = StackWorkers(stack)
     workers.pause()
     yield workers
@@ -74,7 +76,7 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 
 def _wait_until_up(url: str, log_path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         try:
             httpx.get(url, timeout=60).raise_for_status()

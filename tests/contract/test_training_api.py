@@ -113,7 +113,7 @@ def test_a_job_that_has_run_has_a_start_time_in_epoch_seconds(client, base_url, 
         with Tuneyard(base_url) as tuneyard:
             job_id = tuneyard.train(model_name="nobody/nothing", strict=False).job_id
             accepted_at = tuneyard.job(job_id).start_time
-            tuneyard.wait(job_id, timeout_seconds=60)
+            tuneyard.wait(job_id, timeout_seconds=150)
     finally:
         workers.pause()
     job = client.get(f"/train/{job_id}").json()

@@ -23,7 +23,7 @@ from tests.conftest import free_port, wait_until
 from tests.deploy.compose_file import FOLDER, read_compose, secrets_of
 from tests.tiny_models import save_tiny_llama
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - replaced
 PORTS = ("5432", "4200", "5000", "23478", "8080")
@@ -74,7 +74,7 @@ class Project:
         """A command in a service's environment, to its end; its output."""
         words = [str(FOLDER / "entrypoint.sh"), *command]
         done = subprocess.run(
-            words, env=self.environment(name), cwd=self.folder / name, capture_output=True, text=True, timeout=120
+            words, env=self.environment(name), cwd=self.folder / name, capture_output=True, text=True, timeout=250
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -98,7 +98,7 @@ class Project:
             return subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
         try:
-            wait_until(is_healthy, 150)
+            wait_until(is_healthy, 250)
         except Exception as error:
             raise AssertionError((self.folder / f"{name}.log").read_text()[-4000:]) from error
 
@@ -134,7 +134,7 @@ def start_postgres(made: Project) -> None:
     port = made.ports["5432"]
     options = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "fsync=off"]
     made.spawn("postgres", [*postgres.server_command(data), *options], os.environ | {"PYTHONPATH": str(PROJECT_ROOT)})
-    wait_until(lambda: postgres.is_ready(f"{local_url(data, 'postgres')}&port={port}"), 30)
+    wait_until(lambda: postgres.is_ready(f"{local_url(data, 'postgres')}&port={port}"), 90)
     programs = Path(postgres._binary("postgres", None)).parent
     environment = {
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -172,7 +172,7 @@ def test_a_job_runs_to_its_adapter(project: Project):
         submitted = api.post("/train", json=body)
         assert submitted.is_success, submitted.text
         job_id = submitted.json()["job_id"]
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while (job := api.get(f"/train/{job_id}").json())["status"] in ("queued", "running"):
             assert time.monotonic() < deadline, job
             time.sleep(1)

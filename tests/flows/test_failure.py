@@ -49,7 +49,7 @@ def run_in_a_process(prefect, stack, deployment_id):
         }
         command = [sys.executable, "-m", "flows"]
         done = subprocess.run(
-            command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+            command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False, timeout=250
         )
         logs = prefect.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
         assert not any("Traceback" in log.message for log in logs)

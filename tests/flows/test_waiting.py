@@ -34,7 +34,7 @@ def test_a_server_that_comes_up_is_waited_for(monkeypatch, capsys):
     with HTTPServer(("127.0.0.1", port), Handler) as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.05,))
         serving.start()
-        waiting.join(30)
+        waiting.join(60)
         server.shutdown()
         serving.join()
     assert not waiting.is_alive()
@@ -42,10 +42,10 @@ def test_a_server_that_comes_up_is_waited_for(monkeypatch, capsys):
     assert "does not respond" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", [None, f"http://127.0.0.1:{free_port()}/api"], ids=["no address", "nobody there"])
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:9/api"], ids=["no address", "nobody there"])
 def test_what_stays_away_is_left_to_prefect(monkeypatch, url):
     if url:
         monkeypatch.setenv("PREFECT_API_URL", url)
     began = time.monotonic()
     wait_for_prefect(0.2)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30

@@ -12,7 +12,7 @@ def test_an_answer_is_settled(name, monkeypatch):
     assert isinstance(outcome, answers.CallOutcome), outcome
     assert outcome.error or outcome.status_code is not None
     assert not (name.startswith("redirect") and outcome.is_delivered)
-    assert seconds < 4
+    assert seconds < 20  # some would never end
     assert growth < answers.GROWTH_BYTES
     assert outcome.error is None or (outcome.error.isprintable() and len(outcome.error) <= 300)
 

@@ -88,7 +88,7 @@ def test_a_name_of_a_run_is_not_too_long_for_the_servers() -> None:
 @pytest.mark.parametrize("text", ["i", "é", "a://", "://", "a:", "a@", "x://a:", "http://", "-.+"])
 def test_a_text_without_end_is_written_at_once(text):
     """Anybody may ask for a path of 60,000 characters, and the event loop writes it down."""
-    began = time.process_time()
+    began = time.thread_time()
     hide_passwords(text * (60_000 // len(text)))
     hide_passwords(f"a://b:{text * (60_000 // len(text))}")
-    assert time.process_time() - began < 0.5  # 8 s where the time grew with the square of the length
+    assert time.thread_time() - began < 0.5  # 8 s where the time grew with the square of the length

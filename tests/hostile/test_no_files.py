@@ -28,7 +28,7 @@ from sft.models.model_texts import check_texts
 from tasks.dataset import describe_local
 from tests.tiny_models import save_tiny_llama
 
-SECONDS = 20
+SECONDS = 60
 
 
 def make_pipe(path):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ PATHS = {
     "sqlite3.connect": (0,),
     "ctypes.dlopen": (0,),
 }
+KEPT = ("preflight",)  # names of threads that the product keeps for its next work
 LISTING = ("os.listdir", "os.scandir", "os.walk", "glob.glob", "pathlib.Path.glob", "pathlib.Path.rglob", "os.chdir")
 
 
@@ -50,6 +52,7 @@ class Watcher:
     def __init__(self) -> None:
         self._allowed: tuple[str, ...] | None = None
         self._found: list[str] = []
+        self._others: set[int | None] = set()  # threads of other tests
         self._is_installed = False
 
     @contextmanager
@@ -60,6 +63,8 @@ class Watcher:
             self._is_installed = True
         own = (sys.prefix, sys.base_prefix, Path(__file__).parents[2])
         self._found = []
+        before = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+        self._others = {thread.ident for thread in before if thread.name not in KEPT}
         self._allowed = tuple(os.path.realpath(folder) for folder in (*own, *allowed))
         try:
             yield self._found
@@ -68,7 +73,7 @@ class Watcher:
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         allowed = self._allowed
-        if allowed is None or event not in PATHS:
+        if allowed is None or event not in PATHS or threading.get_ident() in self._others:
             return
         for position in PATHS[event]:
             path = arguments[position] if position < len(arguments) else None

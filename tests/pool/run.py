@@ -25,6 +25,7 @@ from tests.chaos.pacing import NoTarget, pace, wait_until
 from tests.chaos.run import say, wait_for_ends, wait_for_processes
 from tests.chaos.service import find_left_over, read_versions
 from tests.chaos.watcher import Watcher
+from tests.patience import PATIENCE
 from tests.pool import namespaces
 from tests.pool.faults import KINDS, LETHAL, Faults, Takeover, draw_kinds
 from tests.pool.observer import Observer, Resume, find_resumes
@@ -35,8 +36,8 @@ from tests.pool.twin import compare_with_twin
 LAST_JOBS = 3  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (0.5, 6.0)  # from when a fault is due until it comes
 DELIVERY_SECONDS = 90.0
-READY_SECONDS = 90.0
-TAKEOVER_SECONDS = 15.0
+READY_SECONDS = 90.0 * PATIENCE
+TAKEOVER_SECONDS = 15.0 * PATIENCE
 STOPPED = 130  # exit status of a run that is stopped from outside
 SHOWN = 6  # recoveries that took longest
 WORDS = {"duplicated": "doubled", "orphans": "orphaned"}

@@ -18,6 +18,7 @@ from tests.pool.hosts import Site, freeze, thaw
 BEGINNING = """
 import os, socket, sys, time
 from pathlib import Path
+from tests.conftest import wait_until
 from tests.pool import namespaces
 from tests.pool.hosts import Site, freeze, thaw
 
@@ -30,11 +31,11 @@ host.start()
 def ask(*command):
     log = folder / "log"
     log.unlink(missing_ok=True)
-    host.launch(command, dict(os.environ), log).wait(20)
+    host.launch(command, dict(os.environ), log).wait(60)
     return log.read_text().strip()
 
 def connect():
-    program = f"import socket; socket.create_connection(('{site.address}', {port}), 2)"
+    program = f"import socket; socket.create_connection(('{site.address}', {port}), 5)"
     return ask(sys.executable, "-c", program)
 
 listener = socket.create_server((site.address, 0))
@@ -59,7 +60,7 @@ def start(folder, program):
 def run(folder, program):
     process = start(folder, program)
     try:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -107,14 +108,13 @@ def test_a_frozen_host_goes_on_where_it_was(tmp_path):
         """
         log = folder / "clock"
         clock = host.launch(["sh", "-c", "while true; do echo; sleep 0.05; done"], dict(os.environ), log)
-        time.sleep(0.5)
+        wait_until(lambda: log.stat().st_size > 0, 60)
         freeze(host)
         before = log.stat().st_size
         time.sleep(0.5)
-        assert before == log.stat().st_size > 0
+        assert before == log.stat().st_size
         thaw(host)
-        time.sleep(0.5)
-        assert log.stat().st_size > before
+        wait_until(lambda: log.stat().st_size > before, 60)
         freeze(host)
         host.kill()
         assert clock.poll() is not None
@@ -140,11 +140,11 @@ def test_a_host_without_network_reaches_nobody_until_it_is_back(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, number):
     process = start(tmp_path, "host.launch(['sleep', '1234.5'], dict(os.environ), folder / 'log')\ntime.sleep(60)")
-    wait_until(lambda: find(tmp_path) and (tmp_path / "log").exists(), 20)
+    wait_until(lambda: find(tmp_path) and (tmp_path / "log").exists(), 60)
     time.sleep(0.3)
     process.send_signal(number)
-    process.communicate(timeout=20)
-    wait_until(lambda: find(tmp_path) == [], 10)
+    process.communicate(timeout=60)
+    wait_until(lambda: find(tmp_path) == [], 60)
 
 
 def test_without_namespaces_a_host_has_a_name_and_a_folder_and_takes_its_processes_along(tmp_path):
@@ -154,7 +154,7 @@ def test_without_namespaces_a_host_has_a_name_and_a_folder_and_takes_its_process
     program = "import socket, subprocess, sys; print(socket.gethostname(), flush=True); "
     program += "subprocess.run(['sleep', '1234.5'])"
     launched = host.launch([sys.executable, "-c", program], dict(os.environ), log)
-    wait_until(lambda: log.read_text() == "gpu-1\n" and len(host.find_processes()) == 2, 20)
+    wait_until(lambda: log.read_text() == "gpu-1\n" and len(host.find_processes()) == 2, 60)
     freeze(host)
     assert {process.status() for process in host.find_processes()} == {psutil.STATUS_STOPPED}
     thaw(host)

@@ -19,7 +19,7 @@ FACTS = PROJECT_ROOT / "datasets/handbook/facts.yaml"
 
 def build(facts: Path, version: str, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, BUILD, facts, "--version", version, "--out", out]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=30)
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

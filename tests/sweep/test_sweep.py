@@ -1,5 +1,6 @@
 """Architectures of many kinds, each trained, saved and loaded again: the short form of `make sweep`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ REFUSED = ["bert", "florence2"]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     """Models this small gain nothing from a second thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("model_type", TRAINED)

@@ -35,7 +35,7 @@ from tests.conftest import wait_until
 from tests.s3_server import BUCKET, s3_server
 from tests.tiny_models import save_tiny_model
 
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,7 @@ def one_thread():
     torch.set_num_threads(former)
 
 
+@pytest.mark.timeout(700)
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_that_is_killed_with_its_disk_ends_with_the_very_adapter(store, job, tmp_path):
     """Killed again and again, its folder deleted each time: bit for bit what an uninterrupted run makes."""
@@ -238,7 +239,7 @@ def test_a_run_that_is_killed_with_its_disk_ends_with_the_very_adapter(store, jo
         given = (tmp_path, host, store.url, job, last)
         child = multiprocessing.get_context("spawn").Process(target=train_until_killed, args=given)
         child.start()
-        child.join(120)
+        child.join(250)
         assert child.exitcode == -signal.SIGKILL
         shutil.rmtree(tmp_path / host)
         assert max(list_stored_checkpoints(store, job)) == last

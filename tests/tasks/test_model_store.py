@@ -17,7 +17,7 @@ from tasks.model_store import CACHE, OF_JOB, OWNER, digest_files, locate_model, 
 from tests.conftest import wait_until
 from tests.tiny_models import save_tiny_model
 
-SECONDS = 20
+SECONDS = 60
 NAME = "tiny/llama"
 
 

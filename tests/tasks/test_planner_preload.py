@@ -71,12 +71,12 @@ def test_a_library_that_starts_cuda_keeps_nobody_from_planning(environment, tmp_
     command = [sys.executable, "-c", SERVE, str(path), library]
     planner = subprocess.Popen(command, env=environment, cwd=PROJECT, stdin=subprocess.PIPE)
     try:
-        wait_until(path.exists, 60)
+        wait_until(path.exists, 150)
         asked = {"config": {"base_model": ""}, "settings": {}}
         answer = ask(path, asked)
     finally:
         planner.stdin.close()
-        assert planner.wait(60) == 0
+        assert planner.wait(120) == 0
     if library == "poisons":
         assert answer["error"]["code"] == "invalid_config"
     else:

@@ -20,7 +20,7 @@ from tests.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.stack
 
-SECONDS = 20
+SECONDS = 60
 ROW = {"instruction": "Count.", "output": "1 2 3"}
 CONFIG = SFTConfig(base_model="tiny", dataset_name="mine", dataset_format="alpaca", max_seq_length=64)
 

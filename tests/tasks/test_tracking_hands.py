@@ -57,7 +57,7 @@ HANDS = [delete_experiment, delete_run, delete_both, rename_experiment, kill_run
 def test_a_job_that_trains_meanwhile_is_tracked_to_its_end(client, meddle):
     tracker = open_tracker(client)
     tracker.log_metrics({"loss": 1.0}, 1)
-    wait_until(lambda: client.get_metric_history(tracker.run_id, "loss"), 30)
+    wait_until(lambda: client.get_metric_history(tracker.run_id, "loss"), 60)
     meddle(client, tracker)
     tracker.log_metrics({"loss": 0.5}, 2)
     tracker.log_dataset(DATASET)

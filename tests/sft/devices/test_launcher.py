@@ -16,6 +16,7 @@ from sft.devices.launcher import DistributedSession, open_session
 from sft.errors import InvalidConfig
 from sft.models.hardware import check_devices
 from sft.training.session import TrainingSession
+from tests.conftest import command_line
 
 Start = Callable[..., TrainingSession | DistributedSession]
 
@@ -34,7 +35,7 @@ def find_members() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if "sft.devices.ddp_worker" in " ".join(child.cmdline())
+        if "sft.devices.ddp_worker" in " ".join(command_line(child))
     ]
 
 
@@ -60,7 +61,7 @@ def test_two_processes_take_the_steps_of_one_and_end_when_told(start: Start, tmp
             assert len(members) >= 2
             with pytest.raises(KeyboardInterrupt):
                 session.evaluate()
-            assert psutil.wait_procs(members, timeout=5)[1] == []
+            assert psutil.wait_procs(members, timeout=60)[1] == []
             told["names"].pop()
         return told
 
@@ -138,8 +139,8 @@ def test_a_run_that_is_stopped_keeps_its_last_step_and_leaves_no_process(start: 
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         session.train()
-    assert time.monotonic() - begun < 15
-    assert psutil.wait_procs(members, timeout=5)[1] == []
+    assert time.monotonic() - begun < 90
+    assert psutil.wait_procs(members, timeout=60)[1] == []
 
     (kept,) = (tmp_path / "out" / "checkpoints").glob("checkpoint-*")
     step = int(kept.name.removeprefix("checkpoint-"))

@@ -59,7 +59,7 @@ def test_a_miss_names_every_place_within_seconds(tmp_path: Path, monkeypatch: py
     start = time.monotonic()
     with pytest.raises(ModelNotFound) as error:
         find_model("org/empty", tmp_path)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 40
     message = str(error.value)
     assert f"the model root ({tmp_path}/org/empty has no config.json)" in message
     assert "the Hugging Face cache (has no such model)" in message
