@@ -12,7 +12,7 @@ import httpx
 from jobs.settings import PROJECT_ROOT
 from tests.conftest import free_port
 
-UP_SECONDS = 60
+UP_SECONDS = 150
 
 
 class ApiProcess:

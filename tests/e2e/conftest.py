@@ -94,7 +94,7 @@ def wait_for(api: httpx.Client) -> Callable[..., dict[str, Any]]:
     """Waits until a job has ended, or until a condition on its status holds; returns the status."""
 
     def wait(
-        job_id: str, until: Callable[[dict[str, Any]], bool] | None = None, seconds: float = 120
+        job_id: str, until: Callable[[dict[str, Any]], bool] | None = None, seconds: float = 240
     ) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         job: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def tiny_job(api: httpx.Client, model: str) -> TinyJob:
                 save_steps=1,
                 metadata={"made.by": "asyncio"},
             )
-            waiting = asyncio.create_task(client.wait(made.job_id, timeout_seconds=120, on_progress=changes.append))
+            waiting = asyncio.create_task(client.wait(made.job_id, timeout_seconds=240, on_progress=changes.append))
             events = [event async for event in client.events(made.job_id)]
             return TinyJob(await waiting, changes, events)
 

@@ -18,7 +18,7 @@ def clear_line(api: httpx.Client) -> None:
     """Cancel every job that waits, until there is none."""
     for job in api.get("/api/sft/jobs", params={"status": "pending"}).json()["jobs"]:
         api.post(f"/api/sft/jobs/{job['job_id']}/stop")
-    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 120)
 
 
 def ask_together(count: int, request: Callable[[int], T]) -> list[T]:

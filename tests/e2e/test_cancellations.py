@@ -1,8 +1,11 @@
 """A job is cancelled in the end whatever became of its process and its worker."""
 
+import time
+
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
+from jobs.watchdog.cancellations import GRACE_SECONDS
 from tests.conftest import wait_until
 from tests.e2e.line import NOBODY
 
@@ -17,7 +20,9 @@ def test_a_job_whose_process_went_as_it_was_cancelled_does_not_stay_so(api, pref
     change = {"infrastructure_pid": str(GONE)}
     prefect.request("PATCH", "/flow_runs/{id}", path_params={"id": job_id}, json=change)
 
+    began = time.monotonic()
     assert api.delete(f"/train/{job_id}").status_code == 200
-    assert api.get("/queue").json()["is_training_running"] is True  # as far as anybody knows
-    wait_until(lambda: api.get("/queue").json() == NOBODY, 20)
+    is_running = api.get("/queue").json()["is_training_running"]
+    assert is_running or time.monotonic() - began > GRACE_SECONDS  # as far as anybody knows
+    wait_until(lambda: api.get("/queue").json() == NOBODY, 60)
     assert api.get(f"/api/sft/jobs/{job_id}").json()["status"] == "stopped"

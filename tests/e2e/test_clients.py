@@ -52,24 +52,24 @@ def test_whatever_a_job_has_can_be_read(call, tiny_job, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in Path(tiny_job.job.output_path).iterdir()}
 
 
-def test_a_saved_configuration_and_a_job_from_it_that_is_cancelled(call):
+def test_a_saved_configuration_and_a_job_from_it_that_is_cancelled(call, model):
     saved = call("configs.save", "live", SFT)
     assert saved in call("configs.list")
     assert call("configs.update", saved.config_id, "live 2", SFTConfig(**SFT, lora_r=4)).version == 2
     assert call("configs.get", saved.config_id).config["lora_r"] == 4
     assert [one.name for one in call("configs.versions", saved.config_id)] == ["live", "live 2"]
 
-    made = call(
-        "sft", {"max_steps": 1}, config_id=saved.config_id, metadata={"from": "config"}, priority="high", strict=False
-    )
+    # One that does not end by itself: it is still there when it is cancelled.
+    lasting = {"base_model": model, "template_name": "chatml", "max_steps": 1_000_000}
+    made = call("sft", lasting, config_id=saved.config_id, metadata={"from": "config"}, priority="high", strict=False)
     job = call("job", made.job_id)
-    assert (job.config["lora_r"], job.config["max_steps"], job.metadata) == (4, 1, {"from": "config"})
+    assert (job.config["lora_r"], job.config["max_steps"], job.metadata) == (4, 1_000_000, {"from": "config"})
     assert call("queue").is_training_running
     with pytest.raises(errors.Conflict) as busy:
         call("train", model_name="nobody/client", strategy="reject", strict=False)
     assert (busy.value.status, busy.value.code) == (409, "training_busy")
     assert call("cancel", made.job_id).status == "cancelled"
-    assert call("wait", made.job_id, timeout_seconds=30).status == "cancelled"
+    assert call("wait", made.job_id, timeout_seconds=90).status == "cancelled"
 
     call("configs.delete", saved.config_id)
     with pytest.raises(errors.NotFound) as gone:

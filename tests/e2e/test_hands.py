@@ -5,7 +5,7 @@ import pytest
 from jobs.engine.processes import find_processes
 from tests.conftest import wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(800)]
 
 SMALL = {"template": "chatml", "batch_size": 4, "gradient_accumulation_steps": 1, "mixed_precision": "none"}
 LASTING = ("status", "start_time", "end_time", "result", "error", "error_code", "attempt", "config", "progress")
@@ -28,12 +28,12 @@ def test_a_retry_of_an_ended_job_changes_nothing_and_trains_nothing(api, prefect
     receiver.wait(job_id)
     before = look(api, job_id)
     assert before["result"]["metrics"]["tokens"] > 0
-    wait_until(lambda: prefect.read_flow_run(job_id).state.name == "Completed", 20)
+    wait_until(lambda: prefect.read_flow_run(job_id).state.name == "Completed", 60)
 
     set_state(prefect, job_id, "SCHEDULED", "AwaitingRetry")
     assert look(api, job_id) == before
-    wait_until(lambda: prefect.read_flow_run(job_id).state.name == "Completed", 30)
-    wait_until(lambda: find_processes(job_id) == [], 30)
+    wait_until(lambda: prefect.read_flow_run(job_id).state.name == "Completed", 90)
+    wait_until(lambda: find_processes(job_id) == [], 60)
     assert look(api, job_id) == before
     assert [told["status"] for told in receiver.received if told["job_id"] == job_id] == ["completed"]
     assert api.delete(f"/train/{job_id}").status_code == 400
@@ -54,7 +54,7 @@ def test_deployment_and_pool_are_made_again_and_no_job_that_waits_is_lost(api, p
     assert [api.get(f"/train/{job_id}").json()["status"] for job_id in waiting] == ["queued"] * 3
     refused = api.post("/train", json=body)
     assert refused.is_success or "tuneyard up" in refused.json()["detail"]
-    wait_until(lambda: api.get("/ready").is_success, 90)
+    wait_until(lambda: api.get("/ready").is_success, 120)
     jobs = [wait_for(job_id, seconds=200) for job_id in (first, *waiting)]
     assert [job["status"] for job in jobs] == ["completed"] * 4
     low, high = (api.get(f"/train/{job_id}").json() for job_id in waiting[1:])

@@ -24,7 +24,7 @@ from tests.conftest import free_port
 from tests.recording_proxy import RecordingProxy
 from tests.tiny_models import save_tiny_llama
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ODD = 'Müller\'s 60%(done) "x" #1 & $y;[z]'
 NEEDED = (
