@@ -143,11 +143,16 @@ def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_resume_from(open_ses
             state.global_step += 1
             session.trainer._save_checkpoint(session.trainer.model, None)
 
-    started_at = time.monotonic()
-    session.trainer._save_checkpoint(session.trainer.model, None)
-    seconds = time.monotonic() - started_at
-    cut_off, steps = 0, [1]
-    for _ in range(KILLS):
+    def measure_save() -> float:
+        started_at = time.monotonic()
+        session.trainer._save_checkpoint(session.trainer.model, None)
+        return time.monotonic() - started_at
+
+    seconds = min(measure_save() for _ in range(3))
+    cut_off, kills, steps = 0, 0, [1]
+    while kills < KILLS or cut_off <= KILLS // 2:  # half of them are hit in the midst of a save
+        kills += 1
+        assert kills < 3 * KILLS
         child = start_child(save_again_and_again)
         time.sleep(generator.uniform(0, 4 * seconds))
         assert kill_child(child) == -signal.SIGKILL
@@ -157,7 +162,6 @@ def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_resume_from(open_ses
         assert newest == list_checkpoints(directory)[0]  # none that has the name of one is torn
         state.global_step = int(newest.name.rpartition("-")[2])
         steps.append(state.global_step)
-    assert cut_off > KILLS // 2  # most were hit in the midst of a save
     assert steps == sorted(steps)
 
     resumed = open_session(save_steps=1, max_steps=steps[-1] + 1)
