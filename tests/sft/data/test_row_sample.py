@@ -142,3 +142,23 @@ def test_a_file_is_read_in_constant_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16e6
     finally:
         tracemalloc.stop()
+
+
+def test_rows_are_tokenized_in_memory_that_does_not_grow_with_them(
+    model_path: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_stream, "BLOCK_BYTES", 50_000)
+    peaks = []
+    for count in (100, 200, 1000):  # the first one loads what the others share
+        path = tmp_path / f"{count}.jsonl"
+        rows = ({"instruction": f"Count to {n}", "output": f"{n} " * 300} for n in range(count))
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        tracemalloc.start()
+        try:
+            prepared = prepare(make_config(max_seq_length=4096), model_path, path, tmp_path / "cache", processes=1)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        counts = [counts["used"] for counts in prepared.stats.values() if counts]
+        assert sum(counts) == count
+    assert peaks[2] < 1.5 * peaks[1] < 40e6
