@@ -99,6 +99,9 @@ class SFTConfig(BaseModel):
     )
     packing: bool = Field(False, description="Pack several rows into one sequence of max_seq_length.")
     num_devices: Count = Field(1, gt=0, description="GPUs for this job.")
+    shard_model: bool = Field(
+        False, description="Split the base model's layers over num_devices, for models larger than a GPU (FSDP2, LoRA)."
+    )
     device_map: Name | None = Field(None, description="Where weights go; the job's own GPU if unset.")
 
     logging_steps: Count = Field(10, gt=0, description="Steps between log lines.")

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Requirements on a field besides an exact value: left out (or null), or given.
-NULL, GIVEN = object(), object()
+# Requirements on a field besides an exact value: left out (or null), given, or a number above 1.
+NULL, GIVEN, SEVERAL = object(), object(), object()
 Fields = dict[str, Any]
 Schema = dict[str, Any]
 
@@ -18,7 +18,7 @@ class Rule:
     """A rule that holds if all of `either` holds, or all of `otherwise`.
 
     Attributes:
-        either: Field names, each with an exact value, `NULL` or `GIVEN`.
+        either: Field names, each with an exact value, `NULL`, `GIVEN` or `SEVERAL`.
         otherwise: The same, for the other alternative.
         refusals: For fields of `otherwise`: the sentence for a value that breaks the rule.
     """
@@ -46,7 +46,7 @@ class Rule:
             {names.get(name, name): wanted for name, wanted in fields.items()}
             for fields in (self.either, self.otherwise)
         )
-        if len(either) == len(otherwise) == 1 and GIVEN not in otherwise.values():
+        if len(either) == len(otherwise) == 1 and not {GIVEN, SEVERAL} & {*otherwise.values()}:
             broken = either | otherwise
             shown = {name: {"not": _show_value(properties, name, wanted)} for name, wanted in broken.items()}
             return {"not": {"properties": shown, "required": [*broken]}}
@@ -60,17 +60,20 @@ def _find_breaks(fields: Fields, values: BaseModel) -> list[str]:
 def _is(value: Any, wanted: Any) -> bool:
     if wanted is NULL or wanted is GIVEN:
         return (value is None) == (wanted is NULL)
-    return bool(value == wanted)
+    return bool(value > 1 if wanted is SEVERAL else value == wanted)
 
 
 def _show_fields(properties: Schema, fields: Fields) -> Schema:
     shown: Schema = {"properties": {name: _show_value(properties, name, wanted) for name, wanted in fields.items()}}
-    if given := [name for name, wanted in fields.items() if wanted is GIVEN]:
+    if given := [name for name, wanted in fields.items() if wanted in (GIVEN, SEVERAL)]:
         shown["required"] = given
     return shown
 
 
 def _show_value(properties: Schema, name: str, wanted: Any) -> Schema:
+    if wanted is SEVERAL:
+        limits = {name: limit for name, limit in properties[name].items() if name in ("type", "maximum")}
+        return {**limits, "minimum": 2}
     if wanted is not GIVEN:
         return {"type": "null"} if wanted is NULL else {"const": wanted}
     kinds = [kind for kind in properties[name].get("anyOf", [properties[name]]) if kind != {"type": "null"}]
@@ -105,5 +108,17 @@ CONFIG_RULES = (
         {"early_stopping_patience": NULL},
         {"eval_steps": GIVEN},
         {"eval_steps": "early_stopping_patience needs eval_steps; say after how many steps to evaluate"},
+    ),
+    Rule(
+        {"shard_model": False},
+        {"num_devices": SEVERAL, "use_lora": True, "use_qlora": False, "use_dora": False},
+        {
+            "num_devices": "shard_model splits the model over several devices, and num_devices is 1; set num_devices "
+            "to 2 or more, or shard_model to false",
+            "use_lora": "shard_model splits frozen weights, and use_lora is false; set use_lora to true, or "
+            "shard_model to false",
+            "use_qlora": "shard_model does not split the 4-bit weights of use_qlora; set one of them to false",
+            "use_dora": "shard_model splits the weights whose norms use_dora needs; set one of them to false",
+        },
     ),
 )

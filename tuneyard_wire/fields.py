@@ -105,6 +105,7 @@ class TrainingFields(OptionFields, total=False):
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
     packing: bool
     num_devices: int
+    shard_model: bool
     device_map: str | None
     logging_steps: int
     save_steps: int

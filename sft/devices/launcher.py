@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from sft.adapting.shardable import check_sharding
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData
@@ -23,6 +24,7 @@ from sft.errors import StackError
 from sft.files.publication import Publishing
 from sft.models.hardware import check_hardware, inspect_hardware
 from sft.models.loading import name_precision
+from sft.models.model_class import build_empty
 from sft.planning.disk_space import check_disk_space
 from sft.training.model_card import Provenance
 from sft.training.precision import settle_dtype
@@ -58,8 +60,11 @@ class DistributedSession:
     """A `TrainingSession` with one process for each of `num_devices` devices.
 
     Each process has its own `TrainingSession` and every `num_devices`-th batch; gradients are averaged by
-    DistributedDataParallel, weighted by tokens. Events of rank 0 reach `on_event` here, on the calling thread. The
-    processes end with this object, with its process, or when one of them fails.
+    DistributedDataParallel, weighted by tokens. With `shard_model` the base model's layers are split over the processes
+    (`sft.models.sharding`), each of which computes its own batches as before.
+
+    Events of rank 0 reach `on_event` here, on the calling thread. The processes end with this object, with its process,
+    or when one of them fails.
 
     Raises:
         InvalidConfig: fewer devices than asked for, or as in `TrainingSession`.
@@ -77,6 +82,7 @@ class DistributedSession:
         publishing: Publishing = nullcontext,
     ) -> None:
         check_hardware(config, inspect_hardware())
+        check_sharding(lambda: build_empty(model_path), config)
         self.on_event: OnEvent = on_event or (lambda name, values: None)
         if config.mixed_precision == "auto":  # measured once, as each process might choose differently
             checkpoints = checkpoint_dir or output_dir / "checkpoints"

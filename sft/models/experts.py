@@ -73,13 +73,14 @@ def find_routers(model: nn.Module) -> set[str]:
 def may_skip_layers(model: nn.Module) -> bool:
     """Whether a batch may pass layers by: tokens are routed to experts, or layers dropped at random (LayerDrop)."""
     settings = getattr(model, "config", None)
-    return bool(find_expert_parameters(model)) or any(_list_expert_counts(settings)) or _drops_layers(settings)
+    return bool(find_expert_parameters(model)) or any(_list_expert_counts(settings)) or drops_layers(settings)
 
 
-def _drops_layers(config: Any) -> bool:
+def drops_layers(config: Any) -> bool:
+    """Whether a model of this configuration, or a part of it, passes layers by at random while it trains."""
     values = vars(config).items() if config is not None else ()
     return any(
-        _drops_layers(value) if hasattr(value, "model_type") else name.endswith("layerdrop") and bool(value)
+        drops_layers(value) if hasattr(value, "model_type") else name.endswith("layerdrop") and bool(value)
         for name, value in values
     )
 

@@ -37,12 +37,12 @@ def find_not_finite(path: Path, most_bytes: int | None = None) -> str | None:
 
 def find_broken_weight(model: "nn.Module", with_trained: bool) -> str | None:
     """Find the first weight of a model that holds NaN or an infinity, including trained weights or not."""
-    for name, weight in model.named_parameters():
-        if (
-            (with_trained or not weight.requires_grad)
-            and weight.is_floating_point()
-            and not bool(weight.isfinite().all())
-        ):
+    for name, parameter in model.named_parameters():
+        if not with_trained and parameter.requires_grad:
+            continue
+        # Of a split weight this process's share: the others may not be looking.
+        weight = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
             return str(name).removeprefix("base_model.model.").replace(".base_layer", "")
     return None
 

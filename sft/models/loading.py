@@ -98,10 +98,11 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """Load the model from safetensors only, without running code of the model: frozen weights in the compute dtype.
 
-    Full fine-tuning keeps its weights in fp32. `dtype` is the result of `choose_dtype`, if the caller has it already.
+    Full fine-tuning keeps its weights in fp32. With `shard_model` this process loads its share of the layers.
+    `dtype` is the result of `choose_dtype`, if the caller has it already.
 
     Raises:
-        InvalidConfig: this machine does not support QLoRA or the dtype.
+        InvalidConfig: this machine does not support QLoRA or the dtype, or shard_model not the model.
         ModelUnusable: files of the model are missing, damaged or of an unsupported kind.
         ModelNotSupported: the model does not generate text.
     """
@@ -109,6 +110,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
     from transformers import GenerationConfig
 
     from sft.models.model_class import build_empty
+    from sft.models.sharding import join_processes, load_sharded
 
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)
@@ -121,15 +123,14 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
         options["device_map"] = {"": choose_gpu(config.device_map)}
     empty = build_empty(path, subject)
     notes = check_stored_names(empty, path, subject)  # before memory is allocated for wrong sizes
+    options |= {"config": read_settings(path, subject), "use_safetensors": True}
     with raising_unusable(subject, path), quiet_transformers():
-        model, loading = find_model_class(empty.config, path).from_pretrained(
-            path,
-            config=read_settings(path, subject),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        if config.shard_model:
+            model, loading = load_sharded(type(empty), path, join_processes(), **options)
+        else:
+            model, loading = find_model_class(empty.config, path).from_pretrained(
+                path, trust_remote_code=False, output_loading_info=True, **options
+            )
     check_loading(loading, subject)
     model.stored_notes = notes
     loaded: PreTrainedModel = model
@@ -218,6 +219,8 @@ def quiet_transformers() -> Iterator[None]:
         with warnings.catch_warnings():
             for name in (r"`(is_)?gradient_checkpointing", r"`use_liger_kernel=True`"):
                 warnings.filterwarnings("ignore", message=name, category=FutureWarning)
+            # Of a split model's backbone, whose output is changed by nothing.
+            warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDP\w*Model\)")
             yield
     finally:
         loading.removeFilter(_is_untold)

@@ -26,6 +26,9 @@ PEAK_SHARE = 0.9  # share of the free memory that a plan may use
 DOCUMENTS = 4  # fake batches have no more rows laid end to end, as each row costs time and what counts is their tokens
 
 
+GATHERED_LAYERS = 3  # held whole with shard_model: the one that computes, the next one, and the copy it is made from
+
+
 class BatchMemory(NamedTuple):
     """Bytes by the tokens of a batch: `at` for `tokens`, and `per_token` for each token more or less."""
 
@@ -73,7 +76,8 @@ def measure_batches(
         return _estimate(config, empty, shape, device, layout, checkpointing, tokens)
     first, second = needs
     per_token = max(second.held - first.held, 0) / tokens
-    return BatchMemory(first.frozen, first.resting, first.held, tokens, per_token, "step")
+    saved = count_saved_bytes(config, empty, device.bytes_each)
+    return BatchMemory(first.frozen - saved, first.resting, first.held, tokens, per_token, "step")
 
 
 def count_tokens(lengths: "tuple[int, ...] | list[int]", layout: "Layout") -> int:
@@ -88,6 +92,21 @@ def count_loaded_bytes(config: SFTConfig, shape: ModelShape, device: Device) -> 
     outer = shape.parameters - shape.matrix_parameters
     inner_bytes = PACKED_BYTES if config.use_qlora else device.bytes_each
     return int(outer * device.bytes_each + shape.matrix_parameters * inner_bytes)
+
+
+def count_saved_bytes(config: SFTConfig, empty: "PreTrainedModel", bytes_each: int) -> int:
+    """Bytes of the base model's layers that a device does not hold, as the job's other devices do (`shard_model`).
+
+    Beside its share a device has GATHERED_LAYERS of the largest layers while it computes.
+    """
+    from sft.models.layer_stack import find_stack
+
+    stack = find_stack(empty) if config.shard_model else None
+    if stack is None:
+        return 0
+    layers = [bytes_each * sum(weight.numel() for weight in layer.parameters()) for layer in stack.layers]
+    held = sum(layers) / config.num_devices + GATHERED_LAYERS * max(layers)
+    return max(int(sum(layers) - held), 0)
 
 
 def plan_memory(
@@ -176,6 +195,7 @@ def _estimate(
         per_token = shape.layers * shape.hidden * device.bytes_each + per_token / shape.layers
     per_token *= GAPS[device.kind]
     frozen = count_loaded_bytes(config, shape, device) if config.use_lora else 0
+    frozen -= count_saved_bytes(config, empty, device.bytes_each)
     resting = shape.trainable * STATE_BYTES
     # (chunk, V): logits in the model's dtype, and two fp32 tensors while the softmax is computed
     logits = CHUNK_POSITIONS * shape.vocabulary * (8 + device.bytes_each)

@@ -18,7 +18,14 @@ from sft.planning.advice import advise, advise_resources
 from sft.planning.devices import Card, check_card
 from sft.planning.duration import EFFICIENCY, PastRun, find_like, plan_time
 from sft.planning.machine import Device, describe_card, describe_device, inspect_device
-from sft.planning.memory import BatchMemory, count_loaded_bytes, measure_batches, plan_disk, plan_memory
+from sft.planning.memory import (
+    BatchMemory,
+    count_loaded_bytes,
+    count_saved_bytes,
+    measure_batches,
+    plan_disk,
+    plan_memory,
+)
 from sft.planning.probe import Probe, choose_rows, fits_probe, run_probe
 from sft.planning.samples import show_samples
 from sft.planning.shape import ModelShape, measure_companions, measure_shape, measure_weight
@@ -55,6 +62,7 @@ def make_plan(
         InvalidConfig: this machine or model does not support a value.
         ModelNotFound: the model can't be read.
     """
+    from sft.adapting.shardable import check_sharding
     from sft.models.loading import load_tokenizer
     from sft.training.embeddings import check_positions, check_vocabulary
     from sft.training.foresight import Place, foresee_layout
@@ -79,6 +87,7 @@ def make_plan(
     )
     table_notes = check_vocabulary(empty, load_tokenizer(model_path), prepared, config)
     check_positions(empty, prepared, config)
+    check_sharding(lambda: empty, config)
     shape = measure_shape(empty, config, model_path)
     device = inspect_device(config) if target is None else describe_card(*target, config)
     scale = _measure_scale(config, prepared)
@@ -197,7 +206,8 @@ def _measure_sizes(
     batches = plan_batches(config, rows.lengths, layout != "documents", scale)
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
-        room = usable_bytes - count_loaded_bytes(config, shape, device)
+        loaded = count_loaded_bytes(config, shape, device) - count_saved_bytes(config, empty, device.bytes_each)
+        room = usable_bytes - loaded
         checkpointing = needs_checkpointing(
             config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room
         )

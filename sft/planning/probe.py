@@ -153,6 +153,7 @@ def _simplify(config: SFTConfig, dtype: str, rows: int) -> SFTConfig:
         "batch_size": rows,
         "gradient_accumulation_steps": 1,
         "num_devices": 1,
+        "shard_model": False,
         "max_batch_tokens": None,
         "packing": False,
         "gradient_checkpointing": False,

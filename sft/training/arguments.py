@@ -21,6 +21,7 @@ from sft.config import SFTConfig, count_warmup_steps
 from sft.data.tokenization import PreparedData
 from sft.models.experts import may_skip_layers
 from sft.models.layers import count_layers
+from sft.models.sharding import agree
 from sft.training.fake_step import Step
 from sft.training.layout import Layout
 from sft.training.step_memory import measure_steps
@@ -156,7 +157,8 @@ def choose_checkpointing(
     counts = prepared.stats["train"] or {}
     share = counts.get("supervised_tokens", 0) / max(counts.get("tokens", 0), 1)
     lengths = list(prepared.load_train()["length"])
-    return needs_checkpointing(config, build, layout, lengths, share, dtype, kind, measure_free_memory())
+    is_needed = needs_checkpointing(config, build, layout, lengths, share, dtype, kind, measure_free_memory())
+    return agree(is_needed, kind) if config.shard_model else is_needed
 
 
 def needs_checkpointing(

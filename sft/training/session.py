@@ -28,12 +28,7 @@ from sft.models.library_warnings import collecting_warnings
 from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
-from sft.training.arguments import (
-    build_arguments,
-    choose_checkpointing,
-    measure_peak_memory,
-    trains_every_weight,
-)
+from sft.training.arguments import build_arguments, choose_checkpointing, measure_peak_memory, trains_every_weight
 from sft.training.batches import warn_of_long_rows
 from sft.training.embeddings import check_positions, check_vocabulary
 from sft.training.event_callback import EventSender

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from sft.adapting.adapter_files import SETTINGS
 from sft.adapting.adapters import plan_adapter
-from sft.adapting.shortened import find_stack
 from sft.config import SFTConfig
+from sft.models.layer_stack import find_stack
 from sft.models.library_warnings import collecting_warnings
 from sft.training.fake_step import Step, StepMemory, run_fake_step
 

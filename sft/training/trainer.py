@@ -1,12 +1,12 @@
 """TRL's SFTTrainer with faster losses, a token-weighted evaluation loss, and checks for divergence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from sft.checkpoints.checkpointing import CheckpointingTrainer
 from sft.kernels.fused_lora import fuse_adapters
 from sft.kernels.loss import POSITIONS
+from sft.models.sharding import average_the_rest, is_sharded
 from sft.training.batches import InformedCollator, LengthGroups, SharedBatches, TokenBatches
 from sft.training.divergence import LossGuard, check_finite
 from sft.training.interruption import Stopped
@@ -54,6 +55,8 @@ class SupervisedTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if is_sharded(self.model):
+            average_the_rest(self.accelerator)
         self.layout = layout
         if layout != "trl":
             fuse_adapters(self.model)
@@ -140,16 +143,33 @@ class SupervisedTrainer(CheckpointingTrainer):
         # NLL, supervised tokens; fp64 so that a long sum loses nothing
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with untouched_random_state():  # evaluation must not change the training that follows
-            for inputs in dataloader:
+            for inputs, counts in self._take_turns(dataloader):
                 prepared = self._prepare_inputs(
                     {name: value for name, value in inputs.items() if name not in ("rows", "tokens")}
                 )
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, count = LOSSES[self.layout](self.model, prepared)
-                sums += torch.stack([total.detach().double(), count.double()])
+                if counts:
+                    sums += torch.stack([total.detach().double(), count.double()])
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
+
+    def _take_turns(self, dataloader: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The batches, each with whether it counts.
+
+        All processes have a part in gathering the weights of a split model. One that has run out of batches goes on
+        with one that does not count while another has any.
+        """
+        if not is_sharded(self.model):
+            yield from ((inputs, True) for inputs in dataloader)
+            return
+        batches = iter(dataloader)
+        inputs = next(batches, None)
+        [filler] = broadcast_object_list([inputs])  # of rank 0, which has no fewer batches than the others
+        while self.accelerator.reduce(torch.tensor(float(inputs is not None), device=self.args.device), "sum").item():
+            yield dict(filler if inputs is None else inputs), inputs is not None
+            inputs = next(batches, None)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer, or LoRA+'s."""
@@ -164,6 +184,11 @@ class SupervisedTrainer(CheckpointingTrainer):
             **options,
         )
         return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave a split model where it was loaded."""
+        if not is_sharded(model):
+            super()._move_model_to_device(model, device)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card: checkpoints need none."""
