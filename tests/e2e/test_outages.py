@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.stack import local as local_stack
+from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -26,4 +27,4 @@ def test_training_goes_on_while_mlflow_is_away_and_is_registered_once(api, model
     losses = client.get_metric_history(version.run_id, "loss")
     assert [point.step for point in losses] == [*range(1, 151)]
     assert client.get_run(version.run_id).info.status == "FINISHED"
-    assert "MLflow is down; metrics are buffered" in api.get(f"/train/{job_id}/logs").text
+    wait_until(lambda: "MLflow is down; metrics are buffered" in api.get(f"/train/{job_id}/logs").text, 30)

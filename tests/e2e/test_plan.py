@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from jobs.settings import PROJECT_ROOT
+from tests.conftest import wait_until
 from tuneyard_client import AsyncTuneyard, Tuneyard
 from tuneyard_client.errors import ClientError
 
@@ -71,7 +72,7 @@ def test_the_job_does_what_the_plan_said(api, body, wait_for):
     assert plan["disk"]["fits"] is plan["memory"]["fits"] is True
     assert [len(plan["samples"]), again["was_tokenized_before"]] == [3, True]
     # The plan tokenized with the job's settings, so the job did not.
-    assert "Using cached tokens" in api.get(f"/train/{job['job_id']}/logs").text
+    wait_until(lambda: "Using cached tokens" in api.get(f"/train/{job['job_id']}/logs").text, 30)
     assert without_measures(again) == without_measures(plan)
     # The job itself is now one of those that the next plan goes by.
     assert (again["time"]["basis"], again["time"]["past_runs"] >= 1) == ("past_runs", True)

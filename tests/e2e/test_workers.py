@@ -16,9 +16,10 @@ from jobs.stack.parts import stack_environment
 from jobs.stack.readiness import check_parts
 from jobs.storage.tables import JobAttempt, engine_for
 from tests.conftest import wait_until
+from tests.live_service import wait_until_idle
 from tests.workers import StackWorkers
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def free_worker(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
     """The only worker online, without a limit, of a pool without one."""
     pool_url = f"{stack.prefect_api_url}/work_pools/{stack.work_pool}"
     before = httpx.get(pool_url, timeout=30).raise_for_status().json()["concurrency_limit"]
+    wait_until_idle(stack)
     workers = StackWorkers(stack)
     workers.pause(is_online=False)
     httpx.patch(pool_url, json={"concurrency_limit": None}, timeout=30).raise_for_status()
@@ -56,7 +58,7 @@ def test_it_trains_one_job_at_a_time_and_is_reported(free_worker, stack, api, mo
             at_work.append(len(connection.execute(select(JobAttempt.job_id).where(wanted)).all()))
         return all(api.get(f"/train/{job_id}").json()["status"] == "completed" for job_id in ids)
 
-    wait_until(lambda: check_parts(stack)["worker"].is_warning, 60)
+    wait_until(lambda: check_parts(stack)["worker"].is_warning, 120)
     assert "--limit 1" in check_parts(stack)["worker"].detail
-    wait_until(have_ended, 200)
+    wait_until(have_ended, 300)
     assert max(at_work) == 1
