@@ -26,6 +26,7 @@ from sft.chat.templates import list_templates
 from sft.config import LIST_ENTRIES, Amount, Name, PathText, SFTConfig
 from sft.explanations import Matching
 from sft.rules import Rule, Schema
+from sft.sources import References, Sources, settle_split
 
 # An Amount greater than 0.
 POSITIVE_NUMBER = r"^(0*[1-9][0-9]{0,8}(\.[0-9]{0,30})?|[0-9]{1,8}\.[0-9]{0,30}[1-9])([eE]-[0-9]{1,2})?$"
@@ -56,7 +57,8 @@ _ALSO_TEXT = {"learning_rate"}
 _OPTIONS = SubmissionOptions.model_fields
 _TYPES: dict[str, Any] = {
     "base_model": ModelId,
-    "dataset_name": ModelId,
+    "dataset_name": ModelId | Sources,
+    "validation_dataset": ModelId | References | None,
     "template_name": TemplateName,
     "learning_rate": LearningRate,
     "lora_target_modules": ModuleList | ModuleText | None,
@@ -80,7 +82,7 @@ class RequestFields(BaseModel):
         ]
         if problems:
             raise ValueError("\n".join(problems))
-        return values
+        return settle_split(values)
 
 
 @cache

@@ -8,9 +8,10 @@ from api.request_fields import LearningRate, ModelId, RequestFields, TemplateNam
 from jobs.spec import OPTION_RULES, AdapterName, JobOptions, JobSpec, SubmissionOptions, check_storable
 from sft.chat.templates import check_template_name
 from sft.config import Amount, Count, Name, PathText, SFTConfig
-from sft.errors import TuneyardError
+from sft.errors import InvalidConfig, TuneyardError
 from sft.explanations import Matching
 from sft.rules import CONFIG_RULES, GIVEN, NULL, Rule
+from sft.sources import HIGHER_WEIGHT, DatasetSource, Sources, check_different
 from tuneyard_wire.dataset_reference import DatasetReference
 from tuneyard_wire.fields import TRAINING_NAMES, TrackingBackend
 
@@ -42,8 +43,10 @@ class OwnFields(SubmissionOptions, RequestFields):
     )
 
     base_model: ModelId = Field("Qwen/Qwen2.5-1.5B-Instruct", description="Base model id.")
-    dataset_version: Annotated[PathText, Matching(r"\S", "must not be blank")] = Field(
-        "v1.0", min_length=1, description="`[name@]revision` in the dataset registry."
+    dataset_version: Annotated[PathText, Field(min_length=1), Matching(r"\S", "must not be blank")] | Sources = Field(
+        "v1.0",
+        description="`[name@]revision` in the dataset registry. Or a list of these, each a name or an object with "
+        "`name` and `weight`: how often an epoch takes its rows.",
     )
     template_name: TemplateName = Field("qwen", description="Chat template; `auto` is the tokenizer's own.")
     max_seq_length: Count = Field(2048, gt=0, description="Maximum row length in tokens.")
@@ -85,11 +88,10 @@ class OwnFields(SubmissionOptions, RequestFields):
     def to_spec(self, default_dataset: str) -> JobSpec:
         """Build the spec of the requested job. Raises InvalidConfig or TemplateNotFound."""
         check_template_name(self.template_name)
-        dataset = DatasetReference.parse_version(self.dataset_version, default_dataset)
         has_start = self.lora_version is not None
         start = f"{_MODELS_SCHEME}{self.adapter_name}/{self.lora_version}" if has_start else self.adapter_path
         config = {name: getattr(self, name) for name in _ENGINE_FIELDS} | {
-            "dataset_name": str(dataset),
+            "dataset_name": self._read_dataset(default_dataset),
             "dataset_format": "auto",
             "adapter_path": start,
         }
@@ -98,6 +100,22 @@ class OwnFields(SubmissionOptions, RequestFields):
             "tracking_backend": self._read_backend(),
         }
         return JobSpec.build(config=SFTConfig.from_dict(config), **options)
+
+    def _read_dataset(self, default_dataset: str) -> str | tuple[DatasetSource, ...]:
+        """`dataset_version` as a `dataset_name`."""
+
+        def complete(version: str) -> str:
+            return str(DatasetReference.parse_version(version, default_dataset))
+
+        given = self.dataset_version
+        if isinstance(given, str):
+            return complete(given)
+        names = [complete(one.name) for one in given]
+        try:
+            check_different(names, HIGHER_WEIGHT)
+        except ValueError as error:
+            raise InvalidConfig(f"dataset_version: {error}") from error
+        return tuple(DatasetSource(name=name, weight=one.weight) for name, one in zip(names, given, strict=True))
 
     def _read_backend(self) -> TrackingBackend:
         has_own = "tracking_backend" in self.model_fields_set
@@ -126,7 +144,7 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
     start = config.pop("adapter_path")
     del config["dataset_name"], config["dataset_format"]
     view = {theirs: config.pop(ours) for ours, theirs in TRAINING_NAMES.items() if ours in config}
-    view["dataset_version"] = spec.dataset.to_version(default_dataset)
+    view["dataset_version"] = _show_dataset(spec, default_dataset)
     view |= {"training_type": "sft", "lora_name": spec.adapter_name, "lora_version": None, "save_name": None}
     view["adapter_path"] = start
     if start and start.startswith(_MODELS_SCHEME):
@@ -137,3 +155,11 @@ def config_view(spec: JobSpec, default_dataset: str) -> dict[str, Any]:
         value = getattr(spec, name)
         view[name] = [*value] if isinstance(value, tuple) else value
     return view
+
+
+def _show_dataset(spec: JobSpec, default_dataset: str) -> str | list[dict[str, Any]]:
+    versions = [dataset.to_version(default_dataset) for dataset in spec.datasets]
+    if isinstance(spec.config.dataset_name, str):
+        return versions[0]
+    weights = (source.weight for source in spec.config.sources)
+    return [{"name": version, "weight": weight} for version, weight in zip(versions, weights, strict=True)]

@@ -47,11 +47,12 @@ class SFTTrainer:
         return result
 
     def _train(self) -> dict[str, Any]:
-        from sft.data.tokenization import prepare
+        from sft.data.tokenization import PreparedData, prepare
         from sft.devices.launcher import open_session
         from sft.models.loading import find_model  # imports torch, which takes seconds, so only here
         from sft.training.precision import fix_precision
-        from tasks.dataset import resolve
+        from tasks.dataset_mix import prepare_all, resolve_all
+        from tasks.dataset_version import DatasetVersion
         from tasks.model import locate_adapter
         from tasks.register import describe_provenance
         from tasks.tokenize import CACHE_FOLDER
@@ -60,11 +61,15 @@ class SFTTrainer:
         folder = job_folder(settings, config, self.job_id)
         checkpoints = checkpoint_folder(settings, config, self.job_id)
         model = Path(find_model(config.base_model, settings.model_root, settings.allowed_model_roots))
-        dataset = resolve(config.dataset_name, settings, config.dataset_split)
+        dataset = resolve_all(config, settings)
         if config.adapter_path is not None:
             start = locate_adapter(config.adapter_path, settings, folder)
             config = config.model_copy(update={"adapter_path": str(start)})
-        rows = prepare(config, model, dataset.train_file, settings.home / CACHE_FOLDER, dataset.eval_file)
+
+        def prepare_one(own_config: SFTConfig, version: DatasetVersion) -> PreparedData:
+            return prepare(own_config, model, version.train_file, settings.home / CACHE_FOLDER, version.eval_file)
+
+        rows = prepare_all(config, dataset, prepare_one)
         config = fix_precision(config, settings.home, settings.dtype, folder, checkpoints)
         session = open_session(config, rows, model, folder, self._pass_on, checkpoints)
         training = session.train()

@@ -51,6 +51,7 @@ WebhookUrl = Annotated[
 
 _URL_CHARACTERS = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
 MAX_CACHED_CHARACTERS = 16384  # of a job's parameters
+DERIVED_CHARACTERS = 100  # of several datasets' names in that of an adapter
 OWNER_PREFIX = "owner:"
 RESERVED_KEY = "__prefect_kind"  # Prefect interprets a mapping with this key
 
@@ -170,9 +171,9 @@ class JobSpec(JobOptions):
             raise InvalidConfig(explain_validation_error(error, cls)) from error
 
     @property
-    def dataset(self) -> DatasetReference:
-        """The dataset of the configuration."""
-        return DatasetReference.parse(self.config.dataset_name)
+    def datasets(self) -> tuple[DatasetReference, ...]:
+        """The datasets to train on."""
+        return tuple(DatasetReference.parse(source.name) for source in self.config.sources)
 
     @property
     def registered_name(self) -> str:
@@ -180,11 +181,14 @@ class JobSpec(JobOptions):
         if self.adapter_name:
             return self.adapter_name
         model = self.config.base_model.rsplit("/", 1)[-1]
-        return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{self.dataset.last_name}".lower()).strip("-._") or "adapter"
+        names = "-".join(dict.fromkeys(dataset.last_name for dataset in self.datasets))
+        if len(self.datasets) > 1:
+            names = names[:DERIVED_CHARACTERS]
+        return re.sub(r"[^a-z0-9._-]+", "-", f"{model}-{names}".lower()).strip("-._") or "adapter"
 
     def tags(self) -> list[str]:
-        """Tags of the job's run, used as filters: model, adapter, dataset (with and without revision), metadata."""
-        names = {f"dataset:{self.dataset}", f"dataset:{self.dataset.name}"}
+        """Tags of the job's run, used as filters: model, adapter, datasets (with and without revision), metadata."""
+        names = {f"dataset:{name}" for dataset in self.datasets for name in (dataset, dataset.name)}
         pairs = [metadata_tag(key, value) for key, value in (self.metadata or {}).items()]
         made_by = [made_by_tag(self.made_by.flow)] if self.made_by else []
         return [f"model:{self.config.base_model}", f"adapter:{self.registered_name}", *sorted(names), *pairs, *made_by]

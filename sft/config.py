@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
 from sft.rules import CONFIG_RULES
+from sft.sources import (
+    HIGHER_WEIGHT,
+    DatasetSource,
+    Reference,
+    References,
+    Sources,
+    check_different,
+    settle_split,
+)
 
 # Limits of texts and lists: more than any use needs, less than other parts refuse. Prefect takes parameters of up to
 # 512 KiB in all, a file system paths of up to 4096 bytes.
@@ -45,9 +54,12 @@ class SFTConfig(BaseModel):
     )
 
     base_model: PathText = Field(min_length=1, description="Model id or path below the model root.")
-    dataset_name: PathText = Field(
-        min_length=1,
-        description="`name@revision` in the dataset registry, a file below the data roots, or a Hub dataset id.",
+    dataset_name: Reference | Sources = Field(
+        description="`name@revision` in the dataset registry, a file below the data roots, or a Hub dataset id. Or a "
+        "list of these, each a name or an object with `name` and `weight`: how often an epoch takes its rows.",
+    )
+    validation_dataset: Reference | References | None = Field(
+        None, description="Dataset, or list of datasets, to evaluate on; no training rows are held out then."
     )
     dataset_format: DatasetFormat = Field(description="How a row is read; `auto` decides by its columns.")
     dataset_split: Name = Field("train", description="Split to train on.")
@@ -125,12 +137,29 @@ class SFTConfig(BaseModel):
     wandb_run_name: Name | None = Field(None, description="Weights & Biases run name; run_name if unset.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of every random choice.")
 
-    @field_validator("base_model", "dataset_name", "template_name")
+    @model_validator(mode="before")
     @classmethod
-    def _strip(cls, value: str) -> str:
+    def _settle_split(cls, values: Any) -> Any:
+        return settle_split(values)
+
+    @field_validator("base_model", "dataset_name", "template_name", "validation_dataset")
+    @classmethod
+    def _strip(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(cls._strip, value))
+        if not isinstance(value, str):
+            return value
         if not value.strip():
             raise ValueError("must not be blank")
         return value.strip()
+
+    @field_validator("dataset_name", "validation_dataset")
+    @classmethod
+    def _check_different(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            names = [one.name if isinstance(one, DatasetSource) else one for one in value]
+            check_different(names, HIGHER_WEIGHT if isinstance(value[0], DatasetSource) else "give it once")
+        return value
 
     @field_validator("lora_target_modules", mode="before")
     @classmethod
@@ -175,6 +204,34 @@ class SFTConfig(BaseModel):
     def to_yaml(self, path: str | Path) -> None:
         """Write every field, defaults included."""
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+    @property
+    def sources(self) -> tuple[DatasetSource, ...]:
+        """The datasets to train on, with their weights; a single one has weight 1."""
+        name = self.dataset_name
+        return name if isinstance(name, tuple) else (DatasetSource(name=name),)
+
+    def name_datasets(self) -> list[tuple[str, str]]:
+        """The reference of each dataset with the place where it is given: `dataset_name`, `dataset_name.0` …"""
+        given = {"dataset_name": self.dataset_name, "validation_dataset": self.validation_dataset}
+        named = []
+        for field, value in given.items():
+            if isinstance(value, tuple):
+                texts = [one if isinstance(one, str) else one.name for one in value]
+                named += [(f"{field}.{place}", text) for place, text in enumerate(texts)]
+            elif value is not None:
+                named.append((field, value))
+        return named
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there are several datasets to train on, or others to evaluate on."""
+        return isinstance(self.dataset_name, tuple) or self.validation_dataset is not None
+
+    @property
+    def dataset_names(self) -> str:
+        """The datasets to train on, for messages."""
+        return ", ".join(source.name for source in self.sources)
 
     def get_effective_batch_size(self) -> int:
         """Rows an optimizer step learns from: batch_size x gradient_accumulation_steps x num_devices."""

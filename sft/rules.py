@@ -105,6 +105,14 @@ CONFIG_RULES = (
         {"mask_history": "mask_history learns the last answer alone, train_on_prompt all before it too; set one"},
     ),
     Rule(
+        {"validation_dataset": NULL},
+        {"validation_split": 0},
+        {
+            "validation_split": "validation_split holds rows out of the training data, validation_dataset replaces "
+            "them; leave one out"
+        },
+    ),
+    Rule(
         {"early_stopping_patience": NULL},
         {"eval_steps": GIVEN},
         {"eval_steps": "early_stopping_patience needs eval_steps; say after how many steps to evaluate"},

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any, NamedTuple
 
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 
 
 class Version(NamedTuple):
@@ -14,7 +14,7 @@ class Version(NamedTuple):
     held_out: str | None  # digest of the held-out rows
 
 
-def digest_held_out(rows: PreparedData) -> str | None:
+def digest_held_out(rows: AnyRows) -> str | None:
     """SHA-256 of the held-out rows' tokens and labels, in order; None without any."""
     import pyarrow.compute as pc
 

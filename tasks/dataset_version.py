@@ -30,6 +30,16 @@ class DatasetVersion:
         """What it is called in results, model cards and tags: its name, and its revision if it has one."""
         return DatasetReference(self.name, self.revision or None)
 
+    def lineage(self) -> dict[str, str]:
+        """What the registry records of it."""
+        return {
+            "dataset": self.name,
+            "dataset_revision": self.revision or "",
+            "dataset_commit": self.commit or "",
+            "dataset_md5": self.md5,
+            "dataset_source": self.source,
+        }
+
     @classmethod
     def of(cls, stored: StoredDataset, **origin: Any) -> Self:
         """Combine stored files with their origin."""

@@ -32,7 +32,7 @@ from jobs.webhooks.outbox import put_delivery
 from sft.errors import StackError
 from tasks.causes import explain
 from tasks.checkpoint_store import CheckpointSender
-from tasks.dataset_version import DatasetVersion
+from tasks.dataset_mix import AnyDataset
 from tasks.failure_log import is_debugging
 from tasks.lacking import HOLD_SECONDS, leave_to_others
 from tasks.tracking import MlflowTracker, Tracker, WandbTracker
@@ -87,7 +87,7 @@ class Journal:
             keep_run(connection, self.job_id, run, spec.to_parameters())
         return spec
 
-    def open_trackers(self, dataset: DatasetVersion) -> None:
+    def open_trackers(self, dataset: AnyDataset) -> None:
         """Start the tracking runs and record the dataset."""
         config = self.spec.config
         run_name = escape(config.run_name or "") or f"{self.spec.registered_name}-{str(self.job_id)[:8]}"
@@ -146,7 +146,8 @@ class Journal:
                 write_event(connection, self.job_id, event, details)
                 _announce(connection, self.job_id, self.spec, event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
-            self.log_metrics({"eval_loss": details["eval_loss"]}, details["step"])
+            losses = {name: value for name, value in details.items() if name.split("/")[0] == "eval_loss"}
+            self.log_metrics(losses, details["step"])
         if event == "end":
             self._progress.finish()
         if event == "checkpoint":

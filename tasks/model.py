@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.errors import ModelNotFound, StackError
 from sft.files.places import find_way_out, follow
 from tasks.journal import Journal
@@ -80,7 +80,7 @@ def locate_adapter(reference: str, settings: Settings, folder: Path) -> Path:
 
 @task(name="Load model", task_run_name="Load model", cache_policy=NO_CACHE)
 def load_session(
-    config: SFTConfig, rows: PreparedData, model: Path, start: Path | None, journal: Journal
+    config: SFTConfig, rows: AnyRows, model: Path, start: Path | None, journal: Journal
 ) -> "TrainingSession | DistributedSession":
     """Load the base model with its adapter, ready to train, on the job's number of devices."""
     journal.enter("loading model")

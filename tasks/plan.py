@@ -32,8 +32,7 @@ from sft.errors import TuneyardError
 from sft.files.disk import measure_free
 from sft.planning.devices import find_card
 from tasks.causes import explain
-from tasks.dataset import resolve
-from tasks.dataset_version import DatasetVersion
+from tasks.dataset_mix import AnyDataset, DatasetMix, resolve_all
 from tasks.limits import building_model
 from tasks.model import locate_adapter
 from tasks.model_store import locate_model
@@ -69,7 +68,7 @@ def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> di
     if config.adapter_path and not config.adapter_path.startswith(REGISTRY):  # one in the registry counts as a new one
         start = locate_adapter(config.adapter_path, settings, settings.home)
         config = config.model_copy(update={"adapter_path": str(start)})
-    dataset = resolve(config.dataset_name, settings, config.dataset_split)
+    dataset = resolve_all(config, settings)
     prepared = prepare_for_plan(config, model, dataset, settings)
     runs: list[PastRun] = []
     if settings.database_url:
@@ -81,8 +80,11 @@ def plan(config: SFTConfig, settings: Settings, device: str | None = None) -> di
     return {"dataset": describe_dataset(dataset), **made}
 
 
-def describe_dataset(dataset: DatasetVersion) -> dict[str, Any]:
-    """Describe the exact dataset version."""
+def describe_dataset(dataset: AnyDataset) -> dict[str, Any]:
+    """Describe the exact dataset version, or the mix of several."""
+    if isinstance(dataset, DatasetMix):
+        facts = {"name": dataset.reference, "md5": dataset.md5, "rows": dataset.rows, "source": "mix"}
+        return {**facts, "revision": None, "commit": None, "held_out_file": None}
     return {
         "name": dataset.name,
         "revision": dataset.revision,

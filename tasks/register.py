@@ -14,6 +14,7 @@ from jobs.spec import JobSpec
 from sft.errors import ModelNotFound
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
+from tasks.dataset_mix import AnyDataset, DatasetMix
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.merge import Merged, merge
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from sft.data.tokenization import PreparedData
+    from sft.data.mixing import AnyRows
     from sft.devices.launcher import DistributedSession
     from sft.training.session import TrainingSession
 
@@ -52,8 +53,8 @@ class RegisteredAdapter(NamedTuple):
 def register(
     session: "TrainingSession | DistributedSession",
     journal: Journal,
-    dataset: DatasetVersion,
-    rows: "PreparedData",
+    dataset: AnyDataset,
+    rows: "AnyRows",
     before: dict[str, Any],
     training: dict[str, Any],
     after: dict[str, Any],
@@ -95,7 +96,7 @@ def register(
         "model_name": adapter.name,
         "model_version": adapter.version,
         "dataset": str(dataset.reference),
-        "dataset_commit": dataset.commit,
+        "dataset_commit": None if isinstance(dataset, DatasetMix) else dataset.commit,
         "dataset_md5": dataset.md5,
         **comparison,
         "rows": rows.describe_rows(),
@@ -104,23 +105,48 @@ def register(
         "adapted": session.adaptation,
         "metrics": metrics,
     }
+    if isinstance(dataset, DatasetMix):
+        result["sources"] = describe_sources(dataset, rows, before, after)
     journal.write(phase="done", result=result, output_path=str(adapter_dir))
     return result
 
 
-def describe_provenance(dataset: DatasetVersion, measured: dict[str, Any]) -> Provenance:
+def describe_provenance(dataset: AnyDataset, measured: dict[str, Any]) -> Provenance:
     """Provenance for the model card: data and measurements."""
     return Provenance(
         dataset=str(dataset.reference),
-        dataset_commit=dataset.commit,
+        dataset_commit=None if isinstance(dataset, DatasetMix) else dataset.commit,
         dataset_md5=dataset.md5,
-        hub_dataset=dataset.name if dataset.source == "hub" else None,
+        hub_dataset=dataset.name if isinstance(dataset, DatasetVersion) and dataset.source == "hub" else None,
         measures={name: measured[name] for name in MEASURES if name in measured},
     )
 
 
+def describe_sources(
+    dataset: DatasetMix, rows: "AnyRows", before: dict[str, Any], after: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Each dataset of a mix: its exact version, what became of its rows, and the loss on those it held out."""
+    parts = rows.describe_parts()
+    is_one = sum(part["eval"] is not None for part in parts) == 1
+
+    def find_loss(metrics: dict[str, Any], part: dict[str, Any]) -> float | None:
+        name = "eval_loss" if is_one else f"eval_loss/{part['label']}"
+        return metrics.get(name) if part["eval"] else None
+
+    return [
+        {
+            **part,
+            "commit": version.commit,
+            "md5": version.md5,
+            "base_eval_loss": find_loss(before, part),
+            "eval_loss": find_loss(after, part),
+        }
+        for version, part in zip(dataset.versions, parts, strict=True)
+    ]
+
+
 def register_adapter(
-    tracker: MlflowTracker, job_id: str, name: str, adapter_dir: Path, dataset: DatasetVersion, tags: dict[str, Any]
+    tracker: MlflowTracker, job_id: str, name: str, adapter_dir: Path, dataset: AnyDataset, tags: dict[str, Any]
 ) -> RegisteredAdapter:
     """Log the adapter's files to the run and register them as a version of `name`, once per job (idempotent).
 
@@ -131,14 +157,7 @@ def register_adapter(
         RegistryUnavailable: MLflow stayed down.
         RegistryRefused: MLflow refused the version.
     """
-    lineage = {
-        "dataset": dataset.name,
-        "dataset_revision": dataset.revision or "",
-        "dataset_commit": dataset.commit or "",
-        "dataset_md5": dataset.md5,
-        "dataset_source": dataset.source,
-    }
-    tags = {JOB_TAG: job_id, **lineage, **{key: str(value) for key, value in tags.items()}}
+    tags = {JOB_TAG: job_id, **dataset.lineage(), **{key: str(value) for key, value in tags.items()}}
     what = "registering the adapter"
     for _ in range(MOST_RACES):
         if adapter := tracker.on_run(lambda: _register_once(tracker, name, adapter_dir, tags), what):

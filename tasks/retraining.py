@@ -3,7 +3,10 @@
 import difflib
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,8 +18,10 @@ from jobs.vocabulary import RETRAIN_FLOW_NAME
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
 from sft.explanations import explain_validation_error
-from tasks.dataset import resolve, resolve_registered
-from tasks.dataset_version import DatasetVersion
+from sft.sources import DatasetSource
+from tasks.dataset import find_main_branch, resolve, resolve_registered
+from tasks.dataset_mix import AnyDataset, DatasetMix, resolve_all
+from tasks.dataset_registry import ensure_registry
 from tasks.limits import reading_input
 from tasks.register import SPEC_TAG, RegisteredAdapter, find_latest, list_adapters
 from tuneyard_wire.dataset_reference import DatasetReference
@@ -67,13 +72,13 @@ def find_source(adapter: RegisteredAdapter, config: SFTConfig) -> str:
     if recorded := adapter.tags.get("dataset_source"):
         return recorded
     revision, commit = adapter.tags.get("dataset_revision"), adapter.tags.get("dataset_commit")
-    if DatasetReference.parse(config.dataset_name).revision is not None:
+    if DatasetReference.parse(config.dataset_names).revision is not None:
         return "dvc"
     return "file" if not commit else "hub" if revision == commit else "dvc"
 
 
-def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Settings) -> DatasetVersion:
-    """Resolve the adapter's current dataset.
+def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Settings) -> AnyDataset:
+    """Resolve the adapter's current dataset, or all of them.
 
     Raises:
         DatasetNotFound: the dataset does not exist any more.
@@ -81,6 +86,8 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
         InvalidDataset: the dataset can't be read.
     """
     config, name = read_job(adapter).config, adapter.tags["dataset"]
+    if config.is_mixed:
+        return _look_at_mix(adapter, config, wanted, settings)
     source = find_source(adapter, config)
     if source == "dvc":
         with reading_input(settings, name):
@@ -97,6 +104,48 @@ def look_at_data(adapter: RegisteredAdapter, wanted: RetrainSpec, settings: Sett
             f"{_describe(dataset.source)}"
         )
     return dataset
+
+
+def _look_at_mix(adapter: RegisteredAdapter, config: SFTConfig, wanted: RetrainSpec, settings: Settings) -> AnyDataset:
+    """Resolve all datasets of a mix: those of the registry on its main branch, unless one is there in two versions."""
+    if wanted.dataset_version not in (None, MAIN):
+        raise InvalidConfig(
+            f"dataset_version {wanted.dataset_version!r} is a version of one dataset, but {adapter.name} was trained "
+            f"on several, whose current data is used; leave dataset_version out"
+        )
+    recorded: list[dict[str, Any]] = json.loads(adapter.tags["dataset_versions"])
+    counts = Counter(version["name"] for version in recorded)
+    branch = find_main_branch(ensure_registry(settings)) if any(one["source"] == "dvc" for one in recorded) else ""
+    names = [
+        str(DatasetReference(version["name"], branch)) if _follows_main(version, counts) else given
+        for version, (_, given) in zip(recorded, config.name_datasets(), strict=True)
+    ]
+    mix = resolve_all(rename_datasets(config, names), settings)
+    assert isinstance(mix, DatasetMix)  # noqa: S101 - for the type checker
+    for version, found in zip(recorded, mix.versions, strict=True):
+        if found.source != version["source"]:
+            raise DatasetNotFound(
+                f"{adapter.name} was trained on {_describe(version['source'])} {found.name}, which is gone: the name "
+                f"now means {_describe(found.source)}"
+            )
+    return mix
+
+
+def _follows_main(version: dict[str, Any], counts: Counter[str]) -> bool:
+    return version["source"] == "dvc" and counts[version["name"]] == 1
+
+
+def rename_datasets(config: SFTConfig, names: Sequence[str]) -> SFTConfig:
+    """The configuration with other references for its datasets, in the order of `name_datasets`."""
+    count = len(config.sources)
+    sources = tuple(
+        DatasetSource(name=name, weight=source.weight) for name, source in zip(names, config.sources, strict=False)
+    )
+    renamed: dict[str, Any] = {"dataset_name": sources if isinstance(config.dataset_name, tuple) else names[0]}
+    if config.validation_dataset is not None:
+        is_list = isinstance(config.validation_dataset, tuple)
+        renamed["validation_dataset"] = tuple(names[count:]) if is_list else names[count]
+    return config.model_copy(update=renamed)
 
 
 def _find_reference(name: str, wanted: RetrainSpec) -> DatasetReference:
@@ -118,13 +167,15 @@ def _describe(source: str) -> str:
     return {"dvc": "the registry's dataset", "file": "the file", "hub": "the Hub's dataset"}[source]
 
 
-def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, settings: Settings) -> JobSpec:
+def build_job(adapter: RegisteredAdapter, dataset: AnyDataset, run_id: str, settings: Settings) -> JobSpec:
     """Build the adapter's job with the present data."""
     spec, before = read_job(adapter), adapter.tags.get("dataset_md5", "")
-    pinned = (
-        str(DatasetReference(dataset.name, dataset.commit)) if dataset.source == "dvc" else spec.config.dataset_name
-    )
-    config = spec.config.model_copy(update={"dataset_name": pinned})
+    versions = dataset.versions if isinstance(dataset, DatasetMix) else (dataset,)
+    pinned = [
+        str(DatasetReference(version.name, version.commit)) if version.source == "dvc" else given
+        for version, (_, given) in zip(versions, spec.config.name_datasets(), strict=True)
+    ]
+    config = rename_datasets(spec.config, pinned)
     is_changed = dataset.md5 != before
     made_by = MadeBy(
         flow=RETRAIN_FLOW_NAME,
@@ -137,9 +188,9 @@ def build_job(adapter: RegisteredAdapter, dataset: DatasetVersion, run_id: str, 
     return spec.model_copy(update={"config": config, "adapter_name": adapter.name, "made_by": made_by})
 
 
-def digest_job(config: SFTConfig, dataset: DatasetVersion, settings: Settings) -> str:
+def digest_job(config: SFTConfig, dataset: AnyDataset, settings: Settings) -> str:
     """Digest of all that a training depends on: rows, configuration, and the base model's files if they are here."""
-    plain = config.model_dump(mode="json", exclude={"dataset_name"})
+    plain = config.model_dump(mode="json", exclude={"dataset_name", "validation_dataset"})
     made_of = [dataset.name, dataset.md5, plain, stamp_model(settings.model_root / config.base_model)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

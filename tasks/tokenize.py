@@ -7,7 +7,9 @@ from pathlib import Path
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
+from sft.data.mixing import AnyRows
 from sft.data.tokenization import PreparedData, prepare, prepare_sample
+from tasks.dataset_mix import AnyDataset, prepare_all
 from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.limits import reading_input
@@ -44,32 +46,40 @@ class RowsProgress:
         self._show(f"{PHASE} ({100 * rows // total}%)")
 
 
-def tokenize_dataset(config: SFTConfig, dataset: DatasetVersion, model: Path, journal: Journal) -> PreparedData:
+def tokenize_dataset(config: SFTConfig, dataset: AnyDataset, model: Path, journal: Journal) -> AnyRows:
     """Tokenize the rows into ids and labels, and log which rows were left out or truncated."""
     journal.enter(PHASE)
-    progress = RowsProgress(dataset.rows, lambda phase: journal.write(phase=phase))
-    with reading_input(journal.settings, config.dataset_name):
-        files = (dataset.train_file, journal.settings.home / CACHE_FOLDER, dataset.eval_file)
-        data = prepare(config, model, *files, on_rows=progress)
-    data.advice += dataset.advise(config.dataset_split)
+
+    def prepare_one(own_config: SFTConfig, version: DatasetVersion) -> PreparedData:
+        progress = RowsProgress(version.rows, lambda phase: journal.write(phase=phase))
+        with reading_input(journal.settings, _name(config, version)):
+            files = (version.train_file, journal.settings.home / CACHE_FOLDER, version.eval_file)
+            return prepare(own_config, model, *files, on_rows=progress)
+
+    data = prepare_all(config, dataset, prepare_one)
     logger.info("%s", "Using cached tokens" if data.was_cached else "Tokenized")
     report_rows(data, config.max_seq_length)
     return data
 
 
-def prepare_for_plan(config: SFTConfig, model: Path, dataset: DatasetVersion, settings: Settings) -> PreparedData:
+def prepare_for_plan(config: SFTConfig, model: Path, dataset: AnyDataset, settings: Settings) -> AnyRows:
     """Tokenize the rows, of a large dataset a sample, and add the advice about its files."""
     cache = settings.home / CACHE_FOLDER
-    with reading_input(settings, config.dataset_name):
-        if dataset.rows > MOST_PLANNED_ROWS:
-            data = prepare_sample(config, model, dataset.train_file, cache, dataset.eval_file, dataset.rows)
-        else:
-            data = prepare(config, model, dataset.train_file, cache, dataset.eval_file)
-    data.advice += dataset.advise(config.dataset_split)
-    return data
+
+    def prepare_one(own_config: SFTConfig, version: DatasetVersion) -> PreparedData:
+        with reading_input(settings, _name(config, version)):
+            if version.rows > MOST_PLANNED_ROWS:
+                return prepare_sample(own_config, model, version.train_file, cache, version.eval_file, version.rows)
+            return prepare(own_config, model, version.train_file, cache, version.eval_file)
+
+    return prepare_all(config, dataset, prepare_one, is_plan=True)
 
 
-def report_rows(data: PreparedData, max_seq_length: int) -> None:
+def _name(config: SFTConfig, version: DatasetVersion) -> str:
+    return str(version.reference) if config.is_mixed else config.dataset_names
+
+
+def report_rows(data: AnyRows, max_seq_length: int) -> None:
     """Log the counts of each split, and warnings about the first invalid rows and other findings."""
     for split, counts in data.stats.items():
         if counts:
@@ -83,5 +93,12 @@ def report_rows(data: PreparedData, max_seq_length: int) -> None:
             )
         for number, reason in data.notes[split]["invalid"][:REASONS_SHOWN]:  # type: ignore[misc]  # these are pairs
             logger.warning("%s row %s left out: %s", split, number, reason)
+    for part in data.describe_parts():
+        if part["train"]:
+            logger.info(
+                "%s (weight %g): an epoch takes %d rows of %d; %d are repeated, %d left out",
+                *(part[name] for name in ("name", "weight", "taken")),
+                *(part["train"]["used"], part["repeated"], part["left_out"]),
+            )
     for warning in data.warnings:
         logger.warning("%s", warning)

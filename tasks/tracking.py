@@ -14,19 +14,21 @@ from jobs.mlflow_server import MlflowServer
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from tasks.causes import is_mlflow_away, is_store_refusal
+from tasks.dataset_mix import AnyDataset, DatasetMix
 from tasks.dataset_version import DatasetVersion
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MetricSender, keep_trying
 from tuneyard_wire.one_line import escape
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import DatasetInput, Experiment, Run
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "tuneyard"
 JOB_TAG = "tuneyard.job_id"
 KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"  # the default kind shows LLM traces
+CONTEXT_TAG = "mlflow.data.context"
 CONFIG_FILE = "config.json"
 DELETED = "deleted"  # MLflow's lifecycle stage of what was deleted in its UI and can be restored
 T = TypeVar("T")
@@ -41,8 +43,8 @@ class Tracker(Protocol):
     def url(self) -> str:
         """The run's page."""
 
-    def log_dataset(self, dataset: DatasetVersion) -> None:
-        """Record the dataset version of the run."""
+    def log_dataset(self, dataset: AnyDataset) -> None:
+        """Record the dataset versions of the run."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Record values of one optimizer step."""
@@ -162,20 +164,9 @@ class MlflowTracker:
         """Call `act`, which needs the run, restoring the run if needed. Raises RegistryUnavailable, RegistryRefused."""
         return self._insist(lambda: self._revived(act), what)
 
-    def log_dataset(self, dataset: DatasetVersion) -> None:
-        """Log the lineage as an MLflow dataset input: name, commit and md5."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        source = {"url": str(dataset.url), "revision": dataset.revision, "commit": dataset.commit}
-        entity = Dataset(
-            name=dataset.name,
-            digest=dataset.md5[:36],
-            source_type=dataset.source,
-            source=json.dumps(source),
-            profile=json.dumps({"num_rows": dataset.rows}),
-        )
-        tags = {"mlflow.data.context": "training", "commit": dataset.commit or "", "md5": dataset.md5}
-        inputs = [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])]
+    def log_dataset(self, dataset: AnyDataset) -> None:
+        """Log the lineage as MLflow dataset inputs: name, commit and md5 of each version."""
+        inputs = _build_inputs(dataset) if isinstance(dataset, DatasetMix) else [_build_input(dataset)]
         self.on_run(lambda: self.client.log_inputs(self.run_id, inputs), "logging the dataset")
 
     def log_config(self) -> None:
@@ -202,6 +193,33 @@ class MlflowTracker:
         status = "FINISHED" if succeeded else "FAILED"
         seconds = LAST_SECONDS if succeeded else LAST_SECONDS_OF_FAILED
         self._sender.close(lambda: self._revived(lambda: self.client.set_terminated(self.run_id, status)), seconds)
+
+
+def _build_inputs(mix: DatasetMix) -> "list[DatasetInput]":
+    """One of each content: MLflow keeps the first of a name and a digest, and drops the others."""
+    tags: dict[tuple[str, str], dict[str, str]] = {}
+    for version, weight in zip(mix.sources, mix.weights, strict=True):
+        tags.setdefault((version.name, version.md5), {"weight": f"{weight:g}"})
+    for version in mix.validation:
+        known = tags.setdefault((version.name, version.md5), {})
+        known[CONTEXT_TAG] = "training, validation" if "weight" in known else "validation"
+    versions = {(version.name, version.md5): version for version in mix.versions}
+    return [_build_input(versions[key], **further) for key, further in tags.items()]
+
+
+def _build_input(version: DatasetVersion, **further: str) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = {"url": str(version.url), "revision": version.revision, "commit": version.commit}
+    entity = Dataset(
+        name=version.name,
+        digest=version.md5[:36],
+        source_type=version.source,
+        source=json.dumps(source),
+        profile=json.dumps({"num_rows": version.rows}),
+    )
+    tags = {CONTEXT_TAG: "training", "commit": version.commit or "", "md5": version.md5, **further}
+    return DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])
 
 
 def refusal(error: Exception, what: str) -> RegistryRefused:
@@ -247,10 +265,14 @@ class WandbTracker:
         self._run.define_metric("*", step_metric="step")
         self.url = self._run.url or Path(self._run.dir).parent.as_uri()
 
-    def log_dataset(self, dataset: DatasetVersion) -> None:
+    def log_dataset(self, dataset: AnyDataset) -> None:
         """Log the lineage in the run's config."""
-        lineage = {"name": dataset.name, "revision": dataset.revision, "commit": dataset.commit, "md5": dataset.md5}
-        self._run.config.update({"dataset": lineage}, allow_val_change=True)
+        is_mix = isinstance(dataset, DatasetMix)
+        each = [
+            {"name": one.name, "revision": one.revision, "commit": one.commit, "md5": one.md5}
+            for one in (dataset.versions if isinstance(dataset, DatasetMix) else (dataset,))
+        ]
+        self._run.config.update({"dataset": each if is_mix else each[0]}, allow_val_change=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Log values of one optimizer step, not as W&B's own step, which must increase: the start is evaluated last."""

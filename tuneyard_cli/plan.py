@@ -85,6 +85,8 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
         for problem in counts.get("reasons", []):
             rows = ", ".join(map(str, problem["rows"])) + (" …" if problem["count"] > len(problem["rows"]) else "")
             console.print(escape(f"  {problem['count']} invalid: {problem['reason']} (row {rows})"), markup=False)
+    for part in plan.get("sources") or []:
+        console.print(escape(_describe_part(part)), markup=False, soft_wrap=True)
     share = f"{tokens['supervised_share']:.0%} supervised"
     console.print(f"tokens{batches['tokens_per_epoch']:>8} per epoch, {share}, {tokens['mean']:g} per row")
     most = max(bin["rows"] for bin in tokens["histogram"])
@@ -92,6 +94,16 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
         bar = "█" * round(BAR_CELLS * bin["rows"] / most)
         console.print(f"  {bin['from']:>6} to {bin['to']:<6}{bin['rows']:>7}  {bar}")
     console.print(f"padding saved by packing: {batches['padding_saved']:.0%}")
+
+
+def _describe_part(part: dict[str, Any]) -> str:
+    """A dataset of several: what an epoch takes of its rows."""
+    held_out = f"{part['eval']['used']} held out" if part["eval"] else ""
+    if part["train"] is None:
+        return f"  {part['name']}: {held_out}"
+    counts = [f"{part[name]} {name.replace('_', ' ')}" for name in ("repeated", "left_out") if part[name]]
+    taken = f"{part['taken']} of {part['train']['used']} rows an epoch (weight {part['weight']:g})"
+    return f"  {part['name']}: " + ", ".join(filter(None, [taken, *counts, held_out]))
 
 
 def _show_resources(console: "Console", plan: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ SFT_NAMES = {training: sft for sft, training in TRAINING_NAMES.items()}
 # dataset_name also names files and Hub datasets, which dataset_version can't, so it is not translated back.
 _TRAINING_NAMES = {sft: training for sft, training in TRAINING_NAMES.items() if sft != "dataset_name"}
 # Fields that only the SFT API has.
+_DATASETS = ("dataset_name", "dataset_version", "validation_dataset")
 _SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
 # Fields of the Training API that the SFT API expresses in another way.
 _TRAINING_ONLY = ("save_name", "lora_version", "logging_backend", "training_type")
@@ -109,10 +110,13 @@ def build_submission(
 
 
 def read_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The values of `--set`: YAML scalars, lists and mappings, but text for fields that hold only text."""
+    """The values of `--set`: YAML scalars, lists and mappings, but text for fields that hold only text.
+
+    A dataset's name is text too, however it looks, unless it begins a list.
+    """
     values = {}
     for name, text in pairs.items():
-        if _is_text(name):
+        if _is_text(name) or (name in _DATASETS and not text.lstrip().startswith("[")):
             values[name] = None if is_null(text) else text
             continue
         try:
@@ -150,10 +154,23 @@ def _translate(source: Fields, words: Mapping[str, str]) -> dict[str, Any]:
         by_name[translated] = name
         if name == "dataset_version" and isinstance(value, str) and not value.strip():
             raise UsageProblem(f"dataset_version (--dataset) must not be blank, got {value!r}")
+        if name == "dataset_version" and translated == "dataset_name" and isinstance(value, list):
+            _check_named(value)
         is_reference = name == "dataset_version" and translated == "dataset_name" and isinstance(value, str)
         is_revision = is_reference and DatasetReference.parse(value).revision is None
         values[translated] = _Revision(value) if is_revision else value
     return values
+
+
+def _check_named(versions: list[Any]) -> None:
+    """Check that each version in a list names its dataset: it is sent as a `dataset_name`."""
+    names = [one.get("name") if isinstance(one, Mapping) else one for one in versions]
+    for place, name in enumerate(names):
+        if isinstance(name, str) and DatasetReference.parse(name).revision is None:
+            raise UsageProblem(
+                f"dataset_version.{place} {name!r} is a revision without a dataset; give NAME@{name}, or all of the "
+                "list as dataset_name"
+            )
 
 
 @dataclass(frozen=True)

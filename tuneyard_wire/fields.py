@@ -6,7 +6,7 @@ validate the values are `sft.config.SFTConfig` and `jobs.spec.JobOptions`; tests
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, Required, TypedDict
 
 Priority = Literal["high", "normal", "low"]
 Strategy = Literal["queue", "reject"]
@@ -25,7 +25,7 @@ TRAINING_NAMES = {
 
 DATASET_HELP = (
     "NAME@REVISION in the registry, or a REVISION of --config's dataset or else the default one. "
-    "For a file or a Hub dataset: --set dataset_name=..."
+    "For a file or a Hub dataset: --set dataset_name=..., for several: --set 'dataset_name=[...]'."
 )
 
 
@@ -39,6 +39,13 @@ class Flag:
 
     help: str
     name: str | None = None
+
+
+class WeightedDataset(TypedDict, total=False):
+    """A dataset in a list: an epoch takes weight (1 if unset) times its training rows."""
+
+    name: Required[str]
+    weight: NotRequired[float]
 
 
 class OptionFields(TypedDict, total=False):
@@ -62,7 +69,7 @@ class TrainingFields(OptionFields, total=False):
     """The fields of `POST /train`; the service has defaults for missing ones."""
 
     model_name: Annotated[str, Flag("Base model.", "--model")]
-    dataset_version: Annotated[str, Flag(DATASET_HELP, "--dataset")]
+    dataset_version: Annotated[str | Sequence[str | WeightedDataset], Flag(DATASET_HELP, "--dataset")]
     lora_name: Annotated[str | None, Flag("The adapter's name in the registry.", "--name")]
     template: Annotated[str, Flag("Chat template.")]
     num_epochs: Annotated[float, Flag("Passes over the data.", "--epochs")]
@@ -78,6 +85,7 @@ class TrainingFields(OptionFields, total=False):
     adapter_path: str | None
     save_name: str | None
     logging_backend: TrackingBackend | None
+    validation_dataset: str | Sequence[str] | None
     dataset_split: str
     dataset_text_field: str | None
     excess_length_strategy: Literal["truncate", "drop", "error"]

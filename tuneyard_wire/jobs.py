@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tuneyard_wire.fields import Priority, TrainStatus
 from tuneyard_wire.response import EpochSeconds, Id, Moment, Response, one_of, with_example
-from tuneyard_wire.rows import JobRows
+from tuneyard_wire.rows import JobRows, PartRows
 
 SftStatus = Literal["pending", "running", "completed", "failed", "stopped"]
 StartedStatus = Annotated[str, one_of("started", "queued")]
@@ -86,6 +86,15 @@ class Progress(Response):
     eta_seconds: float | None = None
 
 
+class SourceResult(PartRows):
+    """A dataset of a job that has several: its exact version, its rows, and the loss on those it held out."""
+
+    commit: str | None = None
+    md5: str
+    base_eval_loss: float | None = None
+    eval_loss: float | None = None
+
+
 class Result(Response):
     """The result of a completed job."""
 
@@ -102,6 +111,11 @@ class Result(Response):
     model_name: str | None = Field(None, description="The adapter's name in the registry.")
     model_version: str | None = None
     rows: JobRows | None = Field(None, description="Rows used, skipped and truncated.")
+    sources: list[SourceResult] | None = Field(
+        None,
+        exclude_if=lambda sources: sources is None,
+        description="Each dataset, if there are several, or others to evaluate on.",
+    )
     warnings: list[str] = Field(
         default_factory=list, description="Anything unexpected in the rows, the model, the run or its loss."
     )

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from tuneyard_wire.plan_example import EXAMPLE
 from tuneyard_wire.response import Response, one_of, with_example
-from tuneyard_wire.rows import SplitRows
+from tuneyard_wire.rows import PartRows, SplitRows
 
 
 class PlannedDataset(Response):
-    """The exact dataset of the plan."""
+    """The exact dataset of the plan; of several, a `mix` without revision and commit."""
 
     name: str
     revision: str | None
@@ -18,7 +18,7 @@ class PlannedDataset(Response):
     md5: str
     rows: int
     held_out_file: str | None = Field(None, description="The file with the held-out rows, if there is one.")
-    source: Annotated[str, one_of("dvc", "file", "hub")]
+    source: Annotated[str, one_of("dvc", "file", "hub", "mix")]
 
 
 class PlannedDevice(Response):
@@ -216,6 +216,11 @@ class Plan(Response):
     device: PlannedDevice
     rows: PlannedSplits
     sample: PlannedSample | None = Field(None, description="Set if `rows` and `tokens` are those of a sample.")
+    sources: list[PartRows] | None = Field(
+        None,
+        exclude_if=lambda sources: sources is None,
+        description="Each dataset, if there are several, or others to evaluate on.",
+    )
     ignored: dict[str, int] = Field(
         default_factory=dict, description="Unused fields, with the number of rows that have them."
     )

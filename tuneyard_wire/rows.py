@@ -28,6 +28,24 @@ class SplitRows(Response):
     reasons: list[SkipReason] = Field(default_factory=list)
 
 
+class PartRows(Response):
+    """A dataset of a job that has several: its rows, and what an epoch takes of them.
+
+    `taken` = used training rows + `repeated` - `left_out`; null for a dataset that is only evaluated on, whose counts
+    are in `eval`.
+    """
+
+    name: str
+    label: str = Field(description="As in the metric `eval_loss/<label>`.")
+    weight: float | None = Field(description="How often an epoch takes its rows.")
+    first_row: int = Field(description="Number of its first row where the rows of all datasets are counted through.")
+    train: SplitRows | None = None
+    eval: SplitRows | None = None
+    taken: int | None = None
+    repeated: int | None = None
+    left_out: int | None = None
+
+
 class JobRows(Response):
     """Row counts of the training and held-out rows, and the unused fields."""
 

@@ -1,6 +1,7 @@
 """Check that the dataset exists: in the registry, below the data root, or on the Hub."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.preflight.context import CheckContext
@@ -19,7 +20,13 @@ MAX_FILES = 20
 
 def check_dataset(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
     """Find a missing revision, name or file, or a file that can't contain rows."""
-    dataset, data_root = spec.dataset, context.settings.data_root
+    for field, reference in spec.config.name_datasets():
+        for finding in _check(DatasetReference.parse(reference), context):
+            yield replace(finding, field=field)
+
+
+def _check(dataset: DatasetReference, context: CheckContext) -> Iterator[Finding]:
+    data_root = context.settings.data_root
     if dataset.has_file_for_revision:
         yield Finding(
             DatasetNotFound,

@@ -20,7 +20,10 @@ class SubmissionWarning(TypedDict):
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem that would fail a job. `field` is one of SFTConfig; `text` continues the sentence after its name."""
+    """A problem that would fail a job. `text` continues the sentence after the name of `field`.
+
+    That is one of SFTConfig, with the place in a list after a dot.
+    """
 
     kind: type[TuneyardError]
     field: str
@@ -28,7 +31,8 @@ class Finding:
 
     def message(self, names: Mapping[str, str]) -> str:
         """The message, with an API's names of fields."""
-        return f"{names.get(self.field, self.field)} {self.text}"
+        name, dot, place = self.field.partition(".")
+        return f"{names.get(name, name)}{dot}{place} {self.text}"
 
 
 @dataclass(frozen=True)

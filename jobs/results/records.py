@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, case, select
 
 from jobs.folders import checkpoint_folder
 from jobs.service.job import Job
@@ -29,15 +29,19 @@ Series = dict[str, list[tuple[int, float]]]
 def read_series(engine: Engine, job_id: UUID) -> Series:
     """Read `loss, learning_rate, grad_norm, tokens_per_second, eval_loss` as points (step, value) in order of steps.
 
+    If several datasets are evaluated, there is also `eval_loss/<label>` of each.
+
     Of a step that was trained twice, because the job resumed from an earlier checkpoint, the last values count.
     """
     series: dict[str, dict[int, float]] = {name: {} for name in METRICS}
-    columns = (JobEvent.event, JobEvent.data["step"], JobEvent.data["recent"], JobEvent.data["eval_loss"])
+    evaluation = case((JobEvent.event == "evaluate", JobEvent.data))
+    columns = (JobEvent.event, JobEvent.data["step"], JobEvent.data["recent"], evaluation)
     wanted = select(*columns).where(JobEvent.job_id == job_id, JobEvent.event.in_(["step", "evaluate"]))
     with autocommit(engine) as connection:
-        for event, step, recent, eval_loss in connection.execute(wanted.order_by(JobEvent.id)):
+        for event, step, recent, metrics in connection.execute(wanted.order_by(JobEvent.id)):
             if event == "evaluate":
-                _add_points(series, step, {"eval_loss": eval_loss})
+                losses = {name: value for name, value in metrics.items() if name.split("/")[0] == "eval_loss"}
+                _add_points(series, step, losses)
                 continue
             for row in recent or []:
                 _add_points(series, row[0], dict(zip(STEP_SERIES[1:], row[1:], strict=True)))
@@ -47,7 +51,7 @@ def read_series(engine: Engine, job_id: UUID) -> Series:
 def _add_points(series: dict[str, dict[int, float]], step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
         if isinstance(value, int | float):  # a spreadsheet could run text in the CSV as a formula
-            series[name][step] = value
+            series.setdefault(name, {})[step] = value
 
 
 def series_to_csv(series: Series) -> str:
@@ -55,9 +59,9 @@ def series_to_csv(series: Series) -> str:
     by_metric = {name: dict(points) for name, points in series.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *METRICS])
+    writer.writerow(["step", *series])
     for step in sorted({step for points in by_metric.values() for step in points}):
-        writer.writerow([step, *(by_metric[name].get(step, "") for name in METRICS)])
+        writer.writerow([step, *(by_metric[name].get(step, "") for name in series)])
     return text.getvalue()
 
 

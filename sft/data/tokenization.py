@@ -74,6 +74,27 @@ class PreparedData:
         }
         return {**splits, "ignored": self.ignored}
 
+    def measure_scales(self, max_samples: int | None) -> tuple[float, float]:
+        """How many rows each training row and each held-out row stands for: 1, and more in a sample."""
+        if self.sample is None:
+            return 1.0, 1.0
+        most = max_samples or self.sample["of"]
+        scale = min(most, self.sample["of"]) / min(most, self.sample["rows"])
+        has_own = self.sample["eval_rows"] > 0
+        return scale, self.sample["eval_of"] / self.sample["eval_rows"] if has_own else scale
+
+    def load_eval_parts(self) -> dict[str, "Dataset"]:
+        """Held-out rows whose loss is also measured apart, by label: none, as they are of one dataset."""
+        return {}
+
+    def describe_parts(self) -> list[dict[str, Any]]:
+        """Counts of each dataset of a mix: none."""
+        return []
+
+    def name_row(self, number: int) -> str:
+        """The row of this number, for messages."""
+        return str(number)
+
     def load_train(self) -> "Dataset":
         """Rows of `input_ids`, `labels` (-100: not supervised), `length` and `row`, the number in the file from 1.
 

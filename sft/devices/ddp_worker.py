@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.devices.launcher import ADDRESS_VARIABLE
 from sft.files.publication import Publishing
 from sft.training.interruption import Stopped
@@ -68,7 +68,7 @@ def _open(
     connection: Connection,
     rank: int,
     config: SFTConfig,
-    prepared: PreparedData,
+    prepared: AnyRows,
     model_path: Path,
     output_dir: Path,
     checkpoint_dir: Path | None,

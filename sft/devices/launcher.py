@@ -19,7 +19,7 @@ import torch
 from sft.adapting.shardable import check_sharding
 from sft.callbacks import OnEvent
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.errors import StackError
 from sft.files.publication import Publishing
 from sft.models.hardware import check_hardware, inspect_hardware
@@ -40,7 +40,7 @@ STOP_SECONDS = 10  # for the current batch and its checkpoint when a run is stop
 
 def open_session(
     config: SFTConfig,
-    prepared: PreparedData,
+    prepared: AnyRows,
     model_path: Path,
     output_dir: Path,
     on_event: OnEvent | None = None,
@@ -74,7 +74,7 @@ class DistributedSession:
     def __init__(
         self,
         config: SFTConfig,
-        prepared: PreparedData,
+        prepared: AnyRows,
         model_path: Path,
         output_dir: Path,
         on_event: OnEvent | None = None,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.errors import DiskFull
 from sft.files.disk import describe_lack, find_existing, measure_free
 from sft.models.hardware import check_hardware, inspect_hardware
@@ -17,7 +17,7 @@ from sft.training.optimizers import check_optimizer
 
 
 def check_disk_space(
-    config: SFTConfig, prepared: PreparedData, model_path: Path, output_dir: Path, checkpoint_dir: Path
+    config: SFTConfig, prepared: AnyRows, model_path: Path, output_dir: Path, checkpoint_dir: Path
 ) -> None:
     """Raise DiskFull if the checkpoints, the adapter and the merged model would not fit on their disks.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
+from sft.data.mixing import AnyRows
 from sft.data.row_advice import count_skipped
-from sft.data.tokenization import PreparedData
 from sft.models.hardware import FLASH_PACKAGES, Hardware, check_hardware, inspect_hardware
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def make_plan(
     config: SFTConfig,
-    prepared: PreparedData,
+    prepared: AnyRows,
     model_path: Path,
     past_runs: list[PastRun],
     free_disk_bytes: int,
@@ -90,7 +90,7 @@ def make_plan(
     check_sharding(lambda: empty, config)
     shape = measure_shape(empty, config, model_path)
     device = inspect_device(config) if target is None else describe_card(*target, config)
-    scale = _measure_scale(config, prepared)
+    scale, eval_scale = prepared.measure_scales(config.max_samples)
     share = float(rows.supervised.sum() / rows.lengths.sum())
     usable_bytes = device.find_usable_bytes(held_bytes)
     layout = foresee_layout(empty, config.attn_implementation, Place(device.kind, _dtype(device), device.capability))
@@ -107,13 +107,14 @@ def make_plan(
     disk = plan_disk(
         config, shape, measure_weight(shape), measure_companions(model_path), batches.steps, free_disk_bytes
     )
-    eval_tokens = 0 if held_out is None else round(int(held_out.lengths.sum()) * _measure_eval_scale(prepared, scale))
+    eval_tokens = 0 if held_out is None else round(int(held_out.lengths.sum()) * eval_scale)
     time = plan_time(config, shape, device, batches, share, eval_tokens, checkpointing, like, past_runs, probe)
     notes = advise(config, shape, prepared.stats, rows, held_out, batches.steps, scale)
     return {
         "device": describe_device(device),
         "rows": {name: describe_rows(prepared, name) for name in ("train", "eval")},
         "sample": prepared.sample,
+        "sources": prepared.describe_parts() or None,
         "ignored": prepared.ignored,
         "tokens": describe_tokens(rows) | {"supervised_share": round(share, 4)},
         "batches": describe_batches(config, rows, batches, scale),
@@ -145,31 +146,17 @@ def make_plan(
     }
 
 
-def _measure_scale(config: SFTConfig, prepared: PreparedData) -> float:
-    """Number of rows that each of the prepared ones stands for."""
-    if prepared.sample is None:
-        return 1.0
-    most = config.max_samples or prepared.sample["of"]
-    return min(most, prepared.sample["of"]) / min(most, prepared.sample["rows"])
-
-
-def _measure_eval_scale(prepared: PreparedData, scale: float) -> float:
-    """Number of rows that each of the held-out ones stands for; `scale` is that of the training rows."""
-    sample = prepared.sample
-    return scale if sample is None or not sample["eval_rows"] else sample["eval_of"] / sample["eval_rows"]
-
-
-def _tell_sample(prepared: PreparedData) -> Iterator[dict[str, Any]]:
+def _tell_sample(prepared: AnyRows) -> Iterator[dict[str, Any]]:
     if prepared.sample is not None:
         read, rows = prepared.sample["rows"], prepared.sample["of"]
         yield {
             "code": "sampled",
-            "message": f"{read} of {rows} rows were read, from all over the file: what is said of rows and tokens is "
+            "message": f"{read} of {rows} rows were read, from all over the data: what is said of rows and tokens is "
             "said of them, and batches, steps and times are scaled up; the job reads every row",
         }
 
 
-def describe_rows(prepared: PreparedData, split: str) -> dict[str, Any] | None:
+def describe_rows(prepared: AnyRows, split: str) -> dict[str, Any] | None:
     """A split's counts, and the rows that were left out or cut, with reasons; None if the split has no rows."""
     counts = prepared.stats[split]
     if counts is None:
@@ -222,7 +209,7 @@ def _measure_sizes(
 
 def _probe(
     config: SFTConfig,
-    prepared: PreparedData,
+    prepared: AnyRows,
     model_path: Path,
     shape: ModelShape,
     device: Device,

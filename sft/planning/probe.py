@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sft.config import SFTConfig
+from sft.data.mixing import AnyRows
 from sft.data.tokenization import PreparedData
 from sft.files.temporary_folders import temporary_folder
 from sft.planning.shape import ModelShape
@@ -52,7 +53,7 @@ class Probe(NamedTuple):
 class ProbeRows(PreparedData):
     """A prepared dataset reduced to a few training rows."""
 
-    def __init__(self, whole: PreparedData, indices: list[int]) -> None:
+    def __init__(self, whole: AnyRows, indices: list[int]) -> None:
         self.whole = whole
         self.indices = indices
         self.stats, self.longest, self.largest_ids = whole.stats, whole.longest, whole.largest_ids
@@ -65,7 +66,7 @@ class ProbeRows(PreparedData):
         """None: no held-out rows."""
 
 
-def run_probe(config: SFTConfig, prepared: PreparedData, model_path: Path, dtype: str, indices: list[int]) -> Probe:
+def run_probe(config: SFTConfig, prepared: AnyRows, model_path: Path, dtype: str, indices: list[int]) -> Probe:
     """Time the rows at `indices` as one batch. Loads only `MORE` layers of the model, embeddings and head."""
     from sft.models.loading import quiet_transformers
     from sft.training.session import TrainingSession

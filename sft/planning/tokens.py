@@ -73,13 +73,15 @@ def describe_tokens(rows: TokenRows) -> dict[str, Any]:
 
 
 def find_duplicates(rows: TokenRows) -> list[int]:
-    """Numbers of the rows whose tokens equal those of an earlier row."""
+    """Numbers of the rows whose tokens equal those of an earlier row; one that is taken again is the same row."""
     seen: set[bytes] = set()
+    numbers: set[int] = set()
     found = []
     for number, text in zip(rows.numbers.tolist(), rows.texts, strict=True):
-        if text in seen:
+        if text in seen and number not in numbers:
             found.append(number)
         seen.add(text)
+        numbers.add(number)
     return found
 
 

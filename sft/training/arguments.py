@@ -18,7 +18,7 @@ from trl import SFTConfig as TrainerArguments
 
 from sft.adapting.adaptation import Adaptation
 from sft.config import SFTConfig, count_warmup_steps
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.models.experts import may_skip_layers
 from sft.models.layers import count_layers
 from sft.models.sharding import agree
@@ -147,7 +147,7 @@ def choose_checkpointing(
     config: SFTConfig,
     build: Callable[[], PreTrainedModel],
     layout: Layout,
-    prepared: PreparedData,
+    prepared: AnyRows,
     dtype: torch.dtype,
     kind: str,
 ) -> bool:

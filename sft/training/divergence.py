@@ -32,7 +32,7 @@ class LossGuard:
         self._first: list[float] = []
         self._above = 0
 
-    def check(self, loss: float, where: str, rows: Sequence[int], learning_rate: float) -> None:
+    def check(self, loss: float, where: str, rows: Sequence[int] | Sequence[str], learning_rate: float) -> None:
         """Check the loss of one optimizer step. Raises LossExploded, naming the step and the rows of its batch."""
         if len(self._first) < PATIENCE_STEPS:
             self._first.append(loss)
@@ -52,7 +52,7 @@ def check_finite(
     what: str,
     value: float,
     where: str,
-    rows: Sequence[int],
+    rows: Sequence[int] | Sequence[str],
     learning_rate: float,
     model: "nn.Module | None" = None,
     is_untrained: bool = False,
@@ -88,11 +88,18 @@ def check_base(model: "nn.Module", found: str, is_untrained: bool = True) -> Non
         )
 
 
-def name_rows(rows: Sequence[int]) -> str:
-    """`; the batch had rows 3, 7 of the data file`; empty when the numbers are not known."""
+def name_rows(rows: Sequence[int] | Sequence[str]) -> str:
+    """`; the batch had rows 3, 7 of the data file`; empty when the numbers are not known.
+
+    Args:
+        rows: numbers, or the names of rows of several files, in order.
+    """
     if not rows:
         return ""
-    numbers = sorted(rows)
+    are_named = isinstance(rows[0], str)
+    numbers = list(rows) if are_named else sorted(rows)
     shown = ", ".join(str(row) for row in numbers[:SHOWN_ROWS])
     more = f" and {len(numbers) - SHOWN_ROWS} more" if len(numbers) > SHOWN_ROWS else ""
-    return f"; the batch had row{'s' if len(numbers) > 1 else ''} {shown}{more} of the data file"
+    return (
+        f"; the batch had row{'s' if len(numbers) > 1 else ''} {shown}{more}{'' if are_named else ' of the data file'}"
+    )

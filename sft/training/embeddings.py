@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows
 from sft.errors import InvalidConfig, ModelUnusable, is_out_of_memory, walk_causes
 
 FEW_TOKENS = 8  # a row this short fits every model
@@ -21,7 +21,7 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def check_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData, config: SFTConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: AnyRows, config: SFTConfig
 ) -> list[str]:
     """Compare the token ids of all rows with the model's embeddings. Returns warnings.
 
@@ -39,9 +39,10 @@ def check_vocabulary(
         rows = load()
         if rows is not None and (found := _find_beyond(rows, known)):
             number, token = found
+            name = prepared.name_row(number)
             raise ModelUnusable(
                 f"base_model {config.base_model} has embeddings for {known} tokens, but its tokenizer has "
-                f"{len(tokenizer)}, and row {number} uses token {token} ({tokenizer.convert_ids_to_tokens(token)!r}): "
+                f"{len(tokenizer)}, and row {name} uses token {token} ({tokenizer.convert_ids_to_tokens(token)!r}): "
                 f"resize the model's embeddings with `resize_token_embeddings({len(tokenizer)})` and save it, or use "
                 "the tokenizer that the model was trained with"
             )
@@ -59,7 +60,7 @@ def check_vocabulary(
     ]
 
 
-def check_positions(model: PreTrainedModel, prepared: PreparedData, config: SFTConfig) -> list[str]:
+def check_positions(model: PreTrainedModel, prepared: AnyRows, config: SFTConfig) -> list[str]:
     """Compare the longest row with the model's number of positions. Returns warnings.
 
     A model with a table of positions (GPT-2, OPT, GPT-J) fails on a longer row; one that computes them (rotary) runs,

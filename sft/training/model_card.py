@@ -124,7 +124,7 @@ def _write_sections(
 
 
 def _list_data(config: SFTConfig, facts: dict[str, Any], provenance: Provenance) -> dict[str, Any]:
-    name = provenance.dataset or config.dataset_name
+    name = provenance.dataset or config.dataset_names
     return {
         "dataset": f"`{Path(name).name if name.startswith('/') else name}`",
         "commit": provenance.dataset_commit and f"`{provenance.dataset_commit}`",

@@ -18,7 +18,7 @@ from sft.checkpoints.best import find_best
 from sft.checkpoints.folders import clear_leftovers, find_newest_checkpoint
 from sft.checkpoints.stopping import CatchUp, list_stopping
 from sft.config import SFTConfig
-from sft.data.tokenization import PreparedData
+from sft.data.mixing import AnyRows, MixedData
 from sft.errors import CheckpointUnusable
 from sft.files.publication import Publishing
 from sft.kernels.packing import pack_rows
@@ -53,7 +53,7 @@ class TrainingSession:
         warnings: sentences about unexpected properties of this model and run; they are logged too.
 
     Args:
-        prepared: the result of `sft.data.tokenization.prepare` for the same config and model.
+        prepared: the result of `sft.data.tokenization.prepare` for the same config and model, or a mix of such.
         model_path: folder of the base model, from `sft.models.loading.find_model`.
         output_dir: checkpoints go to its `checkpoints`, unless `checkpoint_dir` is set; training resumes from the
             newest intact one there.
@@ -68,7 +68,7 @@ class TrainingSession:
     def __init__(
         self,
         config: SFTConfig,
-        prepared: PreparedData,
+        prepared: AnyRows,
         model_path: Path,
         output_dir: Path,
         on_event: OnEvent | None = None,
@@ -99,6 +99,7 @@ class TrainingSession:
         layout = choose_layout(base, config.attn_implementation, dtype)
         self.warnings += explain_padding(base, layout)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
+        eval_parts = prepared.load_eval_parts()
         checkpointing = choose_checkpointing(
             config, lambda: build_empty(model_path), layout, prepared, dtype, base.device.type
         )
@@ -106,6 +107,7 @@ class TrainingSession:
             check_packing(base, layout)
             train_rows = pack_rows(train_rows, config.max_seq_length)
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
+            eval_parts = {label: pack_rows(part, config.max_seq_length) for label, part in eval_parts.items()}
         if config.max_batch_tokens:
             self.warnings += warn_of_long_rows(list(train_rows["length"]), config.max_batch_tokens)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
@@ -134,6 +136,8 @@ class TrainingSession:
         self.trainer.remove_callback(PrinterCallback)
         self._sender.trainer = catch_up.trainer = self._learning.trainer = self.trainer
         self.trainer.publishing = publishing
+        self.trainer.eval_parts = eval_parts
+        self.trainer.name_row = prepared.name_row if isinstance(prepared, MixedData) else None
         self.trainer.precision = name_precision(dtype)
         self.warnings += [*adaptation.warnings, *heard]
         self.adaptation = describe_adaptation(self.trainer.model, adaptation.left_out)
@@ -164,7 +168,10 @@ class TrainingSession:
             logger.warning("%s", sentence)
 
     def evaluate(self) -> dict[str, Any]:
-        """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any)."""
+        """`eval_loss`, the mean negative log-likelihood of the held-out supervised tokens (None without any).
+
+        If the held-out rows are of several datasets, also `eval_loss/<label>` of each.
+        """
         if self.trainer.eval_dataset is None:
             return {"eval_loss": None}
         with tf32_products(self.trainer.precision):

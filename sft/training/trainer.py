@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with faster losses, a token-weighted evaluation loss, and checks for divergence."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -69,6 +70,8 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.step_losses, self.counted_steps = 0.0, 0  # sum of step_loss over the steps taken, and their number
         self.grad_norm: float | None = None
         self.trained_tokens = 0
+        self.eval_parts: dict[str, Dataset] = {}  # held-out rows by label, if their loss is also measured apart
+        self.name_row: Callable[[int], str] | None = None  # names a row by its number; None: numbers say enough
         self.is_stopping: Callable[[], bool] | None = None  # set when several processes must stop at the same step
         self._open_step()
 
@@ -137,23 +140,34 @@ class SupervisedTrainer(CheckpointingTrainer):
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Mean loss over all supervised tokens of the held-out rows, independent of how they are batched."""
+        """Mean loss over all supervised tokens of the held-out rows, independent of how they are batched.
+
+        With `eval_parts` also that of each part, `eval_loss/<label>`.
+        """
         self.model.eval()
         self.show_weights()
-        # NLL, supervised tokens; fp64 so that a long sum loses nothing
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with untouched_random_state():  # evaluation must not change the training that follows
-            for inputs, counts in self._take_turns(dataloader):
-                prepared = self._prepare_inputs(
-                    {name: value for name, value in inputs.items() if name not in ("rows", "tokens")}
-                )
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    total, count = LOSSES[self.layout](self.model, prepared)
-                if counts:
-                    sums += torch.stack([total.detach().double(), count.double()])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": total / max(count, 1), f"{metric_key_prefix}_supervised_tokens": count}
+            loaders = {label: self.get_eval_dataloader(part) for label, part in self.eval_parts.items()}
+            parts = {label: self._sum_losses(loader) for label, loader in loaders.items()}
+            sums = sum(parts.values()) if parts else self._sum_losses(dataloader)
+        names = {f"{metric_key_prefix}_loss": sums} | {f"eval_loss/{label}": part for label, part in parts.items()}
+        totals = self.accelerator.reduce(torch.stack([*names.values()]), "sum").tolist()
+        metrics = {name: total / max(count, 1) for name, (total, count) in zip(names, totals, strict=True)}
+        metrics[f"{metric_key_prefix}_supervised_tokens"] = totals[0][1]
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
+
+    def _sum_losses(self, dataloader: Any) -> Tensor:
+        """NLL and supervised tokens of these batches, (2,), in fp64 so that a long sum loses nothing."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for inputs, counts in self._take_turns(dataloader):
+            prepared = self._prepare_inputs(
+                {name: value for name, value in inputs.items() if name not in ("rows", "tokens")}
+            )
+            with torch.no_grad(), self.compute_loss_context_manager():
+                total, count = LOSSES[self.layout](self.model, prepared)
+            if counts:
+                sums += torch.stack([total.detach().double(), count.double()])
+        return sums
 
     def _take_turns(self, dataloader: Any) -> Iterator[tuple[dict[str, Any], bool]]:
         """The batches, each with whether it counts.
@@ -269,12 +283,16 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.trained_tokens += int(tokens)
         if not self.args.fp16:  # fp16's loss scaler skips steps with infinite gradients
             self._check_finite("gradient", self.grad_norm or 0.0, rows)
-        self.loss_guard.check(loss, self._where(), rows, self.args.learning_rate)
+        self.loss_guard.check(loss, self._where(), self._name_rows(rows), self.args.learning_rate)
         self._open_step()
+
+    def _name_rows(self, rows: list[int]) -> list[int] | list[str]:
+        return rows if self.name_row is None else [self.name_row(row) for row in sorted(rows)]
 
     def _check_finite(self, what: str, value: float, rows: list[int]) -> None:
         is_untrained = self.state.global_step == 0
-        check_finite(what, value, self._where(), rows, self.args.learning_rate, self.model, is_untrained)
+        named = self._name_rows(rows) if not math.isfinite(value) else rows
+        check_finite(what, value, self._where(), named, self.args.learning_rate, self.model, is_untrained)
 
     def _where(self) -> str:
         return f"step {self.state.global_step + 1} of {self.state.max_steps}"

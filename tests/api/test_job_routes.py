@@ -218,6 +218,19 @@ def test_a_followed_log_goes_on_until_the_job_ends(api, service, job):
 # -- metrics and checkpoints
 
 
+def test_each_datasets_loss_is_a_series_of_its_own(api, service, job):
+    write(service, job, "evaluate", **{"step": 2, "eval_loss": 2.5, "eval_loss/a_v1": 2.0, "eval_runtime": 1.0})
+    series = api.get(f"/train/{job.id}/metrics").json()["series"]
+    assert series["eval_loss"] == [[2, 2.5]]
+    assert series["eval_loss/a_v1"] == [[2, 2.0]]
+    assert "eval_runtime" not in series
+    csv = api.get(f"/train/{job.id}/metrics", params={"format": "csv"}).text
+    assert csv.splitlines() == [
+        "step,loss,learning_rate,grad_norm,tokens_per_second,eval_loss,eval_loss/a_v1",
+        "2,,,,,2.5,2.0",
+    ]
+
+
 def test_metrics_as_json_and_csv(api, service, job):
     write(service, job, "evaluate", step=0, eval_loss=3.5)
     writer = ProgressWriter(service.engine.begin, job.id, min_interval_seconds=60)

@@ -48,6 +48,8 @@ VALUES: dict[str, Any] = {
     "use_lora": False,
     "use_qlora": True,
     "use_rslora": True,
+    "validation_dataset": "held.jsonl",
+    "validation_split": 0.2,
     "webhook_events": ["started"],
     "webhook_url": "https://example.com/hook",
 }

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from api.training_request import TrainingRequest, config_view
+from sft.errors import InvalidConfig
 from sft.explanations import explain_validation_error
 
 
@@ -79,6 +80,23 @@ def test_a_bare_revision_means_the_default_dataset(dataset_version, dataset_name
 
     assert spec.config.dataset_name == dataset_name
     assert config_view(spec, "handbook")["dataset_version"] == dataset_version
+
+
+def test_several_versions_with_weights_come_back_as_they_were_meant():
+    body = {"dataset_version": ["v1.0", {"name": "chat@v2", "weight": 0.5}], "validation_dataset": "held@v1"}
+    spec = TrainingRequest(**body).to_spec("handbook")
+    assert [(source.name, source.weight) for source in spec.config.sources] == [("handbook@v1.0", 1), ("chat@v2", 0.5)]
+    assert (spec.config.validation_dataset, spec.config.validation_split) == ("held@v1", 0)
+    assert {"dataset:handbook@v1.0", "dataset:chat", "dataset:chat@v2"} <= {*spec.tags()}
+    assert spec.registered_name == "qwen2.5-1.5b-instruct-handbook-chat"
+    view = config_view(spec, "handbook")
+    assert view["dataset_version"] == [{"name": "v1.0", "weight": 1.0}, {"name": "chat@v2", "weight": 0.5}]
+    assert TrainingRequest(**{name: view[name] for name in body} | {"validation_split": 0}).to_spec("handbook") == spec
+
+
+def test_two_names_of_one_version_are_refused_under_the_apis_own_name():
+    with pytest.raises(InvalidConfig, match=r"^dataset_version: must name each dataset once, 'handbook@v1.0' is at"):
+        TrainingRequest(dataset_version=["v1.0", "handbook@v1.0"]).to_spec("handbook")
 
 
 def test_start_from_a_registered_adapter_and_save_under_another_name():

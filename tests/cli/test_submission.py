@@ -11,6 +11,7 @@ from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_cli.job_options import flagged_fields
 from tuneyard_cli.values import MAX_FILE_BYTES
 from tuneyard_wire.configs import SavedConfig
+from tuneyard_wire.plan import Plan
 
 CONFIG_ID = "550e8400-e29b-41d4-a716-446655440000"
 CONFIG = {"dataset_name": "alpaca@v1.0", "base_model": "b"}
@@ -41,6 +42,12 @@ CASES = [
     (None, ["--model", "m", "--set", "dataset_name=rows.jsonl", "--name", "x", "--webhook", "http://w"],
      "/api/sft/train", {"config": {"base_model": "m", "dataset_name": "rows.jsonl", "dataset_format": "auto"},
                         "adapter_name": "x", "webhook_url": "http://w"}),
+    (None, ["--model", "m", "--set", "dataset_name=[a@v1, {name: b@v2, weight: 0.5}]",
+            "--set", "validation_dataset=2024"],
+     "/api/sft/train", {"config": {"base_model": "m", "dataset_name": ["a@v1", {"name": "b@v2", "weight": 0.5}],
+                                   "validation_dataset": "2024", "dataset_format": "auto"}}),
+    (None, ["--model", "m", "--set", "dataset_version=[v1.0, {name: b@v2, weight: 2}]"],
+     "/train", {"model_name": "m", "dataset_version": ["v1.0", {"name": "b@v2", "weight": 2}]}),
     (None, ["--set", "base_model=b", "--dataset", "v1.1"],
      "/api/sft/train", {"config": {"base_model": "b", "dataset_name": "handbook@v1.1", "dataset_format": "auto"}}),
     (None, ["--config", CONFIG_ID], "/api/sft/train", {"config": {}, "config_id": CONFIG_ID}),
@@ -310,3 +317,17 @@ def test_a_configuration_is_named_by_its_name_or_by_how_its_id_begins(run):
         f"  {CONFIG_ID}  mine",
         f"  {twin['config_id']}  mine",
     ]
+
+
+def test_a_plan_shows_each_dataset_of_several_in_lines_of_its_own(run):
+    train, evaluated = (Plan.example()["rows"][split] for split in ("train", "eval"))
+    part = {"label": "a", "first_row": 1, "weight": 0.5, "train": train, "eval": None, "repeated": 0, "left_out": 3}
+    held = part | {"name": "held", "weight": None, "train": None, "eval": evaluated, "taken": None}
+    plan = Plan.example() | {"sources": [part | {"name": "a\n! faked\x1b[2J", "taken": 9}, held]}
+    result, _ = run(["plan", *MODEL_AND_DATA], plan)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert f"9 of {train['used']} rows an epoch (weight 0.5), 3 left out" in result.output
+    assert f"  held: {evaluated['used']} held out" in lines
+    assert not [line for line in lines if line.startswith("! faked")]
+    assert "\x1b" not in result.output

@@ -1,13 +1,16 @@
 """Jobs of other kinds than one new adapter on one device: several devices, an earlier adapter, whole models."""
 
+import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.models.loading import quiet_transformers
+from tasks.tracking import CONTEXT_TAG
 from tests.conftest import wait_until
 from tests.processes import find_processes
 
@@ -62,6 +65,49 @@ def test_a_merged_model_lies_beside_the_adapter(on_two_devices):
     assert not isinstance(found, PeftModel)
     assert not any(loading.values())
     assert AutoTokenizer.from_pretrained(merged).eos_token == "<|im_end|>"
+
+
+def test_a_job_of_several_datasets_reports_each_of_them(api, stack, model, wait_for):
+    held = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n + 1)))} for n in range(6)]
+    (stack.data_root / "held").mkdir(parents=True, exist_ok=True)
+    (stack.data_root / "held" / "counts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    body = SMALL | {
+        "model_name": model,
+        "lora_name": "mixed",
+        "dataset_version": [{"name": "v1.0", "weight": 0.5}, "handbook@v1.1"],
+        "validation_dataset": ["handbook@v1.1", "held/counts.jsonl"],
+        "eval_steps": 5,
+    }
+    job = wait_for(api.post("/train", json=body).json()["job_id"])
+    assert (job["status"], job["error"]) == ("completed", None)
+    assert job["config"]["dataset_version"][0] == {"name": "v1.0", "weight": 0.5}
+    assert job["progress"]["total_steps"] == (12 + 24) / 4
+    result, labels = job["result"], ["handbook_v1.1", "held_counts.jsonl"]
+    taken = [(part["name"], part["taken"], part["left_out"]) for part in result["sources"]]
+    assert taken[:2] == [("handbook@v1.0", 12, 12), ("handbook@v1.1", 24, 0)]
+    assert taken[2:] == [("handbook@v1.1", None, None), ("held/counts.jsonl", None, None)]
+    assert [part["eval_loss"] for part in result["sources"][:2]] == [None, None]
+    told = [result["metrics"][f"eval_loss/{label}"] for label in labels]
+    assert [part["eval_loss"] for part in result["sources"][2:]] == told
+    assert min(told) < result["eval_loss"] < max(told)
+    assert all(part["base_eval_loss"] > part["eval_loss"] for part in result["sources"][2:])
+
+    client = MlflowClient(stack.mlflow_tracking_uri)
+    version = client.search_model_versions("name = 'mixed'")[0]
+    assert [one["weight"] for one in json.loads(version.tags["dataset_versions"])] == [0.5, 1.0, None, None]
+    series = api.get(f"/train/{job['job_id']}/metrics").json()["series"]
+    for label, last in zip(labels, told, strict=True):
+        points = client.get_metric_history(version.run_id, f"eval_loss/{label}")
+        assert {point.step for point in points} == {0, 5, 9}
+        assert series[f"eval_loss/{label}"][-1] == [9, last]
+    inputs = client.get_run(version.run_id).inputs.dataset_inputs
+    contexts = sorted((data.dataset.name, {tag.key: tag.value for tag in data.tags}[CONTEXT_TAG]) for data in inputs)
+    assert contexts == [
+        ("handbook", "training"),
+        ("handbook", "training, validation"),
+        ("held/counts.jsonl", "validation"),
+    ]
+    assert job["job_id"] in [one["job_id"] for one in api.get("/train", params={"dataset": "handbook@v1.0"}).json()]
 
 
 @pytest.mark.parametrize("door", ["lora_version", "adapter_path"])

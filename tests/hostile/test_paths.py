@@ -28,6 +28,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, TuneyardError
 from sft.models.loading import find_model
 from tasks.dataset import resolve
+from tasks.dataset_mix import resolve_all
 from tasks.dataset_registry import ensure_registry
 from tasks.dataset_store import read_stored
 from tasks.model import locate_adapter
@@ -106,11 +107,20 @@ def try_base_model(settings: Settings, value: str) -> None:
 
 
 def try_dataset_name(settings: Settings, value: str) -> None:
-    resolve(make_config(dataset_name=value).dataset_name, settings)
+    resolve_all(make_config(dataset_name=value), settings)
+
+
+def try_dataset_of_several(settings: Settings, value: str) -> None:
+    resolve_all(make_config(dataset_name=[value]), settings)
+
+
+def try_validation_dataset(settings: Settings, value: str) -> None:
+    (settings.data_root / "plain.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    resolve_all(make_config(dataset_name="plain.jsonl", validation_dataset=value), settings)
 
 
 def try_revision(settings: Settings, value: str) -> None:
-    resolve(make_config(dataset_name=f"handbook@{value}").dataset_name, settings)
+    resolve_all(make_config(dataset_name=f"handbook@{value}"), settings)
 
 
 def try_split(settings: Settings, value: str) -> None:
@@ -149,7 +159,7 @@ def test_what_is_opened_outside_is_seen(settings: Settings) -> None:
 
 FIELDS: list[Callable[[Settings, str], None]] = [
     try_output_dir, try_checkpoint_dir, try_output_path, try_base_model, try_dataset_name, try_revision,
-    try_split, try_local_split, try_adapter_path, try_lora_version,
+    try_dataset_of_several, try_validation_dataset, try_split, try_local_split, try_adapter_path, try_lora_version,
 ]  # fmt: skip
 
 

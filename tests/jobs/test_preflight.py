@@ -322,6 +322,18 @@ def test_a_dataset_that_the_registry_lacks(with_registry, repository, reference,
     assert message.startswith("dataset_name " + told.format(repository)), message
 
 
+def test_every_dataset_of_a_list_is_looked_at_and_named_by_its_place(with_registry, repository):
+    sources = ["added@v1", "added@v9", {"name": "nope@main", "weight": 2}]
+    fields = {"dataset_name": sources, "validation_dataset": ["added@v1", "x@-v"]}
+    messages = [message for _, message in look(with_registry, **fields)]
+    assert [message.split()[0] for message in messages] == [
+        "dataset_name.1", "dataset_name.2", "validation_dataset.1",
+    ]  # fmt: skip
+    assert messages[0].startswith(f"dataset_name.1 'v9' is not a revision in the dataset registry {repository}")
+    found = Preflight(with_registry, seconds=20).run(spec(**fields))
+    assert found[0].message({"dataset_name": "dataset_version"}).startswith("dataset_version.1 'v9' ")
+
+
 def test_a_short_commit_is_a_revision(with_registry, repository):
     commit = subprocess.run(["git", "-C", repository, "rev-parse", "v1"], capture_output=True, text=True, check=True)
     assert look(with_registry, dataset_name=f"added@{commit.stdout[:8]}") == []

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from sft.checkpoints.folders import find_newest_checkpoint, list_checkpoints
 from sft.config import SFTConfig
-from sft.data.tokenization import prepare
+from sft.data.mixing import MixedData, MixedPart
+from sft.data.tokenization import PreparedData, prepare
 from sft.training.session import TrainingSession
 from tests.sft.child import start_child, wait_for_child
 from tests.tiny_models import save_tiny_model
@@ -27,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "noise": {"neftune_noise_alpha": 5.0},
     "padded": {},  # a model whose batches are padded, and so grouped by length
     "part of an epoch": {"num_epochs": 2.6},
+    "mixed": {},  # half of one file's rows, and those of another twice
     "stopping": {"eval_steps": 2, "early_stopping_patience": 3, "learning_rate": 5e-2},
 }
 
@@ -64,6 +66,7 @@ def open_run(
     """A session of twelve steps over eight rows, with dropout; in a folder of its own by `output`."""
     numbers = [" ".join(str(i) for i in range(n + 1)) for n in range(14)]  # 8 to learn from
     data = write_rows([{"instruction": f"Count to {n}.", "output": output} for n, output in enumerate(numbers)])
+    other = write_rows([{"instruction": "Say it.", "output": f"It is {n}."} for n in range(3)], "other.json")
 
     def open_it(output: str, variant: str = "rows", on_event: Any = None, **fields: Any) -> TrainingSession:
         settings = {"num_epochs": 3.0, "batch_size": 1, "gradient_accumulation_steps": 2, "lora_dropout": 0.2}
@@ -71,9 +74,18 @@ def open_run(
         config = make_config(**settings)
         model = save_tiny_model("gpt2", tmp_path / "gpt2") if variant == "padded" else model_path
         rows = prepare(config, model, data, tmp_path / "cache")
+        if variant == "mixed":
+            rows = mix(config, rows, prepare(config, model, other, tmp_path / "cache"))
         return TrainingSession(config, rows, model, tmp_path / output, on_event)
 
     return open_it
+
+
+def mix(config: SFTConfig, one: PreparedData, other: PreparedData) -> MixedData:
+    """Eight rows of two datasets."""
+    used = [part.stats["train"]["used"] for part in (one, other)]
+    parts = [MixedPart("one", "one", 4 / used[0], one), MixedPart("other", "other", 4 / used[1], other)]
+    return MixedData(parts, config.seed)
 
 
 def finish(session: TrainingSession) -> tuple[str, dict[str, Any]]:

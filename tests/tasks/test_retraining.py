@@ -11,6 +11,7 @@ from jobs.spec import JobSpec
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig
 from tasks.dataset import resolve
+from tasks.dataset_mix import DatasetMix, resolve_all
 from tasks.dataset_version import DatasetVersion
 from tasks.register import SPEC_TAG, RegisteredAdapter
 from tasks.retraining import build_job, digest_job, look_at_data, read_job
@@ -42,7 +43,7 @@ def write(file: Path, count: int) -> None:
     file.write_text("".join(json.dumps({"prompt": f"{n}", "completion": "y"}) + "\n" for n in range(count)))
 
 
-def make_config(dataset_name: str, **further: object) -> SFTConfig:
+def make_config(dataset_name: object, **further: object) -> SFTConfig:
     plain = {"base_model": "tiny/llama", "dataset_name": dataset_name, "dataset_format": "auto"}
     return SFTConfig.from_dict(plain | further)
 
@@ -119,6 +120,42 @@ def test_a_dataset_of_the_hub_is_asked_for_again(settings, is_told, monkeypatch)
     with pytest.raises(DatasetNotFound, match="org/rows not found"):
         look_at_data(adapter, LOOK, settings)
     assert build_job(adapter, on_hub, "r", settings).config.dataset_name == "org/rows"
+
+
+def register_mix(mix: DatasetMix, config: SFTConfig) -> RegisteredAdapter:
+    tags = mix.lineage() | {SPEC_TAG: JobSpec(config=config).model_dump_json()}
+    return RegisteredAdapter("support", "1", "", tags)
+
+
+def test_any_dataset_of_a_mix_that_has_changed_makes_a_job(settings, rows):
+    write(settings.data_root / "held.jsonl", 2)
+    config = make_config(
+        [{"name": "handbook@v1.0", "weight": 2}, "rows.jsonl"], validation_dataset="held.jsonl", max_samples=5
+    )
+    adapter = register_mix(resolve_all(config, settings), config)
+    found = look_at_data(adapter, LOOK, settings)
+    assert found.sources[0].md5 == resolve("handbook@main", settings).md5
+    assert found.md5 != adapter.tags["dataset_md5"]
+    job = build_job(adapter, found, "r", settings)
+    named = [(source.name, source.weight) for source in job.config.sources]
+    assert named == [(f"handbook@{found.sources[0].commit}", 2.0), ("rows.jsonl", 1.0)]
+    assert (job.config.validation_dataset, job.config.validation_split) == ("held.jsonl", 0)
+
+    newest = register_mix(found, job.config)
+    assert look_at_data(newest, LOOK, settings).md5 == newest.tags["dataset_md5"]
+    for name in ("rows.jsonl", "held.jsonl"):
+        write(settings.data_root / name, 4)
+        changed = look_at_data(newest, LOOK, settings)
+        assert changed.md5 != newest.tags["dataset_md5"]
+        newest = register_mix(changed, job.config)
+    with pytest.raises(InvalidConfig, match=r"'v1.0' is a version of one dataset, but support was trained on several"):
+        look_at_data(newest, LOOK.model_copy(update={"dataset_version": "v1.0"}), settings)
+
+
+def test_two_versions_of_a_dataset_in_a_mix_stay_as_they_are(settings):
+    config = make_config(["handbook@v1.0", "handbook@v1.1"])
+    adapter = register_mix(resolve_all(config, settings), config)
+    assert look_at_data(adapter, LOOK, settings).md5 == adapter.tags["dataset_md5"]
 
 
 def test_data_settings_and_base_make_a_job_another_one(settings, rows):

@@ -44,11 +44,11 @@ def write_rows(settings, count):
     (folder / "test.jsonl").write_text(f"{json.dumps(ROW)}\n")
 
 
-def attempt(settings, job_id, model):
+def attempt(settings, job_id, model, config=CONFIG):
     """Resolve and tokenize as a job does; what both returned."""
-    with suppress(Abort), open_journal(settings, job_id, JobSpec(config=CONFIG)) as journal:
-        dataset = resolve_dataset.fn(CONFIG, journal)
-        rows = tokenize.fn(CONFIG, dataset, model, journal)
+    with suppress(Abort), open_journal(settings, job_id, JobSpec(config=config)) as journal:
+        dataset = resolve_dataset.fn(config, journal)
+        rows = tokenize.fn(config, dataset, model, journal)
         store = SharedStore.find(settings)
         wait_until(lambda: store.get(owner_of(job_id), OF_JOB) and store.list(ROWS), SECONDS)
         raise StackError("this attempt is lost")
@@ -71,6 +71,22 @@ def test_a_later_attempt_trains_on_the_rows_of_the_first_one(host, tmp_path):
     assert again[1].load_train()["input_ids"][:] == began[1].load_train()["input_ids"][:]
     with pytest.raises(DatasetNotFound):
         attempt(host("two"), uuid4(), model)
+
+
+def test_a_later_attempt_has_all_datasets_of_a_mix(host, tmp_path):
+    model, job_id = save_tiny_model("llama", tmp_path / "model"), uuid4()
+    write_rows(host("one"), 4)
+    (host("one").data_root / "held.jsonl").write_text(f"{json.dumps(ROW)}\n" * 3)
+    sources = ["mine", {"name": "handbook@v1.0", "weight": 0.5}]
+    changed = {"dataset_name": sources, "validation_dataset": "held.jsonl", "validation_split": 0.0, "max_samples": 9}
+    config = SFTConfig.from_dict(CONFIG.to_dict() | changed | {"dataset_format": "auto", "template_name": "chatml"})
+    began, again = (attempt(host(name), job_id, model, config) for name in ("one", "two"))
+    assert [one.md5 for one in again[0].versions] == [one.md5 for one in began[0].versions]
+    assert (again[0].md5, again[0].weights) == (began[0].md5, (1.0, 0.5))
+    wait_until(lambda: len(SharedStore.find(host("one")).list(ROWS)) == 3, SECONDS)
+    assert again[1].describe_parts() == began[1].describe_parts()
+    for load in ("load_train", "load_eval"):
+        assert getattr(again[1], load)()["input_ids"][:] == getattr(began[1], load)()["input_ids"][:]
 
 
 def test_a_dataset_in_the_store_that_is_damaged_is_resolved_again(host, tmp_path, caplog):

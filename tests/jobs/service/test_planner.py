@@ -15,6 +15,7 @@ from sft.errors import DatasetNotFound, DeviceNotFound, InvalidConfig, ModelNotF
 from sft.planning.devices import Card
 from tests.conftest import is_gone, wait_until
 from tests.tiny_models import save_tiny_llama
+from tuneyard_wire.plan import Plan
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -59,6 +60,22 @@ def test_a_plan_comes_from_another_process_and_the_next_one_finds_the_rows_token
     assert (first["was_tokenized_before"], second["was_tokenized_before"]) == (False, True)
     assert first["rows"] == second["rows"]
     assert json.loads(json.dumps(first, allow_nan=False)) == first
+
+
+def test_a_plan_of_several_datasets_tells_each_ones_rows(planner, settings):
+    (settings.data_root / "more.json").write_text(json.dumps([{"instruction": "Say.", "output": "It is."}] * 10))
+    (settings.data_root / "held.json").write_text(json.dumps([{"instruction": "Say 50.", "output": "It is 50."}] * 3))
+    sources = [{"name": "rows.json", "weight": 0.5}, {"name": "more.json", "weight": 2}]
+    plan = planner.plan(config(dataset_name=sources, validation_dataset="held.json"), settings)
+
+    taken = [(part["name"], part["taken"], part["repeated"], part["left_out"]) for part in plan["sources"]]
+    assert taken == [("rows.json", 20, 0, 20), ("more.json", 20, 10, 0), ("held.json", None, None, None)]
+    assert plan["batches"]["batches_per_epoch"] == 20  # of 2 rows each
+    assert [plan["rows"][split]["used"] for split in ("train", "eval")] == [50, 3]
+    assert (plan["dataset"]["name"], plan["dataset"]["source"]) == ("0.5 x rows.json, 2 x more.json", "mix")
+    assert Plan.model_validate(plan).sources[1].train.used == 10
+    alone = planner.plan(config(), settings)
+    assert "sources" not in Plan.model_validate(alone).model_dump(mode="json")
 
 
 def test_a_plan_can_be_for_a_device_that_is_not_here(planner, settings):

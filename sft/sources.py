@@ -1,0 +1,88 @@
+"""Datasets of a job that has several: their names and weights, and labels for what is measured on each."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema, field_validator
+
+MAX_SOURCES = 32
+MAX_WEIGHT = 100
+REFERENCE_CHARACTERS = 4096  # a file system's paths have no more
+LABEL_CHARACTERS = 80
+HIGHER_WEIGHT = "give it once, with a higher weight"
+_OTHERWISE = "must be a dataset's name, or an object with its name and weight"
+
+Reference = Annotated[str, Field(min_length=1, max_length=REFERENCE_CHARACTERS)]
+
+
+class DatasetSource(BaseModel):
+    """A dataset in a list: an epoch takes weight * rows of its training rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Reference
+    weight: Annotated[float, Strict()] = Field(1.0, gt=0, le=MAX_WEIGHT)
+
+    @field_validator("name")
+    @classmethod
+    def _strip(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("must not be blank")
+        return name.strip()
+
+
+def _read_source(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, dict | DatasetSource):
+        raise ValueError(_OTHERWISE)
+    return value
+
+
+_NAME_SCHEMA = {"type": "string", "minLength": 1, "maxLength": REFERENCE_CHARACTERS, "pattern": r"\S"}
+_WEIGHT_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT, "default": 1.0}
+_SOURCE_SCHEMA = {
+    "anyOf": [
+        _NAME_SCHEMA,
+        {
+            "type": "object",
+            "properties": {"name": _NAME_SCHEMA, "weight": _WEIGHT_SCHEMA},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    ]
+}
+Source = Annotated[DatasetSource, BeforeValidator(_read_source), WithJsonSchema(_SOURCE_SCHEMA)]
+Sources = Annotated[tuple[Source, ...], Field(min_length=1, max_length=MAX_SOURCES)]
+References = Annotated[
+    tuple[Annotated[Reference, WithJsonSchema(_NAME_SCHEMA)], ...], Field(min_length=1, max_length=MAX_SOURCES)
+]
+
+
+def check_different(names: Sequence[str], remedy: str) -> None:
+    """Raise ValueError if a dataset is in a list twice, naming its places."""
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        places = " and ".join(str(place) for place, name in enumerate(names) if name == twice)
+        raise ValueError(f"must name each dataset once, {twice!r} is at the places {places}; {remedy}")
+
+
+def settle_split(values: Any) -> Any:
+    """Fields of a configuration, with a `validation_split` of 0 if a validation dataset is all that is given."""
+    if isinstance(values, dict) and values.get("validation_dataset") is not None and "validation_split" not in values:
+        return {**values, "validation_split": 0.0}
+    return values
+
+
+def label_datasets(names: Sequence[str]) -> list[str]:
+    """A label for each name, all different, of letters, digits, `.`, `_` and `-`, as the names of metrics may have."""
+    labels: list[str] = []
+    for name in names:
+        label = plain = re.sub(r"[^\w.-]+", "_", name)[-LABEL_CHARACTERS:].strip("._-") or "dataset"
+        number = 2
+        while label in labels:
+            label, number = f"{plain}-{number}", number + 1
+        labels.append(label)
+    return labels
