@@ -20,8 +20,9 @@ FITS_NOT = {
 }
 
 
-# What single fields may not be together. As part of the document they are beyond the generator, which multiplies all
-# alternatives out; so it does without them, and what breaks one is not sent.
+# What single fields may not be together, and the rule of this option. As part of the document they are beyond the
+# generator, which multiplies all alternatives out; so it does without them, and what breaks one is not sent.
+WIDE_RULE = "shard_model"
 EXCLUSIONS: list[Draft202012Validator] = []
 
 
@@ -30,15 +31,18 @@ def before_load_schema(ctx: Any, raw_schema: dict[str, Any]) -> None:
     """Take the exclusions out of the document."""
     found: dict[str, Any] = {}
 
+    def is_exclusion(rule: dict[str, Any]) -> bool:
+        return [*rule] == ["not"] or any(WIDE_RULE in one.get("properties", {}) for one in rule.get("anyOf", []))
+
     def take_out(part: Any) -> None:
         if isinstance(part, dict) and isinstance(rules := part.get("allOf"), list):
-            found.update({str(rule): rule for rule in rules if [*rule] == ["not"]})
-            part["allOf"] = [rule for rule in rules if [*rule] != ["not"]]
+            found.update({str(rule): rule for rule in rules if is_exclusion(rule)})
+            part["allOf"] = [rule for rule in rules if not is_exclusion(rule)]
         for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
             take_out(inner)
 
     take_out(raw_schema)
-    assert found, "the document has no exclusions; then nothing of this is needed"
+    assert any(WIDE_RULE in text for text in found), f"no rule of {WIDE_RULE}; then the generator may have all"
     EXCLUSIONS[:] = [Draft202012Validator(rule) for rule in found.values()]
 
 

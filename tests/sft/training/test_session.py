@@ -348,3 +348,12 @@ def test_what_this_model_can_not_do_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         open_session(**fields)
+
+
+def test_the_peak_of_memory_is_that_of_the_process_alone_whoever_started_it() -> None:
+    held = bytearray(b"x") * (3 << 29)  # 1.5 GiB, all of it touched
+    code = "from sft.training.arguments import measure_peak_memory; print(measure_peak_memory())"
+    project = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, check=True, capture_output=True, text=True)
+
+    assert 50e6 < int(done.stdout) < len(held)
