@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema, field_validator
@@ -74,6 +74,11 @@ def settle_split(values: Any) -> Any:
     if isinstance(values, dict) and values.get("validation_dataset") is not None and "validation_split" not in values:
         return {**values, "validation_split": 0.0}
     return values
+
+
+def pick_losses(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of metrics `eval_loss`, and `eval_loss/<label>` of each dataset."""
+    return {name: value for name, value in metrics.items() if name.split("/")[0] == "eval_loss"}
 
 
 def label_datasets(names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import md5
 from pathlib import Path
+from typing import ClassVar
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
@@ -27,6 +28,9 @@ class DatasetMix:
     sources: tuple[DatasetVersion, ...]
     weights: tuple[float, ...]
     validation: tuple[DatasetVersion, ...] = ()
+    revision: ClassVar[None] = None
+    commit: ClassVar[None] = None
+    source: ClassVar[str] = "mix"
 
     @property
     def versions(self) -> tuple[DatasetVersion, ...]:
@@ -73,7 +77,7 @@ class DatasetMix:
             "dataset_revision": "",
             "dataset_commit": "",
             "dataset_md5": self.md5,
-            "dataset_source": "mix",
+            "dataset_source": self.source,
             "dataset_versions": json.dumps(each),
         }
 

@@ -26,6 +26,11 @@ class DatasetVersion:
     unused: tuple[str, ...] = ()  # other files that look like rows
 
     @property
+    def versions(self) -> tuple["DatasetVersion", ...]:
+        """It alone, as a mix has several."""
+        return (self,)
+
+    @property
     def reference(self) -> DatasetReference:
         """What it is called in results, model cards and tags: its name, and its revision if it has one."""
         return DatasetReference(self.name, self.revision or None)

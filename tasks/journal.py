@@ -30,6 +30,7 @@ from jobs.storage.reports import ProgressWriter, set_report
 from jobs.webhooks.call import build_event_payload
 from jobs.webhooks.outbox import put_delivery
 from sft.errors import StackError
+from sft.sources import pick_losses
 from tasks.causes import explain
 from tasks.checkpoint_store import CheckpointSender
 from tasks.dataset_mix import AnyDataset
@@ -146,8 +147,7 @@ class Journal:
                 write_event(connection, self.job_id, event, details)
                 _announce(connection, self.job_id, self.spec, event, details)
         if event == "evaluate" and self._phase == "training":  # the evaluations before and after log their own
-            losses = {name: value for name, value in details.items() if name.split("/")[0] == "eval_loss"}
-            self.log_metrics(losses, details["step"])
+            self.log_metrics(pick_losses(details), details["step"])
         if event == "end":
             self._progress.finish()
         if event == "checkpoint":

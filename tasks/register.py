@@ -15,7 +15,6 @@ from sft.errors import ModelNotFound
 from sft.training.model_card import MEASURES, Provenance
 from tasks.comparison import Version, compare, digest_held_out, read_version
 from tasks.dataset_mix import AnyDataset, DatasetMix
-from tasks.dataset_version import DatasetVersion
 from tasks.journal import Journal
 from tasks.merge import Merged, merge
 from tasks.mlflow_client import open_mlflow_client
@@ -96,7 +95,7 @@ def register(
         "model_name": adapter.name,
         "model_version": adapter.version,
         "dataset": str(dataset.reference),
-        "dataset_commit": None if isinstance(dataset, DatasetMix) else dataset.commit,
+        "dataset_commit": dataset.commit,
         "dataset_md5": dataset.md5,
         **comparison,
         "rows": rows.describe_rows(),
@@ -115,9 +114,9 @@ def describe_provenance(dataset: AnyDataset, measured: dict[str, Any]) -> Proven
     """Provenance for the model card: data and measurements."""
     return Provenance(
         dataset=str(dataset.reference),
-        dataset_commit=None if isinstance(dataset, DatasetMix) else dataset.commit,
+        dataset_commit=dataset.commit,
         dataset_md5=dataset.md5,
-        hub_dataset=dataset.name if isinstance(dataset, DatasetVersion) and dataset.source == "hub" else None,
+        hub_dataset=dataset.name if dataset.source == "hub" else None,
         measures={name: measured[name] for name in MEASURES if name in measured},
     )
 

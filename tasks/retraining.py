@@ -170,10 +170,9 @@ def _describe(source: str) -> str:
 def build_job(adapter: RegisteredAdapter, dataset: AnyDataset, run_id: str, settings: Settings) -> JobSpec:
     """Build the adapter's job with the present data."""
     spec, before = read_job(adapter), adapter.tags.get("dataset_md5", "")
-    versions = dataset.versions if isinstance(dataset, DatasetMix) else (dataset,)
     pinned = [
         str(DatasetReference(version.name, version.commit)) if version.source == "dvc" else given
-        for version, (_, given) in zip(versions, spec.config.name_datasets(), strict=True)
+        for version, (_, given) in zip(dataset.versions, spec.config.name_datasets(), strict=True)
     ]
     config = rename_datasets(spec.config, pinned)
     is_changed = dataset.md5 != before

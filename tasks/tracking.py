@@ -267,11 +267,11 @@ class WandbTracker:
 
     def log_dataset(self, dataset: AnyDataset) -> None:
         """Log the lineage in the run's config."""
-        is_mix = isinstance(dataset, DatasetMix)
         each = [
             {"name": one.name, "revision": one.revision, "commit": one.commit, "md5": one.md5}
-            for one in (dataset.versions if isinstance(dataset, DatasetMix) else (dataset,))
+            for one in dataset.versions
         ]
+        is_mix = isinstance(dataset, DatasetMix)
         self._run.config.update({"dataset": each if is_mix else each[0]}, allow_val_change=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:

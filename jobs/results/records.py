@@ -21,6 +21,7 @@ from jobs.storage.events import STEP_SERIES
 from jobs.storage.tables import JobAttempt, JobEvent
 from sft.checkpoints.folders import MANIFEST, is_complete
 from sft.errors import InvalidConfig
+from sft.sources import pick_losses
 
 METRICS = (*STEP_SERIES[1:], "eval_loss")
 Series = dict[str, list[tuple[int, float]]]
@@ -40,8 +41,7 @@ def read_series(engine: Engine, job_id: UUID) -> Series:
     with autocommit(engine) as connection:
         for event, step, recent, metrics in connection.execute(wanted.order_by(JobEvent.id)):
             if event == "evaluate":
-                losses = {name: value for name, value in metrics.items() if name.split("/")[0] == "eval_loss"}
-                _add_points(series, step, losses)
+                _add_points(series, step, pick_losses(metrics))
                 continue
             for row in recent or []:
                 _add_points(series, row[0], dict(zip(STEP_SERIES[1:], row[1:], strict=True)))

@@ -13,7 +13,7 @@ from sft.adapting.hollow_model import STARTS_BESIDE
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.models.experts import drops_layers
-from sft.models.layer_stack import find_stack
+from sft.models.layer_stack import get_stack
 
 # PEFT's settings that train or read the base model's own weights, with the values that do not.
 OWN_WEIGHTS: dict[str, tuple[Any, ...]] = {
@@ -39,13 +39,12 @@ def check_sharding(build: Callable[[], PreTrainedModel], config: SFTConfig) -> N
     if not config.shard_model:
         return
     empty = build()
-    subject = f"shard_model can't split base_model {config.base_model}"
-    if find_stack(empty) is None:
-        raise InvalidConfig(f"{subject}, which has no single list of layers; set shard_model to false")
+    subject = f"base_model {config.base_model}"
+    get_stack(empty, subject)
     if drops_layers(empty.config):
         raise InvalidConfig(
-            f"{subject}, whose config.json drops layers at random (layerdrop), other ones in each process; set that to "
-            "0 there, or shard_model to false"
+            f"shard_model can't split {subject}, whose config.json drops layers at random (layerdrop), other ones in "
+            "each process; set that to 0 there, or shard_model to false"
         )
     settings, remedy = plan_adapter(empty, config).settings, "name other layers in lora_target_modules"
     folder = Path(config.adapter_path) if config.adapter_path else None

@@ -36,10 +36,15 @@ def find_obstacle(device: torch.device) -> str | None:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401 - only whether there is one
     except ImportError:
         return f"torch {torch.__version__} has no variable-length attention"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"it needs a GPU of compute capability 8.0, and this one has {major}.{minor}"
-    return None
+    return find_lack(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+
+
+def find_lack(capability: tuple[int, int]) -> str | None:
+    """What a CUDA device of this compute capability lacks for the kernel, as the end of a sentence; None if nothing."""
+    if capability >= MIN_CAPABILITY:
+        return None
+    needed, there = (f"{major}.{minor}" for major, minor in (MIN_CAPABILITY, capability))
+    return f"it needs a GPU of compute capability {needed}, and this one has {there}"
 
 
 def attend_varlen(
@@ -141,9 +146,8 @@ def check_kernel(query: Tensor, value: Tensor, dtype: torch.dtype, capability: t
         query: (..., Dh); value: (..., Dv).
         dtype: of the computation.
     """
-    if capability < MIN_CAPABILITY:
-        major, minor = capability
-        raise NotVarlen(f"it needs a GPU of compute capability 8.0, and this one has {major}.{minor}")
+    if lack := find_lack(capability):
+        raise NotVarlen(lack)
     if dtype not in HALF:
         raise NotVarlen("it needs bf16 or fp16, and mixed_precision is none")
     width = max(query.shape[-1], value.shape[-1])

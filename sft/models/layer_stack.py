@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from sft.errors import InvalidConfig
+
 PLACES = ("layer_idx", "layer_id", "layer_number", "idx", "training")  # attributes that do not tell a layer's kind
 
 
@@ -15,6 +17,20 @@ class LayerStack(NamedTuple):
     name: str
     layers: nn.ModuleList
     first_of_each_kind: int
+
+
+def get_stack(model: PreTrainedModel, subject: str) -> LayerStack:
+    """The model's list of layers. Raises InvalidConfig if it has none, or several.
+
+    Args:
+        subject: what the message calls the model.
+    """
+    stack = find_stack(model)
+    if stack is None:
+        raise InvalidConfig(
+            f"shard_model can't split {subject}, which has no single list of layers; set shard_model to false"
+        )
+    return stack
 
 
 def find_stack(model: PreTrainedModel) -> LayerStack | None:

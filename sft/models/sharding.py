@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sft.errors import InvalidConfig
-from sft.models.layer_stack import find_stack
+from sft.models.layer_stack import get_stack
 
 
 def join_processes() -> DeviceMesh:
@@ -40,28 +40,26 @@ def load_sharded(kind: type[PreTrainedModel], path: Path, mesh: DeviceMesh, **op
         InvalidConfig: the model can't be split.
     """
 
+    subject = f"base_model {path.name}"
+
     class Sharded(kind):  # type: ignore[misc]
         """Splits its layers while they have no weights, which transformers then loads share by share."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            shard_layers(self, mesh, f"base_model {path.name}")
+            shard_layers(self, mesh, subject)
 
     Sharded.__name__, Sharded.__qualname__, Sharded.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     model, loading = Sharded.from_pretrained(path, output_loading_info=True, **options)
     model.__class__ = kind
     model.requires_grad_(False)  # FSDP would average the gradients of others
-    _order_gathering(model, mesh)
+    _order_gathering(get_stack(model, subject).owner, mesh)
     return model, loading
 
 
 def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, subject: str) -> None:
     """Split each layer's weights, which may have no data yet. Raises InvalidConfig."""
-    stack = find_stack(model)
-    if stack is None:
-        raise InvalidConfig(
-            f"shard_model can't split {subject}, which has no single list of layers; set shard_model to false"
-        )
+    stack = get_stack(model, subject)
     try:
         for layer in stack.layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -118,13 +116,11 @@ def average_the_rest(accelerator: Accelerator) -> None:
     accelerator.prepare_model = prepare_model
 
 
-def _order_gathering(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+def _order_gathering(owner: nn.Module, mesh: DeviceMesh) -> None:
     """Let the module that runs the layers, which has no share of its own, gather one while another computes."""
-    stack = find_stack(model)
-    assert stack is not None  # noqa: S101 - its layers are split
-    kind = type(stack.owner)
-    whole = {weight for weight in stack.owner.parameters() if not isinstance(weight, DTensor)}
-    fully_shard(stack.owner, mesh=mesh, ignored_params=whole)
-    type(stack.owner).__module__ = kind.__module__  # transformers reads the source of a model's class
+    kind = type(owner)
+    whole = {weight for weight in owner.parameters() if not isinstance(weight, DTensor)}
+    fully_shard(owner, mesh=mesh, ignored_params=whole)
+    type(owner).__module__ = kind.__module__  # transformers reads the source of a model's class
     # At the first forward pass otherwise, which may be a trial of the first layers alone.
-    fully_shard.state(stack.owner)._lazy_init()
+    fully_shard.state(owner)._lazy_init()
