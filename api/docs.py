@@ -11,8 +11,12 @@ from starlette.routing import Route
 
 from api.auth import PUBLIC_PATHS
 from api.errors import SFT_PREFIX
-from api.examples import EXAMPLES, Example
+from api.example import Example
+from api.examples import EXAMPLES
 from api.job_configs import show_configs
+from api.openai.errors import PREFIX as OPENAI_PREFIX
+from api.openai.errors import choose_status, write_error
+from tuneyard_wire.openai import OpenAIError
 from tuneyard_wire.service import Error
 
 Document = dict[str, Any]
@@ -93,6 +97,8 @@ def complete(plain: Document) -> Document:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas["Error"] = Error.model_json_schema()
+    of_openai = OpenAIError.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**of_openai.pop("$defs"), "OpenAIError": of_openai}
     show_configs(schemas)
     components["securitySchemes"] = SECURITY_SCHEMES
     for path, item in document["paths"].items():
@@ -113,9 +119,9 @@ def _complete_operation(operation: Document, path: str, example: Example) -> Non
     responses = operation["responses"]
     responses.pop("422", None)  # FastAPI's own error shape, which is never sent
     for status in sorted(_errors(operation, path) | set(example.errors)):
-        responses.setdefault(str(status), _error(status))
+        responses.setdefault(str(status), _error(status, path))
     for status in [status for status in responses if status.isdecimal() and int(status) in DESCRIPTIONS]:
-        responses[status].setdefault("content", _error(int(status))["content"])
+        responses[status].setdefault("content", _error(int(status), path)["content"])
     if path not in PUBLIC_PATHS:
         operation["security"] = [
             {},
@@ -158,7 +164,7 @@ def _links(paths: Document, name: str) -> Document:
 
 def _errors(operation: Document, path: str) -> set[int]:
     """The error statuses of any operation of this kind."""
-    invalid = {400} if path.startswith(SFT_PREFIX) else {422}
+    invalid = {400} if path.startswith((SFT_PREFIX, OPENAI_PREFIX)) else {422}
     if path in PUBLIC_PATHS:
         return invalid
     return (
@@ -169,8 +175,12 @@ def _errors(operation: Document, path: str) -> set[int]:
     )
 
 
-def _error(status: int) -> Document:
+def _error(status: int, path: str) -> Document:
     code, detail, description = DESCRIPTIONS[status]
+    if path.startswith(OPENAI_PREFIX):
+        example = write_error(choose_status(status), detail, code)
+        of_openai = {"schema": {"$ref": "#/components/schemas/OpenAIError"}, "example": example}
+        return {"description": description, "content": {"application/json": of_openai}}
     example = {"detail": detail, "code": code, "request_id": "5b1c0c1f3a0e4d7f9f2d6c6f3a8e9b10"}
     content = {"schema": {"$ref": "#/components/schemas/Error"}, "example": example}
     return {"description": description, "content": {"application/json": content}}

@@ -1,4 +1,7 @@
-"""Error responses, all of one shape: `detail` for people, `code` for programs, `request_id` for the log."""
+"""Error responses, all of one shape: `detail` for people, `code` for programs, `request_id` for the log.
+
+Below `/v1` they have OpenAI's (`api.openai.errors`).
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,7 @@ from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
 from api.head import OWN_HEAD
+from api.openai.errors import choose_status, find_param, is_openai, write_error
 from api.parameters import body_fields
 from sft.errors import InvalidConfig, TemplateNotFound, TuneyardError
 from sft.explanations import explain_problems
@@ -55,7 +59,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         detail = explain_request(error.errors(), request.headers.get("content-type"), body_fields(request.scope))
-        return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request")
+        param = find_param(error.errors())
+        return error_response(request.scope, invalid_status(request.scope), detail, "invalid_request", param=param)
 
 
 def allowed_methods(request: Request) -> list[str]:
@@ -77,7 +82,7 @@ def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONRe
     if isinstance(error, TuneyardError):
         status = invalid_status(scope) if isinstance(error, InvalidConfig | TemplateNotFound) else error.status
         headers = RETRY_SOON if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-        return error_response(scope, status, str(error), error.code, headers)
+        return error_response(scope, status, str(error), error.code, headers, error.param)
     detail, status = str(error.detail), error.status_code
     if detail == UNREADABLE_BODY:
         detail, status = f"the body can't be read: {BODY_FORM}", invalid_status(scope)
@@ -91,7 +96,8 @@ def describe_error(scope: Scope, error: TuneyardError | HTTPException) -> JSONRe
 
 def invalid_status(scope: Scope) -> int:
     """The status that the request's interface documents for an invalid request."""
-    return 400 if scope["path"].removeprefix(scope.get("root_path", "")).startswith(SFT_PREFIX) else 422
+    is_sft = scope["path"].removeprefix(scope.get("root_path", "")).startswith(SFT_PREFIX)
+    return 400 if is_sft or is_openai(scope) else 422
 
 
 def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | None, fields: Sequence[str]) -> str:
@@ -110,11 +116,22 @@ def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | N
 
 
 def error_response(
-    scope: Scope, status: int, detail: str, code: str, headers: Mapping[str, str] | None = None
+    scope: Scope,
+    status: int,
+    detail: str,
+    code: str,
+    headers: Mapping[str, str] | None = None,
+    param: str | None = None,
 ) -> JSONResponse:
-    """Build an error response. Text that can't be encoded, such as half of a surrogate pair, is escaped."""
+    """Build an error response. Text that can't be encoded, such as half of a surrogate pair, is escaped.
+
+    `param` names the wrong parameter, for OpenAI's interface.
+    """
     shown = detail if len(detail) <= DETAIL_CHARACTERS else detail[: DETAIL_CHARACTERS - 3] + "..."
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
+    if is_openai(scope):
+        status = choose_status(status)
+        return JSONResponse(write_error(status, shown, code, param), status, headers)
     request_id = scope.get("state", {}).get("request_id")
     return JSONResponse({"detail": shown, "code": code, "request_id": request_id}, status, headers)
 

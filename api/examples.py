@@ -1,8 +1,7 @@
 """Examples for the OpenAPI document, by method and path."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
+from api.example import Example
+from api.openai.examples import EXAMPLES as OPENAI_EXAMPLES
 from api.training_request import TrainingRequest, config_view
 from sft.config import SFTConfig
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
@@ -13,17 +12,6 @@ from tuneyard_wire.records import Checkpoints, Metrics
 from tuneyard_wire.service import Description, Health, Readiness
 
 JOB_ID = TrainJob.example()["job_id"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """Examples of one operation. `errors` are the statuses beyond those of every operation."""
-
-    summary: str | None = None
-    requests: dict[str, Any] = field(default_factory=dict)
-    response: Any = None
-    errors: tuple[int, ...] = ()
-    other_responses: dict[str, Any] = field(default_factory=dict)  # by title
 
 
 TRAIN_REQUEST = {
@@ -145,6 +133,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         ("HEAD", f"{prefix}/{{job_id}}/adapter"): Example("Get the length and checksum of a job's adapter")
         for prefix in ("/train", "/api/sft/jobs")
     },
+    **OPENAI_EXAMPLES,
     ("GET", "/health"): Example("Is this process up?", response=Health.example()),
     ("GET", "/ready"): Example(
         "Could a job run now?",

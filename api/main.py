@@ -21,6 +21,7 @@ from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.log_channels import LogHub
 from api.metrics import ServiceMetrics, Snapshot
+from api.openai import model_routes
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.stream_keys import OpenStreams
@@ -98,7 +99,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     install_error_handlers(app)
     # Routes are matched in order, so the ones that are polled come first.
-    for router in (health.router, plan_routes.router, train_routes.router, sft_routes.router, job_routes.router):
+    routes = (health, plan_routes, train_routes, sft_routes, job_routes, model_routes)
+    for router in (module.router for module in routes):
         app.include_router(router)
     install_openapi(app)
     _add_middleware(app, settings)

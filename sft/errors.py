@@ -46,12 +46,14 @@ _MISUSE_WORDS = ("invalid usage", "invalid argument")  # NCCL's for what would f
 class TuneyardError(Exception):
     """Base of the tree. `status` is the HTTP status of the API's response, `code` a stable machine-readable name.
 
-    `is_worth_retrying`: the cause may be temporary, so a job that raised it gets another attempt.
+    `is_worth_retrying`: the cause may be temporary, so a job that raised it gets another attempt. `param` names the
+    wrong parameter of a request, if it is known.
     """
 
     status: int = 500
     code: str = "internal_error"
     is_worth_retrying: bool = False
+    param: str | None = None
 
 
 class InvalidConfig(TuneyardError, ValueError):

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import uvicorn
 
+from api.main import create_app
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.stack import local as stack
 from tests.conftest import free_port, wait_until
@@ -34,6 +37,21 @@ def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
             api.wait()
     finally:
         stack.down(settings)
+
+
+@contextmanager
+def serving_api(settings: Settings) -> Iterator[str]:
+    """URL of an API over a stack that runs, in a thread of this process."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 90)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def wait_until_up(url: str, seconds: float = 150) -> None:

@@ -1,18 +1,14 @@
 """A few hundred requests made from the OpenAPI document: no 5xx, every answer as documented. `make fuzz` sends more."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
-from api.main import create_app
 from jobs.settings import Settings
-from tests.conftest import free_port, wait_until
 from tests.fuzz.run import count, fuzz
-from tests.live_service import pause_jobs
+from tests.live_service import pause_jobs, serving_api
 
 pytestmark = pytest.mark.stack
 
@@ -20,19 +16,13 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def url(stack: Settings) -> Iterator[str]:
     """Where the API is, over the tests' stack. Jobs wait, and are gone afterwards."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(stack), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
     pause_jobs(stack)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, 90)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        forget_waiting_jobs(stack)
-        pause_jobs(stack, is_paused=False)
-        server.should_exit = True
-        thread.join()
+    with serving_api(stack) as address:
+        try:
+            yield address
+        finally:
+            forget_waiting_jobs(stack)
+            pause_jobs(stack, is_paused=False)
 
 
 def forget_waiting_jobs(stack: Settings) -> None:

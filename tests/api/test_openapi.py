@@ -40,9 +40,10 @@ def test_examples_and_routes_match(document):
     assert set(EXAMPLES) == set(operations(document))
 
 
-def test_every_operation_has_a_summary_and_errors_in_the_one_shape(document):
-    shape = {"$ref": "#/components/schemas/Error"}
+def test_every_operation_has_a_summary_and_errors_in_the_shape_of_its_interface(document):
     for (method, path), operation in operations(document).items():
+        name = "OpenAIError" if path.startswith("/v1/") else "Error"
+        shape = {"$ref": f"#/components/schemas/{name}"}
         assert operation["summary"], (method, path)
         errors = {status for status in operation["responses"] if status >= "400"}
         assert errors, (method, path)

@@ -1,0 +1,1 @@
+"""OpenAI's interface, below `/v1`: requests, responses and errors in the shapes of its clients."""

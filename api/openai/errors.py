@@ -1,0 +1,43 @@
+"""OpenAI's error responses, sent for every path below `/v1`.
+
+Clients retry 408, 409, 429 and 5xx, so what stays wrong gets 400.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import Scope
+
+from tuneyard_wire.openai import OpenAIError, OpenAIErrorBody
+
+PREFIX = "/v1"
+FINAL = {HTTPStatus.CONFLICT: HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST}
+TYPES = {HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error"}  # of the others by their first digit
+
+
+def is_openai(scope: Scope) -> bool:
+    """Whether a request is for a path of OpenAI's interface."""
+    path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def choose_status(status: int) -> int:
+    """The status that OpenAI's clients understand."""
+    return int(FINAL.get(HTTPStatus(status), status))
+
+
+def write_error(status: int, detail: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an error response."""
+    kind = TYPES.get(HTTPStatus(status), "server_error" if status >= 500 else "invalid_request_error")
+    return OpenAIError(error=OpenAIErrorBody(message=detail, type=kind, param=param, code=code)).model_dump()
+
+
+def find_param(problems: Sequence[Mapping[str, Any]]) -> str | None:
+    """The name of the first parameter that validation rejected, such as `messages[0].role`."""
+    for problem in problems:
+        _, *within = problem["loc"]
+        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in within).removeprefix(".")
+        if name and problem["type"] != "json_invalid":
+            return name[:200]
+    return None
