@@ -36,6 +36,41 @@ class KeyNotFound(TuneyardError, LookupError):
     code = "api_key_not_found"
 
 
+class NameTaken(TuneyardError, ValueError):
+    """The name of a dataset that is added is that of another key's, or of one in the configured registry."""
+
+    status = 409
+    code = "name_taken"
+
+
+class DatasetInUse(TuneyardError, RuntimeError):
+    """An added dataset can't be deleted: a job that has not ended needs it."""
+
+    status = 409
+    code = "dataset_in_use"
+
+
+class UploadTooLarge(TuneyardError, ValueError):
+    """A file that is larger than TUNEYARD_MAX_UPLOAD_BYTES, or than was announced."""
+
+    status = 413
+    code = "upload_too_large"
+
+
+class UploadNotFound(TuneyardError, LookupError):
+    """No upload in parts has this id: it was completed, aborted or has expired."""
+
+    status = 404
+    code = "upload_not_found"
+
+
+class InvalidUpload(TuneyardError, ValueError):
+    """A part of an upload, or the whole, is not what it was announced to be."""
+
+    status = 422
+    code = "invalid_upload"
+
+
 class DeliveryNotFound(TuneyardError, LookupError):
     """The job has no delivery with this id."""
 
@@ -83,6 +118,13 @@ class PlanningFailed(TuneyardError, RuntimeError):
 
     status = 503
     code = "planning_failed"
+
+
+class AddingFailed(TuneyardError, RuntimeError):
+    """A file could not be checked and added, for a reason other than the file."""
+
+    status = 503
+    code = "adding_failed"
 
 
 class SchemaMismatch(StackError):

@@ -27,6 +27,7 @@ from tasks.dataset_store import (
 from tasks.dataset_version import DatasetVersion
 from tasks.hub import fetch_from_hub
 from tasks.limits import reading_input
+from tasks.own_dataset import fetch_own, resolve_own
 from tasks.split_files import is_rows, pick_files
 from tuneyard_wire.dataset_reference import FILE_SUFFIXES, DatasetReference, find_file_suffix
 
@@ -43,8 +44,9 @@ def resolve(reference: str, settings: Settings, split: str = "train") -> Dataset
 def find_version(reference: str, settings: Settings, split: str) -> DatasetVersion:
     """Find the dataset of `reference` and fetch its files.
 
-    `name@revision` is looked up in the registry (a tag, a branch or a commit). Without a revision it is a file or a
-    folder below `settings.data_root`, else a dataset on the registry's main branch, else a dataset on the Hub.
+    `name@revision` is a dataset that was added, at a version, else one of the registry, at a tag, a branch or a commit.
+    Without a revision it is a file or a folder below `settings.data_root`, else the newest version of a dataset that
+    was added, else a dataset on the registry's main branch, else a dataset on the Hub.
 
     Raises:
         DatasetNotFound: listing the places searched.
@@ -106,7 +108,22 @@ def describe_local(reference: str, path: Path, split: str) -> DatasetVersion:
 
 
 def resolve_registered(named: DatasetReference, settings: Settings, split: str) -> DatasetVersion:
-    """A dataset of the registry at a revision (its main branch if none is named), fetched once through DVC."""
+    """A dataset that was added, or one of the registry at a revision (its main branch if none is named).
+
+    It is fetched once. One that was added on another machine is in the store, which is asked last.
+    """
+    if added := resolve_own(named, settings, split):
+        return added
+    try:
+        return resolve_configured(named, settings, split)
+    except DatasetNotFound:
+        if added := fetch_own(named, settings, split):
+            return added
+        raise
+
+
+def resolve_configured(named: DatasetReference, settings: Settings, split: str) -> DatasetVersion:
+    """A dataset of the configured registry, or of the default one, fetched once through DVC."""
     registry = ensure_registry(settings)
     name, wanted = named.name, named.revision or find_main_branch(registry)
     commit = find_commit(registry, wanted)

@@ -26,7 +26,7 @@ def find_limits(settings: Settings) -> Limits:
 @contextmanager
 def reading_input(settings: Settings, dataset: str) -> Iterator[None]:
     """Apply the limits to reading inside the block. Raises ResourceLimit, or ends the process."""
-    with confined(find_limits(settings), _find_note(), f"dataset_name {dataset}: to read it"):
+    with confined(find_limits(settings), find_note(), f"dataset_name {dataset}: to read it"):
         yield
 
 
@@ -41,11 +41,11 @@ def building_model(settings: Settings, is_plan: bool = False) -> Iterator[None]:
     if is_plan and not _has_cuda():
         memory = max(LEAST_BYTES, int(FREE_SHARE * psutil.virtual_memory().available))
     default = "base_model: to plan for it" if is_plan else ""
-    with confined(Limits(memory, settings.input_step_seconds, None), _find_note(), default):
+    with confined(Limits(memory, settings.input_step_seconds, None), find_note(), default):
         yield
 
 
-def _find_note() -> int | None:
+def find_note() -> int | None:
     note = os.environ.get(NOTE)
     return int(note) if note else None
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 8  # look-ups, so that a registry that hangs blocks no more of the checks' threads
 MAX_CACHED = 10_000
 CACHE_SECONDS = 10.0
+REFS = 100  # branches and tags, the newest first, in which a name is looked for
 NOT_FOUND = 1  # git's exit code for an unknown revision; other codes are failures
 
 _found: dict[tuple[Path, DatasetReference], float] = {}
@@ -60,6 +61,28 @@ class RegistryView:
                 _found.clear()
             _found[key] = time.monotonic()
         return problem if self.is_current else None
+
+    def has(self, name: str, revisions: Iterable[str | None] | None = None) -> bool:
+        """Whether the registry is known to have a dataset of this name, at one of these revisions.
+
+        Args:
+            revisions: None among them is the main branch; without any all branches and the newest tags.
+        """
+        if any(built.name == name for built in self.built):
+            return True
+        if not self._is_git():
+            return False
+        try:
+            git = Repository(self.folder)
+            if revisions is None:
+                named = git.output_of(
+                    "for-each-ref", "--sort=-creatordate", f"--count={REFS}", "--format=%(objectname)"
+                )
+                revisions = dict.fromkeys(named.split())
+            return any(self._look_up(git, DatasetReference(name, revision)) is None for revision in revisions)
+        except (NotKnown, OSError) as error:
+            logger.debug("Could not read the registry %s: %s", self.folder, error)
+            return False
 
     def _is_git(self) -> bool:
         return (self.folder / ".git").exists() or (self.folder / "HEAD").is_file()

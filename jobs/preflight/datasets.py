@@ -1,9 +1,10 @@
-"""Check that the dataset exists: in the registry, below the data root, or on the Hub."""
+"""Check that the dataset exists: among those that users added, in the registry, below the data root, or on the Hub."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.own_data.registry import OwnRegistry
 from jobs.preflight.context import CheckContext
 from jobs.preflight.dataset_registry import find_view
 from jobs.preflight.findings import Finding
@@ -38,6 +39,8 @@ def _check(dataset: DatasetReference, context: CheckContext) -> Iterator[Finding
         yield Finding(DatasetNotFound, FIELD, problem)
     elif dataset.revision is None:
         yield from _check_name_alone(dataset, context)
+    elif (added := _look_among_added(dataset, context)) is not None:
+        yield from added
     elif (view := find_view(context.settings, context.workers_are_here)) is not None:
         problem = view.find_problem(dataset)
         if problem is not None:
@@ -66,8 +69,18 @@ def _check_name_alone(dataset: DatasetReference, context: CheckContext) -> Itera
         )
 
 
+def _look_among_added(dataset: DatasetReference, context: CheckContext) -> list[Finding] | None:
+    """What is wrong with the version of a dataset that a user added; None if none of this name was."""
+    try:
+        return None if OwnRegistry(context.settings.home).find(dataset) is None else []
+    except DatasetNotFound as error:
+        return [Finding(DatasetNotFound, FIELD, str(error).removeprefix("dataset "))]
+
+
 def _is_elsewhere(dataset: DatasetReference, context: CheckContext) -> bool:
-    """Whether the registry or the Hub has the dataset, or may have it."""
+    """Whether the registry, a user or the Hub has the dataset, or may have it."""
+    if _look_among_added(dataset, context) is not None:
+        return True
     view = find_view(context.settings, context.workers_are_here)
     if view is None or view.find_problem(dataset) is None:
         return True

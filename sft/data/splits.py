@@ -25,7 +25,7 @@ def split_rows(
 
 def hash_rows(rows: list[NumberedRow], seed: int) -> tuple[Hashes, Hashes]:
     """Hashes of the rows' content without and with the seed, each (rows,)."""
-    texts = [_write(row) for _, row in rows]
+    texts = [write_row(row) for _, row in rows]
     plain, seeded = [_hash(text) for text in texts], [_hash(f"{seed}{text}") for text in texts]
     return np.array(plain, np.float64), np.array(seeded, np.float64)
 
@@ -51,7 +51,7 @@ def choose_sides(hashes: Hashes, ranks: Hashes, validation_split: float, max_sam
     return sides
 
 
-def _write(row: Row | BrokenRow) -> str:
+def write_row(row: Row | BrokenRow) -> str:
     """The row's content as text; null columns do not count, as Parquet has one for each column of another row."""
     values = row if isinstance(row, BrokenRow) else {name: value for name, value in row.items() if value is not None}
     try:

@@ -39,7 +39,8 @@ BLOCKS = [
 OF_REQUESTS = {  # answers to a request, or the base of others: no job fails with one
     *("invalid_saved_config", "invalid_cursor", "job_not_found", "config_not_found", "job_conflict", "training_busy"),
     *("adapter_not_ready", "adapter_not_found", "idempotency_key_reused", "planning_failed", "training_diverged"),
-    *("api_key_not_found", "delivery_not_found"),
+    *("api_key_not_found", "delivery_not_found", "name_taken", "dataset_in_use", "adding_failed"),
+    *("upload_too_large", "upload_not_found", "invalid_upload"),
 }
 
 

@@ -1,0 +1,57 @@
+"""Names of datasets that users add, and of their versions."""
+
+import re
+from pathlib import PurePosixPath
+
+from sft.errors import InvalidConfig
+from tuneyard_wire.dataset_reference import FILE_SUFFIXES, find_file_suffix
+
+MAX_CHARACTERS = 100
+NAME = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_CHARACTERS - 1}}}"
+RULE = f"must be 1 to {MAX_CHARACTERS} letters, digits, '.', '_' or '-', the first a letter or digit"
+_NAME = re.compile(NAME)
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
+NEWEST = ("main", "HEAD")  # what a registry's newest state is called
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """Return the name of a dataset if it is valid. Raises InvalidConfig."""
+    if not _NAME.fullmatch(name):
+        raise InvalidConfig(f"{field} {RULE}, got {name!r:.120}")
+    if find_file_suffix(name):
+        raise InvalidConfig(f"{field} must not end as a file's name does ({find_file_suffix(name)}), got {name!r:.120}")
+    if ".." in name or name.endswith((".", ".lock")):  # git has no such tags
+        raise InvalidConfig(f"{field} must neither contain '..' nor end in '.' or '.lock', got {name!r:.120}")
+    return name
+
+
+def name_after(filename: str) -> str:
+    """The dataset's name for a file that is given without one. Raises InvalidConfig if none can be made of it."""
+    base = plain_filename(filename)
+    suffix = find_file_suffix(base) or ""
+    name = _OTHERS.sub("-", base[: len(base) - len(suffix)].lstrip(".")).strip("-._")[:MAX_CHARACTERS].rstrip("-._")
+    name = re.sub(r"\.{2,}", ".", name)
+    try:
+        return check_name(name)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"name: none can be made of the file's name {base!r:.120}; give one") from error
+
+
+def plain_filename(filename: str) -> str:
+    """The last part of a file's name, whichever system's separators it has."""
+    return PurePosixPath(filename.replace("\\", "/")).name
+
+
+def find_suffix(filename: str) -> str:
+    """The suffix by which a file's kind is known. Raises InvalidConfig for a file of another kind."""
+    suffix = find_file_suffix(filename)
+    if suffix is None:
+        raise InvalidConfig(f"file must end in one of {', '.join(FILE_SUFFIXES)}, got {filename!r:.120}")
+    return suffix
+
+
+def read_version(text: str) -> int | None:
+    """The number of a version such as `v3`; None for other text."""
+    found = _VERSION.fullmatch(text)
+    return int(found[1]) if found else None

@@ -1,0 +1,61 @@
+"""Folders in which uploaded files are written before they are published, on the disk of the registry.
+
+A folder is locked while its process lives; one that a killed process left behind is removed with the next one made.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.own_data.registry import FOLDER
+from sft.errors import DiskFull
+from sft.files.disk import is_about_space, measure_free
+from sft.files.temporary_folders import make_locked_folder, remove_unused
+
+STAGING = "staging"
+PREFIX = "upload-"
+SPARE_BYTES = 64 * 2**20  # that stay free for everything else on the disk
+
+
+@contextmanager
+def staging_folder(home: Path, expected_bytes: int = 0) -> Iterator[Path]:
+    """An empty folder for one upload, removed after the block.
+
+    Raises:
+        DiskFull: there is no space for a file of so many bytes.
+    """
+    place = home / FOLDER / STAGING
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        remove_unused(place.glob(f"{PREFIX}*"))
+        check_space(place, expected_bytes)
+        folder = make_locked_folder(PREFIX, place=place)
+    except OSError as error:
+        if isinstance(error, DiskFull) or not is_about_space(error):
+            raise
+        raise DiskFull(f"no space left in {place}; free some") from error
+    try:
+        yield folder.folder
+    finally:
+        folder.remove()
+
+
+def check_space(place: Path, expected_bytes: int) -> None:
+    """Raise DiskFull unless a file of this size fits."""
+    free = measure_free(place)
+    if expected_bytes and expected_bytes + SPARE_BYTES > free:
+        raise DiskFull(
+            f"no space left in {place}: the file has {expected_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
+            "free some"
+        )
+
+
+@contextmanager
+def noticing_full_disk(place: Path) -> Iterator[None]:
+    """Raise an OSError of the block that says that the disk is full as DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DiskFull) or not is_about_space(error):
+            raise
+        raise DiskFull(f"no space left in {place}; free some, or upload a smaller file") from error
