@@ -30,6 +30,7 @@ AT_ONCE = 2
 RESERVED = 2  # further slots for clients without a running plan, so that slow plans do not delay other clients
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0
+END_SECONDS = 5.0  # a killed process closes its socket, frees its memory, and only then counts as ended
 MAX_FOLDER_BYTES = 60
 COMMAND = (sys.executable, "-m", "tasks.plan")
 
@@ -99,6 +100,8 @@ class Planner:
     ) -> dict[str, Any]:
         """Estimate a job with this configuration on this machine.
 
+        If the planner process is killed meanwhile, the plan is begun once more in another one.
+
         Args:
             settings: With the addresses of the stack; past jobs are read from its database.
             is_cancelled: Called several times a second.
@@ -111,12 +114,22 @@ class Planner:
             TuneyardError: an error that would fail the job.
         """
         deadline = time.monotonic() + self.timeout_seconds
-        with (
-            self._slots.taken(client, lambda: self._check(deadline, is_cancelled)),
-            self._connect(deadline, is_cancelled) as connection,
-        ):
-            connection.sendall(write_request(config, settings, device))
-            return read_response(self._receive(connection, deadline, is_cancelled))
+        request = write_request(config, settings, device)
+        with self._slots.taken(client, lambda: self._check(deadline, is_cancelled)):
+            received, process = self._ask(request, deadline, is_cancelled)
+            if not received and _has_ended(process):
+                received, _ = self._ask(request, deadline, is_cancelled)
+            return read_response(received)
+
+    def _ask(
+        self, request: bytes, deadline: float, is_cancelled: Callable[[], bool]
+    ) -> tuple[bytes, subprocess.Popen[bytes] | None]:
+        """The response, empty if the connection was closed without one, and the process that was asked."""
+        with self._connect(deadline, is_cancelled) as connection:
+            process = self._process
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(request)
+            return self._receive(connection, deadline, is_cancelled), process
 
     def _connect(self, deadline: float, is_cancelled: Callable[[], bool]) -> socket.socket:
         """Connect to the planner process; start it if it is not running."""
@@ -181,6 +194,15 @@ class Planner:
         if self._scratch is not None:
             self._scratch.remove()
             self._scratch = None
+
+
+def _has_ended(process: subprocess.Popen[bytes] | None) -> bool:
+    """Whether it has ended, or does so within `END_SECONDS`."""
+    if process is None:
+        return True
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    return process.poll() is not None
 
 
 def plan_once(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:

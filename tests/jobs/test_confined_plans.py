@@ -240,8 +240,9 @@ def test_nobody_waits_for_a_plan_that_holds_the_interpreter(planner, settings):
     gone.clear()
     asking, child = start()
     process.send_signal(signal.SIGKILL)
-    asking.join(60)
     wait_until(lambda: is_gone(child), 30)
+    gone.set()
+    asking.join(60)
 
 
 def test_an_ordinary_plan_is_made_within_the_limits(planner, settings):

@@ -138,6 +138,43 @@ def test_a_planner_process_that_was_killed_is_replaced(planner, settings):
     assert planner.plan(config(), settings)["steps"] > 0
 
 
+def test_a_plan_is_begun_once_more_if_the_planner_is_killed_meanwhile(planner, settings):
+    planner.plan(config(), settings)
+    process = planner._process
+    killed = []
+
+    def kill_once():
+        if not killed and psutil.Process(process.pid).children():
+            process.kill()
+            killed.append(process)
+        return False
+
+    assert planner.plan(config(seed=2), settings, kill_once)["steps"] > 0
+    assert killed == [process]
+    assert planner._process is not process
+
+
+def test_a_planner_that_always_dies_is_told_after_the_second_time(settings, monkeypatch):
+    """Also one whose process still counts as running when its socket is closed already."""
+    monkeypatch.setattr("jobs.service.planner.COMMAND", (sys.executable, "-c", DYING))
+    planner = Planner()
+    started = []
+    start = planner.start
+
+    def count():
+        start()
+        if planner._process not in started:
+            started.append(planner._process)
+
+    monkeypatch.setattr(planner, "start", count)
+    try:
+        with pytest.raises(PlanningFailed, match="ended without a response"):
+            planner.plan(config(), settings)
+    finally:
+        planner.close()
+    assert len(started) == 2
+
+
 def test_one_process_for_one_plan(settings):
     assert plan_once(config(), settings)["dataset"]["name"] == "rows.json"
 
@@ -149,6 +186,17 @@ def test_the_planner_process_ends_when_whoever_started_it_is_gone(planner):
     assert planner._process.wait(timeout=60) == 0
 
 
+DYING = """
+import os, socket, sys, time
+door = socket.socket(socket.AF_UNIX)
+door.bind(sys.argv[-1])
+door.listen()
+connection, _ = door.accept()
+connection.close()
+door.close()
+time.sleep(0.5)
+os._exit(1)
+"""
 SCRIPT = """
 import socket, sys
 door = socket.socket(socket.AF_UNIX)
