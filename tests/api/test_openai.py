@@ -16,7 +16,7 @@ from tests.live_service import serving_api
 BASE = "org/tiny"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(stack: Settings) -> Settings:
     """The stack's, with a base model in its model root."""
     folder = stack.model_root / BASE
@@ -25,21 +25,23 @@ def settings(stack: Settings) -> Settings:
     return stack
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(settings: Settings) -> Iterator[openai.OpenAI]:
     """OpenAI's own client."""
     with serving_api(settings) as url, openai.OpenAI(api_key="x", base_url=f"{url}/v1", max_retries=0) as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapter(settings: Settings) -> str:
     """An adapter with two versions in MLflow's registry."""
     name = f"openai-{uuid4().hex[:8]}"
     with httpx.Client(base_url=f"{settings.mlflow_tracking_uri}/api/2.0/mlflow/", timeout=60) as mlflow:
         mlflow.post("registered-models/create", json={"name": name}).raise_for_status()
+        run = mlflow.post("runs/create", json={"experiment_id": "0"}).raise_for_status().json()["run"]["info"]
+        place = {"run_id": run["run_id"], "source": f"{run['artifact_uri']}/adapter"}
         for _ in range(2):
-            version = {"name": name, "source": "mlflow-artifacts:/x", "tags": [{"key": "base_model", "value": BASE}]}
+            version = {"name": name, **place, "tags": [{"key": "base_model", "value": BASE}]}
             mlflow.post("model-versions/create", json=version).raise_for_status()
     return name
 
