@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli import deploy as cli_deploy
+from cli import export as cli_export
 from cli import stack as cli_stack
 from cli import trainer_role as cli_trainer_role
 from cli.machine import ServiceMachine
@@ -39,6 +40,7 @@ def _load_keys() -> Any:
 
 main.add_typer(cli_stack.commands)
 main.add_typer(cli_deploy.commands)
+main.add_typer(cli_export.commands)
 main.add_typer(cli_trainer_role.commands)
 main.add_typer(
     typer.Typer(

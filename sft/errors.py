@@ -156,6 +156,13 @@ class MergeFailed(TuneyardError, RuntimeError):
     code = "merge_failed"
 
 
+class ExportRefused(TuneyardError, ValueError):
+    """An adapter can't be brought into the form of another program."""
+
+    status = 400
+    code = "export_refused"
+
+
 class DeviceUnavailable(TuneyardError, RuntimeError):
     """A GPU is busy, lost or faulty, or the processes of a job on several devices have lost each other."""
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tuneyard_cli.submission import UnsentJob
 
 INSTALL = "install the full package `tuneyard`"
-SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "keys")  # only in the full package
+SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "keys", "export")  # only in the full package
 
 
 class Machine:

@@ -1,0 +1,1 @@
+"""Brings adapters into the form of other programs: Ollama's templates, GGUF files, vLLM's command."""
