@@ -38,6 +38,7 @@ DESCRIPTIONS = {
     ),
     422: ("invalid_request", "batch_size: must be greater than 0, got 0", "The request is not valid"),
     429: ("rate_limited", "At most 600 per 1 minute; try again in 3 s", "Too many requests; see Retry-After"),
+    507: ("disk_full", "no space left in /srv/tuneyard/own-data; free some", "The disk is full"),
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
 }
 # POST operations that create something: the key of the response that is a parameter of the paths for it.

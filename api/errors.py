@@ -26,6 +26,7 @@ DETAIL_CHARACTERS = 4000  # a detail quotes what the client sent, which may be a
 UNREADABLE_BODY = "There was an error parsing the body"  # FastAPI's text for other errors of the parser
 BODY_FORM = "it must be JSON in UTF-8, nested less than 900 deep, with numbers of less than 4300 digits"
 
+CLOSES = "closes"  # in a request's state: after an error the rest of its long body would be read
 RETRY_SOON = {"Retry-After": "2"}  # a lost server is tried again once a second
 
 CODES = {
@@ -129,6 +130,8 @@ def error_response(
     """
     shown = detail if len(detail) <= DETAIL_CHARACTERS else detail[: DETAIL_CHARACTERS - 3] + "..."
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
+    if scope.get("state", {}).get(CLOSES):
+        headers = {**(headers or {}), "Connection": "close"}
     if is_openai(scope):
         status = choose_status(status)
         return JSONResponse(write_error(status, shown, code, param), status, headers)

@@ -1,5 +1,6 @@
 """Examples for the OpenAPI document, by method and path."""
 
+from api.data_examples import DATA_EXAMPLES
 from api.example import Example
 from api.openai.examples import EXAMPLES as OPENAI_EXAMPLES
 from api.training_request import TrainingRequest, config_view
@@ -133,6 +134,7 @@ EXAMPLES: dict[tuple[str, str], Example] = {
         ("HEAD", f"{prefix}/{{job_id}}/adapter"): Example("Get the length and checksum of a job's adapter")
         for prefix in ("/train", "/api/sft/jobs")
     },
+    **DATA_EXAMPLES,
     **OPENAI_EXAMPLES,
     ("GET", "/health"): Example("Is this process up?", response=Health.example()),
     ("GET", "/ready"): Example(

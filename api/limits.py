@@ -1,6 +1,7 @@
 """Limits on request bodies, request rates, and what a client may have open at once."""
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,24 +16,29 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import is_public
+from api.auth import is_public, path_below_root
+from jobs.network.connection_guard import PROGRESS
 from sft.errors import InvalidConfig
 
 RETRY_SECONDS = 5
 MIN_CLOCK_STEP_SECONDS = 1.0  # smaller steps are NTP's corrections
+UPLOADS = re.compile(r"/datasets|/datasets/uploads/[^/]+/parts/[^/]+|/v1/files|/v1/uploads/[^/]+/parts")
+FORM_BYTES = 2**16  # of an upload beside the file: boundaries, headers, other fields
+STEADY_BYTES = 2**20
 
 
 class BodyLimit:
     """ASGI middleware that limits request bodies.
 
     A body longer than `max_bytes` gets 413, and the rest is not read. One that takes longer than `timeout_seconds`
-    gets 408.
+    gets 408. Uploads of files may have `max_upload_bytes`, and `timeout_seconds` for each STEADY_BYTES of them.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float, max_upload_bytes: int = 0) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.timeout_seconds = timeout_seconds
+        self.max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises HTTPException 413 for its Content-Length, or 413 or 408 when the body is read."""
@@ -40,12 +46,15 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         length = Headers(scope=scope).get("Content-Length", "")
-        if length.isdecimal() and int(length) > self.max_bytes:
-            raise self._too_large()
-        read_bytes, is_whole, deadline = 0, False, None
+        is_upload = find_upload(scope)
+        most = self.max_upload_bytes + FORM_BYTES if is_upload else self.max_bytes
+        if length.isdecimal() and int(length) > most:
+            raise self._too_large(is_upload)
+        note_progress: Callable[[], None] = scope.get(PROGRESS, lambda: None)
+        read_bytes, steady_bytes, is_whole, deadline = 0, 0, False, None
 
         async def receive_counted() -> Message:
-            nonlocal read_bytes, is_whole, deadline
+            nonlocal read_bytes, steady_bytes, is_whole, deadline
             if is_whole:  # the next message is the client's disconnect
                 return await receive()
             deadline = deadline or time.monotonic() + self.timeout_seconds
@@ -56,8 +65,11 @@ class BodyLimit:
                 raise self._too_slow() from error
             is_whole = not message.get("more_body", False)
             read_bytes += len(message.get("body", b""))
-            if read_bytes > self.max_bytes:
-                raise self._too_large()
+            if read_bytes > most:
+                raise self._too_large(is_upload)
+            if is_upload and read_bytes - steady_bytes >= STEADY_BYTES:
+                steady_bytes, deadline = read_bytes, None
+                note_progress()
             return message
 
         await self.app(scope, receive_counted, send)
@@ -67,9 +79,17 @@ class BodyLimit:
         detail = f"The body did not arrive within {seconds} (TUNEYARD_BODY_TIMEOUT_SECONDS)"
         return HTTPException(408, detail, {"Connection": "close"})
 
-    def _too_large(self) -> HTTPException:
-        detail = f"The body may have at most {self.max_bytes} bytes (TUNEYARD_MAX_BODY_BYTES)"
+    def _too_large(self, is_upload: bool) -> HTTPException:
+        most, setting = self.max_bytes, "TUNEYARD_MAX_BODY_BYTES"
+        if is_upload:
+            most, setting = self.max_upload_bytes, "TUNEYARD_MAX_UPLOAD_BYTES"
+        detail = f"The body may have at most {most} bytes ({setting})"
         return HTTPException(413, detail, {"Connection": "close"})  # else the server would read the rest
+
+
+def find_upload(scope: Scope) -> bool:
+    """Whether a request sends a file."""
+    return scope.get("method") in ("POST", "PUT") and UPLOADS.fullmatch(path_below_root(scope)) is not None
 
 
 class RequestCounter:

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import health, job_routes, plan_routes, sft_routes, train_routes
+from api import data_routes, health, job_routes, plan_routes, sft_routes, train_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
 from api.channels import EventHub
 from api.docs import install_openapi
@@ -86,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.access = StackAccess(settings)
     app.state.planner = Planner()
+    data_routes.install(app.state, settings.max_uploads)
     app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
     app.state.keys = ApiKeyCache(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
@@ -99,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     install_error_handlers(app)
     # Routes are matched in order, so the ones that are polled come first.
-    routes = (health, plan_routes, train_routes, sft_routes, job_routes, model_routes)
+    routes = (health, plan_routes, train_routes, sft_routes, job_routes, data_routes, model_routes)
     for router in (module.router for module in routes):
         app.include_router(router)
     install_openapi(app)
@@ -110,7 +111,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """Add middleware from the innermost to the outermost."""
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_seconds=settings.body_timeout_seconds,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
     counter = RequestCounter(parse_rate_limit(settings.rate_limit)) if settings.rate_limit else None
     if counter:
         app.add_middleware(RateLimit, counter=counter)

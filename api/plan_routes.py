@@ -1,20 +1,21 @@
 """`POST /train/plan` and `POST /api/sft/plan`: estimate a job before it is started."""
 
-import threading
+from collections.abc import Callable
 from typing import Annotated, Any
 
-import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
 
-from api.dependencies import Service
+from api.dependencies import Service, find_visible_owner
 from api.errors import SFT_PREFIX
 from api.limits import ClientLimit, client_name
 from api.responses import respond
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
+from api.waiting import run_for_client
 from jobs.preflight.context import CheckContext, find_context
 from jobs.service.job_service import JobService
+from jobs.service.own_data import refuse_hidden
 from jobs.service.planner import PlanCancelled, Planner
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
@@ -24,7 +25,6 @@ from tuneyard_wire.plan import Plan
 router = APIRouter()
 
 CLIENTS = 4  # that may each have the maximum of plans at once
-DISCONNECT_POLL_SECONDS = 0.25
 PlanDevice = Annotated[
     str | None,
     Query(
@@ -63,6 +63,7 @@ def limit_plans(per_client: int) -> ClientLimit:
 
 async def _plan(request: Request, service: JobService, config: SFTConfig, device: str | None) -> Plan:
     """Make a plan; cancel it if the client disconnects. Raises HTTPException if the client has too many."""
+    await to_thread.run_sync(refuse_hidden, config, service.settings, find_visible_owner(request))
     if device is not None:
         find_card(device, service.settings.plan_devices)
     client = client_name(request.scope)
@@ -74,36 +75,14 @@ async def _wait_for_plan(
     request: Request, service: JobService, config: SFTConfig, client: str, device: str | None
 ) -> Plan:
     planner: Planner = request.app.state.planner
-    gone = threading.Event()
-    plan: Any = None
-    problem: Exception | None = None
 
-    async def watch() -> None:
-        while not await request.is_disconnected():
-            await anyio.sleep(DISCONNECT_POLL_SECONDS)
-        gone.set()
+    def make(is_gone: Callable[[], bool]) -> dict[str, Any]:
+        return planner.plan(config, service.settings, is_gone, client, device)
 
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            try:
-                plan = await to_thread.run_sync(
-                    planner.plan,
-                    config,
-                    service.settings,
-                    gone.is_set,
-                    client,
-                    device,
-                    limiter=_threads(request),
-                    abandon_on_cancel=True,
-                )
-            except (PlanCancelled, TuneyardError) as error:  # a task group would wrap it
-                problem = error
-            tasks.cancel_scope.cancel()
-    finally:
-        gone.set()
-    if isinstance(problem, TuneyardError):
-        raise _add_hint(problem, find_context(service.settings))
+        plan = await run_for_client(request, make, _threads(request), PlanCancelled)
+    except TuneyardError as error:
+        raise _add_hint(error, find_context(service.settings)) from error
     return respond(Plan, plan)
 
 

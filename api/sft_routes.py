@@ -18,6 +18,7 @@ from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import SubmissionCheck
 from jobs.service.job import Job
+from jobs.service.own_data import refuse_hidden
 from jobs.status import SFT_STATUS_NAMES
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
 from jobs.vocabulary import PAGE_SIZE
@@ -36,6 +37,7 @@ def start_training(
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     owner: JobOwner,
+    visible: VisibleOwner,
     strategy: Annotated[
         Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
     ] = "queue",
@@ -44,6 +46,7 @@ def start_training(
     """Start a job, or queue it behind the others."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
     spec = body.to_spec(saved)
+    refuse_hidden(spec.config, service.settings, visible)
     check = SubmissionCheck(partial(service.preflight.start, spec), is_strict=strict)
     job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     warnings = [*job.warnings]

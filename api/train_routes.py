@@ -18,6 +18,7 @@ from jobs.engine.listing import JobFilters
 from jobs.preflight import SubmissionCheck
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
+from jobs.service.own_data import refuse_hidden
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
 from tuneyard_wire.fields import Strategy, TrainStatus
 from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted
@@ -53,6 +54,7 @@ def start_training(
     request: Request,
     request_key: Annotated[RequestKey | None, Depends(read_request_key)],
     owner: JobOwner,
+    visible: VisibleOwner,
     strategy: Annotated[
         Strategy, Query(description="`queue`: wait in the queue. `reject`: fail if a job runs.")
     ] = "queue",
@@ -60,6 +62,7 @@ def start_training(
 ) -> TrainStarted:
     """Start a training job, or queue it behind the others."""
     spec = body.to_spec(service.settings.default_dataset)
+    refuse_hidden(spec.config, service.settings, visible)
     check = SubmissionCheck(partial(service.preflight.start, spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     status, message = "started", "Training job started"

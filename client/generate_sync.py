@@ -17,6 +17,7 @@ TITLES = "`AsyncTuneyard`: the client for asyncio", "`Tuneyard`: the blocking cl
 WORDS = {
     "AsyncTuneyard": "Tuneyard",
     "AsyncConfigs": "Configs",
+    "AsyncDatasets": "Datasets",
     "AsyncRun": "Run",
     "AsyncClient": "Client",
     "aclose": "close",

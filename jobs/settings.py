@@ -149,7 +149,18 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(2**20, gt=0, description="Largest request body; a larger one gets 413.")
     body_timeout_seconds: float = Field(
-        60, gt=0, description="Time limit for a client to send a request's body; later it gets 408."
+        60,
+        gt=0,
+        description="Time limit for a client to send a request's body, or each MiB of a file; later it gets 408.",
+    )
+    max_upload_bytes: int = Field(
+        5 * 10**9, gt=0, description="Largest file that can be added as a dataset; a larger one gets 413."
+    )
+    max_uploads: int = Field(
+        32,
+        gt=0,
+        description="Maximum files that a key, or an address without keys, uploads at once to an API process; more get "
+        "429. Two of one client are checked at once.",
     )
     max_connections: int | None = Field(
         None,

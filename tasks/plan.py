@@ -3,7 +3,7 @@
 `python -m tasks.plan` reads a request from stdin and writes the response to stdout. `python -m tasks.plan --serve
 SOCKET` imports the libraries once and forks for each connection, until its stdin is closed. A request is one line of
 JSON, `{"config": ..., "settings": ..., "device": ...}`; the response is `{"plan": ...}` or `{"error": {"code": ...,
-"detail": ...}}`.
+"detail": ...}}`. A request `{"rows": ..., "settings": ...}` asks for the first rows of a file (`tasks.show_rows`).
 """
 
 import argparse
@@ -37,6 +37,7 @@ from tasks.limits import building_model
 from tasks.model import locate_adapter
 from tasks.model_store import locate_model
 from tasks.plan_children import PlanChildren
+from tasks.show_rows import show_rows
 from tasks.tokenize import prepare_for_plan
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ def answer(line: str) -> str:
     """Respond to a request."""
     request = json.loads(line)
     try:
+        if "rows" in request:
+            return json.dumps({"plan": show_rows(request["rows"], Settings.model_validate(request["settings"]))})
         config = SFTConfig.from_dict(request["config"])
         made = plan(config, Settings.model_validate(request["settings"]), request.get("device"))
         return json.dumps({"plan": made}, allow_nan=False)

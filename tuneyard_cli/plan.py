@@ -47,6 +47,8 @@ def plan(
     if here and job.config is not None:
         fail("--config needs the service, which stores the configurations; leave out --here")
     submission = job.build()
+    if here and submission.file is not None:
+        fail("--dataset FILE is added to a service; leave out --here, or give --set dataset_name=FILE in the data root")
     response = this_machine().plan(submission, device) if here else _request_plan(submission, url, device)
     if as_json:
         print_json(response)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from tuneyard_cli.data_files import AUTO, PENDING, find_file, is_hub_id
 from tuneyard_cli.machine import this_machine
 from tuneyard_cli.problems import UsageProblem
 from tuneyard_cli.values import check_json, is_null, load_yaml
@@ -26,7 +28,6 @@ _DATASETS = ("dataset_name", "dataset_version", "validation_dataset")
 _SFT_MARKS = ("config", "config_id", "base_model", "dataset_name", "dataset_format")
 # Fields of the Training API that the SFT API expresses in another way.
 _TRAINING_ONLY = ("save_name", "lora_version", "logging_backend", "training_type")
-_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,36 @@ class UnsentJob:
         interface: The API whose field names `fields` has.
         options: What the SFT API takes beside `config`; empty for the Training API.
         revision: A revision of the saved configuration's dataset, which only the service knows.
+        file: A file on this machine that is the dataset; `complete` adds it.
     """
 
     interface: Literal["training", "sft"]
     fields: Fields
     options: Fields = field(default_factory=dict)
     revision: str | None = None
+    file: Path | None = None
 
     def complete(self, client: "Tuneyard") -> "UnsentJob":
-        """Return a copy with the full id of the saved configuration and the name of its dataset."""
+        """Return a copy with the version that its file is, the full id of the saved configuration and its dataset."""
+        return self._add_file(client)._complete_config(client)
+
+    def _add_file(self, client: "Tuneyard") -> "UnsentJob":
+        """Add the file, and say on stderr what was found in it and what the job sets."""
+        from tuneyard_cli.data import describe
+        from tuneyard_cli.data_files import PENDING, add_file, explain_choices
+        from tuneyard_cli.output import print_line
+
+        if self.file is None:
+            return self
+        added = add_file(client, self.file, self.fields)
+        fields = {name: added.reference if value == str(PENDING) else value for name, value in self.fields.items()}
+        print_line(f"{self.file} is {added.reference}{'' if added.is_new else ', as before'}", err=True)
+        describe(added, err=True)
+        if chosen := explain_choices(fields, self.options):
+            print_line(chosen, err=True)
+        return replace(self, fields=fields, file=None)
+
+    def _complete_config(self, client: "Tuneyard") -> "UnsentJob":
         from tuneyard_cli.references import find_config_id
 
         if "config_id" not in self.options:
@@ -91,6 +113,11 @@ def build_submission(
             be written as JSON.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    path = find_file(given.get("dataset_version"))
+    if path is not None:
+        given["dataset_version"] = str(PENDING)
+    elif is_hub_id(given.get("dataset_version")):
+        given["dataset_name"] = given.pop("dataset_version")
     sources = [_flatten(file), given, _flatten(settings)]
     names = [
         name
@@ -102,7 +129,10 @@ def build_submission(
     if config is not None:
         values["config_id"] = config
     _check_config_id(values)
-    submission = _sft_submission(values) if is_sft else _training_submission(values)
+    if path is not None and config is None and values.get("template_name" if is_sft else "template") is None:
+        values["template_name" if is_sft else "template"] = AUTO
+    submission = _sft_submission(values) if is_sft else UnsentJob("training", values)
+    submission = replace(submission, file=path)
     check_json({**submission.fields, **submission.options}, "the job")
     if require and "config_id" not in submission.options:
         _require(submission)
@@ -198,16 +228,6 @@ def _dataset_of(reference: object) -> str | None:
 def _name_dataset(name: str, revision: str) -> str:
     """Join name and revision to `name@revision`, for a revision without a dataset."""
     return str(DatasetReference.parse_version(revision, name))
-
-
-def _training_submission(values: dict[str, Any]) -> UnsentJob:
-    dataset = values.get("dataset_version")
-    if isinstance(dataset, str) and dataset.lower().endswith(_DATA_SUFFIXES):
-        raise UsageProblem(
-            f"--dataset {dataset!r} looks like a file, but names a revision; for a file below the data root or a Hub "
-            f"dataset use --set dataset_name={dataset}"
-        )
-    return UnsentJob("training", values)
 
 
 def _sft_submission(values: dict[str, Any]) -> UnsentJob:

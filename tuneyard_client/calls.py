@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ class Call(Generic[T]):
         read: Parses the response.
         is_repeatable: Sending it twice has the same effect as sending it once.
         is_endless: The response may be silent for any length of time, so there is no read timeout.
+        upload: A file that is sent as the field `file` of a form, whose other fields `body` has.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     is_repeatable: bool = False
     is_endless: bool = False
+    upload: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def deliveries(job_id: str) -> Call[list[Delivery]]:
 
 def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
     """POST /train/{id}/deliveries/{id}/resend."""
-    path = _job_path(job_id, f"/deliveries/{_segment(delivery_id)}/resend")
+    path = _job_path(job_id, f"/deliveries/{segment(delivery_id)}/resend")
     return Call("POST", path, read_model(Delivery))
 
 
@@ -255,7 +258,7 @@ def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, An
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 
-def _segment(name: str) -> str:
+def segment(name: str) -> str:
     """An id as a path segment. Raises InvalidRequest for an id that would change the path."""
     try:
         if name not in ("", ".", ".."):
@@ -266,11 +269,11 @@ def _segment(name: str) -> str:
 
 
 def _job_path(job_id: str, suffix: str = "") -> str:
-    return f"/train/{_segment(job_id)}{suffix}"
+    return f"/train/{segment(job_id)}{suffix}"
 
 
 def _config_path(config_id: str) -> str:
-    return f"/api/sft/configs/{_segment(config_id)}"
+    return f"/api/sft/configs/{segment(config_id)}"
 
 
 def _plain(config: Config, exclude_unset: bool = False) -> dict[str, Any]:

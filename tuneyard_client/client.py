@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
-from tuneyard_client import calls, operations, responses
+from tuneyard_client import calls, datasets, operations, responses
 from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import Config, JobFilters
@@ -22,6 +22,7 @@ from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.fields import SftOptions, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
+from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
 
@@ -52,6 +53,7 @@ class Tuneyard:
     ) -> None:
         self._http = operations.open_http(httpx.Client, base_url, api_key, timeout_seconds)
         self.configs = Configs(self._run)
+        self.datasets = Datasets(self._run, self._follow, self._stream, self._http)
 
     def __enter__(self) -> Self:
         return self
@@ -238,11 +240,12 @@ class Tuneyard:
         attempts = Attempts(call)
         while True:
             outcome: httpx.Response | httpx.TransportError
-            try:
-                outcome = self._http.send(operations.build_request(self._http, call), stream=True)
-                self._read(outcome, is_whole=not stream or not outcome.is_success)
-            except httpx.TransportError as error:
-                outcome = error
+            with operations.opened_upload(call) as file:
+                try:
+                    outcome = self._http.send(operations.build_request(self._http, call, file), stream=True)
+                    self._read(outcome, is_whole=not stream or not outcome.is_success)
+                except httpx.TransportError as error:
+                    outcome = error
             pause = attempts.pause_after(outcome)
             if pause is not None:
                 sleep(pause)
@@ -260,6 +263,59 @@ class Tuneyard:
         except BaseException:
             response.close()
             raise
+
+
+class Datasets:
+    """Datasets that were added to the service. A text names one as `NAME`, or a version of it as `NAME@VERSION`."""
+
+    def __init__(self, run: Run, follow: Any, stream: Any, http: httpx.Client) -> None:
+        self._run, self._follow, self._stream, self._http = run, follow, stream, http
+
+    def add(self, file: str | Path, name: str | None = None) -> AddedDataset:
+        """Add a file as a version of a dataset, which is called after the file unless `name` is given.
+
+        It is checked: see the result's `format`, `rows`, `bad_rows` and `duplicates`. The same content under the same
+        name is the version that it was before.
+        """
+        return self._run(datasets.add(Path(file), name))
+
+    def list(self) -> builtins.list[DatasetVersion]:
+        """The newest version of each dataset, the one added last first."""
+        found: builtins.list[DatasetVersion] = self._follow(datasets.list_all())
+        return found
+
+    def get(self, dataset: str) -> Dataset:
+        """A dataset with all its versions, or with the one that is named."""
+        return self._run(datasets.get(dataset))
+
+    def rows(self, dataset: str, limit: int = 3, model: str | None = None, template: str | None = None) -> ShownRows:
+        """The first rows, and with `model` as the chat template writes them for it."""
+        return self._run(datasets.rows(dataset, limit, model, template))
+
+    def download(self, dataset: str, file: str | Path) -> Path:
+        """Download a version's file, which must not exist; returns it.
+
+        Raises:
+            NotFound: there is no such dataset.
+            ChecksumMismatch: the download is damaged.
+        """
+        datasets.check_absent(Path(file))
+        try:
+            with self._stream(datasets.content(dataset)) as response:
+                with datasets.FileDownload(Path(file), response.headers) as download:
+                    for chunk in response.iter_bytes():
+                        download.write(chunk)
+                    return download.finish()
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+    def delete(self, dataset: str) -> builtins.list[str]:
+        """Delete a version, or of a name alone all versions; returns what was deleted.
+
+        Raises:
+            Conflict: a job that has not ended needs one.
+        """
+        return (self._run(datasets.delete(dataset))).deleted
 
 
 class Configs:

@@ -3,8 +3,9 @@
 import os
 import re
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 
@@ -70,8 +71,28 @@ def _connection_settings(base_url: str | None, api_key: str | None, timeout_seco
     return {"base_url": base_url, "headers": headers, "timeout": timeout_seconds, "trust_env": use_proxy}
 
 
-def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-    """Build httpx's request for a call. Raises InvalidRequest for what can't be sent as JSON or in a header."""
+@contextmanager
+def opened_upload(call: Call[Any]) -> Iterator[BinaryIO | None]:
+    """The file that a call sends, open; None if it sends none. Raises ClientError if it can't be read."""
+    if call.upload is None:
+        yield None
+        return
+    try:
+        file = call.upload.open("rb")
+    except OSError as error:
+        raise ClientError(f"{call.upload} can't be read: {error.strerror}", code="file_unreadable") from error
+    with file:
+        yield file
+
+
+def build_request(
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any], upload: BinaryIO | None = None
+) -> httpx.Request:
+    """Build httpx's request for a call. Raises InvalidRequest for what can't be sent as JSON or in a header.
+
+    Args:
+        upload: The file that the call sends, from `opened_upload`.
+    """
     timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": None}) if call.is_endless else http.timeout
     for name, value in call.headers.items():
         if not (value.isascii() and value.isprintable() and value == value.strip()):
@@ -81,9 +102,16 @@ def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> ht
             call.method,
             call.path,
             params=dict(call.params) or None,
-            json=call.body,
             headers=dict(call.headers),
             timeout=timeout,
+            **_write_body(call, upload),
         )
     except (TypeError, ValueError, RecursionError, httpx.InvalidURL) as error:
         raise InvalidRequest(f"the request can't be sent: {error}", code="invalid_request") from error
+
+
+def _write_body(call: Call[Any], upload: BinaryIO | None) -> dict[str, Any]:
+    if upload is None or call.upload is None:
+        return {"json": call.body}
+    name = call.upload.name.encode("utf-8", "replace").decode()
+    return {"data": call.body or {}, "files": {"file": (name, upload, "application/octet-stream")}}

@@ -24,8 +24,8 @@ TRAINING_NAMES = {
 }
 
 DATASET_HELP = (
-    "NAME@REVISION in the registry, or a REVISION of --config's dataset or else the default one. "
-    "For a file or a Hub dataset: --set dataset_name=..., for several: --set 'dataset_name=[...]'."
+    "A file, which is added to the service; NAME@VERSION; OWNER/NAME on the Hub; or a REVISION of --config's dataset, "
+    "else of the default one. For several: --set 'dataset_name=[...]'."
 )
 
 

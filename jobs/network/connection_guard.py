@@ -32,6 +32,7 @@ from jobs.sanitizing.log_lines import SeldomLog
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+PROGRESS = "tuneyard.progress"  # in a request's scope: to be called when enough of a long body has arrived
 LISTEN_SECONDS, LISTEN_TRIES = 0.05, 200
 DEFER_SECONDS = 1
 BATCHES = 16  # making room checks every connection, so it makes more room than needed
@@ -153,6 +154,7 @@ class Guard:
                 self._hurried.add(connection)
             await send(message)
 
+        scope[PROGRESS] = lambda: self._waits.pop(connection, None)  # `_waits` is replaced by each sweep
         await app(scope, receive, watch)
 
     def _finish(self, connection: Any, finish: Callable[[], None]) -> None:

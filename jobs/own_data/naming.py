@@ -12,6 +12,7 @@ RULE = f"must be 1 to {MAX_CHARACTERS} letters, digits, '.', '_' or '-', the fir
 _NAME = re.compile(NAME)
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
+RESERVED = "uploads"
 NEWEST = ("main", "HEAD")  # what a registry's newest state is called
 
 
@@ -21,6 +22,8 @@ def check_name(name: str, field: str = "name") -> str:
         raise InvalidConfig(f"{field} {RULE}, got {name!r:.120}")
     if find_file_suffix(name):
         raise InvalidConfig(f"{field} must not end as a file's name does ({find_file_suffix(name)}), got {name!r:.120}")
+    if name == RESERVED:
+        raise InvalidConfig(f"{field} must not be {RESERVED!r}, which the API uses")
     if ".." in name or name.endswith((".", ".lock")):  # git has no such tags
         raise InvalidConfig(f"{field} must neither contain '..' nor end in '.' or '.lock', got {name!r:.120}")
     return name

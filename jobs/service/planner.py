@@ -113,15 +113,26 @@ class Planner:
             PlanningFailed: no plan within `timeout_seconds`, or the planner can't run on this machine.
             TuneyardError: an error that would fail the job.
         """
+        plan: dict[str, Any] = self._ask(write_request(config, settings, device), is_cancelled, client)
+        return plan
+
+    def show_rows(
+        self, wanted: dict[str, Any], settings: Settings, is_cancelled: Callable[[], bool], client: str = ""
+    ) -> list[dict[str, Any]]:
+        """The first rows of a file, rendered if `wanted` names a model (`tasks.show_rows`). Raises as `plan` does."""
+        request = {"rows": wanted, "settings": settings.model_dump(mode="json")}
+        rows: list[dict[str, Any]] = self._ask(json.dumps(request).encode() + b"\n", is_cancelled, client)
+        return rows
+
+    def _ask(self, request: bytes, is_cancelled: Callable[[], bool], client: str) -> Any:
         deadline = time.monotonic() + self.timeout_seconds
-        request = write_request(config, settings, device)
         with self._slots.taken(client, lambda: self._check(deadline, is_cancelled)):
-            received, process = self._ask(request, deadline, is_cancelled)
+            received, process = self._ask_once(request, deadline, is_cancelled)
             if not received and _has_ended(process):
-                received, _ = self._ask(request, deadline, is_cancelled)
+                received, _ = self._ask_once(request, deadline, is_cancelled)
             return read_response(received)
 
-    def _ask(
+    def _ask_once(
         self, request: bytes, deadline: float, is_cancelled: Callable[[], bool]
     ) -> tuple[bytes, subprocess.Popen[bytes] | None]:
         """The response, empty if the connection was closed without one, and the process that was asked."""
@@ -223,7 +234,8 @@ def plan_once(config: SFTConfig, settings: Settings, device: str | None = None) 
             raise problem
     finally:
         os.close(note)
-    return read_response(done.stdout)
+    plan: dict[str, Any] = read_response(done.stdout)
+    return plan
 
 
 def write_request(config: SFTConfig, settings: Settings, device: str | None = None) -> bytes:
@@ -232,7 +244,7 @@ def write_request(config: SFTConfig, settings: Settings, device: str | None = No
     return json.dumps(request).encode() + b"\n"
 
 
-def read_response(received: bytes) -> dict[str, Any]:
+def read_response(received: bytes) -> Any:
     """Decode a plan. Raises the error in the response, or PlanningFailed if there is none."""
     try:
         response = json.loads(received)
@@ -240,5 +252,4 @@ def read_response(received: bytes) -> dict[str, Any]:
         raise PlanningFailed("the planner process ended without a response; see the service's log") from error
     if "error" in response:
         raise find_error(response["error"]["code"])(response["error"]["detail"])
-    plan: dict[str, Any] = response["plan"]
-    return plan
+    return response["plan"]

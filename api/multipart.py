@@ -1,0 +1,176 @@
+"""Receives a file of a multipart form (RFC 7578) into a folder, piece by piece: nothing of it is held in memory."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from anyio import to_thread
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+
+from jobs.own_data.staging import noticing_full_disk
+
+FILE = "file"
+BUFFER_BYTES = 2**20
+MAX_PARTS = 16
+MAX_TEXT_BYTES = 2**14  # of all other fields, their names and headers
+MAX_FILENAME = 1000
+
+
+@dataclass
+class ReceivedForm:
+    """A form with one file.
+
+    Attributes:
+        fields: the text of the other fields, by name.
+        path: the file.
+        filename: its name as the client calls it; not to be used as a path.
+    """
+
+    path: Path
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str = ""
+    size: int = 0
+    sha256: str = ""
+
+
+async def receive_form(request: Request, folder: Path, names: Collection[str] = ()) -> ReceivedForm:
+    """Write the form's file into `folder`.
+
+    Args:
+        names: of the text fields that the form may have beside `file`.
+
+    Raises:
+        RequestValidationError: it is not a form with one file and known fields.
+        DiskFull: there is no space for it.
+        HTTPException: 413 or 408, from `api.limits.BodyLimit`.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise invalid_form(f"the body must be sent with Content-Type: multipart/form-data, with a field {FILE}")
+    with noticing_full_disk(folder), (folder / "content").open("xb") as target:
+        reading = _Reading(names, target)
+        parser = MultipartParser(options[b"boundary"], reading.callbacks())
+        try:
+            async for chunk in request.stream():
+                parser.write(chunk)
+                if len(reading.unwritten) >= BUFFER_BYTES:
+                    await to_thread.run_sync(reading.flush)
+            await to_thread.run_sync(reading.flush)
+            parser.finalize()
+        except MultipartParseError as error:
+            raise invalid_form(f"the body is not a valid form: {error}") from error
+    return reading.finish(Path(target.name))
+
+
+def invalid_form(problem: str, name: str | None = None) -> RequestValidationError:
+    """The error of an invalid form."""
+    place = ("body",) if name is None else ("body", name)
+    return RequestValidationError([{"type": "value_error", "loc": place, "msg": problem, "input": None}])
+
+
+class _Reading:
+    """What the parser found so far."""
+
+    def __init__(self, names: Collection[str], target: BinaryIO) -> None:
+        self.unwritten = bytearray()
+        self._names = names
+        self._target = target
+        self._digest = hashlib.sha256()
+        self._form = ReceivedForm(Path())
+        self._header, self._value = bytearray(), bytearray()
+        self._disposition: bytes = b""
+        self._name = ""
+        self._text = bytearray()
+        self._parts = self._text_bytes = 0
+        self._has_file = self._has_ended = False
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": partial(self._add_text, self._header),
+            "on_header_value": partial(self._add_text, self._value),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def flush(self) -> None:
+        """Write what was read."""
+        self._digest.update(self.unwritten)
+        self._target.write(self.unwritten)
+        self._form.size += len(self.unwritten)
+        self.unwritten.clear()
+
+    def finish(self, path: Path) -> ReceivedForm:
+        if not self._has_ended:
+            raise invalid_form("the form ends before its last boundary; send all of it")
+        if not self._has_file:
+            raise invalid_form(f"{FILE} is missing: a field with a file and its name", FILE)
+        self._form.path, self._form.sha256 = path, self._digest.hexdigest()
+        return self._form
+
+    def _begin(self) -> None:
+        self._parts += 1
+        self._disposition, self._name = b"", ""
+        self._text.clear()
+        if self._parts > MAX_PARTS:
+            raise invalid_form(f"the form has more than {MAX_PARTS} fields")
+
+    def _add_text(self, target: bytearray, data: bytes, start: int, end: int) -> None:
+        self._text_bytes += end - start
+        if self._text_bytes > MAX_TEXT_BYTES:
+            raise invalid_form(f"the form's fields but {FILE} must have at most {MAX_TEXT_BYTES} bytes")
+        target += data[start:end]
+
+    def _end_header(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._name == FILE:
+            if self._has_file:
+                raise invalid_form(f"{FILE} is given twice; send one file at a time", FILE)
+            self._has_file = True
+            name = options.get(b"filename", b"").decode("utf-8", "replace")
+            if not name or len(name) > MAX_FILENAME or not name.isprintable():
+                rule = f"must have a name of 1 to {MAX_FILENAME} printable characters"
+                raise invalid_form(f"{rule}, got {name!r:.80}", FILE)
+            self._form.filename = name
+        elif self._name not in self._names:
+            known = ", ".join([FILE, *self._names])
+            raise invalid_form(f"{self._name!r:.80} is not a field of this form; it takes {known}")
+        elif self._name in self._form.fields:
+            raise invalid_form(f"{self._name} is given twice; give it once", self._name)
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        if self._name == FILE:
+            self.unwritten += data[start:end]
+        else:
+            self._add_text(self._text, data, start, end)
+
+    def _end(self) -> None:
+        if self._name == FILE:
+            return
+        try:
+            text = self._text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise invalid_form("must be UTF-8", self._name) from error
+        if "\0" in text:
+            raise invalid_form("must not hold a NUL character", self._name)
+        self._form.fields[self._name] = text
+
+    def _finish(self) -> None:
+        self._has_ended = True
