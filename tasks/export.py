@@ -18,9 +18,12 @@ from tasks.export_source import Source, fetch, find_adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sft.exporting.ollama_template import GoTemplate
+
 MANIFEST = "tuneyard-export.json"
 PARTS = ".parts"  # what is left out of the export: downloads, links
 NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
+NO_TEMPLATE = "Ollama then chooses one, or none; write one before you use it"
 QLORA = "the adapter was trained on a base model in 4 bits (QLoRA); this has the base model's own weights"
 
 
@@ -126,7 +129,7 @@ def write_gguf(source: Source, fresh: Path, options: Options, made: Exported) ->
     """Write GGUF files, and for Ollama a Modelfile."""
     from sft.exporting import gguf_conversion as gguf
     from sft.exporting.adapter_limits import check_for_llama_cpp
-    from sft.exporting.ollama_template import begins_with_bos
+    from sft.exporting.ollama_template import choose_bos, find_go_template
     from sft.models.loading import load_tokenizer
 
     converter = gguf.find_converter(options.llama_cpp)
@@ -134,16 +137,23 @@ def write_gguf(source: Source, fresh: Path, options: Options, made: Exported) ->
     if is_apart:
         check_for_llama_cpp(source.settings)
     tokenizer = load_tokenizer(source.folder)
+    try:
+        template = find_go_template(tokenizer)
+    except ExportRefused as error:
+        template = None
+        if made.target == Target.OLLAMA:
+            made.notes.append(f"the Modelfile has no TEMPLATE: {error}. {NO_TEMPLATE}")
     weights = source.find_base() if is_apart else _write_model(source, fresh / PARTS / "model")
     staged = fresh / PARTS / "staged"
-    made.notes += gguf.stage(staged, weights, source.folder, begins_with_bos(tokenizer))
+    made.notes += gguf.stage(staged, weights, source.folder, choose_bos(tokenizer, template))
     with raising_disk_full(fresh, "the GGUF file", sum(path.stat().st_size for path in weights.glob("*.safetensors"))):
         gguf.convert_model(converter, staged, fresh / gguf.MODEL_FILE, source.name, options.outtype)
         if is_apart:
             gguf.convert_adapter(converter, source.folder, staged, fresh / gguf.ADAPTER_FILE)
     adapter = gguf.ADAPTER_FILE if is_apart else None
     if made.target == Target.OLLAMA:
-        _write_modelfile(source, fresh, tokenizer, adapter, made)
+        _write_modelfile(source, fresh, tokenizer, adapter, template)
+        made.command = f"ollama create {source.name} -f {made.folder}/Modelfile"
         return
     lora = f" --lora {made.folder}/{adapter}" if adapter else ""
     made.command = f"llama-server --jinja -m {made.folder}/{gguf.MODEL_FILE}{lora}"
@@ -171,24 +181,19 @@ def write_vllm(source: Source, fresh: Path, options: Options, made: Exported) ->
 
 
 def _write_modelfile(
-    source: Source, fresh: Path, tokenizer: "PreTrainedTokenizerBase", adapter: str | None, made: Exported
+    source: Source,
+    fresh: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    adapter: str | None,
+    template: "GoTemplate | None",
 ) -> None:
     from sft.exporting.gguf_conversion import MODEL_FILE
     from sft.exporting.modelfile import choose_parameters, write_modelfile
-    from sft.exporting.ollama_template import find_go_template
 
-    try:
-        template = find_go_template(tokenizer)
-    except ExportRefused as error:
-        template = None
-        made.notes.append(
-            f"the Modelfile has no TEMPLATE: {error}. Ollama then chooses one, or none; write one before you use it"
-        )
     if tokenizer.chat_template:
         (fresh / "chat_template.jinja").write_text(str(tokenizer.chat_template), encoding="utf-8")
     parameters = choose_parameters(tokenizer, source.folder)
     write_modelfile(fresh / "Modelfile", source.title, MODEL_FILE, adapter, template, parameters)
-    made.command = f"ollama create {source.name} -f {made.folder}/Modelfile"
 
 
 def _write_model(source: Source, folder: Path) -> Path:

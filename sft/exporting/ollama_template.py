@@ -39,14 +39,14 @@ class GoTemplate(NamedTuple):
 
     Attributes:
         name: of the named chat template of the same form.
-        text: the Go template; the beginning-of-sequence token before the first turn is left to the tokenizer.
-        begins_with_bos: whether prompts begin with that token.
+        text: the Go template.
+        leaves_bos: whether prompts begin with a beginning-of-sequence token that the text leaves to the tokenizer.
         trims: whether the chat template removes spaces around messages, which a Go template can't.
     """
 
     name: str
     text: str
-    begins_with_bos: bool
+    leaves_bos: bool
     trims: bool
 
 
@@ -59,18 +59,22 @@ def find_go_template(tokenizer: "PreTrainedTokenizerBase") -> GoTemplate:
         raise ExportRefused("the tokenizer has no chat template")
     own = [_render(tokenizer, str(tokenizer.chat_template), sample) for sample in SAMPLES]
     if own[0] is not None:
-        for name, jinja in _list_candidates(tokenizer):
+        for name, jinja, leaves_bos in _list_candidates(tokenizer):
             if all(_render(tokenizer, jinja, sample) == text for sample, text in zip(SAMPLES, own, strict=True)):
-                return _describe(tokenizer, name, own[0])
+                return _describe(tokenizer, name, leaves_bos)
     raise ExportRefused("no Go template is known that writes what this chat template writes")
 
 
-def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool | None:
-    """Whether prompts begin with the beginning-of-sequence token; None without a chat template that can be read."""
-    if not tokenizer.chat_template:
-        return None
-    text = _render(tokenizer, str(tokenizer.chat_template), SAMPLES[0])
-    return None if text is None else _has_bos(tokenizer, text)
+def choose_bos(tokenizer: "PreTrainedTokenizerBase", template: GoTemplate | None) -> bool | None:
+    """Whether a file's tokenizer must begin texts with the beginning-of-sequence token; None if either will do.
+
+    Programs that run the chat template itself remove that token from its text if the tokenizer adds it. A chat template
+    may begin with it by accident: in ChatML it is `<|im_start|>` for some models.
+    """
+    if template is not None:
+        return template.leaves_bos
+    text = _render(tokenizer, str(tokenizer.chat_template), SAMPLES[0]) if tokenizer.chat_template else None
+    return None if text is None or text.startswith(str(tokenizer.bos_token or text)) else False
 
 
 def write_go_template(name: str, bos: str, eos: str) -> str:
@@ -87,27 +91,23 @@ def _path(name: str) -> Path:
     return FOLDER / f"{SAME_FORM.get(file, file)}.gotmpl"
 
 
-def _list_candidates(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, str]]:
-    """Names and Jinja texts of the templates that have a Go template."""
+def _list_candidates(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, str, bool]]:
+    """Names and Jinja texts of the templates that have a Go template, and whether that leaves a token out."""
     for name, template in TEMPLATES.items():
         if THOUGHTS not in template.settings:
-            yield name, template.jinja
+            yield name, template.jinja, template.writes_bos
             if template.takes_bos and tokenizer.bos_token is not None:
-                yield name, "{{- bos_token }}" + template.jinja
+                yield name, "{{- bos_token }}" + template.jinja, True
 
 
-def _describe(tokenizer: "PreTrainedTokenizerBase", name: str, text: str) -> GoTemplate:
+def _describe(tokenizer: "PreTrainedTokenizerBase", name: str, leaves_bos: bool) -> GoTemplate:
     padded = _render(tokenizer, str(tokenizer.chat_template), [{"role": "user", "content": PADDED}])
     return GoTemplate(
         name,
         write_go_template(name, str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")),
-        _has_bos(tokenizer, text),
+        leaves_bos,
         padded is None or PADDED not in padded,
     )
-
-
-def _has_bos(tokenizer: "PreTrainedTokenizerBase", text: str) -> bool:
-    return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", template: str, messages: list[dict[str, Any]]) -> str | None:

@@ -9,7 +9,7 @@ from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import apply_template
 from sft.errors import ExportRefused
 from sft.exporting.modelfile import choose_parameters, write_modelfile
-from sft.exporting.ollama_template import SAMPLES, THOUGHTS, begins_with_bos, find_go_template, write_go_template
+from sft.exporting.ollama_template import SAMPLES, THOUGHTS, choose_bos, find_go_template, write_go_template
 from tests.go_templates import find_go, render, render_with_go
 from tests.tiny_models import build_tokenizer
 
@@ -37,7 +37,7 @@ def read_ids(tokenizer, talk):
 
 def read_go_ids(tokenizer, template, text):
     """As Ollama does: special tokens are read in the text, and its tokenizer adds the first one if the file says so."""
-    first = [tokenizer.bos_token_id] if template.begins_with_bos else []
+    first = [tokenizer.bos_token_id] if choose_bos(tokenizer, template) else []
     return first + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -47,7 +47,7 @@ def test_a_prompt_of_ollama_has_the_ids_of_the_chat_template(name):
     template = find_go_template(tokenizer)
     for talk in TALKS:
         assert read_go_ids(tokenizer, template, render(template.text, talk)) == read_ids(tokenizer, talk)
-    assert begins_with_bos(tokenizer) is template.begins_with_bos is TEMPLATES[name].writes_bos
+    assert template.leaves_bos is TEMPLATES[name].writes_bos
 
 
 @pytest.mark.skipif(find_go() is None, reason="needs a Go compiler on the PATH")
@@ -67,8 +67,26 @@ def test_a_template_that_begins_with_the_tokenizers_first_token_leaves_it_to_the
     )
     apply_template(tokenizer, "vicuna")
     template = find_go_template(tokenizer)
-    assert template.begins_with_bos
+    assert template.leaves_bos
     assert read_go_ids(tokenizer, template, render(template.text, TALKS[0])) == read_ids(tokenizer, TALKS[0])
+
+
+def test_a_turn_may_begin_with_the_first_token_of_texts():
+    """As in SmolLM2, whose beginning-of-sequence token is ChatML's `<|im_start|>`."""
+    tokenizer = build("smollm2", bos_token="<|im_start|>")
+    template = find_go_template(tokenizer)
+    assert choose_bos(tokenizer, template) is False
+    for talk in TALKS:
+        assert read_go_ids(tokenizer, template, render(template.text, talk)) == read_ids(tokenizer, talk)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "expected"), [("{{ bos_token }}x", None), ("x", False), ("{{ raise_exception('no') }}", None)]
+)
+def test_without_a_go_template_the_tokenizer_adds_nothing_that_the_chat_template_does_not(jinja, expected):
+    tokenizer = build("chatml")
+    tokenizer.chat_template = jinja
+    assert choose_bos(tokenizer, None) is expected
 
 
 def test_a_models_own_template_is_known_by_what_it_writes():
