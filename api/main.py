@@ -21,7 +21,8 @@ from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.log_channels import LogHub
 from api.metrics import ServiceMetrics, Snapshot
-from api.openai import model_routes
+from api.openai import answer_routes, model_routes
+from api.openai.answering import limit_generations
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
 from api.stream_keys import OpenStreams
@@ -35,6 +36,7 @@ from jobs.network.connection_limits import ConnectionLimits, limits_for, raise_d
 from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.service.access import StackAccess
+from jobs.service.generator import Generator
 from jobs.service.planner import Planner
 from jobs.settings import Settings
 from jobs.stack.readiness import check_parts, count_jobs
@@ -88,6 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.planner = Planner()
     data_routes.install(app.state, settings.max_uploads)
     app.state.plan_limit = plan_routes.limit_plans(settings.max_plans)
+    app.state.generator = Generator(settings)
+    app.state.generation_limit = limit_generations(settings.max_generations)
     app.state.keys = ApiKeyCache(functools.partial(read_keys, settings), keys_marker(settings.home))
     app.state.streams = EventHub(encode_row)
     app.state.logs = LogHub()
@@ -100,7 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     install_error_handlers(app)
     # Routes are matched in order, so the ones that are polled come first.
-    routes = (health, plan_routes, train_routes, sft_routes, job_routes, data_routes, model_routes)
+    routes = (health, plan_routes, train_routes, sft_routes, job_routes, data_routes, model_routes, answer_routes)
     for router in (module.router for module in routes):
         app.include_router(router)
     install_openapi(app)
@@ -152,6 +156,7 @@ async def _warm_up(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         app.state.planner.close()
+        app.state.generator.close()
 
 
 def _open(app: FastAPI) -> None:

@@ -127,6 +127,27 @@ class AddingFailed(TuneyardError, RuntimeError):
     code = "adding_failed"
 
 
+class GenerationBusy(TuneyardError, RuntimeError):
+    """There is no room to answer now: jobs use the GPU or the memory, or other requests come first."""
+
+    status = 503
+    code = "generation_busy"
+
+
+class GenerationFailed(TuneyardError, RuntimeError):
+    """An answer could not be generated for a reason other than the request."""
+
+    status = 503
+    code = "generation_failed"
+
+
+class ContextTooLong(TuneyardError, ValueError):
+    """A prompt and its answer would have more tokens than the model has positions."""
+
+    status = 400
+    code = "context_length_exceeded"
+
+
 class SchemaMismatch(StackError):
     """The schema of Tuneyard's database does not suit this version, or its migration failed."""
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from sft.files.temporary_folders import LockedFolder, make_locked_folder, remove_unused
 
 SCRATCH = "TUNEYARD_SCRATCH"  # such a folder, for the process that is started
-Use = Literal["planner", "job", "single-plan", "adding"]
+Use = Literal["planner", "job", "single-plan", "adding", "generation"]
 
 
 def make_scratch(use: Use, place: Path | None = None) -> LockedFolder:

@@ -134,6 +134,19 @@ class Settings(BaseSettings):
     keep_planner: bool = Field(
         True, description="Keep a planner process of 500 MB ready, so that a plan takes 3 s instead of 11 s."
     )
+    generation_idle_seconds: float = Field(
+        300,
+        gt=0,
+        description="Idle time after which the process that answers `/v1` requests ends and frees its memory.",
+    )
+    generation_seconds: float = Field(
+        600, gt=0, description="Time limit for an answer of `/v1`, including loading the model and waiting for others."
+    )
+    max_generations: int = Field(
+        16,
+        gt=0,
+        description="Maximum requests for answers that run or wait, counted as `TUNEYARD_MAX_PLANS` counts plans.",
+    )
     keep_events_days: int = Field(
         90, gt=0, description="Days for which the events and metrics of ended jobs are kept; MLflow's are not deleted."
     )

@@ -105,6 +105,13 @@ class ResourceLimit(TuneyardError, RuntimeError):
     code = "resource_limit"
 
 
+class InvalidPrompt(TuneyardError, ValueError):
+    """A prompt that the model's tokenizer or chat template can't write."""
+
+    status = 400
+    code = "invalid_prompt"
+
+
 class TemplateNotFound(TuneyardError, LookupError):
     """An unknown chat template, or one that needs tokens the tokenizer lacks."""
 

@@ -31,6 +31,13 @@ def reading_input(settings: Settings, dataset: str) -> Iterator[None]:
 
 
 @contextmanager
+def writing_prompt(settings: Settings, model: str) -> Iterator[None]:
+    """Apply the limits to a model's tokenizer and chat template. Raises ResourceLimit, or ends the process."""
+    with confined(find_limits(settings), find_note(), f"model {model}: reading its tokenizer and chat template"):
+        yield
+
+
+@contextmanager
 def building_model(settings: Settings, is_plan: bool = False) -> Iterator[None]:
     """Apply the time limit to steps inside the block, such as matching patterns against the model's layers.
 

@@ -135,7 +135,7 @@ def _sft_body(config: Config | None, options: SftOptions) -> dict[str, Any]:
 
 def job(job_id: str) -> Call[TrainJob]:
     """GET /train/{id}."""
-    return _get(_job_path(job_id), read_model(TrainJob))
+    return get(_job_path(job_id), read_model(TrainJob))
 
 
 def cancel(job_id: str) -> Call[Cancelled]:
@@ -145,22 +145,22 @@ def cancel(job_id: str) -> Call[Cancelled]:
 
 def queue() -> Call[Queue]:
     """GET /queue."""
-    return _get("/queue", read_model(Queue))
+    return get("/queue", read_model(Queue))
 
 
 def metrics(job_id: str) -> Call[Metrics]:
     """GET /train/{id}/metrics."""
-    return _get(_job_path(job_id, "/metrics"), read_model(Metrics))
+    return get(_job_path(job_id, "/metrics"), read_model(Metrics))
 
 
 def checkpoints(job_id: str) -> Call[list[Checkpoint]]:
     """GET /train/{id}/checkpoints."""
-    return _get(_job_path(job_id, "/checkpoints"), read_models(Checkpoint, "checkpoints"))
+    return get(_job_path(job_id, "/checkpoints"), read_models(Checkpoint, "checkpoints"))
 
 
 def deliveries(job_id: str) -> Call[list[Delivery]]:
     """GET /train/{id}/deliveries."""
-    return _get(_job_path(job_id, "/deliveries"), read_models(Delivery, "deliveries"))
+    return get(_job_path(job_id, "/deliveries"), read_models(Delivery, "deliveries"))
 
 
 def resend(job_id: str, delivery_id: str) -> Call[Delivery]:
@@ -179,7 +179,7 @@ def jobs_page(filters: JobFilters, limit: int, cursor: str | None) -> Call[tuple
             params[name] = params[name].isoformat()
     if pairs := params.get("metadata"):
         params["metadata"] = [f"{key}:{value}" for key, value in pairs.items()]
-    return _get("/train", lambda response: (read_jobs(response), response.headers.get(CURSOR_HEADER)), params)
+    return get("/train", lambda response: (read_jobs(response), response.headers.get(CURSOR_HEADER)), params)
 
 
 def jobs(limit: int | None, filters: JobFilters) -> Steps[list[TrainJob]]:
@@ -220,7 +220,7 @@ def events_request(job_id: str, last_event_id: str | None) -> Call[Any]:
 def adapter_request(job_id: str, part: str = "adapter") -> Call[Any]:
     """GET /train/{id}/adapter."""
     params = {} if part == "adapter" else {"part": part}
-    return _get(_job_path(job_id, "/adapter"), lambda response: response, params)
+    return get(_job_path(job_id, "/adapter"), lambda response: response, params)
 
 
 def save_config(name: str, config: Config) -> Call[SavedConfig]:
@@ -231,12 +231,12 @@ def save_config(name: str, config: Config) -> Call[SavedConfig]:
 def list_configs(name: str | None = None, id_prefix: str | None = None) -> Call[list[SavedConfig]]:
     """GET /api/sft/configs."""
     params = {key: value for key, value in (("name", name), ("id_prefix", id_prefix)) if value is not None}
-    return _get("/api/sft/configs", read_models(SavedConfig), params)
+    return get("/api/sft/configs", read_models(SavedConfig), params)
 
 
 def get_config(config_id: str) -> Call[SavedConfig]:
     """GET /api/sft/configs/{id}."""
-    return _get(_config_path(config_id), read_model(SavedConfig))
+    return get(_config_path(config_id), read_model(SavedConfig))
 
 
 def update_config(config_id: str, name: str, config: Config) -> Call[SavedConfig]:
@@ -251,10 +251,10 @@ def delete_config(config_id: str) -> Call[None]:
 
 def config_versions(config_id: str) -> Call[list[ConfigVersion]]:
     """GET /api/sft/configs/{id}/versions."""
-    return _get(_config_path(config_id) + "/versions", read_models(ConfigVersion))
+    return get(_config_path(config_id) + "/versions", read_models(ConfigVersion))
 
 
-def _get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any] | None = None) -> Call[T]:
+def get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any] | None = None) -> Call[T]:
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 

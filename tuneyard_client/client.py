@@ -9,19 +9,21 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
-from tuneyard_client import calls, datasets, operations, responses
+from tuneyard_client import answer_calls, calls, datasets, operations, responses
 from tuneyard_client.calls import Call, Pause, Run, Steps
 from tuneyard_client.folders import check_free
-from tuneyard_client.models import Config, JobFilters
+from tuneyard_client.models import AnswerOptions, Config, JobFilters, Messages
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
 from tuneyard_client.waiting import run, sleep
+from tuneyard_wire.completions import ChatChunk, ChatCompletion, Completion
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.fields import SftOptions, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
+from tuneyard_wire.openai import OpenAIModel
 from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
@@ -212,6 +214,34 @@ class Tuneyard:
                     return run(archive.unpack, Path(folder))
         except httpx.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
+
+    def models(self) -> list[OpenAIModel]:
+        """List the models that can be asked: base models, and versions of adapters, newest first."""
+        return self._run(answer_calls.models())
+
+    def model(self, model_id: str) -> OpenAIModel:
+        """Get a base model, `NAME@VERSION` of an adapter, or `NAME` for its latest version."""
+        return self._run(answer_calls.model(model_id))
+
+    def chat(self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]) -> ChatCompletion:
+        """Ask a model: `chat("handbook", [{"role": "user", "content": "Hello"}], temperature=0)`."""
+        return self._run(answer_calls.chat(model_id, messages, options))
+
+    def stream_chat(self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]) -> Iterator[ChatChunk]:
+        """`chat` that yields what is new of the answers while they are generated."""
+        reader, decoder = LineReader(), responses.new_decoder()
+        try:
+            with self._stream(answer_calls.chat_request(model_id, messages, options)) as response:
+                for chunk in response.iter_bytes():
+                    for line in reader.feed(decoder.decode(chunk)):
+                        if found := answer_calls.read_chat_line(line):
+                            yield found
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+    def complete(self, model_id: str, prompt: str, **options: Unpack[AnswerOptions]) -> Completion:
+        """Continue a text."""
+        return self._run(answer_calls.complete(model_id, prompt, options))
 
     def _run(self, call: Call[T]) -> T:
         return call.read(check(self._send(call)))

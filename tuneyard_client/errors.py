@@ -98,9 +98,11 @@ def error_for(status: int, body: object, request_id: str | None) -> ClientError:
     """Build the error that a response reports.
 
     Args:
-        body: The response's JSON, `{detail, code, request_id}`; None if it is not JSON.
+        body: The response's JSON, `{detail, code, request_id}` or `{error: {message, code}}`; None if it is not JSON.
         request_id: From the response's header, for a body without one.
     """
+    if isinstance(body, dict) and isinstance(of_openai := body.get("error"), dict):
+        body = {"detail": of_openai.get("message"), "code": of_openai.get("code")}
     if not isinstance(body, dict) or body.get("detail") in (None, ""):
         return UnexpectedResponse(f"HTTP {status} without an explanation; is this a Tuneyard service?", status)
     kind = _BY_STATUS.get(status, InvalidRequest if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError)

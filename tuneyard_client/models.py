@@ -1,6 +1,6 @@
 """Types of request arguments. The fields of a job are in `tuneyard_wire.fields`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -22,3 +22,18 @@ class JobFilters(TypedDict, total=False):
     created_before: datetime | str
     metadata: dict[str, str]
     id_prefix: str
+
+
+Messages = Sequence[Mapping[str, str]]  # of `role` (system, user, assistant) and `content`
+
+
+class AnswerOptions(TypedDict, total=False):
+    """Options of an answer. `wait_seconds`: how long to wait while jobs leave no room, instead of an error."""
+
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    stop: str | list[str] | None
+    seed: int | None
+    n: int | None
+    wait_seconds: int | None

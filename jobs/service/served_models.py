@@ -73,8 +73,11 @@ class ServedModels:
         )
 
     def _find_base(self, name: str) -> ServedModel | None:
-        folder = find_model_folder(name, CheckContext(self._settings, workers_are_here=False))
-        return _describe_base(name, folder) if folder else None
+        try:
+            folder = find_model_folder(name, CheckContext(self._settings, workers_are_here=False))
+            return _describe_base(name, folder) if folder else None
+        except OSError:  # not a name that a file can have
+            return None
 
     def _find_adapter(self, name: str, version: str) -> ServedModel | None:
         version = version if version == "latest" else str(int(version))

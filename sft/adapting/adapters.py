@@ -68,9 +68,7 @@ def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
 
 
 def _load_start(model: PreTrainedModel, config: SFTConfig, folder: Path) -> PeftModel:
-    _check_files(folder)
-    _check_kind(folder)
-    _try_patterns(model, folder)
+    check_loadable(model, folder)
     subject = f"adapter_path {folder} does not fit base_model {config.base_model}"
     try:
         with warnings.catch_warnings():
@@ -209,3 +207,16 @@ def _find_merge_obstacle(adapter: LoraConfig, model: PreTrainedModel) -> str | N
     ):
         return "has biases (lora_bias) for layers without any"
     return None
+
+
+def check_loadable(model: PreTrainedModel, folder: Path) -> None:
+    """Check an adapter before PEFT loads it, to be used or trained further: LoRA, safetensors, patterns that end.
+
+    Raises:
+        InvalidConfig: its kind is not supported.
+        ModelNotFound: the folder holds no adapter.
+        ModelUnusable: its files are damaged.
+    """
+    _check_files(folder)
+    _check_kind(folder)
+    _try_patterns(model, folder)

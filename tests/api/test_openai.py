@@ -63,7 +63,9 @@ def test_a_model_has_several_names(client, adapter, form):
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("form", ["{}@3", "{}-x", "ft:another:tuneyard:{}:2", "../{}", "ft:x", "{}@2@2", "é", "%00"])
+@pytest.mark.parametrize(
+    "form", ["{}@3", "{}-x", "ft:another:tuneyard:{}:2", "../{}", "ft:x", f"{'x' * 300}{{}}", "{}@2@2", "é", "%00"]
+)
 def test_an_unknown_model_is_not_found(client, adapter, form):
     with pytest.raises((openai.NotFoundError, openai.BadRequestError)) as caught:
         client.models.retrieve(form.format(adapter))

@@ -41,6 +41,7 @@ OF_REQUESTS = {  # answers to a request, or the base of others: no job fails wit
     *("adapter_not_ready", "adapter_not_found", "idempotency_key_reused", "planning_failed", "training_diverged"),
     *("api_key_not_found", "delivery_not_found", "name_taken", "dataset_in_use", "adding_failed"),
     *("upload_too_large", "upload_not_found", "invalid_upload"),
+    *("generation_busy", "generation_failed", "context_length_exceeded", "invalid_prompt"),
 }
 
 

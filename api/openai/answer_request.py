@@ -1,0 +1,165 @@
+"""Requests for answers, in the fields of OpenAI's chat completions and completions.
+
+A field that this service does not have is rejected, unless it has the value that changes nothing.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+MOST_ANSWERS = 8
+MOST_PROMPTS = 8
+MOST_TOKENS = 131_072
+MOST_LOGPROBS = 20
+MOST_STOPS = 4
+
+Number = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
+TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include_usage: Flag = Field(False, description="Send the counts of tokens before the end.")
+    include_obfuscation: Flag | None = Field(None, description="Accepted, and without effect.")
+
+
+class AnswerRequest(BaseModel):
+    """What both have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: str = Field(
+        min_length=1,
+        max_length=500,
+        description="A base model, `NAME@VERSION` of an adapter, or `NAME` for its latest version.",
+    )
+    temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the most likely token; 1 if left out.")
+    top_p: Number | None = Field(None, gt=0, le=1)
+    max_tokens: Count | None = Field(
+        None, gt=0, le=MOST_TOKENS, description="Tokens of each answer; 512, or what the context leaves, if left out."
+    )
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description="Texts that end an answer; they are not part of it."
+    )
+    seed: Count | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed draws the same answers.")
+    n: Count | None = Field(None, ge=1, le=MOST_ANSWERS, description="Number of answers to each prompt.")
+    stream: Flag | None = Field(None, description="Send server-sent events.")
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
+    presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
+    user: str | None = Field(None, max_length=1000, description="Accepted, and without effect.")
+
+    @property
+    def answers(self) -> int:
+        """Number of answers to each prompt."""
+        return self.n or 1
+
+    def sampling(self, logprobs: int | None) -> dict[str, Any]:
+        """The fields of `sft.generation.sampling.Sampling`."""
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return {"temperature": temperature, "top_p": self.top_p or 1.0, "seed": self.seed, "logprobs": logprobs}
+
+    def stops(self) -> list[str]:
+        """The texts that end an answer."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A message of a chat."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: Annotated[str, Field(max_length=64)] | None = Field(None, description="Accepted, and without effect.")
+
+    def to_plain(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+# What fields may not be together, for the OpenAPI document; `ChatRequest` explains it.
+_EXCLUSIONS: list[JsonValue] = [
+    {
+        "not": {
+            "required": ["top_logprobs"],
+            "properties": {"top_logprobs": {"type": "integer"}, "logprobs": {"enum": [False, None]}},
+        }
+    },
+    {
+        "not": {
+            "required": ["max_tokens", "max_completion_tokens"],
+            "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
+        }
+    },
+]
+
+
+class ChatRequest(AnswerRequest):
+    """`POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(json_schema_extra={"allOf": _EXCLUSIONS})
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    max_completion_tokens: Count | None = Field(None, gt=0, le=MOST_TOKENS, description="As `max_tokens`.")
+    logprobs: Flag | None = Field(None, description="Send the log probability of each token.")
+    top_logprobs: Count | None = Field(
+        None, ge=0, le=MOST_LOGPROBS, description="Most likely tokens to send for each; needs `logprobs`."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs to be true")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_completion_tokens: is another name of max_tokens; give one of them")
+        return self
+
+    def to_work(self) -> dict[str, Any]:
+        """The request of the generation process."""
+        return {
+            "messages": [message.to_plain() for message in self.messages],
+            "prompts": None,
+            "n": self.answers,
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "stop": self.stops(),
+            "sampling": self.sampling((self.top_logprobs or 0) if self.logprobs else None),
+        }
+
+
+class CompletionRequest(AnswerRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | TextList = Field(description="A text, or several.")
+    logprobs: Count | None = Field(None, ge=0, le=MOST_LOGPROBS, description="Most likely tokens to send for each.")
+    echo: Literal[False] | None = Field(None, description="False only.")
+    best_of: Annotated[Count, Field(ge=1, le=1)] | None = Field(None, description="1 only.")
+    suffix: None = None
+
+    def to_work(self) -> dict[str, Any]:
+        """The request of the generation process."""
+        return {
+            "messages": None,
+            "prompts": [self.prompt] if isinstance(self.prompt, str) else self.prompt,
+            "n": self.answers,
+            "max_tokens": self.max_tokens,
+            "stop": self.stops(),
+            "sampling": self.sampling(self.logprobs),
+        }

@@ -1,0 +1,171 @@
+"""`Generator`: answers of models, from a process of its own that is started on first use (`tasks.generation`)."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from jobs.errors import GenerationBusy, GenerationFailed
+from jobs.scratch import make_scratch
+from jobs.service.planner import MAX_FOLDER_BYTES
+from jobs.settings import PROJECT_ROOT, Settings
+from sft.errors import find_error
+from sft.files.places import find_temporary
+from sft.files.temporary_folders import LockedFolder
+
+START_SECONDS = 60.0
+POLL_SECONDS = 0.1
+BUSY_POLL_SECONDS = 2.0
+LINE_BYTES = 2**24
+COMMAND = (sys.executable, "-m", "tasks.generation")
+LOCK = "generation.lock"  # in the state folder; holds the path of the socket
+
+
+class Generator:
+    """Ask the generation process, of which there is one for a state folder. For use on one event loop.
+
+    It starts with the first request, ends when it has been idle for `generation_idle_seconds`, with `close`, and with
+    the process that started it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: LockedFolder | None = None
+
+    def close(self) -> None:
+        """End the process if it is of this one. The generator can't be used afterwards."""
+        with self._lock:
+            self._is_closed = True
+            self._clear()
+
+    async def generate(
+        self, request: dict[str, Any], settings: Settings, wait_seconds: float = 0
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the pieces of the answers, as `tasks.generation` describes them. Closing the iterator cancels it.
+
+        Args:
+            settings: With the addresses of the stack, from which adapters are fetched.
+            wait_seconds: How long to wait while jobs leave no room.
+
+        Raises:
+            GenerationBusy: jobs leave no room.
+            GenerationFailed: no answer within `generation_seconds`, or the process ended.
+            TuneyardError: an error of the model, the adapter or the prompt.
+        """
+        asked_at = time.monotonic()
+        line = json.dumps({**request, "settings": settings.model_dump(mode="json")}).encode() + b"\n"
+        while True:
+            has_begun = False
+            try:
+                async with contextlib.aclosing(self._ask(line)) as responses:
+                    async for response in responses:
+                        has_begun = True
+                        yield response
+                return
+            except GenerationBusy:
+                if has_begun or time.monotonic() - asked_at + BUSY_POLL_SECONDS > wait_seconds:
+                    raise
+                await asyncio.sleep(BUSY_POLL_SECONDS)
+
+    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
+        deadline = time.monotonic() + self._settings.generation_seconds
+        reader, writer = await self._connect()
+        try:
+            writer.write(line)
+            while True:
+                response = await self._read(reader, deadline)
+                if "error" in response:
+                    raise find_error(response["error"]["code"])(response["error"]["detail"])
+                yield response
+                if "usage" in response:
+                    return
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, deadline: float) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                received = await reader.readline()
+        except TimeoutError as error:
+            raise GenerationFailed(
+                f"no answer within {self._settings.generation_seconds:g} s (TUNEYARD_GENERATION_SECONDS); ask for "
+                "fewer tokens, or try again later"
+            ) from error
+        except (ConnectionError, ValueError) as error:
+            raise GenerationFailed(f"the generation process can't be read ({error}); try again") from error
+        if not received:
+            raise GenerationFailed("the generation process ended before the answer did; try again")
+        response: dict[str, Any] = json.loads(received)
+        return response
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the process of this state folder; start it if there is none."""
+        started_at = time.monotonic()
+        while True:
+            if path := self._read_path():
+                with contextlib.suppress(OSError):
+                    return await asyncio.open_unix_connection(path, limit=LINE_BYTES)
+            if time.monotonic() - started_at > START_SECONDS:
+                raise GenerationFailed("the generation process did not start; see the service's log")
+            await to_thread.run_sync(self._start)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _read_path(self) -> str:
+        try:
+            return (self._settings.home / LOCK).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+
+    def _start(self) -> None:
+        """Start the process if it does not run; it ends at once if another process of the service has started one.
+
+        Raises GenerationFailed if there is no folder for its socket.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise GenerationFailed("the service is stopping")
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._clear()
+            folder = find_temporary()
+            is_short = len(os.fsencode(folder)) <= MAX_FOLDER_BYTES  # a socket's path is limited
+            try:
+                self._settings.home.mkdir(parents=True, exist_ok=True)
+                self._scratch = make_scratch("generation", folder if is_short else Path("/tmp"))  # noqa: S108
+            except OSError as error:
+                raise GenerationFailed(
+                    f"the generation process needs a temporary folder ({error}); free some space"
+                ) from error
+            self._process = subprocess.Popen(
+                [*COMMAND, str(self._scratch.folder / "s"), str(self._settings.home / LOCK)],
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[self._scratch.lock],
+                start_new_session=True,  # Ctrl-C must not reach it; it ends when the API closes stdin
+            )
+
+    def _clear(self) -> None:
+        if self._process is not None:
+            if self._process.stdin:
+                self._process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait()
+            self._process = None
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None

@@ -1,0 +1,82 @@
+"""`tuneyard chat` and `tuneyard generate` as a user meets them."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import cli.__main__ as cli
+from tests.client.scripted_service import Scripted, ScriptedService
+from tests.client.test_answers import make_stream
+from tuneyard_wire.completions import ChatCompletion, Completion
+
+ADAPTER = {"id": "mine@2", "object": "model", "created": 1, "owned_by": "tuneyard", "parent": "org/base"}
+BASE = {**ADAPTER, "id": "org/base", "parent": None}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a command against a service that gives these responses; the result, and what the service was asked."""
+    monkeypatch.delenv("TUNEYARD_API_KEY", raising=False)
+
+    def run(arguments, *responses, text=None):
+        made = [one if isinstance(one, str) else json.dumps(one) for one in responses]
+        service = ScriptedService(*(Scripted(body=body) for body in made))
+        try:
+            result = CliRunner().invoke(cli.main, arguments, env={"TUNEYARD_URL": service.url}, input=text)
+        finally:
+            service.close()
+        return result, service.received
+
+    return run
+
+
+def test_one_question_is_answered(run):
+    result, received = run(
+        ["chat", "mine", "Who?", "--system", "Be brief."], ADAPTER, make_stream("The \x1b[31m", "team")
+    )
+    assert (result.exit_code, result.stdout) == (0, "The \\x1b[31mteam\n")
+    body = json.loads(received[1].body)
+    assert body["model"] == "mine@2"
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    assert body["temperature"] == 0
+
+
+def test_the_base_model_answers_beside_its_adapter(run):
+    result, _ = run(["chat", "mine", "Who?", "--base"], ADAPTER, make_stream("Nobody"), make_stream("The team"))
+    assert result.stdout == "[org/base]\nNobody\n[mine@2]\nThe team\n"
+    result, _ = run(["chat", "mine", "--base", "--json"], ADAPTER, make_stream("A"), make_stream("B"), text="Who?\n")
+    assert json.loads(result.stdout) == {"question": "Who?", "answers": {"org/base": "A", "mine@2": "B"}}
+    result, received = run(["chat", "org/base", "Who?", "--base"], BASE)
+    assert (result.exit_code, len(received)) == (2, 1)
+
+
+def test_a_question_is_needed(run):
+    result, received = run(["chat", "mine"], text="")
+    assert (result.exit_code, received) == (2, [])
+
+
+def test_a_file_is_answered_line_by_line(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"messages": [{"role": "user", "content": "Who?"}], "id": 7}]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    result, received = run(
+        ["generate", "mine", "--file", str(file), "--max-tokens", "4"], ADAPTER, ChatCompletion.example()
+    )
+    made = [json.loads(line) for line in result.stdout.splitlines()]
+    assert made == [{**rows[0], "answer": "The office opens at eight.", "finish_reason": "stop"}]
+    assert json.loads(received[1].body)["model"] == "mine@2"
+
+    file.write_text(json.dumps({"prompt": "The office"}))
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, Completion.example())
+    assert json.loads(result.stdout)["answer"] == " opens at eight."
+    assert received[1].path == "/v1/completions"
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": "a", "messages": []}', ""])
+def test_a_file_with_another_line_is_refused_before_anything_is_asked(run, tmp_path, line):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n' * bool(line) + line)
+    result, received = run(["generate", "mine", "--file", str(file)])
+    assert (result.exit_code, received) == (2, [])
+    assert ("line 2" in result.stderr) == bool(line)

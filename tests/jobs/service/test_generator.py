@@ -1,0 +1,174 @@
+"""The process that answers: started on first use, shared by requests, ended when idle."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from jobs.errors import ContextTooLong, GenerationBusy, GenerationFailed
+from jobs.service.generator import LOCK, Generator
+from jobs.settings import Settings
+from sft.errors import InvalidPrompt, ModelNotFound, ResourceLimit
+from tests.tiny_models import save_tiny_model
+
+GREEDY = {"temperature": 0, "top_p": 1.0, "seed": None, "logprobs": None}
+CHAT = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save_tiny_model("llama", root / "tiny")
+    save_tiny_model("qwen2", root / "other")
+    return root
+
+
+@pytest.fixture
+def settings(models: Path, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", model_root=models, dtype="none", generation_idle_seconds=600)
+
+
+def make_request(base: str = "tiny", **more: Any) -> dict[str, Any]:
+    plain = {"base": base, "model": base, "adapter": None, "messages": CHAT, "prompts": None, "n": 1, "max_tokens": 16}
+    return {**plain, "stop": [], "sampling": GREEDY, "default_max_tokens": 512, **more}
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Generator]:
+    generator = Generator(settings)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+async def ask(generator: Generator, settings: Settings, **request: Any) -> tuple[str, int]:
+    """Text of the first answer, and the number of generated tokens."""
+    pieces = [piece async for piece in generator.generate(make_request(**request), settings)]
+    text = "".join(piece["text"] for piece in pieces if piece.get("index") == 0)
+    return text, pieces[-1]["usage"]["completion_tokens"]
+
+
+def answer_plainly(folder: Path, tokens: int = 16) -> str:
+    """The answer of plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def find_process(generator: Generator) -> psutil.Process:
+    assert generator._process is not None
+    return psutil.Process(generator._process.pid)
+
+
+def test_requests_at_once_for_two_models_are_answered_as_plain_transformers_answers(settings, models):
+    wanted = {name: answer_plainly(models / name) for name in ("tiny", "other")}
+
+    async def run() -> None:
+        async with running(settings) as generator:
+            names = ["tiny", "other", "tiny", "tiny", "other"]
+            found = await asyncio.gather(*(ask(generator, settings, base=name) for name in names))
+            assert [text for text, _ in found] == [wanted[name] for name in names]
+            first = find_process(generator)
+            (text, count) = await ask(generator, settings, n=3)
+            assert (text, first) == (wanted["tiny"], find_process(generator))
+            assert count % 3 == 0
+            second = Generator(settings)  # of another process of the same service
+            assert (await ask(second, settings))[0] == wanted["tiny"]
+            assert second._process is None
+        assert not first.is_running()
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_a_request_is_said(settings, models):
+    loops = save_tiny_model("llama", models / "loops")
+    (loops / "chat_template.jinja").write_text(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", encoding="utf-8"
+    )
+    refuses = save_tiny_model("llama", models / "refuses")
+    (refuses / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}", encoding="utf-8")
+    limited = settings.model_copy(update={"input_step_seconds": 1})
+
+    async def run() -> None:
+        async with running(limited) as generator:
+            wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+                (ModelNotFound, "nowhere", {"base": "nowhere"}),
+                (InvalidPrompt, "no system role", {"base": "refuses"}),
+                (ContextTooLong, "512", {"max_tokens": 510}),
+                (ContextTooLong, "512", {"messages": [{"role": "user", "content": "x " * 2000}]}),
+                (ResourceLimit, "chat template of loops", {"base": "loops"}),
+            ]
+            for kind, words, request in wrong:
+                with pytest.raises(kind, match=words):
+                    await ask(generator, limited, **request)
+            assert (await ask(generator, limited))[1] > 0  # the same process goes on
+
+    asyncio.run(run())
+
+
+def test_a_client_that_hangs_up_frees_its_place(settings):
+    async def run() -> None:
+        async with running(settings) as generator:
+            endless = make_request(max_tokens=400, n=8, sampling={**GREEDY, "temperature": 2.0})
+            async with aclosing(generator.generate(endless, settings)) as pieces:
+                await anext(pieces)
+            start = time.monotonic()
+            await ask(generator, settings)
+            process = find_process(generator)
+            cpu = process.cpu_times().user
+            await asyncio.sleep(1)
+            assert process.cpu_times().user - cpu < 0.7
+            assert time.monotonic() - start < 60
+
+    asyncio.run(run())
+
+
+def test_it_ends_when_idle_and_starts_again(settings):
+    brief = settings.model_copy(update={"generation_idle_seconds": 0.5})
+
+    async def run() -> None:
+        async with running(brief) as generator:
+            answer = await ask(generator, brief)
+            process = find_process(generator)
+            await asyncio.to_thread(process.wait, 60)
+            assert (brief.home / LOCK).read_text() == ""
+            assert await ask(generator, brief) == answer
+
+    asyncio.run(run())
+
+
+def test_a_killed_process_is_an_error_and_the_next_request_starts_another(settings):
+    async def run() -> None:
+        async with running(settings) as generator:
+            endless = make_request(max_tokens=400, sampling={**GREEDY, "temperature": 2.0, "seed": 3})
+            async with aclosing(generator.generate(endless, settings)) as pieces:
+                await anext(pieces)
+                find_process(generator).kill()
+                with pytest.raises(GenerationFailed, match="ended before the answer"):
+                    async for _ in pieces:
+                        pass
+            assert (await ask(generator, settings))[1] > 0
+
+    asyncio.run(run())
+
+
+def test_without_room_beside_jobs_it_says_busy_or_waits_as_asked(settings, monkeypatch, tmp_path):
+    """The rule for memory, with a process that sees little of it."""
+    from tasks import generation_room
+
+    memory = psutil.virtual_memory()
+    scarce = memory._replace(available=int(0.11 * memory.total))
+    monkeypatch.setattr(generation_room.psutil, "virtual_memory", lambda: scarce)
+    generation_room.check_room(0, has_gpu=False)
+    with pytest.raises(GenerationBusy, match="kept for jobs"):
+        generation_room.check_room(memory.total // 50, has_gpu=False)

@@ -1,0 +1,183 @@
+"""Commands that ask models: `tuneyard chat`, `tuneyard generate`."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneyard_cli.output import escape_lines, print_json, print_line
+from tuneyard_cli.service import JsonOption, UrlOption, connected
+
+if TYPE_CHECKING:
+    from tuneyard_client import Tuneyard
+    from tuneyard_client.models import AnswerOptions
+
+PANEL = "Models"
+AT_ONCE = 8
+
+commands = typer.Typer()
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="An adapter (NAME, its latest version, or NAME@VERSION) or a base model.")
+]
+TemperatureOption = Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")]
+TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")]
+SeedOption = Annotated[int | None, typer.Option(help="Repeat the same draws.")]
+WaitOption = Annotated[
+    int | None,
+    typer.Option("--wait", metavar="SECONDS", min=1, max=600, help="Wait while jobs leave no room."),
+]
+
+
+@commands.command(rich_help_panel=PANEL)
+def chat(
+    name: ModelArgument,
+    question: Annotated[
+        str | None, typer.Argument(help="One question; without it, and with a terminal, a conversation.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also show the answers of the adapter's base model.")] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")] = None,
+    temperature: TemperatureOption = 0.0,
+    max_tokens: TokensOption = None,
+    seed: SeedOption = None,
+    wait: WaitOption = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Ask a model, and with --base its base model beside it.
+
+    Without a question each line that is typed is one, until Ctrl-D; text from a pipe is one question.
+    """
+    options: AnswerOptions = {
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "wait_seconds": wait,
+    }
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+        if not question:
+            raise typer.BadParameter("a question is missing", param_hint="QUESTION")
+    with connected(url) as client:
+        talk = Conversation(client, _choose_models(client, name, base), system, options)
+        if question is not None:
+            answers = talk.ask(question, is_shown=not as_json)
+            if as_json:
+                print_json({"question": question, "answers": answers})
+            return
+        while (line := _read_line()) is not None:
+            if line.strip():
+                talk.ask(line, is_shown=True)
+
+
+@commands.command(rich_help_panel=PANEL)
+def generate(
+    name: ModelArgument,
+    file: Annotated[
+        Path, typer.Option("--file", exists=True, dir_okay=False, help="JSON lines with `prompt`, or with `messages`.")
+    ],
+    temperature: TemperatureOption = 0.0,
+    max_tokens: TokensOption = None,
+    seed: SeedOption = None,
+    wait: WaitOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.
+
+    `messages` are a chat; a `prompt` is text that is continued, without the chat template.
+    """
+    options: AnswerOptions = {
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "wait_seconds": wait,
+    }
+    rows = _read_rows(file)
+    with connected(url) as client:
+        model = client.model(name).id  # one version for all lines
+
+        def answer(row: dict[str, Any]) -> dict[str, Any]:
+            if "messages" in row:
+                chosen = client.chat(model, row["messages"], **options).choices[0]
+                return {**row, "answer": chosen.message.content, "finish_reason": chosen.finish_reason}
+            continued = client.complete(model, row["prompt"], **options).choices[0]
+            return {**row, "answer": continued.text, "finish_reason": continued.finish_reason}
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                for made in pool.map(answer, rows):
+                    typer.echo(json.dumps(made, ensure_ascii=True))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+class Conversation:
+    """A conversation with one or more models, each of which sees its own answers."""
+
+    def __init__(self, client: "Tuneyard", models: list[str], system: str | None, options: "AnswerOptions") -> None:
+        start = [{"role": "system", "content": system}] if system else []
+        self._client = client
+        self._options = options
+        self._messages = {model: [*start] for model in models}
+
+    def ask(self, question: str, is_shown: bool) -> dict[str, str]:
+        """Ask all models; returns the answers, which are shown while they come."""
+        answers = {}
+        for model, messages in self._messages.items():
+            if is_shown and len(self._messages) > 1:
+                print_line(f"[{model}]")
+            messages.append({"role": "user", "content": question})
+            parts = []
+            for chunk in self._client.stream_chat(model, messages, **self._options):
+                text = "".join(choice.delta.content or "" for choice in chunk.choices)
+                parts.append(text)
+                if is_shown:
+                    typer.echo(escape_lines(text), nl=False)
+            if is_shown:
+                typer.echo()
+            answers[model] = "".join(parts)
+            messages.append({"role": "assistant", "content": answers[model]})
+        return answers
+
+
+def _choose_models(client: "Tuneyard", name: str, with_base: bool) -> list[str]:
+    """The exact ids of the models to ask: the base model first, if it is wanted."""
+    found = client.model(name)
+    if not with_base:
+        return [found.id]
+    if found.parent is None:
+        raise typer.BadParameter(f"{found.id} is a base model; leave --base out", param_hint="--base")
+    return [found.parent, found.id]
+
+
+def _read_line() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        return None
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file. Raises BadParameter, naming the first line that is not one."""
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        is_row = isinstance(row, dict) and (isinstance(row.get("prompt"), str) != isinstance(row.get("messages"), list))
+        if not is_row:
+            raise typer.BadParameter(
+                f"{file}: line {number} must be a JSON object with a text `prompt` or a list `messages`",
+                param_hint="--file",
+            )
+        rows.append(row)
+    if not rows:
+        raise typer.BadParameter(f"{file} has no lines", param_hint="--file")
+    return rows
