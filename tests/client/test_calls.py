@@ -12,8 +12,8 @@ from jobs.project import PROJECT_ROOT
 from sft.config import SFTConfig
 from tests.client.scripted_service import Scripted
 from tuneyard_client import AsyncTuneyard, Tuneyard
-from tuneyard_client.async_client import AsyncConfigs
-from tuneyard_client.client import Configs
+from tuneyard_client.async_client import AsyncConfigs, AsyncDatasets
+from tuneyard_client.client import Configs, Datasets
 from tuneyard_client.errors import (
     ClientError,
     Conflict,
@@ -40,7 +40,9 @@ def error(status, **headers):
     return Scripted(status, json.dumps(body), headers)
 
 
-@pytest.mark.parametrize(("one", "other"), [(Tuneyard, AsyncTuneyard), (Configs, AsyncConfigs)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(Tuneyard, AsyncTuneyard), (Configs, AsyncConfigs), (Datasets, AsyncDatasets)]
+)
 def test_both_clients_offer_the_same(one, other):
     def interface(client):
         methods = inspect.getmembers(client, inspect.isfunction)
