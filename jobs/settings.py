@@ -175,6 +175,9 @@ class Settings(BaseSettings):
         description="Maximum files that a key, or an address without keys, uploads at once to an API process; more get "
         "429. Two of one client are checked at once.",
     )
+    keep_uploads_hours: float = Field(
+        24, gt=0, le=8760, description="Hours after which an upload in parts that was not completed is removed."
+    )
     max_connections: int | None = Field(
         None,
         gt=0,

@@ -308,9 +308,10 @@ class AsyncDatasets:
         """Add a file as a version of a dataset, which is called after the file unless `name` is given.
 
         It is checked: see the result's `format`, `rows`, `bad_rows` and `duplicates`. The same content under the same
-        name is the version that it was before.
+        name is the version that it was before. A large file is sent in parts, each again after a lost connection.
         """
-        return await self._run(datasets.add(Path(file), name))
+        added: AddedDataset = await self._follow(datasets.add_all(Path(file), name))
+        return added
 
     async def list(self) -> builtins.list[DatasetVersion]:
         """The newest version of each dataset, the one added last first."""

@@ -36,6 +36,7 @@ class Call(Generic[T]):
         read: Parses the response.
         is_repeatable: Sending it twice has the same effect as sending it once.
         is_endless: The response may be silent for any length of time, so there is no read timeout.
+        content: The body, if it is not JSON.
         upload: A file that is sent as the field `file` of a form, whose other fields `body` has.
     """
 
@@ -48,6 +49,7 @@ class Call(Generic[T]):
     is_repeatable: bool = False
     is_endless: bool = False
     upload: Path | None = None
+    content: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -305,9 +305,10 @@ class Datasets:
         """Add a file as a version of a dataset, which is called after the file unless `name` is given.
 
         It is checked: see the result's `format`, `rows`, `bad_rows` and `duplicates`. The same content under the same
-        name is the version that it was before.
+        name is the version that it was before. A large file is sent in parts, each again after a lost connection.
         """
-        return self._run(datasets.add(Path(file), name))
+        added: AddedDataset = self._follow(datasets.add_all(Path(file), name))
+        return added
 
     def list(self) -> builtins.list[DatasetVersion]:
         """The newest version of each dataset, the one added last first."""

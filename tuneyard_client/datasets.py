@@ -14,7 +14,18 @@ from tuneyard_client.errors import ChecksumMismatch, ClientError, UnexpectedResp
 from tuneyard_client.reading import read_model, read_models
 from tuneyard_client.responses import check_disk_space
 from tuneyard_client.streams import CHECKSUM_HEADER
-from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, DeletedDataset, ShownRows
+from tuneyard_wire.own_data import (
+    AddedDataset,
+    Dataset,
+    DatasetVersion,
+    DeletedDataset,
+    ShownRows,
+    Upload,
+    UploadedPart,
+)
+
+WHOLE_BYTES = 64 * 2**20  # of a file that is sent at once
+PART_BYTES = 32 * 2**20
 
 
 def add(path: Path, name: str | None = None) -> Call[AddedDataset]:
@@ -30,6 +41,47 @@ def add(path: Path, name: str | None = None) -> Call[AddedDataset]:
     body = None if name is None else {"name": name}
     read = read_model(AddedDataset)
     return Call("POST", "/datasets", read, body=body, upload=path, is_repeatable=True, is_endless=True)
+
+
+def add_all(path: Path, name: str | None = None) -> Steps[AddedDataset]:
+    """Add a file: at once, or a large one in parts, of which each is sent again after a lost connection.
+
+    Raises ClientError if the file can't be read, or changes meanwhile.
+    """
+    whole = add(path, name)
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        added: AddedDataset = yield whole
+        return added
+    upload: Upload = yield begin(path.name, size, name)
+    number = 0
+    with path.open("rb") as file:
+        while content := file.read(PART_BYTES):
+            number += 1
+            yield put_part(upload.upload_id, number, content)
+    completed: AddedDataset = yield complete(upload.upload_id)
+    return completed
+
+
+def begin(filename: str, size: int, name: str | None) -> Call[Upload]:
+    """POST /datasets/uploads. One that is begun and not gone on with is removed by the service."""
+    body = {"filename": filename, "bytes": size} | ({} if name is None else {"name": name})
+    return Call("POST", "/datasets/uploads", read_model(Upload), body=body, is_repeatable=True)
+
+
+def put_part(upload_id: str, number: int, content: bytes) -> Call[UploadedPart]:
+    """PUT /datasets/uploads/{id}/parts/{number}."""
+    path = f"/datasets/uploads/{segment(upload_id)}/parts/{number}"
+    params = {"sha256": hashlib.sha256(content).hexdigest()}
+    headers = {"Content-Type": "application/octet-stream"}
+    read = read_model(UploadedPart)
+    return Call("PUT", path, read, params=params, headers=headers, content=content, is_repeatable=True)
+
+
+def complete(upload_id: str) -> Call[AddedDataset]:
+    """POST /datasets/uploads/{id}/complete."""
+    path = f"/datasets/uploads/{segment(upload_id)}/complete"
+    return Call("POST", path, read_model(AddedDataset), is_endless=True)
 
 
 def get(dataset: str) -> Call[Dataset]:

@@ -111,6 +111,8 @@ def build_request(
 
 
 def _write_body(call: Call[Any], upload: BinaryIO | None) -> dict[str, Any]:
+    if call.content is not None:
+        return {"content": call.content}
     if upload is None or call.upload is None:
         return {"json": call.body}
     name = call.upload.name.encode("utf-8", "replace").decode()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.client.scripted_service import Scripted
 from tuneyard_client.errors import ChecksumMismatch, ClientError, Conflict
-from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows
+from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows, Upload
 
 ADDED = Scripted(body=json.dumps(AddedDataset.example()))
 CONTENT = b'{"instruction": "a", "output": "b"}\n'
@@ -80,3 +80,26 @@ def test_a_download_is_there_whole_or_not_at_all(service, call, tmp_path):
     with pytest.raises(ClientError, match="exists; choose another name"):
         call(service(whole).url, "datasets.download", "a", target)
     assert [*tmp_path.iterdir()] == [target]
+
+
+def test_a_large_file_is_sent_in_parts_each_again_after_a_lost_connection(service, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneyard_client.datasets.WHOLE_BYTES", 5)
+    monkeypatch.setattr("tuneyard_client.datasets.PART_BYTES", 4)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"abcdefghij")
+    begun = Scripted(body=json.dumps(Upload.example() | {"upload_id": "7", "parts": []}))
+    part = Scripted(body=json.dumps(Upload.example()["parts"][0]))
+    lost = Scripted(body="{", cut_after=0)
+    server = service(begun, part, lost, part, part, ADDED)
+
+    assert call(server.url, "datasets.add", path, "support").reference == "support@v2"
+    assert json.loads(server.received[0].body) == {"filename": "data.jsonl", "bytes": 10, "name": "support"}
+    sent = [(one.method, one.path.partition("?")[0], one.body) for one in server.received[1:]]
+    assert sent == [
+        ("PUT", "/datasets/uploads/7/parts/1", "abcd"),
+        ("PUT", "/datasets/uploads/7/parts/2", "efgh"),
+        ("PUT", "/datasets/uploads/7/parts/2", "efgh"),
+        ("PUT", "/datasets/uploads/7/parts/3", "ij"),
+        ("POST", "/datasets/uploads/7/complete", ""),
+    ]
+    assert server.received[1].path.endswith(f"?sha256={hashlib.sha256(b'abcd').hexdigest()}")
