@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -162,13 +162,26 @@ def test_a_killed_process_is_an_error_and_the_next_request_starts_another(settin
     asyncio.run(run())
 
 
-def test_without_room_beside_jobs_it_says_busy_or_waits_as_asked(settings, monkeypatch, tmp_path):
-    """The rule for memory, with a process that sees little of it."""
-    from tasks import generation_room
+class Busy(Generator):
+    """Has no room for the first requests."""
 
-    memory = psutil.virtual_memory()
-    scarce = memory._replace(available=int(0.11 * memory.total))
-    monkeypatch.setattr(generation_room.psutil, "virtual_memory", lambda: scarce)
-    generation_room.check_room(0, has_gpu=False)
-    with pytest.raises(GenerationBusy, match="kept for jobs"):
-        generation_room.check_room(memory.total // 50, has_gpu=False)
+    def __init__(self, settings: Settings, refusals: int) -> None:
+        super().__init__(settings)
+        self.left = refusals
+
+    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
+        self.left -= 1
+        if self.left >= 0:
+            raise GenerationBusy("a job runs")
+        yield {"usage": {}}
+
+
+def test_without_room_it_says_so_at_once_or_waits_as_asked(settings):
+    async def run(wait_seconds: float) -> int:
+        generator = Busy(settings, 2)
+        return len([piece async for piece in generator.generate({}, settings, wait_seconds)])
+
+    assert asyncio.run(run(60)) == 1
+    for seconds in (0, 3):  # less than two pauses
+        with pytest.raises(GenerationBusy):
+            asyncio.run(run(seconds))
