@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tuneyard_cli.exit import fail
 from tuneyard_cli.output import print_json, print_line, print_warnings
 from tuneyard_cli.service import JsonOption
 
@@ -53,6 +54,10 @@ def export(
 
     Runs on a machine with the full package and the base model. The folder appears when it is complete.
     """
+    if merged and to is Form.PEFT:
+        fail("--merged is for gguf, ollama and vllm; without it peft has the adapter, and merged the merged model")
+    if to not in (Form.GGUF, Form.OLLAMA) and (llama_cpp or outtype is not OutType.AUTO):
+        fail(f"--outtype and --llama-cpp are for gguf and ollama, not for {to.value}")
     from dataclasses import asdict
 
     from jobs.settings import Settings

@@ -56,9 +56,11 @@ def choose_parameters(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dic
 
 def _quote(text: str) -> str:
     if QUOTES in text:
-        raise ExportRefused("the template has three quotation marks in a row, which a Modelfile can't hold")
+        raise ExportRefused("its template or tokens have three quotation marks in a row, which a Modelfile can't hold")
     return f"{QUOTES}{text}{QUOTES}"
 
 
 def _format(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    if not isinstance(value, str):
+        return str(value)
+    return _quote(value) if '"' in value or "\n" in value else f'"{value}"'

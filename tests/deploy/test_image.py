@@ -77,7 +77,8 @@ def test_its_wheel_has_every_file_that_is_needed_at_run_time(tmp_path):
     packed = set(zipfile.ZipFile(wheel).namelist())
     packages = [name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
     code = {path for name in packages for path in (PROJECT_ROOT / name).rglob("*.py")}
-    data = {*PROJECT_ROOT.glob("sft/chat/jinja/*.jinja"), *PROJECT_ROOT.glob("*/py.typed")}
+    patterns = ("sft/chat/jinja/*.jinja", "sft/chat/ollama/*.gotmpl", "*/py.typed")
+    data = {path for pattern in patterns for path in PROJECT_ROOT.glob(pattern)}
     needed = {path.relative_to(PROJECT_ROOT).as_posix() for path in code | data}
     assert any("migrations/versions" in name for name in needed)
     assert needed - packed == set()

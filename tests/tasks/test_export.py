@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
+from cli.export import Form, OutType
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.adapting.adapter_files import WEIGHTS
 from sft.config import SFTConfig
 from sft.errors import ExportRefused
+from sft.exporting.gguf_conversion import OUTTYPES
 from sft.models.loading import quiet_transformers
 from tasks.export import MANIFEST, Options, Target, export
 from tests.exported_pair import save_adapter, save_pair
@@ -205,6 +207,25 @@ def test_nothing_but_an_export_is_replaced(run, registry, tmp_path):
     with pytest.raises(ExportRefused):
         export(settings, "dora", Target.GGUF, tmp_path / "out", Options(replace=True))
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["version"] == "2"
+
+
+def test_the_command_has_the_forms_and_formats_that_there_are():
+    assert [one.value for one in Form] == [one.value for one in Target]
+    assert [one.value for one in OutType] == list(OUTTYPES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "peft", "--merged"], "--merged is for gguf, ollama and vllm"),
+        (["--to", "merged", "--outtype", "f32"], "--outtype and --llama-cpp are for gguf and ollama, not for merged"),
+        (["--to", "vllm", "--llama-cpp", "."], "--outtype and --llama-cpp are for gguf and ollama, not for vllm"),
+    ],
+)
+def test_an_option_of_another_form_is_a_usage_error(run, words, message):
+    done = run("support", *words)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 def test_an_unknown_form_is_a_usage_error(run):

@@ -138,6 +138,11 @@ def test_a_modelfile_holds_the_template_as_it_is(tmp_path):
         'PARAMETER stop "<|endoftext|>"',
         "PARAMETER repeat_penalty 1",
     ]
+    parameters = {"stop": ['x"\nSYSTEM """']}
+    with pytest.raises(ExportRefused, match="three quotation marks"):
+        write_modelfile(tmp_path / "Modelfile", "A", "model.gguf", None, None, parameters)
+    parameters = {"stop": ['x"\nSYSTEM y']}
     write_modelfile(tmp_path / "Modelfile", "A", "model.gguf", None, None, parameters)
+    assert (tmp_path / "Modelfile").read_text().endswith('PARAMETER stop """x"\nSYSTEM y"""\n')
     assert "\nTEMPLATE" not in (tmp_path / "Modelfile").read_text()
     assert "\nADAPTER" not in (tmp_path / "Modelfile").read_text()
