@@ -20,6 +20,9 @@ FITS_NOT = {
 }
 
 
+# Answers to a file that is no rows, has no suffix of a data file or is not whole: its content is not in the document.
+NO_DATA = {"invalid_dataset", "invalid_config", "invalid_upload", "invalid_request", "upload_too_large"}
+
 # What single fields may not be together, and the rule of this option. As part of the document they are beyond the
 # generator, which multiplies all alternatives out; so it does without them, and what breaks one is not sent.
 WIDE_RULE = "shard_model"
@@ -64,6 +67,9 @@ def positive_data_acceptance(ctx: Any, response: Any, case: Any) -> bool | None:
     """The check of this name, but for answers of `FITS_NOT`, and for jobs that `strict` refuses: no model is here."""
     if response.status_code in (400, 422) and response.text and read_code(response) in FITS_NOT:
         return None
+    is_of_data = case.operation.path.startswith("/datasets") and response.status_code in (400, 413, 422)
+    if is_of_data and response.text and read_code(response) in NO_DATA:
+        return None
     if response.status_code in (400, 404, 422) and "turn strict off" in response.text:  # HEAD has no body
         return None
     return checks.positive_data_acceptance(ctx, response, case)
@@ -71,7 +77,12 @@ def positive_data_acceptance(ctx: Any, response: Any, case: Any) -> bool | None:
 
 @CHECKS.register
 def not_a_server_error(ctx: Any, response: Any, case: Any) -> bool | None:
-    """The check of this name, but for `/ready`: 503 is its answer while the work pool is paused, as it is here."""
+    """The check of this name, but for `/ready`: 503 is its answer while the work pool is paused, as it is here.
+
+    An upload that announces more than fits on the disk gets 507.
+    """
+    if case.operation.path == "/datasets/uploads" and response.status_code == httpx.codes.INSUFFICIENT_STORAGE:
+        return None
     if case.operation.path == "/ready" and response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         return None
     return schemathesis.checks.not_a_server_error(ctx, response, case)
