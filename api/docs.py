@@ -42,7 +42,7 @@ DESCRIPTIONS = {
     503: ("stack_unavailable", "Prefect's API can't be reached (ConnectError); see `tuneyard status`", "Not ready"),
 }
 # POST operations that create something: the key of the response that is a parameter of the paths for it.
-CREATED = {"/train": "job_id", "/api/sft/train": "job_id", "/api/sft/configs": "config_id"}
+CREATED = {"/models": "upload_id", "/train": "job_id", "/api/sft/train": "job_id", "/api/sft/configs": "config_id"}
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key from `tuneyard keys create`."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -5,6 +5,7 @@ from api.example import Example
 from api.openai.examples import EXAMPLES as OPENAI_EXAMPLES
 from api.training_request import TrainingRequest, config_view
 from sft.config import SFTConfig
+from tuneyard_wire.base_models import Model, Models, ModelUpload, UploadedFile
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Deliveries, Delivery
 from tuneyard_wire.jobs import Cancelled, Queue, SftJob, SftStarted, SubmissionWarning, TrainJob, TrainStarted
@@ -12,6 +13,7 @@ from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoints, Metrics
 from tuneyard_wire.service import Description, Health, Readiness
 
+MODEL, MODEL_UPLOAD, UPLOAD = Model.example(), ModelUpload.example(), "/model-uploads/{upload_id}"
 JOB_ID = TrainJob.example()["job_id"]
 
 
@@ -136,6 +138,31 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     },
     **DATA_EXAMPLES,
     **OPENAI_EXAMPLES,
+    ("GET", "/models"): Example("List base models", response=Models.example()),
+    ("GET", "/models/{name}"): Example("Get a base model without an organisation", response=MODEL | {"name": "gpt2"}),
+    ("GET", "/models/{org}/{name}"): Example("Get a base model", response=MODEL),
+    ("DELETE", "/models/{org}/{name}"): Example(
+        "Remove a base model", response={"message": f"Base model {MODEL['name']} removed"}, errors=(409,)
+    ),
+    ("POST", "/models"): Example(
+        "Announce a base model",
+        {
+            "files and their SHA-256": {
+                "name": MODEL["name"],
+                "files": [
+                    {"path": "config.json", "bytes": 861, "sha256": "5f" * 32},
+                    {"path": "model.safetensors", "bytes": 269060552, "sha256": "7a" * 32},
+                    {"path": "tokenizer.json", "bytes": 2104556, "sha256": "9c" * 32},
+                ],
+            }
+        },
+        MODEL_UPLOAD,
+        (409, 507),
+    ),
+    ("GET", UPLOAD): Example("Get what has arrived of an upload", response=MODEL_UPLOAD),
+    ("PUT", UPLOAD): Example("Send a piece of a file", response=UploadedFile.example(), errors=(409, 507)),
+    ("DELETE", UPLOAD): Example("Abort an upload", response={"message": "Upload 5b1c0c1f3a0e4d7f removed"}),
+    ("POST", f"{UPLOAD}/complete"): Example("Publish an uploaded base model", response=MODEL, errors=(400, 409)),
     ("GET", "/health"): Example("Is this process up?", response=Health.example()),
     ("GET", "/ready"): Example(
         "Could a job run now?",

@@ -22,7 +22,9 @@ from sft.errors import InvalidConfig
 
 RETRY_SECONDS = 5
 MIN_CLOCK_STEP_SECONDS = 1.0  # smaller steps are NTP's corrections
-UPLOADS = re.compile(r"/datasets|/datasets/uploads/[^/]+/parts/[^/]+|/v1/files|/v1/uploads/[^/]+/parts")
+UPLOADS = re.compile(
+    r"/datasets|/datasets/uploads/[^/]+/parts/[^/]+|/model-uploads/[^/]+|/v1/files|/v1/uploads/[^/]+/parts"
+)
 FORM_BYTES = 2**16  # of an upload beside the file: boundaries, headers, other fields
 STEADY_BYTES = 2**20
 

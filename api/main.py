@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import data_routes, health, job_routes, plan_routes, sft_routes, train_routes, upload_routes
+from api import base_model_routes, data_routes, health, job_routes, plan_routes, sft_routes, train_routes, upload_routes
 from api.auth import Authentication, read_keys, warn_if_open_to_others
 from api.channels import EventHub
 from api.docs import install_openapi
@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     # Routes are matched in order, so the ones that are polled come first.
     of_jobs = (health, plan_routes, train_routes, sft_routes, job_routes)
-    routes = (*of_jobs, upload_routes, data_routes, model_routes, answer_routes)
+    routes = (*of_jobs, upload_routes, data_routes, base_model_routes, model_routes, answer_routes)
     for router in (module.router for module in routes):
         app.include_router(router)
     install_openapi(app)

@@ -1,6 +1,7 @@
 """What commands need from the full package: settings, field types and the planner."""
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from cli.settings import explain_settings
@@ -10,6 +11,7 @@ from tuneyard_cli.problems import UsageProblem
 
 if TYPE_CHECKING:
     from tuneyard_cli.submission import UnsentJob
+    from tuneyard_wire.model_folder import How
 
 
 class ServiceMachine(Machine):
@@ -74,6 +76,26 @@ class ServiceMachine(Machine):
         except ValidationError as error:
             raise InvalidConfig(explain_validation_error(error, TrainingRequest)) from error
         return plan_once(request.to_spec(settings.default_dataset).config, settings, device)
+
+    def model_root_id(self) -> str | None:
+        """Identifies the model root of this installation."""
+        from jobs.base_models.catalog import identify_root
+        from jobs.settings import Settings
+
+        return identify_root(Settings())
+
+    def add_model(self, folder: Path, names: list[str], how: "How") -> tuple[dict[str, Any], bool, tuple[str, ...]]:
+        """Add a base model to the model root. Raises as `jobs.base_models.publishing.add_folder` does."""
+        from jobs.base_models.publishing import add_folder
+        from jobs.errors import ModelExists
+        from jobs.settings import Settings
+
+        for name in names[:-1]:
+            try:
+                return add_folder(folder, name, Settings(), how)
+            except ModelExists:
+                continue
+        return add_folder(folder, names[-1], Settings(), how)
 
     def errors(self) -> tuple[type[Exception], ...]:
         """All errors of Tuneyard."""

@@ -1,6 +1,6 @@
-"""Generate `tuneyard_client/client.py` from `async_client.py`. A test checks that it is up to date.
+"""Generate the blocking client's files in `tuneyard_client` from those for asyncio. A test checks them.
 
-python client/generate_sync.py [FILE]
+python client/generate_sync.py [FOLDER]
 """
 
 import shutil
@@ -12,13 +12,20 @@ from pathlib import Path
 import unasync
 
 PACKAGE = Path(__file__).resolve().parent.parent / "tuneyard_client"
-NOTE = "# Generated from async_client.py by client/generate_sync.py; do not edit.\n"
-TITLES = "`AsyncTuneyard`: the client for asyncio", "`Tuneyard`: the blocking client"
+FILES = {"async_client.py": "client.py", "async_models.py": "sync_models.py"}
+NOTE = "# Generated from {} by client/generate_sync.py; do not edit.\n"
+TITLES = {
+    "`AsyncTuneyard`: the client for asyncio": "`Tuneyard`: the blocking client",
+    "for asyncio": "for the blocking client",
+}
 WORDS = {
     "AsyncTuneyard": "Tuneyard",
     "AsyncConfigs": "Configs",
     "AsyncDatasets": "Datasets",
+    "AsyncBaseModels": "BaseModels",
+    "AsyncFollow": "Follow",
     "AsyncRun": "Run",
+    "async_models": "sync_models",
     "AsyncClient": "Client",
     "aclose": "close",
     "aiter_bytes": "iter_bytes",
@@ -29,20 +36,27 @@ WORDS = {
 }
 
 
-def generate(target: Path) -> None:
-    """Write the client without asyncio to `target`."""
+def generate(folder: Path) -> None:
+    """Write the files without asyncio into `folder`."""
+    for written, made in FILES.items():
+        _generate(PACKAGE / written, folder / made)
+
+
+def _generate(written: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "from", "client.py"), Path(folder, "to", "client.py")
         source.parent.mkdir()
-        shutil.copy(PACKAGE / "async_client.py", source)
+        shutil.copy(written, source)
         rule = unasync.Rule(f"{source.parent}/", f"{made.parent}/", additional_replacements=WORDS)
         unasync.unasync_files([str(source)], [rule])
-        text = made.read_text(encoding="utf-8").replace(*TITLES)
-        target.write_text(NOTE + text, encoding="utf-8")
+        text = made.read_text(encoding="utf-8")
+        for asynchronous, blocking in TITLES.items():
+            text = text.replace(asynchronous, blocking)
+        target.write_text(NOTE.format(written.name) + text, encoding="utf-8")
     config = str(PACKAGE.parent / "pyproject.toml")
     for command in (["check", "--fix", "--select", "I"], ["format"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, "-q", "--config", config, str(target)], check=True)
 
 
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE / "client.py")
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE)

@@ -51,14 +51,14 @@ class DatasetInUse(TuneyardError, RuntimeError):
 
 
 class UploadTooLarge(TuneyardError, ValueError):
-    """A file that is larger than TUNEYARD_MAX_UPLOAD_BYTES, or than was announced."""
+    """A file or a base model that is larger than a setting allows, or than was announced."""
 
     status = 413
     code = "upload_too_large"
 
 
 class UploadNotFound(TuneyardError, LookupError):
-    """No upload in parts has this id: it was completed, aborted or has expired."""
+    """No upload in parts has this id, or file: it was completed, aborted or has expired."""
 
     status = 404
     code = "upload_not_found"
@@ -111,6 +111,34 @@ class AdapterNotFound(TuneyardError, LookupError):
 
     status = 404
     code = "adapter_not_found"
+
+
+class UploadConflict(TuneyardError, RuntimeError):
+    """A piece or the end of an upload does not fit what has arrived, or its content is not the announced one."""
+
+    status = 409
+    code = "upload_conflict"
+
+
+class ModelExists(TuneyardError, FileExistsError):
+    """Another base model has this name."""
+
+    status = 409
+    code = "model_exists"
+
+
+class ModelInUse(TuneyardError, RuntimeError):
+    """A base model that a job which has not ended needs."""
+
+    status = 409
+    code = "model_in_use"
+
+
+class ModelProtected(TuneyardError, PermissionError):
+    """A base model that this API key may use, and not remove."""
+
+    status = 403
+    code = "model_protected"
 
 
 class PlanningFailed(TuneyardError, RuntimeError):

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
         "unset. The least recently used are removed first, except those that a job uses.",
     )
 
+    max_model_bytes: int = Field(
+        500 * 10**9, gt=0, description="Largest base model that may be uploaded; a larger one gets 413."
+    )
+
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     api_port: int = Field(23478, ge=1, le=65535, description="Port of the API.")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the local Prefect server and UI.")

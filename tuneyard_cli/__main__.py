@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuneyard_cli import answers, configs, data, jobs, plan
+from tuneyard_cli import answers, configs, data, jobs, models, plan
 from tuneyard_cli.exit import EPILOG, CommandGroup
 from tuneyard_cli.machine import this_machine
 
@@ -25,6 +25,7 @@ def make_app(about: str) -> typer.Typer:
     app.add_typer(answers.commands)
     app.add_typer(configs.commands, name="configs", rich_help_panel=jobs.PANEL)
     app.add_typer(data.commands, name="data", rich_help_panel=jobs.PANEL)
+    app.add_typer(models.commands, name="models", rich_help_panel=jobs.PANEL)
     return app
 
 

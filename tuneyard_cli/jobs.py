@@ -9,7 +9,7 @@ import typer
 
 from tuneyard_cli.exit import ExitCode
 from tuneyard_cli.job_options import JobArguments, takes_job_options
-from tuneyard_cli.output import open_console, print_json, print_line, print_warnings, print_yaml
+from tuneyard_cli.output import open_console, print_json, print_line, print_table, print_warnings, print_yaml
 from tuneyard_cli.service import JobArgument, JsonOption, UrlOption, connected
 from tuneyard_wire.fields import TrainStatus
 
@@ -219,15 +219,7 @@ def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
 
 
 def _print_table(jobs: "list[TrainJob]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from tuneyard_wire.one_line import escape
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("ID", no_wrap=True)
-    for header in ("STATUS", "MODEL", "DATASET", "ADAPTER", "PROGRESS", "STARTED"):
-        table.add_column(header, overflow="fold")
+    rows = []
     for job in jobs:
         config = job.config
         state = f"{job.status} ({job.queue_position})" if job.queue_position is not None else job.status
@@ -235,9 +227,8 @@ def _print_table(jobs: "list[TrainJob]") -> None:
         progress = "" if percent is None else f"{percent:.0f} %"
         names = [config.get(key) for key in ("model_name", "dataset_version", "lora_name")]
         began = None if job.status in ("created", "queued") else job.start_time
-        cells = [job.job_id, state, *(str(name or "") for name in names), progress, _local_time(began)]
-        table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in cells))
-    open_console().print(table)
+        rows.append([job.job_id, state, *(str(name or "") for name in names), progress, _local_time(began)])
+    print_table(("ID", "STATUS", "MODEL", "DATASET", "ADAPTER", "PROGRESS", "STARTED"), rows)
 
 
 def _local_time(seconds: float | None) -> str:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from tuneyard_cli.problems import NeedsFullPackage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tuneyard_cli.submission import UnsentJob
+    from tuneyard_wire.model_folder import How
 
 INSTALL = "install the full package `tuneyard`"
 SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "keys", "export")  # only in the full package
@@ -42,6 +45,19 @@ class Machine:
     def plan(self, submission: "UnsentJob", device: str | None = None) -> dict[str, Any]:
         """Plan a job on this machine. Raises NeedsFullPackage."""
         raise NeedsFullPackage(f"--here plans on this machine: {INSTALL}, or leave out --here to ask a service")
+
+    def model_root_id(self) -> str | None:
+        """Identifies the model root of this installation, as `GET /models` does that of the service."""
+        return None
+
+    def add_model(self, folder: "Path", names: list[str], how: "How") -> tuple[dict[str, Any], bool, tuple[str, ...]]:
+        """Add a base model to this installation's model root, under the first of these names that is free.
+
+        Returns the model, whether it is new, and the entries of the folder that were left out.
+
+        Raises NeedsFullPackage.
+        """
+        raise NeedsFullPackage(f"--here adds the model on this machine: {INSTALL}, or leave out --here to upload it")
 
     def errors(self) -> tuple[type[Exception], ...]:
         """Further errors that are shown as a message, without a traceback."""

@@ -1,6 +1,7 @@
 """Print JSON, YAML and tables, with control characters and text-direction marks escaped."""
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -37,6 +38,19 @@ def print_yaml(value: Any) -> None:
     if escape_lines(text) != text:
         text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False)
     typer.echo(text, nl=False)
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to stdout, whose first column is not wrapped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold", no_wrap=header == headers[0])
+    for row in rows:
+        table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in row))
+    open_console().print(table)
 
 
 def escape_lines(text: str) -> str:

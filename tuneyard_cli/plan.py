@@ -49,11 +49,17 @@ def plan(
     submission = job.build()
     if here and submission.file is not None:
         fail("--dataset FILE is added to a service; leave out --here, or give --set dataset_name=FILE in the data root")
-    response = this_machine().plan(submission, device) if here else _request_plan(submission, url, device)
+    response = _plan_here(submission, device) if here else _request_plan(submission, url, device)
     if as_json:
         print_json(response)
     else:
         _show(open_console(), response)
+
+
+def _plan_here(submission: "UnsentJob", device: str | None) -> dict[str, Any]:
+    from tuneyard_cli.model_folders import settle_model
+
+    return this_machine().plan(settle_model(submission, None), device)
 
 
 def _request_plan(submission: "UnsentJob", url: str | None, device: str | None) -> dict[str, Any]:

@@ -48,8 +48,13 @@ class UnsentJob:
     file: Path | None = None
 
     def complete(self, client: "Tuneyard") -> "UnsentJob":
-        """Return a copy with the version that its file is, the full id of the saved configuration and its dataset."""
-        return self._add_file(client)._complete_config(client)
+        """Return a copy with the full id of the saved configuration and its dataset.
+
+        A file is added as a version of a dataset, and a model that is named by its folder as a base model.
+        """
+        from tuneyard_cli.model_folders import settle_model
+
+        return settle_model(self, client)._add_file(client)._complete_config(client)
 
     def _add_file(self, client: "Tuneyard") -> "UnsentJob":
         """Add the file, and say on stderr what was found in it and what the job sets."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 import httpx
 
 from tuneyard_client import answer_calls, calls, datasets, operations, responses
+from tuneyard_client.async_models import AsyncBaseModels
 from tuneyard_client.calls import AsyncRun, Call, Pause, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import AnswerOptions, Config, JobFilters, Messages
@@ -55,6 +56,7 @@ class AsyncTuneyard:
         self._http = operations.open_http(httpx.AsyncClient, base_url, api_key, timeout_seconds)
         self.configs = AsyncConfigs(self._run)
         self.datasets = AsyncDatasets(self._run, self._follow, self._stream, self._http)
+        self.base_models = AsyncBaseModels(self._run, self._follow)
 
     async def __aenter__(self) -> Self:
         return self

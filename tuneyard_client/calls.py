@@ -38,6 +38,7 @@ class Call(Generic[T]):
         is_endless: The response may be silent for any length of time, so there is no read timeout.
         content: The body, if it is not JSON.
         upload: A file that is sent as the field `file` of a form, whose other fields `body` has.
+        content: A body that is sent as it is, in place of `body` as JSON.
     """
 
     method: str
@@ -69,6 +70,18 @@ class AsyncRun(Protocol):
     """`Run` for asyncio."""
 
     async def __call__(self, call: Call[T]) -> T: ...
+
+
+class Follow(Protocol):
+    """Run an operation of several calls; returns its result."""
+
+    def __call__(self, steps: "Steps[T]") -> T: ...
+
+
+class AsyncFollow(Protocol):
+    """`Follow` for asyncio."""
+
+    async def __call__(self, steps: "Steps[T]") -> T: ...
 
 
 # An operation of several calls: yields calls and pauses, is sent the parsed responses, returns its result.

@@ -17,6 +17,7 @@ from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
+from tuneyard_client.sync_models import BaseModels
 from tuneyard_client.waiting import run, sleep
 from tuneyard_wire.completions import ChatChunk, ChatCompletion, Completion
 from tuneyard_wire.configs import ConfigVersion, SavedConfig
@@ -56,6 +57,7 @@ class Tuneyard:
         self._http = operations.open_http(httpx.Client, base_url, api_key, timeout_seconds)
         self.configs = Configs(self._run)
         self.datasets = Datasets(self._run, self._follow, self._stream, self._http)
+        self.base_models = BaseModels(self._run, self._follow)
 
     def __enter__(self) -> Self:
         return self

@@ -16,13 +16,19 @@ WAIT_SECONDS = 1.0
 _lock = threading.Lock()
 
 Check = Callable[[Path, str], None]
+Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 def find_fault(check: Check, folder: Path, subject: str) -> str | None:
     """The message of the error that `check` raises for a folder; None if it raises none. Raises TimeoutError."""
-    changed = tuple(sorted(_describe(path) for path in folder.iterdir()))
+    changed = fingerprint(folder)
     with read_lock():
         return _run(check, folder, subject, changed)
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """What changes when a file of the folder does: names, sizes and times."""
+    return tuple(sorted(_describe(path) for path in folder.iterdir()))
 
 
 @contextmanager
@@ -37,7 +43,7 @@ def read_lock() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _run(check: Check, folder: Path, subject: str, _changed: tuple[tuple[str, int, int, int], ...]) -> str | None:
+def _run(check: Check, folder: Path, subject: str, _changed: Fingerprint) -> str | None:
     try:
         check(folder, subject)
     except ModelUnusable as error:

@@ -17,7 +17,12 @@ from sft.models.weights import check_weights
 
 def check_model(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
     """Find a base model that is missing, damaged, or outside the model root."""
-    name, root = spec.config.base_model, context.settings.model_root
+    return check_base_model(spec.config.base_model, context)
+
+
+def check_base_model(name: str, context: CheckContext) -> Iterator[Finding]:
+    """`check_model`, by the model's name."""
+    root = context.settings.model_root
     if not context.sees(root):
         return
     folder = place_of(name, context)
@@ -31,7 +36,7 @@ def check_model(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
             "TUNEYARD_ALLOWED_MODEL_ROOTS and restart"
         )
     elif (folder / "config.json").is_file():
-        if fault := find_fault(_check_files, folder, repr(name)):
+        if fault := find_fault(check_files, folder, repr(name)):
             yield Finding(ModelUnusable, "base_model", fault)
     elif (problem := _explain_absence(name, folder, context)) is not None:
         yield _finding(f"{name!r} {problem}{context.hint}")
@@ -82,7 +87,8 @@ def _explain_absence(name: str, folder: Path, context: CheckContext) -> str | No
     return None
 
 
-def _check_files(folder: Path, subject: str) -> None:
+def check_files(folder: Path, subject: str) -> None:
+    """Check configuration, headers and sizes of a model's files. Raises ModelUnusable."""
     check_weights(folder, subject, LARGEST_JSON)
     _check_configuration(folder, subject)
 

@@ -25,19 +25,21 @@ def check_template(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
     """Find a template with tokens that the tokenizer lacks, or `auto` for a tokenizer without a template."""
     name = spec.config.template_name
     folder = find_model_folder(spec.config.base_model, context)
-    if folder is None or not (folder / VOCABULARY).is_file() or (name != AUTO and name not in TEMPLATES):
+    if folder is None or (name != AUTO and name not in TEMPLATES):
         return
-    try:
-        check_texts(folder, "")
-    except ModelUnusable:  # reported by the model's check
+    tokenizer = _find_tokenizer(folder)
+    if tokenizer is None:
         return
-    files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
-    with read_lock():
-        tokenizer = _look_at(folder, files)
     is_plain_text = spec.config.dataset_format in ("completion", "auto")  # may need no template
     has_template = is_plain_text or tokenizer.has_template or _has_template_file(folder)
     if lack := explain_lack(name, tokenizer, _list_missing, has_template):
         yield Finding(TemplateNotFound, "template_name", lack)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the model in this folder has a chat template of its own, as `auto` needs. Raises TimeoutError."""
+    tokenizer = _find_tokenizer(folder)
+    return tokenizer is not None and (tokenizer.has_template or _has_template_file(folder))
 
 
 class _Tokenizer(NamedTuple):
@@ -47,6 +49,19 @@ class _Tokenizer(NamedTuple):
     has_bos: bool | None
     has_eos: bool | None
     has_template: bool  # in its configuration
+
+
+def _find_tokenizer(folder: Path) -> _Tokenizer | None:
+    """Read the tokenizer's files; None if there is none, or none that can be read."""
+    if not (folder / VOCABULARY).is_file():
+        return None
+    try:
+        check_texts(folder, "")
+    except ModelUnusable:  # reported by the model's check
+        return None
+    files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
+    with read_lock():
+        return _look_at(folder, files)
 
 
 @functools.lru_cache(maxsize=64)

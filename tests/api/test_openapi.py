@@ -6,6 +6,7 @@ import re
 import pytest
 from fastapi.testclient import TestClient
 
+from api.docs import CREATED
 from api.examples import EXAMPLES
 from api.job_configs import TrainConfig
 from api.main import create_app
@@ -99,7 +100,7 @@ def test_a_parameter_is_never_null(document):
 
 def test_what_post_makes_is_linked_to_every_operation_on_it(document):
     by_id = {operation["operationId"]: path for (_, path), operation in operations(document).items()}
-    for path, name in (("/train", "job_id"), ("/api/sft/train", "job_id"), ("/api/sft/configs", "config_id")):
+    for path, name in CREATED.items():
         links = operations(document)["POST", path]["responses"]["200"]["links"].values()
         assert {by_id[link["operationId"]] for link in links} == {there for there in by_id.values() if name in there}
         assert {link["parameters"][name] for link in links} == {f"$response.body#/{name}"}

@@ -273,10 +273,11 @@ def test_a_saved_configuration_is_started_with_what_overrides_it(service, call):
 
 
 def test_the_sync_client_is_written_from_the_async_one(tmp_path):
-    made = tmp_path / "client.py"
-    subprocess.run([sys.executable, PROJECT_ROOT / "client" / "generate_sync.py", made], check=True)
-    written = PROJECT_ROOT / "tuneyard_client" / "client.py"
-    assert made.read_text() == written.read_text(), "run python client/generate_sync.py"
+    subprocess.run([sys.executable, PROJECT_ROOT / "client" / "generate_sync.py", tmp_path], check=True)
+    for made in tmp_path.iterdir():
+        written = PROJECT_ROOT / "tuneyard_client" / made.name
+        assert made.read_text() == written.read_text(), "run python client/generate_sync.py"
+    assert [*tmp_path.iterdir()]
 
 
 def test_url_and_key_come_from_the_environment(service, monkeypatch):

@@ -16,11 +16,13 @@ FITS_NOT = {
     "idempotency_key_reused",  # this Idempotency-Key came with another body before: 422, as the IETF's draft has it
     "invalid_cursor",  # a place in a list that no answer has named
     "invalid_saved_config",  # the saved configuration a job shall start from is only partial
+    "model_unusable",  # a plan names a model that another test has left, whose weights are none
     "job_conflict",  # cancelling a job that has ended: 400, as the Training API documents it
 }
 
 
-# Answers to a file that is no rows, has no suffix of a data file or is not whole: its content is not in the document.
+# Answers to a file that is no rows, has no suffix of a data file or is not whole, and to files that are no model: their
+# content is not in the document.
 NO_DATA = {"invalid_dataset", "invalid_config", "invalid_upload", "invalid_request", "upload_too_large"}
 
 # What single fields may not be together, and the rule of this option. As part of the document they are beyond the
@@ -67,7 +69,7 @@ def positive_data_acceptance(ctx: Any, response: Any, case: Any) -> bool | None:
     """The check of this name, but for answers of `FITS_NOT`, and for jobs that `strict` refuses: no model is here."""
     if response.status_code in (400, 422) and response.text and read_code(response) in FITS_NOT:
         return None
-    is_of_data = case.operation.path.startswith("/datasets") and response.status_code in (400, 413, 422)
+    is_of_data = case.operation.path.startswith(("/datasets", "/models")) and response.status_code in (400, 413, 422)
     if is_of_data and response.text and read_code(response) in NO_DATA:
         return None
     if response.status_code in (400, 404, 422) and "turn strict off" in response.text:  # HEAD has no body
@@ -81,7 +83,10 @@ def not_a_server_error(ctx: Any, response: Any, case: Any) -> bool | None:
 
     An upload that announces more than fits on the disk gets 507.
     """
-    if case.operation.path == "/datasets/uploads" and response.status_code == httpx.codes.INSUFFICIENT_STORAGE:
+    if (
+        case.operation.path in ("/datasets/uploads", "/models")
+        and response.status_code == httpx.codes.INSUFFICIENT_STORAGE
+    ):
         return None
     if case.operation.path == "/ready" and response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         return None

@@ -42,6 +42,7 @@ OF_REQUESTS = {  # answers to a request, or the base of others: no job fails wit
     *("api_key_not_found", "delivery_not_found", "name_taken", "dataset_in_use", "adding_failed"),
     *("upload_too_large", "upload_not_found", "invalid_upload"),
     *("generation_busy", "generation_failed", "context_length_exceeded", "invalid_prompt"),
+    *("upload_conflict", "model_exists", "model_in_use", "model_protected"),
 }
 
 

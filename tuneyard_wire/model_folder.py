@@ -1,0 +1,84 @@
+"""Which files of a folder make a base model, and which names models and their files may have.
+
+The client chooses by this what it uploads, and the service what it accepts.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+TEMPLATES = "additional_chat_templates"  # the only subfolder that tokenizers read
+How = Literal["auto", "link", "copy"]  # how a folder of the service's machine is added
+OWN_ORG = "local"  # of a model whose name is given without one
+MAX_FILES = 4096
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+MODEL_NAME = rf"{_PART}/{_PART}"
+_TEXTS = r"README\.md|LICENSE|LICENSE\.md|LICENSE\.txt|NOTICE"
+MODEL_FILE = rf"(?:{TEMPLATES}/)?(?:{_TEXTS}|[A-Za-z0-9_][A-Za-z0-9._-]{{0,200}}\.(?:safetensors|json|jinja|txt|model))"
+_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Selection(NamedTuple):
+    """The files of a folder that make a base model, and the entries that are left out, as POSIX paths in it."""
+
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether the folder has the configuration of a base model."""
+    return (folder / CONFIG).is_file()
+
+
+def select_files(folder: Path) -> Selection:
+    """Choose what training reads: configuration, tokenizer, templates and the weights that are loaded.
+
+    Left out are other formats of the weights, checkpoints and all else in it. Raises OSError.
+    """
+    entries = sorted(path.name for path in folder.iterdir())
+    weights = _name_weights(folder)
+    chosen, left_out = list[str](), list[str]()
+    for name in entries:
+        if name == TEMPLATES and (folder / name).is_dir():
+            inner = sorted(f"{name}/{path.name}" for path in (folder / name).iterdir())
+            chosen += [path for path in inner if is_file_name(path) and (folder / path).is_file()]
+        else:
+            is_other_weight = weights is not None and name.endswith(".safetensors") and name not in weights
+            is_read = is_file_name(name) and (folder / name).is_file() and not is_other_weight
+            (chosen if is_read else left_out).append(name)
+    return Selection(tuple(chosen), tuple(left_out))
+
+
+def _name_weights(folder: Path) -> set[str] | None:
+    """The names of the weight files that are loaded; None for all, if that is not known."""
+    if (folder / WHOLE).is_file():
+        return {WHOLE}
+    try:
+        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return {str(name) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def is_file_name(path: str) -> bool:
+    """Whether a model may have a file of this name."""
+    return re.fullmatch(MODEL_FILE, path) is not None
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a model may be added under this name."""
+    return re.fullmatch(MODEL_NAME, name) is not None
+
+
+def complete_name(name: str) -> str:
+    """The name with its organisation: `local/NAME` for a name without one."""
+    return name if "/" in name else f"{OWN_ORG}/{name}"
+
+
+def derive_name(folder: Path) -> str:
+    """A name for the model in a folder, made of the folder's own."""
+    plain = _NOT_IN_NAME.sub("-", folder.name).strip("-._")[:80]
+    return complete_name(plain or "model")
