@@ -16,6 +16,9 @@ from sqlalchemy import create_engine
 
 from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
+from jobs.base_models.announcing import AnnouncedFile
+from jobs.base_models.catalog import describe_model, list_names
+from jobs.base_models.uploads import Upload
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.preflight import Preflight
 from jobs.results.records import list_checkpoints
@@ -144,6 +147,34 @@ def try_lora_version(settings: Settings, value: str) -> None:
     locate_adapter(str(config.adapter_path), settings, settings.output_root / str(JOB_ID))
 
 
+def try_shown_model(settings: Settings, value: str) -> None:
+    for name in list_names(settings):
+        describe_model(name, settings)
+    describe_model(value, settings)
+
+
+def try_uploaded_model(settings: Settings, value: str) -> None:
+    Upload.begin(value, announce_model(), None, settings).remove()
+
+
+def try_uploaded_file(settings: Settings, value: str) -> None:
+    upload = Upload.begin("up/plain", announce_model(), None, settings)
+    try:
+        with upload.receiving(value, 0):
+            pass
+    finally:
+        upload.remove()
+    Upload.begin("up/plain", announce_model(value), None, settings).remove()
+
+
+def try_upload_id(settings: Settings, value: str) -> None:
+    Upload.find(value, None, settings).remove()
+
+
+def announce_model(*more: str) -> list[AnnouncedFile]:
+    return [AnnouncedFile(path, 1, "0" * 64) for path in ("config.json", "model.safetensors", *more)]
+
+
 def test_what_is_opened_outside_is_seen(settings: Settings) -> None:
     outside = settings.home.parent / "outside"
     with WATCHER.watching(settings.home) as found:
@@ -160,6 +191,7 @@ def test_what_is_opened_outside_is_seen(settings: Settings) -> None:
 FIELDS: list[Callable[[Settings, str], None]] = [
     try_output_dir, try_checkpoint_dir, try_output_path, try_base_model, try_dataset_name, try_revision,
     try_dataset_of_several, try_validation_dataset, try_split, try_local_split, try_adapter_path, try_lora_version,
+    try_shown_model, try_uploaded_model, try_uploaded_file, try_upload_id,
 ]  # fmt: skip
 
 
