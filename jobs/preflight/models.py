@@ -27,7 +27,8 @@ def check_base_model(name: str, context: CheckContext) -> Iterator[Finding]:
         return
     folder = place_of(name, context)
     if folder is None:
-        yield _finding(f"{name!r} must be a model id or a path below the model root {root}")
+        remedy = "`tuneyard models add` adds a folder"
+        yield _finding(f"{name!r} must be a model id or a path below the model root {root}; {remedy}")
         return
     way_out = _find_way_out(folder, context)
     if way_out is not None:
@@ -74,7 +75,7 @@ def _explain_absence(name: str, folder: Path, context: CheckContext) -> str | No
     if find_cached("models", name) is not None:
         return None
     absence = f"is neither in the model root ({folder}) nor in the Hugging Face cache"
-    remedy = f"put its files into {folder} or name another model"
+    remedy = f"put its files into {folder} (`tuneyard models add`) or name another model"
     if not HUB_ID.fullmatch(name):
         return f"{absence}, and is not a model id of the Hub; {remedy}"
     found = find_on_hub("models", name)
