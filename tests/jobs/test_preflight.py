@@ -98,7 +98,7 @@ def test_a_good_job_has_nothing_to_be_said_of(settings):
     [
         ("acme/nothing", "is neither in the model root ({root}/acme/nothing) nor in the Hugging Face cache, and the"),
         ("gpt2", "is neither in the model root ({root}/gpt2) nor in the Hugging Face cache, and the Hub can't be"),
-        ("a/b/c", "and is not a model id of the Hub; put its files into {root}/a/b/c (`tuneyard models add`) or name an"),
+        ("a/b/c", "and is not a model id of the Hub; put its files into {root}/a/b/c (`tuneyard models add`)"),
         ("has space/x", "and is not a model id of the Hub"),
         ("/models/my-base", "must be a model id or a path below the model root {root}; `tuneyard models add` adds"),
         ("../outside", "must be a model id or a path below the model root {root}"),
