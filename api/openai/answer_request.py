@@ -5,7 +5,7 @@ A field that this service does not have is rejected, unless it has the value tha
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 MOST_ANSWERS = 8
 MOST_PROMPTS = 8
@@ -13,12 +13,19 @@ MOST_TOKENS = 131_072
 MOST_LOGPROBS = 20
 MOST_STOPS = 4
 
+
+def _check_number(value: Any) -> Any:
+    """4.0 is an integer too; text and booleans are no numbers."""
+    if isinstance(value, str | bool):
+        raise ValueError(f"must be a number, got {value!r:.80}")
+    return value
+
+
 Number = Annotated[float, Field(strict=True)]
-Count = Annotated[int, Field(strict=True)]
+Count = Annotated[int, BeforeValidator(_check_number)]
 Flag = Annotated[bool, Field(strict=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):

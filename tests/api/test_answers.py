@@ -12,9 +12,11 @@ import torch
 from fastapi.testclient import TestClient
 from mlflow import MlflowClient
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.main import create_app
+from api.openai.answer_request import CompletionRequest
 from api.openai.answering import read_wait
 from jobs.settings import Settings
 from tests.live_service import serving_api
@@ -176,6 +178,14 @@ def test_the_api_responds_while_it_generates(client):
         next(iter(stream))
         for _ in range(20):
             assert httpx.get(f"{url}/health", timeout=10).json()["status"] == "ok"
+
+
+def test_numbers_are_those_of_json():
+    plain = {"model": "m", "prompt": "a"}
+    assert CompletionRequest.model_validate({**plain, "seed": -3.0, "n": 2.0, "top_p": 1}).seed == -3
+    for wrong in ({"seed": "3"}, {"n": True}, {"n": 1.5}, {"temperature": "1"}, {"stream": 1}):
+        with pytest.raises(ValidationError):
+            CompletionRequest.model_validate(plain | wrong)
 
 
 def test_the_wait_is_read_as_the_standard_has_it():
