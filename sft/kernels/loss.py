@@ -71,6 +71,11 @@ def count_chunk_positions(device: torch.device, vocabulary: int) -> int:
     return max(CHUNK_LOGITS_ON_GPU // vocabulary // CHUNK_POSITIONS, 1) * CHUNK_POSITIONS
 
 
+def cut_chunks(positions: int, size: int) -> list[slice]:
+    """Slices of at most `size` positions, in order."""
+    return [slice(start, start + size) for start in range(0, positions, size)]
+
+
 def sum_supervised_nll(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Sum over positions of -log softmax(hidden @ head.T + bias)[target], in fp32.
 
@@ -101,9 +106,7 @@ class _SupervisedNLL(torch.autograd.Function):  # type: ignore[misc]  # torch is
         # Sums over all chunks, so in fp32: (V, D), (V,)
         head_grad = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
-        step = count_chunk_positions(hidden.device, head.shape[0])
-        for start in range(0, hidden.shape[0], step):
-            chunk = slice(start, start + step)
+        for chunk in cut_chunks(hidden.shape[0], count_chunk_positions(hidden.device, head.shape[0])):
             states, wanted = hidden[chunk], targets[chunk, None]  # (C, D), (C, 1)
             logits = nn.functional.linear(states, head, bias)  # Z: (C, V)
             grad = torch.softmax(logits, dim=-1, dtype=torch.float32)  # P: (C, V)

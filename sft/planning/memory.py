@@ -71,7 +71,7 @@ def measure_batches(
     twice = (*once, *once) if layout != "documents" or has_window else _merge([*batch, *batch])
     steps = [Step(lengths, supervised_share, layout, device.kind, dtype, checkpointing) for lengths in (once, twice)]
     tokens = count_tokens(once, layout)
-    needs = measure_steps(empty, config, steps)
+    needs = measure_steps(empty, config, steps, shape.adaptation)
     if needs is None:
         return _estimate(config, empty, shape, device, layout, checkpointing, tokens)
     first, second = needs
@@ -188,12 +188,12 @@ def _estimate(
 
     from sft.kernels.loss import CHUNK_POSITIONS
     from sft.training.arguments import estimate_token_bytes
-    from sft.training.step_memory import GAPS
+    from sft.training.step_memory import find_gaps
 
     per_token = float(estimate_token_bytes(config, empty, layout, getattr(torch, device.dtype)))
     if checkpointing:  # each layer's input (D), and one layer at a time in full
         per_token = shape.layers * shape.hidden * device.bytes_each + per_token / shape.layers
-    per_token *= GAPS[device.kind]
+    per_token *= find_gaps(device.kind, checkpointing)
     frozen = count_loaded_bytes(config, shape, device) if config.use_lora else 0
     frozen -= count_saved_bytes(config, empty, device.bytes_each)
     resting = shape.trainable * STATE_BYTES

@@ -196,7 +196,8 @@ def _measure_sizes(
         loaded = count_loaded_bytes(config, shape, device) - count_saved_bytes(config, empty, device.bytes_each)
         room = usable_bytes - loaded
         checkpointing = needs_checkpointing(
-            config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room
+            *(config, lambda: empty, layout, rows.lengths.tolist(), share, _dtype(device), device.kind, room),
+            shape.adaptation,
         )
     lengths = [int(rows.lengths[index]) for index in batches.heaviest]
     if config.packing:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FEW, MORE = 1, 3  # layers; one layer's time is a share of the difference
 REPEATS = 2  # timings, of which the fastest counts, as other load can only slow one down
 ENOUGH_SECONDS = 0.5  # no repeat after a timing this long
-MAX_SECONDS = 0.3  # expected time of a pass; of a longer batch fewer rows are probed
+MAX_SECONDS = 0.15  # expected time of a pass; of a longer batch fewer rows are probed
 ENOUGH_TOKENS = 192  # enough for matrix products to reach a whole batch's speed
 HEAD_POSITIONS = 128  # positions that the head is timed on, at most
 FEW_POSITIONS = 4  # supervised positions when only the layers are timed
@@ -80,8 +80,7 @@ def run_probe(config: SFTConfig, prepared: AnyRows, model_path: Path, dtype: str
         batch = next(iter(trainer.get_train_dataloader()))
         tokens = int(batch["input_ids"].numel())  # B * T, padding included
         body = _supervise(batch, FEW_POSITIONS)
-        _run_backward(trainer, body)  # warms up the kernels
-        more = _time(lambda: _run_backward(trainer, body))
+        more = _time(lambda: _run_backward(trainer, body), is_warm=False)
         trainer.create_optimizer()
         trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
         optimizer_seconds = _time(trainer.optimizer.step)
@@ -185,17 +184,22 @@ def _run_backward(trainer: Any, batch: dict[str, Any]) -> None:
     trainer.training_step(trainer.model, dict(batch))
 
 
-def _time(run: Callable[[], Any]) -> float:
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        if sum(seconds) > ENOUGH_SECONDS:
-            break
+def _time(run: Callable[[], Any], is_warm: bool = True) -> float:
+    """Seconds of the fastest run; unless `is_warm`, the first one warms up the kernels, and counts if it takes long."""
+    seconds = [] if is_warm else [_clock(run)]
+    if seconds and seconds[0] < ENOUGH_SECONDS:
+        seconds = []
+    while len(seconds) < REPEATS and sum(seconds) < ENOUGH_SECONDS:
+        seconds.append(_clock(run))
     return min(seconds)
+
+
+def _clock(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _cut_layers(model: nn.Module, layers: int) -> None:

@@ -22,6 +22,7 @@ from sft.data.mixing import AnyRows
 from sft.models.experts import may_skip_layers
 from sft.models.layers import count_layers
 from sft.models.sharding import agree
+from sft.training.allocation import return_large_blocks
 from sft.training.fake_step import Step
 from sft.training.layout import Layout
 from sft.training.step_memory import measure_steps
@@ -143,7 +144,7 @@ def can_use_liger(layout: Layout) -> bool:
     return layout != "logits" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
-def choose_checkpointing(
+def settle_checkpointing(
     config: SFTConfig,
     build: Callable[[], PreTrainedModel],
     layout: Layout,
@@ -151,7 +152,24 @@ def choose_checkpointing(
     dtype: torch.dtype,
     kind: str,
 ) -> bool:
-    """Whether to train with gradient checkpointing: as configured, or with `auto` as `needs_checkpointing` finds."""
+    """Whether to train with gradient checkpointing: as configured, or with `auto` as `needs_checkpointing` finds.
+
+    On a CPU this process then gives freed memory back, as memory is why one computes twice.
+    """
+    is_wanted = _choose_checkpointing(config, build, layout, prepared, dtype, kind)
+    if is_wanted and kind == "cpu":
+        return_large_blocks()
+    return is_wanted
+
+
+def _choose_checkpointing(
+    config: SFTConfig,
+    build: Callable[[], PreTrainedModel],
+    layout: Layout,
+    prepared: AnyRows,
+    dtype: torch.dtype,
+    kind: str,
+) -> bool:
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing
     counts = prepared.stats["train"] or {}
@@ -170,6 +188,7 @@ def needs_checkpointing(
     dtype: torch.dtype,
     kind: str,
     free_bytes: int,
+    adaptation: Adaptation | None = None,
 ) -> bool:
     """Whether the activations of the largest possible batch of these rows exceed the free memory.
 
@@ -179,6 +198,7 @@ def needs_checkpointing(
         build: makes the model on the meta device.
         kind: `cpu` or `cuda`.
         free_bytes: free memory beside the model's weights.
+        adaptation: what `plan_adapter` found for this model, where that is known.
     """
     model = build()
     batch = choose_heaviest_batch(config, layout, lengths, kind)
@@ -187,7 +207,7 @@ def needs_checkpointing(
     if GENEROUS * (estimate + HEAD_BYTES) <= allowed:
         return False
     step = Step(batch, supervised_share, layout, kind, dtype, checkpointing=False)
-    needs = measure_steps(model, config, [step])
+    needs = measure_steps(model, config, [step], adaptation)
     loaded = 0 if config.use_lora else 4 * sum(weight.numel() for weight in model.parameters())  # trained, in fp32
     return (needs[0].held - loaded if needs else estimate) > allowed
 

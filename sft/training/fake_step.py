@@ -6,7 +6,7 @@ Only what can't run without data or without the device is replaced, by parts tha
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from sft.kernels.packing import register_document_attention
 from sft.kernels.varlen_attention import register_varlen_attention
 from sft.models.loading import quiet_transformers
 from sft.training.layout import LOSSES, WITH_PADDING, Layout, choose_document_attention
-from sft.training.stand_ins import pack_linear_layers, standing_in
+from sft.training.stand_ins import count_workspace, pack_linear_layers, standing_in
 
 IGNORED = -100
 
@@ -65,18 +65,22 @@ class Step(NamedTuple):
     checkpointing: bool
 
 
-def run_fake_step(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | None, step: Step) -> StepMemory:
-    """Run a step of this model, which is on the meta device and is used up.
+def run_fake_steps(
+    model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | None, steps: Sequence[Step]
+) -> list[StepMemory]:
+    """Run steps of this model one after the other; it is on the meta device and is used up.
 
     Args:
         adapter: settings of the adapter; None to train the whole model.
+        steps: they differ in their rows alone.
 
     Raises:
         Exception: any of torch's, if an operation of the model needs the data of a tensor.
     """
-    batch = make_batch(step, int(model.get_input_embeddings().weight.shape[0]))
-    with quiet_transformers(), standing_in(step.kind):
-        trained = _prepare(model, config, adapter, step)
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    batches = [make_batch(step, vocabulary) for step in steps]
+    with quiet_transformers(), standing_in(steps[0].kind):
+        trained = _prepare(model, config, adapter, steps[0])
         with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
             _materialize(trained)
             frozen = sum(
@@ -84,7 +88,12 @@ def run_fake_step(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig
                 for tensor in {id(tensor): tensor for tensor in (*trained.parameters(), *trained.buffers())}.values()
                 if not tensor.requires_grad
             )
-            return _run(trained, config, step, batch, ledger, frozen)
+            weights = [weight for weight in trained.parameters() if weight.requires_grad]
+            for weight in weights:
+                weight.grad = torch.empty_like(weight)
+            update = _make_optimizer(trained, config, weights)  # its state is there before every batch but the first
+            run = _Run(trained, config, steps[0].layout, weights, update)
+            return [run.measure(batch, ledger, frozen) for batch in batches]
 
 
 def make_batch(step: Step, vocabulary: int) -> dict[str, Any]:
@@ -128,30 +137,34 @@ def _prepare(model: PreTrainedModel, config: SFTConfig, adapter: LoraConfig | No
     return trained.train()
 
 
-def _run(
-    model: nn.Module, config: SFTConfig, step: Step, batch: dict[str, Any], ledger: "_Ledger", frozen: int
-) -> StepMemory:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.grad = torch.empty_like(weight)
-    update = _make_optimizer(model, config, weights)  # from the second step on its state is there before the batch
-    if config.gradient_accumulation_steps == 1:
-        for weight in weights:
-            weight.grad = None
-    resting = ledger.alive - frozen
-    ledger.take_peak()
-    total, count = LOSSES[step.layout](model, batch)
-    forward = ledger.take_peak()
-    (total / torch.as_tensor(count).clamp(min=1)).backward()
-    del total, count
-    backward = ledger.take_peak()
-    nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-    update()
-    peaks = (forward, backward, ledger.take_peak())
-    return StepMemory(frozen, resting, PhasePeaks(*(peak - frozen for peak in peaks)))
+class _Run(NamedTuple):
+    """A model on fake tensors with its optimizer, as between two steps."""
+
+    model: nn.Module
+    config: SFTConfig
+    layout: Layout
+    weights: list[Any]
+    update: Callable[[], Any]
+
+    def measure(self, batch: dict[str, Any], ledger: "_Ledger", frozen: int) -> StepMemory:
+        """Take a step; `frozen` bytes are those of the frozen weights."""
+        if self.config.gradient_accumulation_steps == 1:
+            for weight in self.weights:
+                weight.grad = None
+        resting = ledger.alive - frozen
+        ledger.take_peak()
+        total, count = LOSSES[self.layout](self.model, batch)
+        forward = ledger.take_peak()
+        (total / torch.as_tensor(count).clamp(min=1)).backward()
+        del total, count
+        backward = ledger.take_peak()
+        nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
+        self.update()
+        peaks = (forward, backward, ledger.take_peak())
+        return StepMemory(frozen, resting, PhasePeaks(*(peak - frozen for peak in peaks)))
 
 
-def _make_optimizer(model: nn.Module, config: SFTConfig, weights: list[Any]) -> Any:
+def _make_optimizer(model: nn.Module, config: SFTConfig, weights: list[Any]) -> Callable[[], Any]:
     """A function that takes an optimizer step; it has been called once, so that the optimizer's state exists."""
     name = config.optimizer_type
     arguments = TrainingArguments(
@@ -164,8 +177,8 @@ def _make_optimizer(model: nn.Module, config: SFTConfig, weights: list[Any]) -> 
     except Exception:  # it needs data or another device: count its usual state, two moments of each weight
         itemsize = 1 if "8bit" in (name or "") else 4
         kept = [torch.empty(2 * weight.numel() * itemsize, dtype=torch.uint8) for weight in weights]
-        return lambda: kept.clear()
-    return optimizer.step
+        return kept.__len__  # which holds them
+    return optimizer.step  # type: ignore[no-any-return]  # torch is untyped here
 
 
 def _materialize(model: nn.Module) -> None:
@@ -219,9 +232,11 @@ class _Ledger(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
         if func in _INDEXING:
             args = (args[0], list(_list_positions(args[1])), *args[2:])
         out = func(*args, **kwargs)
+        workspace = count_workspace(func, args)
         for leaf in (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out):
             if isinstance(leaf, FakeTensor):
                 self._note(leaf.untyped_storage())
+        self._peak = max(self._peak, self.alive + workspace)
         return out
 
     def _note(self, storage: Any) -> None:

@@ -29,6 +29,7 @@ from sft.training.trials import (
     loss_tolerance,
     louder,
     name_of,
+    sum_nll_of,
     sum_plain_nll,
     tolerance_of,
     trying,
@@ -223,8 +224,9 @@ def isolates(model: PreTrainedModel, layout: Layout) -> bool:
                 losses.append(_sum_loss(model, layout, batch | {"labels": labels}))
     except Exception:  # the model does not accept the documents' bounds
         return False
-    near = sum_plain_nll(model, second[:, :2])  # of the second text's first prediction
-    wanted = torch.tensor([near, sum_plain_nll(model, second) - near])  # (2,)
+    logits = compute_logits(model, second)  # (1, T, V)
+    near = sum_nll_of(logits[:, :2], second[:, :2])  # of the second text's first prediction
+    wanted = torch.tensor([near, sum_nll_of(logits, second) - near])  # (2,)
     kept, changed = torch.tensor(losses).chunk(2)  # (texts * parts,) -> (parts,) each
     tolerance = tolerance_of(model)
     return bool(torch.allclose(kept, changed, rtol=tolerance)) and bool(
@@ -236,12 +238,14 @@ def gives_right_loss(model: PreTrainedModel, layout: Layout, batch: dict[str, An
     """Whether the layout's loss equals that of the model's own logits, also where softcapping bends large ones."""
     try:
         logits = [compute_logits(model, ids) for ids in texts]
+        wanted = sum(map(sum_nll_of, logits, texts))
+        if not agrees(_sum_loss(model, layout, batch), wanted, loss_tolerance(model)):
+            return False
         factor = LOUD / max(float(part.abs().max()) for part in logits)
-        for loudness in (1.0, max(factor, 1.0)):
-            with louder(model, loudness):
+        if factor > 1:
+            with louder(model, factor):
                 wanted = sum(sum_plain_nll(model, ids) for ids in texts)
-                if not agrees(_sum_loss(model, layout, batch), wanted, loss_tolerance(model)):
-                    return False
+                return agrees(_sum_loss(model, layout, batch), wanted, loss_tolerance(model))
     except Exception as error:  # after any other error the next layout is tried
         if is_of_machine(error):
             raise

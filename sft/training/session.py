@@ -28,7 +28,7 @@ from sft.models.library_warnings import collecting_warnings
 from sft.models.loading import list_unread_weights, load_model, load_tokenizer, name_precision, quiet_transformers
 from sft.models.model_class import build_empty
 from sft.models.model_settings import describe_repairs
-from sft.training.arguments import build_arguments, choose_checkpointing, measure_peak_memory, trains_every_weight
+from sft.training.arguments import build_arguments, measure_peak_memory, settle_checkpointing, trains_every_weight
 from sft.training.batches import warn_of_long_rows
 from sft.training.embeddings import check_positions, check_vocabulary
 from sft.training.event_callback import EventSender
@@ -100,7 +100,7 @@ class TrainingSession:
         self.warnings += explain_padding(base, layout)
         train_rows, eval_rows = prepared.load_train(), prepared.load_eval()
         eval_parts = prepared.load_eval_parts()
-        checkpointing = choose_checkpointing(
+        checkpointing = settle_checkpointing(
             config, lambda: build_empty(model_path), layout, prepared, dtype, base.device.type
         )
         if config.packing:

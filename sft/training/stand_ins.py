@@ -16,6 +16,7 @@ from trl.trainer import utils as trl_utils
 
 from sft.kernels import block_attention, dropout, fused_lora, loss, packing
 
+BLOCK_ROWS, WIDTH_STEP = 128, 32  # FlashAttention rounds documents and heads up to these, in its own sums
 QUANTIZED_BLOCK = 64  # weights that share a scale of one byte (double quantization)
 
 
@@ -26,6 +27,9 @@ def standing_in(kind: str) -> Iterator[None]:
     with ExitStack() as stack:
         # Every block of queries takes and frees the same; the last one takes most.
         stack.enter_context(patch.object(block_attention, "_blocks", lambda length: blocks(length)[-1:]))
+        # So does every chunk of logits, beside what the one before it leaves.
+        chunks = loss.cut_chunks
+        stack.enter_context(patch.object(loss, "cut_chunks", lambda count, size: chunks(count, size)[:2]))
         stack.enter_context(patch.object(dora, "dequantize_module_weight", _unpack))
         if kind == "cuda":
             stack.enter_context(patch.object(packing, "suits_blocks", lambda *_: False))
@@ -53,6 +57,22 @@ def pack_linear_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child is not head:
                 setattr(module, name, PackedLinear(child, dtype))
+
+
+def count_workspace(func: Any, args: Any) -> int:
+    """Bytes that an operation takes while it runs, beside its results, which its form for fake tensors leaves out.
+
+    The backward pass of FlashAttention 2 (torch's variable-length attention, and its own package) sums the gradient of
+    the queries in fp32, keeps a row's sum of O dO, and has keys and values of every head where heads share them.
+    """
+    if getattr(func, "_name", "") != "torch_attn::_varlen_attn_backward":
+        return 0
+    query, key, bounds = args[1], args[2], args[6]  # (T, H, Dh), (T, Hkv, Dh), (documents + 1,)
+    tokens, heads, width = query.shape
+    rounded = tokens + BLOCK_ROWS * (bounds.shape[0] - 1)
+    sums = 4 * rounded * heads * (-(-width // WIDTH_STEP) * WIDTH_STEP + 1)
+    expanded = 2 * tokens * heads * width * query.element_size() if heads != key.shape[1] else 0
+    return int(sums + expanded)
 
 
 class PackedLinear(nn.Linear):  # type: ignore[misc]  # torch is untyped here

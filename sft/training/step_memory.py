@@ -15,19 +15,21 @@ from typing import NamedTuple
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+from sft.adapting.adaptation import Adaptation
 from sft.adapting.adapter_files import SETTINGS
 from sft.adapting.adapters import plan_adapter
 from sft.config import SFTConfig
 from sft.models.layer_stack import find_stack
 from sft.models.library_warnings import collecting_warnings
-from sft.training.fake_step import Step, StepMemory, run_fake_step
+from sft.training.fake_step import Step, StepMemory, run_fake_steps
 
 logger = logging.getLogger(__name__)
 
-FEW = 2  # layers of the smaller model, at least; the larger one has twice as many
+FEW = 2  # layers of the smaller model, at least; the larger one has one more of each kind
 # Bytes held for each byte of activations. Between tensors the C library leaves gaps that other tensors do not fit into:
 # 1.0 to 1.45 measured, most with the largest batches. CUDA's peak is counted by tensors.
 GAPS = {"cpu": 1.4, "cuda": 1.0}
+RECOMPUTED_GAPS = {"cpu": 1.05, "cuda": 1.0}  # `return_large_blocks`
 
 
 class StepNeed(NamedTuple):
@@ -38,24 +40,36 @@ class StepNeed(NamedTuple):
     held: int  # with the gaps that the allocator leaves between tensors
 
 
-def measure_steps(empty: PreTrainedModel, config: SFTConfig, steps: Sequence[Step]) -> list[StepNeed] | None:
+def measure_steps(
+    empty: PreTrainedModel, config: SFTConfig, steps: Sequence[Step], adaptation: Adaptation | None = None
+) -> list[StepNeed] | None:
     """What these steps of the model take; None if one of its operations can't run on fake tensors.
 
     Args:
         empty: the model on the meta device; it is left unchanged.
+        steps: they differ in their rows alone.
+        adaptation: what `plan_adapter` found for this model, where that is known.
     """
-    adapter = find_adapter_settings(empty, config)
+    adapter = find_adapter_settings(empty, config, adaptation)
     few, many, layers = _choose_counts(empty)
 
-    def run(step: Step, count: int) -> StepMemory:
-        return run_fake_step(_copy_first(empty, count), config, copy.deepcopy(adapter), step)
+    def run(count: int) -> list[StepMemory]:
+        return run_fake_steps(_copy_first(empty, count), config, copy.deepcopy(adapter), steps)
 
     try:
         with collecting_warnings(), _without_tracebacks():
-            return [_extend(run(step, few), run(step, many), few, many, layers, GAPS[step.kind]) for step in steps]
+            first = run(few)
+            second = run(many) if many > few else first
     except Exception as error:  # an operation that depends on the data of a tensor, or a library's own refusal
         logger.info("No step of this model could be made on fake tensors: %s", str(error).partition("\n")[0])
         return None
+    gaps = find_gaps(steps[0].kind, steps[0].checkpointing)
+    return [_extend(*pair, few, many, layers, gaps) for pair in zip(first, second, strict=True)]
+
+
+def find_gaps(kind: str, checkpointing: bool) -> float:
+    """Bytes held for each byte of activations."""
+    return (RECOMPUTED_GAPS if checkpointing else GAPS)[kind]
 
 
 @contextmanager
@@ -69,13 +83,15 @@ def _without_tracebacks() -> Iterator[None]:
         log.disabled = was_disabled
 
 
-def find_adapter_settings(empty: PreTrainedModel, config: SFTConfig) -> LoraConfig | None:
+def find_adapter_settings(
+    empty: PreTrainedModel, config: SFTConfig, adaptation: Adaptation | None = None
+) -> LoraConfig | None:
     """PEFT's settings of the adapter that the job trains; None if it trains the whole model."""
     if not config.use_lora:
         return None
     folder = Path(config.adapter_path) if config.adapter_path else None
     if folder is None or not (folder / SETTINGS).is_file():
-        return plan_adapter(empty, config).settings
+        return (adaptation or plan_adapter(empty, config)).settings
     settings: LoraConfig = LoraConfig.from_pretrained(str(folder))
     settings.inference_mode, settings.init_lora_weights = False, True
     return settings
@@ -86,9 +102,9 @@ def _choose_counts(model: PreTrainedModel) -> tuple[int, int, int]:
     stack = find_stack(model)
     if stack is None:
         return 1, 1, 1
-    few = max(stack.first_of_each_kind, FEW)
-    layers = len(stack.layers)
-    return (few, 2 * few, layers) if 2 * few < layers else (layers, layers, layers)
+    few, layers = max(stack.first_of_each_kind, FEW), len(stack.layers)
+    many = few + stack.first_of_each_kind
+    return (few, many, layers) if many < layers else (layers, layers, layers)
 
 
 def _copy_first(empty: PreTrainedModel, count: int) -> PreTrainedModel:

@@ -24,17 +24,21 @@ def trying(model: PreTrainedModel, *smaller: Callable[[PreTrainedModel], Any]) -
     model.eval()
     try:
         with torch.no_grad(), ExitStack() as stack:
-            for make_small in (first_layers, *smaller):
-                if _runs(model, make_small):
+            ways = (first_layers, *smaller)
+            runs_with_all = _runs(model, *ways)  # as nearly every model does
+            for make_small in ways:
+                if runs_with_all or _runs(model, make_small):
                     stack.enter_context(make_small(model))
             yield
     finally:
         model.train(was_training)
 
 
-def _runs(model: PreTrainedModel, make_small: Callable[[PreTrainedModel], Any]) -> bool:
+def _runs(model: PreTrainedModel, *ways: Callable[[PreTrainedModel], Any]) -> bool:
     try:
-        with make_small(model):
+        with ExitStack() as stack:
+            for make_small in ways:
+                stack.enter_context(make_small(model))
             compute_logits(model, draw_text(model, sum(LENGTHS)))
     except Exception:
         return False
@@ -78,7 +82,11 @@ def compute_in_training(model: PreTrainedModel, ids: Tensor) -> None:
 
 def sum_plain_nll(model: PreTrainedModel, ids: Tensor) -> float:
     """Sum of the negative log-likelihoods of a text's tokens but the first, from the model's own logits."""
-    logits = compute_logits(model, ids)  # (1, T, V)
+    return sum_nll_of(compute_logits(model, ids), ids)
+
+
+def sum_nll_of(logits: Tensor, ids: Tensor) -> float:
+    """`sum_plain_nll` from the logits (1, T, V) of this text (1, T)."""
     return float(nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
 
 

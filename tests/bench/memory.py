@@ -103,8 +103,12 @@ def compare(kind: str) -> dict[str, Any]:
     return found | {"ratio": round(found["planned_bytes"] / found["real_bytes"], 3)}
 
 
-def run(work: Callable[..., dict[str, Any]], kind: str, folder: Path) -> dict[str, Any]:
-    """The figures of a plan, or of two steps of training that follow it."""
+def run(work: Callable[..., dict[str, Any]], kind: str, folder: Path, layers: int | None = None) -> dict[str, Any]:
+    """The figures of a plan, or of two steps of training that follow it.
+
+    Args:
+        layers: of the model, if not those of its kind.
+    """
     from sft.data.tokenization import prepare
     from sft.models.loading import quiet_transformers
 
@@ -121,7 +125,7 @@ def run(work: Callable[..., dict[str, Any]], kind: str, folder: Path) -> dict[st
         if not data.exists():
             rows = write_rows(varied="max_batch_tokens" in fields)
             data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            save_model(model, folder / "model")
+            save_model(MODELS[model] | ({"num_hidden_layers": layers} if layers else {}), folder / "model")
         return work(config, prepare(config, folder / "model", data, folder / "rows"), folder)
 
 
@@ -148,14 +152,14 @@ def train(config: SFTConfig, prepared: "PreparedData", folder: Path) -> dict[str
     return {"base_bytes": base, "loaded_bytes": loaded, "real_bytes": result["peak_memory_bytes"]}
 
 
-def save_model(name: str, folder: Path) -> None:
+def save_model(settings: dict[str, Any], folder: Path) -> None:
     """Save a model of random weights in bf16 with the tests' tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tests.tiny_models import build_tokenizer
 
-    fields = {"use_cache": False, "max_position_embeddings": 2048, **MODELS[name]}
+    fields = {"use_cache": False, "max_position_embeddings": 2048, **settings}
     tokenizer = build_tokenizer()
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)

@@ -1,27 +1,33 @@
 """The memory that a plan foretells is what the real step allocates, on this machine or on one that is not here."""
 
+from collections import Counter
+
 import psutil
 import pytest
 import torch
 from peft import get_peft_model
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from sft.adapting import adapters
 from sft.config import SFTConfig
 from sft.data.tokenization import prepare
 from sft.errors import DeviceNotFound, InvalidConfig
 from sft.kernels.fused_lora import fuse_adapters
 from sft.models.loading import quiet_transformers
 from sft.models.model_class import build_empty
+from sft.planning import plan as plan_module
 from sft.planning.devices import CARDS, Card, find_card
 from sft.planning.gpus import Gpu
 from sft.planning.machine import settle_precision
 from sft.planning.plan import make_plan
+from sft.training import fake_step, step_memory
 from sft.training.arguments import fill_packed_rows
 from sft.training.fake_step import Step, make_batch
 from sft.training.layout import LOSSES, choose_layout
+from sft.training.stand_ins import count_workspace
 from sft.training.step_memory import GAPS, find_adapter_settings, measure_steps
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import save_tiny_llama, save_tiny_model
 
 FREE = 10**12
 LLAMA_8B = {
@@ -92,9 +98,44 @@ def test_layers_that_are_not_run_count_as_those_that_are(fields):
     config = config_of(**fields)
     step = Step((40, 30), 0.5, "documents", "cpu", torch.float32, config.gradient_checkpointing is True)
     four, five, nine = (measure_steps(build(layers), config, [step])[0] for layers in (4, 5, 9))
-    for name in ("frozen", "resting", "held"):  # four are run whole, of five and nine a part
+    for name in ("frozen", "resting", "held"):  # of five and nine a part is run
         a, b, c = (getattr(need, name) for need in (four, five, nine))
         assert c - b == pytest.approx(4 * (b - a), rel=1e-3, abs=100)
+
+
+def test_what_takes_long_in_a_plan_is_done_once(make_config, alpaca_file, tmp_path, monkeypatch):
+    """The empty model, the choice of layers, and a fake model of each depth serve all questions."""
+    calls = Counter()
+
+    def count(place, name):
+        real = getattr(place, name)
+
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(place, name, call)
+
+    for place in (adapters, step_memory):
+        count(place, "plan_adapter")
+    count(plan_module, "build_empty")
+    count(plan_module, "run_probe")
+    count(step_memory, "run_fake_steps")
+    config, path = make_config(), save_tiny_llama(tmp_path / "deep")
+    deep = AutoConfig.from_pretrained(path, num_hidden_layers=8)
+    AutoModelForCausalLM.from_config(deep).save_pretrained(path)
+    rows = prepare(config, path, alpaca_file, tmp_path / "cache")
+    plan = make_plan(config, rows, path, [], FREE)
+
+    assert (plan["memory"]["basis"], plan["time"]["basis"]) == ("step", "probe")
+    assert calls == {"build_empty": 1, "plan_adapter": 1, "run_fake_steps": 2, "run_probe": 1}
+
+
+@pytest.mark.parametrize("fields", [{"gradient_accumulation_steps": 2}, {"use_lora": False}], ids=str)
+def test_fake_steps_in_a_row_find_what_each_finds_alone(model_path, fields):
+    model, config = build_empty(model_path), config_of(**fields)
+    steps = [Step((length,), 0.9, "documents", "cpu", torch.float32, checkpointing=False) for length in (300, 900)]
+    assert measure_steps(model, config, steps) == [measure_steps(model, config, [step])[0] for step in steps]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +152,29 @@ def test_a_large_model_on_a_gpu_that_is_not_here(llama_8b, layout, kept):
     [need] = measure_steps(llama_8b, config_of(), [step])
     assert need.frozen == pytest.approx(16.06e9, rel=0.001)
     assert (need.held - need.resting) / 8192 / 32 == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize(("key_heads", "expanded"), [(32, 0), (8, 2 * 2 * 8192 * 4096)])
+def test_the_backward_pass_of_flash_attention_has_its_buffers(key_heads, expanded, monkeypatch):
+    """The gradient of 8192 queries of 32 heads in fp32; keys and values of all heads where heads share them."""
+    sizes = {"hidden_size": 256, "intermediate_size": 64, "num_attention_heads": 32, "head_dim": 128, "vocab_size": 500}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(num_hidden_layers=4, num_key_value_heads=key_heads, **sizes)
+        )
+    config = config_of(lora_target_modules=["o_proj"])  # little else is alive while attention's gradient is computed
+    step = Step((2048,) * 4, 0.1, "documents", "cuda", torch.bfloat16, checkpointing=True)
+    counted = []
+    monkeypatch.setattr(
+        fake_step, "count_workspace", lambda *call: counted.append(count_workspace(*call)) or counted[-1]
+    )
+    [with_buffers] = measure_steps(model, config, [step])
+    monkeypatch.setattr(fake_step, "count_workspace", lambda *_: 0)
+    [without] = measure_steps(model, config, [step])
+
+    buffers = 4 * (8192 + 4 * 128) * 32 * (128 + 1) + expanded
+    assert {size for size in counted if size} == {buffers}
+    assert buffers / 4 < with_buffers.held - without.held <= buffers
 
 
 def test_qlora_leaves_embeddings_and_head_in_16_bits(llama_8b):
