@@ -54,7 +54,7 @@ def list_models(settings: AppSettings) -> Models:
             found.append(respond(Model, describe_model(name, settings)))
         except (ModelNotFound, OSError):  # removed meanwhile
             continue
-    return Models(models=found, root_id=identify_root(settings))
+    return Models(models=found, root_id=identify_root(settings, make=True))
 
 
 @router.get("/models/{name}")

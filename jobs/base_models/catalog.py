@@ -73,13 +73,17 @@ def find_problem(name: str, folder: Path, settings: Settings) -> str | None:
     return None
 
 
-def identify_root(settings: Settings) -> str | None:
+def identify_root(settings: Settings, make: bool = False) -> str | None:
     """Identifies the model root and its machine until that restarts; None where a system does not tell.
 
     Two processes that find the same one see the same files.
+
+    Args:
+        make: create it if it is missing; else it is then None.
     """
     try:
-        settings.model_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            settings.model_root.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = settings.model_root.stat()
         boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

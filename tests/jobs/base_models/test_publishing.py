@@ -231,8 +231,11 @@ def _copy_slowly(source, settings):
 
 
 def test_the_model_root_is_identified(tmp_path, settings):
-    assert identify_root(settings) == identify_root(Settings(home=tmp_path / "home")) is not None
-    assert identify_root(settings) != identify_root(Settings(home=tmp_path / "other"))
+    assert identify_root(settings) is None
+    assert not settings.home.exists()
+    made = identify_root(settings, make=True)
+    assert made == identify_root(Settings(home=tmp_path / "home")) is not None
+    assert made != identify_root(Settings(home=tmp_path / "other"), make=True)
 
 
 def test_a_model_that_is_added_is_in_the_store(tmp_path, source):
