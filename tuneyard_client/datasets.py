@@ -25,7 +25,7 @@ from tuneyard_wire.own_data import (
 )
 
 WHOLE_BYTES = 64 * 2**20  # of a file that is sent at once
-PART_BYTES = 32 * 2**20
+PART_BYTES = 8 * 2**20
 
 
 def add(path: Path, name: str | None = None) -> Call[AddedDataset]:
