@@ -24,6 +24,19 @@ CODES = {
     "RegistryUnavailable": ("registry_unavailable", 503, ConnectionError),
     "RegistryRefused": ("registry_refused", 502, RuntimeError),
     "StoreRefused": ("store_refused", 502, RuntimeError),
+    "NameTaken": ("name_taken", 409, ValueError),
+    "DatasetInUse": ("dataset_in_use", 409, RuntimeError),
+    "UploadTooLarge": ("upload_too_large", 413, ValueError),
+    "UploadNotFound": ("upload_not_found", 404, LookupError),
+    "InvalidUpload": ("invalid_upload", 422, ValueError),
+    "UploadConflict": ("upload_conflict", 409, RuntimeError),
+    "ModelExists": ("model_exists", 409, FileExistsError),
+    "ModelInUse": ("model_in_use", 409, RuntimeError),
+    "ModelProtected": ("model_protected", 403, PermissionError),
+    "AddingFailed": ("adding_failed", 503, RuntimeError),
+    "GenerationBusy": ("generation_busy", 503, RuntimeError),
+    "GenerationFailed": ("generation_failed", 503, RuntimeError),
+    "ContextTooLong": ("context_length_exceeded", 400, ValueError),
 }
 
 
