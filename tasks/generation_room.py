@@ -72,9 +72,14 @@ class JobWatch:
 
 
 def yield_cpu() -> None:
-    """Let all threads of this process run only while a core is idle. Without privileges this can't be undone."""
+    """Let all threads of this process run only while a core is idle. Without privileges this can't be undone.
+
+    Where Linux groups processes by their session (autogroup), the groups share the cores first, by their own weights.
+    """
     if not hasattr(os, "SCHED_IDLE"):
         return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19", encoding="ascii")  # the lowest weight
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
             os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))

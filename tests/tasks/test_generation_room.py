@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
@@ -39,7 +40,7 @@ def job() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def watching(device: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WATCHING, device])
+    return subprocess.Popen([sys.executable, "-c", WATCHING, device], start_new_session=True)
 
 
 def find_policies(pid: int) -> set[int]:
@@ -50,6 +51,8 @@ def test_beside_a_job_all_threads_get_only_idle_cpu_time(job):
     process = watching("cpu")
     try:
         wait_until(lambda: find_policies(process.pid) == {os.SCHED_IDLE}, 60)
+        if (group := Path(f"/proc/{process.pid}/autogroup")).exists():
+            assert group.read_text().strip().endswith("nice 19")
         assert process.poll() is None
     finally:
         process.kill()

@@ -134,12 +134,13 @@ def test_a_client_that_hangs_up_frees_its_place(settings):
 
 
 def test_it_ends_when_idle_and_starts_again(settings):
-    brief = settings.model_copy(update={"generation_idle_seconds": 0.5})
+    brief = settings.model_copy(update={"generation_idle_seconds": 3})
 
     async def run() -> None:
         async with running(brief) as generator:
             answer = await ask(generator, brief)
             process = find_process(generator)
+            assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "1000"
             await asyncio.to_thread(process.wait, 60)
             assert (brief.home / LOCK).read_text() == ""
             assert await ask(generator, brief) == answer
