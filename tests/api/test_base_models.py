@@ -28,7 +28,8 @@ def url(stack):
 def clean_root(stack):
     """The stack is shared: nothing of a test's models stays."""
     yield
-    shutil.rmtree(stack.model_root / "up", ignore_errors=True)
+    for folder in ("up", UPLOADS):
+        shutil.rmtree(stack.model_root / folder, ignore_errors=True)
 
 
 @pytest.fixture
