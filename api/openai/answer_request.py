@@ -22,7 +22,12 @@ def _check_number(value: Any) -> Any:
 
 
 Number = Annotated[float, Field(strict=True)]
-Count = Annotated[int, BeforeValidator(_check_number)]
+# The limits stand beside the integer, so that the OpenAPI document has them.
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_check_number)]
+Answers = Annotated[int, Field(ge=1, le=MOST_ANSWERS), BeforeValidator(_check_number)]
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(_check_number)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_check_number)]
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_check_number)]
 Flag = Annotated[bool, Field(strict=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
@@ -49,14 +54,14 @@ class AnswerRequest(BaseModel):
     )
     temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the most likely token; 1 if left out.")
     top_p: Number | None = Field(None, gt=0, le=1)
-    max_tokens: Count | None = Field(
-        None, gt=0, le=MOST_TOKENS, description="Tokens of each answer; 512, or what the context leaves, if left out."
+    max_tokens: Tokens | None = Field(
+        None, description="Tokens of each answer; 512, or what the context leaves, if left out."
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = Field(
         None, description="Texts that end an answer; they are not part of it."
     )
-    seed: Count | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed draws the same answers.")
-    n: Count | None = Field(None, ge=1, le=MOST_ANSWERS, description="Number of answers to each prompt.")
+    seed: Seed | None = Field(None, description="The same seed draws the same answers.")
+    n: Answers | None = Field(None, description="Number of answers to each prompt.")
     stream: Flag | None = Field(None, description="Send server-sent events.")
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
@@ -125,11 +130,9 @@ class ChatRequest(AnswerRequest):
     model_config = ConfigDict(json_schema_extra={"allOf": _EXCLUSIONS})
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    max_completion_tokens: Count | None = Field(None, gt=0, le=MOST_TOKENS, description="As `max_tokens`.")
+    max_completion_tokens: Tokens | None = Field(None, description="As `max_tokens`.")
     logprobs: Flag | None = Field(None, description="Send the log probability of each token.")
-    top_logprobs: Count | None = Field(
-        None, ge=0, le=MOST_LOGPROBS, description="Most likely tokens to send for each; needs `logprobs`."
-    )
+    top_logprobs: Logprobs | None = Field(None, description="Most likely tokens to send for each; needs `logprobs`.")
 
     @model_validator(mode="after")
     def _check(self) -> "ChatRequest":
@@ -155,9 +158,9 @@ class CompletionRequest(AnswerRequest):
     """`POST /v1/completions`."""
 
     prompt: str | TextList = Field(description="A text, or several.")
-    logprobs: Count | None = Field(None, ge=0, le=MOST_LOGPROBS, description="Most likely tokens to send for each.")
+    logprobs: Logprobs | None = Field(None, description="Most likely tokens to send for each.")
     echo: Literal[False] | None = Field(None, description="False only.")
-    best_of: Annotated[Count, Field(ge=1, le=1)] | None = Field(None, description="1 only.")
+    best_of: One | None = Field(None, description="1 only.")
     suffix: None = None
 
     def to_work(self) -> dict[str, Any]:

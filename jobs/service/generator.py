@@ -104,7 +104,9 @@ class Generator:
                 f"no answer within {self._settings.generation_seconds:g} s (TUNEYARD_GENERATION_SECONDS); ask for "
                 "fewer tokens, or try again later"
             ) from error
-        except (ConnectionError, ValueError) as error:
+        except ConnectionError:  # it was killed
+            received = b""
+        except ValueError as error:
             raise GenerationFailed(f"the generation process can't be read ({error}); try again") from error
         if not received:
             raise GenerationFailed("the generation process ended before the answer did; try again")
