@@ -26,7 +26,7 @@ Number = Annotated[float, Field(strict=True)]
 Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_check_number)]
 Answers = Annotated[int, Field(ge=1, le=MOST_ANSWERS), BeforeValidator(_check_number)]
 Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(_check_number)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_check_number)]
+Seed = Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(_check_number)]  # exact in any JSON parser
 One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_check_number)]
 Flag = Annotated[bool, Field(strict=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
