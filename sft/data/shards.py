@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -205,7 +205,11 @@ class _Shard:
             return
         for name in self._writers:
             sync_path(self._path(name))
-        report = {"rows": self._rows, "reports": {name: part.to_dict() for name, part in self.reports.items()}}
+        report = {
+            "rows": self._rows,
+            "reports": {name: part.to_dict() for name, part in self.reports.items()},
+            "files": {self._path(name).name: self._path(name).stat().st_size for name in self._writers},
+        }
         complete = self._folder / f"shard-{self._number:05}.json"
         _write_whole(complete, lambda path: path.write_text(json.dumps(report), encoding="utf-8"))
 
@@ -222,8 +226,24 @@ class _Shard:
 
 
 def _list_complete(folder: Path) -> list[Path]:
-    """The reports of the complete shards, in order."""
-    return sorted(folder.glob("shard-*.json"))
+    """The reports of the complete shards, in order, up to the first one that lacks a file.
+
+    Files are missing where a process was killed after it had moved some of them to where they are used.
+    """
+    return [*takewhile(_has_files, sorted(folder.glob("shard-*.json")))]
+
+
+def _has_files(report: Path) -> bool:
+    files = json.loads(report.read_text(encoding="utf-8")).get("files")
+    return files is not None and has_files(report.parent, files)
+
+
+def has_files(folder: Path, sizes: dict[str, int]) -> bool:
+    """Whether a folder has these files, each with its size in bytes."""
+    try:
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except OSError:
+        return False
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -20,7 +20,7 @@ from sft.data.row_advice import advise_on_rows, count_skipped
 from sft.data.row_blocks import read_blocks
 from sft.data.row_report import Notes
 from sft.data.row_sample import sample_blocks
-from sft.data.shards import Source, lock_shards, write_shards
+from sft.data.shards import Source, has_files, lock_shards, write_shards
 from sft.errors import InvalidDataset
 from sft.files.publication import discard_folder, publish_folder
 
@@ -249,6 +249,6 @@ def _is_complete(folder: Path) -> bool:
     """Whether the folder holds every file its manifest lists, in full."""
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
+    return bool(files) and has_files(folder, files)

@@ -18,6 +18,7 @@ from sft.confinement import Limits, confined
 from sft.data import data_stream, encoding, row_blocks, shards
 from sft.data.tokenization import PreparedData, prepare
 from sft.errors import InvalidDataset, ResourceLimit, StackError
+from sft.files import publication
 from tests.conftest import wait_until
 
 MakeConfig = Callable[..., SFTConfig]
@@ -107,6 +108,43 @@ def test_a_stopped_one_goes_on_after_its_last_shard(
     assert told[-1] == ROWS - 1
     assert not hashed  # the rows' sides are known
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [again.folder.name]
+
+
+@pytest.mark.parametrize("moved", [1, 4, 10**9], ids=["one file", "four files", "all files"])
+def test_one_that_ends_while_its_files_are_moved_to_their_place_loses_no_row(
+    tokenize: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    whole = tokenize("whole", 1)
+    rename, renamed = Path.rename, list[str]()
+
+    def rename_some(path: Path, target: Path) -> Path:
+        if path.suffix == ".arrow":
+            if len(renamed) == moved:
+                raise Stop
+            renamed.append(path.name)
+        return rename(path, target)
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_some)
+        patch.setattr(publication, "_put_in_place", stop)
+        with pytest.raises(Stop):
+            tokenize("cache", 1)
+    assert renamed
+    assert read_all(tokenize("cache", 1)) == read_all(whole)
+
+
+def test_a_folder_without_any_file_is_made_again(tokenize: Callable[..., PreparedData]) -> None:
+    """As a release that lost them there left behind."""
+    whole = tokenize("whole", 1)
+    lost = tokenize("cache", 1)
+    for path in lost.folder.glob("*.arrow"):
+        path.unlink()
+    manifest = lost.folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text(encoding="utf-8")) | {"files": {}}), encoding="utf-8")
+    assert read_all(tokenize("cache", 1)) == read_all(whole)
 
 
 def test_a_killed_one_leaves_no_process_and_is_gone_on_with(
