@@ -1,20 +1,27 @@
 """What it costs a training that its checkpoints are sent to a store. The last line is one JSON object.
 
-The same training alternates with and without a sender, in this process; the store is an S3 server in another one, which
-shares the cores, as no store of one's own would. Saves are as far apart as in the demo's job.
+The same training alternates with and without a sender, in this process; the store is an S3 server in another one,
+which shares the cores, as no store of one's own would. Saves are as far apart as in the demo's job.
+
+Seconds vary with whatever else the machine does. `sending_cpu_percent` does not: the CPU seconds of sending the
+checkpoints of one training, in percent of what all cores could do during the fastest training without a sender.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 from uuid import uuid4
+
+import psutil
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from jobs.settings import PROJECT_ROOT, Settings
@@ -72,8 +79,13 @@ def measure(pairs: int, steps: int, save_steps: int, url: str) -> dict[str, Any]
             spent, count = train(model, data, Path(folder) / str(number), steps, save_steps, store if is_sent else None)
             seconds[is_sent].append(spent)
             sent += count
+        costs = measure_sending(Path(folder) / "0", store)
     without, with_store = statistics.median(seconds[False]), statistics.median(seconds[True])
+    possible = min(seconds[False]) * (os.cpu_count() or 1)
     return {
+        "sending_cpu_seconds": [round(ours, 2) for ours, _ in costs],
+        "server_cpu_seconds": [round(servers, 2) for _, servers in costs],
+        "sending_cpu_percent": round(100 * sum(ours for ours, _ in costs) / possible, 2),
         "seconds_without": [round(value, 2) for value in seconds[False]],
         "seconds_with": [round(value, 2) for value in seconds[True]],
         "checkpoints_sent": sent,
@@ -81,12 +93,29 @@ def measure(pairs: int, steps: int, save_steps: int, url: str) -> dict[str, Any]
     }
 
 
+def measure_sending(folder: Path, store: SharedStore) -> list[tuple[float, float]]:
+    """CPU seconds of this process and of the server for each checkpoint of a training, sent one after the other."""
+    from sft.checkpoints.folders import list_checkpoints
+    from tasks.checkpoint_store import CheckpointSender
+
+    (server,) = psutil.Process().children()
+    stored = Semaphore(0)
+    sender = CheckpointSender(store, uuid4(), nullcontext, 100, lambda step, sent, seconds: stored.release())
+    costs = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        before, servers = time.process_time(), sum(server.cpu_times()[:2])
+        sender.add(checkpoint)
+        if not stored.acquire(timeout=120):
+            raise SystemExit(f"{checkpoint.name} was not sent")
+        costs.append((time.process_time() - before, sum(server.cpu_times()[:2]) - servers))
+    sender.close(60)
+    return costs
+
+
 def train(
     model: Path, data: Path, folder: Path, steps: int, save_steps: int, store: SharedStore | None
 ) -> tuple[float, int]:
     """Train; the seconds it took, and how many checkpoints were in the store just after."""
-    from contextlib import nullcontext
-
     from sft.config import SFTConfig
     from sft.data.tokenization import prepare
     from sft.training.session import TrainingSession
