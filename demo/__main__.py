@@ -14,7 +14,7 @@ import httpx
 from rich.console import Console
 
 from demo.model import MODEL_NAME, ensure_demo_model
-from demo.show import follow_job, show_answers, show_intro, show_links
+from demo.show import follow_job, show_answers, show_chat, show_intro, show_links
 from jobs.network.proxies import bypass_proxies
 from jobs.settings import PROJECT_ROOT, Settings
 from jobs.stack import local as stack
@@ -83,7 +83,9 @@ def run_job(console: Console, api_url: str, settings: Settings) -> dict[str, Any
     seconds = round(time.monotonic() - started_at, 1)
     result = job["result"] or {}
     if job["status"] == "completed":
-        show_answers(console, answers_of(settings, result), result)
+        answers = answers_of(settings, result)
+        show_answers(console, answers, result)
+        show_chat(console, api_url, f"{result['model_name']}@{result['model_version']}", answers[0]["question"])
     keys = (
         "dataset_commit",
         "dataset_md5",

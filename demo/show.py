@@ -7,10 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.settings import Settings
+from tuneyard_cli.answers import Conversation
 from tuneyard_cli.watch import watch_job
 from tuneyard_client import Tuneyard
 
 SHOWN_CHARACTERS = 160
+ANSWER_TOKENS = 60
+WAIT_SECONDS = 120  # for the memory of the job that has just ended
 
 
 def show_intro(console: Console) -> None:
@@ -57,3 +60,16 @@ def show_answers(console: Console, answers: list[dict[str, str]], result: dict[s
     console.print(f"Speed          {result['metrics']['tokens_per_second']:.0f} tokens/s, {peak_gb:.1f} GB at the peak")
     console.print(f"Adapter        {result['adapter_path']}", soft_wrap=True)
     console.print(f"Registry       models:/{result['model_name']}/{result['model_version']}\n", soft_wrap=True)
+
+
+def show_chat(console: Console, api_url: str, adapter: str, question: str) -> None:
+    """Ask the service itself, as `tuneyard chat` does, and show the commands that go on from here."""
+    console.print(f"[bold]tuneyard chat {adapter} {question!r} --base[/bold]", soft_wrap=True)
+    with Tuneyard(api_url) as client:
+        base = client.model(adapter).parent
+        models = [base, adapter] if base else [adapter]
+        conversation = Conversation(
+            client, models, None, {"temperature": 0, "max_tokens": ANSWER_TOKENS, "wait_seconds": WAIT_SECONDS}
+        )
+        conversation.ask(question, is_shown=True)
+    console.print(f"\nTry your own: tuneyard serve, then tuneyard chat {adapter} --base\n", soft_wrap=True)
