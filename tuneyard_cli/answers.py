@@ -83,6 +83,7 @@ def generate(
     max_tokens: TokensOption = None,
     seed: SeedOption = None,
     wait: WaitOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Errors are JSON on stderr too.")] = False,
     url: UrlOption = None,
 ) -> None:
     """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.

@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from jobs.errors import GenerationBusy, GenerationFailed
 from jobs.scratch import make_scratch
-from jobs.service.planner import MAX_FOLDER_BYTES
+from jobs.service.planner import END_SECONDS, MAX_FOLDER_BYTES
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.errors import find_error
 from sft.files.places import find_temporary
@@ -29,6 +29,10 @@ BUSY_POLL_SECONDS = 2.0
 LINE_BYTES = 2**24
 COMMAND = (sys.executable, "-m", "tasks.generation")
 LOCK = "generation.lock"  # in the state folder; holds the path of the socket
+
+
+class _ProcessEnded(Exception):
+    """The process that was asked has ended."""
 
 
 class Generator:
@@ -56,6 +60,8 @@ class Generator:
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the pieces of the answers, as `tasks.generation` describes them. Closing the iterator cancels it.
 
+        If the process ends before the first piece, as one that was killed just before does, another one is asked.
+
         Args:
             settings: With the addresses of the stack, from which adapters are fetched.
             wait_seconds: How long to wait while jobs leave no room.
@@ -65,7 +71,7 @@ class Generator:
             GenerationFailed: no answer within `generation_seconds`, or the process ended.
             TuneyardError: an error of the model, the adapter or the prompt.
         """
-        asked_at = time.monotonic()
+        asked_at, has_asked_another = time.monotonic(), False
         line = json.dumps({**request, "settings": settings.model_dump(mode="json")}).encode() + b"\n"
         while True:
             has_begun = False
@@ -75,6 +81,11 @@ class Generator:
                         has_begun = True
                         yield response
                 return
+            except _ProcessEnded as error:
+                if has_begun or has_asked_another:
+                    raise GenerationFailed("the generation process ended before the answer did; try again") from error
+                has_asked_another = True
+                await to_thread.run_sync(self._wait_for_end)
             except GenerationBusy:
                 if has_begun or time.monotonic() - asked_at + BUSY_POLL_SECONDS > wait_seconds:
                     raise
@@ -109,7 +120,7 @@ class Generator:
         except ValueError as error:
             raise GenerationFailed(f"the generation process can't be read ({error}); try again") from error
         if not received:
-            raise GenerationFailed("the generation process ended before the answer did; try again")
+            raise _ProcessEnded
         response: dict[str, Any] = json.loads(received)
         return response
 
@@ -159,6 +170,12 @@ class Generator:
                 pass_fds=[self._scratch.lock],
                 start_new_session=True,  # Ctrl-C must not reach it; it ends when the API closes stdin
             )
+
+    def _wait_for_end(self) -> None:
+        """Wait until the process counts as ended, if it does so soon: one that is killed closes its socket first."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
 
     def _clear(self) -> None:
         if self._process is not None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.errors import ContextTooLong, GenerationBusy, GenerationFailed
-from jobs.service.generator import LOCK, Generator
+from jobs.service.generator import LOCK, Generator, _ProcessEnded
 from jobs.settings import Settings
 from sft.errors import InvalidPrompt, ModelNotFound, ResourceLimit
 from tests.tiny_models import save_tiny_model
@@ -175,6 +175,29 @@ class Busy(Generator):
         if self.left >= 0:
             raise GenerationBusy("a job runs")
         yield {"usage": {}}
+
+
+class Ending(Generator):
+    """Whose process ends before the first piece, so many times."""
+
+    def __init__(self, settings: Settings, ends: int) -> None:
+        super().__init__(settings)
+        self.left = ends
+
+    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
+        self.left -= 1
+        if self.left >= 0:
+            raise _ProcessEnded
+        yield {"usage": {}}
+
+
+def test_another_process_is_asked_once_if_one_ends_before_the_first_piece(settings):
+    async def run(ends: int) -> list[dict[str, Any]]:
+        return [piece async for piece in Ending(settings, ends).generate({}, settings)]
+
+    assert asyncio.run(run(1)) == [{"usage": {}}]
+    with pytest.raises(GenerationFailed, match="ended before the answer"):
+        asyncio.run(run(2))
 
 
 def test_without_room_it_says_so_at_once_or_waits_as_asked(settings):
