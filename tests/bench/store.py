@@ -102,7 +102,8 @@ def measure_sending(folder: Path, store: SharedStore) -> list[tuple[float, float
     stored = Semaphore(0)
     sender = CheckpointSender(store, uuid4(), nullcontext, 100, lambda step, sent, seconds: stored.release())
     costs = []
-    for checkpoint in reversed(list_checkpoints(folder)):
+    directory = next(folder.rglob("checkpoint-*")).parent
+    for checkpoint in reversed(list_checkpoints(directory)):
         before, servers = time.process_time(), sum(server.cpu_times()[:2])
         sender.add(checkpoint)
         if not stored.acquire(timeout=120):
