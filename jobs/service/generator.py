@@ -3,11 +3,7 @@
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,12 +12,9 @@ from typing import Any
 from anyio import to_thread
 
 from jobs.errors import GenerationBusy, GenerationFailed
-from jobs.scratch import make_scratch
-from jobs.service.planner import END_SECONDS, MAX_FOLDER_BYTES
-from jobs.settings import PROJECT_ROOT, Settings
+from jobs.service.socket_process import SocketProcess, has_ended
+from jobs.settings import Settings
 from sft.errors import find_error
-from sft.files.places import find_temporary
-from sft.files.temporary_folders import LockedFolder
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -35,7 +28,7 @@ class _ProcessEnded(Exception):
     """The process that was asked has ended."""
 
 
-class Generator:
+class Generator(SocketProcess):
     """Ask the generation process, of which there is one for a state folder. For use on one event loop.
 
     It starts with the first request, ends when it has been idle for `generation_idle_seconds`, with `close`, and with
@@ -43,17 +36,8 @@ class Generator:
     """
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__("generation", GenerationFailed)
         self._settings = settings
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: LockedFolder | None = None
-
-    def close(self) -> None:
-        """End the process if it is of this one. The generator can't be used afterwards."""
-        with self._lock:
-            self._is_closed = True
-            self._clear()
 
     async def generate(
         self, request: dict[str, Any], settings: Settings, wait_seconds: float = 0
@@ -85,7 +69,7 @@ class Generator:
                 if has_begun or has_asked_another:
                     raise GenerationFailed("the generation process ended before the answer did; try again") from error
                 has_asked_another = True
-                await to_thread.run_sync(self._wait_for_end)
+                await to_thread.run_sync(has_ended, self._process)
             except GenerationBusy:
                 if has_begun or time.monotonic() - asked_at + BUSY_POLL_SECONDS > wait_seconds:
                     raise
@@ -145,46 +129,11 @@ class Generator:
     def _start(self) -> None:
         """Start the process if it does not run; it ends at once if another process of the service has started one.
 
-        Raises GenerationFailed if there is no folder for its socket.
+        Raises GenerationFailed if there is no folder for its socket, or this is closed.
         """
-        with self._lock:
-            if self._is_closed:
-                raise GenerationFailed("the service is stopping")
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._clear()
-            folder = find_temporary()
-            is_short = len(os.fsencode(folder)) <= MAX_FOLDER_BYTES  # a socket's path is limited
-            try:
-                self._settings.home.mkdir(parents=True, exist_ok=True)
-                self._scratch = make_scratch("generation", folder if is_short else Path("/tmp"))  # noqa: S108
-            except OSError as error:
-                raise GenerationFailed(
-                    f"the generation process needs a temporary folder ({error}); free some space"
-                ) from error
-            self._process = subprocess.Popen(
-                [*COMMAND, str(self._scratch.folder / "s"), str(self._settings.home / LOCK)],
-                cwd=PROJECT_ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[self._scratch.lock],
-                start_new_session=True,  # Ctrl-C must not reach it; it ends when the API closes stdin
-            )
+        if self._is_closed:
+            raise GenerationFailed("the service is stopping")
+        self.start()
 
-    def _wait_for_end(self) -> None:
-        """Wait until the process counts as ended, if it does so soon: one that is killed closes its socket first."""
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
-
-    def _clear(self) -> None:
-        if self._process is not None:
-            if self._process.stdin:
-                self._process.stdin.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
-            self._process = None
-        if self._scratch is not None:
-            self._scratch.remove()
-            self._scratch = None
+    def _command(self, path: Path) -> list[str]:
+        return [*COMMAND, str(path), str(self._settings.home / LOCK)]

@@ -4,11 +4,9 @@ import contextlib
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +14,19 @@ from typing import Any
 
 from jobs.errors import PlanningFailed
 from jobs.keeper import NOTE, PARENT
-from jobs.scratch import lending_scratch, make_scratch
+from jobs.scratch import lending_scratch
 from jobs.service.fair_slots import FairSlots
+from jobs.service.socket_process import SocketProcess, has_ended
 from jobs.settings import PROJECT_ROOT, Settings
 from sft.config import SFTConfig
 from sft.confinement import explain_end, open_note
 from sft.errors import find_error
-from sft.files.places import find_temporary
-from sft.files.temporary_folders import LockedFolder
 
 TIMEOUT_SECONDS = 120.0
 AT_ONCE = 2
 RESERVED = 2  # further slots for clients without a running plan, so that slow plans do not delay other clients
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0
-END_SECONDS = 5.0  # a killed process closes its socket, frees its memory, and only then counts as ended
-MAX_FOLDER_BYTES = 60
 COMMAND = (sys.executable, "-m", "tasks.plan")
 
 
@@ -39,7 +34,7 @@ class PlanCancelled(Exception):
     """The client no longer waits for the plan."""
 
 
-class Planner:
+class Planner(SocketProcess):
     """Make plans, at most `at_once` at a time for one client; others wait (`FairSlots`). Thread-safe.
 
     The planner process starts with the first plan, or with `start`, and uses some 500 MB until `close`. It ends
@@ -49,46 +44,12 @@ class Planner:
     def __init__(
         self, at_once: int = AT_ONCE, timeout_seconds: float = TIMEOUT_SECONDS, reserved: int = RESERVED
     ) -> None:
+        super().__init__("planner", PlanningFailed)
         self.timeout_seconds = timeout_seconds
         self._slots = FairSlots(at_once, reserved)
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: LockedFolder | None = None
 
-    def start(self) -> None:
-        """Start the planner process, which loads its libraries. No effect if it runs or the planner is closed.
-
-        Raises PlanningFailed if there is no folder for its socket.
-        """
-        with self._lock:
-            if self._is_closed:
-                return
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._clear()
-            folder = find_temporary()
-            is_short = len(os.fsencode(folder)) <= MAX_FOLDER_BYTES  # a socket's path is limited
-            try:
-                self._scratch = make_scratch("planner", folder if is_short else Path("/tmp"))  # noqa: S108
-            except OSError as error:
-                raise PlanningFailed(
-                    f"the planner process needs a temporary folder ({error}); free some space"
-                ) from error
-            self._process = subprocess.Popen(
-                [*COMMAND, "--serve", str(self._socket_path())],
-                cwd=PROJECT_ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[self._scratch.lock],
-                start_new_session=True,  # Ctrl-C must not reach it; it ends when the API closes stdin
-            )
-
-    def close(self) -> None:
-        """End the planner process and its running plans. The planner can't be used afterwards."""
-        with self._lock:
-            self._is_closed = True
-            self._clear()
+    def _command(self, path: Path) -> list[str]:
+        return [*COMMAND, "--serve", str(path)]
 
     def plan(
         self,
@@ -128,7 +89,7 @@ class Planner:
         deadline = time.monotonic() + self.timeout_seconds
         with self._slots.taken(client, lambda: self._check(deadline, is_cancelled)):
             received, process = self._ask_once(request, deadline, is_cancelled)
-            if not received and _has_ended(process):
+            if not received and has_ended(process):
                 received, _ = self._ask_once(request, deadline, is_cancelled)
             return read_response(received)
 
@@ -190,30 +151,6 @@ class Planner:
             raise PlanCancelled
         if time.monotonic() > deadline:
             raise PlanningFailed(f"no plan within {self.timeout_seconds:g} s; the machine may be busy, try again later")
-
-    def _socket_path(self) -> Path:
-        return Path(self._scratch.folder if self._scratch else "", "planner.sock")
-
-    def _clear(self) -> None:
-        if self._process is not None:
-            if self._process.stdin:
-                self._process.stdin.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
-            self._process = None
-        if self._scratch is not None:
-            self._scratch.remove()
-            self._scratch = None
-
-
-def _has_ended(process: subprocess.Popen[bytes] | None) -> bool:
-    """Whether it has ended, or does so within `END_SECONDS`."""
-    if process is None:
-        return True
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    return process.poll() is not None
 
 
 def plan_once(config: SFTConfig, settings: Settings, device: str | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from jobs.base_models.catalog import list_names
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import call_deadline
 from jobs.preflight.context import CheckContext
@@ -48,7 +49,11 @@ class ServedModels:
 
     def list_all(self) -> list[ServedModel]:
         """List all of them: base models by name, then adapters, newest first."""
-        return [*list_bases(self._settings.model_root), *self._list_adapters("", None)]
+        return [*self._list_bases(), *self._list_adapters("", None)]
+
+    def _list_bases(self) -> list[ServedModel]:
+        root = self._settings.model_root
+        return [_describe_base(name, root / name) for name in list_names(self._settings)]
 
     def find(self, model_id: str) -> ServedModel:
         """Find a base model, `NAME@VERSION`, `NAME@latest`, `NAME` for its latest, or `ft:BASE:ANY:NAME:VERSION`.
@@ -109,17 +114,6 @@ class ServedModels:
         except (httpx.HTTPError, ValueError) as error:
             raise StackError(f"MLflow at {self._server.url} can't be reached ({type(error).__name__})") from error
         return page
-
-
-def list_bases(root: Path) -> list[ServedModel]:
-    """The base models below the model root: folders with a `config.json`, at `NAME` or `ORG/NAME`."""
-    found = []
-    for config in (*root.glob("*/config.json"), *root.glob("*/*/config.json")):
-        folder = config.parent
-        is_hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
-        if config.is_file() and not is_hidden and not (folder / "adapter_config.json").exists():
-            found.append(_describe_base(folder.relative_to(root).as_posix(), folder))
-    return sorted(found, key=lambda model: model.id)
 
 
 def _describe_base(name: str, folder: Path) -> ServedModel:
