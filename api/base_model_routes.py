@@ -117,7 +117,10 @@ async def put_piece(
 
 @router.post("/model-uploads/{upload_id}/complete")
 def complete_upload(upload_id: str, settings: AppSettings, owner: JobOwner) -> Model:
-    """Check the files and publish the model. May be repeated. Takes a while where a store has to receive it too."""
+    """Check the files and publish the model; may be repeated until it has succeeded.
+
+    Takes a while where a store has to receive it too.
+    """
     return respond(Model, Upload.find(upload_id, owner, settings).publish())
 
 

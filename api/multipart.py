@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from jobs.own_data.staging import noticing_full_disk
@@ -56,15 +56,15 @@ async def receive_form(request: Request, folder: Path, names: Collection[str] = 
         raise invalid_form(f"the body must be sent with Content-Type: multipart/form-data, with a field {FILE}")
     with noticing_full_disk(folder), (folder / "content").open("xb") as target:
         reading = _Reading(names, target)
-        parser = MultipartParser(options[b"boundary"], reading.callbacks())
         try:
+            parser = MultipartParser(options[b"boundary"], reading.callbacks())
             async for chunk in request.stream():
                 parser.write(chunk)
                 if len(reading.unwritten) >= BUFFER_BYTES:
                     await to_thread.run_sync(reading.flush)
             await to_thread.run_sync(reading.flush)
             parser.finalize()
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise invalid_form(f"the body is not a valid form: {error}") from error
     return reading.finish(Path(target.name))
 

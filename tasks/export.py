@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -84,7 +85,11 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
     folder = folder.absolute()
     check_folder(folder, options.replace)
     adapter = find_adapter(settings, reference)
-    with publish_folder(folder) as fresh:
+    with ExitStack() as stack:
+        try:
+            fresh = stack.enter_context(publish_folder(folder))
+        except OSError as error:
+            raise ExportRefused(f"{folder} can't be made ({error.strerror or error}); name another folder") from error
         parts = fresh / PARTS
         parts.mkdir()
         source = fetch(settings, adapter, parts)
@@ -96,19 +101,37 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
                 "the adapter was trained on a base model in 4 bits (QLoRA); this has the base's own weights"
             )
         shutil.rmtree(parts)
-        manifest = asdict(made) | {"folder": folder.name}
+        manifest = asdict(made) | {"folder": folder.name, "files": _list_files(fresh)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return made
 
 
 def check_folder(folder: Path, replace: bool) -> None:
-    """Raise ExportRefused unless the folder is new or empty, or holds an export to replace."""
+    """Raise ExportRefused unless the folder is new or empty, or holds an export to replace and nothing else."""
+    if folder.is_symlink():
+        raise ExportRefused(f"{folder} is a link; name the folder itself")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / MANIFEST).is_file():
         raise ExportRefused(f"{folder} has other files than an export's; name a new or empty folder")
     if not replace:
         raise ExportRefused(f"{folder} has an export already; replace it by --force, or name another folder")
+    if others := sorted({*_list_files(folder)} - {*_read_list(folder), MANIFEST}):
+        raise ExportRefused(f"{folder} has files that are not of the export ({', '.join(others[:3])}); move them first")
+
+
+def _list_files(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _read_list(folder: Path) -> list[str]:
+    """The files that an export wrote; none if its manifest does not tell."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return [str(name) for name in files]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def write_peft(source: Source, fresh: Path, options: Options, made: Exported) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PANEL = "Models"
 AT_ONCE = 8
+OWN_FIELDS = ("answer", "finish_reason")  # what is added to a line
 
 commands = typer.Typer()
 
@@ -88,7 +89,8 @@ def generate(
 ) -> None:
     """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.
 
-    `messages` are a chat; a `prompt` is text that is continued, without the chat template.
+    `messages` are a chat; a `prompt` is text that is continued, without the chat template. The first line that can't be
+    answered ends it.
     """
     options: AnswerOptions = {
         "temperature": temperature,
@@ -162,6 +164,16 @@ def _read_line() -> str | None:
         return None
 
 
+def _is_question(row: object) -> bool:
+    """True for an object with either a text `prompt` or a list `messages`, not empty."""
+    if not isinstance(row, dict):
+        return False
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if prompt is None:
+        return isinstance(messages, list) and messages != []
+    return messages is None and isinstance(prompt, str) and prompt != ""
+
+
 def _read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a file. Raises BadParameter, naming the first line that is not one."""
     rows = []
@@ -172,11 +184,14 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        is_row = isinstance(row, dict) and (isinstance(row.get("prompt"), str) != isinstance(row.get("messages"), list))
-        if not is_row:
+        if not _is_question(row):
             raise typer.BadParameter(
-                f"{file}: line {number} must be a JSON object with a text `prompt` or a list `messages`",
+                f"{file}: line {number} must be a JSON object with a text `prompt` or a list `messages`, not empty",
                 param_hint="--file",
+            )
+        if kept := [name for name in OWN_FIELDS if name in row]:
+            raise typer.BadParameter(
+                f"{file}: line {number} has a field {kept[0]} already; give it another name", param_hint="--file"
             )
         rows.append(row)
     if not rows:

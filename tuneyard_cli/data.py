@@ -30,6 +30,8 @@ def add(
 
     The file is checked: format, rows, bad rows with reasons, duplicates. The same content is the same version.
     """
+    if not file.is_file():
+        raise typer.BadParameter(f"{file} is not a regular file", param_hint="FILE")
     with connected(url) as client:
         added = client.datasets.add(file, name)
     if as_json:

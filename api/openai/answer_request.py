@@ -29,6 +29,8 @@ Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(_check_
 Seed = Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(_check_number)]  # exact in any JSON parser
 One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_check_number)]
 Flag = Annotated[bool, Field(strict=True)]
+NoList = Annotated[list[JsonValue], Field(max_length=0)]
+NoObject = Annotated[dict[str, JsonValue], Field(max_length=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
 
@@ -67,6 +69,10 @@ class AnswerRequest(BaseModel):
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
     user: str | None = Field(None, max_length=1000, description="Accepted, and without effect.")
+    logit_bias: NoObject | None = Field(None, description="Empty only.")
+    metadata: NoObject | None = Field(None, description="Empty only.")
+    store: Literal[False] | None = Field(None, description="False only.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Accepted, and without effect.")
 
     @property
     def answers(self) -> int:
@@ -92,6 +98,14 @@ class TextPart(BaseModel):
     text: str
 
 
+class ResponseFormat(BaseModel):
+    """The form of an answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text"]
+
+
 class ChatMessage(BaseModel):
     """A message of a chat."""
 
@@ -100,6 +114,12 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: Annotated[str, Field(max_length=64)] | None = Field(None, description="Accepted, and without effect.")
+    # What an answer of OpenAI's client has when it is sent back as a message.
+    refusal: None = None
+    annotations: NoList | None = Field(None, description="Empty only.")
+    audio: None = None
+    function_call: None = None
+    tool_calls: NoList | None = Field(None, description="Empty only.")
 
     def to_plain(self) -> dict[str, str]:
         """The message as chat templates take it."""
@@ -133,6 +153,11 @@ class ChatRequest(AnswerRequest):
     max_completion_tokens: Tokens | None = Field(None, description="As `max_tokens`.")
     logprobs: Flag | None = Field(None, description="Send the log probability of each token.")
     top_logprobs: Logprobs | None = Field(None, description="Most likely tokens to send for each; needs `logprobs`.")
+    tools: NoList | None = Field(None, description="Empty only.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="Accepted, and without effect.")
+    parallel_tool_calls: Flag | None = Field(None, description="Accepted, and without effect.")
+    response_format: ResponseFormat | None = Field(None, description="Text only.")
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = Field(None, description="Text only.")
 
     @model_validator(mode="after")
     def _check(self) -> "ChatRequest":

@@ -3,6 +3,7 @@
 Clients retry 408, 409, 429 and 5xx, so what stays wrong gets 400.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,8 @@ from tuneyard_wire.openai import OpenAIError, OpenAIErrorBody
 
 PREFIX = "/v1"
 FINAL = {HTTPStatus.CONFLICT: HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST}
+# Names of fields, not those that pydantic gives the alternatives of one: str, constrained-str, list[str], TextPart.
+_FIELD = re.compile(r"(?!(?:str|int|float|bool|none|dict|list)\Z)[a-z][a-z0-9_]*")
 TYPES = {HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error"}  # of the others by their first digit
 
 
@@ -37,7 +40,8 @@ def find_param(problems: Sequence[Mapping[str, Any]]) -> str | None:
     """The name of the first parameter that validation rejected, such as `messages[0].role`."""
     for problem in problems:
         _, *within = problem["loc"]
-        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in within).removeprefix(".")
+        names = [part for part in within if isinstance(part, int) or _FIELD.fullmatch(part)]
+        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).removeprefix(".")
         if name and problem["type"] != "json_invalid":
             return name[:200]
     return None

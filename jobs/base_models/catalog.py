@@ -68,6 +68,8 @@ def find_problem(name: str, folder: Path, settings: Settings) -> str | None:
             return finding.text
         if not any((folder / file).is_file() for file in TOKENIZERS):
             return f"{name!r} has no tokenizer (tokenizer.json); copy or download its files too"
+        if (folder / TOKENIZERS[0]).is_file() and not _is_json_object(folder / TOKENIZERS[0]):
+            return f"{name!r} has a damaged {TOKENIZERS[0]}; copy or download it again"
     except (OSError, TimeoutError):  # gone meanwhile, or others read long files
         return None
     return None
@@ -93,6 +95,14 @@ def identify_root(settings: Settings, make: bool = False) -> str | None:
 
 def _context(settings: Settings) -> CheckContext:
     return CheckContext(settings, workers_are_here=True)  # what is asked is what is here
+
+
+def _is_json_object(path: Path) -> bool:
+    """Whether a file begins and ends as a JSON object does; one that was cut off does not."""
+    with path.open("rb") as file:
+        begin = file.read(64)
+        file.seek(max(0, path.stat().st_size - 64))
+        return begin.lstrip().startswith(b"{") and file.read().rstrip().endswith(b"}") and path.stat().st_size > 1
 
 
 def _measure(folder: Path) -> int:

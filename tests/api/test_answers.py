@@ -125,6 +125,28 @@ def test_texts_are_continued(client):
         assert "".join(chunk.choices[0].text for chunk in stream) == texts[0]
 
 
+def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepted(client):
+    options = {"model": BASE, "max_tokens": 4, "temperature": 0}
+    first = client.chat.completions.create(messages=CHAT, **options).choices[0].message
+    neutral = {
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+        "metadata": {},
+        "store": False,
+        "service_tier": "auto",
+        "modalities": ["text"],
+    }
+    again = [*CHAT, first, {"role": "user", "content": "And then?"}]
+    answers = [
+        client.chat.completions.create(messages=again, **options),
+        client.chat.completions.create(messages=[*CHAT, first.model_dump(), again[-1]], **options, **neutral),
+    ]
+    assert answers[0].choices[0].message == answers[1].choices[0].message
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param", "words"),
     [
@@ -137,6 +159,10 @@ def test_texts_are_continued(client):
         ({"messages": []}, 400, "messages", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "role"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "tools"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content", "content"),
+        ({"stop": [""]}, 400, "stop", "stop"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "text"),
+        ({"store": True}, 400, "store", "store"),
         ({"model": "nowhere"}, 404, None, "nowhere"),
     ],
 )

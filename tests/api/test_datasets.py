@@ -175,6 +175,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\
 BAD_BODIES = [
     (b"{}", "application/json", "multipart/form-data"),
     (b"", FORM, "ends before its last boundary"),
+    (b"", f"multipart/form-data; boundary={'x' * 5000}", "not a valid form"),
     (b"nonsense", FORM, "not a valid form"),
     (FILE + rows("a"), FORM, "ends before its last boundary"),
     (b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nx\r\n--b--\r\n', FORM, "file is missing"),

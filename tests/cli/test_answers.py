@@ -73,7 +73,19 @@ def test_a_file_is_answered_line_by_line(run, tmp_path):
     assert received[1].path == "/v1/completions"
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": "a", "messages": []}', ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"prompt": 3}',
+        '{"prompt": ""}',
+        '{"prompt": "a", "answer": "b"}',
+        '{"prompt": "a", "messages": []}',
+        "",
+    ],
+)
 def test_a_file_with_another_line_is_refused_before_anything_is_asked(run, tmp_path, line):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n' * bool(line) + line)

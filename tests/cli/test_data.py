@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -47,6 +48,13 @@ def test_a_file_is_added_and_what_was_found_is_told(run, file):
     assert "1 bad: messages must be a list, got 3 (row 17)" in result.stderr
     as_json, _ = run(["data", "add", str(file), "--json"], ADDED)
     assert json.loads(as_json.stdout) == ADDED
+
+
+def test_a_pipe_is_no_file(run, tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    result, asked = run(["data", "add", str(tmp_path / "rows.jsonl")])
+    assert (result.exit_code, asked) == (2, [])
+    assert "not a regular file" in result.stderr
 
 
 def test_datasets_are_listed_shown_downloaded_and_deleted(run, tmp_path):

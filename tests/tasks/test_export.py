@@ -209,6 +209,28 @@ def test_nothing_but_an_export_is_replaced(run, registry, tmp_path):
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["version"] == "2"
 
 
+def test_what_was_put_beside_an_export_is_not_replaced(run, tmp_path):
+    assert run("support@1", "--to", "peft", "--out", "out").exit_code == 0
+    (tmp_path / "out/mine").mkdir()
+    (tmp_path / "out/mine/notes.txt").write_text("mine")
+    done = run("support@2", "--to", "peft", "--out", "out", "--force")
+    assert (done.exit_code, "(mine/notes.txt); move them first" in done.stderr) == (3, True)
+    assert (tmp_path / "out/mine/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["file/x", "/proc/x", "nowhere", "link"])
+def test_a_folder_that_cant_be_made_is_told(run, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to("at-all")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    before = sorted(tmp_path.iterdir())
+    done = run("support@1", "--to", "peft", "--out", place)
+    assert (done.exit_code, "Traceback" in done.stderr) == (3, False)
+    assert str(tmp_path / place) in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_the_command_has_the_forms_and_formats_that_there_are():
     assert [one.value for one in Form] == [one.value for one in Target]
     assert [one.value for one in OutType] == list(OUTTYPES)

@@ -48,6 +48,13 @@ def send_all(upload, files):
         send(upload, path, content)
 
 
+def test_a_tokenizer_that_was_cut_off_is_told(settings, files):
+    cut = {**files, "tokenizer.json": b'{"added_tokens": ['}
+    upload = begin(cut, settings)
+    send_all(upload, cut)
+    assert "damaged tokenizer.json" in upload.publish()["problem"]
+
+
 def test_files_are_published_together_with_their_content(settings, files):
     upload = begin(files, settings)
     send_all(upload, files)
