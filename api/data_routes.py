@@ -65,6 +65,19 @@ FORM = {
     },
 }
 
+DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
+        "description": "The file as it was added; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
+    },
+    206: {"description": "The requested `Range` of the file.", "content": {BINARY: {}}},
+    416: {"description": "`Range` starts after the end of the file."},
+}
+WantedRange = Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")]
+RangeOf = Annotated[
+    str | None, Header(alias="If-Range", description="`ETag` of the file that the client has a part of.")
+]
+
 
 @router.post("", openapi_extra={"requestBody": FORM})
 async def add_dataset(request: Request, service: Service, owner: JobOwner, visible: VisibleOwner) -> wire.AddedDataset:
@@ -170,7 +183,7 @@ async def show_rows(
 ) -> wire.ShownRows:
     """Show the first rows, and with `model` each as the chat template writes it, its supervised parts marked."""
     version = await to_thread.run_sync(own_data.find_version, service.settings, dataset, visible)
-    path = _find_file(service, version)
+    path = locate_file(service, version)
     wanted = {
         "path": str(path),
         "label": str(version.reference),
@@ -199,28 +212,19 @@ def _show_rows(
 @router.get(
     "/{dataset}/content",
     response_class=StreamingResponse,
-    responses={
-        200: {
-            "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
-            "description": "The file as it was added; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
-        },
-        206: {"description": "The requested `Range` of the file.", "content": {BINARY: {}}},
-        416: {"description": "`Range` starts after the end of the file."},
-    },
+    responses=DOWNLOAD,
 )
 def download_dataset(
     request: Request,
     dataset: str,
     service: Service,
     visible: VisibleOwner,
-    wanted: Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")] = None,
-    only_of: Annotated[
-        str | None, Header(alias="If-Range", description="`ETag` of the file that the client has a part of.")
-    ] = None,
+    wanted: WantedRange = None,
+    only_of: RangeOf = None,
 ) -> Response:
     """Download a version's file, of `NAME` alone the newest."""
     version = own_data.find_version(service.settings, dataset, visible)
-    return send_file(request, version, _find_file(service, version), wanted, only_of)
+    return send_file(request, version, locate_file(service, version), wanted, only_of)
 
 
 def send_file(
@@ -271,7 +275,8 @@ def install(state: Any, max_uploads: int) -> None:
     state.upload_threads = CapacityLimiter(total)
 
 
-def _find_file(service: JobService, version: DataVersion) -> Path:
+def locate_file(service: JobService, version: DataVersion) -> Path:
+    """The file of a version. Raises DatasetNotFound if it is missing."""
     path = OwnRegistry(service.settings.home).locate(version)
     if not path.exists():
         raise DatasetNotFound(f"the file of dataset {version.reference} is missing; add it again")

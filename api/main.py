@@ -21,7 +21,8 @@ from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
 from api.log_channels import LogHub
 from api.metrics import ServiceMetrics, Snapshot
-from api.openai import answer_routes, model_routes
+from api.openai import answer_routes, file_routes, model_routes
+from api.openai import upload_routes as openai_upload_routes
 from api.openai.answering import limit_generations
 from api.parameters import check_parameters
 from api.requests import REQUEST_ID_HEADER, RequestRecorder, log_to_stderr_unless_configured
@@ -105,7 +106,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     # Routes are matched in order, so the ones that are polled come first.
     of_jobs = (health, plan_routes, train_routes, sft_routes, job_routes)
-    routes = (*of_jobs, upload_routes, data_routes, base_model_routes, model_routes, answer_routes)
+    of_openai = (model_routes, answer_routes, file_routes, openai_upload_routes)
+    routes = (*of_jobs, upload_routes, data_routes, base_model_routes, *of_openai)
     for router in (module.router for module in routes):
         app.include_router(router)
     install_openapi(app)

@@ -14,6 +14,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+from jobs.errors import UploadTooLarge
 from jobs.own_data.staging import noticing_full_disk
 
 FILE = "file"
@@ -40,28 +41,35 @@ class ReceivedForm:
     sha256: str = ""
 
 
-async def receive_form(request: Request, folder: Path, names: Collection[str] = ()) -> ReceivedForm:
+async def receive_form(
+    request: Request, folder: Path, names: Collection[str] = (), field: str = FILE, max_bytes: int | None = None
+) -> ReceivedForm:
     """Write the form's file into `folder`.
 
     Args:
-        names: of the text fields that the form may have beside `file`.
+        names: of the text fields that the form may have beside the file.
+        field: that has the file.
+        max_bytes: of the file.
 
     Raises:
         RequestValidationError: it is not a form with one file and known fields.
+        UploadTooLarge: the file has more than `max_bytes`.
         DiskFull: there is no space for it.
         HTTPException: 413 or 408, from `api.limits.BodyLimit`.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise invalid_form(f"the body must be sent with Content-Type: multipart/form-data, with a field {FILE}")
+        raise invalid_form(f"the body must be sent with Content-Type: multipart/form-data, with a field {field}")
     with noticing_full_disk(folder), (folder / "content").open("xb") as target:
-        reading = _Reading(names, target)
+        reading = _Reading(field, names, target)
         try:
             parser = MultipartParser(options[b"boundary"], reading.callbacks())
             async for chunk in request.stream():
                 parser.write(chunk)
                 if len(reading.unwritten) >= BUFFER_BYTES:
                     await to_thread.run_sync(reading.flush)
+                if max_bytes is not None and reading.size > max_bytes:
+                    raise UploadTooLarge(f"{field} must have at most {max_bytes} bytes")
             await to_thread.run_sync(reading.flush)
             parser.finalize()
         except FormParserError as error:
@@ -78,8 +86,9 @@ def invalid_form(problem: str, name: str | None = None) -> RequestValidationErro
 class _Reading:
     """What the parser found so far."""
 
-    def __init__(self, names: Collection[str], target: BinaryIO) -> None:
+    def __init__(self, field: str, names: Collection[str], target: BinaryIO) -> None:
         self.unwritten = bytearray()
+        self._field = field
         self._names = names
         self._target = target
         self._digest = hashlib.sha256()
@@ -103,6 +112,11 @@ class _Reading:
             "on_end": self._finish,
         }
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file that were read so far."""
+        return self._form.size + len(self.unwritten)
+
     def flush(self) -> None:
         """Write what was read."""
         self._digest.update(self.unwritten)
@@ -114,7 +128,7 @@ class _Reading:
         if not self._has_ended:
             raise invalid_form("the form ends before its last boundary; send all of it")
         if not self._has_file:
-            raise invalid_form(f"{FILE} is missing: a field with a file and its name", FILE)
+            raise invalid_form(f"{self._field} is missing: a field with a file and its name", self._field)
         self._form.path, self._form.sha256 = path, self._digest.hexdigest()
         return self._form
 
@@ -128,7 +142,7 @@ class _Reading:
     def _add_text(self, target: bytearray, data: bytes, start: int, end: int) -> None:
         self._text_bytes += end - start
         if self._text_bytes > MAX_TEXT_BYTES:
-            raise invalid_form(f"the form's fields but {FILE} must have at most {MAX_TEXT_BYTES} bytes")
+            raise invalid_form(f"the form's fields but {self._field} must have at most {MAX_TEXT_BYTES} bytes")
         target += data[start:end]
 
     def _end_header(self) -> None:
@@ -140,29 +154,29 @@ class _Reading:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name == FILE:
+        if self._name == self._field:
             if self._has_file:
-                raise invalid_form(f"{FILE} is given twice; send one file at a time", FILE)
+                raise invalid_form(f"{self._field} is given twice; send one file at a time", self._field)
             self._has_file = True
             name = options.get(b"filename", b"").decode("utf-8", "replace")
             if not name or len(name) > MAX_FILENAME or not name.isprintable():
                 rule = f"must have a name of 1 to {MAX_FILENAME} printable characters"
-                raise invalid_form(f"{rule}, got {name!r:.80}", FILE)
+                raise invalid_form(f"{rule}, got {name!r:.80}", self._field)
             self._form.filename = name
         elif self._name not in self._names:
-            known = ", ".join([FILE, *self._names])
+            known = ", ".join([self._field, *self._names])
             raise invalid_form(f"{self._name!r:.80} is not a field of this form; it takes {known}")
         elif self._name in self._form.fields:
             raise invalid_form(f"{self._name} is given twice; give it once", self._name)
 
     def _add(self, data: bytes, start: int, end: int) -> None:
-        if self._name == FILE:
+        if self._name == self._field:
             self.unwritten += data[start:end]
         else:
             self._add_text(self._text, data, start, end)
 
     def _end(self) -> None:
-        if self._name == FILE:
+        if self._name == self._field:
             return
         try:
             text = self._text.decode("utf-8")

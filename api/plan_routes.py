@@ -14,8 +14,8 @@ from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from api.waiting import run_for_client
 from jobs.preflight.context import CheckContext, find_context
+from jobs.service.files import settle_config
 from jobs.service.job_service import JobService
-from jobs.service.own_data import refuse_hidden
 from jobs.service.planner import PlanCancelled, Planner
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, ModelNotFound, TuneyardError
@@ -63,7 +63,7 @@ def limit_plans(per_client: int) -> ClientLimit:
 
 async def _plan(request: Request, service: JobService, config: SFTConfig, device: str | None) -> Plan:
     """Make a plan; cancel it if the client disconnects. Raises HTTPException if the client has too many."""
-    await to_thread.run_sync(refuse_hidden, config, service.settings, find_visible_owner(request))
+    config = await to_thread.run_sync(settle_config, config, service.settings, find_visible_owner(request))
     if device is not None:
         find_card(device, service.settings.plan_devices)
     client = client_name(request.scope)

@@ -17,8 +17,8 @@ from api.train_routes import common_fields
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import SubmissionCheck
+from jobs.service.files import settle_job
 from jobs.service.job import Job
-from jobs.service.own_data import refuse_hidden
 from jobs.status import SFT_STATUS_NAMES
 from jobs.storage.tables import SavedConfig, SavedConfigVersion
 from jobs.vocabulary import PAGE_SIZE
@@ -45,8 +45,7 @@ def start_training(
 ) -> SftStarted:
     """Start a job, or queue it behind the others."""
     saved = service.configs.get(body.config_id) if body.config_id is not None else None
-    spec = body.to_spec(saved)
-    refuse_hidden(spec.config, service.settings, visible)
+    spec = settle_job(body.to_spec(saved), service.settings, visible)
     check = SubmissionCheck(partial(service.preflight.start, spec), is_strict=strict)
     job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     warnings = [*job.warnings]

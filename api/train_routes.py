@@ -16,9 +16,9 @@ from api.training_request import TrainingRequest, config_view, field_names
 from jobs.clients.idempotency import RequestKey
 from jobs.engine.listing import JobFilters
 from jobs.preflight import SubmissionCheck
+from jobs.service.files import settle_job
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
-from jobs.service.own_data import refuse_hidden
 from jobs.status import TRAIN_STATUS_NAMES, JobStatus
 from tuneyard_wire.fields import Strategy, TrainStatus
 from tuneyard_wire.jobs import Cancelled, Maker, Queue, TrainJob, TrainStarted
@@ -61,8 +61,7 @@ def start_training(
     strict: Strict = False,
 ) -> TrainStarted:
     """Start a training job, or queue it behind the others."""
-    spec = body.to_spec(service.settings.default_dataset)
-    refuse_hidden(spec.config, service.settings, visible)
+    spec = settle_job(body.to_spec(service.settings.default_dataset), service.settings, visible)
     check = SubmissionCheck(partial(service.preflight.start, spec), field_names(body), strict)
     job = service.submit(spec, strategy, body.priority, request_key, check, client_name(request.scope), owner)
     status, message = "started", "Training job started"

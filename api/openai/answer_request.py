@@ -14,7 +14,7 @@ MOST_LOGPROBS = 20
 MOST_STOPS = 4
 
 
-def _check_number(value: Any) -> Any:
+def check_number(value: Any) -> Any:
     """4.0 is an integer too; text and booleans are no numbers."""
     if isinstance(value, str | bool):
         raise ValueError(f"must be a number, got {value!r:.80}")
@@ -23,11 +23,11 @@ def _check_number(value: Any) -> Any:
 
 Number = Annotated[float, Field(strict=True)]
 # The limits stand beside the integer, so that the OpenAPI document has them.
-Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_check_number)]
-Answers = Annotated[int, Field(ge=1, le=MOST_ANSWERS), BeforeValidator(_check_number)]
-Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(_check_number)]
-Seed = Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(_check_number)]  # exact in any JSON parser
-One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_check_number)]
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(check_number)]
+Answers = Annotated[int, Field(ge=1, le=MOST_ANSWERS), BeforeValidator(check_number)]
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(check_number)]
+Seed = Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(check_number)]  # exact in any JSON parser
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(check_number)]
 Flag = Annotated[bool, Field(strict=True)]
 NoList = Annotated[list[JsonValue], Field(max_length=0)]
 NoObject = Annotated[dict[str, JsonValue], Field(max_length=0)]

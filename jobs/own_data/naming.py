@@ -14,6 +14,7 @@ _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
 RESERVED = "uploads"
 NEWEST = ("main", "HEAD")  # what a registry's newest state is called
+FILE_ID = re.compile(r"file-[0-9a-f]{24}")  # of OpenAI's interface
 
 
 def check_name(name: str, field: str = "name") -> str:
@@ -24,6 +25,8 @@ def check_name(name: str, field: str = "name") -> str:
         raise InvalidConfig(f"{field} must not end as a file's name does ({find_file_suffix(name)}), got {name!r:.120}")
     if name == RESERVED:
         raise InvalidConfig(f"{field} must not be {RESERVED!r}, which the API uses")
+    if FILE_ID.fullmatch(name):
+        raise InvalidConfig(f"{field} must not have the form of a file's id, got {name!r}")
     if ".." in name or name.endswith((".", ".lock")):  # git has no such tags
         raise InvalidConfig(f"{field} must neither contain '..' nor end in '.' or '.lock', got {name!r:.120}")
     return name
@@ -58,3 +61,8 @@ def read_version(text: str) -> int | None:
     """The number of a version such as `v3`; None for other text."""
     found = _VERSION.fullmatch(text)
     return int(found[1]) if found else None
+
+
+def write_file_id(digest: str) -> str:
+    """The id of a file in OpenAI's interface, from a hexadecimal digest; a version's is made from its commit."""
+    return f"file-{digest[:24]}"

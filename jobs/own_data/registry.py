@@ -98,6 +98,11 @@ class OwnRegistry:
         commits = self._read_refs().tags.get(name, {}) if self.exists else {}
         return sorted(self._read([*commits.values()]), key=lambda version: version.number)
 
+    def list_all(self) -> list[DataVersion]:
+        """All versions of all datasets."""
+        tags = self._read_refs().tags if self.exists else {}
+        return self._read([commit for commits in tags.values() for commit in commits.values()])
+
     def list_newest(self) -> list[DataVersion]:
         """The newest version of each dataset, the one that was added last first."""
         tags = self._read_refs().tags if self.exists else {}
@@ -217,7 +222,7 @@ class OwnRegistry:
         return self.content / "files/md5" / md5[:2] / md5[2:]
 
     def _check_content(self, wanted: DataVersion) -> None:
-        for version in self._read_all():
+        for version in self.list_all():
             if version.md5 == wanted.md5 and version.sha256 != wanted.sha256:
                 raise InvalidDataset(
                     f"file: its MD5 {wanted.md5} is that of another file in the registry, {version.name}"
@@ -225,7 +230,7 @@ class OwnRegistry:
 
     def _remove_unused(self) -> int:
         """Remove the files that no version has; returns how many."""
-        versions = self._read_all()
+        versions = self.list_all()
         if len(versions) < sum(map(len, self._read_refs().tags.values())):  # one can't be read: its file stays
             return 0
         used = {self._place(version.md5) for version in versions}
@@ -233,10 +238,6 @@ class OwnRegistry:
         for path in unused:
             path.unlink(missing_ok=True)
         return len(unused)
-
-    def _read_all(self) -> list[DataVersion]:
-        tags = self._read_refs().tags if self.exists else {}
-        return self._read([commit for commits in tags.values() for commit in commits.values()])
 
     def _read(self, commits: list[str]) -> list[DataVersion]:
         known = {commit: _records.get((self.folder, commit)) for commit in commits}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -137,24 +137,13 @@ class Uploads:
             raise InvalidUpload(f"part {missing} is missing; send it, then complete the upload")
         if size != upload.size:
             raise InvalidUpload(f"the parts have {size} bytes of {upload.size}; send the others and complete it")
-        whole = hashlib.sha256()
         try:
-            with noticing_full_disk(target.parent), target.open("xb") as file:
-                for part in upload.parts:
-                    check()
-                    digest = hashlib.sha256()
-                    with part.path.open("rb") as content:
-                        while piece := content.read(PIECE_BYTES):
-                            digest.update(piece)
-                            whole.update(piece)
-                            file.write(piece)
-                    if digest.hexdigest() != part.sha256:
-                        raise InvalidUpload(f"part {part.number} is damaged; send it again")
+            digest = join_parts(upload.parts, target, check=check)
         except FileNotFoundError as error:
             raise UploadNotFound(f"upload {upload.id!r} not found; it was completed, deleted or has expired") from error
-        if upload.sha256 not in (None, whole.hexdigest()):
-            raise InvalidUpload(f"the file has the SHA-256 {whole.hexdigest()}, not {upload.sha256}; send it again")
-        return whole.hexdigest()
+        if upload.sha256 not in (None, digest):
+            raise InvalidUpload(f"the file has the SHA-256 {digest}, not {upload.sha256}; send it again")
+        return digest
 
     def remove(self, upload: Upload) -> None:
         """Remove an upload and its parts."""
@@ -185,6 +174,38 @@ class Uploads:
             return Upload(**{**values, **times, "owner": owner, "parts": tuple(parts)})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def join_parts(
+    parts: Iterable[Part],
+    target: Path,
+    see: Callable[[bytes], None] = lambda piece: None,
+    check: Callable[[], None] = lambda: None,
+) -> str:
+    """Write parts to a new file, one after the other; returns its SHA-256.
+
+    Args:
+        see: called with each piece of the file.
+        check: called for each part; may raise.
+
+    Raises:
+        InvalidUpload: a part is damaged.
+        FileNotFoundError: a part was removed meanwhile.
+    """
+    whole = hashlib.sha256()
+    with noticing_full_disk(target.parent), target.open("xb") as file:
+        for part in parts:
+            check()
+            digest = hashlib.sha256()
+            with part.path.open("rb") as content:
+                while piece := content.read(PIECE_BYTES):
+                    digest.update(piece)
+                    whole.update(piece)
+                    see(piece)
+                    file.write(piece)
+            if digest.hexdigest() != part.sha256:
+                raise InvalidUpload(f"part {part.number} is damaged; send it again")
+    return whole.hexdigest()
 
 
 def _write(upload: Upload) -> str:

@@ -47,6 +47,7 @@ class NewFile:
         owner: the API key that adds it; None if none is required.
         may_extend_all: whether it may become a version of a dataset of any owner, as for admin keys and without keys.
         sha256: of the content, if it is known.
+        suffix: by which the reader knows what the file is; that of the file's name if None.
     """
 
     path: Path
@@ -55,12 +56,13 @@ class NewFile:
     owner: UUID | None = None
     may_extend_all: bool = True
     sha256: str | None = None
+    suffix: str | None = None
 
     def checked(self) -> "NewFile":
         """With its name, and its path under a name that the reader knows. Raises InvalidConfig."""
         filename = plain_filename(self.filename)
         name = name_after(filename) if self.name is None else check_name(self.name)
-        suffix = find_suffix(filename)
+        suffix = self.suffix or find_suffix(filename)
         path = self.path.with_name(f"{name}{suffix}")
         if path != self.path:
             self.path.rename(path)

@@ -23,6 +23,7 @@ FITS_NOT = {
 
 # Answers to a file that is no rows, has no suffix of a data file or is not whole, and to files that are no model: their
 # content is not in the document.
+DATA_PATHS = ("/datasets", "/models", "/v1/files", "/v1/uploads")
 NO_DATA = {"invalid_dataset", "invalid_config", "invalid_upload", "invalid_request", "upload_too_large"}
 
 # What single fields may not be together, and the rule of this option. As part of the document they are beyond the
@@ -69,7 +70,7 @@ def positive_data_acceptance(ctx: Any, response: Any, case: Any) -> bool | None:
     """The check of this name, but for answers of `FITS_NOT`, and for jobs that `strict` refuses: no model is here."""
     if response.status_code in (400, 422) and response.text and read_code(response) in FITS_NOT:
         return None
-    is_of_data = case.operation.path.startswith(("/datasets", "/models")) and response.status_code in (400, 413, 422)
+    is_of_data = case.operation.path.startswith(DATA_PATHS) and response.status_code in (400, 413, 422)
     if is_of_data and response.text and read_code(response) in NO_DATA:
         return None
     if response.status_code in (400, 404, 422) and "turn strict off" in response.text:  # HEAD has no body
@@ -84,7 +85,7 @@ def not_a_server_error(ctx: Any, response: Any, case: Any) -> bool | None:
     An upload that announces more than fits on the disk gets 507.
     """
     if (
-        case.operation.path in ("/datasets/uploads", "/models")
+        case.operation.path in ("/datasets/uploads", "/models", "/v1/uploads")
         and response.status_code == httpx.codes.INSUFFICIENT_STORAGE
     ):
         return None

@@ -20,9 +20,11 @@ from jobs.base_models.announcing import AnnouncedFile
 from jobs.base_models.catalog import describe_model, list_names
 from jobs.base_models.uploads import Upload
 from jobs.folders import checkpoint_folder, job_folder
+from jobs.own_data.file_uploads import CANCELLED, FileUploads
 from jobs.preflight import Preflight
 from jobs.results.records import list_checkpoints
 from jobs.results.result_files import list_own_files
+from jobs.service.files import find_file
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -171,6 +173,23 @@ def try_upload_id(settings: Settings, value: str) -> None:
     Upload.find(value, None, settings).remove()
 
 
+def try_file_id(settings: Settings, value: str) -> None:
+    find_file(settings, value)
+
+
+def try_file_upload_id(settings: Settings, value: str) -> None:
+    FileUploads(settings.home, 1, 1000).get(value)
+
+
+def try_part_id(settings: Settings, value: str) -> None:
+    uploads = FileUploads(settings.home, 1, 1000)
+    upload = uploads.begin(value or "rows.jsonl", 1)
+    try:
+        uploads.join(upload, [value], None, uploads.folder / "whole")
+    finally:
+        uploads.end(upload, CANCELLED)
+
+
 def announce_model(*more: str) -> list[AnnouncedFile]:
     return [AnnouncedFile(path, 1, "0" * 64) for path in ("config.json", "model.safetensors", *more)]
 
@@ -192,6 +211,7 @@ FIELDS: list[Callable[[Settings, str], None]] = [
     try_output_dir, try_checkpoint_dir, try_output_path, try_base_model, try_dataset_name, try_revision,
     try_dataset_of_several, try_validation_dataset, try_split, try_local_split, try_adapter_path, try_lora_version,
     try_shown_model, try_uploaded_model, try_uploaded_file, try_upload_id,
+    try_file_id, try_file_upload_id, try_part_id,
 ]  # fmt: skip
 
 
