@@ -135,6 +135,12 @@ class Settings(BaseSettings):
         "plus 5 s per MiB.",
     )
     input_seconds: float = Field(86400, ge=1, description="CPU time limit for all of that, summed over cores.")
+    serving_check_seconds: float = Field(
+        300,
+        ge=0,
+        description="Time limit for the check of a saved adapter before it is registered, in a process that has "
+        "transformers and PEFT alone; 0 turns the check off.",
+    )
     keep_planner: bool = Field(
         True, description="Keep a planner process of 500 MB ready, so that a plan takes 3 s instead of 11 s."
     )

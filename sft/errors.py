@@ -163,6 +163,12 @@ class MergeFailed(TuneyardError, RuntimeError):
     code = "merge_failed"
 
 
+class ResultUnusable(TuneyardError, RuntimeError):
+    """What a job has saved can't be loaded again, so it is not registered."""
+
+    code = "result_unusable"
+
+
 class ExportRefused(TuneyardError, ValueError):
     """An adapter can't be brought into the form of another program."""
 

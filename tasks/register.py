@@ -19,6 +19,7 @@ from tasks.journal import Journal
 from tasks.merge import Merged, merge
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MOST_RACES, keep_trying
+from tasks.serving import CHECKING, check_serving, find_obstacle
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT_PATH = "adapter"
 SPEC_TAG = "tuneyard.spec"
+TAG_CHARACTERS = 1000
 
 
 class RegisteredAdapter(NamedTuple):
@@ -58,15 +60,17 @@ def register(
     training: dict[str, Any],
     after: dict[str, Any],
 ) -> dict[str, Any]:
-    """Save the adapter, register it as a version, merge it if that is asked for, and write the job's result.
+    """Save the adapter, check it, register it as a version, merge it if that is asked for, and write the job's result.
 
     The adapter comes first: a merge that fails, or is killed on each attempt, leaves the job its registered adapter.
     """
-    journal.enter("registering")
+    obstacle = find_obstacle(session, journal)
+    journal.enter("registering" if obstacle else CHECKING)
     config = journal.spec.config
     measured = {"base_eval_loss": before.get("eval_loss")} | training | after
     provenance = describe_provenance(dataset, measured)
     adapter_dir = session.save_adapter(journal.folder / "adapter", provenance)
+    checked = check_serving(session, journal, dataset, rows, adapter_dir, obstacle)
     facts = {
         "base_model": config.base_model,
         "base_eval_loss": before.get("eval_loss"),
@@ -76,6 +80,7 @@ def register(
     name = journal.spec.registered_name
     held_out = digest_held_out(rows)
     tags = facts | {SPEC_TAG: journal.spec.model_dump_json(), "held_out": held_out or ""}
+    tags |= {"serving_check": checked.status, "serving_check_details": checked.describe()[:TAG_CHARACTERS]}
     with journal.attempt.publishing():
         adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)
@@ -99,7 +104,8 @@ def register(
         "dataset_md5": dataset.md5,
         **comparison,
         "rows": rows.describe_rows(),
-        "warnings": [*rows.warnings, *session.warnings, *merged.warnings, *worse],
+        "warnings": [*rows.warnings, *session.warnings, *checked.warnings, *merged.warnings, *worse],
+        "serving_check": checked._asdict(),
         "stopped_early": metrics.pop("stopped_early", False),
         "adapted": session.adaptation,
         "metrics": metrics,

@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _patch.setenv("TUNEYARD_HOME", f"{folder.name}/tuneyard")
     _patch.setenv("TUNEYARD_WEBHOOK_ALLOW", "127.0.0.0/8")  # where the tests' receivers are
     _patch.setenv("TUNEYARD_WEBHOOK_SECRETS", ",".join(WEBHOOK_SECRETS))
+    # Each check starts a process that loads the training libraries; the tests of the check turn it on.
+    _patch.setenv("TUNEYARD_SERVING_CHECK_SECONDS", "0")
     _patch.setenv("TUNEYARD_KEEP_PLANNER", "false")  # else every API of every test would load the training libraries
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from tuneyard_wire.fields import Priority, TrainStatus
 from tuneyard_wire.response import EpochSeconds, Id, Moment, Response, one_of, with_example
 from tuneyard_wire.rows import JobRows, PartRows
+from tuneyard_wire.serving_check import ServingCheck
 
 SftStatus = Literal["pending", "running", "completed", "failed", "stopped"]
 StartedStatus = Annotated[str, one_of("started", "queued")]
@@ -46,6 +47,7 @@ _RESULT: dict[str, Any] = {
     "previous_eval_loss": 0.487,
     "is_worse": False,
     "comparison": "version 3 is better than version 2: held-out loss 0.441 after 0.487 on the same rows",
+    "serving_check": ServingCheck.example(),
     "stopped_early": False,
     "metrics": {"train_loss": 0.398, "eval_loss": 0.441, "train_runtime": 551.9},
 }
@@ -130,6 +132,11 @@ class Result(Response):
         None, description="Whether the held-out loss is higher than the previous version's; null if not comparable."
     )
     comparison: str | None = Field(None, description="Comparison with the previous version, in a sentence.")
+    serving_check: ServingCheck | None = Field(
+        None,
+        exclude_if=lambda check: check is None,
+        description="The saved files, loaded in a fresh process before they were registered.",
+    )
     stopped_early: bool = Field(False, description="Ended by early_stopping_patience, before the planned steps.")
     metrics: dict[str, int | float | None] = Field(default_factory=dict)
 

@@ -11,8 +11,9 @@ from jobs.storage.tables import JobEvent, JobReport
 
 RUNS_READ = 20
 LATEST = datetime.max.replace(tzinfo=UTC)
-STARTED, SAVED = "starting", "registering"  # phases whose times are used
+STARTED = "starting"  # the phases whose times are used
 READY = ("evaluating", "training")  # which one comes first depends on what is trained
+SAVED = ("checking", "registering")  # the first one is left out where the adapter is not checked
 
 
 def read_past_runs(engine: Engine, base_model: str, limit: int = RUNS_READ) -> list[dict[str, Any]]:
@@ -58,9 +59,13 @@ def _describe(metrics: dict[str, Any], events: list[tuple[str, dict[str, Any], d
         "dtype": begin["dtype"],
         "device": begin["device"].split(":")[0],
         "gradient_checkpointing": begin["gradient_checkpointing"],
-        "startup_seconds": _between(phases, STARTED, min(READY, key=lambda phase: phases.get(phase, LATEST))),
-        "finish_seconds": _between(phases, SAVED, "end"),
+        "startup_seconds": _between(phases, STARTED, _find_first(phases, READY)),
+        "finish_seconds": _between(phases, _find_first(phases, SAVED), "end"),
     }
+
+
+def _find_first(times: dict[str, datetime], phases: tuple[str, ...]) -> str:
+    return min(phases, key=lambda phase: times.get(phase, LATEST))
 
 
 def _between(times: dict[str, datetime], start: str, end: str) -> float | None:

@@ -64,7 +64,7 @@ class Renderer(NamedTuple):
         return rendered
 
     def _render_conversation(self, row: Conversation) -> SupervisedText:
-        row = row._replace(messages=[_name_reasoning(message) for message in row.messages])
+        row = row._replace(messages=[name_reasoning(message) for message in row.messages])
         text = self._write(row.messages, row.tools)
         check_nothing_is_lost(text, row, self._write)
         answers = [
@@ -176,7 +176,7 @@ class Renderer(NamedTuple):
         return SupervisedText(prompt + completion, [(start, len(prompt + completion))], 0, empty, row.ignored)
 
 
-def _name_reasoning(message: Message) -> Message:
+def name_reasoning(message: Message) -> Message:
     """Copy a message's reasoning to every field name that templates read: each reads another one."""
     if "reasoning_content" not in message:
         return message

@@ -11,7 +11,7 @@ import weakref
 from contextlib import nullcontext
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -29,6 +29,9 @@ from sft.planning.disk_space import check_disk_space
 from sft.training.model_card import Provenance
 from sft.training.precision import settle_dtype
 from sft.training.session import TrainingSession
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,8 @@ class DistributedSession:
         check_hardware(config, inspect_hardware())
         check_sharding(lambda: build_empty(model_path), config)
         self.on_event: OnEvent = on_event or (lambda name, values: None)
+        self.config = config
+        self.model_path = model_path
         if config.mixed_precision == "auto":  # measured once, as each process might choose differently
             checkpoints = checkpoint_dir or output_dir / "checkpoints"
             precision = name_precision(settle_dtype(config, checkpoints))
@@ -116,6 +121,15 @@ class DistributedSession:
         """`TrainingSession.evaluate_start`; call it before training."""
         metrics: dict[str, Any] = self._call("evaluate_start")
         return metrics
+
+    def measure_rows(self, rows: "Dataset") -> dict[str, Any]:
+        """`TrainingSession.measure_rows`, over all processes."""
+        measured: dict[str, Any] = self._call("measure_rows", rows)
+        return measured
+
+    def free_model(self) -> None:
+        """`TrainingSession.free_model`, in each process."""
+        self._call("free_model")
 
     def train(self) -> dict[str, Any]:
         """`TrainingSession.train`; tokens and losses are those of all processes.

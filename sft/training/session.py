@@ -5,7 +5,7 @@ import pickle
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
@@ -35,11 +35,15 @@ from sft.training.event_callback import EventSender
 from sft.training.interruption import StepGuard, keep_last_step
 from sft.training.layout import check_packing, choose_layout, explain_padding
 from sft.training.learning import LearningCheck
+from sft.training.leaving import free_model, measure_rows
 from sft.training.model_card import Provenance
 from sft.training.optimizers import check_optimizer
 from sft.training.precision import copy_adapters, keep_adapters_exact, settle_dtype, tf32_products
 from sft.training.result_writer import ResultWriter
 from sft.training.trainer import SupervisedTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +194,17 @@ class TrainingSession:
             raise RuntimeError("the start is gone: evaluate it before training")
         with self._sender.at_start(), self.trainer.model.disable_adapter() if is_trained else nullcontext():
             return self.evaluate()
+
+    def measure_rows(self, rows: "Dataset") -> dict[str, Any]:
+        """The `loss` of these prepared rows as `evaluate` measures it, and the model's `device` and `dtype`."""
+        if self.config.packing:
+            rows = pack_rows(rows, self.config.max_seq_length)
+        facts = {name: self._sender.begin[name] for name in ("device", "dtype")}
+        return {"loss": measure_rows(self.trainer, rows), **facts}
+
+    def free_model(self) -> None:
+        """Free the memory of model and optimizer; afterwards only `save_merged`, which reads files, may be called."""
+        free_model(self.trainer)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint if there is one.

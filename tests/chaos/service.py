@@ -127,6 +127,7 @@ def running_service(folder: Path, workers: int, rng: random.Random, **more: Any)
     api = ApiProcess(_api_environment(settings) | given, folder / "api.log")
     try:
         with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TUNEYARD_SERVING_CHECK_SECONDS", "0")  # each would load the training libraries
             patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
             up = stack.ensure_up(settings)
         service = Service(up, api.start(), friendly, moody)
@@ -146,6 +147,7 @@ def _api_environment(settings: Settings) -> dict[str, str]:
         "TUNEYARD_WORKERS": str(settings.workers),
         "TUNEYARD_WEBHOOK_ALLOW": "127.0.0.0/8",
         "TUNEYARD_KEEP_PLANNER": "false",
+        "TUNEYARD_SERVING_CHECK_SECONDS": "0",
     }
 
 

@@ -157,6 +157,7 @@ class Pool:
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # three make a worker offline: as long as a job may be silent
             "TUNEYARD_WEBHOOK_ALLOW": self.site.network,
             "TUNEYARD_KEEP_PLANNER": "false",
+            "TUNEYARD_SERVING_CHECK_SECONDS": "0",
             "TUNEYARD_DATASET_REGISTRY": str(self._registry(host)),
             "OMP_NUM_THREADS": "1",  # so small a model is the slower the more threads there are
             "DO_NOT_TRACK": "1",

@@ -15,9 +15,10 @@ pytestmark = pytest.mark.stack
 BEGIN = {"trainable_parameters": 640, "dtype": "float32", "device": "cpu", "gradient_checkpointing": False}
 ADAPTER_FIRST = [("starting", 0), ("training", 9), ("evaluating", 300), ("registering", 320)]
 BASE_FIRST = [("starting", 0), ("evaluating", 9), ("training", 15), ("evaluating", 300), ("registering", 320)]
+CHECKED = [*ADAPTER_FIRST[:3], ("checking", 320), ("registering", 322)]
 
 
-@pytest.mark.parametrize("phases", [ADAPTER_FIRST, BASE_FIRST])
+@pytest.mark.parametrize("phases", [ADAPTER_FIRST, BASE_FIRST, CHECKED])
 def test_the_start_ends_where_the_first_batch_is_taken(stack, phases):
     engine, job_id, base_model = engine_for(stack.database_url), uuid4(), f"nobody/{uuid4().hex}"
     metrics = {"steps": 4, "tokens": 400, "tokens_per_second": 20.0}

@@ -11,7 +11,7 @@ import pytest
 
 from sft.checkpoints.folders import is_whole
 from sft.config import SFTConfig
-from sft.data.tokenization import prepare
+from sft.data.tokenization import PreparedData, prepare
 from sft.devices.launcher import DistributedSession, open_session
 from sft.errors import InvalidConfig
 from sft.models.hardware import check_devices
@@ -39,7 +39,9 @@ def find_members() -> list[psutil.Process]:
     ]
 
 
-def test_two_processes_take_the_steps_of_one_and_end_when_told(start: Start, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one_and_end_when_told(
+    start: Start, rows: PreparedData, tmp_path: Path
+) -> None:
     def run(output: str, **fields: Any) -> dict[str, Any]:
         told: dict[str, Any] = {"names": [], "losses": [], "norms": []}
 
@@ -56,6 +58,8 @@ def test_two_processes_take_the_steps_of_one_and_end_when_told(start: Start, tmp
         told["result"] = session.train()
         told["eval"].append(session.evaluate()["eval_loss"])
         session.save(tmp_path / output / "adapter")
+        measured = session.measure_rows(rows.load_eval())  # type: ignore[arg-type]  # there are some
+        assert measured == {"loss": pytest.approx(told["eval"][1]), "device": "cpu", "dtype": "float32"}
         if isinstance(session, DistributedSession):
             members, told["stop"] = find_members(), True
             assert len(members) >= 2
@@ -114,6 +118,9 @@ def test_a_run_resumed_within_a_later_epoch_takes_the_steps_of_one_that_was_not(
         session = start("out", on_event, **fields)
         assert isinstance(session, DistributedSession)
         session.train()
+        adapter = session.save_adapter(tmp_path / "out" / "adapter")
+        session.free_model()
+        assert (session.save_merged(adapter) / "model.safetensors").is_file()  # made of files
         session.close()
         return steps
 
