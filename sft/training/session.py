@@ -199,8 +199,9 @@ class TrainingSession:
         """The `loss` of these prepared rows as `evaluate` measures it, and the model's `device` and `dtype`."""
         if self.config.packing:
             rows = pack_rows(rows, self.config.max_seq_length)
-        facts = {name: self._sender.begin[name] for name in ("device", "dtype")}
-        return {"loss": measure_rows(self.trainer, rows), **facts}
+        device = str(self.trainer.args.device)
+        device = "cpu" if device.startswith("cpu") else device  # "cpu:0" in one of several processes
+        return {"loss": measure_rows(self.trainer, rows), "device": device, "dtype": self._sender.begin["dtype"]}
 
     def free_model(self) -> None:
         """Free the memory of model and optimizer; afterwards only `save_merged`, which reads files, may be called."""
