@@ -139,6 +139,22 @@ def test_a_run_that_is_killed_after_any_step_ends_with_the_same_adapter(open_run
     assert finish(open_run("killed", save_steps=1))[0] == whole
 
 
+@pytest.mark.parametrize("variant", ["rows", "mixed"])
+def test_a_run_that_is_killed_between_checkpoints_takes_the_lost_steps_again(open_run: Open, variant: str) -> None:
+    """Of several datasets too, whose rows are chosen and mixed anew in each process."""
+    whole, result = finish(open_run("whole", variant, save_steps=3))
+    assert result["steps"] == STEPS
+    for step, saved in ((5, 3), (10, 9)):
+        session = open_run("killed", variant, save_steps=3)
+        session.trainer.add_callback(Send(signal.SIGKILL, step, "on_substep_end"))
+        assert wait_for_child(start_child(session.train)) == -signal.SIGKILL
+        newest = find_newest_checkpoint(session.checkpoint_dir)
+        assert newest is not None
+        assert newest.name == f"checkpoint-{saved}"
+    again, resumed = finish(open_run("killed", variant, save_steps=3))
+    assert (again, resumed["evaluations"]) == (whole, result["evaluations"])
+
+
 def test_epochs_go_on_from_where_a_resumed_run_was(open_run: Open) -> None:
     def follow(told: dict[int, float]) -> Any:
         return lambda name, values: told.update({values["step"]: values["epoch"]}) if name == "step" else None
