@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from sft.adapting.shortened import small_head
 from sft.errors import ModelNotSupported, is_of_machine
 from sft.models.experts import find_expert_parameters, is_expert_list
 
@@ -43,7 +44,11 @@ def find_reached(model: PreTrainedModel, names: set[str]) -> Reach:
     Raises ModelNotSupported if a forward and backward pass fails on a model with weights.
     """
     try:
-        reached, odd = _pass_through(model, names)
+        try:
+            with small_head(model):
+                reached, odd = _pass_through(model, names)
+        except Exception:  # a model that counts on all logits
+            reached, odd = _pass_through(model, names)
     except Exception as error:
         if is_of_machine(error):
             raise
@@ -100,6 +105,9 @@ def draw_text(model: PreTrainedModel, length: int, seed: int = 0) -> Tensor:
     config = model.config
     special = {value for name, value in _list_token_ids(config)}
     vocabulary = min(model.get_input_embeddings().weight.shape[0], config.get_text_config().vocab_size)
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        vocabulary = min(vocabulary, head.out_features)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (1, length), generator=generator)
     plain = next((token for token in range(min(vocabulary, 1000)) if token not in special), 0)

@@ -1,14 +1,16 @@
-"""Shrinks a model for a trial: its first layers only, and attention windows shorter than the trial's text."""
+"""Shrinks a model for a trial: its first layers, few rows of its head, and attention windows shorter than the text."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from sft.models.layer_stack import find_stack
 
 WINDOW = 4  # tokens
 CHUNK = "attention_chunk_size"
+HEAD_ROWS = 4096  # tokens that a trial's head has logits for
 
 
 @contextmanager
@@ -23,6 +25,29 @@ def first_layers(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         setattr(stack.owner, stack.name, stack.layers)
+
+
+@contextmanager
+def small_head(model: PreTrainedModel, rows: int | None = None) -> Iterator[None]:
+    """Keep the first HEAD_ROWS, or `rows`, of the head's, which may be 250,000: a trial runs it dozens of times.
+
+    `draw_text` then draws no other tokens. A head that is not a plain linear layer is left whole.
+    """
+    rows = rows or HEAD_ROWS
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.out_features <= rows:
+        yield
+        return
+    whole = dict(head._parameters)  # a table of the input that is tied to it keeps all its rows
+    for name, weight in whole.items():
+        if weight is not None:
+            head._parameters[name] = nn.Parameter(weight.detach()[:rows], requires_grad=weight.requires_grad)
+    size, head.out_features = head.out_features, rows
+    try:
+        yield
+    finally:
+        head._parameters.update(whole)
+        head.out_features = size
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """Times a real batch through a few layers of the model with the real trainer.
 
 seconds per token = (t(FEW) + (layers - FEW) * (t(MORE) - t(FEW)) / (MORE - FEW)) / tokens
+
+The head is timed with a part of its rows, as that of a large vocabulary takes longer than many layers.
 """
 
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +35,8 @@ MAX_SECONDS = 0.15  # expected time of a pass; of a longer batch fewer rows are 
 ENOUGH_TOKENS = 192  # enough for matrix products to reach a whole batch's speed
 HEAD_POSITIONS = 128  # positions that the head is timed on, at most
 FEW_POSITIONS = 4  # supervised positions when only the layers are timed
+FEW_ROWS, MORE_ROWS = 4096, 16384  # rows of the head's matrix, at most, when the layers and when the head is timed
+SCORE_ALL = ("trl", "logits")  # layouts whose head runs on every position on a CPU
 
 
 class Probe(NamedTuple):
@@ -79,22 +83,26 @@ def run_probe(config: SFTConfig, prepared: AnyRows, model_path: Path, dtype: str
         trainer = session.trainer
         batch = next(iter(trainer.get_train_dataloader()))
         tokens = int(batch["input_ids"].numel())  # B * T, padding included
-        body = _supervise(batch, FEW_POSITIONS)
-        more = _time(lambda: _run_backward(trainer, body), is_warm=False)
-        trainer.create_optimizer()
-        trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-        optimizer_seconds = _time(trainer.optimizer.step)
-        _cut_layers(trainer.model, FEW)
-        few = _time(lambda: _run_backward(trainer, body))
-        learned = _supervise(batch, HEAD_POSITIONS)
-        positions = int((learned["labels"] != IGNORED).sum())
-        with_head = _time(lambda: _run_backward(trainer, learned))
+        with _cutting_head(trainer, FEW_ROWS) as rows:
+            body, least = _supervise(batch, trainer.layout, FEW_POSITIONS, rows)
+            more = _time(lambda: _run_backward(trainer, body), is_warm=False)
+            trainer.create_optimizer()
+            trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+            optimizer_seconds = _time(trainer.optimizer.step)
+            _cut_layers(trainer.model, FEW)
+            few = _time(lambda: _run_backward(trainer, body))
+        with _cutting_head(trainer, MORE_ROWS) as rows:
+            learned, most = _supervise(batch, trainer.layout, HEAD_POSITIONS, rows)
+            with_head = few if most == least else _time(lambda: _run_backward(trainer, learned))
+        each = max(with_head - few, 0.0) / max(most - least, 1)  # seconds of a logit
+        vocabulary = _find_head(trainer)[1]
+        scores_all = trainer.layout in SCORE_ALL
         return Probe(
             tokens=tokens,
             layout=trainer.layout,
-            few_seconds=few,
+            few_seconds=few + each * (tokens * vocabulary - least) if scores_all else few,
             layer_seconds=max(more - few, 0.0) / (MORE - FEW),
-            head_seconds=max(with_head - few, 0.0) / max(positions - FEW_POSITIONS, 1),
+            head_seconds=0.0 if scores_all else each * vocabulary,
             optimizer_seconds=optimizer_seconds / trainable,
         )
 
@@ -171,12 +179,36 @@ def keep_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
     return labels.masked_fill(learned > count, IGNORED)
 
 
-def _supervise(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """The batch with only its first `count` supervised tokens."""
+def _find_head(trainer: Any) -> tuple[Any, int]:
+    """The base model, and the number of tokens that its head has logits for."""
+    from accelerate.utils import is_peft_model
+
+    model = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
+    table = model.get_input_embeddings() if trainer.layout == "logits" else model.get_output_embeddings()
+    return model, int(table.weight.shape[0])
+
+
+@contextmanager
+def _cutting_head(trainer: Any, rows: int) -> Iterator[int]:
+    """Keep so many rows of the head, whose time grows with them, and tell how many it has; `logits` runs it whole."""
+    from sft.adapting.shortened import small_head
+
+    with nullcontext() if trainer.layout == "logits" else small_head(_find_head(trainer)[0], rows):
+        yield _find_head(trainer)[1]
+
+
+def _supervise(batch: dict[str, Any], layout: "Layout", count: int, vocabulary: int) -> tuple[dict[str, Any], int]:
+    """The batch with only its first `count` supervised tokens, all among the first of the vocabulary.
+
+    Also the number of logits that the head computes for it.
+    """
     from sft.kernels.loss import POSITIONS, find_supervised_positions
 
     labels = keep_labels(batch["labels"], count)
-    return batch | {"labels": labels, POSITIONS: find_supervised_positions(labels)}
+    labels = labels.where(labels == IGNORED, labels % vocabulary)
+    positions = find_supervised_positions(labels)
+    scored = labels.numel() if layout in SCORE_ALL else len(positions)
+    return batch | {"labels": labels, POSITIONS: positions}, scored * vocabulary
 
 
 def _run_backward(trainer: Any, batch: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.adapting.reach import draw_text
-from sft.adapting.shortened import small_selections, small_windows
+from sft.adapting.shortened import small_head, small_selections, small_windows
 from sft.errors import InvalidConfig, ModelNotSupported, ModelUnusable, is_of_machine
 from sft.kernels.loss import sum_fused_nll, sum_logits_nll, sum_nll
 from sft.kernels.packing import DOCUMENT_ATTENTION, register_document_attention
@@ -65,7 +65,7 @@ def choose_layout(model: PreTrainedModel, attention: str = "auto", dtype: torch.
     """
     check_causality(model)
     own = model.config._attn_implementation
-    with trying(model, small_windows, small_selections), computing(model, dtype):
+    with trying(model, small_head, small_windows, small_selections), computing(model, dtype):
         texts = [draw_text(model, length, seed) for seed, length in enumerate(LENGTHS)]
         for name in _list_attentions(model, attention):
             refusal = _try_documents(model, name, texts)
@@ -165,7 +165,7 @@ def _find_refusal(model: PreTrainedModel, batch: dict[str, Any]) -> str | None:
 def check_causality(model: PreTrainedModel) -> None:
     """Check that logits do not depend on later tokens. Raises ModelNotSupported, ModelUnusable."""
     try:
-        with trying(model):
+        with trying(model, small_head):
             ids, at = draw_text(model, sum(LENGTHS)), LENGTHS[0]  # (1, T); the first `at` tokens stay
             changed = torch.cat([ids[:, :at], draw_text(model, LENGTHS[1], seed=2)], dim=1)  # (1, T)
             first, second = (compute_logits(model, text) for text in (ids, changed))  # (1, T, V) each
@@ -198,7 +198,7 @@ def check_packing(model: PreTrainedModel, layout: Layout) -> None:
     """Check that rows packed into one sequence do not attend to each other. Raises InvalidConfig."""
     if layout == "documents":  # found to be so when it was chosen
         return
-    with trying(model, small_windows, small_selections):
+    with trying(model, small_head, small_windows, small_selections):
         if not isolates(model, layout):
             raise InvalidConfig(
                 f"with packing, base_model {name_of(model)} would attend from a row to the rows before it in the "

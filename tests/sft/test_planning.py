@@ -4,12 +4,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from trl import pack_dataset
 
 from sft.data.tokenization import prepare
 from sft.errors import InvalidConfig
 from sft.models.model_class import build_empty
+from sft.planning import probe as probe_module
 from sft.planning.duration import PastRun, plan_time
 from sft.planning.machine import Device
 from sft.planning.plan import make_plan
@@ -18,7 +19,7 @@ from sft.planning.shape import measure_shape
 from sft.planning.steps import pack_lengths, plan_batches
 from sft.planning.tokens import read_lengths, read_tokens
 from sft.training.session import TrainingSession
-from tests.tiny_models import build_tokenizer
+from tests.tiny_models import build_tokenizer, save_tiny_model
 
 FREE = 10**12
 DEEP_LAYERS = 6
@@ -320,6 +321,44 @@ def test_the_probe_measures_layers_and_head_of_the_real_trainer(make_config, dee
     assert plan["time"]["train_seconds"] >= 0
     assert probe.tokens == sum(rows.load_train()["length"][:4])
     assert probe.predict_layers(12) > probe.predict_layers(6) or probe.layer_seconds == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_large_head_is_timed_by_a_part_of_its_rows(make_config, alpaca_file, tmp_path, monkeypatch, kind):
+    """With a clock of 1 second a layer and 1 microsecond a logit; Gemma 2 scores every position on a CPU."""
+    vocabulary, path = 20_000, save_tiny_model(kind, tmp_path / kind)
+    config = AutoConfig.from_pretrained(path, num_hidden_layers=DEEP_LAYERS, vocab_size=vocabulary)
+    if kind == "gemma2":
+        config.layer_types = ["sliding_attention", "full_attention"] * (DEEP_LAYERS // 2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    rows = prepare(make_config(), path, alpaca_file, tmp_path / "cache")
+    passes = []
+
+    def time(trainer, batch):
+        head = trainer.model.get_base_model().get_output_embeddings()
+        run_backward(trainer, batch)
+        learned = batch["labels"].numel() if kind == "gemma2" else int((batch["labels"] != -100).sum())
+        passes.append((trainer.model.config.num_hidden_layers, learned, head.weight.shape[0]))
+
+    def clock(run):
+        run()
+        layers, positions, head_rows = passes[-1]
+        return layers + positions * head_rows * 1e-6
+
+    run_backward = probe_module._run_backward
+    monkeypatch.setattr(probe_module, "_run_backward", time)
+    monkeypatch.setattr(probe_module, "_clock", clock)
+    monkeypatch.setattr(probe_module, "ENOUGH_SECONDS", 1e-9)
+    probe = run_probe(make_config(), rows, path, "float32", [0, 1])
+
+    assert [(layers, head_rows) for layers, _, head_rows in passes] == [(3, 4096), (1, 4096), (1, 16384)]
+    assert probe.layer_seconds == pytest.approx(1)
+    if kind == "gemma2":
+        assert probe.layout == "trl"
+        assert (probe.few_seconds, probe.head_seconds) == (pytest.approx(1 + probe.tokens * vocabulary * 1e-6), 0)
+    else:
+        assert probe.few_seconds == pytest.approx(1, abs=0.02)  # the logits of 4 positions
+        assert probe.head_seconds == pytest.approx(vocabulary * 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import torch
 import transformers as t
 from torch import Tensor
 
-from sft.adapting.shortened import small_windows
+from sft.adapting import shortened
+from sft.adapting.reach import draw_text, find_reached
+from sft.adapting.shortened import small_head, small_windows
 from sft.errors import InvalidConfig, ModelNotSupported
 from sft.kernels.packing import DOCUMENT_ATTENTION
 from sft.kernels.varlen_attention import VARLEN_ATTENTION, attend_varlen, find_obstacle
+from sft.models.layers import find_layers
 from sft.training.layout import _list_attentions, check_packing, choose_layout, explain_padding
 from tests.varlen_reference import CALLS, register_varlen_reference
 
@@ -129,6 +132,58 @@ def test_a_model_that_can_not_read_text_alone_is_refused_in_a_sentence(error: ty
     with pytest.raises(ModelNotSupported, match="can't compute logits for a row of text alone") as caught:
         choose_layout(model)
     assert "\n" not in str(caught.value)
+
+
+class Picky(t.LlamaForCausalLM):
+    """Never says one of its last tokens, as models do whose vocabulary has images too."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits[..., torch.tensor([60])] = -1e9
+        return output
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "mamba", "bent", "picky"])
+def test_a_part_of_the_head_decides_as_all_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> t.PreTrainedModel:
+        model = build("llama" if kind in ("bent", "picky") else kind)
+        if kind in ("bent", "picky"):
+            model.__class__ = Picky if kind == "picky" else type("Bent", (Strange,), {"bend": 20.0})
+        return model
+
+    wanted = choose_layout(make())
+    reached = find_reached(make(), set(find_layers(make())))
+    monkeypatch.setattr(shortened, "HEAD_ROWS", 24)
+    model = make()
+    seen = watch_head(model)
+    assert find_reached(model, set(find_layers(model))) == reached
+    assert choose_layout(model) == wanted
+    assert (64 in seen) == (kind == "picky")
+
+
+def watch_head(model: t.PreTrainedModel) -> set[int]:
+    """Sizes of the results of the model's head, which are added as they are computed."""
+    seen: set[int] = set()
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.add(output.shape[-1]))
+    return seen
+
+
+def test_a_small_head_is_whole_again_after_a_trial_and_leaves_the_table_of_tokens() -> None:
+    model = build("gpt2").eval()  # one table for both
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    whole = head.weight
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        with small_head(model, 20):
+            assert torch.equal(model(ids).logits, before[..., :20])
+            assert head.weight.data_ptr() == whole.data_ptr()
+            assert (head.out_features, table.weight.shape[0]) == (20, 64)
+            assert draw_text(model, 500).max() == 19
+    assert head.weight is table.weight is whole
+    assert head.out_features == 64
+    with small_head(model, 64):
+        assert head.weight is whole
 
 
 def test_windows_are_small_for_a_trial_and_as_before_after_it() -> None:
