@@ -2,29 +2,27 @@
 
 import base64
 import binascii
-import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.dataset_files import DOWNLOAD, RangeOf, WantedRange, locate_file, send_file
 from api.dependencies import JobOwner, Service, VisibleOwner
 from api.errors import CLOSES
-from api.head import is_head
 from api.job_query import announce_next_page
 from api.limits import ClientLimit, client_name
 from api.multipart import receive_form
-from api.ranges import read_range
 from api.responses import respond
 from api.waiting import run_for_client
 from jobs.errors import InvalidCursor
-from jobs.own_data.registry import OwnRegistry
+from jobs.own_data.naming import check_name, find_suffix, read_filename
 from jobs.own_data.staging import staging_folder
 from jobs.own_data.version import DataVersion
 from jobs.service import own_data
@@ -33,14 +31,12 @@ from jobs.service.job_service import JobService
 from jobs.service.planner import PlanCancelled, Planner
 from jobs.vocabulary import PAGE_SIZE
 from sft.config import Name, PathText
-from sft.errors import DatasetNotFound
+from sft.errors import InvalidConfig
 from tuneyard_wire import own_data as wire
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
 
 CLIENTS = 4  # that may each have the maximum of uploads at once
-CHUNK_BYTES = 2**18
-BINARY = "application/octet-stream"
 FORM = {
     "required": True,
     "content": {
@@ -65,19 +61,6 @@ FORM = {
     },
 }
 
-DOWNLOAD: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
-        "description": "The file as it was added; `X-Checksum-SHA256` is the SHA-256 of its bytes.",
-    },
-    206: {"description": "The requested `Range` of the file.", "content": {BINARY: {}}},
-    416: {"description": "`Range` starts after the end of the file."},
-}
-WantedRange = Annotated[str | None, Header(alias="Range", description="One range of bytes, `bytes=1048576-`.")]
-RangeOf = Annotated[
-    str | None, Header(alias="If-Range", description="`ETag` of the file that the client has a part of.")
-]
-
 
 @router.post("", openapi_extra={"requestBody": FORM})
 async def add_dataset(request: Request, service: Service, owner: JobOwner, visible: VisibleOwner) -> wire.AddedDataset:
@@ -88,9 +71,16 @@ async def add_dataset(request: Request, service: Service, owner: JobOwner, visib
     """
     with request.app.state.upload_limit.held(client_name(request.scope)):
         async with closing_after_error(request), staging(service, request) as folder:
-            form = await receive_form(request, folder, ("name",))
+            form = await receive_form(request, folder, ("name",), check=check_names)
             file = NewFile(form.path, form.filename, form.fields.get("name"), owner, visible is None, form.sha256)
             return await publish(request, service, file)
+
+
+def check_names(filename: str, fields: Mapping[str, str]) -> None:
+    """Raise InvalidConfig for a file that can't be added by its names, before it is read."""
+    find_suffix(read_filename(filename))
+    if "name" in fields:
+        check_name(fields["name"])
 
 
 @asynccontextmanager
@@ -178,10 +168,12 @@ async def show_rows(
         PathText | None, Query(description="Base model whose tokenizer and template render the rows.")
     ] = None,
     template: Annotated[
-        Name | None, Query(description="Chat template, with `model`; the model's own if unset.")
+        Name | None, Query(description="Chat template, only with `model`; the model's own if unset.")
     ] = None,
 ) -> wire.ShownRows:
     """Show the first rows, and with `model` each as the chat template writes it, its supervised parts marked."""
+    if template is not None and model is None:
+        raise InvalidConfig(f"template {template!r:.80} needs model: the base model whose tokenizer renders the rows")
     version = await to_thread.run_sync(own_data.find_version, service.settings, dataset, visible)
     path = locate_file(service, version)
     wanted = {
@@ -227,29 +219,6 @@ def download_dataset(
     return send_file(request, version, locate_file(service, version), wanted, only_of)
 
 
-def send_file(
-    request: Request, version: DataVersion, path: Path, wanted: str | None = None, only_of: str | None = None
-) -> Response:
-    """The response with a version's file, or a range of it. Raises HTTPException 416."""
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Length": str(version.size),
-        "Content-Disposition": f'attachment; filename="{version.file}"',
-        "X-Checksum-SHA256": version.sha256,
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(version.sha256)).decode()}:",  # RFC 9530
-        "ETag": f'"{version.sha256}"',
-        "X-Content-Type-Options": "nosniff",
-    }
-    piece = read_range(wanted, only_of, headers["ETag"], version.size)
-    start, stop = piece or (0, version.size)
-    if piece:
-        headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{version.size}"}
-    chunks = _read(path, start, stop)
-    first = next(chunks)  # opens the file: a missing one is an error response, not a broken connection
-    content = () if is_head(request.scope) else itertools.chain([first], chunks)
-    return StreamingResponse(iter(content), 206 if piece else 200, headers, BINARY)
-
-
 def describe(version: DataVersion) -> dict[str, Any]:
     """Build the fields of a DatasetVersion."""
     plain = {name: getattr(version, name) for name in wire.DatasetVersion.model_fields if hasattr(version, name)}
@@ -273,25 +242,6 @@ def install(state: Any, max_uploads: int) -> None:
     state.data_adder = DataAdder()
     state.upload_limit = ClientLimit(max_uploads, total, too_many, f"The service has {total} uploads, its maximum")
     state.upload_threads = CapacityLimiter(total)
-
-
-def locate_file(service: JobService, version: DataVersion) -> Path:
-    """The file of a version. Raises DatasetNotFound if it is missing."""
-    path = OwnRegistry(service.settings.home).locate(version)
-    if not path.exists():
-        raise DatasetNotFound(f"the file of dataset {version.reference} is missing; add it again")
-    return path
-
-
-def _read(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop:
-            chunk = file.read(min(CHUNK_BYTES, stop - start))
-            if not chunk:
-                raise OSError(f"{path} is shorter than it was")
-            start += len(chunk)
-            yield chunk
 
 
 def _key(version: DataVersion) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Receives a file of a multipart form (RFC 7578) into a folder, piece by piece: nothing of it is held in memory."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from jobs.errors import UploadTooLarge
+from jobs.own_data.naming import MAX_FILENAME
 from jobs.own_data.staging import noticing_full_disk
 
 FILE = "file"
 BUFFER_BYTES = 2**20
 MAX_PARTS = 16
 MAX_TEXT_BYTES = 2**14  # of all other fields, their names and headers
-MAX_FILENAME = 1000
 
 
 @dataclass
@@ -41,8 +41,20 @@ class ReceivedForm:
     sha256: str = ""
 
 
+Check = Callable[[str, Mapping[str, str]], None]
+
+
+def accept_any(filename: str, fields: Mapping[str, str]) -> None:
+    """Accept a file of any name."""
+
+
 async def receive_form(
-    request: Request, folder: Path, names: Collection[str] = (), field: str = FILE, max_bytes: int | None = None
+    request: Request,
+    folder: Path,
+    names: Collection[str] = (),
+    field: str = FILE,
+    max_bytes: int | None = None,
+    check: Check = accept_any,
 ) -> ReceivedForm:
     """Write the form's file into `folder`.
 
@@ -50,6 +62,7 @@ async def receive_form(
         names: of the text fields that the form may have beside the file.
         field: that has the file.
         max_bytes: of the file.
+        check: called with the file's name and the fields before it, when its content begins; may raise.
 
     Raises:
         RequestValidationError: it is not a form with one file and known fields.
@@ -61,15 +74,17 @@ async def receive_form(
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise invalid_form(f"the body must be sent with Content-Type: multipart/form-data, with a field {field}")
     with noticing_full_disk(folder), (folder / "content").open("xb") as target:
-        reading = _Reading(field, names, target)
+        reading = _Reading(field, names, target, check)
         try:
             parser = MultipartParser(options[b"boundary"], reading.callbacks())
+            preamble = _Preamble(options[b"boundary"])
             async for chunk in request.stream():
-                parser.write(chunk)
+                parser.write(preamble.skip(chunk))
                 if len(reading.unwritten) >= BUFFER_BYTES:
                     await to_thread.run_sync(reading.flush)
                 if max_bytes is not None and reading.size > max_bytes:
                     raise UploadTooLarge(f"{field} must have at most {max_bytes} bytes")
+            parser.write(preamble.rest)
             await to_thread.run_sync(reading.flush)
             parser.finalize()
         except FormParserError as error:
@@ -83,13 +98,45 @@ def invalid_form(problem: str, name: str | None = None) -> RequestValidationErro
     return RequestValidationError([{"type": "value_error", "loc": place, "msg": problem, "input": None}])
 
 
+class _Preamble:
+    """Text before a form's first boundary, which is no part of it (RFC 2046, 5.1.1); the parser takes none."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"--" + boundary
+        self._waiting = bytearray()
+        self._has_ended = False
+
+    def skip(self, chunk: bytes) -> bytes:
+        """What of the form has arrived from its first boundary on."""
+        if self._has_ended:
+            return chunk
+        self._waiting += chunk
+        start = len(self._waiting) - len(self._waiting.lstrip(b"\r\n"))
+        if not self._waiting.startswith(self._delimiter, start):
+            start = self._waiting.find(b"\r\n" + self._delimiter)
+        if start < 0:
+            if len(self._waiting) > MAX_TEXT_BYTES + len(self._delimiter):
+                raise invalid_form(f"no boundary {self._delimiter[2:]!r:.80} is in its first {MAX_TEXT_BYTES} bytes")
+            return b""
+        self._has_ended = True
+        form = bytes(self._waiting[start:])
+        self._waiting.clear()
+        return form
+
+    @property
+    def rest(self) -> bytes:
+        """A body without a boundary, for the parser to say what is wrong."""
+        return bytes(self._waiting)
+
+
 class _Reading:
     """What the parser found so far."""
 
-    def __init__(self, field: str, names: Collection[str], target: BinaryIO) -> None:
+    def __init__(self, field: str, names: Collection[str], target: BinaryIO, check: Check) -> None:
         self.unwritten = bytearray()
         self._field = field
         self._names = names
+        self._check = check
         self._target = target
         self._digest = hashlib.sha256()
         self._form = ReceivedForm(Path())
@@ -162,6 +209,7 @@ class _Reading:
             if not name or len(name) > MAX_FILENAME or not name.isprintable():
                 rule = f"must have a name of 1 to {MAX_FILENAME} printable characters"
                 raise invalid_form(f"{rule}, got {name!r:.80}", self._field)
+            self._check(name, self._form.fields)
             self._form.filename = name
         elif self._name not in self._names:
             known = ", ".join([self._field, *self._names])

@@ -22,6 +22,7 @@ from jobs.own_data.staging import noticing_full_disk, staging_folder
 from jobs.own_data.uploads import MAX_PARTS, Upload, Uploads
 from jobs.service.data_adder import AddingCancelled, DataAdder, NewFile
 from jobs.service.job_service import JobService
+from jobs.service.own_data import refuse_taken
 from sft.explanations import Matching
 from tuneyard_wire import own_data as wire
 from tuneyard_wire.service import Message
@@ -61,8 +62,11 @@ FoundUpload = Annotated[Upload, Depends(find_upload)]
 
 
 @router.post("")
-def begin_upload(body: UploadRequest, uploads: FoundUploads, owner: JobOwner) -> wire.Upload:
+def begin_upload(
+    body: UploadRequest, uploads: FoundUploads, service: Service, owner: JobOwner, visible: VisibleOwner
+) -> wire.Upload:
     """Begin an upload: send its parts, in any order, and complete it."""
+    refuse_taken(service.settings, body.filename, body.name, owner, visible is None)
     return _show(uploads.begin(body.filename, body.bytes, body.name, body.sha256, owner))
 
 
@@ -84,7 +88,7 @@ async def put_part(
     """Send a part, as the body; one that is sent again replaces the one before."""
     with request.app.state.upload_limit.held(client_name(request.scope)):
         async with closing_after_error(request), staging(service, request) as folder:
-            path, size, digest = await _receive(request, folder)
+            path, size, digest = await _receive(request, folder, number, upload.size)
             if sha256 not in (None, digest):
                 raise InvalidUpload(f"part {number} has the SHA-256 {digest}, not {sha256}; send it again")
             if not size:
@@ -138,9 +142,12 @@ def _complete(
     return published
 
 
-async def _receive(request: Request, folder: FilePath) -> tuple[FilePath, int, str]:
-    """Write the body into the folder; returns the file, its size and its SHA-256."""
-    path, digest, buffer = folder / "part", hashlib.sha256(), bytearray()
+async def _receive(request: Request, folder: FilePath, number: int, most: int) -> tuple[FilePath, int, str]:
+    """Write the body into the folder; returns the file, its size and its SHA-256.
+
+    Raises InvalidUpload once it has more than `most` bytes, of which no more are written.
+    """
+    path, digest, buffer, received = folder / "part", hashlib.sha256(), bytearray(), 0
 
     def write(file: Any) -> None:
         digest.update(buffer)
@@ -150,6 +157,9 @@ async def _receive(request: Request, folder: FilePath) -> tuple[FilePath, int, s
     with noticing_full_disk(folder), path.open("xb") as file:
         async for chunk in request.stream():
             buffer += chunk
+            received += len(chunk)
+            if received > most:
+                raise InvalidUpload(f"part {number} is larger than the upload, which has {most} bytes; send the file's")
             if len(buffer) >= BUFFER_BYTES:
                 await to_thread.run_sync(write, file)
         await to_thread.run_sync(write, file)

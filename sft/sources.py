@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema, field_validator
@@ -67,6 +67,22 @@ def check_different(names: Sequence[str], remedy: str) -> None:
     if twice is not None:
         places = " and ".join(str(place) for place, name in enumerate(names) if name == twice)
         raise ValueError(f"must name each dataset once, {twice!r} is at the places {places}; {remedy}")
+
+
+def find_alias(found: Iterable[tuple[str, str, Hashable]]) -> str | None:
+    """Explain which names in a list mean the same content, as `good@v1` and `good@main` may; None if none do.
+
+    Args:
+        found: for each dataset its place (`dataset_name.0`), its name, and what is the same for the same content.
+    """
+    first: dict[tuple[str, Hashable], tuple[str, str]] = {}
+    for field, name, content in found:
+        group = field.partition(".")[0]
+        before, other = first.setdefault((group, content), (field, name))
+        if before != field:
+            remedy = HIGHER_WEIGHT if group == "dataset_name" else "give it once"
+            return f"{field}: {name!r} is the same content as {other!r} ({before}), which must be named once; {remedy}"
+    return None
 
 
 def settle_split(values: Any) -> Any:

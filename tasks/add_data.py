@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from jobs.errors import InvalidUpload, NameTaken
+from jobs.errors import InvalidUpload
 from jobs.keeper import end_with_parent
 from jobs.own_data.registry import OwnRegistry, Published
 from jobs.own_data.staging import noticing_full_disk
 from jobs.own_data.version import DataVersion
-from jobs.preflight.dataset_registry import find_view
+from jobs.preflight.known_names import refuse_known_name
 from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.scratch import use_scratch
@@ -28,9 +28,7 @@ from jobs.settings import Settings
 from jobs.shared_store import SharedStore
 from sft.confinement import confined
 from sft.data.file_report import FileReport, inspect_file
-from sft.data.parts import read_part_name
-from sft.errors import DatasetNotFound, InvalidConfig, TuneyardError
-from sft.files.places import follow
+from sft.errors import DatasetNotFound, TuneyardError
 from sft.files.temporary_folders import temporary_folder
 from tasks.causes import explain
 from tasks.dataset_registry import ensure_registry
@@ -43,6 +41,7 @@ PIECE_BYTES = 1 << 20
 def add(file: dict[str, Any], settings: Settings) -> Published:
     """Check a file and publish it. Raises as `jobs.service.data_adder.DataAdder.add` does."""
     path, owner = Path(file["path"]), file["owner"] and UUID(file["owner"])
+    update_registry(file["name"], settings)
     refuse_known_name(file["name"], settings)
     with noticing_full_disk(path.parent), ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(hash_twice, path)
@@ -68,25 +67,17 @@ def add(file: dict[str, Any], settings: Settings) -> Published:
 
 def check(path: Path, settings: Settings) -> FileReport:
     """Read the file within the limits for input. Raises InvalidDataset or ResourceLimit, or ends the process."""
-    if read_part_name(path.name):
-        raise InvalidConfig(f"name {path.name!r} is that of one part of a file; join the parts, or choose another name")
     with confined(find_limits(settings), find_note(), f"file {path.name}: to read it"):
         return inspect_file(path)
 
 
-def refuse_known_name(name: str, settings: Settings) -> None:
-    """Raise NameTaken for the name of a dataset of the configured registry, or of a file below the data root."""
+def update_registry(name: str, settings: Settings) -> None:
+    """Bring the mirror of a remote registry up to date, before it is asked for a name."""
     try:
         if settings.dataset_registry is not None and "://" in settings.dataset_registry:
-            ensure_registry(settings)  # brings its mirror up to date
+            ensure_registry(settings)
     except DatasetNotFound as error:
         sys.stderr.write(f"The dataset registry is not checked for the name {name}: {error}\n")
-    view = find_view(settings, True)
-    if view is not None and view.has(name):
-        raise NameTaken(f"name {name!r} is a dataset in the registry {view.folder}; choose another name")
-    place = follow(name, settings.data_root)
-    if place is not None and place.exists():
-        raise NameTaken(f"name {name!r} is a file or folder in the data root {settings.data_root}; choose another name")
 
 
 def hash_twice(path: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from sft.config import SFTConfig
 from sft.data.mixing import AnyRows, MixedData, MixedPart
 from sft.data.tokenization import PreparedData
 from sft.errors import InvalidConfig, TuneyardError
-from sft.sources import label_datasets
+from sft.sources import find_alias, label_datasets
 from tasks.dataset import resolve
 from tasks.dataset_store import count_rows
 from tasks.dataset_version import DatasetVersion
@@ -90,11 +90,14 @@ def resolve_all(config: SFTConfig, settings: Settings) -> AnyDataset:
     """`resolve` every dataset of a configuration; errors of one of several name its place in the list.
 
     Raises:
-        InvalidConfig: a dataset to evaluate on is the very file that is trained on.
+        InvalidConfig: two names mean the same content, or a dataset to evaluate on is the very file that is trained on.
     """
     if not config.is_mixed:
         return resolve(str(config.dataset_name), settings, config.dataset_split)
     found = {field: _resolve_at(field, name, config, settings) for field, name in config.name_datasets()}
+    names = dict(config.name_datasets())
+    if alias := find_alias((field, names[field], one.md5) for field, one in found.items()):
+        raise InvalidConfig(alias)
     sources = tuple(version for field, version in found.items() if field.startswith("dataset_name"))
     validation = tuple(version for field, version in found.items() if field.startswith("validation_dataset"))
     for field, version in found.items():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneyard_cli.exit import fail
 from tuneyard_cli.output import escape_lines, open_console, print_json, print_line
 from tuneyard_cli.service import JsonOption, UrlOption, connected
 
@@ -64,6 +65,10 @@ def show(
     url: UrlOption = None,
 ) -> None:
     """Show a dataset's versions and its first rows, with --model as the chat template writes them."""
+    if template is not None and model is None:
+        fail("--template needs --model: the base model whose tokenizer renders the rows")
+    if model is not None and not rows:
+        fail("--model is for the rows, and --rows 0 shows none; leave one of them out")
     with connected(url) as client:
         found = client.datasets.get(dataset)
         newest = found.versions[-1]

@@ -6,15 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api.data_routes import (
-    DOWNLOAD,
-    RangeOf,
-    WantedRange,
-    closing_after_error,
-    locate_file,
-    send_file,
-    staging,
-)
+from api.data_routes import closing_after_error, staging
+from api.dataset_files import DOWNLOAD, RangeOf, WantedRange, locate_file, send_file
 from api.dependencies import JobOwner, Service, VisibleOwner
 from api.limits import client_name
 from api.multipart import receive_form

@@ -8,7 +8,6 @@ valid, without the parts. What is not completed in time is removed by the next o
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,16 +18,15 @@ from uuid import UUID, uuid4
 from filelock import FileLock, Timeout
 
 from jobs.errors import InvalidUpload, UploadNotFound, UploadTooLarge
-from jobs.own_data.naming import plain_filename
+from jobs.own_data.naming import read_filename
 from jobs.own_data.registry import FOLDER
-from jobs.own_data.staging import check_space, noticing_full_disk
-from jobs.own_data.uploads import MAX_OPEN, MAX_PARTS, RECORD, Part, join_parts
+from jobs.own_data.staging import check_space, locked, noticing_full_disk
+from jobs.own_data.uploads import MAX_OPEN, MAX_PARTS, RECORD, Part, discard, join_parts
 from sft.files.publication import sync_path
 
 UPLOADS = "file-uploads"
 LOCK = "lock"
 PART_BYTES = 64 * 2**20
-FILENAME_CHARACTERS = 200
 POLL_SECONDS = 0.1
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 _ID = re.compile(r"upload_([0-9a-f]{32})")
@@ -68,10 +66,12 @@ class FileUploads:
         """Begin an upload.
 
         Raises:
+            InvalidConfig: the file's name is too long.
             InvalidUpload: the owner has too many open ones.
             UploadTooLarge: the file is larger than allowed.
             DiskFull: there is no space for it.
         """
+        shown = read_filename(filename, "filename") or "upload"
         if size > self._max_bytes:
             raise UploadTooLarge(f"bytes must be at most {self._max_bytes} (TUNEYARD_MAX_UPLOAD_BYTES), got {size}")
         with noticing_full_disk(self.folder):
@@ -82,7 +82,6 @@ class FileUploads:
                 raise InvalidUpload(f"there are {MAX_OPEN} open uploads; complete or cancel some")
             check_space(self.folder, 2 * size)  # its parts, and the whole
             now = datetime.now(UTC)
-            shown = plain_filename(filename)[:FILENAME_CHARACTERS] or "upload"
             upload = FileUpload(f"upload_{uuid4().hex}", shown, size, owner, now, now + self._keep)
             fresh = self.folder / f".{upload.id}"
             fresh.mkdir()
@@ -108,16 +107,20 @@ class FileUploads:
         size = received.stat().st_size
         if size > upload.size:
             raise InvalidUpload(f"the part has {size} bytes and the whole file {upload.size}; send parts of the file")
-        others = [part for part in self._list_parts(upload) if part.sha256 != sha256]
-        if size + sum(part.size for part in others) > 2 * upload.size or len(others) >= MAX_PARTS:
-            raise InvalidUpload(f"the upload of {upload.size} bytes has too many other parts; cancel it, begin another")
         target = self._place(upload) / f"{size}-{sha256}"
+        sync_path(received)
         try:
-            sync_path(received)
-            received.rename(target)
-            check_pending(self.get(upload.id))
+            with locked(self._place(upload)):  # parts that arrive at once are counted one after the other
+                others = [part for part in self._list_parts(upload) if part.sha256 != sha256]
+                if size + sum(part.size for part in others) > 2 * upload.size or len(others) >= MAX_PARTS:
+                    raise InvalidUpload(
+                        f"the upload of {upload.size} bytes has too many other parts; cancel it, begin another"
+                    )
+                received.rename(target)
         except FileNotFoundError as error:
             raise _not_found(upload.id) from error
+        try:
+            check_pending(self.get(upload.id))
         except InvalidUpload:
             target.unlink(missing_ok=True)
             raise
@@ -205,9 +208,9 @@ class FileUploads:
             if upload is None:
                 with suppress(FileNotFoundError):
                     if now.timestamp() - folder.stat().st_mtime > self._keep.total_seconds():
-                        shutil.rmtree(folder, ignore_errors=True)
+                        discard(folder)
             elif upload.expires_at + self._keep < now:
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder)
             elif upload.status == EXPIRED:
                 for part in self._list_parts(upload):
                     part.path.unlink(missing_ok=True)

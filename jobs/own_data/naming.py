@@ -3,10 +3,12 @@
 import re
 from pathlib import PurePosixPath
 
+from sft.data.parts import read_part_name
 from sft.errors import InvalidConfig
 from tuneyard_wire.dataset_reference import FILE_SUFFIXES, find_file_suffix
 
 MAX_CHARACTERS = 100
+MAX_FILENAME = 1000  # characters
 NAME = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_CHARACTERS - 1}}}"
 RULE = f"must be 1 to {MAX_CHARACTERS} letters, digits, '.', '_' or '-', the first a letter or digit"
 _NAME = re.compile(NAME)
@@ -23,6 +25,8 @@ def check_name(name: str, field: str = "name") -> str:
         raise InvalidConfig(f"{field} {RULE}, got {name!r:.120}")
     if find_file_suffix(name):
         raise InvalidConfig(f"{field} must not end as a file's name does ({find_file_suffix(name)}), got {name!r:.120}")
+    if read_part_name(name):
+        raise InvalidConfig(f"{field} must not be that of one part of a file, got {name!r}; join the parts")
     if name == RESERVED:
         raise InvalidConfig(f"{field} must not be {RESERVED!r}, which the API uses")
     if FILE_ID.fullmatch(name):
@@ -32,12 +36,18 @@ def check_name(name: str, field: str = "name") -> str:
     return name
 
 
-def name_after(filename: str) -> str:
-    """The dataset's name for a file that is given without one. Raises InvalidConfig if none can be made of it."""
+def name_after(filename: str, part_mark: str = "") -> str:
+    """The dataset's name for a file that is given without one. Raises InvalidConfig if none can be made of it.
+
+    Args:
+        part_mark: what is added to the name of one part of a file, which is refused otherwise.
+    """
     base = plain_filename(filename)
     suffix = find_file_suffix(base) or ""
     name = _OTHERS.sub("-", base[: len(base) - len(suffix)].lstrip(".")).strip("-._")[:MAX_CHARACTERS].rstrip("-._")
     name = re.sub(r"\.{2,}", ".", name)
+    if part_mark and read_part_name(name):
+        name = name[: MAX_CHARACTERS - len(part_mark)].rstrip("-._") + part_mark
     try:
         return check_name(name)
     except InvalidConfig as error:
@@ -49,12 +59,29 @@ def plain_filename(filename: str) -> str:
     return PurePosixPath(filename.replace("\\", "/")).name
 
 
-def find_suffix(filename: str) -> str:
+def read_filename(filename: str, field: str = "file") -> str:
+    """The last part of a file's name, as it is recorded. Raises InvalidConfig for one that can't be recorded whole."""
+    name = plain_filename(filename)
+    if len(name) > MAX_FILENAME:
+        raise InvalidConfig(
+            f"{field} must have a name of at most {MAX_FILENAME} characters, it has {len(name)}; rename the file"
+        )
+    if not name.isprintable():
+        raise InvalidConfig(f"{field} must have a name of printable characters, got {name!r:.120}")
+    return name
+
+
+def find_suffix(filename: str, field: str = "file") -> str:
     """The suffix by which a file's kind is known. Raises InvalidConfig for a file of another kind."""
     suffix = find_file_suffix(filename)
     if suffix is None:
-        raise InvalidConfig(f"file must end in one of {', '.join(FILE_SUFFIXES)}, got {filename!r:.120}")
+        raise InvalidConfig(f"{field} must end in one of {', '.join(FILE_SUFFIXES)}, got {filename!r:.120}")
     return suffix
+
+
+def choose_name(name: str | None, filename: str) -> str:
+    """The dataset's name: the given one, or one made of the file's. Raises InvalidConfig."""
+    return name_after(filename) if name is None else check_name(name)
 
 
 def read_version(text: str) -> int | None:

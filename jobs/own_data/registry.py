@@ -138,7 +138,7 @@ class OwnRegistry:
         with self._writing():
             versions = self.list_versions(wanted.name)
             if versions and not may_add(versions[-1]):
-                raise NameTaken(f"name {wanted.name!r} is a dataset of another key; choose another name")
+                raise name_taken(wanted.name)
             for version in versions:
                 if (version.sha256, version.suffix) == (wanted.sha256, wanted.suffix):
                     before_visible(version)
@@ -298,6 +298,11 @@ def _quote(value: str) -> str:
     """As `tasks.dataset_registry.quote_value`: unquoted, a comma makes a list and `#` starts a comment."""
     mark = next((mark for mark in ('"', "'") if mark not in value), "'''")
     return f"{mark}{value}{mark}"
+
+
+def name_taken(name: str) -> NameTaken:
+    """The error for a name that is another key's."""
+    return NameTaken(f"name {name!r} is a dataset of another key; choose another name")
 
 
 def may_see(version: DataVersion, owner: UUID | None) -> bool:

@@ -3,6 +3,8 @@
 A folder is locked while its process lives; one that a killed process left behind is removed with the next one made.
 """
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from sft.files.temporary_folders import make_locked_folder, remove_unused
 
 STAGING = "staging"
 PREFIX = "upload-"
+LOCK = "parts.lock"  # in the folder of an upload: held while its parts are counted and one is added
 SPARE_BYTES = 64 * 2**20  # that stay free for everything else on the disk
 
 
@@ -48,6 +51,18 @@ def check_space(place: Path, expected_bytes: int) -> None:
             f"no space left in {place}: the file has {expected_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
             "free some"
         )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one thread or process at a time change an upload. Raises FileNotFoundError if it is removed."""
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / LOCK).stat()  # it was removed while this one waited
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager

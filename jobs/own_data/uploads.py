@@ -8,16 +8,17 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from jobs.errors import InvalidUpload, UploadNotFound, UploadTooLarge
-from jobs.own_data.naming import check_name, find_suffix, name_after, plain_filename
+from jobs.own_data.naming import choose_name, find_suffix, read_filename
 from jobs.own_data.registry import FOLDER
-from jobs.own_data.staging import check_space, noticing_full_disk
+from jobs.own_data.staging import check_space, locked, noticing_full_disk
 from sft.files.publication import sync_path
 
 UPLOADS = "uploads"
@@ -72,9 +73,9 @@ class Uploads:
             UploadTooLarge: the file is larger than allowed.
             DiskFull: there is no space for it.
         """
-        filename = plain_filename(filename)[:200]
-        find_suffix(filename)
-        _ = name_after(filename) if name is None else check_name(name)
+        filename = read_filename(filename, "filename")
+        find_suffix(filename, "filename")
+        choose_name(name, filename)
         if size > self._max_bytes:
             raise UploadTooLarge(f"bytes must be at most {self._max_bytes} (TUNEYARD_MAX_UPLOAD_BYTES), got {size}")
         with noticing_full_disk(self.folder):
@@ -94,11 +95,11 @@ class Uploads:
         """Find an upload. Raises UploadNotFound if there is none, or the owner (None: anyone) does not see it."""
         upload = self._read(self.folder / upload_id) if _ID.fullmatch(upload_id) else None
         if upload is None or upload.expires_at < datetime.now(UTC) or owner not in (None, upload.owner):
-            raise UploadNotFound(f"upload {upload_id!r:.80} not found; it was completed, deleted or has expired")
+            raise _not_found(upload_id)
         return upload
 
     def put(self, upload: Upload, number: int, received: Path, sha256: str) -> Part:
-        """Make a file a part of an upload; it is moved.
+        """Make a file a part of an upload; it is moved. Parts that arrive at once are counted one after the other.
 
         Raises:
             InvalidUpload: with it the parts are larger than the file.
@@ -107,18 +108,19 @@ class Uploads:
         if not 1 <= number <= MAX_PARTS:
             raise InvalidUpload(f"number must be from 1 to {MAX_PARTS}, got {number}")
         size = received.stat().st_size
-        others = [part for part in upload.parts if part.number != number]
-        if size + sum(part.size for part in others) > upload.size:
-            raise InvalidUpload(f"part {number} makes the upload larger than its {upload.size} bytes")
         target = self.folder / upload.id / f"{number:05}-{size}-{sha256}"
-        try:
-            sync_path(received)
+        sync_path(received)
+        with self._changing(upload) as now:
+            others = sum(part.size for part in now.parts if part.number != number)
+            if size + others > upload.size:
+                raise InvalidUpload(
+                    f"part {number} has {size} bytes and makes the upload larger than its {upload.size} bytes: the "
+                    f"other parts have {others}; send what is left of the file"
+                )
+            for part in now.parts:  # first, so that a killed process never leaves two of a number
+                if part.number == number and part.path != target:
+                    part.path.unlink(missing_ok=True)
             received.rename(target)
-        except FileNotFoundError as error:
-            raise UploadNotFound(f"upload {upload.id!r} not found; it was completed, deleted or has expired") from error
-        for part in upload.parts:
-            if part.number == number and part.path != target:
-                part.path.unlink(missing_ok=True)
         return Part(number, size, sha256, target)
 
     def join(self, upload: Upload, target: Path, check: Callable[[], None] = lambda: None) -> str:
@@ -131,7 +133,12 @@ class Uploads:
             InvalidUpload: a part is missing or damaged, or the whole is not what was announced.
             UploadNotFound: the upload was removed meanwhile.
         """
+        upload = self.get(upload.id)  # with the parts that have arrived since it was found
         numbers, size = [part.number for part in upload.parts], sum(part.size for part in upload.parts)
+        if size > upload.size:
+            raise InvalidUpload(
+                f"the parts have {size} bytes and the upload {upload.size}; send smaller ones instead, or delete it"
+            )
         if numbers != [*range(1, len(numbers) + 1)]:
             missing = next(number for number in range(1, MAX_PARTS + 1) if number not in numbers)
             raise InvalidUpload(f"part {missing} is missing; send it, then complete the upload")
@@ -140,14 +147,14 @@ class Uploads:
         try:
             digest = join_parts(upload.parts, target, check=check)
         except FileNotFoundError as error:
-            raise UploadNotFound(f"upload {upload.id!r} not found; it was completed, deleted or has expired") from error
+            raise _not_found(upload.id) from error
         if upload.sha256 not in (None, digest):
             raise InvalidUpload(f"the file has the SHA-256 {digest}, not {upload.sha256}; send it again")
         return digest
 
     def remove(self, upload: Upload) -> None:
         """Remove an upload and its parts."""
-        shutil.rmtree(self.folder / upload.id, ignore_errors=True)
+        discard(self.folder / upload.id)
 
     def remove_expired(self) -> None:
         """Remove uploads that have expired, and what a killed process left of one that it began."""
@@ -156,7 +163,16 @@ class Uploads:
             upload = self._read(folder)
             age = now.timestamp() - folder.stat().st_mtime if upload is None and folder.exists() else 0
             if (upload is not None and upload.expires_at < now) or age > self._keep.total_seconds():
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder)
+
+    @contextmanager
+    def _changing(self, upload: Upload) -> Iterator[Upload]:
+        """Be the only one who adds a part, also among processes; yields the upload as it is now."""
+        try:
+            with locked(self.folder / upload.id):
+                yield self.get(upload.id)
+        except FileNotFoundError as error:
+            raise _not_found(upload.id) from error
 
     def _list(self) -> list[Upload]:
         found = (self._read(folder) for folder in self.folder.glob("*"))
@@ -174,6 +190,14 @@ class Uploads:
             return Upload(**{**values, **times, "owner": owner, "parts": tuple(parts)})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def discard(folder: Path) -> None:
+    """Remove an upload's folder, which is renamed first: a part that arrives meanwhile finds it gone."""
+    gone = folder.with_name(f".{folder.name.lstrip('.')}")
+    with suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def join_parts(
@@ -206,6 +230,10 @@ def join_parts(
             if digest.hexdigest() != part.sha256:
                 raise InvalidUpload(f"part {part.number} is damaged; send it again")
     return whole.hexdigest()
+
+
+def _not_found(upload_id: str) -> UploadNotFound:
+    return UploadNotFound(f"upload {upload_id!r:.80} not found; it was completed, deleted or has expired")
 
 
 def _write(upload: Upload) -> str:

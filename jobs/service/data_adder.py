@@ -15,7 +15,7 @@ from uuid import UUID
 
 from jobs.errors import AddingFailed
 from jobs.keeper import NOTE, PARENT
-from jobs.own_data.naming import check_name, find_suffix, name_after, plain_filename
+from jobs.own_data.naming import choose_name, find_suffix, read_filename
 from jobs.own_data.registry import Published
 from jobs.own_data.staging import noticing_full_disk
 from jobs.own_data.version import DataVersion
@@ -60,13 +60,13 @@ class NewFile:
 
     def checked(self) -> "NewFile":
         """With its name, and its path under a name that the reader knows. Raises InvalidConfig."""
-        filename = plain_filename(self.filename)
-        name = name_after(filename) if self.name is None else check_name(self.name)
+        filename = read_filename(self.filename)
+        name = choose_name(self.name, filename)
         suffix = self.suffix or find_suffix(filename)
         path = self.path.with_name(f"{name}{suffix}")
         if path != self.path:
             self.path.rename(path)
-        return replace(self, path=path, filename=filename[:200], name=name)
+        return replace(self, path=path, filename=filename, name=name)
 
 
 class DataAdder:

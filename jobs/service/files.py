@@ -10,22 +10,22 @@ from typing import Any
 from uuid import UUID
 
 from jobs.errors import NameTaken
-from jobs.own_data.naming import FILE_ID, MAX_CHARACTERS, name_after, plain_filename, write_file_id
+from jobs.own_data.naming import FILE_ID, MAX_CHARACTERS, name_after, read_filename, write_file_id
 from jobs.own_data.registry import OwnRegistry, may_see
 from jobs.own_data.unreadable import UnreadableFile, UnreadableFiles
 from jobs.own_data.version import DataVersion
 from jobs.service.data_adder import DataAdder, NewFile
 from jobs.service.job_service import JobService
-from jobs.service.own_data import delete_versions, refuse_hidden
+from jobs.service.own_data import delete_versions, find_contents, refuse_hidden
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset, ResourceLimit
-from sft.sources import DatasetSource, check_different
+from sft.sources import DatasetSource, check_different, find_alias
 from tuneyard_wire.dataset_reference import DatasetReference, find_file_suffix
 
 UNNAMED = "file"
-FILENAME_CHARACTERS = 200
+PART_MARK = "-file"  # ends the dataset's name for `x-00000-of-00002.jsonl`, which would be one part of several
 JSON_LINES = ".jsonl"
 
 
@@ -76,7 +76,7 @@ def add_file(
 
     Raises as `DataAdder.add` does, but for a file that can't be read.
     """
-    filename = plain_filename(file.filename)[:FILENAME_CHARACTERS] or UNNAMED
+    filename = read_filename(file.filename) or UNNAMED
     file = replace(file, filename=filename, suffix=find_file_suffix(filename) or JSON_LINES, may_extend_all=False)
     size = file.path.stat().st_size
     problem: Exception | None = None
@@ -112,7 +112,7 @@ def replace_ids(config: SFTConfig, settings: Settings, owner: UUID | None = None
     Raises:
         DatasetNotFound: there is no such file, or the owner does not see it.
         InvalidDataset: its rows could not be read.
-        InvalidConfig: two names in a list mean the same version.
+        InvalidConfig: an id is in a list twice.
     """
     found: dict[str, str] = {}
     for field, text in config.name_datasets():
@@ -130,9 +130,14 @@ def replace_ids(config: SFTConfig, settings: Settings, owner: UUID | None = None
 
 
 def settle_config(config: SFTConfig, settings: Settings, owner: UUID | None = None) -> SFTConfig:
-    """A configuration of datasets that the owner (None: anyone) sees, without ids. Raises as `replace_ids` does."""
+    """A configuration of datasets that the owner (None: anyone) sees, without ids.
+
+    Raises as `replace_ids` does, and InvalidConfig if two names in a list mean the same content.
+    """
     config = replace_ids(config, settings, owner)
     refuse_hidden(config, settings, owner)
+    if alias := find_alias(find_contents(config, settings)):
+        raise InvalidConfig(alias)
     return config
 
 
@@ -163,11 +168,11 @@ def _rename(field: str, value: Any, found: dict[str, str]) -> Any:
 
 def _find_names(file: NewFile, registry: OwnRegistry) -> Iterator[str]:
     """Names that the dataset may have, the best first: that of the file, or one that others are unlikely to have."""
+    mark = f"-{file.owner.hex[:8] if file.owner else UNNAMED}"
     try:
-        name = name_after(file.filename)
+        name = name_after(file.filename, PART_MARK)
     except InvalidConfig:
         name = UNNAMED
-    mark = f"-{file.owner.hex[:8] if file.owner else UNNAMED}"
     versions = registry.list_versions(name)
     if not versions or versions[-1].owner == file.owner:
         yield name

@@ -5,14 +5,16 @@ A dataset is seen by the key that added it and by all who see that key's jobs (`
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from jobs.engine.listing import JobFilters
 from jobs.errors import DatasetInUse
-from jobs.own_data.naming import NEWEST
-from jobs.own_data.registry import OwnRegistry, may_see
+from jobs.own_data.naming import NEWEST, choose_name
+from jobs.own_data.registry import OwnRegistry, may_see, name_taken
 from jobs.own_data.version import DataVersion
+from jobs.preflight.known_names import refuse_known_name
 from jobs.service.job import Job
 from jobs.service.job_service import JobService
 from jobs.settings import Settings
@@ -20,6 +22,7 @@ from jobs.shared_store import SharedStore
 from jobs.status import JobStatus
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound
+from sft.files.places import follow
 from tuneyard_wire.dataset_reference import DatasetReference
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,33 @@ def find_version(settings: Settings, dataset: str, owner: UUID | None = None) ->
 def list_datasets(settings: Settings, owner: UUID | None = None) -> list[DataVersion]:
     """The newest version of each dataset that the owner sees (None: of all), the last one that was added first."""
     return [version for version in OwnRegistry(settings.home).list_newest() if may_see(version, owner)]
+
+
+def refuse_taken(settings: Settings, filename: str, name: str | None, owner: UUID | None, may_extend_all: bool) -> None:
+    """Raise NameTaken if a file could not be added under its name, before it is sent.
+
+    It may still be taken meanwhile; publishing it checks that again.
+    """
+    wanted = choose_name(name, filename)
+    versions = OwnRegistry(settings.home).list_versions(wanted)
+    if versions and not may_extend_all and versions[-1].owner != owner:
+        raise name_taken(wanted)
+    refuse_known_name(wanted, settings)
+
+
+def find_contents(config: SFTConfig, settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """The datasets of a configuration that were added: place, name, and the digest of the file that is meant now."""
+    registry = OwnRegistry(settings.home)
+    if not registry.exists:
+        return
+    for field, text in config.name_datasets():
+        named = DatasetReference.parse(text)
+        place = follow(named.name, settings.data_root)
+        if named.revision is None and place is not None and place.exists():  # a file, which comes first
+            continue
+        with suppress(DatasetNotFound):  # told by the checks of a submission
+            if (version := registry.find(named)) is not None:
+                yield field, text, f"{version.sha256}{version.suffix}"
 
 
 def refuse_hidden(config: SFTConfig, settings: Settings, owner: UUID | None) -> None:

@@ -85,6 +85,7 @@ def test_rows_are_shown_as_they_are_and_as_a_template_writes_them(client, settin
     for params, problem in (
         ({"model": "nobody/nothing"}, "nobody/nothing"),
         ({"model": "tiny", "template": "x"}, "'x'"),
+        ({"template": "alpaca"}, "template 'alpaca' needs model"),
     ):
         refused = client.get("/datasets/support/rows", params=params)
         assert refused.status_code in (404, 422)
@@ -172,11 +173,13 @@ def test_a_key_sees_its_own_datasets(settings):
 
 FORM = "multipart/form-data; boundary=b"
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+NAME = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n'
 BAD_BODIES = [
     (b"{}", "application/json", "multipart/form-data"),
     (b"", FORM, "ends before its last boundary"),
     (b"", f"multipart/form-data; boundary={'x' * 5000}", "not a valid form"),
     (b"nonsense", FORM, "not a valid form"),
+    (b"n" * 20_000 + b"\r\n" + FILE + rows("a") + b"\r\n--b--\r\n", FORM, "is in its first 16384 bytes"),
     (FILE + rows("a"), FORM, "ends before its last boundary"),
     (b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nx\r\n--b--\r\n', FORM, "file is missing"),
     (b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n', FORM, "must have a name"),
@@ -193,6 +196,30 @@ def test_a_bad_form_is_refused_and_leaves_nothing(client, settings, body, kind, 
     refused = client.post("/datasets", content=body, headers={"Content-Type": kind})
 
     assert refused.status_code == 422
+    assert problem in refused.json()["detail"]
+    assert list_files(settings.home) == set()
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"\r\n", b"\n", b"This is a form.\r\n", b"--\r\n--a\r\nb--b\r\n", b"x" * 16_000 + b"\r\n"]
+)
+@pytest.mark.parametrize("step", [1, 7, 10**6])
+def test_a_form_may_have_a_preamble_and_an_epilogue(client, before, step):
+    body = before + FILE + rows("a", "b") + b"\r\n--b--\r\nThat was it."
+    pieces = (body[start : start + step] for start in range(0, len(body), step))
+    added = client.post("/datasets", content=pieces, headers={"Content-Type": FORM})
+    assert (added.status_code, added.json()["rows"]) == (200, 2), added.text
+    assert client.get("/datasets/a/content").content == rows("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("filename", "before", "problem"),
+    [("a.zip", b"", "file must end in one of"), ("a.jsonl", NAME + b"a b\r\n", "name must be 1 to 100")],
+)
+def test_names_are_refused_before_the_file_is_read(client, settings, filename, before, problem):
+    not_ended = before + FILE.replace(b"a.jsonl", filename.encode()) + rows("a")
+    refused = client.post("/datasets", content=not_ended, headers={"Content-Type": FORM})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_config")
     assert problem in refused.json()["detail"]
     assert list_files(settings.home) == set()
 

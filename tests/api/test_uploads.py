@@ -77,7 +77,8 @@ def test_what_is_missing_or_wrong_is_told_and_the_upload_can_be_gone_on_with(cli
     refused.append(client.post(f"{place}/complete"))
     assert {(one.status_code, one.json()["code"]) for one in refused} == {(422, "invalid_upload")}
     told = [one.json()["detail"] for one in refused]
-    words = "has the SHA-256", "is empty", "larger than its", f"have 500 bytes of {len(CONTENT)}", "part 2 is missing"
+    words = [f"have 500 bytes of {len(CONTENT)}", "part 2 is missing"]
+    words = ["has the SHA-256", "is empty", "larger than the upload", *words]
     assert all(word in detail for word, detail in zip(words, told, strict=True))
 
     client.put(f"{place}/parts/2", content=PARTS[1])
@@ -114,7 +115,9 @@ def test_an_upload_expires(settings):
         ({"bytes": 0}, 422, "bytes"),
         ({"bytes": "5"}, 422, "bytes"),
         ({"filename": "rows.zip"}, 422, "must end in one of"),
+        ({"filename": "x" * 996 + ".json"}, 422, "filename: must have at most 1000 characters"),
         ({"name": "../x"}, 422, "name must be"),
+        ({"name": "x-00000-of-00002"}, 422, "name must not be that of one part of a file"),
         ({"sha256": "x"}, 422, "sha256"),
         ({"size": 5}, 422, "size"),
     ],
@@ -124,6 +127,41 @@ def test_what_can_not_be_added_is_refused_before_a_part_is_sent(client, settings
     assert refused.status_code == status
     assert problem in refused.json()["detail"]
     assert list_files(settings.home) == set()
+
+
+def test_a_name_that_is_taken_is_told_before_a_part_is_sent(client, settings):
+    settings.data_root.mkdir(parents=True)
+    (settings.data_root / "mine").mkdir()
+    for name, problem in (("mine", "is a file or folder in the data root"), ("handbook", "in the registry")):
+        refused = begin(client, name=name)
+        assert (refused.status_code, refused.json()["code"]) == (409, "name_taken")
+        assert problem in refused.json()["detail"]
+    assert begin(client, filename="handbook.jsonl").status_code == 409
+    assert list_files(settings.home) == set()
+
+
+def test_a_name_of_another_key_is_told_before_a_part_is_sent(settings):
+    engine = engine_for(settings.database_url)
+    app = create_app(settings)
+    mine, theirs, admin = (
+        TestClient(app, headers={"Authorization": f"Bearer {create_key(engine, name, scope)[1]}"})
+        for name, scope in (("mine", KeyScope.SUBMIT), ("theirs", KeyScope.SUBMIT), ("admin", KeyScope.ADMIN))
+    )
+    assert mine.post("/datasets", files={"file": ("support.jsonl", CONTENT)}).status_code == 200
+    assert [begin(client).status_code for client in (mine, theirs, admin)] == [200, 409, 200]
+
+
+def test_a_part_that_is_larger_than_the_upload_is_refused(client):
+    place = f"/datasets/uploads/{begin(client, bytes=66).json()['upload_id']}"
+
+    def parts():
+        for _ in range(100):
+            yield b"x" * 33
+
+    refused = client.put(f"{place}/parts/1", content=parts())
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_upload")
+    assert "part 1 is larger than the upload, which has 66 bytes" in refused.json()["detail"]
+    assert client.get(place).json()["parts"] == []
 
 
 def test_a_disk_without_space_for_the_file_is_told_at_the_beginning(settings, small_disk):

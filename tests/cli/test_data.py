@@ -50,6 +50,21 @@ def test_a_file_is_added_and_what_was_found_is_told(run, file):
     assert json.loads(as_json.stdout) == ADDED
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--template", "alpaca"], "--template needs --model"), (["--model", "m", "--rows", "0"], "--rows 0 shows none")],
+)
+def test_options_that_would_have_no_effect_are_refused(run, options, told):
+    result, asked = run(["data", "show", "support", *options])
+    assert (result.exit_code, asked) == (2, [])
+    assert told in result.stderr
+
+
+def test_an_empty_name_is_sent_as_it_is(run, file):
+    _, (asked,) = run(["data", "add", str(file), "--name", ""], ADDED)
+    assert 'name="name"' in asked.body
+
+
 def test_a_pipe_is_no_file(run, tmp_path):
     os.mkfifo(tmp_path / "rows.jsonl")
     result, asked = run(["data", "add", str(tmp_path / "rows.jsonl")])

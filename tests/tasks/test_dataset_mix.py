@@ -102,6 +102,24 @@ def test_rows_that_one_dataset_alone_would_have_are_those_of_the_mix(settings: S
     assert rows.stats["eval"]["used"] == 2 + len(rows.load_eval_parts()["rows.jsonl"])  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset_name": ["rows.jsonl", "./rows.jsonl"]}, r"^dataset_name\.1: './rows.jsonl' is the same content as"),
+        ({"dataset_name": ["held.jsonl", "handbook@v1.1", "handbook@main"]}, r"^dataset_name\.2: 'handbook@main' is"),
+        ({"dataset_name": ["held.jsonl", "copied.jsonl"]}, r"^dataset_name\.1: 'copied.jsonl' is the same content as"),
+        ({"dataset_name": "rows.jsonl", "validation_dataset": ["held.jsonl", "linked.jsonl"]}, "give it once"),
+    ],
+)
+def test_two_names_of_the_same_content_are_refused(settings: Settings, fields: dict[str, object], words: str) -> None:
+    link, held = settings.data_root / "linked.jsonl", settings.data_root / "held.jsonl"
+    (settings.data_root / "copied.jsonl").write_bytes(held.read_bytes())
+    if not link.is_symlink():
+        link.symlink_to("held.jsonl")
+    with pytest.raises(InvalidConfig, match=words):
+        resolve_all(configure(**fields), settings)
+
+
 def test_a_file_that_is_trained_on_is_not_evaluated_on(settings: Settings) -> None:
     with pytest.raises(InvalidConfig, match=r"^validation_dataset\.1: 'rows.jsonl' is trained on and has no held-out"):
         resolve_mix(settings, dataset_name=["folder", "rows.jsonl"], validation_dataset=["folder", "rows.jsonl"])

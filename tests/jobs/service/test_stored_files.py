@@ -9,7 +9,7 @@ import pytest
 from jobs.own_data.registry import OwnRegistry
 from jobs.own_data.staging import staging_folder
 from jobs.service.data_adder import DataAdder, NewFile
-from jobs.service.files import StoredFile, add_file, find_file, list_files, replace_ids
+from jobs.service.files import StoredFile, add_file, find_file, list_files, replace_ids, settle_config
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidConfig, InvalidDataset
@@ -57,6 +57,19 @@ def test_an_id_is_that_of_a_version_wherever_it_stands(settings: Settings, file:
     assert replace_ids(plain, settings, MINE) is plain
 
 
+def test_two_names_of_one_version_are_refused(settings: Settings, file: StoredFile) -> None:
+    twin = add(settings, rows("a"), "twin.jsonl", MINE)
+    for first, second in (("support@v1", "support@main"), ("support", "support@v1"), (file.id, "support@main")):
+        for field in ("dataset_name", "validation_dataset"):
+            config = make_config(**{field: ["handbook@v1.1", first, second]})
+            with pytest.raises(InvalidConfig, match=rf"^{field}\.2: '{second}' is the same content as"):
+                settle_config(config, settings, MINE)
+    with pytest.raises(InvalidConfig, match="'twin@v1' is the same content as 'support@v1'"):
+        settle_config(make_config(dataset_name=[file.id, twin.id]), settings, MINE)
+    apart = make_config(dataset_name=["support@v1", "other@v1"], validation_dataset=["support@v1", "nothing@v1"])
+    assert settle_config(apart, settings, MINE) == apart
+
+
 def test_an_id_that_no_file_of_the_owner_has_is_not_found(settings: Settings, file: StoredFile) -> None:
     for owner, file_id in ((THEIRS, file.id), (MINE, f"file-{'0' * 24}")):
         with pytest.raises(DatasetNotFound, match=file_id):
@@ -91,6 +104,8 @@ def test_a_file_that_can_not_be_read_is_known_and_no_job_can_use_it(settings: Se
         ("a@b.JSONL", "a-b", ".jsonl"),
         (f"file-{'0' * 24}.jsonl", "file", ".jsonl"),
         ("uploads.jsonl", "file", ".jsonl"),
+        ("x-00000-of-00002.jsonl", "x-00000-of-00002-file", ".jsonl"),  # not one part of several
+        ("x-00000-of-00002.rows.jsonl", "file", ".jsonl"),
         ("x" * 300, "x" * 100, ".jsonl"),
         ("handbook.jsonl", f"handbook-{THEIRS.hex[:8]}", ".jsonl"),  # a dataset of the registry
     ],
@@ -100,6 +115,13 @@ def test_any_name_of_a_file_makes_a_dataset(settings: Settings, filename: str, n
     assert added.version is not None
     assert (added.version.name, added.version.suffix) == (name, suffix)
     assert find_file(settings, added.id) == added
+
+
+def test_a_long_name_of_a_file_is_kept_with_its_suffix(settings: Settings) -> None:
+    filename = "y" * 900 + ".csv"
+    added = add(settings, b"prompt,completion\na,b\n", filename)
+    assert added.version is not None
+    assert (added.filename, added.version.suffix, added.version.rows) == (filename, ".csv", 1)
 
 
 def test_keys_may_have_files_of_one_name(settings: Settings, file: StoredFile) -> None:
