@@ -6,16 +6,12 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from jobs.base_models.announcing import AnnouncedFile
 from sft.explanations import Matching
-from tuneyard_wire.model_folder import MAX_FILES, MODEL_FILE, MODEL_NAME
+from tuneyard_wire.model_folder import MAX_FILES, MODEL_FILE, MODEL_NAME, MODEL_NAME_RULE
 
 MOST_BYTES = 2**50
 ModelName = Annotated[
     str,
-    Matching(
-        f"^{MODEL_NAME}$",
-        "must be ORG/NAME of letters, digits, '.', '_' and '-', each starting with a letter "
-        "or digit and of at most 96 characters",
-    ),
+    Matching(f"^{MODEL_NAME}$", MODEL_NAME_RULE),
 ]
 FilePath = Annotated[
     str,

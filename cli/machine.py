@@ -86,16 +86,20 @@ class ServiceMachine(Machine):
 
     def add_model(self, folder: Path, names: list[str], how: "How") -> tuple[dict[str, Any], bool, tuple[str, ...]]:
         """Add a base model to the model root. Raises as `jobs.base_models.publishing.add_folder` does."""
-        from jobs.base_models.publishing import add_folder
+        from jobs.base_models.publishing import add_folder, find_name_of
         from jobs.errors import ModelExists
         from jobs.settings import Settings
 
+        settings = Settings()
+        inside = find_name_of(folder, settings) if len(names) > 1 else None
+        if inside is not None:  # none was asked for, and it has one
+            return add_folder(folder, inside, settings, how)
         for name in names[:-1]:
             try:
-                return add_folder(folder, name, Settings(), how)
+                return add_folder(folder, name, settings, how)
             except ModelExists:
                 continue
-        return add_folder(folder, names[-1], Settings(), how)
+        return add_folder(folder, names[-1], settings, how)
 
     def errors(self) -> tuple[type[Exception], ...]:
         """All errors of Tuneyard."""

@@ -122,7 +122,7 @@ class Conversation:
     """A conversation with one or more models, each of which sees its own answers."""
 
     def __init__(self, client: "Tuneyard", models: list[str], system: str | None, options: "AnswerOptions") -> None:
-        start = [{"role": "system", "content": system}] if system else []
+        start = [] if system is None else [{"role": "system", "content": system}]
         self._client = client
         self._options = options
         self._messages = {model: [*start] for model in models}

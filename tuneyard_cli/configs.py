@@ -85,7 +85,8 @@ def update(
     values = read_mapping(file)
     with connected(url) as client:
         config_id = find_config_id(client, config)
-        saved = client.configs.update(config_id, name or client.configs.get(config_id).name, values)
+        kept = client.configs.get(config_id).name if name is None else name
+        saved = client.configs.update(config_id, kept, values)
     if as_json:
         print_json(_plain(saved))
     else:

@@ -178,7 +178,7 @@ def deliveries(
 
     with connected(url) as client:
         job_id = find_job_id(client, job)
-        if resend:
+        if resend is not None:
             found = [client.resend(job_id, find_delivery_id(client, job_id, resend))]
         else:
             found = client.deliveries(job_id)

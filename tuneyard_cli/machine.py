@@ -53,6 +53,8 @@ class Machine:
     def add_model(self, folder: "Path", names: list[str], how: "How") -> tuple[dict[str, Any], bool, tuple[str, ...]]:
         """Add a base model to this installation's model root, under the first of these names that is free.
 
+        Of several names a folder in the model root needs none, as it has one there.
+
         Returns the model, whether it is new, and the entries of the folder that were left out.
 
         Raises NeedsFullPackage.

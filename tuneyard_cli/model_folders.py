@@ -10,7 +10,15 @@ from tuneyard_cli.machine import this_machine
 from tuneyard_cli.output import open_console, print_line, print_warnings
 from tuneyard_cli.problems import UsageProblem
 from tuneyard_wire.base_models import Model
-from tuneyard_wire.model_folder import How, complete_name, derive_name, is_model_folder, select_files
+from tuneyard_wire.model_folder import (
+    MODEL_NAME_RULE,
+    How,
+    complete_name,
+    derive_name,
+    is_model_folder,
+    is_model_name,
+    select_files,
+)
 
 if TYPE_CHECKING:
     from tuneyard_cli.submission import UnsentJob
@@ -71,13 +79,15 @@ def add_model(client: "Tuneyard | None", folder: Path, name: str | None = None, 
         name: None for the folder's own, with a suffix if another model has that.
 
     Raises:
-        UsageProblem: the folder has no base model, or `how` needs a service on this machine.
+        UsageProblem: the folder has no base model, the name can't be used, or `how` needs a service on this machine.
         ClientError, or an error of the service's: see `tuneyard_client` and `jobs.base_models.publishing`.
     """
     if not is_model_folder(folder):
         lack = "has no config.json, which the folder of a base model has" if folder.is_dir() else "is not a folder"
         raise UsageProblem(f"{str(folder)!r:.300} {lack}")
-    names = [complete_name(name)] if name else [*_candidates(folder)]
+    if name is not None and not is_model_name(complete_name(name)):
+        raise UsageProblem(f"--name {MODEL_NAME_RULE}; ORG/ may be left out, got {name!r:.200}")
+    names = [*_candidates(folder)] if name is None else [complete_name(name)]
     root_id = client.base_models.root_id() if client else None
     if client is None or (root_id is not None and this_machine().model_root_id() == root_id):
         return _add_here(client, folder, names, how)

@@ -30,7 +30,7 @@ def connected(url: str | None) -> "Iterator[Tuneyard]":
     from tuneyard_client.errors import NotAuthenticated, ServiceUnreachable
 
     try:
-        with Tuneyard(url or this_machine().url()) as client:
+        with Tuneyard(this_machine().url() if url is None else url) as client:
             yield client
     except NotAuthenticated as error:
         hint = f"{error.detail}; commands read it from TUNEYARD_API_KEY"

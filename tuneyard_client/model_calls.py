@@ -10,7 +10,7 @@ from tuneyard_client.calls import Call, Steps
 from tuneyard_client.errors import InvalidRequest, UnexpectedResponse
 from tuneyard_client.reading import read_model
 from tuneyard_wire.base_models import PIECE_BYTES, Model, Models, ModelUpload, UploadedFile
-from tuneyard_wire.model_folder import ADAPTER, complete_name, is_model_folder, select_files
+from tuneyard_wire.model_folder import ADAPTER, complete_name, find_foreign, is_model_folder, select_files
 
 Progress = Callable[[int, int], None]  # bytes sent, of all bytes
 
@@ -35,13 +35,15 @@ def read_folder(folder: Path) -> ReadFolder:
     """Choose and hash the files of a base model.
 
     Raises:
-        InvalidRequest: the folder has no base model, or a file can't be read.
+        InvalidRequest: the folder has no base model, or a file can't be read or is a link to elsewhere.
     """
     if not is_model_folder(folder):
         what = f"has an adapter ({ADAPTER}), not a base model" if (folder / ADAPTER).is_file() else "has no config.json"
         raise InvalidRequest(f"{str(folder)!r:.200} {what}; name the folder of a base model", code="invalid_request")
     try:
         chosen = select_files(folder)
+        if foreign := find_foreign(folder, chosen.files):
+            raise InvalidRequest(f"{str(folder)!r:.200}: {foreign}", code="invalid_request")
         files = [ReadFile(path, (folder / path).stat().st_size, _hash(folder / path)) for path in chosen.files]
     except OSError as error:
         raise InvalidRequest(f"{error.filename}: {error.strerror or error}", code="invalid_request") from error

@@ -5,6 +5,7 @@ The client chooses by this what it uploads, and the service what it accepts.
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,11 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 MODEL_NAME = rf"{_PART}/{_PART}"
 _TEXTS = r"README\.md|LICENSE|LICENSE\.md|LICENSE\.txt|NOTICE"
 MODEL_FILE = rf"(?:{TEMPLATES}/)?(?:{_TEXTS}|[A-Za-z0-9_][A-Za-z0-9._-]{{0,200}}\.(?:safetensors|json|jinja|txt|model))"
+MODEL_NAME_RULE = (
+    "must be ORG/NAME of letters, digits, '.', '_' and '-', each starting with a letter or digit and of at most 96 "
+    "characters"
+)
+_WEIGHTS = ".safetensors"
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -50,6 +56,31 @@ def select_files(folder: Path) -> Selection:
             is_read = is_file_name(name) and (folder / name).is_file() and not is_other_weight
             (chosen if is_read else left_out).append(name)
     return Selection(tuple(chosen), tuple(left_out))
+
+
+def find_foreign(folder: Path, files: Iterable[str], roots: Iterable[Path] = ()) -> str | None:
+    """Explain which of a folder's files is a link to a file that is not the model's; None if none is.
+
+    Who reads the folder may be allowed to read more than whoever made it was: a link `README.md` to a private key
+    would be copied or sent. Links are followed within the folder, in a snapshot of the Hub's cache within the cached
+    repository (whose `blobs` hold the files), into `roots`, and for weights, which are known by content, anywhere.
+    Raises OSError.
+    """
+    real = folder.resolve()
+    own = real.parents[1] if real.parent.name == "snapshots" and real.parents[1].name.startswith("models--") else real
+    for name in files:
+        target = (folder / name).resolve()
+        if any(target.is_relative_to(root) for root in (own, *roots)):
+            continue
+        if not (name.endswith(_WEIGHTS) and _is_safetensors(target)):
+            return f"{name} is a link to {target}, which is not in the folder; put a copy in the link's place"
+    return None
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size - 8
 
 
 def _name_weights(folder: Path) -> set[str] | None:

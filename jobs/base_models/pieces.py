@@ -43,12 +43,23 @@ def finding_upload() -> Iterator[None]:
 @contextmanager
 def locked(path: Path, busy: str, wait: bool = False) -> Iterator[FileIO]:
     """Open a file, which is created, for one process and thread at a time. Raises UploadConflict if another has it."""
-    with FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-        if wait:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        else:
-            _lock_soon(file, busy)
-        yield file
+    while True:
+        with FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            if wait:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                _lock_soon(file, busy)
+            if wait or _is_at(file, path):
+                yield file
+                return
+            # Who had it has moved or removed it: nobody would see what is written.
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock_soon(file: FileIO, busy: str) -> None:

@@ -28,7 +28,9 @@ from jobs.shared_store import SharedStore, hash_file
 from sft.errors import ModelNotFound
 from tuneyard_wire.model_folder import (
     ADAPTER,
+    MODEL_NAME_RULE,
     How,
+    find_foreign,
     is_model_folder,
     is_model_name,
     select_files,
@@ -57,11 +59,13 @@ def add_folder(folder: Path, name: str, settings: Settings, how: How = "auto", o
     """Add the base model in a folder of this machine to the model root.
 
     Args:
+        name: that of the folder, if it lies in the model root.
         how: `link` refers to the folder, which must be in an allowed root; `copy` copies its files; `auto` links
             where that is allowed, and copies otherwise.
 
     Raises:
-        InvalidUpload: the folder has no base model, or the name can't be used.
+        InvalidUpload: the folder has no base model, a file in it is a link to elsewhere, the name can't be used, or
+            it lies in the model root under another one.
         ModelExists: another model has this name.
         ModelUnusable: the files are damaged, or not those of a base model.
         InvalidConfig: `link`, and the folder is in no allowed root.
@@ -70,12 +74,19 @@ def add_folder(folder: Path, name: str, settings: Settings, how: How = "auto", o
     """
     source = folder.expanduser().resolve()
     if (inside := find_name_of(source, settings)) is not None:
+        if name != inside:
+            raise InvalidUpload(
+                f"name: {str(folder)!r} is in the model root already, as {inside}; use that name, or add a copy of the "
+                f"folder from another place, got {name!r:.200}"
+            )
         return Added(describe_model(inside, settings), False)
     check_name(name)
     check_source(source)
     selection = select_files(source)
-    check_files(source, repr(str(folder)))
     is_linked = how == "link" or (how == "auto" and may_link(source, settings))
+    if not is_linked and (foreign := find_foreign(source, selection.files, settings.allowed_model_roots)):
+        raise InvalidUpload(f"{str(folder)!r}: {foreign}")
+    check_files(source, repr(str(folder)))
     record = _describe_source(source, selection.files, owner)
     place = settings.model_root / name
     if _is_same(place, name, source, record, settings, is_linked):
@@ -108,6 +119,7 @@ def publish_upload(files: Path, name: str, settings: Settings, record: Record) -
         StackError, StoreRefused: the model can't be put into the store; nothing is published.
     """
     check_files(files, repr(name))
+    check_free(name, settings)  # before anything is sent
     _send(name, files, record.digests or {}, settings)
     put_in_place(files, name, settings, record)
     logger.info("Base model %s was uploaded", name)
@@ -163,10 +175,7 @@ def remove_model(
 def check_name(name: str) -> None:
     """Raise InvalidUpload for a name that no model may be added under."""
     if not is_model_name(name):
-        raise InvalidUpload(
-            f"name: must be ORG/NAME of letters, digits, '.', '_' and '-', each starting with a letter or digit and of "
-            f"at most 96 characters, got {name!r:.200}"
-        )
+        raise InvalidUpload(f"name: {MODEL_NAME_RULE}, got {name!r:.200}")
 
 
 def check_source(folder: Path) -> None:

@@ -23,7 +23,7 @@ from jobs.base_models.pieces import Piece, finding_upload, locked
 from jobs.base_models.placing import check_free
 from jobs.base_models.publishing import check_name, find_same, publish_upload
 from jobs.base_models.records import Record
-from jobs.errors import UploadConflict, UploadNotFound, UploadTooLarge
+from jobs.errors import ModelExists, UploadConflict, UploadNotFound, UploadTooLarge
 from jobs.settings import Settings
 from jobs.shared_store import hash_file
 from sft.errors import DiskFull, ModelUnusable
@@ -69,10 +69,16 @@ class Upload:
         content = {"name": name, "owner": str(owner) if owner else None, "files": listed}
         text = json.dumps(content)
         folder = _root(settings) / hashlib.sha256(text.encode()).hexdigest()[:32]
+        is_there = find_same(name, settings, {file.path: file.sha256 for file in files})
+        if not is_there:
+            try:
+                check_free(name, settings)
+            except ModelExists:  # also of an upload that began before
+                discard_folder(folder)
+                raise
         if not folder.is_dir():
             remove_expired(settings)
-            if not find_same(name, settings, {file.path: file.sha256 for file in files}):
-                check_free(name, settings)
+            if not is_there:
                 _check_room(total, settings)
             with publish_folder(folder, replace=False) as fresh:
                 (fresh / _LIST).write_text(text, encoding="utf-8")
@@ -154,7 +160,7 @@ class Upload:
         Raises:
             UploadConflict: files are missing.
             ModelUnusable: they are damaged, or not those of a base model; the upload is removed.
-            ModelExists: meanwhile another model has this name.
+            ModelExists: meanwhile another model has this name; the upload is removed.
             StackError, StoreRefused: it can't be put into the store; try again.
         """
         with finding_upload(), locked(self.folder / _LIST, "the upload is being completed", wait=True):
@@ -168,7 +174,7 @@ class Upload:
                 record = Record(datetime.now(UTC).isoformat(), sizes, self.owner, digests)
                 try:
                     publish_upload(self.folder / _FILES, self.name, self.settings, record)
-                except ModelUnusable:
+                except (ModelExists, ModelUnusable):
                     self.remove()
                     raise
         self.remove()

@@ -42,6 +42,12 @@ def test_one_question_is_answered(run):
     assert body["temperature"] == 0
 
 
+def test_an_empty_system_message_is_one(run):
+    _, received = run(["chat", "mine", "Who?", "--system", ""], ADAPTER, make_stream("The team"))
+    messages = json.loads(received[1].body)["messages"]
+    assert messages == [{"role": "system", "content": ""}, {"role": "user", "content": "Who?"}]
+
+
 def test_the_base_model_answers_beside_its_adapter(run):
     result, _ = run(["chat", "mine", "Who?", "--base"], ADAPTER, make_stream("Nobody"), make_stream("The team"))
     assert result.stdout == "[org/base]\nNobody\n[mine@2]\nThe team\n"

@@ -70,6 +70,52 @@ def test_what_training_does_not_read_is_left_out_and_named(settings, source):
     assert not {"pytorch_model.bin", "consolidated.safetensors"} & {*copied}
 
 
+def test_links_are_followed_to_weights_and_within_the_model_alone(settings, tmp_path, source):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "notes.txt").write_text("private")
+    (source / "model-00002-of-00002.safetensors").rename(outside / "weights")
+    (source / "model-00002-of-00002.safetensors").symlink_to(outside / "weights")
+    (source / "additional_chat_templates").mkdir()
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates/tools.jinja").symlink_to("../chat_template.jinja")
+    copied = add_folder(source, "local/mine", settings)
+    assert copied.is_new
+    assert read_files(settings.model_root / "local/mine") == read_files(source)
+
+    for name in ("tokenizer_config.json", "additional_chat_templates/more.jinja", "model.safetensors", "config.json"):
+        link = write_model(tmp_path / f"other {name.replace('/', ' ')}") / name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(outside / "notes.txt")
+        folder = link.parents[1] if "/" in name else link.parent
+        with pytest.raises(InvalidUpload, match=rf"{name} is a link to .*notes.txt, which is not in the folder"):
+            add_folder(folder, "local/other", settings)
+    linked = write_model(tmp_path / "linked")
+    (linked / "additional_chat_templates").symlink_to(outside, target_is_directory=True)
+    with pytest.raises(InvalidUpload, match=r"additional_chat_templates/notes.txt is a link to"):
+        add_folder(linked, "local/other", settings)
+    assert list_names(settings) == ["local/mine"]
+
+
+def test_a_link_in_the_model_root_reveals_nothing_of_what_the_service_can_read(settings, tmp_path):
+    secret = tmp_path / "shadow.json"
+    secret.write_text('{"architectures": ["SECRET"], "max_position_embeddings": 4711, "chat_template": "SECRET"}')
+    folder = write_model(settings.model_root / "x/y")
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+        found = describe_model("x/y", settings)
+        assert f"x/y/{name} is a link that leaves the model root" in found["problem"]
+        assert (found["architecture"], found["positions"], found["has_chat_template"]) == (None, None, False)
+        assert "SECRET" not in str(found)
+        with pytest.raises(ModelNotFound, match=r"leaves|outside"):
+            find_model("x/y", settings.model_root)
+        (folder / name).unlink()
+        write_model(folder)
+    assert describe_model("x/y", settings)["problem"] is None
+
+
 def test_a_folder_in_an_allowed_root_is_referred_to(tmp_path, source):
     settings = Settings(home=tmp_path / "home", allowed_model_roots=(tmp_path / "somewhere",))
     added = add_folder(source, "local/mine", settings)
@@ -116,10 +162,12 @@ def test_adding_the_same_folder_again_changes_nothing_and_a_changed_one_is_anoth
     assert describe_model("local/mine", settings) == first.model
 
 
-def test_a_folder_in_the_model_root_is_there_already(settings):
+def test_a_folder_in_the_model_root_has_the_name_that_it_has(settings):
     put = write_model(settings.model_root / "me/base")
-    added = add_folder(put, "local/other", settings)
+    added = add_folder(put, "me/base", settings)
     assert (added.model["name"], added.is_new) == ("me/base", False)
+    with pytest.raises(InvalidUpload, match="already, as me/base; use that name"):
+        add_folder(put, "local/other", settings)
     assert list_names(settings) == ["me/base"]
 
 

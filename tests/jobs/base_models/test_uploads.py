@@ -4,6 +4,8 @@ import hashlib
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -236,6 +238,63 @@ def test_one_piece_of_a_file_at_a_time(settings, files, monkeypatch):
         upload.receiving("config.json", 0),
     ):
         pass
+
+
+def test_pieces_at_once_write_no_more_than_was_announced(settings, files):
+    upload = begin(files, settings)
+    path, content = "config.json", files["config.json"]
+    written, most = [], len(content)
+
+    def work(number):
+        try:
+            send(upload, path, content if number % 2 else content + b"!" * 33)
+        except UploadConflict:
+            return
+        finally:
+            written.append(sum(one.stat().st_size for one in (upload.folder / "parts").iterdir()))
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, range(20)))
+    assert max(written) <= most
+    assert upload.describe_file(path)["complete"]
+
+
+def test_a_piece_that_waited_for_one_with_a_wrong_end_is_not_lost(settings, files):
+    upload = begin(files, settings)
+    path, content = "config.json", files["config.json"]
+    with ThreadPoolExecutor(1) as pool:
+        arrival = upload.receiving(path, 0)
+        piece = arrival.__enter__()
+        waiting = pool.submit(send, upload, path, content)
+        while count_open(upload.folder / "parts" / path) < 2:  # this one, and the one that waits for its lock
+            time.sleep(0.01)
+        piece.write(content[:-1] + b"!")
+        with pytest.raises(UploadConflict, match="SHA-256"):
+            arrival.__exit__(None, None, None)
+        waiting.result()
+    assert upload.describe_file(path)["complete"]
+
+
+def count_open(path):
+    handles = [*Path("/proc/self/fd").iterdir()]
+    return sum(one.exists() and one.samefile(path) for one in handles)
+
+
+def test_an_upload_whose_name_is_taken_meanwhile_is_refused_and_removed(settings, files):
+    late, other = begin(files, settings), files | {"README.md": b"other"}
+    send_all(late, files)
+    never_completed = begin(files | {"NOTICE": b"third"}, settings)
+    first = begin(other, settings)
+    send_all(first, other)
+    first.publish()
+
+    with pytest.raises(ModelExists, match="another base model me/base"):
+        begin(files | {"NOTICE": b"third"}, settings)
+    assert not never_completed.folder.exists()
+    with pytest.raises(ModelExists, match="another base model me/base"):
+        late.publish()
+    assert [*(settings.model_root / UPLOADS).iterdir()] == []
+    assert read_files(settings.model_root / "me/base") == other
 
 
 def test_many_at_once_publish_each_its_own_and_one_of_the_same_name(settings, files):
