@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sft.exporting.ollama_template import GoTemplate
 
 MANIFEST = "tuneyard-export.json"
+EXPORTS = "exports"  # the only folder for them in the state folder
+MODEL_FILES = ("config.json", SETTINGS)
 PARTS = ".parts"  # what is left out of the export: downloads, links
 NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 NO_TEMPLATE = "Ollama then chooses one, or none; write one before you use it"
@@ -77,13 +79,15 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
     """Export an adapter into a folder, which appears when it is complete.
 
     Raises:
-        ExportRefused: the folder has other files, or this adapter can't have this form.
+        ExportRefused: the folder has other files or is in a place of the service's or a model's, or this adapter can't
+            have this form.
         ModelNotFound: there is no such adapter, or its base model is not here.
         ModelUnusable: the adapter's files are damaged.
         MergeFailed, DiskFull, RegistryUnavailable.
     """
     folder = folder.absolute()
     check_folder(folder, options.replace)
+    check_place(folder, settings)
     adapter = find_adapter(settings, reference)
     with ExitStack() as stack:
         try:
@@ -118,6 +122,33 @@ def check_folder(folder: Path, replace: bool) -> None:
         raise ExportRefused(f"{folder} has an export already; replace it by --force, or name another folder")
     if others := sorted({*_list_files(folder)} - {*_read_list(folder), MANIFEST}):
         raise ExportRefused(f"{folder} has files that are not of the export ({', '.join(others[:3])}); move them first")
+
+
+def check_place(folder: Path, settings: Settings) -> None:
+    """Raise ExportRefused for a folder among the service's files, or in that of a model or another export."""
+    real = folder.resolve()
+    home, mine = settings.home, settings.home / EXPORTS
+    kept = {
+        "the model root": settings.model_root,
+        "the data root": settings.data_root,
+        "the output root": settings.output_root,
+        "the dataset registry": _find_registry(settings),
+    }
+    for name, place in kept.items():
+        if place is not None and real.is_relative_to(place):
+            raise ExportRefused(f"{folder} is in {name} {place}; name a folder elsewhere")
+    if real.is_relative_to(home) and mine not in real.parents:
+        raise ExportRefused(f"{folder} is in the state folder {home}; name a folder elsewhere, or below {mine}")
+    for parent in real.parents:
+        if any((parent / name).is_file() for name in MODEL_FILES) and any(parent.glob("*.safetensors")):
+            raise ExportRefused(f"{folder} is in {parent}, which has a model; name a folder elsewhere")
+        if (parent / MANIFEST).is_file():
+            raise ExportRefused(f"{folder} is in {parent}, which has an export; name a folder elsewhere")
+
+
+def _find_registry(settings: Settings) -> Path | None:
+    named = settings.dataset_registry
+    return None if named is None or "://" in named else Path(named).expanduser().resolve()
 
 
 def _list_files(folder: Path) -> list[str]:

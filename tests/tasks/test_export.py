@@ -204,6 +204,8 @@ def test_nothing_but_an_export_is_replaced(run, registry, tmp_path):
     assert run("support@2", "--to", "peft", "--out", "out", "--force").exit_code == 0
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["version"] == "2"
     settings, _ = registry
+    inside = run("support@1", "--to", "peft", "--out", str(settings.model_root / "me/base/merged"))
+    assert "is in the model root" in inside.stderr
     with pytest.raises(ExportRefused):
         export(settings, "dora", Target.GGUF, tmp_path / "out", Options(replace=True))
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["version"] == "2"
