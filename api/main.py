@@ -19,6 +19,7 @@ from api.docs import install_openapi
 from api.errors import install_error_handlers
 from api.head import HeadAsGet
 from api.limits import BodyLimit, RateLimit, RefusalLimit, RequestCounter, parse_rate_limit
+from api.lingering import Lingering
 from api.log_channels import LogHub
 from api.metrics import ServiceMetrics, Snapshot
 from api.openai import answer_routes, file_routes, model_routes
@@ -138,6 +139,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     if counter:
         app.add_middleware(RefusalLimit, counter=counter)
     app.add_middleware(RequestRecorder, metrics=app.state.metrics)
+    app.add_middleware(Lingering)
     if settings.cors_origins:  # outermost, so that pages can read errors too
         app.add_middleware(
             CORSMiddleware,
