@@ -114,9 +114,9 @@ class _Preamble:
         start = len(self._waiting) - len(self._waiting.lstrip(b"\r\n"))
         if not self._waiting.startswith(self._delimiter, start):
             start = self._waiting.find(b"\r\n" + self._delimiter)
+        if max(start, len(self._waiting) - len(self._delimiter) if start < 0 else 0) > MAX_TEXT_BYTES:
+            raise invalid_form(f"no boundary {self._delimiter[2:]!r:.80} is in its first {MAX_TEXT_BYTES} bytes")
         if start < 0:
-            if len(self._waiting) > MAX_TEXT_BYTES + len(self._delimiter):
-                raise invalid_form(f"no boundary {self._delimiter[2:]!r:.80} is in its first {MAX_TEXT_BYTES} bytes")
             return b""
         self._has_ended = True
         form = bytes(self._waiting[start:])

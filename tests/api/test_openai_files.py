@@ -72,6 +72,28 @@ def test_the_same_file_sent_again_is_the_same_and_a_new_one_after_it_was_deleted
     assert create(client).id != first.id
 
 
+def test_a_request_that_is_repeated_after_its_file_was_deleted_does_not_have_that_file(client: openai.OpenAI) -> None:
+    once = {"Idempotency-Key": "the same"}
+    first = client.files.create(file=("rows.jsonl", CONTENT), purpose="fine-tune", extra_headers=once)
+    client.files.delete(first.id)
+    again = client.files.create(file=("rows.jsonl", CONTENT), purpose="fine-tune", extra_headers=once)
+    assert again.id != first.id
+    assert [*client.files.list()] == [again]
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(first.id)
+
+
+def test_a_file_with_the_name_of_one_part_of_several_is_taken_as_it_is(client: openai.OpenAI) -> None:
+    file = create(client, CONTENT, "rows-00000-of-00002.jsonl")
+    assert (file.status, file.filename) == ("processed", "rows-00000-of-00002.jsonl")
+    assert (file.model_extra or {})["dataset"] == "rows-00000-of-00002-file@v1"
+    shown = ask(client, "GET", "/datasets/rows-00000-of-00002-file/rows")
+    assert (shown.status_code, len(shown.json()["rows"])) == (200, 3)
+    refused = ask(client, "POST", "/datasets", files={"file": ("rows-00000-of-00002.jsonl", CONTENT)})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_config")
+    assert "none can be made of the file's name" in refused.json()["detail"]
+
+
 def test_versions_of_datasets_are_files_in_pages_of_either_order(client: openai.OpenAI) -> None:
     for text in "abc":
         added = ask(client, "POST", "/datasets", files={"file": ("support.jsonl", rows(text))})
