@@ -18,7 +18,7 @@ from jobs.errors import ContextTooLong, GenerationBusy
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable
-from tasks.generation_room import JobWatch, check_room
+from tasks.generation_room import Breaks, JobWatch, check_room
 from tasks.generation_work import GenerationWork, ReplyStream, read_request
 from tasks.model import locate_adapter
 from tasks.model_store import locate_model
@@ -51,6 +51,8 @@ class Answering:
         self._connections = 0
         self.must_end = False
         self._watch = JobWatch(lambda: self._has_gpu, self._yield)
+        self._breaks = Breaks(self._is_beside_job)
+        self._threads = 0
         self._has_gpu = False
 
     def accept(self, connection: socket.socket) -> None:
@@ -72,10 +74,7 @@ class Answering:
                 self._answer(group)
             if is_busy:
                 idle_since = time.monotonic()
-            idle_seconds = time.monotonic() - idle_since
-            # SCHED_IDLE can't be undone: after the job another process is faster.
-            is_slowed = self._watch.has_yielded_cpu and not self._watch.sees_job
-            if idle_seconds > self._idle_seconds or (is_slowed and idle_seconds > 1):
+            if time.monotonic() - idle_since > self._idle_seconds:
                 return
         with self._changed:
             left, self._waiting = self._waiting, []
@@ -157,6 +156,7 @@ class Answering:
                 self._begin(work)
                 chosen += [one for one in work.sequences if not one.is_finished][: room - len(chosen)]
             known = {id(work) for work in self._waiting}
+            self._breaks.start()
             with self._model.using(group[0].adapter) as model:
                 run_batch(model, chosen, self._pad(group[0]), lambda: self._has_news(known), lambda: self.must_end)
         except Exception as error:
@@ -197,8 +197,21 @@ class Answering:
         check_room(OVERHEAD_BYTES + measure_weights(work.base, item_bytes), has_gpu)
         self._has_gpu = has_gpu
         logger.info("Loading %s to generate answers", config.base_model)
-        self._model = AdaptedModel(load_model(work.base, config))
+        self._threads = self._threads or torch.get_num_threads()
+        self._model = AdaptedModel(load_model(work.base, config), self._give_way)
         self._base = work.base
+
+    def _is_beside_job(self) -> bool:
+        return self._watch.sees_job and not self.must_end
+
+    def _give_way(self) -> None:
+        """Beside a job, compute with one thread and breaks: several would wait for one another and for the job's."""
+        import torch
+
+        threads = 1 if self._is_beside_job() else self._threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        self._breaks.take()
 
     def _find_room(self, group: list[GenerationWork]) -> int:
         """How many sequences of the longest of the group fit into a batch."""

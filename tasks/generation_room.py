@@ -1,7 +1,6 @@
 """Keeps the generation process out of the way of jobs: their GPU, their memory, their CPU time."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from jobs.errors import GenerationBusy
 KEPT_SHARE = 0.1  # of the machine's memory, which stays free
 GROWTH_SHARE = 0.25  # of what jobs hold, kept free for them as well
 LEAST_SHARE = 0.04  # of the machine's memory: with less left and a job running, the process ends
+BESIDE_SHARE = 0.08  # of the time is computed in while a job runs on the same cores
 CHECK_SECONDS = 1.0
 
 
@@ -46,16 +46,14 @@ def check_room(needed_bytes: int, has_gpu: bool) -> None:
 
 
 class JobWatch:
-    """Watches for jobs from a thread of its own.
+    """Watches for jobs from a thread of its own; `sees_job` is whether one runs.
 
-    While a job runs, this process gets CPU time only where nobody else wants it (SCHED_IDLE), and `on_need` is called
-    once when the job needs what this process holds: the GPU, or memory that is nearly used up.
+    `on_need` is called once a job needs what this process holds: the GPU, or memory that is nearly used up.
     """
 
     def __init__(self, has_gpu: Callable[[], bool], on_need: Callable[[], None]) -> None:
         self._has_gpu = has_gpu
         self._on_need = on_need
-        self.has_yielded_cpu = False
         self.sees_job = False
         threading.Thread(target=self._watch, name="job-watch", daemon=True).start()
 
@@ -63,26 +61,35 @@ class JobWatch:
         while True:
             self.sees_job = bool(list_jobs())
             if self.sees_job:
-                yield_cpu()  # each time: threads start with the policy of the one that starts them
-                self.has_yielded_cpu = True
                 memory = psutil.virtual_memory()
                 if self._has_gpu() or memory.available < LEAST_SHARE * memory.total:
                     self._on_need()
             time.sleep(CHECK_SECONDS)
 
 
-def yield_cpu() -> None:
-    """Let all threads of this process run only while a core is idle. Without privileges this can't be undone.
+class Breaks:
+    """Breaks of a thread that computes, so long that it computes `BESIDE_SHARE` of the time; taken while `are_needed`.
 
-    Where Linux groups processes by their session (autogroup), the groups share the cores first, by their own weights.
+    The kernel's priorities can't do this: Linux shares cores among sessions first, and a job's threads wait for the one
+    that was displaced.
     """
-    if not hasattr(os, "SCHED_IDLE"):
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19", encoding="ascii")  # the lowest weight
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+
+    def __init__(self, are_needed: Callable[[], bool]) -> None:
+        self._are_needed = are_needed
+        self.start()
+
+    def start(self) -> None:
+        """Count the time from now on."""
+        self._since = time.monotonic()
+
+    def take(self) -> None:
+        """Wait in proportion to the time since the last break ended, but no longer than breaks are needed."""
+        if self._are_needed():
+            now = time.monotonic()
+            end = now + (now - self._since) * (1 / BESIDE_SHARE - 1)
+            while (left := end - time.monotonic()) > 0 and self._are_needed():
+                time.sleep(min(left, CHECK_SECONDS))
+        self.start()
 
 
 def be_first_to_go() -> None:

@@ -2,12 +2,13 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sft.adapting.adapters import check_loadable
 from sft.errors import ModelUnusable, is_of_machine
@@ -20,10 +21,17 @@ MOST_ADAPTERS = 4  # in memory; the one used longest ago is removed for another
 
 
 class AdaptedModel:
-    """A base model and its LoRA adapters, by PEFT, unmerged. Not thread-safe."""
+    """A base model and its LoRA adapters, by PEFT, unmerged. Not thread-safe.
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    `before_layer` is called before each decoder layer computes.
+    """
+
+    def __init__(self, model: "PreTrainedModel", before_layer: Callable[[], None] | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
+        if before_layer is not None:
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):  # what transformers' decoder layers are
+                    module.register_forward_pre_hook(lambda *_: before_layer())
         self._adapted: PeftModel | None = None
         self._names: OrderedDict[Path, str] = OrderedDict()
         self._loaded = 0

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import psutil
@@ -13,18 +13,14 @@ import pytest
 from jobs.engine.processes import VARIABLE
 from jobs.errors import GenerationBusy
 from tasks import generation_room
-from tasks.generation_room import check_room, list_jobs
+from tasks.generation_room import BESIDE_SHARE, Breaks, check_room, list_jobs
 from tests.conftest import wait_until
 
 WATCHING = """
-import os, sys, threading, time
+import os, time
 from tasks.generation_room import JobWatch
-threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-watch = JobWatch(lambda: sys.argv[1] == "gpu", lambda: os._exit(7))
-while True:
-    time.sleep(0.1)
-    if watch.has_yielded_cpu and not watch.sees_job:
-        os._exit(8)
+JobWatch(lambda: True, lambda: os._exit(7))
+time.sleep(600)
 """
 
 
@@ -39,28 +35,32 @@ def job() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def watching(device: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WATCHING, device], start_new_session=True)
+def test_beside_a_job_it_computes_a_small_share_of_the_time():
+    breaks = Breaks(lambda: True)
+    began, worked = time.monotonic(), 0.0
+    for _ in range(4):
+        start = time.monotonic()
+        while time.monotonic() - start < 0.02:
+            pass
+        worked += time.monotonic() - start
+        breaks.take()
+    assert worked <= BESIDE_SHARE * 1.01 * (time.monotonic() - began)
 
 
-def find_policies(pid: int) -> set[int]:
-    return {os.sched_getscheduler(thread.id) for thread in psutil.Process(pid).threads()}
-
-
-def test_beside_a_job_all_threads_get_only_idle_cpu_time(job):
-    process = watching("cpu")
-    try:
-        wait_until(lambda: find_policies(process.pid) == {os.SCHED_IDLE}, 60)
-        if (group := Path(f"/proc/{process.pid}/autogroup")).exists():
-            assert group.read_text().strip().endswith("nice 19")
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+def test_without_a_job_there_is_no_break_and_one_ends_with_the_job(monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(generation_room.time, "sleep", slept.append)
+    answers = iter([False, True, True, True, False])
+    breaks = Breaks(lambda: next(answers))
+    breaks.take()
+    assert slept == []
+    breaks._since -= 1000  # so long has it computed
+    breaks.take()
+    assert slept == [generation_room.CHECK_SECONDS] * 2
 
 
 def test_on_a_gpu_it_ends_when_a_job_starts(job):
-    assert watching("gpu").wait(60) == 7
+    assert subprocess.Popen([sys.executable, "-c", WATCHING]).wait(60) == 7
 
 
 def test_on_a_gpu_nothing_is_loaded_beside_a_job(job):
@@ -74,7 +74,6 @@ def test_it_ends_when_memory_runs_short_beside_a_job(job, monkeypatch):
     needed: list[bool] = []
     short = memory._replace(available=int(0.03 * memory.total))
     monkeypatch.setattr(generation_room.psutil, "virtual_memory", lambda: short)
-    monkeypatch.setattr(generation_room, "yield_cpu", lambda: None)  # this is the tests' own process
     monkeypatch.setattr(generation_room, "CHECK_SECONDS", 3600.0)
     generation_room.JobWatch(lambda: False, lambda: needed.append(True))
     wait_until(lambda: bool(needed), 60)

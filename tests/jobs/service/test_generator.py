@@ -1,17 +1,22 @@
 """The process that answers: started on first use, shared by requests, ended when idle."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from jobs.engine.processes import VARIABLE
 from jobs.errors import ContextTooLong, GenerationBusy, GenerationFailed
 from jobs.service.generator import LOCK, Generator, _ProcessEnded
 from jobs.settings import Settings
@@ -130,6 +135,27 @@ def test_a_client_that_hangs_up_frees_its_place(settings):
             assert process.cpu_times().user - cpu < 0.7
             assert time.monotonic() - start < 60
 
+    asyncio.run(run())
+
+
+def test_beside_a_job_it_answers_the_same_and_computes_a_small_share_of_the_time(settings, models):
+    async def run() -> None:
+        async with running(settings) as generator:
+            await ask(generator, settings)  # the model is loaded
+            process = find_process(generator)
+            command = [sys.executable, "-c", "import time; time.sleep(600)"]
+            job = subprocess.Popen(command, env=os.environ | {VARIABLE: str(uuid4())})
+            try:
+                await asyncio.sleep(2.5)  # it looks for jobs each second
+                spent, began = process.cpu_times(), time.monotonic()
+                assert (await ask(generator, settings))[0] == answer
+                seconds, after = time.monotonic() - began, process.cpu_times()
+                assert after.user + after.system - spent.user - spent.system < 0.5 * seconds
+            finally:
+                job.kill()
+                job.wait()
+
+    answer = answer_plainly(models / "tiny")
     asyncio.run(run())
 
 

@@ -84,6 +84,16 @@ def test_answers_are_those_of_transformers_and_peft_token_for_token(made):
                 assert alone.generated == answer
 
 
+def test_before_each_layer_the_caller_is_asked(made):
+    base, adapters = made
+    asked: list[bool] = []
+    model = AdaptedModel(load(base), lambda: asked.append(True))
+    sequence, _ = make_sequence(AutoTokenizer.from_pretrained(base), "hello", max_tokens=3, ends=set())
+    with model.using(adapters[0]) as chosen:
+        run_batch(chosen, [sequence], 0)
+    assert len(asked) == 3 * model.model.config.num_hidden_layers
+
+
 @pytest.fixture(scope="module")
 def tiny(folder: Path):
     base = save_tiny_model("llama", folder / "tiny")
