@@ -141,6 +141,11 @@ class Uploads:
             )
         if numbers != [*range(1, len(numbers) + 1)]:
             missing = next(number for number in range(1, MAX_PARTS + 1) if number not in numbers)
+            if size == upload.size:
+                raise InvalidUpload(
+                    f"part {missing} is missing, though the parts have all {size} bytes: they must be numbered from 1 "
+                    "without a gap; delete the upload and begin another"
+                )
             raise InvalidUpload(f"part {missing} is missing; send it, then complete the upload")
         if size != upload.size:
             raise InvalidUpload(f"the parts have {size} bytes of {upload.size}; send the others and complete it")

@@ -60,6 +60,16 @@ def test_a_part_that_is_sent_again_replaces_all_that_had_its_number(uploads: Upl
     assert uploads.join(upload, tmp_path / "whole") == hashlib.sha256(b"a" * 5 + b"b" * 25).hexdigest()
 
 
+def test_parts_with_other_numbers_are_told(uploads: Uploads, tmp_path: Path) -> None:
+    upload = uploads.begin("rows.jsonl", 66)
+    put(tmp_path, upload, 3, b"x" * 33)
+    with pytest.raises(InvalidUpload, match="part 1 is missing; send it"):
+        uploads.join(upload, tmp_path / "whole")
+    put(tmp_path, upload, 7, b"x" * 33)
+    with pytest.raises(InvalidUpload, match="though the parts have all 66 bytes: they must be numbered from 1"):
+        uploads.join(upload, tmp_path / "whole")
+
+
 def test_parts_of_openai_at_once_have_a_limit_too(tmp_path: Path) -> None:
     uploads = FileUploads(tmp_path, 1, 1000)
     upload = uploads.begin("rows.jsonl", 20)
