@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tests.bench import gpu_cases, gpu_runs
+from tests.bench import gpu_cases, gpu_runs, gpu_split
 from tests.bench.gpu_cases import Case, list_cases, list_rows
 
 STEPS, WARM = 10, 3
@@ -95,7 +95,8 @@ def run(case: Case, is_tiny: bool, folder: Path) -> dict[str, Any]:
         # Packing needs more rows for as many steps.
         gpu_cases.write_rows(rows, 12 * rows.batch * steps, file)
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        result: dict[str, Any] = gpu_runs.run_case(case, rows, model, file, Path(own), steps, warm)
+        runs = gpu_split if case.fields.get("num_devices") else gpu_runs
+        result: dict[str, Any] = runs.run_case(case, rows, model, file, Path(own), steps, warm)
     return result
 
 

@@ -120,6 +120,11 @@ def list_cases(is_tiny: bool) -> list[Case]:
         cases.append(Case("trl lora, packed, flash", small, "short", LORA, "flash"))
         flash = {"attn_implementation": "flash_attention_2"}
         cases.append(Case("lora, flash", small, "short", LORA | NO_CHECKPOINTING | flash, like="trl lora"))
+    # Two devices have half of the rows each: the batches, and so the losses, are those of one.
+    has_two = torch.cuda.device_count() > 1 or (is_tiny and not torch.cuda.is_available())
+    split = LORA | CHECKPOINTING | {"num_devices": 2, "shard_model": True}
+    if has_two:
+        cases.append(Case("lora, split over 2", small, "short", split, like="trl lora"))
     if is_tiny:
         return [case._replace(is_tiny=True) for case in cases]
     for model, rows in (("qwen2.5-1.5b", "short"), ("llama-3-8b", "long")):
@@ -128,6 +133,8 @@ def list_cases(is_tiny: bool) -> list[Case]:
         cases.append(Case("lora, checkpointing", model, rows, LORA | CHECKPOINTING, like="trl lora"))
         if has_4_bits:
             cases.append(Case("qlora", model, rows, LORA | CHECKPOINTING | {"use_qlora": True}))
+        if has_two:
+            cases.append(Case("lora, split over 2", model, rows, split, like="trl lora"))
     return cases
 
 

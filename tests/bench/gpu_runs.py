@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from sft.config import SFTConfig
@@ -70,19 +70,16 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             self.losses.append(logs["loss"])
 
 
-def run_case(case: Case, rows: Rows, model_path: Path, file: Path, folder: Path, steps: int, warm: int) -> Any:
-    """Train `steps` steps, of which the first `warm` are not timed; plain values."""
-    has_gpu = torch.cuda.is_available()
-    # On a CPU in fp32, so that losses can be compared closely.
-    precision = "auto" if has_gpu else "none"
-    config = SFTConfig(
+def build_config(case: Case, rows: Rows, steps: int) -> SFTConfig:
+    """The configuration of a case."""
+    return SFTConfig(
         base_model="checked",
         dataset_name="rows",
         dataset_format="alpaca",
         template_name="chatml",
         validation_split=0.0,
         max_seq_length=LONGEST if case.model != "tiny" else 128,
-        batch_size=rows.batch,
+        batch_size=rows.batch // case.fields.get("num_devices", 1),
         gradient_accumulation_steps=1,
         max_steps=steps,
         learning_rate=LEARNING_RATE,
@@ -90,13 +87,19 @@ def run_case(case: Case, rows: Rows, model_path: Path, file: Path, folder: Path,
         warmup_ratio=0.0,
         save_steps=10**6,
         logging_steps=1,
-        mixed_precision=precision,
+        # On a CPU in fp32, so that losses can be compared closely.
+        mixed_precision="auto" if torch.cuda.is_available() else "none",
         **case.fields,
     )
+
+
+def run_case(case: Case, rows: Rows, model_path: Path, file: Path, folder: Path, steps: int, warm: int) -> Any:
+    """Train `steps` steps, of which the first `warm` are not timed; plain values."""
+    config = build_config(case, rows, steps)
     prepared = prepare(config, model_path, file, folder / "rows")
     trainer, train = (_open_stock if case.stock else _open_ours)(case, config, prepared, model_path, folder)
     draw_adapters(trainer.model)
-    clock = Clock(trainer, _build_counter(case, trainer.model))
+    clock = Clock(trainer, build_counter(case, trainer.model))
     trainer.add_callback(clock)
     with quiet_transformers():
         train()
@@ -114,7 +117,7 @@ def run_case(case: Case, rows: Rows, model_path: Path, file: Path, folder: Path,
         "losses": [round(loss, 6) for loss in clock.losses],
     }
     if case.is_planned:
-        result["planned_bytes"] = _plan(config, prepared, model_path, folder)
+        result["planned_bytes"] = plan_peak(config, prepared, model_path, folder)
     return result
 
 
@@ -183,12 +186,16 @@ def draw_adapters(model: nn.Module) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_A" in name:
-                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-                drawn = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
-                weight.copy_(drawn)
+                weight.copy_(draw(name, weight.shape))
 
 
-def _build_counter(case: Case, model: nn.Module) -> Callable[[list[dict[str, Any]]], tuple[int, float]]:
+def draw(name: str, shape: torch.Size) -> Tensor:
+    """Numbers for the weight (R, I) of this name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+
+
+def build_counter(case: Case, model: nn.Module) -> Callable[[list[dict[str, Any]]], tuple[int, float]]:
     """Counts tokens of a batch, and the FLOPs that its loss and gradient need.
 
     A weight costs 2 FLOPs a token forward and 2 for the gradient of its input, and 2 more if it is trained; the head
@@ -213,7 +220,8 @@ def _build_counter(case: Case, model: nn.Module) -> Callable[[list[dict[str, Any
     return count
 
 
-def _plan(config: SFTConfig, prepared: PreparedData, model_path: Path, folder: Path) -> int:
+def plan_peak(config: SFTConfig, prepared: PreparedData, model_path: Path, folder: Path) -> int:
+    """The peak in bytes that a plan tells."""
     from sft.planning.plan import make_plan
 
     plan = make_plan(config, prepared, model_path, [], shutil.disk_usage(folder).free)

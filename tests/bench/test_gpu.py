@@ -30,6 +30,7 @@ def test_it_runs_every_method_with_nothing_but_the_engine(tmp_path: Path) -> Non
         "lora, checkpointing",
         "lora, padded",
         "lora, packed",
+        "lora, split over 2",
         "dora",
         "full",
     }
