@@ -51,8 +51,8 @@ class BlockEncoder:
         self._varying: set[str] = set()
 
     def hash(self, block: Block) -> tuple[Hashes, Hashes]:
-        """`hash_rows` of the block."""
-        return hash_rows(block.read(), self.config.seed)
+        """`hash_rows` of the block; the seeded ones are those that `max_samples` chooses by."""
+        return hash_rows(block.read(), None if self.config.max_samples is None else self.config.seed)
 
     def __call__(self, task: tuple[Block, Sides | int]) -> EncodedBlock:
         """Tokenize a block, given the side of each of its rows, or of all of them."""
@@ -137,9 +137,8 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[SupervisedText]) ->
 
     Tokens are matched to spans by the tokenizer's character offsets.
     """
-    encoded = tokenizer(
-        [item.text for item in texts], add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
+    unused = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer([item.text for item in texts], add_special_tokens=False, verbose=False, **unused)
     for item, tokens, encoding in zip(texts, encoded["input_ids"], encoded.encodings, strict=True):
         ids = np.array(tokens, np.int32)
         labels = np.full(len(ids), IGNORED, np.int32)

@@ -34,8 +34,8 @@ def check_nothing_is_lost(text: str, row: Conversation, write: Write) -> None:
         content = message["content"].strip()
         if message["role"] == "assistant":  # reasoning in it may be removed: see find_unwritten
             content = content.rpartition(THOUGHT_END)[2].strip()
-        as_json = json.dumps(content, ensure_ascii=False)[1:-1]  # Llama 3.1 renders tool results as JSON
-        if content not in text and as_json not in text:
+        # Llama 3.1 renders tool results as JSON
+        if content not in text and json.dumps(content, ensure_ascii=False)[1:-1] not in text:
             raise InvalidDataset(
                 f"messages[{index}]: the chat template leaves out this {message['role']} message; "
                 "choose another template_name"

@@ -11,6 +11,7 @@ from sft.data.rows import BrokenRow, NumberedRow, Row
 TRAIN, EVAL, UNUSED = 0, 1, 2  # the side of a row
 Sides = NDArray[np.uint8]
 Hashes = NDArray[np.float64]
+_WRITER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 def split_rows(
@@ -23,10 +24,11 @@ def split_rows(
     return train, held_out
 
 
-def hash_rows(rows: list[NumberedRow], seed: int) -> tuple[Hashes, Hashes]:
-    """Hashes of the rows' content without and with the seed, each (rows,)."""
+def hash_rows(rows: list[NumberedRow], seed: int | None) -> tuple[Hashes, Hashes]:
+    """Hashes of the rows' content without and with the seed, each (rows,); without a seed the second ones are 0."""
     texts = [write_row(row) for _, row in rows]
-    plain, seeded = [_hash(text) for text in texts], [_hash(f"{seed}{text}") for text in texts]
+    plain = [_hash(text) for text in texts]
+    seeded = [0.0] * len(texts) if seed is None else [_hash(f"{seed}{text}") for text in texts]
     return np.array(plain, np.float64), np.array(seeded, np.float64)
 
 
@@ -55,7 +57,7 @@ def write_row(row: Row | BrokenRow) -> str:
     """The row's content as text; null columns do not count, as Parquet has one for each column of another row."""
     values = row if isinstance(row, BrokenRow) else {name: value for name, value in row.items() if value is not None}
     try:
-        return json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+        return _WRITER.encode(values)
     except RecursionError:  # nested almost too deep to be read
         return str(sorted(row))
 

@@ -1,11 +1,12 @@
 """`make bench`: preparing rows beside the tokenizer alone and TRL's preparation of the same rows, in one run.
 
 The rows are alpaca rows of about 340 tokens, drawn from the demo's dataset with a seed. Each variant runs in a process
-of its own with as many processes as cores; seconds count from the file on the disk (for the tokenizer alone, from
-rendered texts in memory). The last line is one JSON object.
+of its own with as many processes as cores. Its libraries are imported before, as a job's are; seconds count from the
+file on the disk (for the tokenizer alone, from rendered texts in memory). The last line is one JSON object.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -34,6 +35,7 @@ from sft.data.tokenization import prepare
 WORDS = 240  # of an answer, on average
 SLICE = 512  # texts that the tokenizer gets at once
 POLL_SECONDS = 0.1
+LIBRARIES = {"ours": ("transformers",), "tokenizer": ("transformers",), "trl": ("datasets", "trl.trainer.sft_trainer")}
 VARIANTS = {"ours": "Tuneyard", "tokenizer": "the tokenizer alone", "trl": "TRL's preparation"}
 
 
@@ -100,6 +102,8 @@ def run_alone(variant: str, data: Path) -> dict[str, Any]:
 def run(variant: str, data: Path, model: Path) -> dict[str, Any]:
     """Prepare the rows; seconds, rows a second, and the memory of all processes at their peak in GB."""
     config = SFTConfig(base_model=MODEL_NAME, dataset_name=str(data), dataset_format="auto", template_name="chatml")
+    for name in LIBRARIES[variant]:
+        importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         works = {"ours": lambda: run_ours(config, model, data, Path(folder)), "trl": lambda: run_trl(model, data)}
         work = works.get(variant) or render(config, model, data)
