@@ -17,7 +17,7 @@ import httpx
 import psutil
 import typer
 
-from cli.findings import Finding, Level
+from cli.diagnosis import Diagnosis, Level
 from cli.packages import check_packages, check_python, installed_version
 from cli.trainer_role import check_trainers
 from jobs.errors import StoreRefused
@@ -45,21 +45,21 @@ GPU_COMMAND = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--
 
 def doctor(as_json: bool = False) -> None:
     """Check ports, disk, memory, GPU, versions, the state folder and the stack. Starts nothing."""
-    findings = list(examine(Settings()))
-    failures = sum(finding.level is Level.FAIL for finding in findings)
+    diagnoses = list(examine(Settings()))
+    failures = sum(diagnosis.level is Level.FAIL for diagnosis in diagnoses)
     if as_json:
-        print_json([{**asdict(finding), "level": finding.level.lower()} for finding in findings])
+        print_json([{**asdict(diagnosis), "level": diagnosis.level.lower()} for diagnosis in diagnoses])
         raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
-    for finding in findings:
-        print_line(f"{finding.level:<5} {finding.topic:<9} {finding.detail}")
-        if finding.remedy:
-            print_line(f"{'':<15} -> {finding.remedy}")
+    for diagnosis in diagnoses:
+        print_line(f"{diagnosis.level:<5} {diagnosis.topic:<9} {diagnosis.detail}")
+        if diagnosis.remedy:
+            print_line(f"{'':<15} -> {diagnosis.remedy}")
     typer.echo(f"{failures} problem(s) found." if failures else "Jobs can run on this machine.")
     raise typer.Exit(ExitCode.JOB_FAILED if failures else ExitCode.OK)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Run all checks; yields their findings."""
+def examine(settings: Settings) -> Iterator[Diagnosis]:
+    """Run all checks; yields their diagnoses."""
     yield check_python(platform.python_version(), importlib.metadata.metadata("tuneyard")["Requires-Python"])
     yield from check_packages(find_sources() / "constraints.txt", installed_version)
     yield from check_folder(settings.home)
@@ -76,21 +76,21 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from check_stack({name: check for name, check in check_parts(settings).items() if name != STORE})
         yield from check_trainers(settings)
     else:
-        yield Finding(Level.OK, "stack", "is not running; it starts on first use")
+        yield Diagnosis(Level.OK, "stack", "is not running; it starts on first use")
 
 
-def check_folder(home: Path) -> Iterator[Finding]:
+def check_folder(home: Path) -> Iterator[Diagnosis]:
     """Check that the state folder is writable, but not by everybody."""
     folder = find_existing(home)
     if not _is_writable(folder):
-        yield Finding(Level.FAIL, "folder", f"{folder} is not writable", "set TUNEYARD_HOME to a writable folder")
+        yield Diagnosis(Level.FAIL, "folder", f"{folder} is not writable", "set TUNEYARD_HOME to a writable folder")
     elif home.exists() and home.stat().st_mode & stat.S_IWOTH:
-        yield Finding(Level.FAIL, "folder", f"{home} is world-writable", f"chmod o-w {shlex.quote(str(home))}")
+        yield Diagnosis(Level.FAIL, "folder", f"{home} is world-writable", f"chmod o-w {shlex.quote(str(home))}")
     else:
-        yield Finding(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, created on first use")
+        yield Diagnosis(Level.OK, "folder", f"{home}" if home.exists() else f"{home}, created on first use")
 
 
-def check_permissions(settings: Settings) -> Iterator[Finding]:
+def check_permissions(settings: Settings) -> Iterator[Diagnosis]:
     """Check that other accounts of this machine can't read the service's folders."""
     open_folders = 0
     for folder in dict.fromkeys((settings.home, settings.output_root, settings.data_root, settings.model_root)):
@@ -105,28 +105,28 @@ def check_permissions(settings: Settings) -> Iterator[Finding]:
         remedy = f"chmod -R go-rwx {shlex.quote(str(folder))}"
         if folder == settings.home:
             remedy += ", or `tuneyard down` and `tuneyard up`"
-        yield Finding(Level.WARN, "rights", f"other accounts can read {names}{more}", remedy)
+        yield Diagnosis(Level.WARN, "rights", f"other accounts can read {names}{more}", remedy)
     if not open_folders:
-        yield Finding(Level.OK, "rights", "no other account can read the service's folders")
+        yield Diagnosis(Level.OK, "rights", "no other account can read the service's folders")
 
 
-def check_disk(home: Path, free_bytes: int) -> Finding:
+def check_disk(home: Path, free_bytes: int) -> Diagnosis:
     """Check that the disk has space for models, adapters and checkpoints."""
     detail, remedy = f"{free_bytes / GIB:.1f} GiB free for {home}", "free space, or set TUNEYARD_HOME to a larger disk"
     if free_bytes < DISK_WARN_BYTES:
-        return Finding(Level.FAIL if free_bytes < DISK_FAIL_BYTES else Level.WARN, "disk", detail, remedy)
-    return Finding(Level.OK, "disk", detail)
+        return Diagnosis(Level.FAIL if free_bytes < DISK_FAIL_BYTES else Level.WARN, "disk", detail, remedy)
+    return Diagnosis(Level.OK, "disk", detail)
 
 
-def check_memory(available_bytes: int) -> Finding:
+def check_memory(available_bytes: int) -> Diagnosis:
     """Check that the memory holds the stack (0.6 GiB) and a small model."""
     detail, remedy = f"{available_bytes / GIB:.1f} GiB available", "stop other programs, or train a smaller model"
     if available_bytes < MEMORY_WARN_BYTES:
-        return Finding(Level.FAIL if available_bytes < MEMORY_FAIL_BYTES else Level.WARN, "memory", detail, remedy)
-    return Finding(Level.OK, "memory", detail)
+        return Diagnosis(Level.FAIL if available_bytes < MEMORY_FAIL_BYTES else Level.WARN, "memory", detail, remedy)
+    return Diagnosis(Level.OK, "memory", detail)
 
 
-def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
+def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Diagnosis]:
     """Check that torch's build can use the GPUs.
 
     Args:
@@ -134,48 +134,48 @@ def check_gpu(gpus: str | None, torch: str | None) -> Iterator[Finding]:
         torch: Output of TORCH_CODE; None if torch can't be imported.
     """
     if torch is None:
-        yield Finding(Level.FAIL, "torch", "can't be imported", "pip install -c constraints.txt torch")
+        yield Diagnosis(Level.FAIL, "torch", "can't be imported", "pip install -c constraints.txt torch")
         return
     version, cuda, is_available = json.loads(torch.splitlines()[-1])
     names = [line.strip() for line in (gpus or "").splitlines() if line.strip()]
     for name in names:
-        yield Finding(Level.OK, "gpu", name)
+        yield Diagnosis(Level.OK, "gpu", name)
     if is_available:
-        yield Finding(Level.OK, "torch", f"{version} uses CUDA {cuda}")
+        yield Diagnosis(Level.OK, "torch", f"{version} uses CUDA {cuda}")
     elif not names:
-        yield Finding(Level.OK, "gpu", "no NVIDIA GPU or driver: jobs train on the CPU")
-        yield Finding(Level.OK, "torch", version)
+        yield Diagnosis(Level.OK, "gpu", "no NVIDIA GPU or driver: jobs train on the CPU")
+        yield Diagnosis(Level.OK, "torch", version)
     elif cuda is None:
         remedy = "install the CUDA build: pip install --force-reinstall -c constraints.txt torch"
-        yield Finding(Level.FAIL, "torch", f"{version} is a build without CUDA", remedy)
+        yield Diagnosis(Level.FAIL, "torch", f"{version} is a build without CUDA", remedy)
     else:
         remedy = "update the driver (`nvidia-smi` shows the newest CUDA it supports) or unset CUDA_VISIBLE_DEVICES"
-        yield Finding(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and finds no GPU", remedy)
+        yield Diagnosis(Level.FAIL, "torch", f"{version} needs CUDA {cuda} and finds no GPU", remedy)
 
 
-def check_store(store: SharedStore | None) -> Iterator[Finding]:
+def check_store(store: SharedStore | None) -> Iterator[Diagnosis]:
     """Check that the store takes files from this machine. Yields nothing if none is set."""
     if store is None:
         return
     try:
         store.check()
     except StoreRefused as error:
-        yield Finding(Level.FAIL, "store", str(error))
+        yield Diagnosis(Level.FAIL, "store", str(error))
     except StackError as error:
         remedy = "jobs train without it, and their checkpoints are lost with their machines"
-        yield Finding(Level.WARN, "store", str(error), remedy)
+        yield Diagnosis(Level.WARN, "store", str(error), remedy)
     else:
-        yield Finding(Level.OK, "store", f"{store.url} takes files")
+        yield Diagnosis(Level.OK, "store", f"{store.url} takes files")
 
 
-def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:
+def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Diagnosis:
     """Show which dtype `mixed_precision: auto` selects on this machine's CPU."""
     if chosen is not None:
-        return Finding(Level.OK, "dtype", f"mixed_precision auto is {chosen}, set by TUNEYARD_DTYPE")
+        return Diagnosis(Level.OK, "dtype", f"mixed_precision auto is {chosen}, set by TUNEYARD_DTYPE")
     if record is None:
-        return Finding(Level.OK, "dtype", "not measured on this CPU yet; the first plan or job measures it")
+        return Diagnosis(Level.OK, "dtype", "not measured on this CPU yet; the first plan or job measures it")
     times = f"matrix product: {1e3 * record.fp32_seconds:.1f} ms in fp32, {1e3 * record.bf16_seconds:.1f} ms in bf16"
-    return Finding(
+    return Diagnosis(
         Level.OK,
         "dtype",
         f"mixed_precision auto is {record.mixed_precision} on this CPU, measured {record.measured_at} ({times}); "
@@ -183,19 +183,19 @@ def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Finding:
     )
 
 
-def check_proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_proxies(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
     """Check that the proxies in the environment can be used. Yields nothing if none is set."""
     if not any(environment.get(name) for name in environment if name.lower() in PROXY_VARIABLES):
         return
     notes = bypass_proxies(dict(environment))
     for note in notes:
         problem, _, remedy = note.partition("; ")
-        yield Finding(Level.WARN, "proxy", problem, remedy or "set another proxy, or install the package it needs")
+        yield Diagnosis(Level.WARN, "proxy", problem, remedy or "set another proxy, or install the package it needs")
     if not notes:
-        yield Finding(Level.OK, "proxy", "used for other hosts; this machine is reached without it")
+        yield Diagnosis(Level.OK, "proxy", "used for other hosts; this machine is reached without it")
 
 
-def check_ports(settings: Settings, is_up: bool) -> Iterator[Finding]:
+def check_ports(settings: Settings, is_up: bool) -> Iterator[Diagnosis]:
     """Check that the ports are free or used by this stack."""
     wanted = [("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT", settings.prefect_api_url)]
     wanted += [("MLflow", settings.mlflow_port, "TUNEYARD_MLFLOW_PORT", settings.mlflow_tracking_uri)]
@@ -203,18 +203,18 @@ def check_ports(settings: Settings, is_up: bool) -> Iterator[Finding]:
         if external is None and not is_up:
             yield _check_port(part, port, variable, "127.0.0.1")
     if _is_our_api(settings):
-        yield Finding(Level.OK, "ports", f"the API runs on port {settings.api_port}")
+        yield Diagnosis(Level.OK, "ports", f"the API runs on port {settings.api_port}")
     else:
         yield _check_port("The API", settings.api_port, "TUNEYARD_API_PORT", settings.host)
 
 
-def _check_port(part: str, port: int, variable: str, host: str) -> Finding:
+def _check_port(part: str, port: int, variable: str, host: str) -> Diagnosis:
     try:
         parts.check_port(part, port, variable, host)
     except StackError as error:
         problem, _, remedy = str(error).partition("; ")
-        return Finding(Level.FAIL, "ports", problem, remedy)
-    return Finding(Level.OK, "ports", f"{part}: port {port} is free")
+        return Diagnosis(Level.FAIL, "ports", problem, remedy)
+    return Diagnosis(Level.OK, "ports", f"{part}: port {port} is free")
 
 
 def _is_our_api(settings: Settings) -> bool:
@@ -226,14 +226,14 @@ def _is_our_api(settings: Settings) -> bool:
         return False
 
 
-def check_stack(checks: Mapping[str, PartCheck]) -> Iterator[Finding]:
+def check_stack(checks: Mapping[str, PartCheck]) -> Iterator[Diagnosis]:
     """Check that the running parts of the stack respond."""
     for name, check in checks.items():
         problem, _, advice = check.detail.partition("; ") if check.is_warning else (check.detail, "", "")
         if not check.ok:
             advice = "`tuneyard status` shows its log file; `tuneyard up` starts missing parts"
         level = Level.WARN if check.is_warning else Level.OK if check.ok else Level.FAIL
-        yield Finding(level, "stack", f"{name} {problem}", advice or None)
+        yield Diagnosis(level, "stack", f"{name} {problem}", advice or None)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -8,21 +8,21 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from cli.findings import Finding, Level
+from cli.diagnosis import Diagnosis, Level
 
 
-def check_python(version: str, required: str) -> Finding:
+def check_python(version: str, required: str) -> Diagnosis:
     """Check that the Python version is supported."""
     if Version(version) in SpecifierSet(required):
-        return Finding(Level.OK, "python", version)
+        return Diagnosis(Level.OK, "python", version)
     remedy = "create .venv with python3.11: `make setup`"
-    return Finding(Level.FAIL, "python", f"{version}, requires {required}", remedy)
+    return Diagnosis(Level.FAIL, "python", f"{version}, requires {required}", remedy)
 
 
-def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -> Iterator[Finding]:
+def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -> Iterator[Diagnosis]:
     """Check that the packages are installed in the versions they were tested in."""
     if not constraints.exists():
-        yield Finding(Level.OK, "packages", "not compared: no constraints.txt")
+        yield Diagnosis(Level.OK, "packages", "not compared: no constraints.txt")
         return
     lines = [line.split("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
     pinned = {line.split("==")[0]: line.split("==")[1] for line in lines if "==" in line}
@@ -35,11 +35,11 @@ def check_packages(constraints: Path, version_of: Callable[[str], str | None]) -
     missing = [name for name in required_packages() if version_of(name) is None]
     remedy = "pip install -c constraints.txt -e ."
     if missing:
-        yield Finding(Level.FAIL, "packages", f"not installed: {', '.join(missing)}", remedy)
+        yield Diagnosis(Level.FAIL, "packages", f"not installed: {', '.join(missing)}", remedy)
     if untested:
-        yield Finding(Level.WARN, "packages", f"untested versions: {', '.join(untested)}", remedy)
+        yield Diagnosis(Level.WARN, "packages", f"untested versions: {', '.join(untested)}", remedy)
     if not missing and not untested:
-        yield Finding(Level.OK, "packages", "as in constraints.txt")
+        yield Diagnosis(Level.OK, "packages", "as in constraints.txt")
 
 
 def required_packages() -> list[str]:

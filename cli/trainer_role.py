@@ -9,7 +9,7 @@ from tuneyard_cli.output import print_json, print_line
 from tuneyard_cli.service import JsonOption
 
 if TYPE_CHECKING:
-    from cli.findings import Finding
+    from cli.diagnosis import Diagnosis
     from jobs.settings import Settings
 
 PANEL = "The service on this machine"
@@ -51,11 +51,11 @@ def trainer_role(
     typer.echo(made)  # nothing else on stdout
 
 
-def check_trainers(settings: "Settings") -> Iterator["Finding"]:
+def check_trainers(settings: "Settings") -> Iterator["Diagnosis"]:
     """Check that jobs do not connect to the database as its owner. Yields nothing if the database does not respond."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from cli.findings import Finding, Level
+    from cli.diagnosis import Diagnosis, Level
     from jobs.stack.readiness import known_addresses
     from jobs.storage.bounded_postgres import bounded_engine_for
     from jobs.storage.claims import is_limited
@@ -66,14 +66,14 @@ def check_trainers(settings: "Settings") -> Iterator["Finding"]:
     try:
         with autocommit(bounded_engine_for(str(known_addresses(settings).database_url))) as connection:
             if is_limited(connection):
-                yield Finding(Level.OK, "database", "this machine's workers have the trainers' role")
+                yield Diagnosis(Level.OK, "database", "this machine's workers have the trainers' role")
                 return
             hosts = find_owners_at_work(connection)
     except (SQLAlchemyError, StackError):
         return
     if not hosts:
-        yield Finding(Level.OK, "database", "no job of the last day connected as its owner")
+        yield Diagnosis(Level.OK, "database", "no job of the last day connected as its owner")
         return
     remedy = "give workers the URL that `tuneyard trainer-role` prints as TUNEYARD_DATABASE_URL"
     names = ", ".join(hosts)
-    yield Finding(Level.WARN, "database", f"jobs on {names} connect as its owner and could make API keys", remedy)
+    yield Diagnosis(Level.WARN, "database", f"jobs on {names} connect as its owner and could make API keys", remedy)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from jobs.errors import StoreRefused
+from jobs.network.failures import describe_failure
 from jobs.network.object_storage import is_misconfigured, open_storage
 from jobs.settings import Settings
 from jobs.store_lists import Damaged, Files, Kept, read_list, render_list
@@ -289,5 +290,4 @@ def _remove(storage: Any, path: str) -> None:
 
 
 def _show(error: BaseException) -> str:
-    words = " ".join(str(error).split())[:_DETAIL]
-    return f"{type(error).__name__}: {words}".removesuffix(": ")
+    return " ".join(str(error).split())[:_DETAIL] or describe_failure(error)

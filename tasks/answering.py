@@ -6,7 +6,6 @@ thread loads models and generates.
 
 import gc
 import logging
-import os
 import shutil
 import socket
 import threading
@@ -130,7 +129,6 @@ class Answering:
         place = self._folder / f"{name}-{abs(hash(reference)):x}"
         marker = place / "found"
         if not marker.exists():
-            os.environ["MLFLOW_TRACKING_URI"] = str(settings.mlflow_tracking_uri)  # which MLflow's own download reads
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             marker.write_text(str(locate_adapter(reference, settings, place)), encoding="utf-8")

@@ -109,7 +109,7 @@ class CheckpointSender:
             while (folder := self._newest) is not None:
                 try:
                     self._tries(self._send_newest)
-                except _GivenUp:
+                except _CheckpointsGivenUp:
                     return
                 except Superseded:  # the heartbeat ends the process
                     return
@@ -122,7 +122,7 @@ class CheckpointSender:
     def _send_newest(self) -> None:
         """Send the newest waiting checkpoint, which may be a different one at each try."""
         if self._given_up.is_set():
-            raise _GivenUp
+            raise _CheckpointsGivenUp
         with self._lock:
             folder = self._newest
         if folder is None:
@@ -181,10 +181,10 @@ class CheckpointSender:
 
     def _pause(self, seconds: float) -> None:
         if self._given_up.wait(seconds):
-            raise _GivenUp
+            raise _CheckpointsGivenUp
 
 
-class _GivenUp(Exception):
+class _CheckpointsGivenUp(Exception):
     """The waiting checkpoints are not sent any more."""
 
 

@@ -77,7 +77,7 @@ def fail_fast() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_SECONDS))
 
 
-class _GivenUp(Exception):
+class _MetricsGivenUp(Exception):
     """The remaining points are not sent."""
 
 
@@ -148,7 +148,7 @@ class MetricSender:
         try:
             self._pause(0)
             self._tries(act)
-        except _GivenUp:
+        except _MetricsGivenUp:
             return False
         except Exception as error:
             logger.warning("MLflow refused metrics; they are lost (%s)", _show(error))
@@ -159,7 +159,7 @@ class MetricSender:
 
     def _pause(self, seconds: float) -> None:
         if self._given_up.wait(seconds):
-            raise _GivenUp
+            raise _MetricsGivenUp
 
     def _count(self) -> str:
         with self._lock:

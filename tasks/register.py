@@ -247,17 +247,21 @@ def list_adapters(settings: Settings) -> list[str]:
 def fetch_adapter(settings: Settings, reference: str, folder: Path) -> Path:
     """Download the adapter `models:/<name>/<version>` into `folder`; returns where its files are.
 
+    The version is looked up here, as MLflow asks the registry of its environment for addresses of this form.
+
     Raises:
         ModelNotFound: when the registry has no such version.
         RegistryUnavailable: MLflow stayed down.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-    uri = open_mlflow_client(settings).tracking_uri
+    client = open_mlflow_client(settings)
 
     def download() -> Path:
-        return Path(download_artifacts(reference, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
+        source = client.get_model_version_download_uri(*get_model_name_and_version(client, reference))
+        return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))
 
     try:
         return keep_trying(download, "downloading the adapter in adapter_path")

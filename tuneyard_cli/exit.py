@@ -42,6 +42,7 @@ MEANINGS = {
 EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value}  {meaning}" for code, meaning in MEANINGS.items())
 
 RATE_LIMITED = 429
+MOST_COLUMNS = 1000  # of a help text, whose time and memory grow with its width
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of the output
 _USAGE_CODES = (
     "folder_exists",
@@ -73,6 +74,7 @@ class CommandGroup(TyperGroup):
             return super().main(given, prog_name, standalone_mode=False, **rest)
         _open_closed_streams()
         _replace_unencodable()
+        _bound_sizes()
         code: Any
         try:
             code = self._run(given, prog_name, rest)
@@ -207,6 +209,16 @@ def _open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - open until the process ends
+
+
+def _bound_sizes() -> None:
+    """Correct the variables by which Typer and rich size what they print: they take any digits, as wide as they say."""
+    for name in {"COLUMNS", "LINES", "TERMINAL_WIDTH"} & os.environ.keys():
+        digits = os.environ[name].strip().lstrip("0")
+        if not (digits.isascii() and digits.isdigit()):
+            del os.environ[name]  # as if it were not set
+        elif len(digits) > len(str(MOST_COLUMNS)) or int(digits) > MOST_COLUMNS:
+            os.environ[name] = str(MOST_COLUMNS)
 
 
 def _replace_unencodable() -> None:

@@ -42,13 +42,13 @@ class JobDisplay:
         self._shown_percent = 0.0
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:  # else it would print an empty line
+            self._bars.stop()
 
     def show(self, job: TrainJob) -> None:
         """Print what has changed."""
@@ -72,6 +72,7 @@ class JobDisplay:
     def _show_training(self, training: Training) -> None:
         loss, speed, left = describe_training(training)
         if self._bar is None:
+            self._bars.start()
             self._bar = self._bars.add_task("training", total=training.total_steps, loss="-", speed="-", left="-")
         self._bars.update(self._bar, completed=training.step, loss=loss, speed=speed, left=left)
         percent = training.percent or 0.0

@@ -118,7 +118,7 @@ def _check(name: str, config: dict[str, Any], given: dict[str, Any]) -> None:
     try:
         size = len(json.dumps(config, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidConfig(f"config: must be plain JSON values ({type(error).__name__})") from error
+        raise InvalidConfig(f"config: must be plain JSON values: {error}") from error
     if size > JOB_BYTES:
         raise InvalidConfig(f"config: must have at most {JOB_BYTES} bytes as JSON, it has {size}")
     if found := find_unstorable_text({"name": name, "config": config}):

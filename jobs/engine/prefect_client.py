@@ -14,6 +14,7 @@ from tenacity import retry_if_exception_type, retry_if_result
 from jobs.engine.credentials import find_password
 from jobs.network.bounded_http import bound
 from jobs.network.deadlines import breaker_for, call_deadline, seconds_left
+from jobs.network.failures import describe_failure
 from jobs.retrying import patient
 from jobs.settings import Settings
 from sft.errors import StackError
@@ -71,7 +72,9 @@ def call(request: Callable[[], T]) -> T:
         said = f"{error.response.status_code} {error.response.text[:300]}"
         raise StackError(f"Prefect's API refused a request ({said}); see `tuneyard status`") from error
     except (httpx.HTTPError, PrefectException) as error:
-        raise StackError(f"Prefect's API can't be reached ({type(error).__name__}); see `tuneyard status`") from error
+        raise StackError(
+            f"Prefect's API can't be reached ({describe_failure(error)}); see `tuneyard status`"
+        ) from error
 
 
 def means_missing(error: StackError) -> bool:

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import httpx
 
+from jobs.network.failures import describe_failure
 from jobs.results.archive_members import Member
 from sft.errors import StackError
 
@@ -92,7 +93,7 @@ def _checksum(archive: Archive) -> str:
         for chunk in archive.read():
             digest.update(chunk)
     except (OSError, httpx.HTTPError) as error:
-        raise StackError(f"the adapter can't be read: {type(error).__name__}: {error}") from error
+        raise StackError(f"the adapter can't be read ({describe_failure(error)})") from error
     return digest.hexdigest()
 
 

@@ -43,7 +43,7 @@ class Member:
         except FileNotFoundError as error:
             raise self._changed() from error
         except OSError as error:
-            raise StackError(f"the adapter's {self.name} can't be read ({type(error).__name__})") from error
+            raise StackError(f"the adapter's {self.name} can't be read ({error.strerror})") from error
         found = os.fstat(file.fileno())
         is_where_it_was = self.root is None or is_opened_in(file.fileno(), self.root)
         if (found.st_size, found.st_mtime_ns) != (self.size, self.changed_ns) or not is_where_it_was:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.network.deadlines import within
+from jobs.network.failures import describe_failure
 from jobs.network.object_storage import open_storage
 from sft.errors import StackError
 
@@ -58,5 +59,5 @@ def _translate_errors(url: str) -> Iterator[None]:
     except StackError:
         raise
     except Exception as error:
-        words = next(iter(str(error).splitlines()), "")[:200]
-        raise StackError(f"the adapter at {url} can't be read ({type(error).__name__}: {words})") from error
+        words = next(iter(str(error).splitlines()), "")[:200] or describe_failure(error)
+        raise StackError(f"the adapter at {url} can't be read ({words})") from error

@@ -12,6 +12,7 @@ from jobs.errors import AdapterNotFound, AdapterNotReady
 from jobs.folders import job_folder
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import call_deadline
+from jobs.network.failures import describe_failure
 from jobs.results import object_store
 from jobs.results.archive import Archive, Download, checksum
 from jobs.results.archive_members import Member, MlflowFile
@@ -174,7 +175,7 @@ def list_registered_files(server: MlflowServer, name: str, version: str) -> list
         status = error.response.status_code
         raise StackError(f"MLflow at {server.url} {explain_refusal(status) or f'responds with {status}'}") from error
     except httpx.HTTPError as error:
-        raise StackError(f"MLflow at {server.url} can't be reached ({type(error).__name__})") from error
+        raise StackError(f"MLflow at {server.url} can't be reached ({describe_failure(error)})") from error
     if not members:
         raise AdapterNotFound(f"models:/{name}/{version} has no files in the registry at {server.url}")
     return members

@@ -11,6 +11,7 @@ import httpx
 from jobs.base_models.catalog import list_names
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import call_deadline
+from jobs.network.failures import describe_failure
 from jobs.preflight.context import CheckContext
 from jobs.preflight.models import find_model_folder
 from jobs.settings import Settings
@@ -112,7 +113,7 @@ class ServedModels:
             reason = explain_refusal(status) or f"responds with {status}"
             raise StackError(f"MLflow at {self._server.url} {reason}") from error
         except (httpx.HTTPError, ValueError) as error:
-            raise StackError(f"MLflow at {self._server.url} can't be reached ({type(error).__name__})") from error
+            raise StackError(f"MLflow at {self._server.url} can't be reached ({describe_failure(error)})") from error
         return page
 
 

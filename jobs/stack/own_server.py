@@ -6,11 +6,13 @@ import httpx
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.engine.credentials import find_password
+from jobs.network.failures import describe_failure
 from jobs.project import code_environment
 from jobs.settings import Settings
 from jobs.stack import deployments
 from jobs.stack.job_templates import TemplateOptions
 from jobs.stack.work_pools import PoolResult, set_up_pool
+from jobs.storage.connections import describe_database_failure
 from jobs.storage.schema import ensure_current
 from jobs.storage.tables import engine_for
 from sft.errors import StackError
@@ -50,7 +52,7 @@ def deploy_to_own_server(
         remedy = "; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY" if status in (401, 403) else ""
         raise StackError(f"Prefect at {url} responds with {status}{remedy}") from error
     except httpx.HTTPError as error:
-        raise StackError(f"Prefect at {url} can't be reached ({type(error).__name__})") from error
+        raise StackError(f"Prefect at {url} can't be reached ({describe_failure(error)})") from error
     return result
 
 
@@ -60,6 +62,5 @@ def _migrate(settings: Settings) -> None:
     try:
         ensure_current(engine_for(settings.database_url))
     except SQLAlchemyError as error:
-        raise StackError(
-            f"the database of TUNEYARD_DATABASE_URL can't be reached or refuses it ({type(error).__name__})"
-        ) from error
+        reason = describe_database_failure(error)
+        raise StackError(f"the database of TUNEYARD_DATABASE_URL can't be used ({reason})") from error

@@ -15,6 +15,7 @@ from jobs.engine.credentials import open_client
 from jobs.errors import StoreRefused
 from jobs.mlflow_server import MlflowServer, explain_refusal
 from jobs.network.deadlines import allow, call_deadline
+from jobs.network.failures import describe_failure
 from jobs.settings import Settings
 from jobs.shared_store import SharedStore
 from jobs.stack import parts, postgres
@@ -92,8 +93,8 @@ def _check_database(url: str) -> PartCheck:
 def _check_watchdog(url: str) -> PartCheck:
     try:
         holder = postgres.find_watchdog(url)
-    except psycopg2.OperationalError as error:
-        return PartCheck(False, f"unknown, the database does not respond ({type(error).__name__})")
+    except psycopg2.OperationalError:
+        return PartCheck(False, "unknown, the database does not respond")
     consequence = "lost jobs are not restarted and no webhook is sent"
     if holder is None or not holder.is_connected:
         return PartCheck(False, f"not running: {consequence}")
@@ -108,7 +109,7 @@ def _check_prefect(settings: Settings) -> PartCheck:
         with open_client(settings, TIMEOUT_SECONDS) as client:
             status = client.get("/health").status_code
     except httpx.HTTPError as error:
-        return PartCheck(False, f"does not respond ({type(error).__name__})")
+        return PartCheck(False, f"does not respond ({describe_failure(error)})")
     return PartCheck(status == httpx.codes.OK, _describe(status))
 
 
@@ -121,7 +122,7 @@ def _check_mlflow(server: MlflowServer) -> PartCheck:
             if status == httpx.codes.OK:  # it says nothing about the credentials
                 status = client.get("mlflow/experiments/search", params={"max_results": 1}).status_code
     except httpx.HTTPError as error:
-        return PartCheck(False, f"does not respond ({type(error).__name__})")
+        return PartCheck(False, f"does not respond ({describe_failure(error)})")
     return PartCheck(status == httpx.codes.OK, explain_refusal(status) or _describe(status))
 
 
@@ -143,7 +144,7 @@ def _check_worker(settings: Settings) -> PartCheck:
             taken,
         )
     except httpx.HTTPError as error:
-        return PartCheck(False, f"unknown, Prefect does not respond ({type(error).__name__})")
+        return PartCheck(False, f"unknown, Prefect does not respond ({describe_failure(error)})")
 
 
 def judge_workers(work_pool: str, pool_type: str, online: int, taken: int) -> PartCheck:
@@ -174,7 +175,7 @@ def _check_work_pool(settings: Settings) -> PartCheck:
             deployment = client.get(f"/deployments/name/{DEPLOYMENT_NAME}")
         pool.raise_for_status()
     except httpx.HTTPError as error:
-        return PartCheck(False, f"unknown, Prefect does not respond ({type(error).__name__})")
+        return PartCheck(False, f"unknown, Prefect does not respond ({describe_failure(error)})")
     if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_pool_name"] != settings.work_pool:
         return PartCheck(False, f"the deployment {DEPLOYMENT_NAME} is gone from Prefect; run `tuneyard up`")
     parts = [(f"the work pool {settings.work_pool}", pool.json())]

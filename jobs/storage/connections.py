@@ -7,10 +7,19 @@ from contextlib import contextmanager
 
 import psycopg2
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import retry_if_exception_type
 
 from jobs.network.deadlines import breaker_for, call_deadline
+from jobs.network.failures import NO_CONNECTION, NO_RESPONSE
 from jobs.retrying import patient
 from jobs.storage.bounded_postgres import PostgresTimeout
 from sft.errors import StackError
@@ -20,6 +29,8 @@ logger = logging.getLogger(__name__)
 DATABASE = "Tuneyard's database"
 PATIENCE_SECONDS = 120.0  # a restart of PostgreSQL takes seconds
 PAUSES = (0.5, 0.5)
+_CONNECTION_ERRORS = (OperationalError, InterfaceError, DisconnectionError, PendingRollbackError)
+_CONNECTION_CODES = ("", "08", "53", "57")  # PostgreSQL's classes: connections, lack of resources, the operator
 
 
 class DatabaseTimeout(StackError):
@@ -51,7 +62,25 @@ def _explain(error: SQLAlchemyError, cause: BaseException | None) -> str:
         return "has no space left on its disk; nothing was changed. Free some"
     if isinstance(cause, psycopg2.errors.ReadOnlySqlTransaction):
         return "takes no writes now; nothing was changed. It may be a replica (see TUNEYARD_DATABASE_URL)"
-    return f"can't be reached ({type(error).__name__}); see `tuneyard status`"
+    return f"can't be reached ({describe_database_failure(error)}); see `tuneyard status`"
+
+
+def describe_database_failure(error: Exception) -> str:
+    """Describe a failed call to the database in a few words, for clients. What is unexpected is named in the log alone.
+
+    Args:
+        error: SQLAlchemy's.
+    """
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, PostgresTimeout):
+        return NO_RESPONSE
+    if isinstance(error, PoolTimeout):
+        return "all connections to it are in use"
+    code = getattr(cause, "pgcode", None) or ""  # none without a response of the server
+    if isinstance(error, _CONNECTION_ERRORS) and code[:2] in _CONNECTION_CODES:
+        return NO_CONNECTION
+    logger.warning("The database refused a statement: %s: %s", type(error).__name__, error)
+    return "it refused a statement; the log names it"
 
 
 @contextmanager

@@ -138,9 +138,9 @@ class Deliverer:
             )
         except AddressBusy:
             raise
-        except Exception as error:
+        except Exception:
             logger.exception("Webhook of job %s: the attempt failed in an unexpected way", delivery.job_id)
-            return CallOutcome(error=f"the response could not be read ({type(error).__name__})")
+            return CallOutcome(error="the response could not be read")
 
     def _send(self, delivery: WebhookDelivery, slot: SenderSlot) -> None:
         has_answered = None

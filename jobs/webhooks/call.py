@@ -13,11 +13,13 @@ import httpcore
 import httpx
 from standardwebhooks import Webhook
 
+from jobs.network.failures import describe_failure
 from jobs.setting_types import read_secret
 from jobs.storage.tables import JobReport
 from jobs.webhooks.targets import Address, ForbiddenTarget, GuardedNetwork, Network
 
 TIMEOUT_SECONDS = 15.0  # for one attempt, without name resolution
+ERROR_CHARACTERS = 300
 NO_REASON = "the job's process ended without an error message"
 STATE_PREFIX = "Flow run encountered an exception: "
 
@@ -94,10 +96,10 @@ def send(
             )
     except ForbiddenTarget as error:
         return CallOutcome(error=str(error))
-    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-        return CallOutcome(error=f"{type(error).__name__}: {error}".rstrip(": ")[:300])
-    except (httpx.InvalidURL, httpcore.UnsupportedProtocol, OSError, UnicodeError) as error:
-        return CallOutcome(error=f"{type(error).__name__}: {error}"[:300])
+    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
+        return CallOutcome(error=f"{describe_failure(error)}: {error}".rstrip(": ")[:ERROR_CHARACTERS])
+    except (httpx.InvalidURL, httpcore.UnsupportedProtocol, UnicodeError) as error:
+        return CallOutcome(error=f"the URL can't be used: {error}"[:ERROR_CHARACTERS])
 
 
 def read_retry_after(value: str) -> float:

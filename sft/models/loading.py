@@ -32,7 +32,7 @@ DTYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}  # mixed_pre
 BF16_GAIN = 0.9  # bf16 must take less than this share of fp32's time to be worth its rounding
 
 
-class Machine(NamedTuple):
+class DtypeSupport(NamedTuple):
     """What the choice of a dtype depends on. `measure_gemm` returns seconds per product in fp32 and in bf16."""
 
     has_cuda: bool
@@ -114,7 +114,7 @@ def load_model(path: Path, config: SFTConfig, dtype: "torch.dtype | None" = None
 
     subject = f"base_model {config.base_model}"
     check_weights(path, subject)
-    dtype = dtype or choose_dtype(config.mixed_precision, inspect_machine())
+    dtype = dtype or choose_dtype(config.mixed_precision, inspect_dtypes())
     options: dict[str, Any] = {"dtype": dtype if config.use_lora else torch.float32}
     options["generation_config"] = GenerationConfig()  # the published one may be invalid
     if config.use_qlora:
@@ -142,7 +142,7 @@ def list_unread_weights(model: "PreTrainedModel") -> list[str]:
     return list(getattr(model, "stored_notes", []))
 
 
-def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
+def choose_dtype(mixed_precision: str, support: DtypeSupport) -> "torch.dtype":
     """Choose the compute dtype. `auto` means bf16 (else fp16) on CUDA, and on a CPU the one measured to be faster.
 
     Raises:
@@ -150,25 +150,25 @@ def choose_dtype(mixed_precision: str, machine: Machine) -> "torch.dtype":
     """
     import torch
 
-    if mixed_precision == "fp16" and not machine.has_cuda:
+    if mixed_precision == "fp16" and not support.has_cuda:
         raise InvalidConfig("mixed_precision fp16 needs a CUDA device and there is none; use bf16, none or auto")
-    if mixed_precision == "bf16" and machine.has_cuda and not machine.has_cuda_bf16:
+    if mixed_precision == "bf16" and support.has_cuda and not support.has_cuda_bf16:
         raise InvalidConfig("mixed_precision bf16 is not supported by this CUDA device; use fp16, none or auto")
     if mixed_precision != "auto":
         chosen: torch.dtype = getattr(torch, DTYPES[mixed_precision])
         return chosen
-    if machine.has_cuda:
-        return torch.bfloat16 if machine.has_cuda_bf16 else torch.float16
-    fp32_seconds, bf16_seconds = machine.measure_gemm()
+    if support.has_cuda:
+        return torch.bfloat16 if support.has_cuda_bf16 else torch.float16
+    fp32_seconds, bf16_seconds = support.measure_gemm()
     return torch.bfloat16 if bf16_seconds < BF16_GAIN * fp32_seconds else torch.float32
 
 
-def inspect_machine() -> Machine:
-    """Inspect the machine this runs on."""
+def inspect_dtypes() -> DtypeSupport:
+    """What the machine this runs on supports."""
     import torch
 
     has_cuda = torch.cuda.is_available()
-    return Machine(has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False), measure_gemm)
+    return DtypeSupport(has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False), measure_gemm)
 
 
 def measure_gemm(size: int = 768, repeats: int = 5) -> tuple[float, float]:

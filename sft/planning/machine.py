@@ -44,12 +44,12 @@ def inspect_device(config: SFTConfig) -> Device:
     import psutil
     import torch
 
-    from sft.models.loading import Machine, choose_dtype, measure_gemm, time_product
+    from sft.models.loading import DtypeSupport, choose_dtype, measure_gemm, time_product
 
     if torch.cuda.is_available():
         gpu = inspect_gpu() or _ask_cuda()
         return describe_card(gpu.name, gpu.describe(), config)._replace(free_bytes=gpu.free_bytes, is_here=True)
-    dtype = choose_dtype(config.mixed_precision, Machine(False, False, measure_gemm))
+    dtype = choose_dtype(config.mixed_precision, DtypeSupport(False, False, measure_gemm))
     memory = psutil.virtual_memory()
     return Device(
         name=f"{name_cpu()}, {torch.get_num_threads()} threads",
@@ -91,9 +91,9 @@ def _ask_cuda() -> Gpu:
 
 def describe_card(name: str, card: Card, config: SFTConfig) -> Device:
     """The device of this name, with all of its memory free. Raises InvalidConfig for a dtype that it lacks."""
-    from sft.models.loading import Machine, choose_dtype, measure_gemm
+    from sft.models.loading import DtypeSupport, choose_dtype, measure_gemm
 
-    dtype = choose_dtype(config.mixed_precision, Machine(True, card.bf16, measure_gemm))
+    dtype = choose_dtype(config.mixed_precision, DtypeSupport(True, card.bf16, measure_gemm))
     memory = int(card.memory_gib * 2**30)
     return Device(
         name=name,

@@ -12,7 +12,7 @@ from transformers.utils import is_torch_tf32_available
 from sft.checkpoints.folders import PRECISION, read_precision
 from sft.config import SFTConfig
 from sft.models.dtype_record import measure_once
-from sft.models.loading import BF16_GAIN, DTYPES, choose_dtype, inspect_machine, name_precision
+from sft.models.loading import BF16_GAIN, DTYPES, choose_dtype, inspect_dtypes, name_precision
 
 
 def settle_dtype(config: SFTConfig, checkpoint_dir: Path) -> torch.dtype:
@@ -27,7 +27,7 @@ def settle_dtype(config: SFTConfig, checkpoint_dir: Path) -> torch.dtype:
     precision: str = config.mixed_precision
     if precision == "auto":
         precision = read_precision(checkpoint_dir) or precision
-    return choose_dtype(precision, inspect_machine())
+    return choose_dtype(precision, inspect_dtypes())
 
 
 @contextmanager
@@ -79,15 +79,15 @@ def fix_precision(
 
 
 def _choose(record_dir: Path, chosen: str | None) -> torch.dtype:
-    machine = inspect_machine()
-    if chosen or machine.has_cuda:
-        return choose_dtype(chosen or "auto", machine)
+    support = inspect_dtypes()
+    if chosen or support.has_cuda:
+        return choose_dtype(chosen or "auto", support)
 
     def measure() -> tuple[str, float, float]:
-        seconds = machine.measure_gemm()  # of one product: fp32, bf16
+        seconds = support.measure_gemm()  # of one product: fp32, bf16
         return "bf16" if seconds[1] < BF16_GAIN * seconds[0] else "none", *seconds
 
-    return choose_dtype(measure_once(record_dir, measure).mixed_precision, machine)
+    return choose_dtype(measure_once(record_dir, measure).mixed_precision, support)
 
 
 def _read(output_dir: Path) -> str | None:

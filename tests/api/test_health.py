@@ -28,11 +28,11 @@ def test_without_a_stack_the_process_answers_and_starts_none(tmp_path):
         "ready": False,
         "parts": {
             "database": {"ok": False, "detail": "accepts no connections"},
-            "prefect": {"ok": False, "detail": "does not respond (ConnectError)"},
-            "mlflow": {"ok": False, "detail": "does not respond (ConnectError)"},
-            "worker": {"ok": False, "detail": "unknown, Prefect does not respond (ConnectError)"},
-            "work_pool": {"ok": False, "detail": "unknown, Prefect does not respond (ConnectError)"},
-            "watchdog": {"ok": False, "detail": "unknown, the database does not respond (OperationalError)"},
+            "prefect": {"ok": False, "detail": "does not respond (no connection)"},
+            "mlflow": {"ok": False, "detail": "does not respond (no connection)"},
+            "worker": {"ok": False, "detail": "unknown, Prefect does not respond (no connection)"},
+            "work_pool": {"ok": False, "detail": "unknown, Prefect does not respond (no connection)"},
+            "watchdog": {"ok": False, "detail": "unknown, the database does not respond"},
         },
     }
     assert api.get("/metrics").status_code == 503

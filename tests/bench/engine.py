@@ -18,7 +18,7 @@ from rich.table import Table
 
 from demo.model import MODEL_NAME, ensure_demo_model
 from jobs.settings import PROJECT_ROOT, Settings
-from sft.models.loading import choose_dtype, inspect_machine, measure_gemm
+from sft.models.loading import choose_dtype, inspect_dtypes, measure_gemm
 from tests.bench import first_step
 
 GEMM_SIZE, GEMM_REPEATS = 1536, 30  # the fastest counts: what else the machine does only ever slows down
@@ -142,7 +142,7 @@ def measure_flops(variant: str) -> float:
     """FLOPs a second of the machine's own matrix product, in the dtype the variant computes in."""
     fp32_seconds, bf16_seconds = measure_gemm(GEMM_SIZE, GEMM_REPEATS)
     computes_in_fp32 = variant in ("ours_fp32", "trl_tuned") or (
-        variant != "trl" and choose_dtype("auto", inspect_machine()) == torch.float32
+        variant != "trl" and choose_dtype("auto", inspect_dtypes()) == torch.float32
     )
     return 2.0 * GEMM_SIZE**3 / (fp32_seconds if computes_in_fp32 else bf16_seconds)
 

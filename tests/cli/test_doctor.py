@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from cli import doctor
+from cli.diagnosis import Level
 from cli.doctor import GIB, check_dtype
-from cli.findings import Level
 from jobs.shared_store import SharedStore
 from jobs.stack.readiness import PartCheck, check_parts
 from sft.models.dtype_record import DtypeRecord
@@ -146,8 +146,8 @@ def test_a_state_folder_open_to_all_or_a_file_in_its_way_fails(tmp_path):
 
 
 def test_a_part_that_does_not_answer_fails():
-    (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not respond (ConnectError)")})
-    assert (found.level, found.detail) == (Level.FAIL, "mlflow does not respond (ConnectError)")
+    (found,) = doctor.check_stack({"mlflow": PartCheck(False, "does not respond (no connection)")})
+    assert (found.level, found.detail) == (Level.FAIL, "mlflow does not respond (no connection)")
 
 
 def test_a_store_is_tried_and_says_what_is_wrong(tmp_path, monkeypatch):

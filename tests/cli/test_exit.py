@@ -92,6 +92,17 @@ def test_errors_are_json_on_stderr_and_nothing_is_on_stdout(run, command):
     assert json.loads(result.stderr) == {"detail": "a: bad\nb: worse", "code": "job_not_found", "request_id": "r7"}
 
 
+@pytest.mark.parametrize("progress", [None, {"step": 2, "total_steps": 9, "percent": 22.2}])
+def test_a_watch_that_fails_prints_its_error_alone(run, progress):
+    lost = refusal(404, "job_not_found")
+    watched = [{**JOB, "progress": progress}] if progress else []
+    result = run(["watch", JOB_ID, "--json"], *watched, lost)
+    assert (result.exit_code, result.stdout) == (3, "")
+    *shown, error = result.stderr.splitlines()
+    assert json.loads(error)["code"] == "job_not_found"
+    assert (all(shown), bool(shown)) == (True, progress is not None)
+
+
 def test_nobody_answering_is_told_with_the_address():
     for url, code in (("http://127.0.0.1:9", 4), ("nonsense", 2), ("http://[::1", 2), ("http://a:b", 2)):
         result = CliRunner().invoke(cli.main, ["cancel", JOB_ID], env={"TUNEYARD_URL": url})
@@ -277,6 +288,23 @@ def test_output_that_can_not_be_written_ends_without_a_traceback(redirection, co
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", told)
+
+
+@pytest.mark.parametrize(
+    ("variables", "most"),
+    [
+        ({"COLUMNS": "999999999"}, 1000), ({"COLUMNS": "9" * 5000}, 1000), ({"TERMINAL_WIDTH": "999999999"}, 1000),
+        ({"COLUMNS": "²", "LINES": "²", "TERMINAL_WIDTH": "x"}, 80), ({"COLUMNS": "-1", "TERMINAL_WIDTH": "0"}, 80),
+        ({"COLUMNS": "60"}, 60), ({"TERMINAL_WIDTH": "60"}, 60),
+    ],
+)  # fmt: skip
+def test_a_help_text_is_as_wide_as_a_terminal_may_be(variables, most):
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneyard_cli", "--help"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **variables}, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) == most
 
 
 def test_a_key_that_can_not_be_sent_is_not_shown():

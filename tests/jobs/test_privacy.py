@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import tuneyard_client.folders
+from cli.diagnosis import Level
 from cli.doctor import check_permissions
-from cli.findings import Level
 from jobs.folders import make_home
 from jobs.privacy import find_open, tighten
 from jobs.project import PROJECT_ROOT

@@ -43,8 +43,8 @@ def settings(store, tmp_path_factory):
     server.start()
     server.wait()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        yield Settings(home=tmp_path_factory.mktemp("home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the settings have it
+        yield Settings(home=tmp_path_factory.mktemp("home"), mlflow_tracking_uri=server.uri)
     server.kill()
 
 

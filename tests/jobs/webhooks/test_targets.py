@@ -170,7 +170,7 @@ def test_of_several_addresses_only_those_are_tried_that_may_be(canary, names, wa
     names.servers["several.example"] = [["10.9.9.9", "127.0.0.1", "127.0.0.2"]]
     outcome = call(f"http://several.example:{port}/", ["127.0.0.2/32"])
 
-    assert outcome.error.startswith("ConnectError")  # nobody listens on the one that may be tried
+    assert outcome.error.startswith("no connection: ")  # nobody listens on the one that may be tried
     assert watched == [("127.0.0.2", port)]
 
 
@@ -208,7 +208,7 @@ def test_tls_is_asked_for_under_the_name_and_not_the_address(names):
         outcome = call(f"https://inside.example:{server.getsockname()[1]}/", ["127.0.0.1"])
         thread.join()
     assert asked == ["inside.example"]
-    assert outcome.error.startswith("ConnectError")
+    assert outcome.error.startswith("no connection: ")
 
 
 def test_a_receiver_that_never_stops_answering_is_left(monkeypatch):
@@ -231,7 +231,7 @@ def test_a_receiver_that_never_stops_answering_is_left(monkeypatch):
         began = time.monotonic()
         outcome = call(f"http://127.0.0.1:{server.getsockname()[1]}/", ["127.0.0.1"])
         thread.join()
-    assert outcome.error.startswith("ReadTimeout")
+    assert outcome.error.startswith("no response in time")
     assert time.monotonic() - began < 30  # it would never end
 
 

@@ -13,7 +13,7 @@ from sft.config import SFTConfig
 from sft.errors import InvalidConfig, ModelNotFound
 from sft.models.hardware import Hardware
 from sft.models.loading import (
-    Machine,
+    DtypeSupport,
     choose_dtype,
     find_model,
     list_unread_weights,
@@ -28,8 +28,8 @@ from tests.tiny_models import save_tiny_model
 MakeConfig = Callable[..., SFTConfig]
 
 
-def machine(has_cuda: bool = False, has_bf16: bool = False, seconds: tuple[float, float] = (1.0, 1.0)) -> Machine:
-    return Machine(has_cuda, has_bf16, lambda: seconds)
+def machine(has_cuda: bool = False, has_bf16: bool = False, seconds: tuple[float, float] = (1.0, 1.0)) -> DtypeSupport:
+    return DtypeSupport(has_cuda, has_bf16, lambda: seconds)
 
 
 def test_a_model_below_the_root_is_found(model_path: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_model_in_the_hugging_face_cache_is_found(
         ("fp16", machine(has_cuda=True), torch.float16),
     ],
 )
-def test_dtype_is_what_the_machine_is_fast_in(mixed_precision: str, facts: Machine, expected: torch.dtype) -> None:
+def test_dtype_is_what_the_machine_is_fast_in(mixed_precision: str, facts: DtypeSupport, expected: torch.dtype) -> None:
     assert choose_dtype(mixed_precision, facts) == expected
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sft.errors import InvalidConfig
 from sft.models.dtype_record import FILE, describe_machine, measure_once, read_record
-from sft.models.loading import Machine
+from sft.models.loading import DtypeSupport
 from sft.training.precision import fix_precision
 
 FAST_BF16, SLOW_BF16 = (1.0, 0.4), (1.0, 1.6)
@@ -17,7 +17,8 @@ FAST_BF16, SLOW_BF16 = (1.0, 0.4), (1.0, 1.6)
 def measured(monkeypatch):
     """A CPU whose measurements are those put into the list, one after the other."""
     answers = []
-    monkeypatch.setattr("sft.training.precision.inspect_machine", lambda: Machine(False, False, lambda: answers.pop(0)))
+    support = DtypeSupport(False, False, lambda: answers.pop(0))
+    monkeypatch.setattr("sft.training.precision.inspect_dtypes", lambda: support)
     return answers
 
 

@@ -1,11 +1,11 @@
-"""What a check of `tuneyard doctor` has found."""
+"""What a check of `tuneyard doctor` concludes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """Severity of a finding; jobs can't run with a `FAIL`."""
+    """Severity of a diagnosis; jobs can't run with a `FAIL`."""
 
     OK = "ok"
     WARN = "warn"
@@ -13,7 +13,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """The result of one check, with a remedy if there is a problem."""
 
     level: Level
