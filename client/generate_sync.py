@@ -12,7 +12,12 @@ from pathlib import Path
 import unasync
 
 PACKAGE = Path(__file__).resolve().parent.parent / "tuneyard_client"
-FILES = {"async_client.py": "client.py", "async_models.py": "sync_models.py"}
+FILES = {
+    "async_client.py": "client.py",
+    "async_configs.py": "sync_configs.py",
+    "async_datasets.py": "sync_datasets.py",
+    "async_models.py": "sync_models.py",
+}
 NOTE = "# Generated from {} by client/generate_sync.py; do not edit.\n"
 TITLES = {
     "`AsyncTuneyard`: the client for asyncio": "`Tuneyard`: the blocking client",
@@ -25,6 +30,8 @@ WORDS = {
     "AsyncBaseModels": "BaseModels",
     "AsyncFollow": "Follow",
     "AsyncRun": "Run",
+    "async_configs": "sync_configs",
+    "async_datasets": "sync_datasets",
     "async_models": "sync_models",
     "AsyncClient": "Client",
     "aclose": "close",

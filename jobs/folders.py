@@ -9,18 +9,40 @@ from uuid import UUID
 
 from jobs.settings import Settings
 from sft.config import SFTConfig
-from sft.errors import StackError
+from sft.errors import InvalidConfig, StackError
+from sft.files.places import find_foreign, find_temporary, follow
+
+
+def output_folder(settings: Settings, output_dir: str | None) -> Path:
+    """The folder in which a job with this `output_dir` creates its own. Creates nothing.
+
+    Raises:
+        InvalidConfig: it is outside the allowed roots, links resolved, or another account may write to it.
+    """
+    further = [find_temporary(), *settings.allowed_output_roots]
+    is_absolute = output_dir is not None and Path(output_dir).is_absolute()
+    allowed = [settings.output_root, *further] if is_absolute else [settings.output_root]
+    folder = follow(output_dir or "", settings.output_root, allowed)
+    if folder is None:
+        roots = ", ".join(str(root) for root in allowed)
+        raise InvalidConfig(f"output_dir must be in one of {roots}, got {output_dir!r}")
+    shared = find_temporary()
+    if follow(str(folder), shared) and (foreign := find_foreign(folder, shared)):
+        raise InvalidConfig(
+            f"output_dir: another account may write to {foreign}; name a folder of this account, got {output_dir!r}"
+        )
+    return folder
 
 
 def job_folder(settings: Settings, config: SFTConfig, job_id: UUID | str) -> Path:
     """Path of the job's folder, without creating it. Raises InvalidConfig if it is outside the allowed roots."""
-    return settings.output_folder(config.output_dir) / str(job_id)
+    return output_folder(settings, config.output_dir) / str(job_id)
 
 
 def checkpoint_folder(settings: Settings, config: SFTConfig, job_id: UUID | str) -> Path:
     """Folder of the job's `checkpoint-N` folders. Raises InvalidConfig as `job_folder` does."""
     if config.checkpoint_dir:
-        return settings.output_folder(config.checkpoint_dir) / str(job_id)
+        return output_folder(settings, config.checkpoint_dir) / str(job_id)
     return job_folder(settings, config, job_id) / "checkpoints"
 
 

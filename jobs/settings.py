@@ -10,8 +10,7 @@ from jobs.project import PROJECT_ROOT as PROJECT_ROOT
 from jobs.project import default_home
 from jobs.setting_types import DatabaseUrl, Names, Networks, Secret, StoreUrl, WebhookSecrets
 from jobs.url_credentials import is_http, split_credentials
-from sft.errors import InvalidConfig, StackError
-from sft.files.places import find_foreign, find_temporary, follow
+from sft.errors import StackError
 from sft.planning.devices import Card
 
 # For a server that the stack runs itself: the user's credentials are for another one.
@@ -302,23 +301,3 @@ class Settings(BaseSettings):
     def is_external(self) -> bool:
         """Whether all servers are external, so that nothing is started here."""
         return None not in (self.database_url, self.prefect_api_url, self.mlflow_tracking_uri)
-
-    def output_folder(self, output_dir: str | None) -> Path:
-        """The folder in which a job with this `output_dir` creates its own. Creates nothing.
-
-        Raises:
-            InvalidConfig: it is outside the allowed roots, links resolved, or another account may write to it.
-        """
-        further = [find_temporary(), *self.allowed_output_roots]
-        is_absolute = output_dir is not None and Path(output_dir).is_absolute()
-        allowed = [self.output_root, *further] if is_absolute else [self.output_root]
-        folder = follow(output_dir or "", self.output_root, allowed)
-        if folder is None:
-            roots = ", ".join(str(root) for root in allowed)
-            raise InvalidConfig(f"output_dir must be in one of {roots}, got {output_dir!r}")
-        shared = find_temporary()
-        if follow(str(folder), shared) and (foreign := find_foreign(folder, shared)):
-            raise InvalidConfig(
-                f"output_dir: another account may write to {foreign}; name a folder of this account, got {output_dir!r}"
-            )
-        return folder

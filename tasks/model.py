@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from jobs.folders import output_folder
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.data.mixing import AnyRows
@@ -90,7 +91,7 @@ def load_session(
         from sft.training.precision import fix_precision
     if start is not None:
         config = config.model_copy(update={"adapter_path": str(start)})
-    checkpoints = journal.settings.output_folder(config.checkpoint_dir) / str(journal.job_id)
+    checkpoints = output_folder(journal.settings, config.checkpoint_dir) / str(journal.job_id)
     checkpoint_dir = checkpoints if config.checkpoint_dir else None
     settings = journal.settings
     directory = checkpoint_dir or journal.folder / "checkpoints"

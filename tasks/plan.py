@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.engine.processes import measure_held_memory
+from jobs.folders import output_folder
 from jobs.keeper import end_with_parent
 from jobs.network.proxies import bypass_proxies
 from jobs.privacy import keep_private
@@ -99,7 +100,7 @@ def describe_dataset(dataset: AnyDataset) -> dict[str, Any]:
 
 def measure_free_disk(config: SFTConfig, settings: Settings) -> int:
     """Free bytes on the disk of the job's checkpoints. Raises InvalidConfig for a folder outside the allowed roots."""
-    return measure_free(settings.output_folder(config.checkpoint_dir or config.output_dir))
+    return measure_free(output_folder(settings, config.checkpoint_dir or config.output_dir))
 
 
 def answer(line: str) -> str:

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from tuneyard_client.errors import InvalidRequest, UnexpectedResponse
 from tuneyard_client.models import Config, JobFilters
 from tuneyard_client.reading import read_model, read_models, validate
-from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.fields import SftOptions, Strategy
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
@@ -36,7 +35,6 @@ class Call(Generic[T]):
         read: Parses the response.
         is_repeatable: Sending it twice has the same effect as sending it once.
         is_endless: The response may be silent for any length of time, so there is no read timeout.
-        content: The body, if it is not JSON.
         upload: A file that is sent as the field `file` of a form, whose other fields `body` has.
         content: A body that is sent as it is, in place of `body` as JSON.
     """
@@ -141,7 +139,7 @@ def _sft_body(config: Config | None, options: SftOptions) -> dict[str, Any]:
     """Build the body. When a model overrides a saved configuration, only the fields that were set are sent."""
     body: dict[str, Any] = {}
     if config is not None:
-        body["config"] = _plain(config, exclude_unset=options.get("config_id") is not None)
+        body["config"] = plain(config, exclude_unset=options.get("config_id") is not None)
     given = {name: value for name, value in options.items() if value is not None}
     if "webhook_events" in given:
         given["webhook_events"] = [*(options["webhook_events"] or ())]
@@ -238,38 +236,8 @@ def adapter_request(job_id: str, part: str = "adapter") -> Call[Any]:
     return get(_job_path(job_id, "/adapter"), lambda response: response, params)
 
 
-def save_config(name: str, config: Config) -> Call[SavedConfig]:
-    """POST /api/sft/configs."""
-    return Call("POST", "/api/sft/configs", read_model(SavedConfig), body={"name": name, "config": _plain(config)})
-
-
-def list_configs(name: str | None = None, id_prefix: str | None = None) -> Call[list[SavedConfig]]:
-    """GET /api/sft/configs."""
-    params = {key: value for key, value in (("name", name), ("id_prefix", id_prefix)) if value is not None}
-    return get("/api/sft/configs", read_models(SavedConfig), params)
-
-
-def get_config(config_id: str) -> Call[SavedConfig]:
-    """GET /api/sft/configs/{id}."""
-    return get(_config_path(config_id), read_model(SavedConfig))
-
-
-def update_config(config_id: str, name: str, config: Config) -> Call[SavedConfig]:
-    """PUT /api/sft/configs/{id}: a new version."""
-    return Call("PUT", _config_path(config_id), read_model(SavedConfig), body={"name": name, "config": _plain(config)})
-
-
-def delete_config(config_id: str) -> Call[None]:
-    """DELETE /api/sft/configs/{id}."""
-    return Call("DELETE", _config_path(config_id), lambda _answer: None)
-
-
-def config_versions(config_id: str) -> Call[list[ConfigVersion]]:
-    """GET /api/sft/configs/{id}/versions."""
-    return get(_config_path(config_id) + "/versions", read_models(ConfigVersion))
-
-
 def get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any] | None = None) -> Call[T]:
+    """A GET request."""
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 
@@ -287,11 +255,8 @@ def _job_path(job_id: str, suffix: str = "") -> str:
     return f"/train/{segment(job_id)}{suffix}"
 
 
-def _config_path(config_id: str) -> str:
-    return f"/api/sft/configs/{segment(config_id)}"
-
-
-def _plain(config: Config, exclude_unset: bool = False) -> dict[str, Any]:
+def plain(config: Config, exclude_unset: bool = False) -> dict[str, Any]:
+    """A configuration as JSON."""
     if isinstance(config, BaseModel):
         return config.model_dump(mode="json", exclude_unset=exclude_unset)
     return dict(config)

@@ -1,7 +1,6 @@
 # Generated from async_client.py by client/generate_sync.py; do not edit.
 """`Tuneyard`: the blocking client."""
 
-import builtins
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,23 +8,23 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
-from tuneyard_client import answer_calls, calls, datasets, operations, responses
-from tuneyard_client.calls import Call, Pause, Run, Steps
+from tuneyard_client import answer_calls, calls, operations, responses
+from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.folders import check_free
 from tuneyard_client.models import AnswerOptions, Config, JobFilters, Messages
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
 from tuneyard_client.streams import AdapterArchive, EventReader, LineReader
+from tuneyard_client.sync_configs import Configs
+from tuneyard_client.sync_datasets import Datasets
 from tuneyard_client.sync_models import BaseModels
 from tuneyard_client.waiting import run, sleep
 from tuneyard_wire.completions import ChatChunk, ChatCompletion, Completion
-from tuneyard_wire.configs import ConfigVersion, SavedConfig
 from tuneyard_wire.deliveries import Delivery
 from tuneyard_wire.fields import SftOptions, Strategy, TrainingFields
 from tuneyard_wire.jobs import Cancelled, Queue, Submitted, TrainJob
 from tuneyard_wire.openai import OpenAIModel
-from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows
 from tuneyard_wire.plan import Plan
 from tuneyard_wire.records import Checkpoint, JobEvent, LogLine, Metrics
 
@@ -295,88 +294,3 @@ class Tuneyard:
         except BaseException:
             response.close()
             raise
-
-
-class Datasets:
-    """Datasets that were added to the service. A text names one as `NAME`, or a version of it as `NAME@VERSION`."""
-
-    def __init__(self, run: Run, follow: Any, stream: Any, http: httpx.Client) -> None:
-        self._run, self._follow, self._stream, self._http = run, follow, stream, http
-
-    def add(self, file: str | Path, name: str | None = None) -> AddedDataset:
-        """Add a file as a version of a dataset, which is called after the file unless `name` is given.
-
-        It is checked: see the result's `format`, `rows`, `bad_rows` and `duplicates`. The same content under the same
-        name is the version that it was before. A large file is sent in parts, each again after a lost connection.
-        """
-        added: AddedDataset = self._follow(datasets.add_all(Path(file), name))
-        return added
-
-    def list(self) -> builtins.list[DatasetVersion]:
-        """The newest version of each dataset, the one added last first."""
-        found: builtins.list[DatasetVersion] = self._follow(datasets.list_all())
-        return found
-
-    def get(self, dataset: str) -> Dataset:
-        """A dataset with all its versions, or with the one that is named."""
-        return self._run(datasets.get(dataset))
-
-    def rows(self, dataset: str, limit: int = 3, model: str | None = None, template: str | None = None) -> ShownRows:
-        """The first rows, and with `model` as the chat template writes them for it."""
-        return self._run(datasets.rows(dataset, limit, model, template))
-
-    def download(self, dataset: str, file: str | Path) -> Path:
-        """Download a version's file, which must not exist; returns it.
-
-        Raises:
-            NotFound: there is no such dataset.
-            ChecksumMismatch: the download is damaged.
-        """
-        datasets.check_absent(Path(file))
-        try:
-            with self._stream(datasets.content(dataset)) as response:
-                with datasets.FileDownload(Path(file), response.headers) as download:
-                    for chunk in response.iter_bytes():
-                        download.write(chunk)
-                    return download.finish()
-        except httpx.TransportError as error:
-            raise unreachable(error, self._http.base_url) from error
-
-    def delete(self, dataset: str) -> builtins.list[str]:
-        """Delete a version, or of a name alone all versions; returns what was deleted.
-
-        Raises:
-            Conflict: a job that has not ended needs one.
-        """
-        return (self._run(datasets.delete(dataset))).deleted
-
-
-class Configs:
-    """Saved configurations."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def save(self, name: str, config: Config) -> SavedConfig:
-        """Save a configuration, complete or partial."""
-        return self._run(calls.save_config(name, config))
-
-    def list(self, name: str | None = None, id_prefix: str | None = None) -> builtins.list[SavedConfig]:
-        """List configurations, oldest first: all, or those with this name or id prefix."""
-        return self._run(calls.list_configs(name, id_prefix))
-
-    def get(self, config_id: str) -> SavedConfig:
-        """Get the current version of a configuration."""
-        return self._run(calls.get_config(config_id))
-
-    def update(self, config_id: str, name: str, config: Config) -> SavedConfig:
-        """Save a new version of a configuration."""
-        return self._run(calls.update_config(config_id, name, config))
-
-    def delete(self, config_id: str) -> None:
-        """Delete a configuration. Jobs created from it are kept."""
-        self._run(calls.delete_config(config_id))
-
-    def versions(self, config_id: str) -> builtins.list[ConfigVersion]:
-        """List all versions of a configuration, oldest first."""
-        return self._run(calls.config_versions(config_id))

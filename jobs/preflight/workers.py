@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.folders import output_folder
 from jobs.preflight.context import CheckContext
 from jobs.preflight.findings import Finding
 from jobs.spec import JobSpec
@@ -59,7 +60,7 @@ def check_output(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
         if given is None and field == "checkpoint_dir":
             continue
         try:
-            folder = context.settings.output_folder(given)
+            folder = output_folder(context.settings, given)
         except InvalidConfig as error:
             yield _finding(field, str(error).removeprefix("output_dir "))
             continue

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.folders import output_folder
 from jobs.settings import Settings
 from sft.errors import InvalidConfig
 from sft.files.places import find_foreign
@@ -28,7 +29,7 @@ def test_folders_of_this_account_are_taken(settings):
     shared = Path(tempfile.gettempdir())
     (shared / "mine/deeper").mkdir(parents=True)
     for name in ("mine", "mine/deeper/new", "new/newer"):
-        assert settings.output_folder(str(shared / name)) == shared / name
+        assert output_folder(settings, str(shared / name)) == shared / name
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
@@ -39,7 +40,7 @@ def test_a_folder_of_another_account_is_refused(settings, name):
         (shared / folder).mkdir(parents=True)
         os.chown(shared / folder, STRANGER, STRANGER)
     with pytest.raises(InvalidConfig, match="another account may write to"):
-        settings.output_folder(str(shared / name))
+        output_folder(settings, str(shared / name))
 
 
 def test_a_folder_that_everybody_may_write_to_is_refused(settings):
@@ -47,6 +48,6 @@ def test_a_folder_that_everybody_may_write_to_is_refused(settings):
     (shared / "open").mkdir()
     (shared / "open").chmod(0o777)
     with pytest.raises(InvalidConfig, match="another account may write to"):
-        settings.output_folder(str(shared / "open/job"))
+        output_folder(settings, str(shared / "open/job"))
     (shared / "open").chmod(0o1777)
     assert find_foreign(shared / "open/job", shared) is None

@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 from jobs.errors import PlanningFailed
+from jobs.folders import output_folder
 from jobs.service.planner import Planner
 from jobs.settings import Settings
 from sft.confinement import open_note
@@ -30,8 +31,8 @@ def test_no_other_folder_takes_its_place_as_root_of_outputs(full, tmp_path, monk
     settings = Settings(home=tmp_path / "home")
     for place in (tmp_path / "work", "/tmp/elsewhere", "/var/tmp/elsewhere"):
         with pytest.raises(InvalidConfig, match="output_dir must be in one of"):
-            settings.output_folder(str(place))
-    assert settings.output_folder(str(full.parent / "mine")) == full.parent / "mine"
+            output_folder(settings, str(place))
+    assert output_folder(settings, str(full.parent / "mine")) == full.parent / "mine"
 
 
 def test_the_note_of_a_plan_or_job_needs_no_disk(full):

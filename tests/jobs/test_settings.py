@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import project
+from jobs.folders import output_folder
 from jobs.project import default_home
 from jobs.settings import Settings
 from sft.errors import InvalidConfig, StackError
@@ -37,20 +38,20 @@ def test_prefect_and_mlflow_are_named_by_their_own_variables(monkeypatch):
 def test_a_relative_output_dir_lies_below_the_output_root(tmp_path):
     settings = Settings(home=tmp_path)
 
-    assert settings.output_folder("./outputs/sft") == tmp_path / "outputs" / "outputs" / "sft"
-    assert settings.output_folder(None) == tmp_path / "outputs"
+    assert output_folder(settings, "./outputs/sft") == tmp_path / "outputs" / "outputs" / "sft"
+    assert output_folder(settings, None) == tmp_path / "outputs"
 
 
 def test_an_absolute_output_dir_may_lie_in_the_temp_folder(tmp_path):
     folder = f"{tempfile.gettempdir()}/run"
 
-    assert str(Settings(home=tmp_path).output_folder(folder)) == folder
+    assert str(output_folder(Settings(home=tmp_path), folder)) == folder
 
 
 @pytest.mark.parametrize("output_dir", ["..", "../outside", "/etc", "/", "a/../../.."])
 def test_an_output_dir_outside_is_refused_by_name(tmp_path, output_dir):
     with pytest.raises(InvalidConfig, match="output_dir must be in one of"):
-        Settings(home=tmp_path).output_folder(output_dir)
+        output_folder(Settings(home=tmp_path), output_dir)
 
 
 def test_a_link_does_not_lead_outside(tmp_path):
@@ -59,7 +60,7 @@ def test_a_link_does_not_lead_outside(tmp_path):
     (settings.output_root / "way-out").symlink_to("/etc")
 
     with pytest.raises(InvalidConfig, match="output_dir must be in one of"):
-        settings.output_folder("way-out/x")
+        output_folder(settings, "way-out/x")
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
