@@ -10,7 +10,7 @@ from tuneyard_cli.exit import fail
 from tuneyard_cli.output import print_json, print_line, print_warnings
 from tuneyard_cli.service import JsonOption
 
-PANEL = "The service on this machine"
+PANEL = "Models"
 
 commands = typer.Typer()
 
@@ -37,7 +37,7 @@ class OutType(StrEnum):
 
 @commands.command(rich_help_panel=PANEL)
 def export(
-    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Or NAME, for its newest version.")],
+    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Or NAME, for its latest version.")],
     to: Annotated[Form, typer.Option(help="What it is exported for.")],
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; NAME-VERSION-FORM if not given.")] = None,
     merged: Annotated[

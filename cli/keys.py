@@ -26,9 +26,9 @@ keys_app = typer.Typer(
 
 @keys_app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the key, such as its user's.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, such as its user's.")],
     scope: Annotated[
-        KeyScope, typer.Option(help="read: GET only; submit: also submit, cancel and save; admin: everything.")
+        KeyScope, typer.Option(help="read: GET only; submit: also create, change and ask; admin: everything.")
     ] = KeyScope.SUBMIT,
     of: Annotated[
         str | None,

@@ -22,7 +22,7 @@ def trainer_role(
     new_password: Annotated[bool, typer.Option("--new-password", help="Give an existing role a new password.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the role with which jobs write their own rows of your database (TUNEYARD_DATABASE_URL) and nothing else.
+    """Create the role with which jobs write their own rows of your database (TUNEYARD_DATABASE_URL) and nothing else.
 
     Prints its URL once: the TUNEYARD_DATABASE_URL of workers. Run it as the database's owner, who needs the right
     CREATEROLE. The local database has such a role by itself.

@@ -25,7 +25,7 @@ def make_app(about: str) -> typer.Typer:
     app.add_typer(answers.commands)
     app.add_typer(configs.commands, name="configs", rich_help_panel=jobs.PANEL)
     app.add_typer(data.commands, name="data", rich_help_panel=jobs.PANEL)
-    app.add_typer(models.commands, name="models", rich_help_panel=jobs.PANEL)
+    app.add_typer(models.commands, name="models", rich_help_panel=answers.PANEL)
     return app
 
 

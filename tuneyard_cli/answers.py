@@ -37,7 +37,8 @@ WaitOption = Annotated[
 def chat(
     name: ModelArgument,
     question: Annotated[
-        str | None, typer.Argument(help="One question; without it, and with a terminal, a conversation.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="One question; without it, and with a terminal, a conversation."),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also show the answers of the adapter's base model.")] = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")] = None,

@@ -18,13 +18,16 @@ ConfigArgument = Annotated[
     typer.Argument(metavar="CONFIG", help="Id of a configuration, its first 4 or more characters, or a name."),
 ]
 FileArgument = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, help="YAML or JSON file with some or all fields of SFTConfig.")
+    Path,
+    typer.Argument(
+        metavar="FILE", exists=True, dir_okay=False, help="YAML or JSON file with some or all fields of SFTConfig."
+    ),
 ]
 
 
 @commands.command()
 def save(
-    name: Annotated[str, typer.Argument(help="Name of the configuration.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the configuration.")],
     file: FileArgument,
     as_json: JsonOption = False,
     url: UrlOption = None,

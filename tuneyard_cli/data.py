@@ -22,7 +22,10 @@ DatasetArgument = Annotated[
 
 @commands.command()
 def add(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl, .json, .csv or .parquet file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A .jsonl, .json, .csv or .parquet file."),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the dataset; that of the file if not given.")] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -86,7 +89,9 @@ def show(
 @commands.command()
 def download(
     dataset: DatasetArgument,
-    file: Annotated[Path | None, typer.Argument(help="A new file; named after the dataset if not given.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A new file; named after the dataset if not given.")
+    ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -103,7 +108,7 @@ def download(
 
 @commands.command()
 def delete(dataset: DatasetArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
-    """Delete a version, NAME@VERSION, or all versions, NAME. Refused while a job needs one."""
+    """Delete a version, NAME@VERSION, or all versions, NAME. Refused while a job needs it."""
     with connected(url) as client:
         deleted = client.datasets.delete(dataset)
     if as_json:

@@ -93,12 +93,16 @@ def list_jobs(
 def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Show a job: status, configuration, progress, and the result with its warnings."""
     from tuneyard_cli.references import find_job_id
+    from tuneyard_cli.watch import describe_check
 
     with connected(url) as client:
-        found = client.job(find_job_id(client, job)).model_dump(mode="json", exclude_none=not as_json)
+        shown = client.job(find_job_id(client, job))
+    found = shown.model_dump(mode="json", exclude_none=not as_json)
     if as_json:
         print_json(found)
     else:  # the long config first, so that the result is printed last, just above the prompt
+        if shown.result and shown.result.serving_check:
+            found["result"]["serving_check"] = describe_check(shown.result.serving_check)
         head = {name: found.pop(name) for name in ("job_id", "status", "config") if name in found}
         print_yaml(head | found)
 
@@ -134,10 +138,8 @@ def logs(
 @commands.command(rich_help_panel=PANEL)
 def download(
     job: JobArgument,
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    merged: Annotated[
-        bool, typer.Option("--merged", help="The merged model of a job with --save-merged-model.")
-    ] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The merged model of a job with save_merged_model.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -201,7 +203,7 @@ def _name_event(delivery: "Delivery") -> str:
 
 def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
     """Follow a job until it ends; returns the exit code."""
-    from tuneyard_cli.watch import watch_job
+    from tuneyard_cli.watch import describe_check, watch_job
 
     try:
         job = watch_job(client, job_id, open_console(stderr=as_json))
@@ -212,6 +214,8 @@ def _watch(client: "Tuneyard", job_id: str, as_json: bool) -> ExitCode:
         print_json(job.model_dump(mode="json"))
     elif job.status == "completed":
         print_warnings(job.result.warnings if job.result else [])
+        if job.result and job.result.serving_check:
+            print_line(f"serving check: {describe_check(job.result.serving_check)}")
         print_line(f"completed: {job.output_path}")
     else:
         print_line(f"tuneyard: job {job_id} {job.status}{f': {job.error}' if job.error else ''}", err=True)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tuneyard_wire.model_folder import How
 
 INSTALL = "install the full package `tuneyard`"
-SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "keys", "export")  # only in the full package
+# Only in the full package.
+SERVICE_COMMANDS = ("up", "down", "status", "serve", "doctor", "deploy", "trainer-role", "keys", "export")
 
 
 class Machine:

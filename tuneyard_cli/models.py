@@ -21,7 +21,9 @@ BILLION, GB = 1e9, 1e9
 
 @commands.command()
 def add(
-    folder: Annotated[Path, typer.Argument(help="A folder with config.json, *.safetensors and a tokenizer.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder with config.json, *.safetensors and a tokenizer.")
+    ],
     name: Annotated[
         str | None, typer.Option("--name", metavar="[ORG/]NAME", help="Default: local/ and the folder's own name.")
     ] = None,
@@ -29,7 +31,7 @@ def add(
     link: Annotated[
         bool,
         typer.Option(
-            "--link", help="Refer to the folder, on the service's machine; it must be in TUNEYARD_ALLOWED_MODEL_ROOTS."
+            "--link", help="Link the folder, on the service's machine; it must be in TUNEYARD_ALLOWED_MODEL_ROOTS."
         ),
     ] = False,
     here: Annotated[bool, typer.Option("--here", help="Add it on this machine, without a running service.")] = False,
@@ -38,8 +40,8 @@ def add(
 ) -> None:
     """Add the base model in a folder and print its name.
 
-    On the service's machine it is referred to, if it is in an allowed root, or copied; to any other service it is
-    uploaded. An interrupted upload continues with the same command.
+    On the service's machine it is linked, if it is in an allowed root, or copied; to any other service it is uploaded.
+    An interrupted upload continues with the same command.
     """
     from tuneyard_cli.model_folders import add_model
 
@@ -76,7 +78,7 @@ def show(model: ModelArgument, as_json: JsonOption = False, url: UrlOption = Non
 
 @commands.command()
 def delete(model: ModelArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
-    """Delete a base model; refused while a job needs it. Of one that is referred to, only the reference is deleted."""
+    """Delete a base model. Refused while a job needs it. Of a linked one only the link is deleted."""
     with connected(url) as client:
         client.base_models.delete(model)
     if as_json:

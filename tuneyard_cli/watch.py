@@ -11,6 +11,7 @@ from tuneyard_client import Tuneyard
 from tuneyard_wire.jobs import Progress as Training
 from tuneyard_wire.jobs import TrainJob
 from tuneyard_wire.one_line import escape
+from tuneyard_wire.serving_check import ServingCheck
 
 POLL_SECONDS = 0.5
 PERCENT_PER_LINE = 10  # without a terminal, which has a bar
@@ -81,6 +82,18 @@ class JobDisplay:
             self._console.print(
                 f"  step {training.step} of {training.total_steps}  loss {loss}  {speed} tokens/s  {left} left"
             )
+
+
+def describe_check(check: ServingCheck) -> str:
+    """Format a serving check in a line, without its findings, which are among the job's warnings."""
+    parts = [check.status]
+    if check.prompts:
+        parts.append(f"{check.equal_prompts} of {check.prompts} prompts have the token ids trained on")
+    if check.answers:
+        parts.append(f"{check.stopped_answers} of {check.answers} answers end by themselves")
+    if check.served_loss is not None and check.loss is not None:
+        parts.append(f"loss {check.served_loss:.4f} beside {check.loss:.4f} in training")
+    return "; ".join([*parts, *([check.reason] if check.reason else [])])
 
 
 def describe_training(training: Training) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ import cli.__main__ as cli
 from jobs.settings import PROJECT_ROOT
 from tests.client.scripted_service import Scripted, ScriptedService
 from tuneyard_wire.configs import SavedConfig
+from tuneyard_wire.jobs import Result
 
 ENDED_WELL = {
     "job_id": "17",
@@ -102,6 +103,19 @@ def test_watching_ends_with_the_job_and_says_how_it_ended(run, status, code):
     assert "step 6 of 6  loss 0.500  9 tokens/s" in result.stdout
     ends = {"completed": "completed: /out/adapter", "failed": "job 17 failed: why", "cancelled": "job 17 cancelled"}
     assert ends[status] in result.output
+
+
+def test_the_serving_check_of_an_ended_job_is_a_line(run):
+    job = ENDED_WELL | {"result": Result.example()}
+    counts = "4 of 4 prompts have the token ids trained on; 3 of 3 answers end by themselves"
+    line = f"passed; {counts}; loss 0.4406 beside 0.4406 in training"
+    assert run(["watch", "17"], job)[0].stdout.splitlines()[-2:] == [
+        f"serving check: {line}", "completed: /out/adapter"
+    ]  # fmt: skip
+    assert yaml.safe_load(run(["show", "17"], job)[0].stdout)["result"]["serving_check"] == line
+    assert json.loads(run(["show", "17", "--json"], job)[0].stdout)["result"]["serving_check"]["prompts"] == 4
+    job["result"]["serving_check"] = {"status": "skipped", "reason": "the base model is quantized"}
+    assert "serving check: skipped; the base model is quantized\n" in run(["watch", "17"], job)[0].stdout
 
 
 def test_submit_and_watch(run):

@@ -1,14 +1,18 @@
 """The command line as a user meets it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
@@ -54,6 +58,28 @@ def is_serving(settings: Settings) -> bool:
         return httpx.get(f"http://127.0.0.1:{settings.api_port}/docs", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def list_commands(command: Any, path: str = "tuneyard") -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "get_command"):
+        yield path, command
+        return
+    context = command.context_class(command)
+    for name in command.list_commands(context):
+        yield from list_commands(command.get_command(context, name), f"{path} {name}")
+
+
+COMMANDS = dict(list_commands(typer.main.get_command(cli.main)))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_texts_speak_of_options_that_exist_and_name_what_to_give_in_capitals(path: str) -> None:
+    command = COMMANDS[path]
+    options = {name for one in COMMANDS.values() for part in one.params for name in (*part.opts, *part.secondary_opts)}
+    texts = [command.help or "", *(getattr(part, "help", None) or "" for part in command.params)]
+    assert {word for text in texts for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)} <= options
+    arguments = [part for part in command.params if part.param_type_name == "argument"]
+    assert [part.name for part in arguments if part.metavar is None or part.metavar != part.metavar.upper()] == []
 
 
 def test_nothing_runs_before_the_first_up(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_the_command_of_the_client_needs_nothing_of_the_service(service, command
     ("arguments", "code", "told"),
     [
         (["up"], 2, "`tuneyard up` runs on the service's machine; install the full package `tuneyard`"),
+        (["deploy"], 2, "`tuneyard deploy` runs on the service's machine"),
         (["keys", "list"], 2, "`tuneyard keys` runs on the service's machine"),
         (["plan", "--here", "--model", "m", "--dataset", "v1"], 2, "--here plans on this machine: install the full"),
         (["submit", "--set", "base_model=m", "--dataset", "v1"], 2, "give NAME@v1"),

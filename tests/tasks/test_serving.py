@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from jobs.project import PROJECT_ROOT
 from jobs.spec import JobSpec
-from jobs.storage.events import read_events
+from jobs.storage.events import read_events, write_event
 from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
 from sft.data.tokenization import prepare
@@ -144,16 +144,29 @@ def start_checking(stack, job_id, folder):
     return process, found[0]
 
 
+def die_while_checking(settings, job_id, folder):
+    """What a second process leaves that checks, as one death does not keep it from that, and is killed."""
+    engine = engine_for(settings.database_url)
+    journal = SimpleNamespace(settings=settings, job_id=job_id, attempt=SimpleNamespace(writing=engine.begin))
+    session = SimpleNamespace(config=SFTConfig.from_dict(VALUES | SMALL), model_path=folder / "model")
+    for phase in ("starting", "checking"):
+        if phase == "checking":
+            assert find_obstacle(session, journal) is None
+        with engine.begin() as connection:
+            write_event(connection, job_id, "phase", {"phase": phase})
+
+
 def test_a_job_killed_while_it_checks_registers_once_and_after_two_kills_without_a_check(stack, tmp_path):
     make_files(tmp_path)
     job_id = uuid4()
-    for _ in range(2):
-        process, child = start_checking(stack, job_id, tmp_path)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        wait_until(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
+    process, child = start_checking(stack, job_id, tmp_path)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
+    settings = stack.model_copy(update={"serving_check_seconds": 200.0})
+    die_while_checking(settings, job_id, tmp_path)
 
-    result = run_job(stack.model_copy(update={"serving_check_seconds": 200.0}), job_id, tmp_path)
+    result = run_job(settings, job_id, tmp_path)
 
     assert result["serving_check"]["status"] == "skipped"
     assert result["serving_check"]["reason"].startswith("2 processes were killed while checking")

@@ -18,7 +18,9 @@ import jobs.errors
 import sft.errors
 from cli.__main__ import main
 from sft.errors import TuneyardError
-from tasks import causes
+from tasks import causes, serving, tokenize
+from tuneyard_cli.__main__ import make_app
+from tuneyard_cli.machine import SERVICE_COMMANDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -73,7 +75,7 @@ def test_every_written_page_is_listed_on_the_site():
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 def test_commands_that_are_shown_exist_with_their_options(page: Path):
     text = page.read_text(encoding="utf-8")
-    shown = "\n".join(re.findall(r"^```(?:bash|console)\n(.*?)^```", text, re.M | re.S))
+    shown = "\n".join(re.findall(r"^```(?:bash|console|sh)\n(.*?)^```", text, re.M | re.S))
     shown = "\n".join([shown, *re.findall(r"(?<!`)`(tuneyard [^`\n]+)`(?!`)", text)])
     for line in re.findall(r"(?:^|; |\$ )(tuneyard [^;#\n]+)", shown, re.M):
         words = [word for word in shlex.split(line)[1:] if word != "COMMAND"]
@@ -85,6 +87,31 @@ def test_commands_that_are_shown_exist_with_their_options(page: Path):
             assert command is not None, f"{name} in {line!r}"
             context = command.context_class(command)
         command.make_parser(context).parse_args(words)  # which an unknown option ends
+
+
+def test_the_readme_shows_what_a_job_does_as_it_does_it():
+    shown = re.findall(r"^• (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    entered = [tokenize.PHASE, "loading model", "training", "evaluating", serving.CHECKING, "registering"]
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tasks").glob("*.py"))
+    assert shown == entered
+    assert [phase for phase in entered if f'"{phase}"' not in sources] == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_targets_of_make_that_are_shown_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", text, re.M)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert {first or second for first, second in shown} <= targets
+
+
+def test_the_page_of_the_command_line_names_the_commands_of_the_full_package():
+    page = (DOCS / "reference/command-line.md").read_text(encoding="utf-8")
+    named = page.partition("`up`")[1] + page.partition("`up`")[2].partition("need the full package")[0]
+    alone = {*typer.main.get_command(make_app("")).commands}
+    full = {*typer.main.get_command(main).commands} - alone
+    assert full == set(SERVICE_COMMANDS)
+    assert full | {"plan --here", "models add --here"} == set(re.findall(r"`([a-z -]+)`", named))
 
 
 def test_the_page_of_the_api_has_every_code_that_a_job_can_fail_with():
