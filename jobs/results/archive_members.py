@@ -10,7 +10,7 @@ from typing import BinaryIO
 from jobs.errors import AdapterNotReady
 from jobs.mlflow_server import MlflowServer
 from jobs.network.deadlines import READ_SECONDS, call_deadline, within
-from jobs.results.object_store import StoredFile
+from jobs.results.object_store import StoredObject
 from sft.errors import StackError
 from sft.files.places import is_opened_in
 
@@ -26,7 +26,7 @@ class Member:
     size: int
     path: Path | None = None
     changed_ns: int = 0
-    remote: "MlflowFile | StoredFile | None" = None
+    remote: "MlflowFile | StoredObject | None" = None
     root: Path | None = None  # the opened file must be in it, as a link may have replaced it
 
     def open(self) -> BinaryIO | None:

@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class StoredObject:
     """An object of a store; MLflow's may have another S3 endpoint than the one of S3's own tools."""
 
     url: str
@@ -32,14 +32,14 @@ class StoredFile:
                 yield from within(iter(partial(file.read, CHUNK_BYTES), b""), seconds, "the store")
 
 
-def list_files(folder: str) -> dict[str, tuple[StoredFile, int]]:
+def list_files(folder: str) -> dict[str, tuple[StoredObject, int]]:
     """The objects below a URL by their relative names, each with its size in bytes. Raises StackError."""
     with _translate_errors(folder):
         store, root = open_storage(folder, MLFLOW_ENDPOINT)
         found: dict[str, dict[str, Any]] = store.find(root, detail=True)
     scheme = urlsplit(folder).scheme
     return {
-        path.removeprefix(f"{root}/"): (StoredFile(f"{scheme}://{path}", MLFLOW_ENDPOINT), int(entry["size"]))
+        path.removeprefix(f"{root}/"): (StoredObject(f"{scheme}://{path}", MLFLOW_ENDPOINT), int(entry["size"]))
         for path, entry in found.items()
         if path.startswith(f"{root}/")
     }

@@ -16,7 +16,7 @@ from jobs.network.failures import describe_failure
 from jobs.results import object_store
 from jobs.results.archive import Archive, Download, checksum
 from jobs.results.archive_members import Member, MlflowFile
-from jobs.results.object_store import StoredFile
+from jobs.results.object_store import StoredObject
 from jobs.service.job import Job
 from jobs.settings import Settings
 from jobs.shared_store import MERGED, SharedStore, owner_of
@@ -76,7 +76,7 @@ def find_merged(settings: Settings, job: Job) -> Archive:
     store = SharedStore.find(settings)
     if not members and store is not None and (kept := store.get(owner_of(job.id), MERGED)):
         places = {file: store.locate(owner_of(job.id), digest) for file, (digest, _) in kept.files.items()}
-        members = [Member(file, kept.files[file][1], remote=StoredFile(place)) for file, place in places.items()]
+        members = [Member(file, kept.files[file][1], remote=StoredObject(place)) for file, place in places.items()]
     if not members:
         where = f" nor in the store {store.url}" if store else "; set TUNEYARD_STORE so that they outlive their machine"
         raise AdapterNotFound(f"the merged model's files of job {job.id} are not on this machine{where}")

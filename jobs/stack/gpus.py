@@ -11,7 +11,7 @@ _SLICE = re.compile(r"\s+MIG .*\(UUID:\s*(MIG-[^)]+)\)")
 
 
 @dataclass(frozen=True)
-class Gpu:
+class ListedGpu:
     """A line of `nvidia-smi -L` with the slices below it: a GPU that is split into slices is used by them alone."""
 
     index: str
@@ -63,11 +63,11 @@ def nvidia_smi() -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _parse(listing: str) -> list[Gpu]:
-    gpus: list[Gpu] = []
+def _parse(listing: str) -> list[ListedGpu]:
+    gpus: list[ListedGpu] = []
     for line in listing.splitlines():
         if found := _GPU.match(line):
-            gpus.append(Gpu(found[1], found[2], []))
+            gpus.append(ListedGpu(found[1], found[2], []))
         elif (found := _SLICE.match(line)) and gpus:
             gpus[-1].slices.append(found[1])
     return gpus

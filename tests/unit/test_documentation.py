@@ -97,14 +97,6 @@ def test_the_readme_shows_what_a_job_does_as_it_does_it():
     assert [phase for phase in entered if f'"{phase}"' not in sources] == []
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
-def test_targets_of_make_that_are_shown_exist(page: Path):
-    text = page.read_text(encoding="utf-8")
-    shown = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", text, re.M)
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    assert {first or second for first, second in shown} <= targets
-
-
 def test_the_page_of_the_command_line_names_the_commands_of_the_full_package():
     page = (DOCS / "reference/command-line.md").read_text(encoding="utf-8")
     named = page.partition("`up`")[1] + page.partition("`up`")[2].partition("need the full package")[0]
