@@ -42,6 +42,16 @@ def default_home() -> Path:
     return (chosen if chosen.is_absolute() else Path("~/.local/share")) / "tuneyard"
 
 
+def expand_user(path: Path, variable: str) -> Path:
+    """Expand `~`. Raises StackError for a user whose home is not known."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise StackError(
+            f"{variable} is {str(path)!r}, and no home folder is known for that; write the path"
+        ) from error
+
+
 def code_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` for our Python processes: with this code on the path, and UTF-8 mode."""
     found = environment.get("PYTHONPATH", "")

@@ -7,26 +7,15 @@ from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.project import PROJECT_ROOT as PROJECT_ROOT
-from jobs.project import default_home
+from jobs.project import default_home, expand_user
 from jobs.setting_types import DatabaseUrl, Names, Networks, Secret, StoreUrl, WebhookSecrets
 from jobs.url_credentials import is_http, split_credentials
-from sft.errors import StackError
 from sft.planning.devices import Card
 
 # For a server that the stack runs itself: the user's credentials are for another one.
 NO_MLFLOW_CREDENTIALS = dict.fromkeys(
     ("mlflow_tracking_username", "mlflow_tracking_password", "mlflow_tracking_token"), None
 )
-
-
-def _expand(path: Path, variable: str) -> Path:
-    """Expand `~`. Raises StackError for a user whose home is not known."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise StackError(
-            f"{variable} is {str(path)!r}, and no home folder is known for that; write the path"
-        ) from error
 
 
 class Settings(BaseSettings):
@@ -290,10 +279,12 @@ class Settings(BaseSettings):
 
     def model_post_init(self, _context: object) -> None:
         """Resolve all paths: home relative to the current folder, the others relative to home."""
-        home = _expand(self.home, "TUNEYARD_HOME").resolve()
+        home = expand_user(self.home, "TUNEYARD_HOME").resolve()
         object.__setattr__(self, "home", home)
         for name in ("model_root", "output_root", "data_root"):
-            object.__setattr__(self, name, (home / _expand(getattr(self, name), f"TUNEYARD_{name.upper()}")).resolve())
+            object.__setattr__(
+                self, name, (home / expand_user(getattr(self, name), f"TUNEYARD_{name.upper()}")).resolve()
+            )
         for name in ("allowed_model_roots", "allowed_output_roots"):
             object.__setattr__(self, name, tuple(root.expanduser().resolve() for root in getattr(self, name)))
 
