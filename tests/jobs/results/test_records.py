@@ -214,7 +214,7 @@ def test_a_file_that_can_not_be_read_any_more_is_named(settings, job, monkeypatc
         monkeypatch.setattr(Path, "open", deny)
     else:
         (Path(job.output_path) / "tokenizer.json").chmod(0)
-    with pytest.raises(StackError, match=r"the adapter's \S+ can't be read \(PermissionError\)"):
+    with pytest.raises(StackError, match=r"the adapter's \S+ can't be read \(Permission denied\)"):
         next(sent.archive.read())
 
 
