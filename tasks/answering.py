@@ -43,6 +43,7 @@ class Answering:
         self._waiting: list[GenerationWork] = []
         self._changed = threading.Condition()
         self._files = threading.Lock()
+        self._fetching: dict[str, threading.Lock] = {}  # by adapter
         self._model: AdaptedModel | None = None
         self._base: Path | None = None
         self._tokenizers: dict[Path, Any] = {}
@@ -115,7 +116,7 @@ class Answering:
             check_room(LEAST_BYTES, has_gpu=False)
         with self._files:
             base = locate_model(request["base"], settings)
-            adapter = self._fetch(request["adapter"], settings) if request["adapter"] else None
+        adapter = self._fetch(request["adapter"], settings) if request["adapter"] else None
         if request.get("ids") is not None:
             prompts: list[list[int]] = request["ids"]
         else:
@@ -124,14 +125,17 @@ class Answering:
         return GenerationWork(reply, request, base, adapter, prompts)
 
     def _fetch(self, reference: str, settings: Settings) -> Path:
-        """The folder of a registered adapter, downloaded once."""
+        """The folder of a registered adapter, downloaded once. Waits for MLflow; requests for other models do not."""
         name = "".join(letter if letter.isalnum() else "-" for letter in reference)
         place = self._folder / f"{name}-{abs(hash(reference)):x}"
         marker = place / "found"
-        if not marker.exists():
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            marker.write_text(str(locate_adapter(reference, settings, place)), encoding="utf-8")
+        with self._changed:
+            lock = self._fetching.setdefault(reference, threading.Lock())
+        with lock:
+            if not marker.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                marker.write_text(str(locate_adapter(reference, settings, place)), encoding="utf-8")
         return Path(marker.read_text(encoding="utf-8"))
 
     # -- the main thread

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -12,12 +13,16 @@ from typing import Any
 from anyio import to_thread
 
 from jobs.errors import GenerationBusy, GenerationFailed
+from jobs.service.pulse import Pulse
 from jobs.service.socket_process import SocketProcess, has_ended
 from jobs.settings import Settings
 from sft.errors import find_error
 
+logger = logging.getLogger(__name__)
+
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 5.0  # between looks at a process that sends nothing
 BUSY_POLL_SECONDS = 2.0
 LINE_BYTES = 2**24
 COMMAND = (sys.executable, "-m", "tasks.generation")
@@ -25,7 +30,11 @@ LOCK = "generation.lock"  # in the state folder; holds the path of the socket
 
 
 class _ProcessEnded(Exception):
-    """The process that was asked has ended."""
+    """The process that was asked has ended; its pid, if it is known."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        super().__init__(pid)
+        self.pid = pid
 
 
 class Generator(SocketProcess):
@@ -44,7 +53,8 @@ class Generator(SocketProcess):
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the pieces of the answers, as `tasks.generation` describes them. Closing the iterator cancels it.
 
-        If the process ends before the first piece, as one that was killed just before does, another one is asked.
+        If the process ends before the first piece, as one that was killed just before does, another one is asked. One
+        that stands still (`Pulse`) is ended.
 
         Args:
             settings: With the addresses of the stack, from which adapters are fetched.
@@ -55,33 +65,37 @@ class Generator(SocketProcess):
             GenerationFailed: no answer within `generation_seconds`, or the process ended.
             TuneyardError: an error of the model, the adapter or the prompt.
         """
-        asked_at, has_asked_another = time.monotonic(), False
+        asked_at, has_asked_another, ended_pid = time.monotonic(), False, None
+        deadline = asked_at + self._settings.generation_seconds
         line = json.dumps({**request, "settings": settings.model_dump(mode="json")}).encode() + b"\n"
         while True:
             has_begun = False
             try:
-                async with contextlib.aclosing(self._ask(line)) as responses:
+                async with contextlib.aclosing(self._ask(line, deadline)) as responses:
                     async for response in responses:
                         has_begun = True
                         yield response
                 return
             except _ProcessEnded as error:
-                if has_begun or has_asked_another:
+                is_same = error.pid is not None and error.pid == ended_pid  # a killed one may close its sockets in turn
+                if has_begun or (has_asked_another and not is_same):
                     raise GenerationFailed("the generation process ended before the answer did; try again") from error
-                has_asked_another = True
+                has_asked_another, ended_pid = True, error.pid
                 await to_thread.run_sync(has_ended, self._process)
+                await asyncio.sleep(POLL_SECONDS)
             except GenerationBusy:
                 if has_begun or time.monotonic() - asked_at + BUSY_POLL_SECONDS > wait_seconds:
                     raise
                 await asyncio.sleep(BUSY_POLL_SECONDS)
+                deadline = time.monotonic() + self._settings.generation_seconds
 
-    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
-        deadline = time.monotonic() + self._settings.generation_seconds
-        reader, writer = await self._connect()
+    async def _ask(self, line: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
+        reader, writer = await self._connect(deadline)
         try:
+            pulse = Pulse(writer.get_extra_info("socket"))
             writer.write(line)
             while True:
-                response = await self._read(reader, deadline)
+                response = await self._read(reader, deadline, pulse)
                 if "error" in response:
                     raise find_error(response["error"]["code"])(response["error"]["detail"])
                 yield response
@@ -90,10 +104,9 @@ class Generator(SocketProcess):
         finally:
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader, deadline: float) -> dict[str, Any]:
+    async def _read(self, reader: asyncio.StreamReader, deadline: float, pulse: Pulse) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                received = await reader.readline()
+            received = await self._read_line(reader, deadline, pulse)
         except TimeoutError as error:
             raise GenerationFailed(
                 f"no answer within {self._settings.generation_seconds:g} s (TUNEYARD_GENERATION_SECONDS); ask for "
@@ -104,18 +117,32 @@ class Generator(SocketProcess):
         except ValueError as error:
             raise GenerationFailed(f"the generation process can't be read ({error}); try again") from error
         if not received:
-            raise _ProcessEnded
+            raise _ProcessEnded(pulse.pid)
         response: dict[str, Any] = json.loads(received)
         return response
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _read_line(self, reader: asyncio.StreamReader, deadline: float, pulse: Pulse) -> bytes:
+        """Read a line; empty if the process has ended, also one that is ended here. Raises TimeoutError."""
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(min(left, LOOK_SECONDS)):
+                    return await reader.readline()
+            except TimeoutError:
+                if left <= LOOK_SECONDS:
+                    raise
+            if pulse.is_still():
+                logger.warning("The generation process stands still; it is ended")
+                pulse.end()  # then it has no socket, which ends this connection
+
+    async def _connect(self, deadline: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the process of this state folder; start it if there is none."""
-        started_at = time.monotonic()
+        give_up_at = min(time.monotonic() + START_SECONDS, deadline)
         while True:
             if path := self._read_path():
                 with contextlib.suppress(OSError):
                     return await asyncio.open_unix_connection(path, limit=LINE_BYTES)
-            if time.monotonic() - started_at > START_SECONDS:
+            if time.monotonic() > give_up_at:
                 raise GenerationFailed("the generation process did not start; see the service's log")
             await to_thread.run_sync(self._start)
             await asyncio.sleep(POLL_SECONDS)

@@ -76,7 +76,10 @@ class SocketProcess:
                 self._process.stdin.close()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
+            if not has_ended(self._process):  # it is stopped, or its main thread never returns to Python
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
             self._process = None
         if self._scratch is not None:
             self._scratch.remove()

@@ -18,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.engine.processes import VARIABLE
 from jobs.errors import ContextTooLong, GenerationBusy, GenerationFailed
+from jobs.service import generator as generator_module
+from jobs.service import pulse, socket_process
 from jobs.service.generator import LOCK, Generator, _ProcessEnded
 from jobs.settings import Settings
 from sft.errors import InvalidPrompt, ModelNotFound, ResourceLimit
+from tests.conftest import free_port
 from tests.tiny_models import save_tiny_model
 
 GREEDY = {"temperature": 0, "top_p": 1.0, "seed": None, "logprobs": None}
@@ -159,6 +162,21 @@ def test_beside_a_job_it_answers_the_same_and_computes_a_small_share_of_the_time
     asyncio.run(run())
 
 
+def test_a_request_that_waits_for_the_registry_keeps_no_other_one_waiting(settings):
+    nobody = settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{free_port()}"})
+
+    async def run() -> None:
+        async with running(settings) as generator:
+            await ask(generator, settings)
+            waiting = asyncio.create_task(ask(generator, nobody, adapter="models:/nothing/1"))
+            await asyncio.sleep(1)
+            assert (await ask(generator, settings))[1] > 0
+            assert not waiting.done()
+            waiting.cancel()
+
+    asyncio.run(run())
+
+
 def test_it_ends_when_idle_and_starts_again(settings):
     brief = settings.model_copy(update={"generation_idle_seconds": 3})
 
@@ -189,6 +207,58 @@ def test_a_killed_process_is_an_error_and_the_next_request_starts_another(settin
     asyncio.run(run())
 
 
+def test_a_process_that_stands_still_is_ended_and_another_one_answers(settings, monkeypatch):
+    monkeypatch.setattr(generator_module, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(pulse, "SILENT_SECONDS", 10.0)
+
+    async def run() -> None:
+        async with running(settings) as generator:
+            answer = await ask(generator, settings)
+            process = find_process(generator)
+            process.suspend()
+            try:
+                other = Generator(settings)  # of another process of the service: not its child
+                assert await ask(other, settings) == answer
+                assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+                other.close()
+            finally:
+                if process.is_running():
+                    process.kill()
+
+    asyncio.run(run())
+
+
+def test_a_stopped_process_does_not_keep_the_service_from_stopping(settings, monkeypatch):
+    monkeypatch.setattr(socket_process, "END_SECONDS", 1.0)
+
+    async def run() -> None:
+        async with running(settings) as generator:
+            await ask(generator, settings)
+            find_process(generator).suspend()
+            generator.close()
+            assert generator._process is None
+
+    asyncio.run(run())
+
+
+def test_a_second_process_does_not_get_the_time_of_the_first_again(settings):
+    deadlines = []
+
+    class Noting(Ending):
+        async def _ask(self, line: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
+            deadlines.append(deadline)
+            async with aclosing(super()._ask(line, deadline)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def run() -> list[dict[str, Any]]:
+        return [piece async for piece in Noting(settings, 1).generate({}, settings)]
+
+    assert asyncio.run(run()) == [{"usage": {}}]
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1]
+
+
 class Busy(Generator):
     """Has no room for the first requests."""
 
@@ -196,7 +266,7 @@ class Busy(Generator):
         super().__init__(settings)
         self.left = refusals
 
-    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
+    async def _ask(self, line: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
         self.left -= 1
         if self.left >= 0:
             raise GenerationBusy("a job runs")
@@ -210,7 +280,7 @@ class Ending(Generator):
         super().__init__(settings)
         self.left = ends
 
-    async def _ask(self, line: bytes) -> AsyncGenerator[dict[str, Any]]:
+    async def _ask(self, line: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
         self.left -= 1
         if self.left >= 0:
             raise _ProcessEnded
