@@ -9,7 +9,7 @@ DATA_EXAMPLES: dict[tuple[str, str], Example] = {
         "Begin an upload in parts",
         {"a file": {"filename": "data.jsonl", "bytes": 845312, "name": "support"}},
         Upload.example() | {"parts": []},
-        (507,),
+        (409, 507),
     ),
     ("GET", "/datasets/uploads/{upload_id}"): Example("Get an upload", response=Upload.example()),
     ("PUT", "/datasets/uploads/{upload_id}/parts/{number}"): Example(
