@@ -6,6 +6,7 @@ A message names the field, the value and the remedy. Each class is also a standa
 message as its only argument and so survives pickling (Prefect pickles what a flow raises).
 """
 
+import re
 from collections.abc import Iterator
 
 # By name and message: comparing classes would import torch in processes that do without it.
@@ -106,10 +107,15 @@ class ResourceLimit(TuneyardError, RuntimeError):
 
 
 class InvalidPrompt(TuneyardError, ValueError):
-    """A prompt that the model's tokenizer or chat template can't write."""
+    """A prompt that the model's tokenizer or chat template can't write. The message begins with the parameter."""
 
     status = 400
     code = "invalid_prompt"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        parameter = re.match(r"(messages|prompt|tools)(\[[0-9]+\])?", message)
+        self.param = parameter[0] if parameter else None
 
 
 class TemplateNotFound(TuneyardError, LookupError):

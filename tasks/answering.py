@@ -18,10 +18,11 @@ from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable
 from tasks.generation_room import Breaks, JobWatch, check_room
+from tasks.generation_sequences import make_sequences
 from tasks.generation_work import GenerationWork, ReplyStream, read_request
 from tasks.model import locate_adapter
 from tasks.model_store import locate_model
-from tasks.prompt_process import PromptProcess
+from tasks.prompt_process import PromptProcess, Prompts
 
 if TYPE_CHECKING:
     from sft.generation.adapted_model import AdaptedModel
@@ -118,11 +119,11 @@ class Answering:
             base = locate_model(request["base"], settings)
         adapter = self._fetch(request["adapter"], settings) if request["adapter"] else None
         if request.get("ids") is not None:
-            prompts: list[list[int]] = request["ids"]
+            prompts = Prompts(request["ids"])
         else:
             prompts = self._prompts.write(request["model"], find_texts(base, adapter), request)
-        check_lengths(request, base, prompts)
-        return GenerationWork(reply, request, base, adapter, prompts)
+        check_lengths(request, base, prompts.ids)
+        return GenerationWork(reply, request, base, adapter, prompts.ids, prompts.calls)
 
     def _fetch(self, reference: str, settings: Settings) -> Path:
         """The folder of a registered adapter, downloaded once. Waits for MLflow; requests for other models do not."""
@@ -155,7 +156,8 @@ class Answering:
             chosen: list[Any] = []
             room = self._find_room(group)
             for work in group:
-                self._begin(work)
+                if not work.sequences:
+                    work.sequences = make_sequences(work, self._tokenizer(work))
                 chosen += [one for one in work.sequences if not one.is_finished][: room - len(chosen)]
             known = {id(work) for work in self._waiting}
             self._breaks.start()
@@ -232,31 +234,6 @@ class Answering:
             raise GenerationBusy(f"An answer of {length} tokens with its prompt does not fit into the free memory now")
         return min(fitting, MOST_SEQUENCES)
 
-    def _begin(self, work: GenerationWork) -> None:
-        """Make the sequences of a request: `n` for each prompt, numbered through."""
-        if work.sequences:
-            return
-        from sft.generation.room import find_ends
-        from sft.generation.sampling import Sampling
-        from sft.generation.sequences import Piece, Sequence
-        from sft.generation.text import TextReader
-
-        request, tokenizer = work.request, self._tokenizer(work)
-        ends = find_ends(work.base, tokenizer)
-        for number, ids in enumerate(work.prompts):
-            for copy in range(request["n"]):
-                index = number * request["n"] + copy
-
-                def emit(piece: Piece, index: int = index) -> None:
-                    tokens = [describe_token(tokenizer, one) for one in piece.tokens]
-                    work.reply.write({"index": index, "text": piece.text, "tokens": tokens, "finish": piece.finish})
-
-                reader = TextReader(tokenizer, tuple(request["stop"]))
-                sampling = Sampling(**request["sampling"])
-                work.sequences.append(
-                    Sequence(ids, request["max_tokens"], sampling, copy, ends, reader, emit, lambda: work.reply.is_gone)
-                )
-
     def _tokenizer(self, work: GenerationWork) -> Any:
         """The tokenizer of the adapter or the base; the process that writes prompts has read it before."""
         from sft.models.loading import load_tokenizer
@@ -303,14 +280,3 @@ def check_lengths(request: dict[str, Any], base: Path, prompts: list[list[int]])
             "prompt" + (" or lower max_tokens" if asked is not None else "")
         )
     request["max_tokens"] = asked if asked is not None else min(positions - longest, request["default_max_tokens"])
-
-
-def describe_token(tokenizer: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """A token's text and log probability, and those of the most likely ones."""
-    top = [{"token": tokenizer.decode([token]), "logprob": value} for token, value in found["top"]]
-    return {
-        "token": tokenizer.decode([found["token"]]),
-        "logprob": found["logprob"],
-        "offset": found["offset"],
-        "top": top,
-    }

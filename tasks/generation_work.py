@@ -88,6 +88,7 @@ class GenerationWork:
     base: Path
     adapter: Path | None
     prompts: list[list[int]]
+    calls: str | None = None  # the form in which calls of functions are read from the answers
     arrived_at: float = field(default_factory=time.monotonic)
     sequences: list[Any] = field(default_factory=list)  # made once the model is loaded
 

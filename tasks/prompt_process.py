@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.errors import GenerationFailed
 from jobs.keeper import NOTE
@@ -17,6 +17,17 @@ from sft.errors import find_error
 COMMAND = (sys.executable, "-m", "tasks.prompts")
 
 
+class Prompts(NamedTuple):
+    """Prompts as token ids.
+
+    Attributes:
+        calls: name of the form in which calls of functions are read from the answers (`sft.generation.call_forms`).
+    """
+
+    ids: list[list[int]]
+    calls: str | None = None
+
+
 class PromptProcess:
     """One request at a time; thread-safe."""
 
@@ -25,26 +36,25 @@ class PromptProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._note = open_note()
 
-    def write(self, model: str, folder: Path, request: dict[str, Any]) -> list[list[int]]:
+    def write(self, model: str, folder: Path, request: dict[str, Any]) -> Prompts:
         """The token ids of each prompt.
 
         Args:
             folder: with tokenizer and chat template.
-            request: with `settings`, and `messages` or `prompts`.
+            request: with `settings`, and `messages`, perhaps with `tools`, or `prompts`.
 
         Raises:
             TuneyardError: the template rejects the messages, or the files can't be read.
             ResourceLimit: tokenizer or template took too much time or memory.
             GenerationFailed: the process ended for another reason.
         """
-        content = {name: request.get(name) for name in ("settings", "messages", "prompts")}
+        content = {name: request.get(name) for name in ("settings", "messages", "tools", "prompts")}
         line = json.dumps({"model": model, "folder": str(folder), **content}).encode() + b"\n"
         with self._lock:
             response = self._ask(line)
         if "error" in response:
             raise find_error(response["error"]["code"])(response["error"]["detail"])
-        ids: list[list[int]] = response["ids"]
-        return ids
+        return Prompts(response["ids"], response["calls"])
 
     def close(self) -> None:
         """End the process."""

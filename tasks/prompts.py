@@ -33,16 +33,26 @@ class PromptWriter:
     def __init__(self) -> None:
         self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
 
-    def write(self, request: dict[str, Any]) -> list[list[int]]:
-        """The token ids of each prompt of a request. Raises TuneyardError, or ends the process at a limit."""
+    def write(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The `ids` of each prompt, and `calls`, the form in which the model writes calls of functions.
+
+        Raises TuneyardError, or ends the process at a limit.
+        """
         from sft.generation.prompts import write_chat, write_text
+        from sft.generation.tool_prompts import check_tool_chat, find_form, has_tools, read_tool_chat
 
         model = str(request["model"])
         with writing_prompt(Settings.model_validate(request["settings"]), model):
             tokenizer = self._find(request["folder"])
-            if request["messages"] is not None:
-                return [write_chat(tokenizer, model, request["messages"])]
-            return [write_text(tokenizer, model, text) for text in request["prompts"]]
+            if request["messages"] is None:
+                return {"ids": [write_text(tokenizer, model, text) for text in request["prompts"]], "calls": None}
+            messages, tools = request["messages"], request["tools"]
+            if has_tools(messages, tools):
+                messages, tools = read_tool_chat(messages, tools)
+                ids = write_chat(tokenizer, model, messages, tools)
+                check_tool_chat(tokenizer, model, messages, tools)
+                return {"ids": [ids], "calls": find_form(tokenizer) if tools else None}
+            return {"ids": [write_chat(tokenizer, model, messages)], "calls": None}
 
     def _find(self, folder: str) -> "PreTrainedTokenizerBase":
         from sft.models.loading import load_tokenizer
@@ -56,9 +66,9 @@ class PromptWriter:
 
 
 def answer(writer: PromptWriter, line: str) -> str:
-    """Respond to a request with `{"ids": ...}` or `{"error": {"code": ..., "detail": ...}}`."""
+    """Respond to a request with `{"ids": ..., "calls": ...}` or `{"error": {"code": ..., "detail": ...}}`."""
     try:
-        return json.dumps({"ids": writer.write(json.loads(line))})
+        return json.dumps(writer.write(json.loads(line)))
     except Exception as error:
         cause = explain(error)
         if cause.code == TuneyardError.code:

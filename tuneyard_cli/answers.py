@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PANEL = "Models"
 AT_ONCE = 8
-OWN_FIELDS = ("answer", "finish_reason")  # what is added to a line
+OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 
 commands = typer.Typer()
 
@@ -90,8 +90,8 @@ def generate(
 ) -> None:
     """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.
 
-    `messages` are a chat; a `prompt` is text that is continued, without the chat template. The first line that can't be
-    answered ends it.
+    `messages` are a chat, with `tools` if the model may call functions; a `prompt` is text that is continued, without
+    the chat template. The first line that can't be answered ends it.
     """
     options: AnswerOptions = {
         "temperature": temperature,
@@ -105,8 +105,10 @@ def generate(
 
         def answer(row: dict[str, Any]) -> dict[str, Any]:
             if "messages" in row:
-                chosen = client.chat(model, row["messages"], **options).choices[0]
-                return {**row, "answer": chosen.message.content, "finish_reason": chosen.finish_reason}
+                chosen = client.chat(model, row["messages"], **options, tools=row.get("tools")).choices[0]
+                calls = [call.model_dump() for call in chosen.message.tool_calls or ()]
+                made = {**row, "answer": chosen.message.content, "finish_reason": chosen.finish_reason}
+                return {**made, "tool_calls": calls} if calls else made
             continued = client.complete(model, row["prompt"], **options).choices[0]
             return {**row, "answer": continued.text, "finish_reason": continued.finish_reason}
 
@@ -166,13 +168,13 @@ def _read_line() -> str | None:
 
 
 def _is_question(row: object) -> bool:
-    """True for an object with either a text `prompt` or a list `messages`, not empty."""
+    """True for an object with either a text `prompt` or a list `messages`, not empty. `tools` go with `messages`."""
     if not isinstance(row, dict):
         return False
     prompt, messages = row.get("prompt"), row.get("messages")
     if prompt is None:
         return isinstance(messages, list) and messages != []
-    return messages is None and isinstance(prompt, str) and prompt != ""
+    return messages is None and row.get("tools") is None and isinstance(prompt, str) and prompt != ""
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:

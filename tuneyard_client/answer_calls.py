@@ -9,7 +9,7 @@ import httpx
 
 from tuneyard_client.calls import Call, get, segment
 from tuneyard_client.errors import error_for
-from tuneyard_client.models import AnswerOptions, Messages
+from tuneyard_client.models import AnswerOptions, ChatOptions, Messages
 from tuneyard_client.reading import read_model, read_models, validate
 from tuneyard_wire.completions import ChatChunk, ChatCompletion, Completion
 from tuneyard_wire.openai import OpenAIModel
@@ -27,13 +27,13 @@ def model(model_id: str) -> Call[OpenAIModel]:
     return get("/v1/models/" + "/".join(map(segment, model_id.split("/"))), read_model(OpenAIModel))
 
 
-def chat(model_id: str, messages: Messages, options: AnswerOptions) -> Call[ChatCompletion]:
+def chat(model_id: str, messages: Messages, options: ChatOptions) -> Call[ChatCompletion]:
     """POST /v1/chat/completions. The service limits its time itself; that is longer than the read timeout."""
     body = {"model": model_id, "messages": [dict(message) for message in messages]}
     return _answer("/v1/chat/completions", read_model(ChatCompletion), body, options)
 
 
-def chat_request(model_id: str, messages: Messages, options: AnswerOptions) -> Call[Any]:
+def chat_request(model_id: str, messages: Messages, options: ChatOptions) -> Call[Any]:
     """POST /v1/chat/completions, streamed."""
     body = {"model": model_id, "messages": [dict(message) for message in messages], "stream": True}
     return _answer("/v1/chat/completions", lambda response: response, body, options)

@@ -13,7 +13,7 @@ from tuneyard_client.async_datasets import AsyncDatasets
 from tuneyard_client.async_models import AsyncBaseModels
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.folders import check_free
-from tuneyard_client.models import AnswerOptions, Config, JobFilters, Messages
+from tuneyard_client.models import AnswerOptions, ChatOptions, Config, JobFilters, Messages
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
@@ -225,12 +225,12 @@ class AsyncTuneyard:
         """Get a base model, `NAME@VERSION` of an adapter, or `NAME` for its latest version."""
         return await self._run(answer_calls.model(model_id))
 
-    async def chat(self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]) -> ChatCompletion:
+    async def chat(self, model_id: str, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """Ask a model: `chat("handbook", [{"role": "user", "content": "Hello"}], temperature=0)`."""
         return await self._run(answer_calls.chat(model_id, messages, options))
 
     async def stream_chat(
-        self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]
+        self, model_id: str, messages: Messages, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatChunk]:
         """`chat` that yields what is new of the answers while they are generated."""
         reader, decoder = LineReader(), responses.new_decoder()

@@ -11,7 +11,7 @@ import httpx
 from tuneyard_client import answer_calls, calls, operations, responses
 from tuneyard_client.calls import Call, Pause, Steps
 from tuneyard_client.folders import check_free
-from tuneyard_client.models import AnswerOptions, Config, JobFilters, Messages
+from tuneyard_client.models import AnswerOptions, ChatOptions, Config, JobFilters, Messages
 from tuneyard_client.operations import DEFAULT_TIMEOUT_SECONDS, POLL_SECONDS
 from tuneyard_client.reading import check
 from tuneyard_client.retries import Attempts, unreachable
@@ -224,11 +224,11 @@ class Tuneyard:
         """Get a base model, `NAME@VERSION` of an adapter, or `NAME` for its latest version."""
         return self._run(answer_calls.model(model_id))
 
-    def chat(self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]) -> ChatCompletion:
+    def chat(self, model_id: str, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """Ask a model: `chat("handbook", [{"role": "user", "content": "Hello"}], temperature=0)`."""
         return self._run(answer_calls.chat(model_id, messages, options))
 
-    def stream_chat(self, model_id: str, messages: Messages, **options: Unpack[AnswerOptions]) -> Iterator[ChatChunk]:
+    def stream_chat(self, model_id: str, messages: Messages, **options: Unpack[ChatOptions]) -> Iterator[ChatChunk]:
         """`chat` that yields what is new of the answers while they are generated."""
         reader, decoder = LineReader(), responses.new_decoder()
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel
 
@@ -24,7 +24,7 @@ class JobFilters(TypedDict, total=False):
     id_prefix: str
 
 
-Messages = Sequence[Mapping[str, str]]  # of `role` (system, user, assistant) and `content`
+Messages = Sequence[Mapping[str, Any]]  # of `role` (system, user, assistant, tool) and `content`, in OpenAI's form
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -37,3 +37,10 @@ class AnswerOptions(TypedDict, total=False):
     seed: int | None
     n: int | None
     wait_seconds: int | None
+
+
+class ChatOptions(AnswerOptions, total=False):
+    """Options of an answer to a chat. `tools`: functions that the model may call, in OpenAI's form."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Literal["none", "auto"] | None

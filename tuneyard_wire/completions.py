@@ -6,7 +6,8 @@ from pydantic import Field
 
 from tuneyard_wire.response import Response, with_example
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+CompletionReason = Literal["stop", "length"]
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 9, "total_tokens": 21}
 _MODEL = {"created": 1796000000, "model": "handbook@3"}
 
@@ -39,12 +40,34 @@ class ChatLogprobs(Response):
     content: list[TokenLogprob] | None = None
 
 
+class ToolCallFunction(Response):
+    """The function of a call."""
+
+    name: str
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class ToolCall(Response):
+    """A call of a function that the model asks for."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: ToolCallFunction
+
+
+class ToolCallDelta(ToolCall):
+    """A call in a stream, which is sent whole."""
+
+    index: int = Field(description="Number of the call in its answer.")
+
+
 class AnswerMessage(Response):
     """An answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="Null if the answer is calls alone.")
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Response):
@@ -87,6 +110,7 @@ class Delta(Response):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Response):
@@ -124,7 +148,7 @@ class CompletionChoice(Response):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: CompletionReason | None = None
 
 
 class Completion(Response):

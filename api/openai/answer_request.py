@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from api.openai.chat_messages import ChatMessage
+from api.openai.tools import MOST_TOOLS, ToolDefinition
+
 MOST_ANSWERS = 8
 MOST_PROMPTS = 8
 MOST_TOKENS = 131_072
@@ -17,7 +20,14 @@ MOST_STOPS = 4
 def check_number(value: Any) -> Any:
     """4.0 is an integer too; text and booleans are no numbers."""
     if isinstance(value, str | bool):
-        raise ValueError(f"must be a number, got {value!r:.80}")
+        raise ValueError("must be a number")
+    return value
+
+
+def check_tool_choice(value: Any) -> Any:
+    """Say why a call can't be forced."""
+    if value == "required" or isinstance(value, dict):
+        raise ValueError("must be auto or none, as what a model writes is not forced into the form of a call")
     return value
 
 
@@ -29,8 +39,8 @@ Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(check_n
 Seed = Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(check_number)]  # exact in any JSON parser
 One = Annotated[int, Field(ge=1, le=1), BeforeValidator(check_number)]
 Flag = Annotated[bool, Field(strict=True)]
-NoList = Annotated[list[JsonValue], Field(max_length=0)]
 NoObject = Annotated[dict[str, JsonValue], Field(max_length=0)]
+ToolChoice = Annotated[Literal["none", "auto"], BeforeValidator(check_tool_choice)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
 
@@ -89,42 +99,12 @@ class AnswerRequest(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
 
-class TextPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: Literal["text"]
-    text: str
-
-
 class ResponseFormat(BaseModel):
     """The form of an answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text"]
-
-
-class ChatMessage(BaseModel):
-    """A message of a chat."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: Annotated[str, Field(max_length=64)] | None = Field(None, description="Accepted, and without effect.")
-    # What an answer of OpenAI's client has when it is sent back as a message.
-    refusal: None = None
-    annotations: NoList | None = Field(None, description="Empty only.")
-    audio: None = None
-    function_call: None = None
-    tool_calls: NoList | None = Field(None, description="Empty only.")
-
-    def to_plain(self) -> dict[str, str]:
-        """The message as chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 # What fields may not be together, for the OpenAPI document; `ChatRequest` explains it.
@@ -153,9 +133,13 @@ class ChatRequest(AnswerRequest):
     max_completion_tokens: Tokens | None = Field(None, description="As `max_tokens`.")
     logprobs: Flag | None = Field(None, description="Send the log probability of each token.")
     top_logprobs: Logprobs | None = Field(None, description="Most likely tokens to send for each; needs `logprobs`.")
-    tools: NoList | None = Field(None, description="Empty only.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="Accepted, and without effect.")
-    parallel_tool_calls: Flag | None = Field(None, description="Accepted, and without effect.")
+    tools: Annotated[list[ToolDefinition], Field(max_length=MOST_TOOLS)] | None = Field(
+        None, description="Functions that the model may call, if its chat template writes them."
+    )
+    tool_choice: ToolChoice | None = Field(
+        None, description="`auto`, or `none` to leave `tools` out; answers can't be forced to call a function."
+    )
+    parallel_tool_calls: Literal[True] | None = Field(None, description="True only.")
     response_format: ResponseFormat | None = Field(None, description="Text only.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = Field(None, description="Text only.")
 
@@ -169,8 +153,10 @@ class ChatRequest(AnswerRequest):
 
     def to_work(self) -> dict[str, Any]:
         """The request of the generation process."""
+        tools = [tool.to_plain() for tool in self.tools or ()] if self.tool_choice != "none" else []
         return {
             "messages": [message.to_plain() for message in self.messages],
+            "tools": tools,
             "prompts": None,
             "n": self.answers,
             "max_tokens": self.max_completion_tokens or self.max_tokens,

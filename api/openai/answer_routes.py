@@ -12,10 +12,10 @@ from api.dependencies import Service
 from api.openai.answer_request import ChatRequest, CompletionRequest
 from api.openai.answering import Answering
 from api.openai.answers import (
+    ChatDeltas,
     Piece,
     join_pieces,
     write_chat_choice,
-    write_chat_delta,
     write_completion_choice,
     write_usage,
 )
@@ -43,14 +43,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     await answering.find_model()
     has_logprobs = bool(body.logprobs)
     if body.stream:
-        begun = set[int]()
-
-        def write(piece: Piece) -> dict[str, Any]:
-            is_first = piece["index"] not in begun
-            begun.add(piece["index"])
-            return write_chat_delta(piece, has_logprobs, is_first)
-
-        return await _stream(answering, body, "chat.completion.chunk", write)
+        return await _stream(answering, body, "chat.completion.chunk", ChatDeltas(has_logprobs).write)
     answers, usage = join_pieces(await answering.collect())
     choices = [write_chat_choice(answer, has_logprobs) for answer in answers]
     whole = {**answering.head, "object": "chat.completion", "choices": choices, "usage": usage}

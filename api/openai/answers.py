@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from typing import Any
+from uuid import uuid4
 
 Piece = dict[str, Any]
 
 
 def join_pieces(pieces: list[Piece]) -> tuple[list[Piece], dict[str, int]]:
     """Join the pieces of each answer; returns the answers in order, and the usage."""
-    answers: dict[int, Piece] = defaultdict(lambda: {"text": "", "tokens": [], "finish": None})
+    answers: dict[int, Piece] = defaultdict(lambda: {"text": "", "tokens": [], "calls": [], "finish": None})
     usage: dict[str, int] = {}
     for piece in pieces:
         if "usage" in piece:
@@ -17,6 +18,7 @@ def join_pieces(pieces: list[Piece]) -> tuple[list[Piece], dict[str, int]]:
         answer = answers[piece["index"]]
         answer["text"] += piece["text"]
         answer["tokens"] += piece["tokens"]
+        answer["calls"] += piece.get("calls", [])
         answer["finish"] = piece["finish"] or answer["finish"]
     return [{"index": index, **answers[index]} for index in sorted(answers)], usage
 
@@ -29,25 +31,50 @@ def write_usage(piece: Piece) -> dict[str, int]:
 
 def write_chat_choice(answer: Piece, has_logprobs: bool) -> dict[str, Any]:
     """One answer to a chat."""
+    calls = [write_call(call) for call in answer["calls"]]
+    content = answer["text"] or (None if calls else "")
+    message = {"role": "assistant", "content": content, "refusal": None, **({"tool_calls": calls} if calls else {})}
     return {
         "index": answer["index"],
-        "message": {"role": "assistant", "content": answer["text"], "refusal": None},
+        "message": message,
         "logprobs": write_chat_logprobs(answer) if has_logprobs else None,
-        "finish_reason": answer["finish"],
+        "finish_reason": find_reason(answer["finish"], bool(calls)),
     }
 
 
-def write_chat_delta(piece: Piece, has_logprobs: bool, is_first: bool) -> dict[str, Any]:
-    """What is new of one answer to a chat."""
-    delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
-    if piece["text"] or is_first:
-        delta["content"] = piece["text"]
-    return {
-        "index": piece["index"],
-        "delta": delta,
-        "logprobs": write_chat_logprobs(piece) if has_logprobs else None,
-        "finish_reason": piece["finish"],
-    }
+class ChatDeltas:
+    """Writes what is new of answers to a chat, in the order in which it comes."""
+
+    def __init__(self, has_logprobs: bool) -> None:
+        self._has_logprobs = has_logprobs
+        self._calls: dict[int, int] = {}  # number of calls so far, of each answer that has begun
+
+    def write(self, piece: Piece) -> dict[str, Any]:
+        """What is new of one answer."""
+        index, made = piece["index"], piece.get("calls", [])
+        is_first, count = index not in self._calls, self._calls.get(index, 0)
+        self._calls[index] = count + len(made)
+        delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
+        if piece["text"] or (is_first and not made):
+            delta["content"] = piece["text"]
+        if made:
+            delta["tool_calls"] = [{"index": count + place, **write_call(call)} for place, call in enumerate(made)]
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": write_chat_logprobs(piece) if self._has_logprobs else None,
+            "finish_reason": find_reason(piece["finish"], self._calls[index] > 0),
+        }
+
+
+def find_reason(finish: str | None, has_calls: bool) -> str | None:
+    """Why an answer ends: one that is cut off may have calls too."""
+    return "tool_calls" if has_calls and finish == "stop" else finish
+
+
+def write_call(call: Piece) -> dict[str, Any]:
+    """A call of a function. Its id has nine letters and digits: templates of Mistral take no other."""
+    return {"id": uuid4().hex[:9], "type": "function", "function": call}
 
 
 def write_chat_logprobs(piece: Piece) -> dict[str, Any]:

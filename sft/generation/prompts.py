@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from sft.confinement import step
+from sft.data.messages import Tool
 from sft.errors import InvalidPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def write_chat(tokenizer: "PreTrainedTokenizerBase", model: str, messages: list[dict[str, Any]]) -> list[int]:
+def write_chat(
+    tokenizer: "PreTrainedTokenizerBase", model: str, messages: list[dict[str, Any]], tools: list[Tool] | None = None
+) -> list[int]:
     """Write messages with the chat template, followed by the begin of an answer.
+
+    Args:
+        tools: functions that may be called.
 
     Raises:
         InvalidPrompt: there is no template, or it rejects the messages.
@@ -18,9 +24,12 @@ def write_chat(tokenizer: "PreTrainedTokenizerBase", model: str, messages: list[
     if not tokenizer.chat_template:
         raise InvalidPrompt(f"messages: the tokenizer of {model} has no chat template; use /v1/completions")
     size = sum(len(str(message.get("content"))) for message in messages)
+    options: dict[str, Any] = {"tools": tools} if tools else {}
     with step(f"messages: writing them with the chat template of {model}", size):
         try:
-            found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            found: Any = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, **options
+            )
         except MemoryError:
             raise
         except Exception as error:  # the template is a program that comes with the model

@@ -1,5 +1,6 @@
 """The text of tokens as they come: only whole characters, and nothing that may be the begin of a stop text."""
 
+from collections.abc import Collection
 from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decoded from tokens that end inside a character
@@ -8,14 +9,18 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # decoded from tokens that end inside a ch
 class TextReader:
     """Decodes the tokens of one sequence, up to the first of the stop texts.
 
+    Args:
+        kept: special tokens that are part of the text; others are not.
+
     Attributes:
         length: characters released so far.
         has_stopped: a stop text was found; it and what follows is not released.
     """
 
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Any, stops: tuple[str, ...] = (), kept: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
+        self._left_out = _list_left_out(tokenizer, kept) if kept else None
         self._ids: list[int] = []
         self._start, self._read = 0, 0  # the window that is decoded, and what of it was read already
         self._held = ""
@@ -53,15 +58,24 @@ class TextReader:
             self.has_stopped = True
             text, self._held = self._held[: min(places)], ""
         else:
-            kept = max((_measure_overlap(self._held, stop) for stop in self._stops), default=0)
+            kept = max((measure_overlap(self._held, stop) for stop in self._stops), default=0)
             text, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         self.length += len(text)
         return text
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        is_plain = self._left_out is None
+        if self._left_out:
+            ids = [one for one in ids if one not in self._left_out]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=is_plain, clean_up_tokenization_spaces=False))
 
 
-def _measure_overlap(text: str, stop: str) -> int:
+def _list_left_out(tokenizer: Any, kept: Collection[str]) -> set[int]:
+    """The special tokens but those that are kept."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {number for number, token in added if token.special and token.content not in kept}
+
+
+def measure_overlap(text: str, stop: str) -> int:
     """Length of the longest end of the text with which the stop text begins."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

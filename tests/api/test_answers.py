@@ -19,6 +19,7 @@ from api.main import create_app
 from api.openai.answer_request import CompletionRequest
 from api.openai.answering import read_wait
 from jobs.settings import Settings
+from tests.calling_model import TOOLS
 from tests.live_service import serving_api
 from tests.tiny_models import save_tiny_model
 
@@ -30,6 +31,11 @@ pytestmark = [
 BASE = "org/answers"
 CHAT = [{"role": "user", "content": "Hello there"}]
 TOKENS = 12
+CALLING = {
+    "role": "assistant",
+    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "find_hours", "arguments": "{}"}}],
+}
+FORCED = {"type": "function", "function": {"name": "find_hours"}}
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +163,14 @@ def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepte
         ({"top_logprobs": 2}, 400, None, "logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, 400, None, "give one of them"),
         ({"messages": []}, 400, "messages", "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "role"),
-        ({"tools": [{"type": "function"}]}, 400, "tools", "tools"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].tool_call_id", "tool_call_id"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "role"),
+        ({"tools": [{"type": "function"}]}, 400, "tools[0].function", "function"),
+        ({"tools": TOOLS}, 400, "tools", "org/answers does not write tools.*template_name qwen"),
+        ({"messages": [*CHAT, CALLING]}, 400, "messages[1]", "does not write calls"),
+        ({"tools": TOOLS, "tool_choice": "required"}, 400, "tool_choice", "not forced"),
+        ({"tools": TOOLS, "tool_choice": FORCED}, 400, "tool_choice", "not forced"),
+        ({"tools": TOOLS, "parallel_tool_calls": False}, 400, "parallel_tool_calls", "true"),
         ({"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content", "content"),
         ({"stop": [""]}, 400, "stop", "stop"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "text"),

@@ -79,6 +79,21 @@ def test_a_file_is_answered_line_by_line(run, tmp_path):
     assert received[1].path == "/v1/completions"
 
 
+def test_a_line_may_have_tools_and_its_answer_calls(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    tools = [{"type": "function", "function": {"name": "find_hours"}}]
+    row = {"messages": [{"role": "user", "content": "When?"}], "tools": tools}
+    file.write_text(json.dumps(row))
+    answer = ChatCompletion.example()
+    call = {"id": "a1", "type": "function", "function": {"name": "find_hours", "arguments": "{}"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answer["choices"][0] |= {"message": message, "finish_reason": "tool_calls"}
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, answer)
+    assert json.loads(received[1].body)["tools"] == tools
+    made = json.loads(result.stdout)
+    assert made == {**row, "answer": None, "finish_reason": "tool_calls", "tool_calls": [call]}
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -89,6 +104,7 @@ def test_a_file_is_answered_line_by_line(run, tmp_path):
         '{"prompt": ""}',
         '{"prompt": "a", "answer": "b"}',
         '{"prompt": "a", "messages": []}',
+        '{"prompt": "a", "tools": []}',
         "",
     ],
 )
