@@ -18,6 +18,7 @@ from api.responses import respond
 from api.stream_limit import LimitedStream
 from api.streaming import STREAM_HEADERS, send_events, send_log
 from jobs.results.archive import Download
+from jobs.results.checkpoint_models import name_checkpoint
 from jobs.results.feed import END_ID
 from jobs.results.logs import LogLine, read_log
 from jobs.results.records import list_checkpoints, read_series, series_to_csv
@@ -132,10 +133,11 @@ def get_metrics(
 
 @resources.get("/{job_id}/checkpoints")
 def get_checkpoints(job: FoundJob, service: Service) -> Checkpoints:
-    """List the job's stored checkpoints: `step, path, time, bytes, complete`."""
+    """List the job's stored checkpoints: `step, path, time, bytes, complete, model`."""
     with translate_errors():
         found = list_checkpoints(service.settings, service.engine, job)
-    return Checkpoints(checkpoints=[respond(Checkpoint, one) for one in found])
+    shown = [{**one, "model": name_checkpoint(job, one["step"]) if one["complete"] else None} for one in found]
+    return Checkpoints(checkpoints=[respond(Checkpoint, one) for one in shown])
 
 
 @resources.get("/{job_id}/deliveries")

@@ -6,7 +6,6 @@ thread loads models and generates.
 
 import gc
 import logging
-import shutil
 import socket
 import threading
 import time
@@ -17,10 +16,10 @@ from jobs.errors import ContextTooLong, GenerationBusy
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable
+from tasks.fetched_adapters import FetchedAdapters
 from tasks.generation_room import Breaks, JobWatch, check_room
 from tasks.generation_sequences import make_sequences
 from tasks.generation_work import GenerationWork, ReplyStream, read_request
-from tasks.model import locate_adapter
 from tasks.model_store import locate_model
 from tasks.prompt_process import PromptProcess, Prompts
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_SEQUENCES = 16  # in a batch
+MOST_TOKENIZERS = 12  # in memory; the one read first is removed for another
 CACHE_SHARE = 0.3  # of the free memory, for the keys and values of a batch
 LEAST_BYTES = 2**30  # for the libraries alone
 BUSY = "A job needs the memory or the GPU that answers were generated with; try again later"
@@ -39,12 +39,11 @@ class Answering:
     """The requests, and the model that answers them; one base model and its adapters at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._adapters = FetchedAdapters(folder)
         self._prompts = PromptProcess()
         self._waiting: list[GenerationWork] = []
         self._changed = threading.Condition()
         self._files = threading.Lock()
-        self._fetching: dict[str, threading.Lock] = {}  # by adapter
         self._model: AdaptedModel | None = None
         self._base: Path | None = None
         self._tokenizers: dict[Path, Any] = {}
@@ -96,8 +95,10 @@ class Answering:
 
     def _serve(self, connection: socket.socket) -> None:
         reply = ReplyStream(connection)
+        adapter = None
         try:
             work = self._prepare(reply, read_request(connection))
+            adapter = work.adapter
             with self._changed:
                 self._waiting.append(work)
                 self._changed.notify_all()
@@ -107,6 +108,7 @@ class Answering:
             reply.fail(error)
             reply.join()
         finally:
+            self._adapters.release(adapter)
             with self._changed:
                 self._connections -= 1
 
@@ -117,27 +119,21 @@ class Answering:
             check_room(LEAST_BYTES, has_gpu=False)
         with self._files:
             base = locate_model(request["base"], settings)
-        adapter = self._fetch(request["adapter"], settings) if request["adapter"] else None
+        reference, checkpoint = request["adapter"], request.get("checkpoint")
+        adapter = self._adapters.fetch(reference, checkpoint, settings) if reference else None
+        try:
+            return self._write(reply, request, base, adapter)
+        except BaseException:
+            self._adapters.release(adapter)
+            raise
+
+    def _write(self, reply: ReplyStream, request: dict[str, Any], base: Path, adapter: Path | None) -> GenerationWork:
         if request.get("ids") is not None:
             prompts = Prompts(request["ids"])
         else:
             prompts = self._prompts.write(request["model"], find_texts(base, adapter), request)
         check_lengths(request, base, prompts.ids)
         return GenerationWork(reply, request, base, adapter, prompts.ids, prompts.calls)
-
-    def _fetch(self, reference: str, settings: Settings) -> Path:
-        """The folder of a registered adapter, downloaded once. Waits for MLflow; requests for other models do not."""
-        name = "".join(letter if letter.isalnum() else "-" for letter in reference)
-        place = self._folder / f"{name}-{abs(hash(reference)):x}"
-        marker = place / "found"
-        with self._changed:
-            lock = self._fetching.setdefault(reference, threading.Lock())
-        with lock:
-            if not marker.exists():
-                shutil.rmtree(place, ignore_errors=True)
-                place.mkdir()
-                marker.write_text(str(locate_adapter(reference, settings, place)), encoding="utf-8")
-        return Path(marker.read_text(encoding="utf-8"))
 
     # -- the main thread
 
@@ -241,7 +237,10 @@ class Answering:
         folder = find_texts(work.base, work.adapter)
         if folder not in self._tokenizers:
             self._tokenizers[folder] = load_tokenizer(folder)
-        return self._tokenizers[folder]
+        found = self._tokenizers[folder]
+        while len(self._tokenizers) > MOST_TOKENIZERS:
+            del self._tokenizers[next(iter(self._tokenizers))]
+        return found
 
     def _pad(self, work: GenerationWork) -> int:
         found = self._tokenizer(work).pad_token_id

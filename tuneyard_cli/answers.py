@@ -22,7 +22,12 @@ OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a lin
 commands = typer.Typer()
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="An adapter (NAME, its latest version, or NAME@VERSION) or a base model.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="An adapter (NAME, its latest version, or NAME@VERSION), a base model, or a job's checkpoint "
+        "(JOB_ID:ckpt-step-N).",
+    ),
 ]
 TemperatureOption = Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")]

@@ -47,7 +47,8 @@ class Metrics(Response):
 class Checkpoint(Response):
     """A checkpoint. `complete`: training can resume from it. `path` is a URL if it is only in the store.
 
-    `bytes` is null if it is on another machine; then it is `complete` while the job is on that machine.
+    `bytes` is null if it is on another machine; then it is `complete` while the job is on that machine. `model` is its
+    name in `/v1/chat/completions`, null if it has no adapter or is not complete.
     """
 
     model_config = with_example(
@@ -56,6 +57,7 @@ class Checkpoint(Response):
         time="2026-04-05T16:29:40+00:00",
         bytes=14680064,
         complete=True,
+        model="ft:org/base:tuneyard:handbook:550e8400-e29b-41d4-a716-446655440000:ckpt-step-100",
     )
 
     step: int
@@ -63,6 +65,7 @@ class Checkpoint(Response):
     time: Moment
     bytes: int | None = None
     complete: bool
+    model: str | None = None
 
 
 class Checkpoints(Response):

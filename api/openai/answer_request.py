@@ -62,7 +62,8 @@ class AnswerRequest(BaseModel):
     model: str = Field(
         min_length=1,
         max_length=500,
-        description="A base model, `NAME@VERSION` of an adapter, or `NAME` for its latest version.",
+        description="A base model, `NAME@VERSION` of an adapter, `NAME` for its latest version, or a checkpoint as "
+        "`JOB_ID:ckpt-step-N`.",
     )
     temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the most likely token; 1 if left out.")
     top_p: Number | None = Field(None, gt=0, le=1)

@@ -12,11 +12,13 @@ from anyio import to_thread
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from api.dependencies import find_visible_owner
 from api.limits import ClientLimit, client_name
 from api.openai.answer_request import ChatRequest, CompletionRequest
+from jobs.results.checkpoint_models import find_model
 from jobs.service.generator import Generator
 from jobs.service.job_service import JobService
-from jobs.service.served_models import ServedModel, ServedModels
+from jobs.service.served_models import ServedModel
 from sft.errors import InvalidConfig
 
 CLIENTS = 4  # that may each have the maximum of requests at once
@@ -60,7 +62,8 @@ class Answering:
 
     async def find_model(self) -> None:
         """Find the model. Raises ModelNotFound, or InvalidConfig for an adapter whose base model is not known."""
-        model = await to_thread.run_sync(ServedModels(self._service.settings).find, self._body.model)
+        owner = find_visible_owner(self._request)
+        model = await to_thread.run_sync(find_model, self._service, self._body.model, owner)
         if model.base is None:
             raise InvalidConfig(f"model {model.id}: the registry does not name its base model (the tag base_model)")
         self.model = model
@@ -69,8 +72,8 @@ class Answering:
         """Yield the pieces, then the usage. Raises HTTPException if the client has too many requests."""
         assert self.model is not None  # noqa: S101 - found before
         generator: Generator = self.state.generator
-        work = {**self._body.to_work(), "model": self.model.id, "base": self.model.base, "adapter": self.model.adapter}
-        work["default_max_tokens"] = DEFAULT_TOKENS
+        model = {name: getattr(self.model, name) for name in ("base", "adapter", "checkpoint")}
+        work = {**self._body.to_work(), "model": self.model.id, **model, "default_max_tokens": DEFAULT_TOKENS}
         wait_seconds = read_wait(self._request.headers.get("Prefer", ""))
         with self.state.generation_limit.held(client_name(self._request.scope)):
             async with aclosing(generator.generate(work, self._service.settings, wait_seconds)) as pieces:

@@ -26,19 +26,21 @@ TUNED = re.compile(r"ft:(?P<base>[^\0]+):[^:]*:(?P<name>[A-Za-z0-9][A-Za-z0-9._-
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A base model, or a version of an adapter.
+    """A base model, a version of an adapter, or a checkpoint of a job.
 
     Attributes:
-        id: `NAME@VERSION` of an adapter, or the name of the base model.
+        id: `NAME@VERSION` of an adapter, the name of the base model, or `ft:...:ckpt-step-N` of a checkpoint.
         base: name of the base model; None for an adapter whose registry entry does not say.
-        adapter: `models:/NAME/VERSION`; None for a base model.
+        adapter: `models:/NAME/VERSION`, or a name of the checkpoint; None for a base model.
         created: seconds since 1970.
+        checkpoint: where its adapter is (`tasks.fetched_adapters`).
     """
 
     id: str
     base: str | None
     adapter: str | None
     created: int
+    checkpoint: dict[str, Any] | None = None
 
 
 class ServedModels:
