@@ -28,6 +28,20 @@ ANSWER = "At eight and at nine."
 
 def save_calling_model(folder: Path) -> Path:
     """Save a Llama of two layers that answers `QUESTION` with text and two calls, and their results with `ANSWER`."""
+    calls = [{"type": "function", "function": {"name": "find_hours", "arguments": one}} for one in ARGUMENTS]
+    asked = {"role": "assistant", "content": TEXT, "tool_calls": calls}
+    results = [{"role": "tool", "content": text} for text in RESULTS]
+    written = "".join(f"\n<tool_call>\n{write_call('find_hours', one)}\n</tool_call>" for one in ARGUMENTS)
+    return save_model_that_says(folder, [([QUESTION], TEXT + written), ([QUESTION, asked, *results], ANSWER)])
+
+
+def write_call(name: str, arguments: dict[str, Any]) -> str:
+    """A call as it stands within `<tool_call>`."""
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+
+
+def save_model_that_says(folder: Path, rows: list[tuple[list[Any], str]]) -> Path:
+    """Save a Llama of two layers that has learned by heart what to answer to each chat with `TOOLS`."""
     save_tiny_model("llama", folder)
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 2048}))
@@ -36,17 +50,11 @@ def save_calling_model(folder: Path) -> Path:
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    calls = [{"type": "function", "function": {"name": "find_hours", "arguments": one}} for one in ARGUMENTS]
-    asked = {"role": "assistant", "content": TEXT, "tool_calls": calls}
-    results = [{"role": "tool", "content": text} for text in RESULTS]
-    rows = [
-        _make_row(tokenizer, [QUESTION], asked),
-        _make_row(tokenizer, [QUESTION, asked, *results], {"role": "assistant", "content": ANSWER}),
-    ]
+    pairs = [_make_row(tokenizer, chat, answer) for chat, answer in rows]
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(500):
-        loss = torch.stack([model(input_ids=ids, labels=labels).loss for ids, labels in rows]).sum()
+        loss = torch.stack([model(input_ids=ids, labels=labels).loss for ids, labels in pairs]).sum()
         if loss < 0.02:
             break
         loss.backward()
@@ -57,15 +65,10 @@ def save_calling_model(folder: Path) -> Path:
     return folder
 
 
-def _make_row(tokenizer: Any, prompt: list[Any], answer: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def _make_row(tokenizer: Any, chat: list[Any], answer: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels, each of shape (1, T)."""
-    texts = [
-        tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=asks)
-        for messages, asks in ((prompt, True), ([*prompt, answer], False))
-    ]
-    asked = tokenizer(texts[0])["input_ids"]
-    learned = tokenizer(texts[1].removeprefix(texts[0]).removesuffix("\n"))["input_ids"]
-    ids = torch.tensor([[*asked, *learned]])
+    asked = tokenizer.apply_chat_template(chat, tools=TOOLS, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids = torch.tensor([[*asked, *tokenizer(answer + "<|im_end|>")["input_ids"]]])
     labels = ids.clone()
     labels[0, : len(asked)] = -100
     return ids, labels

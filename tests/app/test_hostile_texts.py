@@ -35,6 +35,10 @@ DELIVERY = {
     "attempts": [{"time": WHEN, "status_code": None, "error": BAD}],
 }
 SAVED = {"config_id": ID, "name": BAD, "config": {"base_model": BAD}, "version": 1}
+MODEL = {"id": BAD, "object": "model", "created": 1, "owned_by": BAD, "parent": BAD}
+CHUNK = {"id": BAD, "created": 1, "model": BAD, "choices": [{"index": 0, "delta": {"content": BAD.replace("\n", "")}}]}
+CHAT = Scripted(body=f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n")
+BROKEN = Scripted(body=f"data: {json.dumps({'error': {'message': BAD, 'type': BAD, 'code': BAD}})}\n\n")
 COMMANDS = {
     "list": (["list"], [[JOB]]),
     "show": (["show", ID], [JOB]),
@@ -49,6 +53,10 @@ COMMANDS = {
     "an error": (["show", ID], [Scripted(404, json.dumps({"detail": BAD, "code": BAD, "request_id": BAD}))]),
     "an error of the service": (["show", ID], [Scripted(500, json.dumps({"detail": BAD, "request_id": BAD}))]),
     "an error as JSON": (["show", ID, "--json"], [Scripted(503, json.dumps({"detail": BAD, "code": BAD}))]),
+    "a chat beside its base": (["chat", "m", "Who?", "--base"], [MODEL, CHAT, CHAT]),
+    "a chat as JSON": (["chat", "m", "Who?", "--base", "--json"], [MODEL, CHAT, CHAT]),
+    "a base that is none": (["chat", "m", "Who?", "--base"], [MODEL | {"parent": None}]),
+    "an error within a chat": (["chat", "m", "Who?"], [MODEL, BROKEN]),
     "no JSON": (["show", ID], [Scripted(502, BAD.encode("utf-8", "surrogatepass"))]),
 }
 
