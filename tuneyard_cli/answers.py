@@ -2,7 +2,10 @@
 
 import json
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 PANEL = "Models"
 AT_ONCE = 8
+SILENT_SECONDS = 3.0
 OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 
 commands = typer.Typer()
@@ -105,10 +109,20 @@ def generate(
         "wait_seconds": wait,
     }
     rows = _read_rows(file)
+    from tuneyard_client.errors import ClientError
+
     with connected(url) as client:
         model = client.model(name).id  # one version for all lines
 
-        def answer(row: dict[str, Any]) -> dict[str, Any]:
+        def answer(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+            number, row = numbered
+            try:
+                return ask(row)
+            except ClientError as error:
+                detail = f"{file}: line {number}: {error.detail}"
+                raise type(error)(detail, error.status, error.code, error.request_id) from error
+
+        def ask(row: dict[str, Any]) -> dict[str, Any]:
             if "messages" in row:
                 chosen = client.chat(model, row["messages"], **options, tools=row.get("tools")).choices[0]
                 calls = [call.model_dump() for call in chosen.message.tool_calls or ()]
@@ -117,13 +131,27 @@ def generate(
             continued = client.complete(model, row["prompt"], **options).choices[0]
             return {**row, "answer": continued.text, "finish_reason": continued.finish_reason}
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool, telling_of_wait() as has_begun:
             try:
                 for made in pool.map(answer, rows):
+                    has_begun()
                     typer.echo(json.dumps(made, ensure_ascii=True))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+@contextmanager
+def telling_of_wait() -> Iterator[Callable[[], None]]:
+    """Say on stderr why nothing is shown yet, unless what is yielded is called within `SILENT_SECONDS`."""
+    text = "Waiting for the first words: the service loads a model before its first answer."
+    timer = threading.Timer(SILENT_SECONDS, print_line, (text, True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 class Conversation:
@@ -143,11 +171,13 @@ class Conversation:
                 print_line(f"[{model}]")
             messages.append({"role": "user", "content": question})
             parts = []
-            for chunk in self._client.stream_chat(model, messages, **self._options):
-                text = "".join(choice.delta.content or "" for choice in chunk.choices)
-                parts.append(text)
-                if is_shown:
-                    typer.echo(escape_lines(text), nl=False)
+            with telling_of_wait() as has_begun:
+                for chunk in self._client.stream_chat(model, messages, **self._options):
+                    has_begun()
+                    text = "".join(choice.delta.content or "" for choice in chunk.choices)
+                    parts.append(text)
+                    if is_shown:
+                        typer.echo(escape_lines(text), nl=False)
             if is_shown:
                 typer.echo()
             answers[model] = "".join(parts)
@@ -182,10 +212,10 @@ def _is_question(row: object) -> bool:
     return messages is None and row.get("tools") is None and isinstance(prompt, str) and prompt != ""
 
 
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file. Raises BadParameter, naming the first line that is not one."""
+def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file and the numbers of their lines. Raises BadParameter, naming the first line that is not one."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -201,7 +231,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
             raise typer.BadParameter(
                 f"{file}: line {number} has a field {kept[0]} already; give it another name", param_hint="--file"
             )
-        rows.append(row)
+        rows.append((number, row))
     if not rows:
         raise typer.BadParameter(f"{file} has no lines", param_hint="--file")
     return rows

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 
 from api.openai.chat_messages import ChatMessage
 from api.openai.tools import MOST_TOOLS, ToolDefinition
+from sft.config import LIST_ENTRIES
 
 MOST_ANSWERS = 8
 MOST_PROMPTS = 8
@@ -130,7 +131,7 @@ class ChatRequest(AnswerRequest):
 
     model_config = ConfigDict(json_schema_extra={"allOf": _EXCLUSIONS})
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=LIST_ENTRIES)
     max_completion_tokens: Tokens | None = Field(None, description="As `max_tokens`.")
     logprobs: Flag | None = Field(None, description="Send the log probability of each token.")
     top_logprobs: Logprobs | None = Field(None, description="Most likely tokens to send for each; needs `logprobs`.")

@@ -160,6 +160,8 @@ def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepte
         ({"max_tokens": 10**7}, 400, "max_tokens", "131072"),
         ({"max_tokens": 511}, 400, None, "maximum context length is 512"),
         ({"temperature": 3}, 400, "temperature", "2"),
+        ({"temperature": "1"}, 400, "temperature", "^temperature: must be a number, got '1'$"),
+        ({"messages": CHAT * 4097}, 400, "messages", "at most 4096 entries, it has 4097"),
         ({"top_logprobs": 2}, 400, None, "logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, 400, None, "give one of them"),
         ({"messages": []}, 400, "messages", "messages"),

@@ -1,6 +1,7 @@
 """`tuneyard chat` and `tuneyard generate` as a user meets them."""
 
 import json
+import threading
 
 import pytest
 from typer.testing import CliRunner
@@ -20,8 +21,8 @@ def run(monkeypatch):
     monkeypatch.delenv("TUNEYARD_API_KEY", raising=False)
 
     def run(arguments, *responses, text=None):
-        made = [one if isinstance(one, str) else json.dumps(one) for one in responses]
-        service = ScriptedService(*(Scripted(body=body) for body in made))
+        made = [one if isinstance(one, str | Scripted) else json.dumps(one) for one in responses]
+        service = ScriptedService(*(one if isinstance(one, Scripted) else Scripted(body=one) for one in made))
         try:
             result = CliRunner().invoke(cli.main, arguments, env={"TUNEYARD_URL": service.url}, input=text)
         finally:
@@ -64,8 +65,8 @@ def test_a_question_is_needed(run):
 
 def test_a_file_is_answered_line_by_line(run, tmp_path):
     file = tmp_path / "prompts.jsonl"
-    rows = [{"messages": [{"role": "user", "content": "Who?"}], "id": 7}]
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    rows = [{"messages": [{"role": "user", "content": "Who?\u2028\x85"}], "id": 7}]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
     result, received = run(
         ["generate", "mine", "--file", str(file), "--max-tokens", "4"], ADAPTER, ChatCompletion.example()
     )
@@ -77,6 +78,27 @@ def test_a_file_is_answered_line_by_line(run, tmp_path):
     result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, Completion.example())
     assert json.loads(result.stdout)["answer"] == " opens at eight."
     assert received[1].path == "/v1/completions"
+
+
+def test_an_error_of_the_service_names_the_line(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    refused = Scripted(400, json.dumps({"error": {"message": "prompt: too long", "type": "t", "code": "too_long"}}))
+    result, _ = run(["generate", "mine", "--file", str(file), "--json"], ADAPTER, refused)
+    assert result.exit_code == 3
+    problem = json.loads(result.stderr)
+    assert problem["code"] == "too_long"
+    assert f"{file}: line 1: prompt: too long" in result.stderr
+
+
+def test_a_wait_for_the_first_words_is_explained(run, monkeypatch):
+    monkeypatch.setattr("tuneyard_cli.answers.SILENT_SECONDS", 0.01)
+    said = threading.Event()
+    printed: list[str] = []
+    monkeypatch.setattr("tuneyard_cli.answers.print_line", lambda *text: [printed.append(text[0]), said.set()])
+    result, _ = run(["chat", "mine", "Who?"], ADAPTER, Scripted(body=make_stream("The team"), wait_for=said))
+    assert result.stdout == "The team\n"
+    assert printed == ["Waiting for the first words: the service loads a model before its first answer."]
 
 
 def test_a_line_may_have_tools_and_its_answer_calls(run, tmp_path):

@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass
 class Scripted:
-    """One answer. `cut_after`: break the connection after so many bytes of the body."""
+    """One answer, once `wait_for` is set. `cut_after`: break the connection after so many bytes of the body."""
 
     status: int = 200
     body: str | bytes = ""
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
+    wait_for: threading.Event | None = None
 
 
 @dataclass
@@ -43,6 +44,8 @@ class ScriptedService:
                     Received(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
                 )
                 answer = answers[min(len(service.received), len(answers)) - 1]
+                if answer.wait_for is not None:
+                    answer.wait_for.wait(60)
                 content = answer.body.encode() if isinstance(answer.body, str) else answer.body
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
