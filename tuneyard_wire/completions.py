@@ -89,7 +89,12 @@ class ChatCompletion(Response):
         choices=[
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "The office opens at eight.", "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": "The office opens at eight.",
+                    "refusal": None,
+                    "tool_calls": None,
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
             }
