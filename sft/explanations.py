@@ -64,7 +64,7 @@ PLACES: dict[str, str] = {}
 _OWN_PREFIX = "Value error, "  # pydantic puts it before our messages
 # Parts of an error's location that name a union's alternative, not a field or key of the input.
 _ALTERNATIVE = re.compile(
-    r"bool|int|float|str|none|literal\[.*|(list|tuple|dict|set|nullable|union|function|constrained|lax-or-strict)\b.*"
+    r"bool|int|float|str|none|literal\[.*|function-.*|(list|tuple|dict|set|nullable|union|constrained|lax-or-strict)\b.*"
 )
 _KEY = "[key]"
 

@@ -32,6 +32,13 @@ def check_tool_choice(value: Any) -> Any:
     return value
 
 
+def check_parallel_calls(value: Any) -> Any:
+    """Say why calls can't be limited to one."""
+    if value is False:
+        raise ValueError("must be true or left out, as the number of calls that a model writes is not limited")
+    return value
+
+
 Number = Annotated[float, Field(strict=True)]
 # The limits stand beside the integer, so that the OpenAPI document has them.
 Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(check_number)]
@@ -42,6 +49,7 @@ One = Annotated[int, Field(ge=1, le=1), BeforeValidator(check_number)]
 Flag = Annotated[bool, Field(strict=True)]
 NoObject = Annotated[dict[str, JsonValue], Field(max_length=0)]
 ToolChoice = Annotated[Literal["none", "auto"], BeforeValidator(check_tool_choice)]
+ParallelCalls = Annotated[Literal[True], BeforeValidator(check_parallel_calls)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
 
@@ -141,7 +149,7 @@ class ChatRequest(AnswerRequest):
     tool_choice: ToolChoice | None = Field(
         None, description="`auto`, or `none` to leave `tools` out; answers can't be forced to call a function."
     )
-    parallel_tool_calls: Literal[True] | None = Field(None, description="True only.")
+    parallel_tool_calls: ParallelCalls | None = Field(None, description="True only.")
     response_format: ResponseFormat | None = Field(None, description="Text only.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = Field(None, description="Text only.")
 
