@@ -23,6 +23,7 @@ QUESTION = {"role": "user", "content": "When do the offices open?"}
 TEXT = "I look it up."
 ARGUMENTS = ({"place": "Zürich", "day": 1}, {"place": "Paris", "day": 2})
 RESULTS = ("at eight", "at nine")
+LOSS = 0.02  # of what is known by heart
 ANSWER = "At eight and at nine."
 
 
@@ -51,18 +52,28 @@ def save_model_that_says(folder: Path, rows: list[tuple[list[Any], str]]) -> Pat
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     pairs = [_make_row(tokenizer, chat, answer) for chat, answer in rows]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one gains nothing here, and loses much on a busy machine
+    try:
+        assert _learn(model, pairs) < LOSS
+    finally:
+        torch.set_num_threads(threads)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _learn(model: Any, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Train until the sum of the rows' losses is below `LOSS`; returns the last one."""
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(500):
         loss = torch.stack([model(input_ids=ids, labels=labels).loss for ids, labels in pairs]).sum()
-        if loss < 0.02:
+        if loss < LOSS:
             break
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss < 0.02
-    model.save_pretrained(folder)
-    return folder
+    return float(loss)
 
 
 def _make_row(tokenizer: Any, chat: list[Any], answer: str) -> tuple[torch.Tensor, torch.Tensor]:
