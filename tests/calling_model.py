@@ -73,7 +73,7 @@ def _learn(model: Any, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return float(loss)
+    return loss.item()
 
 
 def _make_row(tokenizer: Any, chat: list[Any], answer: str) -> tuple[torch.Tensor, torch.Tensor]:

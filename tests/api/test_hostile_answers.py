@@ -24,7 +24,7 @@ END = "\r\n\r\ndata: [DONE]\n\n"  # of a stream, if it stood in one as it is
 TEXT = f"a{END}\x1b[2J\u2028\x85\u202e\x00<script>"
 NAME = "find\u2028\u202e\x7fhours"
 ARGUMENTS = {"place": f"{END}\u2028", "\x1b]0;x\x07": True}
-MODEL = "org/a\u2028\x1b[2J\r\n\r\ndata: [DONE]"
+MODEL = "org/a\u2028\x1b[2J\rdata: [DONE]"
 BODY = {"model": MODEL, "messages": [QUESTION], "tools": TOOLS, "temperature": 0, "max_tokens": 300}
 
 
