@@ -123,7 +123,7 @@ def test_what_a_caller_does_to_a_job_changes_no_other() -> None:
 
 
 def test_a_time_that_is_none_is_sent_as_it_is() -> None:
-    values = {"step": 1, "path": "p", "time": "yesterday", "bytes": None, "complete": True}
+    values = {"step": 1, "path": "p", "time": "yesterday", "bytes": None, "complete": True, "model": None}
     assert json.loads(respond(Checkpoint, values).model_dump_json()) == values
 
 
