@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.scratch import use_scratch
 from jobs.settings import Settings
 from jobs.shared_store import SharedStore
-from sft.confinement import confined
+from sft.confinement import Limits, confined
 from sft.data.file_report import FileReport, inspect_file
 from sft.errors import DatasetNotFound, TuneyardError
 from sft.files.temporary_folders import temporary_folder
@@ -36,6 +37,7 @@ from tasks.limits import find_limits, find_note
 from tasks.own_dataset import RECORD, owner_in_store
 
 PIECE_BYTES = 1 << 20
+CPU_SECONDS, CPU_SECONDS_A_MEGABYTE = 30.0, 200.0  # of a check; a compressed megabyte may be 250 of rows
 
 
 def add(file: dict[str, Any], settings: Settings) -> Published:
@@ -67,8 +69,15 @@ def add(file: dict[str, Any], settings: Settings) -> Published:
 
 def check(path: Path, settings: Settings) -> FileReport:
     """Read the file within the limits for input. Raises InvalidDataset or ResourceLimit, or ends the process."""
-    with confined(find_limits(settings), find_note(), f"file {path.name}: to read it"):
+    with confined(find_check_limits(settings, path.stat().st_size), find_note(), f"file {path.name}: to read it"):
         return inspect_file(path)
+
+
+def find_check_limits(settings: Settings, size: int) -> Limits:
+    """The limits for a file of so many bytes: a few of them can claim millions of rows, which others would wait for."""
+    limits = find_limits(settings)
+    seconds = float(round(CPU_SECONDS + CPU_SECONDS_A_MEGABYTE * size / 2**20))
+    return replace(limits, total_seconds=min(seconds, limits.total_seconds or seconds))
 
 
 def update_registry(name: str, settings: Settings) -> None:

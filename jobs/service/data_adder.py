@@ -30,6 +30,7 @@ RESERVED = 2  # further ones for clients without a running one
 POLL_SECONDS = 0.1
 SECONDS, SECONDS_A_MEGABYTE = 900.0, 2.0  # until a process is ended, whatever it waits for
 COMMAND = (sys.executable, "-m", "tasks.add_data")
+CPU_LIMIT = "TUNEYARD_INPUT_SECONDS"  # in messages; a small file has a lower one (`tasks.add_data`)
 
 
 class AddingCancelled(Exception):
@@ -135,7 +136,8 @@ def _run(file: NewFile, settings: Settings, check: Callable[[], None]) -> Publis
             finally:
                 _end(process)
             if problem := explain_end(process.returncode, note):
-                raise type(problem)(str(problem).replace("dataset_name: ", "file: "))
+                said = str(problem).replace("dataset_name: ", "file: ")
+                raise type(problem)(said.replace(CPU_LIMIT, f"{CPU_LIMIT}, or too much for a file of its size"))
             response.seek(0)
             return _read_response(response.read())
     finally:

@@ -11,8 +11,10 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from sft.config import SFTConfig
 from sft.errors import DatasetNotFound, InvalidDataset
+from tasks.add_data import find_check_limits
 from tasks.dataset import resolve
 from tasks.dataset_mix import resolve_all
+from tasks.limits import find_limits
 from tests.jobs.own_data.rows import add, rows
 from tuneyard_wire.dataset_reference import DatasetReference
 
@@ -106,3 +108,11 @@ def test_another_machine_gets_it_from_the_store(tmp_path, registry):
 
     shutil.rmtree(here.home / "own-data")  # the added data survives its machine
     assert resolve("support@v2", here).revision == "v2"
+
+
+def test_the_check_of_a_small_file_has_little_time_whatever_it_claims_to_hold(tmp_path):
+    settings = Settings(home=tmp_path)
+    assert find_check_limits(settings, 2**20).total_seconds == 230
+    assert find_check_limits(settings, 0).total_seconds == 30
+    assert find_check_limits(settings, 5 * 10**9).total_seconds == settings.input_seconds
+    assert find_check_limits(settings, 2**10).memory_bytes == find_limits(settings).memory_bytes
