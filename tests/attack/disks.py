@@ -1,4 +1,4 @@
-"""A database whose folder is full, or may not be written to: each request gets a sentence, and nobody gets in."""
+"""Disks of the database and of uploads that are full, or read-only: each request gets a sentence, nobody gets in."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -19,10 +20,13 @@ from jobs.stack.process_manager import make_run_folder, plain_home
 from jobs.storage.schema import migrate
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
 from tests.attack.processes import another_api
+from tests.attack.uploads import announce, find_leftovers, make_rows, send
 from tests.chaos.run import wait_until
 from tests.e2e.api_process import ApiProcess
 
 SIZE = "160m"
+UPLOADS_BYTES = 100 * 2**20  # of which 64 MiB stay free beside a file whose size is known
+UPLOADS_SIZE = f"{UPLOADS_BYTES}"
 BODY = {"config": {"base_model": "tiny/llama", "lora_target_modules": ["q" * 200] * 900}}  # 180 KB
 TRIES = 40
 SECONDS = 8.0  # for an answer, of whatever kind
@@ -62,7 +66,7 @@ class Database:
 def a_database_without_room_or_rights_is_a_sentence(target: Target) -> Iterator[Finding]:
     """Its folder is full, then read-only. Reads and keys work on where they can, and all does once there is room."""
     home = target.folder / "small-disk"
-    with mounted(home):
+    with mounted(home, SIZE):
         database = Database(home)
         try:
             migrate(database.url)
@@ -78,11 +82,90 @@ def a_database_without_room_or_rights_is_a_sentence(target: Target) -> Iterator[
             database.close()
 
 
+@case
+def a_full_disk_loses_no_upload(target: Target) -> Iterator[Finding]:
+    """That of the state folder: what does not fit is refused with a sentence, what was there stays, nothing is left."""
+    home, settings = target.folder / "small-home", target.service.settings
+    servers = {
+        "TUNEYARD_HOME": str(home),
+        "TUNEYARD_DATABASE_URL": str(settings.database_url),
+        "PREFECT_API_URL": str(settings.prefect_api_url),
+        "MLFLOW_TRACKING_URI": str(settings.mlflow_tracking_uri),
+    }
+    with mounted(home, UPLOADS_SIZE, 0o700), another_api(target, **servers) as other:
+        client = httpx.Client(
+            base_url=other.client.base_url, headers={"Authorization": f"Bearer {target.keys['submit']}"}, timeout=60
+        )
+        with client:
+            kept = make_rows("kept")
+            added = send(client, "kept.jsonl", kept)
+            if not added.is_success:
+                yield Finding(Harm.STARVED, f"a file on an empty disk: {added.status_code} {added.text[:200]}")
+                return
+            upload = client.post("/datasets/uploads", json={"filename": "parts.jsonl", "bytes": len(kept)}).json()
+            part = f"/datasets/uploads/{upload['upload_id']}/parts/1"
+            yield from _overfill(client, home)
+            filler = fill(home)
+            for answer in (
+                send(client, "full.jsonl", make_rows("full")),
+                client.post("/v1/files", files={"file": ("full.jsonl", kept)}, data={"purpose": "fine-tune"}),
+                client.post("/datasets/uploads", json={"filename": "full.jsonl", "bytes": len(kept)}),
+                client.put(part, content=kept),
+                client.post("/models", json=announce("attack/full")),
+            ):
+                if answer.status_code != httpx.codes.INSUFFICIENT_STORAGE or "disk_full" not in answer.text:
+                    yield Finding(Harm.STARVED, f"{answer.request.url}: {answer.status_code} {answer.text[:200]}")
+            for path in ("/health", "/queue", "/datasets", "/datasets/kept/content"):
+                if not (answer := client.get(path)).is_success:
+                    yield Finding(Harm.STARVED, f"{path} beside a full disk: {answer.status_code} {answer.text[:200]}")
+            filler.unlink()
+            client.put(part, content=kept)
+            for answer in (send(client, "full.jsonl", make_rows("full")), client.post(f"{part[:-8]}/complete")):
+                if not answer.is_success:
+                    yield Finding(Harm.UNSETTLED, f"once there is room: {answer.status_code} {answer.text[:200]}")
+            for name, content in {"kept": kept, "full": make_rows("full"), "parts": kept}.items():
+                if client.get(f"/datasets/{name}/content").content != content:
+                    yield Finding(Harm.UNSETTLED, f"{name} is another file, or lost")
+            names = {one["name"] for one in client.get("/datasets").json()}
+            if names != {"kept", "full", "parts"}:
+                yield Finding(Harm.UNSETTLED, f"the datasets are {names}")
+            yield from find_leftovers(home)
+
+
+def _overfill(client: httpx.Client, home: Path) -> Iterator[Finding]:
+    """Files larger than the disk, one that says so and one that does not."""
+    rows = make_rows("large", 1000)
+
+    def stream() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="large.jsonl"\r\n\r\n'
+        for _ in range(2 * UPLOADS_BYTES // len(rows)):
+            yield rows
+        yield b"\r\n--b--\r\n"
+
+    with suppress(httpx.WriteError, httpx.ReadError):  # the response may come before the body is sent
+        answer = client.post("/datasets", content=stream(), headers={"Content-Type": "multipart/form-data; boundary=b"})
+        if answer.status_code != httpx.codes.INSUFFICIENT_STORAGE:
+            yield Finding(Harm.STARVED, f"a file larger than the disk: {answer.status_code} {answer.text[:200]}")
+    announced = client.post("/datasets/uploads", json={"filename": "large.jsonl", "bytes": 2 * UPLOADS_BYTES})
+    if announced.status_code != httpx.codes.INSUFFICIENT_STORAGE:
+        yield Finding(Harm.STARVED, f"an upload larger than the disk: {announced.status_code}")
+    yield from find_leftovers(home, ["own-data/staging"])
+
+
+def fill(home: Path) -> Path:
+    """A file that takes what is free on this disk."""
+    filler = home / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    return filler
+
+
 @contextmanager
-def mounted(folder: Path) -> Iterator[None]:
+def mounted(folder: Path, size: str, mode: int = 0o755) -> Iterator[None]:
     """A file system of its own, of few megabytes. Raises CannotRun."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode={mode:o}", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CannotRun(f"no small file system can be mounted here: {done.stderr.strip()}")
@@ -95,10 +178,7 @@ def mounted(folder: Path) -> Iterator[None]:
 @contextmanager
 def full_disk(database: Database, home: Path) -> Iterator[None]:
     """Not a byte is left on the database's file system."""
-    filler = home / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(2**16))
+    filler = fill(home)
     try:
         yield
     finally:
