@@ -10,6 +10,7 @@ import httpx
 import psutil
 
 from jobs.stack.process_manager import Process
+from tests.chaos.additions import Adder
 from tests.chaos.pacing import wait_for_target
 from tests.chaos.service import Service
 from tests.chaos.watcher import Sight, Watcher
@@ -32,17 +33,25 @@ class Fault:
 class Aim:
     """Finds targets in a service; `done` has the faults, `erased` the tags of versions whose model somebody deleted."""
 
-    def __init__(self, service: Service, watcher: Watcher, rng: random.Random, deadline: float) -> None:
+    def __init__(
+        self, service: Service, watcher: Watcher, rng: random.Random, deadline: float, adder: Adder | None = None
+    ) -> None:
         self._service = service
         self._watcher = watcher
         self._rng = rng
         self._deadline = deadline
+        self._adder = adder
+        self._absences: list[tuple[float, float]] = []
         self.done: list[Fault] = []
         self.erased: list[dict[str, str]] = []
 
+    def was_away(self, began: float, ended: float) -> bool:
+        """Whether the API was stopped at any time between two moments."""
+        return any(gone <= ended and began <= back for gone, back in self._absences)
+
     def _note(self, kind: str, target: str, jobs: list[str] | None = None) -> None:
         """Put the fault down, the moment before it is done."""
-        hit = {job_id: self._attempt_of(job_id) for job_id in jobs or self._find_running()}
+        hit = {job_id: self._attempt_of(job_id) for job_id in (self._find_running() if jobs is None else jobs)}
         self.done.append(Fault(kind, time.monotonic(), target, hit))
 
     def _find_running(self) -> list[str]:
@@ -74,6 +83,13 @@ class Aim:
         def find() -> tuple[str, psutil.Process] | None:
             trainers = sorted(self._service.find_trainers().items())
             return self._rng.choice(trainers) if trainers else None
+
+        return self._wait(find)
+
+    def _wait_for_own(self, module: str) -> psutil.Process:
+        def find() -> psutil.Process | None:
+            found = self._service.find_own(module)
+            return self._rng.choice(found) if found else None
 
         return self._wait(find)
 

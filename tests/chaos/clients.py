@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import httpx
@@ -34,6 +34,7 @@ class Wish:
     body: dict[str, Any]
     cancel: Literal["queued", "running"] | None = None
     cancel_after_seconds: float = 0.0
+    takes_added: bool = False  # on a version that somebody has added meanwhile, if there is any
 
 
 def draw_wishes(count: int, service: Service, rng: random.Random) -> list[Wish]:
@@ -48,13 +49,13 @@ def draw_wishes(count: int, service: Service, rng: random.Random) -> list[Wish]:
             "webhook_url": receiver.url,
             "priority": rng.choice(["normal", "normal", "normal", "high", "low"]),
         }
-        wishes.append(Wish(f"chaos {number}", body))
+        wishes.append(Wish(f"chaos {number}", body, takes_added=number % 3 == 2))
     picked = rng.sample(range(count), max(2, count // 5))
     for index, number in enumerate(picked):
         is_queued = index % 2 == 0
         when: Literal["queued", "running"] = "queued" if is_queued else "running"
         seconds = rng.uniform(0, 3 if is_queued else 15)
-        wishes[number] = Wish(wishes[number].key, wishes[number].body, when, seconds)
+        wishes[number] = replace(wishes[number], cancel=when, cancel_after_seconds=seconds)
     return wishes
 
 
@@ -67,6 +68,7 @@ class Clients(threading.Thread):
     wishes: list[Wish]
     deadline: float
     line: int = LINE
+    find_added: Callable[[], str | None] = lambda: None
     accepted: dict[str, Wish] = field(default_factory=dict)
     accepted_at: dict[str, float] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
@@ -112,8 +114,11 @@ class Clients(threading.Thread):
         return len(self.accepted) == len(self.wishes) == self.count_ended()
 
     def _post(self, wish: Wish) -> None:
+        added = self.find_added() if wish.takes_added else None
+        body = wish.body | ({"dataset_version": added} if added else {})
+
         def post() -> httpx.Response:
-            return self._client.post("/train", json=wish.body, headers={"Idempotency-Key": wish.key})
+            return self._client.post("/train", json=body, headers={"Idempotency-Key": wish.key})
 
         answer = self._insist(post)
         if answer is None or answer.status_code != httpx.codes.OK:
@@ -137,6 +142,7 @@ class Clients(threading.Thread):
         answer = self._insist(lambda: self._client.delete(f"/train/{job_id}"))
         if answer is not None and answer.status_code == httpx.codes.OK:
             self.cancelled.add(job_id)
+            self.watcher.cancelled.add(job_id)
 
     def _insist(self, request: Callable[[], httpx.Response]) -> httpx.Response | None:
         """The first answer that is the service's own word, however often that takes; None at the deadline."""

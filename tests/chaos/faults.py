@@ -9,15 +9,25 @@ from contextlib import suppress
 import psutil
 
 from tests.chaos.aim import Fault
+from tests.chaos.chats import PROCESS
 from tests.chaos.hands import Hands
 
 STOPPED_SECONDS = 35.0  # longer than a job may be silent
 API_PAUSE_SECONDS = 2.0  # until whoever looks after the API starts it again
+ADDING_SECONDS = 2.0  # of a request with a file, within which the API is killed
+OWN = {"adding": "tasks.add_data", "generation": PROCESS, "prompts": "tasks.prompts"}
 NEARLY = 0.8  # of a job's training, so that MLflow is not back when the adapter is registered
 
 BY_HAND = ("run set by hand", "run deleted")  # a job they hit may have ended by that
 # Those that end the process of the job they hit: it is well again once its next attempt has begun.
-LETHAL = ("trainer killed", "trainer told to stop", "trainer stopped", "worker killed", "worker told to stop")
+LETHAL = (
+    "trainer killed",
+    "trainer told to stop",
+    "trainer stopped",
+    "worker killed",
+    "worker told to stop",
+    "check killed",
+)
 
 
 class Faults(Hands):
@@ -45,9 +55,51 @@ class Faults(Hands):
     def signal_api(self, kind: str) -> None:
         """SIGKILL or SIGTERM to the API, which is started again after a while."""
         self._note(kind, "api")
-        self._service.api.kill(_signal_of(kind))
+        self._restart_api(_signal_of(kind))
+
+    def kill_api_while_adding(self, kind: str) -> None:
+        """SIGKILL to the API while a file arrives, is checked or is published."""
+        adder = self._adder
+        way = self._wait(lambda: adder.busy_with if adder else None)
+        time.sleep(self._rng.uniform(0, ADDING_SECONDS))
+        self._note(kind, f"api, {way}")
+        self._restart_api(signal.SIGKILL)
+
+    def _restart_api(self, number: signal.Signals) -> None:
+        gone = time.monotonic()
+        self._absences.append((gone, float("inf")))
+        self._service.api.kill(number)
         time.sleep(API_PAUSE_SECONDS)
         self._service.api.start()
+        self._absences[-1] = gone, time.monotonic()
+
+    def signal_own(self, kind: str) -> None:
+        """A signal to a process of the API's: the one that checks a file, that answers, or that writes prompts."""
+        process = self._wait_for_own(OWN[kind.split()[0]])
+        self._note(kind, f"pid {process.pid}", [])
+        process.send_signal(_signal_of(kind))
+
+    def kill_checking(self, kind: str) -> None:
+        """SIGKILL to a job as it checks its adapter: what is off in this run is on for jobs that begin meanwhile."""
+        found = self._wait(self._find_deployment)
+        place = f"/deployments/{found}"
+        before = self._wait(lambda: self._ask_prefect(place))["job_variables"]
+        on = {**before, "env": {**before.get("env", {}), "TUNEYARD_SERVING_CHECK_SECONDS": "200"}}
+        self._insist_on_prefect("PATCH", place, {"job_variables": on})
+        try:
+            job_id, trainer = self._wait(self._find_checking)
+            self._note(kind, f"job {job_id}, pid {trainer.pid}", [job_id])
+            trainer.kill()
+        finally:
+            self._insist_on_prefect("PATCH", place, {"job_variables": before})
+
+    def _find_checking(self) -> tuple[str, psutil.Process] | None:
+        """A job whose process checks what it will register."""
+        for job_id, trainer in self._service.find_trainers().items():
+            job = self._look(job_id)
+            if job and job.phase == "checking":
+                return job_id, trainer
+        return None
 
     def signal_trainer(self, kind: str) -> None:
         """A signal to the process of a job."""
@@ -107,10 +159,16 @@ KINDS: dict[str, Callable[[Faults, str], None]] = {
     "mlflow killed": Faults.kill_mlflow,
     "run retried": Faults.retry_run,
     "deployment deleted": Faults.delete_deployment,
+    "api killed while adding": Faults.kill_api_while_adding,
+    "generation killed": Faults.signal_own,
     "run set by hand": Faults.set_state,
     "experiment deleted": Faults.delete_experiment,
     "run deleted": Faults.delete_run,
     "run paused": Faults.pause_run,
+    "adding killed": Faults.signal_own,
+    "generation stopped": Faults.signal_own,
+    "prompts killed": Faults.signal_own,
+    "check killed": Faults.kill_checking,
     "pool paused": Faults.change_pool,
     "pool limited": Faults.change_pool,
     "pool deleted": Faults.delete_pool,

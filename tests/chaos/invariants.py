@@ -14,6 +14,7 @@ from tests.patience import PATIENCE
 JOB_TAG = "tuneyard.job_id"
 BOUND_SECONDS = (30.0 + 60.0) * PATIENCE  # a heartbeat and a minute
 MAX_ATTEMPTS = 3
+TOLD = ("jobs", "faults", "added", "answers", "max_recovery_seconds")  # counts of what is not wrong
 Waiting = Callable[[str, float, float], float]
 
 
@@ -67,9 +68,7 @@ class Verdict:
     @property
     def is_clean(self) -> bool:
         """Whether every invariant held."""
-        broken = sum(
-            value for key, value in self.counts.items() if key not in ("jobs", "faults", "max_recovery_seconds")
-        )
+        broken = sum(value for key, value in self.counts.items() if key not in TOLD)
         return not broken and self.counts["max_recovery_seconds"] <= BOUND_SECONDS
 
 

@@ -1,6 +1,6 @@
 """`make chaos`: many small jobs while parts of the service are killed, stopped and restarted at random.
 
-Meanwhile people have their hands in Prefect's and MLflow's pages.
+Meanwhile people have their hands in Prefect's and MLflow's pages, add files and chat with models.
 
 Whether every promise was kept is judged from outside. The last line is one JSON object; the exit status is 1 when an
 invariant is broken, and then the offending jobs' histories are printed and the state folder with its logs is kept.
@@ -19,6 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.additions import KEEP_SECONDS, Adder
+from tests.chaos.beside import Beside
+from tests.chaos.chats import ANSWER_SECONDS, IDLE_SECONDS, Chatter
 from tests.chaos.clients import Clients, draw_wishes
 from tests.chaos.faults import Faults, draw_kinds
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
@@ -27,6 +30,11 @@ from tests.chaos.service import Service, find_job_processes, find_left_over, run
 from tests.chaos.watcher import Watcher
 from tests.patience import PATIENCE
 
+SETTINGS = {
+    "keep_uploads_hours": KEEP_SECONDS / 3600,
+    "generation_seconds": ANSWER_SECONDS,
+    "generation_idle_seconds": IDLE_SECONDS,
+}
 LAST_JOBS = 4  # are left in peace, so that the last fault still has something to hit
 SPREAD_SECONDS = (1.0, 14.0)  # from when a fault is due until it comes
 DELIVERY_SECONDS = 240.0  # for receivers that answer 500 to take every end
@@ -68,11 +76,14 @@ def run(options: Options) -> Verdict:
     folder = Path(tempfile.mkdtemp(prefix="tuneyard-chaos-"))
     print(f"state and logs: {folder}", flush=True)
     rng = random.Random(options.seed)  # noqa: S311 - no secret
-    with running_service(folder, options.workers, rng) as service:
+    with running_service(folder, options.workers, rng, **SETTINGS) as service:
         began = time.monotonic()
-        evidence = disturb(service, rng, options, began)
+        evidence, beside = disturb(service, rng, options, began)
     evidence.left_over.extend(find_left_over(service.settings.home))
     verdict = judge(evidence)
+    verdict.counts |= beside.counts
+    for finding in beside.findings:
+        print(f"BROKEN {finding.harm}: {finding.what}")
     for one in sorted(evidence.find_recoveries(), key=lambda one: -one.all_seconds)[:SHOWN]:
         others = f", {one.seconds:.1f} s since the last fault meanwhile" if one.seconds < one.all_seconds else ""
         print(f"{one.all_seconds:.1f} s to get over: {one.fault.kind}{others}")
@@ -85,15 +96,19 @@ def run(options: Options) -> Verdict:
     return verdict
 
 
-def disturb(service: Service, rng: random.Random, options: Options, began: float) -> Evidence:
-    """Have jobs posted and do faults meanwhile; what came of it."""
+def disturb(service: Service, rng: random.Random, options: Options, began: float) -> tuple[Evidence, Beside]:
+    """Have jobs posted, files added and models asked, and do faults meanwhile; what came of it."""
     deadline = began + 60 * options.minutes
     kinds = draw_kinds(options.faults, rng)
     watcher = Watcher(service.url)
-    clients = Clients(service.url, watcher, draw_wishes(options.jobs, service, rng), deadline)
-    faults = Faults(service, watcher, rng, deadline)
-    watcher.start()
-    clients.start()
+    wishes = draw_wishes(options.jobs, service, rng)
+    adder = Adder(service.url, random.Random(options.seed), deadline)  # noqa: S311 - no secret
+    clients = Clients(service.url, watcher, wishes, deadline, find_added=adder.pick)
+    faults = Faults(service, watcher, rng, deadline, adder)
+    chatter = Chatter(service, faults.was_away)
+    threads = (watcher, clients, adder, chatter)
+    for thread in threads:
+        thread.start()
     try:
         for kind in pace(kinds, options.jobs - LAST_JOBS, clients, rng, SPREAD_SECONDS, deadline):
             try:
@@ -101,11 +116,20 @@ def disturb(service: Service, rng: random.Random, options: Options, began: float
                 say(began, clients, f"{kind} ({fault.target}), hit {len(fault.hit)}")
             except NoTarget as error:
                 say(began, clients, f"{kind}: {error}")
+        adder.close()
         wait_for_ends(began, clients, deadline)
-        return gather(service, clients, faults)
+        chatter.close()
+        evidence = gather(service, clients, faults)
+        beside = Beside([*adder.examine(service.settings.home), *chatter.examine()])
+        beside.told |= {"added": len(adder.additions), "answers": chatter.answers}
+        unanswered = sum(addition.unanswered for addition in adder.additions)
+        errors = ", ".join(f"{count} {code}" for code, count in sorted(chatter.errors.items()))
+        say(began, clients, f"{len(adder.additions)} files added, {unanswered} requests for that without an answer")
+        say(began, clients, f"{chatter.answers} answers, {errors or 'no error'}")
+        return evidence, beside
     finally:
-        clients.close()
-        watcher.close()
+        for thread in reversed(threads):
+            thread.close()
 
 
 def wait_for_ends(began: float, clients: Clients, deadline: float) -> None:

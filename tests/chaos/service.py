@@ -70,6 +70,11 @@ class Service:
         ids = self.read_run_ids() if trainers else RunIds(None)
         return {str(ids.job_of(UUID(run_id))): process for run_id, process in trainers.items()}
 
+    def find_own(self, module: str) -> list[psutil.Process]:
+        """The processes of this service that run a module, which the API has started."""
+        started = [process for process in psutil.process_iter() if module in read_command(process)]
+        return [process for process in started if _is_at_home(process, self.settings.home)]
+
     def run_of(self, job_id: str) -> str:
         """The id of the job's run in Prefect, another one for a job whose first run was lost."""
         return str(self.read_run_ids().run_of(UUID(job_id)))
@@ -169,6 +174,13 @@ def read_command(process: psutil.Process) -> list[str]:
         return list(process.cmdline())
     except psutil.Error:
         return []
+
+
+def _is_at_home(process: psutil.Process, home: Path) -> bool:
+    try:
+        return bool(process.environ().get("TUNEYARD_HOME") == str(home))
+    except psutil.Error:
+        return False
 
 
 def find_left_over(home: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A short `make chaos`: ten jobs, ten faults, one of each of the first kinds."""
+"""A short `make chaos`: ten jobs, twelve faults, one of each of the first kinds."""
 
 import pytest
 
@@ -14,8 +14,10 @@ MINUTES = 13.0  # a quiet machine takes less than three
 def test_every_promise_is_kept_whatever_dies(capsys, monkeypatch):
     for module, name in ((invariants, "BOUND_SECONDS"), (chaos, "READY_SECONDS"), (chaos, "GONE_SECONDS")):
         monkeypatch.setattr(module, name, BUSY * getattr(module, name))
-    verdict = run(Options(jobs=10, faults=10, minutes=MINUTES))
+    verdict = run(Options(jobs=10, faults=12, minutes=MINUTES))
 
     story = capsys.readouterr().out
     assert verdict.is_clean, story
-    assert (verdict.counts["jobs"], verdict.counts["faults"]) == (10, 10), story
+    assert (verdict.counts["jobs"], verdict.counts["faults"]) == (10, 12), story
+    assert verdict.counts["added"] > 0, story
+    assert verdict.counts["answers"] > 0, story

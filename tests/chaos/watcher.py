@@ -49,6 +49,7 @@ class Watcher(threading.Thread):
         self.sights: dict[str, list[Sight]] = defaultdict(list)
         self.polls: list[float] = []
         self.unlisted: set[str] = set()  # jobs whose runs were deleted: they are asked for one by one
+        self.cancelled: set[str] = set()  # whose runs may have been deleted, with the deployment, just before
         self._client = httpx.Client(base_url=url, timeout=20)
         self._stopped = threading.Event()
 
@@ -63,7 +64,7 @@ class Watcher(threading.Thread):
 
     def look(self, path: str) -> None:
         """Read every page of one list. Raises httpx.HTTPError."""
-        asked_at = time.monotonic()
+        asked_at, listed = time.monotonic(), set[str]()
         cursor: str | None = None
         while True:
             wanted = {"limit": PAGE} | ({"cursor": cursor} if cursor else {})
@@ -71,9 +72,11 @@ class Watcher(threading.Thread):
             at, found = time.monotonic(), answer.json()
             for job in found if isinstance(found, list) else found["jobs"]:
                 self.keep(job["job_id"], Sight.of(at, job))
+                listed.add(job["job_id"])
             cursor = answer.headers.get("X-Next-Cursor")
             if cursor is None:
                 break
+        self.unlisted |= set(self.cancelled) - listed
         for job_id in list(self.unlisted):
             answer = self._client.get(f"/train/{job_id}").raise_for_status()
             self.keep(job_id, Sight.of(time.monotonic(), answer.json()))
