@@ -11,7 +11,7 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 16 * 2**20
 SECONDS = 10.0
 SILENT_SECONDS = 2.0  # of a client that sends nothing more
 

@@ -71,7 +71,7 @@ def test_completing_twice_is_one_file_and_nothing_else_follows(client: openai.Op
     assert done[0].file is not None
     client.files.delete(done[0].file.id)
     assert client.uploads.complete(upload.id, part_ids=part_ids).file is None
-    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock"}
+    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock", "parts.lock"}
 
 
 def test_cancelling_twice_is_one_end_and_keeps_no_parts(client: openai.OpenAI, settings: Settings) -> None:
@@ -86,7 +86,7 @@ def test_cancelling_twice_is_one_end_and_keeps_no_parts(client: openai.OpenAI, s
     ):
         with pytest.raises(openai.BadRequestError, match="is cancelled"):
             call()
-    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock"}
+    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock", "parts.lock"}
     assert [*client.files.list()] == []
 
 
@@ -120,7 +120,7 @@ def test_a_part_has_at_most_64_mib(client: openai.OpenAI, settings: Settings) ->
         assert (refused.value.status_code, refused.value.code) == (413, "upload_too_large")
     assert client.uploads.parts.create(upload.id, data=bytes(2**26)).id
     client.uploads.cancel(upload.id)
-    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock"}
+    assert {path.rpartition("/")[2] for path in list_files(settings.home)} == {"upload.json", "lock", "parts.lock"}
 
 
 def test_an_upload_whose_rows_can_not_be_read_is_completed_with_an_error(client: openai.OpenAI) -> None:
