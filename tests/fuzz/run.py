@@ -1,5 +1,7 @@
 """`make fuzz`: the OpenAPI document against a service of its own, by schemathesis. The last line is one JSON object.
 
+A small model and a dataset are there, and a part of the files that are sent can be read.
+
 Every operation in every way the document allows and forbids, alone and in sequences over the links between them. Jobs
 only wait meanwhile: what they do is not the API's matter.
 """
@@ -7,14 +9,20 @@ only wait meanwhile: what they do is not the API's matter.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import httpx
+from transformers.utils import logging
+
 from jobs.settings import PROJECT_ROOT
+from tests.fuzz.rows import DATASET, MODEL, REAL, ROWS
 from tests.live_service import pause_jobs, running_service
+from tests.tiny_models import save_tiny_llama
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SEEDS = (1, 2)
@@ -30,14 +38,27 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments.add_argument("--max-examples", type=int, default=MAX_EXAMPLES)
     arguments.add_argument("--cases", type=int, default=CASES, help="at least so many must be tried")
+    arguments.add_argument("--paths", help="regular expression; only routes whose paths match it")
     options = arguments.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside tears down like Ctrl-C
+    more = ["--include-path-regex", options.paths] if options.paths else []
+    os.environ[REAL] = "1"
     os.environ["TUNEYARD_WEBHOOK_ALLOW"] = "127.0.0.0/8"  # where the requests' webhooks lead, and nobody is
     with tempfile.TemporaryDirectory(prefix="tuneyard-fuzz-") as folder, running_service(Path(folder)) as (up, url):
         pause_jobs(up)
-        reports = [fuzz(url, seed, options.max_examples, Path(folder)) for seed in options.seeds]
+        prepare(url, up.model_root)
+        reports = [fuzz(url, seed, options.max_examples, Path(folder), *more) for seed in options.seeds]
     counts = count(reports)
     print(json.dumps(counts))
     sys.exit(counts["failures"] > 0 or counts["cases"] < options.cases)
+
+
+def prepare(url: str, model_root: Path) -> None:
+    """A base model and a dataset, by the names that schemathesis.toml has."""
+    logging.disable_progress_bar()
+    save_tiny_llama(model_root / MODEL)
+    files = {"file": (f"{DATASET}.jsonl", ROWS)}
+    httpx.post(f"{url}/datasets", files=files, timeout=120).raise_for_status()
 
 
 def fuzz(url: str, seed: int, max_examples: int, folder: Path, *more: str) -> dict[str, Any]:
