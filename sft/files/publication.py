@@ -68,7 +68,7 @@ def _put_in_place(temporary: Path, folder: Path, replace: bool) -> None:
 
 def discard_folder(folder: Path) -> None:
     """Remove a folder atomically: rename it, then delete it. No error if it does not exist."""
-    with fresh_folder(folder) as former, contextlib.suppress(FileNotFoundError):  # another process removed it
+    with contextlib.suppress(FileNotFoundError), fresh_folder(folder) as former:
         folder.rename(former / folder.name)
 
 

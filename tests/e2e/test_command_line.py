@@ -50,7 +50,10 @@ def test_a_job_by_flags_is_watched_to_its_end(run, submitted):
     assert (job["status"], job["config"]["lora_r"], job["metadata"]) == ("completed", 4, {"by": "hand"})
     assert shown.splitlines()[-1] == f"completed: {job['output_path']}"
     said = {name: value for name, value in job["result"].items() if value is not None}
-    assert yaml.safe_load(run("show", job_id))["result"] == said
+    checked = said.pop("serving_check")
+    printed = yaml.safe_load(run("show", job_id))["result"]
+    assert printed.pop("serving_check") == f"{checked['status']}; {checked['reason']}"
+    assert printed == said
     assert run("watch", job_id).splitlines()[-1] == shown.splitlines()[-1]
 
 

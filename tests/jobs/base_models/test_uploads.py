@@ -297,6 +297,14 @@ def test_an_upload_whose_name_is_taken_meanwhile_is_refused_and_removed(settings
     assert read_files(settings.model_root / "me/base") == other
 
 
+def test_the_first_upload_of_all_is_refused_if_its_name_is_taken(settings, files):
+    (settings.model_root / "me/base").mkdir(parents=True)
+    (settings.model_root / "me/base/config.json").write_bytes(b'{"model_type": "llama"}')
+    with pytest.raises(ModelExists, match="another base model me/base"):
+        begin(files, settings)
+    assert not (settings.model_root / UPLOADS).exists()
+
+
 def test_many_at_once_publish_each_its_own_and_one_of_the_same_name(settings, files):
     outcomes = []
 

@@ -54,6 +54,7 @@ def test_what_another_maker_puts_there_between_the_look_and_the_rename_stays(
 
 def test_a_folder_that_is_gone_already_is_discarded(tmp_path: Path) -> None:
     discard_folder(tmp_path / "gone")
+    discard_folder(tmp_path / "never/there")
     assert list(tmp_path.iterdir()) == []
 
 
