@@ -19,7 +19,7 @@ from tasks.journal import Journal
 from tasks.merge import Merged, merge
 from tasks.mlflow_client import open_mlflow_client
 from tasks.outage import MOST_RACES, keep_trying
-from tasks.serving import CHECKING, check_serving, find_obstacle
+from tasks.serving import CHECKING, check_serving, describe, find_obstacle
 from tasks.tracking import JOB_TAG, MlflowTracker
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def register(
     name = journal.spec.registered_name
     held_out = digest_held_out(rows)
     tags = facts | {SPEC_TAG: journal.spec.model_dump_json(), "held_out": held_out or ""}
-    tags |= {"serving_check": checked.status, "serving_check_details": checked.describe()[:TAG_CHARACTERS]}
+    tags |= {"serving_check": checked.status, "serving_check_details": describe(checked)[:TAG_CHARACTERS]}
     with journal.attempt.publishing():
         adapter = register_adapter(journal.mlflow, str(journal.job_id), name, adapter_dir, dataset, tags)
     logger.info("Registered models:/%s/%s", adapter.name, adapter.version)

@@ -19,6 +19,7 @@ from sft.serving.verdict import Verdict, judge, skip
 from tasks.dataset_mix import AnyDataset, list_versions
 from tasks.journal import Journal
 from tasks.limits import FREE_SHARE, reading_input
+from tuneyard_wire.serving_check import ServingCheck
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,9 +79,14 @@ def check_serving(
         return skip(obstacle)
     verdict = _check(session, journal, dataset, rows, adapter_dir)
     level = logging.WARNING if verdict.findings else logging.INFO
-    logger.log(level, "Serving check %s: %s", verdict.status, verdict.describe())
+    logger.log(level, "Serving check %s: %s", verdict.status, describe(verdict))
     journal.enter("registering")
     return verdict
+
+
+def describe(verdict: Verdict) -> str:
+    """All of a verdict in a line."""
+    return "; ".join([*verdict.findings, *ServingCheck.model_validate(verdict._asdict()).list_facts()])
 
 
 def _is_quantized(model: Path) -> bool:

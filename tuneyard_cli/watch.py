@@ -86,14 +86,7 @@ class JobDisplay:
 
 def describe_check(check: ServingCheck) -> str:
     """Format a serving check in a line, without its findings, which are among the job's warnings."""
-    parts = [check.status]
-    if check.prompts:
-        parts.append(f"{check.equal_prompts} of {check.prompts} prompts have the token ids trained on")
-    if check.answers:
-        parts.append(f"{check.stopped_answers} of {check.answers} answers end by themselves")
-    if check.served_loss is not None and check.loss is not None:
-        parts.append(f"loss {check.served_loss:.4f} beside {check.loss:.4f} in training")
-    return "; ".join([*parts, *([check.reason] if check.reason else [])])
+    return "; ".join([check.status, *check.list_facts()])
 
 
 def describe_training(training: Training) -> tuple[str, str, str]:

@@ -33,3 +33,14 @@ class ServingCheck(Response):
     stopped_answers: int = Field(0, description="Answers that ended by themselves.")
     loss: float | None = Field(None, description="Loss of a few held-out rows, as training measures it.")
     served_loss: float | None = Field(None, description="Loss of the same rows with the saved files.")
+
+    def list_facts(self) -> list[str]:
+        """What was counted and measured, and why not more, as parts of a sentence; without the findings."""
+        facts = []
+        if self.prompts:
+            facts.append(f"{self.equal_prompts} of {self.prompts} prompts have the token ids trained on")
+        if self.answers:
+            facts.append(f"{self.stopped_answers} of {self.answers} answers end by themselves")
+        if self.served_loss is not None and self.loss is not None:
+            facts.append(f"loss {self.served_loss:.4f} beside {self.loss:.4f} in training")
+        return [*facts, *([self.reason] if self.reason else [])]

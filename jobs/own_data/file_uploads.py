@@ -17,11 +17,21 @@ from uuid import UUID, uuid4
 
 from filelock import FileLock, Timeout
 
-from jobs.errors import InvalidUpload, UploadNotFound, UploadTooLarge
+from jobs.errors import InvalidUpload, UploadNotFound
 from jobs.own_data.naming import read_filename
 from jobs.own_data.registry import FOLDER
 from jobs.own_data.staging import check_space, locked, noticing_full_disk
-from jobs.own_data.uploads import MAX_OPEN, MAX_PARTS, RECORD, Part, discard, join_parts
+from jobs.own_data.uploads import (
+    MAX_OPEN,
+    MAX_PARTS,
+    RECORD,
+    Part,
+    check_size,
+    discard,
+    discard_after,
+    join_parts,
+    make_folder,
+)
 from sft.files.publication import sync_path
 
 UPLOADS = "file-uploads"
@@ -72,8 +82,7 @@ class FileUploads:
             DiskFull: there is no space for it.
         """
         shown = read_filename(filename, "filename") or "upload"
-        if size > self._max_bytes:
-            raise UploadTooLarge(f"bytes must be at most {self._max_bytes} (TUNEYARD_MAX_UPLOAD_BYTES), got {size}")
+        check_size(size, self._max_bytes)
         with noticing_full_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.remove_expired()
@@ -83,10 +92,7 @@ class FileUploads:
             check_space(self.folder, 2 * size)  # its parts, and the whole
             now = datetime.now(UTC)
             upload = FileUpload(f"upload_{uuid4().hex}", shown, size, owner, now, now + self._keep)
-            fresh = self.folder / f".{upload.id}"
-            fresh.mkdir()
-            (fresh / RECORD).write_text(_write(upload), encoding="utf-8")
-            fresh.rename(self._place(upload))
+            make_folder(self._place(upload), _write(upload))
         return upload
 
     def get(self, upload_id: str, owner: UUID | None = None) -> FileUpload:
@@ -206,9 +212,7 @@ class FileUploads:
         for folder in self.folder.glob("*"):
             upload = self._read(folder)
             if upload is None:
-                with suppress(FileNotFoundError):
-                    if now.timestamp() - folder.stat().st_mtime > self._keep.total_seconds():
-                        discard(folder)
+                discard_after(folder, self._keep)
             elif upload.expires_at + self._keep < now:
                 discard(folder)
             elif upload.status == EXPIRED:

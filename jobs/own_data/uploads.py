@@ -76,8 +76,7 @@ class Uploads:
         filename = read_filename(filename, "filename")
         find_suffix(filename, "filename")
         choose_name(name, filename)
-        if size > self._max_bytes:
-            raise UploadTooLarge(f"bytes must be at most {self._max_bytes} (TUNEYARD_MAX_UPLOAD_BYTES), got {size}")
+        check_size(size, self._max_bytes)
         with noticing_full_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.remove_expired()
@@ -85,10 +84,7 @@ class Uploads:
                 raise InvalidUpload(f"there are {MAX_OPEN} open uploads; complete or delete some")
             check_space(self.folder, 2 * size)  # its parts, and the whole
             upload = Upload(uuid4().hex, filename, name, size, sha256, owner, datetime.now(UTC) + self._keep)
-            fresh = self.folder / f".{upload.id}"
-            fresh.mkdir()
-            (fresh / RECORD).write_text(_write(upload), encoding="utf-8")
-            fresh.rename(self.folder / upload.id)
+            make_folder(self.folder / upload.id, _write(upload))
         return upload
 
     def get(self, upload_id: str, owner: UUID | None = None) -> Upload:
@@ -166,8 +162,9 @@ class Uploads:
         now = datetime.now(UTC)
         for folder in self.folder.glob("*"):
             upload = self._read(folder)
-            age = now.timestamp() - folder.stat().st_mtime if upload is None and folder.exists() else 0
-            if (upload is not None and upload.expires_at < now) or age > self._keep.total_seconds():
+            if upload is None:
+                discard_after(folder, self._keep)
+            elif upload.expires_at < now:
                 discard(folder)
 
     @contextmanager
@@ -195,6 +192,27 @@ class Uploads:
             return Upload(**{**values, **times, "owner": owner, "parts": tuple(parts)})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def check_size(size: int, most: int) -> None:
+    """Raise UploadTooLarge if a file of `size` bytes is larger than allowed."""
+    if size > most:
+        raise UploadTooLarge(f"bytes must be at most {most} (TUNEYARD_MAX_UPLOAD_BYTES), got {size}")
+
+
+def make_folder(folder: Path, record: str) -> None:
+    """Make the folder of an upload with its record, complete or not at all."""
+    fresh = folder.with_name(f".{folder.name}")
+    fresh.mkdir()
+    (fresh / RECORD).write_text(record, encoding="utf-8")
+    fresh.rename(folder)
+
+
+def discard_after(folder: Path, keep: timedelta) -> None:
+    """Remove what is no upload, as a killed process left it, once nothing has changed in it for so long."""
+    with suppress(FileNotFoundError):
+        if datetime.now(UTC).timestamp() - folder.stat().st_mtime > keep.total_seconds():
+            discard(folder)
 
 
 def discard(folder: Path) -> None:

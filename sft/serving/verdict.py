@@ -43,17 +43,6 @@ class Verdict(NamedTuple):
         """Sentences for the job's result."""
         return [f"serving check: {finding}" for finding in self.findings]
 
-    def describe(self) -> str:
-        """All of it in a line."""
-        parts = [*self.findings]
-        if self.prompts:
-            parts.append(f"{self.equal_prompts} of {self.prompts} prompts have the token ids trained on")
-        if self.answers:
-            parts.append(f"{self.stopped_answers} of {self.answers} answers end by themselves")
-        if self.served_loss is not None and self.loss is not None:
-            parts.append(f"loss {self.served_loss:.4f} beside {self.loss:.4f} in training")
-        return "; ".join([*parts, *([self.reason] if self.reason else [])])
-
 
 def skip(reason: str) -> Verdict:
     """The verdict of a check that is not made."""

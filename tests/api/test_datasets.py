@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from jobs.clients.keys import KeyScope, create_key
+from jobs.clients.keys import KeyScope
 from jobs.own_data.registry import OwnRegistry
-from jobs.storage.tables import engine_for
+from tests.api.keyed_clients import make_clients
 from tests.jobs.own_data.rows import list_files, rows
 from tests.live_service import pause_jobs, serving_api, wait_until_idle
 from tests.tiny_models import save_tiny_llama
@@ -141,16 +141,8 @@ def test_a_submission_with_a_version_that_is_not_there_is_refused(client):
 
 
 def test_a_key_sees_its_own_datasets(settings):
-    engine = engine_for(settings.database_url)
-    app = create_app(settings)
-    mine, theirs, reader, admin = (
-        TestClient(app, headers={"Authorization": f"Bearer {create_key(engine, name, scope)[1]}"})
-        for name, scope in (
-            ("mine", KeyScope.SUBMIT),
-            ("theirs", KeyScope.SUBMIT),
-            ("reader", KeyScope.READ),
-            ("admin", KeyScope.ADMIN),
-        )
+    mine, theirs, reader, admin = make_clients(
+        settings, mine=KeyScope.SUBMIT, theirs=KeyScope.SUBMIT, reader=KeyScope.READ, admin=KeyScope.ADMIN
     )
     assert post(mine, rows("a")).status_code == 200
     assert [len(one.get("/datasets").json()) for one in (mine, theirs, reader, admin)] == [1, 0, 1, 1]

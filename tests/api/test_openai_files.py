@@ -13,10 +13,9 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
-from api.main import create_app
-from jobs.clients.keys import KeyScope, create_key
+from jobs.clients.keys import KeyScope
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.storage.tables import engine_for
+from tests.api.keyed_clients import make_clients
 from tests.api.openai_client import CONTENT, ROWS, ask, begin, connected, create
 from tests.jobs.own_data.rows import list_files, rows
 from tests.live_service import pause_jobs, wait_until_idle
@@ -280,16 +279,8 @@ def test_a_file_is_named_on_the_command_line(client: openai.OpenAI, paused: None
 
 
 def test_a_key_sees_its_own_files_and_uploads(settings: Settings) -> None:
-    engine = engine_for(str(settings.database_url))
-    app = create_app(settings)
-    mine, theirs, reader, admin = (
-        TestClient(app, headers={"Authorization": f"Bearer {create_key(engine, name, scope)[1]}"})
-        for name, scope in (
-            ("mine", KeyScope.SUBMIT),
-            ("theirs", KeyScope.SUBMIT),
-            ("reader", KeyScope.READ),
-            ("admin", KeyScope.ADMIN),
-        )
+    mine, theirs, reader, admin = make_clients(
+        settings, mine=KeyScope.SUBMIT, theirs=KeyScope.SUBMIT, reader=KeyScope.READ, admin=KeyScope.ADMIN
     )
 
     def post(client: TestClient, content: bytes) -> httpx.Response:

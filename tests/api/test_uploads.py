@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from jobs.clients.keys import KeyScope, create_key
-from jobs.storage.tables import engine_for
+from jobs.clients.keys import KeyScope
+from tests.api.keyed_clients import make_clients
 from tests.jobs.own_data.rows import list_files, rows
 
 pytestmark = pytest.mark.stack
@@ -141,12 +141,7 @@ def test_a_name_that_is_taken_is_told_before_a_part_is_sent(client, settings):
 
 
 def test_a_name_of_another_key_is_told_before_a_part_is_sent(settings):
-    engine = engine_for(settings.database_url)
-    app = create_app(settings)
-    mine, theirs, admin = (
-        TestClient(app, headers={"Authorization": f"Bearer {create_key(engine, name, scope)[1]}"})
-        for name, scope in (("mine", KeyScope.SUBMIT), ("theirs", KeyScope.SUBMIT), ("admin", KeyScope.ADMIN))
-    )
+    mine, theirs, admin = make_clients(settings, mine=KeyScope.SUBMIT, theirs=KeyScope.SUBMIT, admin=KeyScope.ADMIN)
     assert mine.post("/datasets", files={"file": ("support.jsonl", CONTENT)}).status_code == 200
     assert [begin(client).status_code for client in (mine, theirs, admin)] == [200, 409, 200]
 
@@ -179,12 +174,7 @@ def test_no_other_upload_and_no_other_folder_is_reached(client, upload_id):
 
 
 def test_a_key_sees_its_own_uploads(settings):
-    engine = engine_for(settings.database_url)
-    app = create_app(settings)
-    mine, theirs = (
-        TestClient(app, headers={"Authorization": f"Bearer {create_key(engine, name, KeyScope.SUBMIT)[1]}"})
-        for name in ("mine", "theirs")
-    )
+    mine, theirs = make_clients(settings, mine=KeyScope.SUBMIT, theirs=KeyScope.SUBMIT)
     place = f"/datasets/uploads/{json.loads(begin(mine).content)['upload_id']}"
     assert (mine.get(place).status_code, theirs.get(place).status_code) == (200, 404)
     assert theirs.put(f"{place}/parts/1", content=b"x").status_code == 404

@@ -9,6 +9,7 @@ import pytest
 from sft.errors import ResultUnusable
 from sft.serving.process import Replies, Request
 from sft.serving.verdict import Verdict, judge, skip
+from tasks.serving import describe
 from tuneyard_wire.serving_check import ServingCheck
 
 KEYS = {"stage": "keys", "missing": [], "unexpected": []}
@@ -38,7 +39,7 @@ def test_what_equals_training_passes() -> None:
     verdict = Judged()(EQUAL, EQUAL, KEYS, LOSS, STOPPED, ENDLESS, DONE)
     assert verdict == Verdict("passed", None, (), 2, 2, 2, 1, 1.0, 1.0)
     assert verdict.warnings == []
-    assert verdict.describe() == (
+    assert describe(verdict) == (
         "2 of 2 prompts have the token ids trained on; 1 of 2 answers end by themselves; "
         "loss 1.0000 beside 1.0000 in training"
     )
@@ -62,7 +63,7 @@ def test_what_differs_is_a_warning(reply: dict[str, Any], words: str) -> None:
     assert verdict.status == "warning"
     (sentence,) = verdict.warnings
     assert words in sentence
-    assert words in verdict.describe()
+    assert words in describe(verdict)
     assert verdict.served_loss is None or verdict.served_loss == 1.01  # JSON has no NaN
 
 
@@ -84,7 +85,7 @@ def test_a_machine_that_is_too_small_is_no_error_of_the_files(stage: str) -> Non
     verdict = Judged()(EQUAL, {"stage": stage, "error": "out of memory", "is_of_machine": True})
     assert (verdict.status, verdict.findings) == ("skipped", ())
     assert verdict.reason == "this machine can't load it: out of memory"
-    assert "out of memory" in verdict.describe()
+    assert "out of memory" in describe(verdict)
 
 
 def test_a_check_that_was_not_finished_has_not_passed() -> None:
