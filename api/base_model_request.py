@@ -31,7 +31,7 @@ def _check_number(value: Any) -> Any:
     return value
 
 
-class NewFile(BaseModel, extra="forbid"):
+class NewModelFile(BaseModel, extra="forbid"):
     """A file that will be uploaded."""
 
     path: FilePath = Field(description="Its name, of a chat template beside the main one with its folder.")
@@ -43,7 +43,7 @@ class NewModel(BaseModel, extra="forbid"):
     """A base model that will be uploaded: `config.json`, safetensors, tokenizer."""
 
     name: ModelName
-    files: list[NewFile] = Field(min_length=2, max_length=MAX_FILES)
+    files: list[NewModelFile] = Field(min_length=2, max_length=MAX_FILES)
 
     def announced(self) -> list[AnnouncedFile]:
         """The files, for the upload."""

@@ -12,9 +12,9 @@ from api.base_model_request import NewModel
 from api.dependencies import JobOwner, Service, VisibleOwner, find_client
 from api.responses import respond
 from jobs.base_models.catalog import describe_model, identify_root, list_names
-from jobs.base_models.pieces import Piece
+from jobs.base_models.pieces import PieceWriter
 from jobs.base_models.publishing import remove_model
-from jobs.base_models.uploads import Upload
+from jobs.base_models.uploads import IncomingModel
 from jobs.clients.keys import Client, KeyScope
 from jobs.engine.listing import JobFilters
 from jobs.service.job_service import JobService
@@ -85,13 +85,13 @@ def delete_model(
 @router.post("/models")
 def begin_upload(body: NewModel, settings: AppSettings, owner: JobOwner) -> ModelUpload:
     """Announce the files of a base model. Announcing the same files again continues their upload."""
-    return respond(ModelUpload, Upload.begin(body.name, body.announced(), owner, settings).describe())
+    return respond(ModelUpload, IncomingModel.begin(body.name, body.announced(), owner, settings).describe())
 
 
 @router.get("/model-uploads/{upload_id}")
 def get_upload(upload_id: str, settings: AppSettings, owner: JobOwner) -> ModelUpload:
     """Get what has arrived of an upload. One that nobody continues for a day is removed."""
-    return respond(ModelUpload, Upload.find(upload_id, owner, settings).describe())
+    return respond(ModelUpload, IncomingModel.find(upload_id, owner, settings).describe())
 
 
 @router.put("/model-uploads/{upload_id}", openapi_extra=BODY)
@@ -102,7 +102,7 @@ async def put_piece(
 
     A piece may be sent again; what came after it is dropped.
     """
-    upload = await to_thread.run_sync(Upload.find, upload_id, owner, settings)
+    upload = await to_thread.run_sync(IncomingModel.find, upload_id, owner, settings)
     arrival = upload.receiving(path, offset)
     piece = await to_thread.run_sync(arrival.__enter__)
     try:
@@ -121,17 +121,17 @@ def complete_upload(upload_id: str, settings: AppSettings, owner: JobOwner) -> M
 
     Takes a while where a store has to receive it too.
     """
-    return respond(Model, Upload.find(upload_id, owner, settings).publish())
+    return respond(Model, IncomingModel.find(upload_id, owner, settings).publish())
 
 
 @router.delete("/model-uploads/{upload_id}")
 def abort_upload(upload_id: str, settings: AppSettings, owner: JobOwner) -> Message:
     """Remove an upload with what has arrived."""
-    Upload.find(upload_id, owner, settings).remove()
+    IncomingModel.find(upload_id, owner, settings).remove()
     return Message(message=f"Upload {upload_id} removed")
 
 
-async def _write_body(request: Request, piece: Piece | None) -> None:
+async def _write_body(request: Request, piece: PieceWriter | None) -> None:
     """Write the body as it arrives; drop it if the file is complete already."""
     waiting = bytearray()
     async for chunk in request.stream():

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.settings import Settings
-from tuneyard_cli.answers import Conversation
+from tuneyard_cli.answers import Chat
 from tuneyard_cli.watch import watch_job
 from tuneyard_client import Tuneyard
 
@@ -68,7 +68,7 @@ def show_chat(console: Console, api_url: str, adapter: str, question: str) -> No
     with Tuneyard(api_url) as client:
         base = client.model(adapter).parent
         models = [base, adapter] if base else [adapter]
-        conversation = Conversation(
+        conversation = Chat(
             client, models, None, {"temperature": 0, "max_tokens": ANSWER_TOKENS, "wait_seconds": WAIT_SECONDS}
         )
         conversation.ask(question, is_shown=True)

@@ -14,7 +14,7 @@ from sft.adapting.adapter_files import SETTINGS, WEIGHTS
 from sft.errors import ExportRefused, ModelNotFound
 from sft.files.disk import raising_disk_full
 from sft.files.publication import publish_folder
-from tasks.export_source import Source, fetch, find_adapter
+from tasks.export_source import ExportSource, fetch, find_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,7 +165,7 @@ def _read_list(folder: Path) -> list[str]:
         return []
 
 
-def write_peft(source: Source, fresh: Path, options: Options, made: Exported) -> None:
+def write_peft(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
     """Write the adapter's files as they are in the registry."""
     if not source.is_adapter:
         raise ExportRefused(f"{source.title} is a whole model (use_lora false), not an adapter; export --to merged")
@@ -173,13 +173,13 @@ def write_peft(source: Source, fresh: Path, options: Options, made: Exported) ->
     made.command = f'PeftModel.from_pretrained(base_model, "{made.folder}")'
 
 
-def write_merged(source: Source, fresh: Path, options: Options, made: Exported) -> None:
+def write_merged(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
     """Write a whole model: the adapter merged into its base model, layer by layer (see `sft.adapting.merging`)."""
     made.command = f'AutoModelForCausalLM.from_pretrained("{made.folder}")'
     _write_model(source, fresh)
 
 
-def write_gguf(source: Source, fresh: Path, options: Options, made: Exported) -> None:
+def write_gguf(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
     """Write GGUF files, and for Ollama a Modelfile."""
     from sft.exporting import gguf_conversion as gguf
     from sft.exporting.adapter_limits import check_for_llama_cpp
@@ -213,7 +213,7 @@ def write_gguf(source: Source, fresh: Path, options: Options, made: Exported) ->
     made.command = f"llama-server --jinja -m {made.folder}/{gguf.MODEL_FILE}{lora}"
 
 
-def write_vllm(source: Source, fresh: Path, options: Options, made: Exported) -> None:
+def write_vllm(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
     """Write the adapter or the merged model, and a script that serves it."""
     from sft.exporting.adapter_limits import check_for_vllm
     from sft.exporting.vllm_script import SCRIPT, build_command, write_script
@@ -235,7 +235,7 @@ def write_vllm(source: Source, fresh: Path, options: Options, made: Exported) ->
 
 
 def _write_modelfile(
-    source: Source,
+    source: ExportSource,
     fresh: Path,
     tokenizer: "PreTrainedTokenizerBase",
     adapter: str | None,
@@ -250,7 +250,7 @@ def _write_modelfile(
     write_modelfile(fresh / "Modelfile", source.title, MODEL_FILE, adapter, template, parameters)
 
 
-def _write_model(source: Source, folder: Path) -> Path:
+def _write_model(source: ExportSource, folder: Path) -> Path:
     """Write a whole model into a folder; returns the folder."""
     folder.mkdir(exist_ok=True)
     if not source.is_adapter:

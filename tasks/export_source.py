@@ -25,7 +25,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """An adapter in the registry, and its files.
 
     Attributes:
@@ -87,7 +87,7 @@ def find_adapter(settings: Settings, reference: str) -> RegisteredAdapter:
     return RegisteredAdapter(name, number, found[number].source, dict(found[number].tags))
 
 
-def fetch(settings: Settings, adapter: RegisteredAdapter, parts: Path) -> Source:
+def fetch(settings: Settings, adapter: RegisteredAdapter, parts: Path) -> ExportSource:
     """Download the files of a version and check that they are whole. Raises ModelUnusable."""
     subject = f"{adapter.name} version {adapter.version}"
     folder = _download(settings, adapter, parts / "download")
@@ -102,7 +102,7 @@ def fetch(settings: Settings, adapter: RegisteredAdapter, parts: Path) -> Source
         raise ModelUnusable(f"{subject} has no tokenizer in the registry; export one that a job registered")
     config = adapter.to_spec().config if SPEC_TAG in adapter.tags else None
     named = config.base_model if config else read_object(folder / SETTINGS).get("base_model_name_or_path")
-    return Source(adapter, folder, config, str(named or adapter.tags.get("base_model") or ""), settings)
+    return ExportSource(adapter, folder, config, str(named or adapter.tags.get("base_model") or ""), settings)
 
 
 def _download(settings: Settings, adapter: RegisteredAdapter, folder: Path) -> Path:

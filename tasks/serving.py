@@ -14,7 +14,7 @@ from sft.errors import InvalidDataset, ModelUnusable, ResourceLimit
 from sft.generation.room import OVERHEAD_BYTES, measure_weights
 from sft.models.model_texts import read_object
 from sft.serving.process import Request, ask
-from sft.serving.samples import Sample, choose_rows, read_samples
+from sft.serving.samples import CheckedRow, choose_rows, read_samples
 from sft.serving.verdict import Verdict, judge, skip
 from tasks.dataset_mix import AnyDataset, list_versions
 from tasks.journal import Journal
@@ -153,7 +153,7 @@ def _find_rows(config: SFTConfig, dataset: AnyDataset, rows: AnyRows) -> _Rows:
 
 def _read_samples(
     journal: Journal, chosen: "Dataset", source: _Rows, dataset: AnyDataset
-) -> tuple[list[Sample], list[str]]:
+) -> tuple[list[CheckedRow], list[str]]:
     """The rows with their prompts, or no rows and the reason."""
     try:
         with reading_input(journal.settings, str(dataset.reference)):

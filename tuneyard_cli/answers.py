@@ -73,7 +73,7 @@ def chat(
         if not question:
             raise typer.BadParameter("a question is missing", param_hint="QUESTION")
     with connected(url) as client:
-        talk = Conversation(client, _choose_models(client, name, base), system, options)
+        talk = Chat(client, _choose_models(client, name, base), system, options)
         if question is not None:
             answers = talk.ask(question, is_shown=not as_json)
             if as_json:
@@ -154,7 +154,7 @@ def telling_of_wait() -> Iterator[Callable[[], None]]:
         timer.cancel()
 
 
-class Conversation:
+class Chat:
     """A conversation with one or more models, each of which sees its own answers."""
 
     def __init__(self, client: "Tuneyard", models: list[str], system: str | None, options: "AnswerOptions") -> None:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from api.dependencies import Service
 from api.openai.answer_request import ChatRequest, CompletionRequest
-from api.openai.answering import Answering
+from api.openai.answering import PendingAnswer
 from api.openai.answers import (
     ChatDeltas,
     Piece,
@@ -39,7 +39,7 @@ Write = Callable[[Piece], dict[str, Any]]
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
 async def answer_chat(body: ChatRequest, request: Request, service: Service) -> Any:
     """Answer a chat. `Prefer: wait=SECONDS` waits while jobs leave no room, instead of a 503."""
-    answering = Answering(request, service, body)
+    answering = PendingAnswer(request, service, body)
     await answering.find_model()
     has_logprobs = bool(body.logprobs)
     if body.stream:
@@ -53,7 +53,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
 @router.post("/v1/completions", response_model=Completion, responses=STREAM)
 async def complete_text(body: CompletionRequest, request: Request, service: Service) -> Any:
     """Continue a text, or several. `Prefer: wait=SECONDS` waits while jobs leave no room, instead of a 503."""
-    answering = Answering(request, service, body)
+    answering = PendingAnswer(request, service, body)
     await answering.find_model()
     has_logprobs = body.logprobs is not None
 
@@ -67,7 +67,7 @@ async def complete_text(body: CompletionRequest, request: Request, service: Serv
     return respond(Completion, {**answering.head, "object": "text_completion", "choices": choices, "usage": usage})
 
 
-async def _stream(answering: Answering, body: ChatRequest | CompletionRequest, kind: str, write: Write) -> Response:
+async def _stream(answering: PendingAnswer, body: ChatRequest | CompletionRequest, kind: str, write: Write) -> Response:
     """Start a stream once the first piece is there, so that an error before it has a status of its own."""
     pieces = answering.pieces()
     try:
@@ -84,7 +84,7 @@ async def _stream(answering: Answering, body: ChatRequest | CompletionRequest, k
 
 
 async def _write_events(
-    answering: Answering,
+    answering: PendingAnswer,
     pieces: AsyncGenerator[Piece],
     piece: Piece | None,
     kind: str,

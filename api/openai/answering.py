@@ -38,7 +38,7 @@ def limit_generations(per_client: int) -> ClientLimit:
     return ClientLimit(per_client, total, too_many, f"The service has {total} requests for answers, its maximum")
 
 
-class Answering:
+class PendingAnswer:
     """One request: its model, its name and its pieces."""
 
     def __init__(self, request: Request, service: JobService, body: ChatRequest | CompletionRequest) -> None:

@@ -10,7 +10,7 @@ MOST_CALLS = 128
 NoList = Annotated[list[JsonValue], Field(max_length=0)]
 
 
-class TextPart(BaseModel):
+class TextContent(BaseModel):
     """A part of a message."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -19,10 +19,10 @@ class TextPart(BaseModel):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+Content = str | Annotated[list[TextContent], Field(min_length=1)]
 
 
-class Message(BaseModel):
+class AnyMessage(BaseModel):
     """What messages of all roles have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +30,7 @@ class Message(BaseModel):
     name: Annotated[str, Field(max_length=64)] | None = Field(None, description="Accepted, and without effect.")
 
 
-class TextMessage(Message):
+class TextMessage(AnyMessage):
     """An instruction or a question."""
 
     role: Literal["system", "developer", "user"]
@@ -41,7 +41,7 @@ class TextMessage(Message):
         return {"role": "system" if self.role == "developer" else self.role, "content": join_content(self.content)}
 
 
-class _Answer(Message):
+class _Answer(AnyMessage):
     """What an answer of OpenAI's client has when it is sent back as a message."""
 
     role: Literal["assistant"]
@@ -51,7 +51,7 @@ class _Answer(Message):
     function_call: None = None
 
 
-class AnswerMessage(_Answer):
+class EarlierAnswer(_Answer):
     """An earlier answer."""
 
     content: Content
@@ -74,7 +74,7 @@ class CallMessage(_Answer):
         return {"role": self.role, "content": join_content(self.content), "tool_calls": calls}
 
 
-class ToolMessage(Message):
+class ToolMessage(AnyMessage):
     """The result of a call."""
 
     role: Literal["tool"]
@@ -86,7 +86,7 @@ class ToolMessage(Message):
         return {"role": self.role, "content": join_content(self.content), "tool_call_id": self.tool_call_id}
 
 
-def join_content(content: str | list[TextPart] | None) -> str:
+def join_content(content: str | list[TextContent] | None) -> str:
     """The text of a message."""
     return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
@@ -101,7 +101,7 @@ def choose_kind(value: Any) -> str:
 
 ChatMessage = Annotated[
     Annotated[TextMessage, Tag("union[text]")]
-    | Annotated[AnswerMessage, Tag("union[answer]")]
+    | Annotated[EarlierAnswer, Tag("union[answer]")]
     | Annotated[CallMessage, Tag("union[call]")]
     | Annotated[ToolMessage, Tag("union[tool]")],
     Discriminator(choose_kind),

@@ -13,7 +13,7 @@ from jobs.errors import UploadConflict, UploadNotFound
 LOCK_SECONDS = 10.0
 
 
-class Piece:
+class PieceWriter:
     """Takes the bytes of a file, up to the announced number."""
 
     def __init__(self, file: FileIO, most_bytes: int, path: str) -> None:

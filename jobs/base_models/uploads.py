@@ -19,7 +19,7 @@ from uuid import UUID
 
 from jobs.base_models.announcing import AnnouncedFile, check_files
 from jobs.base_models.catalog import describe_model
-from jobs.base_models.pieces import Piece, finding_upload, locked
+from jobs.base_models.pieces import PieceWriter, finding_upload, locked
 from jobs.base_models.placing import check_free
 from jobs.base_models.publishing import check_name, find_same, publish_upload
 from jobs.base_models.records import Record
@@ -36,7 +36,7 @@ MOST_OPEN = 64  # uploads at a time
 _LIST, _FILES, _PARTS = "upload.json", "files", "parts"
 
 
-class Upload:
+class IncomingModel:
     """An upload in progress, or one whose model is published."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
@@ -117,7 +117,7 @@ class Upload:
         return {"path": path, "bytes": file.bytes, "received_bytes": received, "complete": is_complete}
 
     @contextmanager
-    def receiving(self, path: str, offset: int) -> Iterator["Piece | None"]:
+    def receiving(self, path: str, offset: int) -> Iterator["PieceWriter | None"]:
         """Yield what takes the bytes of a file from `offset` on; None if it is complete already.
 
         The last piece completes the file, if its SHA-256 is right.
@@ -144,7 +144,7 @@ class Upload:
             part.seek(offset)
             os.utime(self.folder)
             try:
-                yield Piece(part, file.bytes - offset, path)
+                yield PieceWriter(part, file.bytes - offset, path)
             except OSError as error:
                 if not is_about_space(error):
                     raise

@@ -16,7 +16,7 @@ from jobs.stack import postgres
 from jobs.stack.database_urls import asyncpg_environment, database_url, find_trainer_url
 from jobs.stack.gpus import share_gpus
 from jobs.stack.postgres import has_account
-from jobs.stack.process_manager import Part, plain_home, run_folder
+from jobs.stack.process_manager import StackPart, plain_home, run_folder
 from sft.errors import StackError
 from sft.files.disk import find_existing
 from sft.files.places import find_temporary
@@ -58,29 +58,29 @@ def fill_addresses(settings: Settings) -> Settings:
     )
 
 
-def build_parts(settings: Settings, gpus: list[str]) -> list[Part]:
+def build_parts(settings: Settings, gpus: list[str]) -> list[StackPart]:
     """The processes to run here, in starting order."""
     parts = []
     if settings.database_url is None:
         command = postgres.server_command(plain_home(settings.home) / "postgres")
-        parts.append(Part("postgres", command, 10, stop_signal="INT"))
+        parts.append(StackPart("postgres", command, 10, stop_signal="INT"))
     if settings.prefect_api_url is None:
         address = ["--host", LOCALHOST, "--port", str(settings.prefect_port)]
-        parts.append(Part("prefect", [*PYTHON, "jobs.stack.pages", "prefect", *address], 20))
+        parts.append(StackPart("prefect", [*PYTHON, "jobs.stack.pages", "prefect", *address], 20))
     if settings.mlflow_tracking_uri is None:
         address = ["--host", LOCALHOST, "--port", str(settings.mlflow_port)]
         # The app that `mlflow server` runs in a child of a process that imports MLflow too and then only waits: without
         # that, 180 MB and 4 s less, and no child that keeps the port when its parent is killed.
-        parts.append(Part("mlflow", [*PYTHON, "jobs.stack.pages", "mlflow", *address], 20))
+        parts.append(StackPart("mlflow", [*PYTHON, "jobs.stack.pages", "mlflow", *address], 20))
     if settings.prefect_api_url is None:
         parts += [_worker(settings, number, gpus) for number in range(count_workers(settings, gpus))]
     if not settings.is_external:
         scope = ["--local"] if settings.prefect_api_url is None else []
-        parts.append(Part("watchdog", [*PYTHON, "jobs.watchdog", *scope], 30, stop_signal="KILL"))  # made for it
+        parts.append(StackPart("watchdog", [*PYTHON, "jobs.watchdog", *scope], 30, stop_signal="KILL"))  # made for it
     return parts
 
 
-def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
+def _worker(settings: Settings, number: int, gpus: list[str]) -> StackPart:
     name = f"worker-{number}"
     command = [*PYTHON, "jobs.stack.launch", "--parent", "--trainer", "--"]
     command += [*PYTHON, "prefect", "worker", "start", "--type", "process", "--name", name]
@@ -88,7 +88,7 @@ def _worker(settings: Settings, number: int, gpus: list[str]) -> Part:
     share = share_gpus(gpus, number, count_workers(settings, gpus))
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}
     # SIGKILL: on SIGTERM the worker would report an end of its running job.
-    return Part(name, command, 30, stop_signal="KILL", environment=environment)
+    return StackPart(name, command, 30, stop_signal="KILL", environment=environment)
 
 
 def count_workers(settings: Settings, gpus: list[str]) -> int:

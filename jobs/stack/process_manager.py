@@ -28,7 +28,7 @@ ALIVE_STATES = ("STARTING", "RUNNING")
 
 
 @dataclass(frozen=True)
-class Part:
+class StackPart:
     """How to run one process of the stack."""
 
     name: str
@@ -137,7 +137,7 @@ class Supervisor:
         except (OSError, http.client.HTTPException):
             return None
 
-    def launch(self, parts: Sequence[Part], environment: Mapping[str, str]) -> None:
+    def launch(self, parts: Sequence[StackPart], environment: Mapping[str, str]) -> None:
         """Start the daemon with these parts, none of them running yet. Raises StackError with what it said."""
         self.socket.unlink(missing_ok=True)
         (self.home / "logs").mkdir(mode=0o700, exist_ok=True)
@@ -185,7 +185,7 @@ class Supervisor:
             time.sleep(0.05)
 
 
-def render_config(home: Path, run: Path, parts: Sequence[Part]) -> str:
+def render_config(home: Path, run: Path, parts: Sequence[StackPart]) -> str:
     """supervisord's configuration file. Secrets are not in it: parts inherit the daemon's environment.
 
     Raises:

@@ -13,7 +13,7 @@ from jobs.engine.credentials import guard_server
 from jobs.settings import Settings
 from jobs.stack import deployments, parts, postgres
 from jobs.stack.database_urls import sibling_url
-from jobs.stack.process_manager import ALIVE_STATES, Part, Supervisor, log_path, make_run_folder
+from jobs.stack.process_manager import ALIVE_STATES, StackPart, Supervisor, log_path, make_run_folder
 from jobs.storage.tables import engine_for, migrate
 from jobs.storage.trainer_role import make_role
 from sft.errors import StackError
@@ -21,7 +21,7 @@ from sft.errors import StackError
 LOG_LINES = 20
 
 
-def launch(settings: Settings, supervisor: Supervisor, wanted: list[Part]) -> None:
+def launch(settings: Settings, supervisor: Supervisor, wanted: list[StackPart]) -> None:
     """Check the ports, make the database cluster and start supervisord, which starts nothing yet."""
     if settings.prefect_api_url is None:
         parts.check_port("Prefect", settings.prefect_port, "TUNEYARD_PREFECT_PORT")

@@ -55,14 +55,14 @@ def inspect_file(path: Path, on_rows: Callable[[int], None] = lambda rows: None)
     Raises:
         InvalidDataset: the file as a whole is malformed, is empty, or none of its rows is an object.
     """
-    reading = _Reading()
+    reading = _Tally()
     for block in read_file_blocks(path):
         reading.take(block.read())
         on_rows(reading.report.counts["rows"])
     return reading.finish(path.name)
 
 
-class _Reading:
+class _Tally:
     def __init__(self) -> None:
         self.report = SplitReport()
         self._formats: Counter[str] = Counter()

@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
     counts: NDArray[np.int64]
 
 
-class Source(NamedTuple):
+class RowSource(NamedTuple):
     """Where rows come from: a file, and what opens its blocks, or some of them, as often as it is called."""
 
     file: Path
@@ -84,8 +84,8 @@ def lock_shards(folder: Path) -> Iterator[Path]:
 def write_shards(
     config: SFTConfig,
     encoder: BlockEncoder,
-    train: Source,
-    held_out: Source | None,
+    train: RowSource,
+    held_out: RowSource | None,
     folder: Path,
     processes: int,
     on_rows: Callable[[int], None],
@@ -135,7 +135,7 @@ def write_shards(
 
 
 def _choose(
-    config: SFTConfig, encoder: BlockEncoder, source: Source, side: int, share: float, folder: Path, processes: int
+    config: SFTConfig, encoder: BlockEncoder, source: RowSource, side: int, share: float, folder: Path, processes: int
 ) -> Chosen | None:
     """The sides of a file's rows; None if no choice is to be made. Raises InvalidDataset if it has no rows."""
     if not share and config.max_samples is None:
@@ -153,7 +153,7 @@ def _choose(
     return Chosen(sides, counts)
 
 
-def _list_tasks(source: Source, side: int, chosen: Chosen | None) -> Iterator[Task]:
+def _list_tasks(source: RowSource, side: int, chosen: Chosen | None) -> Iterator[Task]:
     """Yield the blocks of a file with the sides of their rows. Raises InvalidDataset if it has no rows."""
     if chosen is None:
         for block in _read(source):
@@ -164,7 +164,7 @@ def _list_tasks(source: Source, side: int, chosen: Chosen | None) -> Iterator[Ta
         yield block, chosen.sides[start:end]
 
 
-def _read(source: Source) -> Iterator[Block]:
+def _read(source: RowSource) -> Iterator[Block]:
     has_rows = False
     for block in source.open():
         has_rows = has_rows or block.count_rows() > 0

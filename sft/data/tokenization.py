@@ -20,7 +20,7 @@ from sft.data.row_advice import advise_on_rows, count_skipped
 from sft.data.row_blocks import read_blocks
 from sft.data.row_report import Notes
 from sft.data.row_sample import sample_blocks
-from sft.data.shards import Source, has_files, lock_shards, write_shards
+from sft.data.shards import RowSource, has_files, lock_shards, write_shards
 from sft.errors import InvalidDataset
 from sft.files.publication import discard_folder, publish_folder
 
@@ -138,9 +138,9 @@ def prepare(
     """
     check_template_name(config.template_name)
     key_parts = describe_preparation(config, model_path, train_file, eval_file)
-    train, held_out = Source(train_file, partial(read_blocks, train_file)), None
+    train, held_out = RowSource(train_file, partial(read_blocks, train_file)), None
     if eval_file:
-        held_out = Source(eval_file, partial(read_blocks, eval_file))
+        held_out = RowSource(eval_file, partial(read_blocks, eval_file))
     if processes is None:
         parts = list_parts(train_file) + (list_parts(eval_file) if eval_file else [])
         processes = _choose_processes(sum(part.stat().st_size for part in parts))
@@ -161,7 +161,7 @@ def prepare_sample(
     blocks = [sample_blocks(read_blocks(file)) for file in files]
     contents = [hashlib.sha256(repr(found).encode()).hexdigest() for found in blocks]
     key_parts = describe_tokens(config, model_path) | {"sample": contents, "rows": rows}
-    sources = [Source(file, partial(iter, found)) for file, found in zip(files, blocks, strict=True)]
+    sources = [RowSource(file, partial(iter, found)) for file, found in zip(files, blocks, strict=True)]
     counts = [sum(block.count_rows() for block in found) for found in blocks]
     sample = {"rows": counts[0], "of": rows, "eval_rows": 0, "eval_of": 0}
     if eval_file:
@@ -214,8 +214,8 @@ def place_of_prepared(
 def _write_splits(
     config: SFTConfig,
     model_path: Path,
-    train: Source,
-    held_out: Source | None,
+    train: RowSource,
+    held_out: RowSource | None,
     processes: int,
     on_rows: Callable[[int], None],
     folder: Path,

@@ -12,7 +12,7 @@ from sft.data.messages import Tool
 FUNCTION = {"name": "{name}", "arguments": "{arguments}"}
 
 
-class Call(NamedTuple):
+class FunctionCall(NamedTuple):
     """A call: the function's name, and its arguments as the text of a JSON object."""
 
     name: str
@@ -87,7 +87,7 @@ FORMS = {
 }
 
 
-def read_calls(form: CallForm, text: str, tools: list[Tool]) -> list[Call] | None:
+def read_calls(form: CallForm, text: str, tools: list[Tool]) -> list[FunctionCall] | None:
     """Read what a model wrote between opening and closing; None if it is no call, or not only that.
 
     Args:
@@ -104,19 +104,19 @@ def read_calls(form: CallForm, text: str, tools: list[Tool]) -> list[Call] | Non
     return None
 
 
-def _parse(fields: dict[str, Any], text: str, tools: list[Tool]) -> list[Call]:
+def _parse(fields: dict[str, Any], text: str, tools: list[Tool]) -> list[FunctionCall]:
     from transformers.utils.chat_parsing import parse_response
 
     message = parse_response(text, {"start_anchor": "\0", "fields": fields}, prefix="", tools=tools)
     if message.get("rest"):
         raise ValueError("text beside the calls")
-    found: list[Call] = []
+    found: list[FunctionCall] = []
     for one in message.get("tool_calls", []):
         function = one["function"]
         name, arguments = function["name"], function["arguments"]
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             raise ValueError("a call needs a name and an object")
-        call = Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+        call = FunctionCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
         "".join(call).encode()  # half of a surrogate pair is no text that can be sent
         found.append(call)
     return found

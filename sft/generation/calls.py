@@ -1,7 +1,7 @@
 """`CallReader`: separates calls of functions from the text of an answer while it is generated."""
 
 from sft.data.messages import Tool
-from sft.generation.call_forms import Call, CallForm, read_calls
+from sft.generation.call_forms import CallForm, FunctionCall, read_calls
 from sft.generation.text import measure_overlap
 
 
@@ -23,11 +23,11 @@ class CallReader:
         self._follows_call = False
         self._has_text = False
 
-    def read(self, text: str, is_last: bool = False) -> tuple[str, list[Call]]:
+    def read(self, text: str, is_last: bool = False) -> tuple[str, list[FunctionCall]]:
         """Take what is new of the answer; returns the text and the calls that are certain now."""
         self._held += text
         texts: list[str] = []
-        calls: list[Call] = []
+        calls: list[FunctionCall] = []
         while self._held and self._advance(texts, calls, is_last):
             pass
         if is_last and not self._follows_call:
@@ -35,7 +35,7 @@ class CallReader:
             self._space = ""
         return "".join(texts), calls
 
-    def _advance(self, texts: list[str], calls: list[Call], is_last: bool) -> bool:
+    def _advance(self, texts: list[str], calls: list[FunctionCall], is_last: bool) -> bool:
         """Take one step; False if more text is needed."""
         if not self._is_inside:
             return self._find_opening(texts, is_last)

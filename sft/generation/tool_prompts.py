@@ -8,7 +8,7 @@ from sft.data.formats import Conversation
 from sft.data.messages import Message, Tool, read_messages, read_tools
 from sft.data.rendering_checks import CALLING_TEMPLATES, check_calls, check_nothing_is_lost
 from sft.errors import InvalidDataset, InvalidPrompt
-from sft.generation.call_forms import FORMS, Call
+from sft.generation.call_forms import FORMS, FunctionCall
 from sft.generation.calls import CallReader
 from sft.generation.text import TextReader
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION: Message = {"role": "user", "content": "qzquestion"}
-CALL = Call("qzcall", '{"qzname": "qzvalue"}')
+CALL = FunctionCall("qzcall", '{"qzname": "qzvalue"}')
 FUNCTION: Tool = {
     "type": "function",
     "function": {

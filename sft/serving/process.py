@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sft.confinement import explain_end, open_note
-from sft.serving.samples import Sample
+from sft.serving.samples import CheckedRow
 
 SECRETS = ("TUNEYARD_", "PREFECT_API_", "MLFLOW_", "AWS_", "WANDB_", "HF_TOKEN")
 WORDS_KEPT = 300
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     auto_class: str
     dtype: str
     device: str
-    samples: list[Sample]
+    samples: list[CheckedRow]
     compares_prompts: bool
     memory_bytes: int | None
     seconds: float

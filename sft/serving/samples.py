@@ -20,7 +20,7 @@ LOOKED_AT = 64  # of the split's first rows: the shortest of them are taken, as 
 LEAST_ANSWER, MOST_ANSWER = 64, 512  # tokens that an answer may have, if twice the row's own lies between
 
 
-class Sample(NamedTuple):
+class CheckedRow(NamedTuple):
     """A row as it was trained on or evaluated, and what a user would send for it.
 
     Attributes:
@@ -47,7 +47,7 @@ def choose_rows(rows: "Dataset", max_seq_length: int) -> "Dataset":
     return rows.select(sorted(sorted(whole, key=lengths.__getitem__)[:MOST_ROWS]))
 
 
-def read_samples(chosen: "Dataset", file: Path, config: SFTConfig) -> list[Sample]:
+def read_samples(chosen: "Dataset", file: Path, config: SFTConfig) -> list[CheckedRow]:
     """Read the rows' prompts from the file that they were prepared from.
 
     Raises:
@@ -70,7 +70,7 @@ def _find_rows(file: Path, wanted: set[int]) -> Iterator[tuple[int, Row]]:
             return
 
 
-def _build(number: int, prepared: dict[str, Any], row: Conversation | PlainText, train_on_prompt: bool) -> Sample:
+def _build(number: int, prepared: dict[str, Any], row: Conversation | PlainText, train_on_prompt: bool) -> CheckedRow:
     ids, labels = list(prepared["input_ids"]), list(prepared["labels"])
     supervised = sum(label != IGNORED for label in labels)
     limit = min(max(LEAST_ANSWER, 2 * supervised), MOST_ANSWER)
@@ -78,9 +78,9 @@ def _build(number: int, prepared: dict[str, Any], row: Conversation | PlainText,
         has_prompt = bool(row.prompt)
         is_whole = train_on_prompt or not has_prompt
         text = row.prompt or row.completion
-        return Sample(number, ids, labels, [], None, text, is_whole, limit if has_prompt else 0)
+        return CheckedRow(number, ids, labels, [], None, text, is_whole, limit if has_prompt else 0)
     prompts = [*_list_prompts(row)]
-    return Sample(number, ids, labels, prompts, row.tools, None, train_on_prompt, limit if prompts else 0)
+    return CheckedRow(number, ids, labels, prompts, row.tools, None, train_on_prompt, limit if prompts else 0)
 
 
 def _list_prompts(row: Conversation) -> Iterator[list[Message]]:

@@ -18,7 +18,7 @@ from api.sft_request import TrainBody
 from api.training_request import TrainingRequest
 from jobs.base_models.announcing import AnnouncedFile
 from jobs.base_models.catalog import describe_model, list_names
-from jobs.base_models.uploads import Upload
+from jobs.base_models.uploads import IncomingModel
 from jobs.folders import checkpoint_folder, job_folder
 from jobs.own_data.file_uploads import CANCELLED, FileUploads
 from jobs.preflight import Preflight
@@ -156,21 +156,21 @@ def try_shown_model(settings: Settings, value: str) -> None:
 
 
 def try_uploaded_model(settings: Settings, value: str) -> None:
-    Upload.begin(value, announce_model(), None, settings).remove()
+    IncomingModel.begin(value, announce_model(), None, settings).remove()
 
 
 def try_uploaded_file(settings: Settings, value: str) -> None:
-    upload = Upload.begin("up/plain", announce_model(), None, settings)
+    upload = IncomingModel.begin("up/plain", announce_model(), None, settings)
     try:
         with upload.receiving(value, 0):
             pass
     finally:
         upload.remove()
-    Upload.begin("up/plain", announce_model(value), None, settings).remove()
+    IncomingModel.begin("up/plain", announce_model(value), None, settings).remove()
 
 
 def try_upload_id(settings: Settings, value: str) -> None:
-    Upload.find(value, None, settings).remove()
+    IncomingModel.find(value, None, settings).remove()
 
 
 def try_file_id(settings: Settings, value: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jobs.base_models import pieces, uploads
 from jobs.base_models.announcing import AnnouncedFile
 from jobs.base_models.catalog import list_names
-from jobs.base_models.uploads import UPLOADS, Upload, remove_expired
+from jobs.base_models.uploads import UPLOADS, IncomingModel, remove_expired
 from jobs.errors import InvalidUpload, ModelExists, UploadConflict, UploadNotFound, UploadTooLarge
 from jobs.settings import Settings
 from jobs.shared_store import SharedStore
@@ -36,7 +36,7 @@ def announce(files):
 
 
 def begin(files, settings, owner=None, name="me/base"):
-    return Upload.begin(name, announce(files), owner, settings)
+    return IncomingModel.begin(name, announce(files), owner, settings)
 
 
 def send(upload, path, content, offset=0):
@@ -180,7 +180,7 @@ def test_sizes_have_limits(tmp_path, settings, files):
     huge = [AnnouncedFile("config.json", 2**48, "0" * 64), AnnouncedFile("model.safetensors", 9, "0" * 64)]
     limitless = Settings(home=tmp_path / "home", max_model_bytes=2**50)
     with pytest.raises(DiskFull, match="are free"):
-        Upload.begin("me/huge", huge, None, limitless)
+        IncomingModel.begin("me/huge", huge, None, limitless)
     assert not [*settings.model_root.rglob("*.json")]
 
 
@@ -204,13 +204,13 @@ def test_a_full_disk_keeps_what_fits_and_the_upload_goes_on(small_disk, tmp_path
 def test_another_key_does_not_see_an_upload(settings, files):
     owner = uuid4()
     upload = begin(files, settings, owner)
-    assert Upload.find(upload.id, owner, settings).name == "me/base"
+    assert IncomingModel.find(upload.id, owner, settings).name == "me/base"
     for other in (None, uuid4()):
         with pytest.raises(UploadNotFound):
-            Upload.find(upload.id, other, settings)
+            IncomingModel.find(upload.id, other, settings)
     for strange in ("", "..", "a" * 32, "../" + upload.id, upload.id + "\0", "ä" * 32):
         with pytest.raises(UploadNotFound):
-            Upload.find(strange, owner, settings)
+            IncomingModel.find(strange, owner, settings)
 
 
 def test_what_nobody_goes_on_with_is_removed_and_what_is_removed_is_told(settings, files, monkeypatch):

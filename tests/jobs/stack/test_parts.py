@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from jobs.stack.database_urls import database_url, sibling_url
 from jobs.stack.gpus import visible_gpus
 from jobs.stack.parts import build_parts, fill_addresses, stack_environment
-from jobs.stack.process_manager import PLAIN_PATH, Part, Supervisor, make_run_folder, render_config, run_folder
+from jobs.stack.process_manager import PLAIN_PATH, StackPart, Supervisor, make_run_folder, render_config, run_folder
 from sft.errors import StackError
 
 TWO_GPUS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1f)
@@ -176,7 +176,7 @@ def test_the_process_manager_reads_every_path_as_it_is(tmp_path: Path, name: str
     try:
         file = folder / "supervisord.conf"
         command = [f"/opt/{name}/bin/python", "-m", name, ""]
-        file.write_text(render_config(home, folder, [Part("one", command, 10)]), encoding="utf-8")
+        file.write_text(render_config(home, folder, [StackPart("one", command, 10)]), encoding="utf-8")
         options = ServerOptions()
         options.realize(["-c", str(file)])
         (program,) = options.process_group_configs[0].process_configs
@@ -192,7 +192,7 @@ def test_the_process_manager_reads_every_path_as_it_is(tmp_path: Path, name: str
 
 def test_a_line_break_in_the_installations_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="line break; install Tuneyard in a folder without one"):
-        render_config(tmp_path, tmp_path / "run", [Part("one", ["/opt/a\nb/python"], 10)])
+        render_config(tmp_path, tmp_path / "run", [StackPart("one", ["/opt/a\nb/python"], 10)])
 
 
 def test_a_link_of_somebody_elses_is_not_taken_for_the_run_folder(tmp_path: Path) -> None:

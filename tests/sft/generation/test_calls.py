@@ -7,7 +7,7 @@ import pytest
 from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import apply_template
 from sft.errors import InvalidPrompt
-from sft.generation.call_forms import FORMS, Call
+from sft.generation.call_forms import FORMS, FunctionCall
 from sft.generation.calls import CallReader
 from sft.generation.text import TextReader
 from sft.generation.tool_prompts import ANSWER, FUNCTION, QUESTION, check_tool_chat, find_form, read_tool_chat
@@ -31,7 +31,7 @@ def make_tokenizer(template: str):
     return tokenizer
 
 
-def read(text: str, form: str = "tags", tools=(), size: int = 1) -> tuple[str, list[Call]]:
+def read(text: str, form: str = "tags", tools=(), size: int = 1) -> tuple[str, list[FunctionCall]]:
     """Text and calls of an answer that comes in pieces."""
     reader = CallReader(FORMS[form], list(tools))
     pieces = [reader.read(text[start : start + size]) for start in range(0, len(text), size)]
@@ -62,13 +62,13 @@ def test_a_template_without_functions_is_refused(template):
 @pytest.mark.parametrize(
     ("form", "text", "content", "calls"),
     [
-        ("tags", f"I look.\n{ONE}\n{ONE}\n", "I look.", [Call("a", '{"b": "ü"}')] * 2),
-        ("tags", f"{ONE} Then.  ", "Then.  ", [Call("a", '{"b": "ü"}')]),
-        ("tags", ONE.removesuffix("</tool_call>"), "", [Call("a", '{"b": "ü"}')]),
-        ("tags", XML, "", [Call("f", '{"n": 7}')]),
-        ("mistral", '[TOOL_CALLS] [{"name": "a", "arguments": {}, "id": "x"}]', "", [Call("a", "{}")]),
-        ("llama", '\n{"name": "a", "parameters": {"b": 1}}', "", [Call("a", '{"b": 1}')]),
-        ("deepseek", f"So.{BEGIN}{DEEPSEEK}\n{DEEPSEEK}{END}", "So.", [Call("a", "{}")] * 2),
+        ("tags", f"I look.\n{ONE}\n{ONE}\n", "I look.", [FunctionCall("a", '{"b": "ü"}')] * 2),
+        ("tags", f"{ONE} Then.  ", "Then.  ", [FunctionCall("a", '{"b": "ü"}')]),
+        ("tags", ONE.removesuffix("</tool_call>"), "", [FunctionCall("a", '{"b": "ü"}')]),
+        ("tags", XML, "", [FunctionCall("f", '{"n": 7}')]),
+        ("mistral", '[TOOL_CALLS] [{"name": "a", "arguments": {}, "id": "x"}]', "", [FunctionCall("a", "{}")]),
+        ("llama", '\n{"name": "a", "parameters": {"b": 1}}', "", [FunctionCall("a", '{"b": 1}')]),
+        ("deepseek", f"So.{BEGIN}{DEEPSEEK}\n{DEEPSEEK}{END}", "So.", [FunctionCall("a", "{}")] * 2),
     ],
 )
 def test_calls_are_read_from_pieces(form, text, content, calls, size):

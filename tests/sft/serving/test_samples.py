@@ -9,9 +9,9 @@ import pytest
 from sft.config import SFTConfig
 from sft.data.tokenization import PreparedData, prepare
 from sft.errors import InvalidDataset
-from sft.serving.samples import MOST_ROWS, Sample, choose_rows, read_samples
+from sft.serving.samples import MOST_ROWS, CheckedRow, choose_rows, read_samples
 
-Read = Callable[..., list[Sample]]
+Read = Callable[..., list[CheckedRow]]
 
 SYSTEM, ASKED, TOLD, MORE, LAST = (
     {"role": role, "content": content}
@@ -31,7 +31,7 @@ def read(
 ) -> Read:
     """Prepare these rows and read samples of them."""
 
-    def read_them(rows: list[dict[str, Any]], **fields: Any) -> list[Sample]:
+    def read_them(rows: list[dict[str, Any]], **fields: Any) -> list[CheckedRow]:
         config = make_config(validation_split=0.0, dataset_format="auto", template_name="chatml", **fields)
         file = write_rows(rows)
         prepared = prepare(config, model_path, file, tmp_path / "cache").load_train()
