@@ -9,6 +9,7 @@ import typer
 from tuneyard_cli.exit import fail
 from tuneyard_cli.output import print_json, print_line, print_warnings
 from tuneyard_cli.service import JsonOption
+from tuneyard_cli.values import read_path
 
 PANEL = "Models"
 
@@ -39,13 +40,22 @@ class OutType(StrEnum):
 def export(
     adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Or NAME, for its latest version.")],
     to: Annotated[Form, typer.Option(help="What it is exported for.")],
-    out: Annotated[Path | None, typer.Option(help="A new or empty folder; NAME-VERSION-FORM if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=read_path, metavar="PATH", help="A new or empty folder; NAME-VERSION-FORM if not given."),
+    ] = None,
     merged: Annotated[
         bool, typer.Option("--merged", help="gguf, ollama, vllm: merge the adapter into the model.")
     ] = False,
     outtype: Annotated[OutType, typer.Option(help="gguf, ollama: number format of the model.")] = OutType.AUTO,
     llama_cpp: Annotated[
-        Path | None, typer.Option("--llama-cpp", help="gguf, ollama: llama.cpp's sources; the extra gguf if not given.")
+        Path | None,
+        typer.Option(
+            "--llama-cpp",
+            parser=read_path,
+            metavar="PATH",
+            help="gguf, ollama: llama.cpp's sources; the extra gguf if not given.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the folder.")] = False,
     as_json: JsonOption = False,

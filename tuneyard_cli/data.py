@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneyard_cli.exit import fail
-from tuneyard_cli.output import escape_lines, open_console, print_json, print_line
+from tuneyard_cli.output import open_console, print_json, print_line, print_rendered
 from tuneyard_cli.service import JsonOption, UrlOption, connected
+from tuneyard_cli.values import read_path
 
 if TYPE_CHECKING:
     from tuneyard_wire.own_data import DatasetVersion, ShownRow
@@ -90,7 +91,8 @@ def show(
 def download(
     dataset: DatasetArgument,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A new file; named after the dataset if not given.")
+        Path | None,
+        typer.Argument(parser=read_path, metavar="FILE", help="A new file; named after the dataset if not given."),
     ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -137,8 +139,6 @@ def _suffix_of(version: "DatasetVersion") -> str:
 
 
 def _show_row(row: "ShownRow") -> None:
-    from rich.text import Text
-
     console = open_console()
     console.rule(f"row {row.row}")
     if row.problem:
@@ -147,11 +147,7 @@ def _show_row(row: "ShownRow") -> None:
         if row.values is not None:
             print_json(row.values)
         return
-    text = Text()
-    for part in row.rendered:
-        shown = escape_lines(part.text)
-        text.append(f"»{shown}«" if part.supervised else shown, style="bold green" if part.supervised else "")
-    console.print(text)
+    print_rendered([(part.text, part.supervised) for part in row.rendered], console)
 
 
 def _print_table(found: "list[DatasetVersion]") -> None:

@@ -11,6 +11,7 @@ from tuneyard_cli.exit import ExitCode
 from tuneyard_cli.job_options import JobArguments, takes_job_options
 from tuneyard_cli.output import open_console, print_json, print_line, print_table, print_warnings, print_yaml
 from tuneyard_cli.service import JobArgument, JsonOption, UrlOption, connected
+from tuneyard_cli.values import read_path
 from tuneyard_wire.fields import TrainStatus
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def logs(
 @commands.command(rich_help_panel=PANEL)
 def download(
     job: JobArgument,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(parser=read_path, metavar="FOLDER", help="A new or empty folder.")],
     merged: Annotated[bool, typer.Option("--merged", help="The merged model of a job with save_merged_model.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,

@@ -9,6 +9,7 @@ import typer
 from tuneyard_cli.exit import fail
 from tuneyard_cli.output import print_json, print_line, print_table, print_yaml
 from tuneyard_cli.service import JsonOption, UrlOption, connected
+from tuneyard_cli.values import read_path
 
 if TYPE_CHECKING:
     from tuneyard_wire.base_models import Model
@@ -22,7 +23,10 @@ BILLION, GB = 1e9, 1e9
 @commands.command()
 def add(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder with config.json, *.safetensors and a tokenizer.")
+        Path,
+        typer.Argument(
+            parser=read_path, metavar="FOLDER", help="A folder with config.json, *.safetensors and a tokenizer."
+        ),
     ],
     name: Annotated[
         str | None, typer.Option("--name", metavar="[ORG/]NAME", help="Default: local/ and the folder's own name.")

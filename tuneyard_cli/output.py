@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FILE_WIDTH = 180  # columns of a table written to a file or a pipe
+INDENT = "  "
 
 
 def print_json(value: Any) -> None:
@@ -51,6 +52,17 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(escape(cell).replace("\t", "\\t")) for cell in row))
     open_console().print(table)
+
+
+def print_rendered(parts: Iterable[tuple[str, bool]], console: "Console | None" = None) -> None:
+    """Print a rendered row to stdout, each of its lines indented; parts with True are supervised, and marked."""
+    from rich.text import Text
+
+    text = Text(INDENT)
+    for part, is_supervised in parts:
+        shown = escape_lines(part).replace("\n", f"\n{INDENT}")
+        text.append(f"»{shown}«" if is_supervised else shown, style="bold green" if is_supervised else "")
+    (console or open_console()).print(text, soft_wrap=True)
 
 
 def escape_lines(text: str) -> str:

@@ -8,7 +8,7 @@ from tuneyard_cli.exit import fail
 from tuneyard_cli.job_options import JobArguments, takes_job_options
 from tuneyard_cli.jobs import PANEL
 from tuneyard_cli.machine import this_machine
-from tuneyard_cli.output import escape_lines, open_console, print_json
+from tuneyard_cli.output import open_console, print_json, print_rendered
 from tuneyard_cli.service import JsonOption, UrlOption, connected
 from tuneyard_wire.one_line import escape
 
@@ -92,7 +92,9 @@ def _show_rows(console: "Console", plan: dict[str, Any]) -> None:
         console.print(", ".join([f"{split:<6}{counts['used']} of {counts['rows']} rows", *changed]))
         for problem in counts.get("reasons", []):
             rows = ", ".join(map(str, problem["rows"])) + (" …" if problem["count"] > len(problem["rows"]) else "")
-            console.print(escape(f"  {problem['count']} invalid: {problem['reason']} (row {rows})"), markup=False)
+            console.print(
+                escape(f"  {problem['count']} invalid: {problem['reason']} (row {rows})"), markup=False, soft_wrap=True
+            )
     for part in plan.get("sources") or []:
         console.print(escape(_describe_part(part)), markup=False, soft_wrap=True)
     share = f"{tokens['supervised_share']:.0%} supervised"
@@ -122,15 +124,14 @@ def _show_resources(console: "Console", plan: dict[str, Any]) -> None:
     adapted = ", ".join(f"{count} {name}" for name, count in plan["model"]["adapted"].items())
     if adapted:
         console.print(escape(f"adapts {adapted}"), markup=False, soft_wrap=True)
-    device_name = escape(device["name"])
     checkpointing = ", activations recomputed" if plan["model"]["gradient_checkpointing"] else ""
     usable = memory["usable_bytes"] or memory["free_bytes"]  # None from an older service
     now = "" if usable == memory["free_bytes"] else f", {memory['free_bytes'] / GB:.1f} GB of them free now,"
-    console.print(
-        f"memory {memory['peak_bytes'] / GB:.1f} GB of {usable / GB:.1f} GB{now} on {device_name} "
-        f"({device['dtype']}{checkpointing}); the largest batch_size that fits is {memory['largest_batch_size']}",
-        markup=False,
+    told = (
+        f"memory {memory['peak_bytes'] / GB:.1f} GB of {usable / GB:.1f} GB{now} on {device['name']} "
+        f"({device['dtype']}{checkpointing}); the largest batch_size that fits is {memory['largest_batch_size']}"
     )
+    console.print(escape(told), markup=False, soft_wrap=True)
     console.print(f"disk   {disk['needed_bytes'] / GB:.2f} GB of {disk['free_bytes'] / GB:.1f} GB free")
     basis = {"past_runs": "from past jobs", "probe": "from a probe", "matrix_product": "estimated"}[time["basis"]]
     console.print(
@@ -140,16 +141,8 @@ def _show_resources(console: "Console", plan: dict[str, Any]) -> None:
 
 
 def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
-    from rich.text import Text
-
     console.rule(f"row {sample['row']}: {sample['tokens']} tokens, {sample['supervised_tokens']} supervised (marked)")
-    text = Text()
-    for part in sample["parts"]:
-        if part["supervised"]:
-            text.append("»" + escape_lines(part["text"]) + "«", style="bold green")
-        else:
-            text.append(escape_lines(part["text"]))
-    console.print(text)
+    print_rendered([(part["text"], part["supervised"]) for part in sample["parts"]], console)
 
 
 def _minutes(seconds: float) -> str:

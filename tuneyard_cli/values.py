@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from tuneyard_cli.problems import UsageProblem
 
 # The core schema of YAML 1.2, which includes JSON. PyYAML reads YAML 1.1, where 1e-4 is text, `no` is false, 010 is
@@ -23,6 +25,13 @@ _SCALARS = {
 _EMPTY = ""
 MAX_FILE_BYTES = 2**20  # a job has at most 256 KiB as JSON
 MAX_VALUES = 100_000  # with what an alias stands for counted at each place; the service takes 20,000
+
+
+def read_path(text: str) -> Path:
+    """A path as it was typed. Raises BadParameter for an empty one, which would be the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or a folder, or `.` for the current folder")
+    return Path(text)
 
 
 def load_yaml(text: str) -> Any:

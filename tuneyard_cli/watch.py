@@ -68,7 +68,7 @@ class JobDisplay:
             self._show_training(job.progress)
 
     def _print_line(self, text: str) -> None:
-        self._console.print(f"[cyan]•[/cyan] {escape_markup(escape(text))}")
+        self._console.print(f"[cyan]•[/cyan] {escape_markup(escape(text))}", soft_wrap=True)
 
     def _show_training(self, training: Training) -> None:
         loss, speed, left = describe_training(training)

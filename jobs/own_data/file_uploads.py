@@ -207,7 +207,7 @@ class FileUploads:
         return ended
 
     def remove_expired(self) -> None:
-        """Remove the parts of uploads that have expired, and what became of them as much later."""
+        """Remove the parts of uploads that have ended, or whose process was killed then, and much later the records."""
         now = datetime.now(UTC)
         for folder in self.folder.glob("*"):
             upload = self._read(folder)
@@ -215,7 +215,7 @@ class FileUploads:
                 discard_after(folder, self._keep)
             elif upload.expires_at + self._keep < now:
                 discard(folder)
-            elif upload.status == EXPIRED:
+            elif upload.status != PENDING:
                 for part in self._list_parts(upload):
                     part.path.unlink(missing_ok=True)
 

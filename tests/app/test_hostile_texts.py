@@ -9,6 +9,7 @@ import cli.__main__ as cli
 from tests.client.scripted_service import Scripted, ScriptedService
 from tests.hostile.test_log_lines import BREAKS
 from tuneyard_cli.output import escape_lines
+from tuneyard_wire.plan import Plan
 
 FORGED = "FORGED 17  completed"
 BAD = "a" + "".join(f"{line_break}{FORGED}" for line_break in BREAKS)
@@ -27,7 +28,7 @@ JOB = {
     "error": BAD,
     "error_code": BAD,
     "waiting_for": BAD,
-    "result": {"warnings": [BAD], BAD: BAD},
+    "result": {"warnings": [BAD], "serving_check": {"status": BAD, "reason": BAD, "findings": [BAD]}, BAD: BAD},
 }
 LINE = {"timestamp": WHEN, "level": BAD, "logger": BAD, "message": BAD}
 DELIVERY = {
@@ -37,12 +38,38 @@ DELIVERY = {
 SAVED = {"config_id": ID, "name": BAD, "config": {"base_model": BAD}, "version": 1}
 MODEL = {"id": BAD, "object": "model", "created": 1, "owned_by": BAD, "parent": BAD}
 CHUNK = {"id": BAD, "created": 1, "model": BAD, "choices": [{"index": 0, "delta": {"content": BAD.replace("\n", "")}}]}
+VERSION = {
+    **{"name": BAD, "version": BAD, "reference": BAD, "filename": BAD, "format": BAD, "columns": [BAD], "owner": BAD},
+    **{"rows": 3, "bad": 1, "duplicates": 1, "bytes": 5, "md5": BAD, "sha256": BAD, "commit": BAD, "created_at": WHEN},
+    **{"bad_rows": [{"row": 1, "reason": BAD}], "reasons": [{"reason": BAD, "count": 1, "rows": [1]}]},
+}
+ROWS = [
+    {"row": 1, "values": {BAD: [BAD]}, "problem": BAD, "rendered": None},
+    {"row": 2, "values": None, "problem": None, "rendered": [{"text": BAD, "supervised": is_it} for is_it in (0, 1)]},
+]
+SHOWN = [{"name": BAD, "versions": [VERSION]}, {"reference": BAD, "rows": ROWS}]
+BASE = {
+    **{"name": BAD, "architecture": BAD, "dtype": BAD, "bytes": 5, "path": BAD, "kind": BAD, "owner": BAD},
+    "problem": BAD,
+}
+
+
+def spoil(value):
+    """A response with BAD in place of all its texts, but for the word that chooses a sentence."""
+    if isinstance(value, dict):
+        return {key: part if key == "basis" else spoil(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [spoil(part) for part in value]
+    return BAD if isinstance(value, str) else value
+
+
 CHAT = Scripted(body=f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n")
 BROKEN = Scripted(body=f"data: {json.dumps({'error': {'message': BAD, 'type': BAD, 'code': BAD}})}\n\n")
 COMMANDS = {
     "list": (["list"], [[JOB]]),
     "show": (["show", ID], [JOB]),
     "watch": (["watch", ID], [JOB]),
+    "watch one that completes": (["watch", ID], [JOB | {"status": "completed"}]),
     "logs": (["logs", ID], [LINE]),
     "logs as JSON": (["logs", ID, "--json"], [LINE]),
     "list as JSON": (["list", "--json"], [[JOB]]),
@@ -57,6 +84,17 @@ COMMANDS = {
     "a chat as JSON": (["chat", "m", "Who?", "--base", "--json"], [MODEL, CHAT, CHAT]),
     "a base that is none": (["chat", "m", "Who?", "--base"], [MODEL | {"parent": None}]),
     "an error within a chat": (["chat", "m", "Who?"], [MODEL, BROKEN]),
+    "datasets": (["data", "list"], [[VERSION]]),
+    "datasets as JSON": (["data", "list", "--json"], [[VERSION]]),
+    "an added file": (["data", "add", __file__], [VERSION | {"is_new": True}]),
+    "a dataset": (["data", "show", "x"], SHOWN),
+    "a dataset for a model": (["data", "show", "x", "--model", "m"], SHOWN),
+    "a dataset as JSON": (["data", "show", "x", "--json"], SHOWN),
+    "deleted datasets": (["data", "delete", "x"], [{"deleted": [BAD]}]),
+    "base models": (["models", "list"], [{"models": [BASE], "root_id": BAD}]),
+    "base models as JSON": (["models", "list", "--json"], [{"models": [BASE], "root_id": BAD}]),
+    "a base model": (["models", "show", "x"], [BASE]),
+    "a plan": (["plan", "--model", "m", "--dataset", "d"], [spoil(Plan.example())]),
     "no JSON": (["show", ID], [Scripted(502, BAD.encode("utf-8", "surrogatepass"))]),
 }
 

@@ -85,6 +85,11 @@ def test_a_snapshot_of_the_hubs_cache_is_copied_with_the_files_that_its_links_na
         (["models", "list", "--url", ""], "'' is not a URL"),
         (["data", "list", "--url", ""], "'' is not a URL"),
         (["deliveries", "0" * 32, "--resend", ""], "No delivery id"),
+        (["models", "add", ""], "'FOLDER': it is empty"),
+        (["download", "x", ""], "'FOLDER': it is empty"),
+        (["data", "download", "x", ""], "'FILE': it is empty"),
+        (["export", "x", "--to", "peft", "--out", ""], "'--out': it is empty"),
+        (["export", "x", "--to", "gguf", "--llama-cpp", ""], "'--llama-cpp': it is empty"),
     ],
 )
 def test_an_empty_option_is_not_an_absent_one(run, arguments, told):

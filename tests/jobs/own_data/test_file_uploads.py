@@ -141,6 +141,20 @@ def test_what_expires_is_told_then_forgotten_and_its_parts_are_removed(tmp_path:
         brief.get(upload.id)
 
 
+def test_parts_that_a_killed_process_left_of_an_upload_that_has_ended_are_removed_with_the_next_one(
+    uploads: FileUploads,
+) -> None:
+    upload = uploads.begin("rows.jsonl", 3)
+    put(uploads, upload, b"abc")
+    (part,) = list_parts(uploads, upload)
+    content = part.read_bytes()
+    uploads.end(upload, COMPLETED, "file-0")
+    part.write_bytes(content)
+    uploads.begin("rows.jsonl", 3)
+    assert list_parts(uploads, upload) == []
+    assert uploads.get(upload.id).file_id == "file-0"
+
+
 def test_open_uploads_and_sizes_have_a_limit(uploads: FileUploads) -> None:
     with pytest.raises(UploadTooLarge, match="TUNEYARD_MAX_UPLOAD_BYTES"):
         uploads.begin("rows.jsonl", 1001)
