@@ -5,17 +5,14 @@ Only what can't run without data or without the device is replaced, by parts tha
 `sft.training.stand_ins`. A step of a model of any size takes seconds on any machine.
 """
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
@@ -26,7 +23,8 @@ from sft.kernels.packing import register_document_attention
 from sft.kernels.varlen_attention import register_varlen_attention
 from sft.models.loading import quiet_transformers
 from sft.training.layout import LOSSES, WITH_PADDING, Layout, choose_document_attention
-from sft.training.stand_ins import count_workspace, pack_linear_layers, standing_in
+from sft.training.ledger import Ledger
+from sft.training.stand_ins import pack_linear_layers, standing_in
 
 IGNORED = -100
 
@@ -81,7 +79,7 @@ def run_fake_steps(
     batches = [make_batch(step, vocabulary) for step in steps]
     with quiet_transformers(), standing_in(steps[0].kind):
         trained = _prepare(model, config, adapter, steps[0])
-        with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, Ledger(mode) as ledger:
             _materialize(trained)
             frozen = sum(
                 tensor.untyped_storage().nbytes()
@@ -146,7 +144,7 @@ class _Run(NamedTuple):
     weights: list[Any]
     update: Callable[[], Any]
 
-    def measure(self, batch: dict[str, Any], ledger: "_Ledger", frozen: int) -> StepMemory:
+    def measure(self, batch: dict[str, Any], ledger: Ledger, frozen: int) -> StepMemory:
         """Take a step; `frozen` bytes are those of the frozen weights."""
         if self.config.gradient_accumulation_steps == 1:
             for weight in self.weights:
@@ -198,77 +196,3 @@ def _materialize(model: nn.Module) -> None:
                         tensor,  # so that its id stays its own
                     )
                 kind[name] = made[id(tensor)][0]
-
-
-class _Ledger(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
-    """Makes every new tensor a fake one and counts the bytes of their storages.
-
-    Tensors that exist already, the batch, stay real, and so does what is computed from them alone: the model reads
-    positions and bounds of documents as numbers.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = 0
-        self._peak = 0
-        self._known: dict[int, int] = {}  # storage's address: its number
-        self._count = 0
-
-    def take_peak(self) -> int:
-        """Most bytes alive at one time since the last call."""
-        peak, self._peak = self._peak, self.alive
-        return peak
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, on fake tensors if any of its tensors is fake or if it has none."""
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
-        real = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
-        if tensors and len(real) == len(tensors):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        if func in _INDEXING:
-            args = (args[0], list(_list_positions(args[1])), *args[2:])
-        out = func(*args, **kwargs)
-        workspace = count_workspace(func, args)
-        for leaf in (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out):
-            if isinstance(leaf, FakeTensor):
-                self._note(leaf.untyped_storage())
-        self._peak = max(self._peak, self.alive + workspace)
-        return out
-
-    def _note(self, storage: Any) -> None:
-        address = storage._cdata
-        if address in self._known:
-            return
-        number, size = self._count, storage.nbytes()
-        self._count += 1
-        self._known[address] = number
-        self.alive += size
-        self._peak = max(self._peak, self.alive)
-        weakref.finalize(storage, self._forget, address, number, size)
-
-    def _forget(self, address: int, number: int, size: int) -> None:
-        if self._known.get(address) == number:
-            del self._known[address]
-        self.alive -= size
-
-
-_INDEXING = {
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.index_put_.default,
-    torch.ops.aten._index_put_impl_.default,
-}
-
-
-def _list_positions(indices: Any) -> Iterator[Any]:
-    """Indices with every mask replaced by the positions of its true values: fake tensors have no values to count."""
-    for index in indices:
-        if isinstance(index, Tensor) and not isinstance(index, FakeTensor) and index.dtype == torch.bool:
-            with unset_fake_temporarily():
-                yield from index.nonzero(as_tuple=True)
-        else:
-            yield index

@@ -21,7 +21,7 @@ from sft.planning.devices import CARDS, Card, find_card
 from sft.planning.gpus import Gpu
 from sft.planning.machine import settle_precision
 from sft.planning.plan import make_plan
-from sft.training import fake_step, step_memory
+from sft.training import ledger, step_memory
 from sft.training.arguments import fill_packed_rows
 from sft.training.fake_step import Step, make_batch
 from sft.training.layout import LOSSES, choose_layout
@@ -165,11 +165,9 @@ def test_the_backward_pass_of_flash_attention_has_its_buffers(key_heads, expande
     config = config_of(lora_target_modules=["o_proj"])  # little else is alive while attention's gradient is computed
     step = Step((2048,) * 4, 0.1, "documents", "cuda", torch.bfloat16, checkpointing=True)
     counted = []
-    monkeypatch.setattr(
-        fake_step, "count_workspace", lambda *call: counted.append(count_workspace(*call)) or counted[-1]
-    )
+    monkeypatch.setattr(ledger, "count_workspace", lambda *call: counted.append(count_workspace(*call)) or counted[-1])
     [with_buffers] = measure_steps(model, config, [step])
-    monkeypatch.setattr(fake_step, "count_workspace", lambda *_: 0)
+    monkeypatch.setattr(ledger, "count_workspace", lambda *_: 0)
     [without] = measure_steps(model, config, [step])
 
     buffers = 4 * (8192 + 4 * 128) * 32 * (128 + 1) + expanded
