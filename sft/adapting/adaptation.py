@@ -42,6 +42,7 @@ class Adaptation:
         trainable: number of weights that will be trained.
         modules: number of adapted layers, by the last part of their name.
         is_guess: the numbers are upper bounds, as this model shows no more without its weights.
+        is_reached: a row of text is known to give all trained weights a gradient, if it skips no layer.
     """
 
     settings: LoraConfig | None
@@ -50,6 +51,7 @@ class Adaptation:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     is_guess: bool = False
+    is_reached: bool = False
 
 
 @dataclass
@@ -91,7 +93,8 @@ def plan_adaptation(model: PreTrainedModel, config: SFTConfig) -> Adaptation:
         raise ModelNotSupported(f"base_model {config.base_model} has no layer that LoRA can adapt{reason}")
     left_out = tuple(targets.left_out)
     warnings = (*([GUESS] if targets.is_guess else []), *list_warnings(model, left_out))
-    return Adaptation(settings, found.trainable, count_names(found), left_out, warnings, targets.is_guess)
+    is_guess = targets.is_guess
+    return Adaptation(settings, found.trainable, count_names(found), left_out, warnings, is_guess, not is_guess)
 
 
 def describe_adaptation(model: nn.Module, left_out: Iterable[LeftOut]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from sft.adapting.adaptation import Adaptation, plan_adaptation
 from sft.adapting.adapter_files import SETTINGS, WEIGHTS, find_contradiction
-from sft.adapting.injection import explain_misfit, find_lost
+from sft.adapting.injection import explain_misfit, find_lost, read_layers
+from sft.adapting.reach import find_reached
 from sft.adapting.start_adapter import describe_start
 from sft.config import SFTConfig
 from sft.confinement import step
@@ -44,11 +45,20 @@ def add_adapter(model: PreTrainedModel, config: SFTConfig) -> tuple[PreTrainedMo
     if not config.use_lora:
         return model, Adaptation(None, sum(count_weights(parameter) for parameter in model.parameters()), {})
     if config.adapter_path:
+        # For DDP alone, which otherwise looks for weights without a gradient at each step.
+        reached = find_reached(model, set(find_layers(model))).reached if config.num_devices > 1 else set()
         adapted = _load_start(model, config, Path(config.adapter_path))
-        found = describe_start(adapted)
+        found = replace(describe_start(adapted), is_reached=_lies_within(adapted, reached))
         kept = [sentence for settings in adapted.peft_config.values() for sentence in _list_kept(config, settings)]
         return adapted, replace(found, warnings=(*found.warnings, *kept))
     return model, plan_adaptation(model, config)
+
+
+def _lies_within(adapted: PeftModel, reached: set[str]) -> bool:
+    """Whether an adapter trains nothing but low-rank weights of these layers."""
+    found = read_layers(adapted)
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    return not found.parameters and found.modules <= reached and all(".lora_" in name for name in trained)
 
 
 def plan_adapter(model: PreTrainedModel, config: SFTConfig) -> Adaptation:

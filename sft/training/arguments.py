@@ -135,8 +135,8 @@ def count_rows_at_once(config: SFTConfig, layout: Layout, kind: str) -> int:
 
 
 def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
-    """Whether each batch surely gives every trained weight a gradient: those of a new adapter, in a dense model."""
-    return adaptation.settings is not None and not adaptation.is_guess and not may_skip_layers(model)
+    """Whether each batch surely gives every trained weight a gradient: those of an adapter, in a dense model."""
+    return adaptation.is_reached and not may_skip_layers(model)
 
 
 def can_use_liger(layout: Layout) -> bool:

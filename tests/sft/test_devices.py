@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.training_args import ParallelMode
 from trl import SFTConfig as TrainerArguments
 
+from sft.adapting.adapters import add_adapter
 from sft.config import SFTConfig
-from sft.training.arguments import build_arguments, can_use_liger
+from sft.models.loading import quiet_transformers
+from sft.training.arguments import build_arguments, can_use_liger, trains_every_weight
 from sft.training.layout import Layout
 from sft.training.session import TrainingSession
 
@@ -108,9 +111,37 @@ def test_ddp_searches_for_weights_without_a_gradient_only_where_there_can_be_som
     session = open_session(model=model, max_steps=1, **fields)
     assert session.trainer.accelerator.ddp_handler.find_unused_parameters is searches
     start = session.save(tmp_path / "adapter")
-    if kind == "dense":  # nobody knows whether a row of text reaches all layers that a given adapter adapts
-        again = open_session("again", model=model, adapter_path=str(start))
-        assert again.trainer.accelerator.ddp_handler.find_unused_parameters
+    base = AutoModelForCausalLM.from_pretrained(model)
+    again = SFTConfig.from_dict(session.config.model_dump() | {"adapter_path": str(start), "num_devices": 2} | fields)
+    with quiet_transformers():
+        assert trains_every_weight(base, add_adapter(base, again)[1]) is not searches
+
+
+@pytest.mark.parametrize(
+    ("settings", "searches"),
+    [
+        ({"target_modules": ["q_proj"]}, False),
+        ({"target_modules": ["q_proj", "unreached"]}, True),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, True),
+    ],
+    ids=str,
+)
+def test_ddp_searches_where_an_adapter_has_weights_that_rows_may_not_reach(
+    model_path: Path, tmp_path: Path, settings: dict[str, Any], searches: bool
+) -> None:
+    def load() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(model_path)
+        model.model.layers[0].unreached = torch.nn.Linear(4, 4)
+        return model
+
+    with quiet_transformers():
+        get_peft_model(load(), LoraConfig(task_type="CAUSAL_LM", **settings)).save_pretrained(tmp_path / "start")
+    config = SFTConfig(
+        base_model="m", dataset_name="x", dataset_format="alpaca", adapter_path=str(tmp_path / "start"), num_devices=2
+    )
+    base = load()
+    with quiet_transformers():
+        assert trains_every_weight(base, add_adapter(base, config)[1]) is not searches
 
 
 def test_a_dense_models_batches_reach_every_trained_weight(open_session: Callable[..., TrainingSession]) -> None:
