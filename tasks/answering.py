@@ -16,12 +16,13 @@ from jobs.errors import ContextTooLong, GenerationBusy
 from jobs.settings import Settings
 from sft.config import SFTConfig
 from sft.errors import ModelUnusable
+from sft.files.stamps import stamp_folder
 from tasks.fetched_adapters import FetchedAdapters
 from tasks.generation_room import Breaks, JobWatch, check_room
 from tasks.generation_sequences import make_sequences
 from tasks.generation_work import GenerationWork, ReplyStream, read_request
 from tasks.model_store import locate_model
-from tasks.prompt_process import PromptProcess, Prompts
+from tasks.prompt_process import PromptProcesses, Prompts
 
 if TYPE_CHECKING:
     from sft.generation.adapted_model import AdaptedModel
@@ -40,12 +41,12 @@ class Answering:
 
     def __init__(self, folder: Path) -> None:
         self._adapters = FetchedAdapters(folder)
-        self._prompts = PromptProcess()
+        self._prompts = PromptProcesses()
         self._waiting: list[GenerationWork] = []
         self._changed = threading.Condition()
         self._files = threading.Lock()
         self._model: AdaptedModel | None = None
-        self._base: Path | None = None
+        self._loaded: tuple[Path, str] | None = None  # the base model's folder and stamp
         self._tokenizers: dict[Path, Any] = {}
         self._idle_seconds = 60.0
         self._connections = 0
@@ -83,7 +84,7 @@ class Answering:
             work.reply.join()
 
     def close(self) -> None:
-        """End the process that writes prompts."""
+        """End the processes that write prompts."""
         self._prompts.close()
 
     def _yield(self) -> None:
@@ -120,7 +121,8 @@ class Answering:
         with self._files:
             base = locate_model(request["base"], settings)
         reference, checkpoint = request["adapter"], request.get("checkpoint")
-        adapter = self._adapters.fetch(reference, checkpoint, settings) if reference else None
+        created = request.get("created")
+        adapter = self._adapters.fetch(reference, checkpoint, settings, created) if reference else None
         try:
             return self._write(reply, request, base, adapter)
         except BaseException:
@@ -128,12 +130,13 @@ class Answering:
             raise
 
     def _write(self, reply: ReplyStream, request: dict[str, Any], base: Path, adapter: Path | None) -> GenerationWork:
+        stamp = stamp_folder(base)  # before anything is read, so that what is written meanwhile is another model
         if request.get("ids") is not None:
             prompts = Prompts(request["ids"])
         else:
             prompts = self._prompts.write(request["model"], find_texts(base, adapter), request)
         check_lengths(request, base, prompts.ids)
-        return GenerationWork(reply, request, base, adapter, prompts.ids, prompts.calls)
+        return GenerationWork(reply, request, base, stamp, adapter, prompts.ids, prompts.calls)
 
     # -- the main thread
 
@@ -176,7 +179,7 @@ class Answering:
 
     def _load(self, work: GenerationWork) -> None:
         """Load the base model if another one, or none, is loaded."""
-        if self._base == work.base:
+        if self._loaded == (work.base, work.stamp):
             return
         import torch
 
@@ -199,7 +202,7 @@ class Answering:
         logger.info("Loading %s to generate answers", config.base_model)
         self._threads = self._threads or torch.get_num_threads()
         self._model = AdaptedModel(load_model(work.base, config), self._give_way)
-        self._base = work.base
+        self._loaded = work.base, work.stamp
 
     def _is_beside_job(self) -> bool:
         return self._watch.sees_job and not self.must_end
@@ -252,7 +255,7 @@ class Answering:
             self._forget()
 
     def _forget(self) -> None:
-        self._model, self._base = None, None
+        self._model, self._loaded = None, None
         self._tokenizers.clear()
         gc.collect()
         if self._has_gpu:

@@ -33,18 +33,21 @@ class FetchedAdapters:
         self._fetching: dict[str, Lock] = {}
         self._lock = Lock()
 
-    def fetch(self, reference: str, checkpoint: dict[str, Any] | None, settings: Settings) -> Path:
+    def fetch(
+        self, reference: str, checkpoint: dict[str, Any] | None, settings: Settings, created: int | None = None
+    ) -> Path:
         """The folder of an adapter, which stays until `release`.
 
         Args:
             reference: `models:/NAME/VERSION`, or another name of the checkpoint.
             checkpoint: its `job_id` and `step`, and `folder`, None if it is in the store.
+            created: when it was: the registry gives the versions of a deleted adapter again.
 
         Raises:
             ModelNotFound: it is gone.
             StackError: registry or store can't be reached.
         """
-        key = reference if checkpoint is None else f"{reference} {_date(checkpoint)}"
+        key = f"{reference} {_date(checkpoint) if checkpoint else created}"
         with self._lock:
             fetching = self._fetching.setdefault(key, Lock())
         with fetching:

@@ -81,21 +81,28 @@ def with_no_more(connection: socket.socket) -> None:
 
 @dataclass(eq=False)
 class GenerationWork:
-    """A request whose prompts are token ids."""
+    """A request whose prompts are token ids.
+
+    Attributes:
+        stamp: of the base model's folder (`sft.files.stamps`).
+        calls: the form in which calls of functions are read from the answers.
+        sequences: made once the model is loaded.
+    """
 
     reply: ReplyStream
     request: dict[str, Any]
     base: Path
+    stamp: str
     adapter: Path | None
     prompts: list[list[int]]
-    calls: str | None = None  # the form in which calls of functions are read from the answers
+    calls: str | None = None
     arrived_at: float = field(default_factory=time.monotonic)
-    sequences: list[Any] = field(default_factory=list)  # made once the model is loaded
+    sequences: list[Any] = field(default_factory=list)
 
     @property
-    def key(self) -> tuple[Path, Path | None]:
+    def key(self) -> tuple[Path, str, Path | None]:
         """The model that answers it: requests with the same one share batches."""
-        return self.base, self.adapter
+        return self.base, self.stamp, self.adapter
 
     @property
     def is_over(self) -> bool:

@@ -16,6 +16,7 @@ from jobs.privacy import keep_private
 from jobs.sanitizing.log_lines import keep_lines_whole
 from jobs.settings import Settings
 from sft.errors import TuneyardError
+from sft.files.stamps import stamp_folder
 from tasks.causes import explain
 from tasks.limits import writing_prompt
 
@@ -31,7 +32,7 @@ class PromptWriter:
     """Writes prompts; keeps the tokenizers used last."""
 
     def __init__(self) -> None:
-        self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+        self._tokenizers: OrderedDict[tuple[Path, str], PreTrainedTokenizerBase] = OrderedDict()
 
     def write(self, request: dict[str, Any]) -> dict[str, Any]:
         """The `ids` of each prompt, and `calls`, the form in which the model writes calls of functions.
@@ -43,7 +44,7 @@ class PromptWriter:
 
         model = str(request["model"])
         with writing_prompt(Settings.model_validate(request["settings"]), model):
-            tokenizer = self._find(request["folder"])
+            tokenizer = self._find(Path(request["folder"]))
             if request["messages"] is None:
                 return {"ids": [write_text(tokenizer, model, text) for text in request["prompts"]], "calls": None}
             messages, tools = request["messages"], request["tools"]
@@ -54,15 +55,16 @@ class PromptWriter:
                 return {"ids": [ids], "calls": find_form(tokenizer) if tools else None}
             return {"ids": [write_chat(tokenizer, model, messages)], "calls": None}
 
-    def _find(self, folder: str) -> "PreTrainedTokenizerBase":
+    def _find(self, folder: Path) -> "PreTrainedTokenizerBase":
         from sft.models.loading import load_tokenizer
 
-        if folder not in self._tokenizers:
-            self._tokenizers[folder] = load_tokenizer(Path(folder))
-        self._tokenizers.move_to_end(folder)
+        key = folder, stamp_folder(folder)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(folder)
+        self._tokenizers.move_to_end(key)
         while len(self._tokenizers) > MOST_TOKENIZERS:
             self._tokenizers.popitem(last=False)
-        return self._tokenizers[folder]
+        return self._tokenizers[key]
 
 
 def answer(writer: PromptWriter, line: str) -> str:

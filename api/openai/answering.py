@@ -72,7 +72,7 @@ class PendingAnswer:
         """Yield the pieces, then the usage. Raises HTTPException if the client has too many requests."""
         assert self.model is not None  # noqa: S101 - found before
         generator: Generator = self.state.generator
-        model = {name: getattr(self.model, name) for name in ("base", "adapter", "checkpoint")}
+        model = {name: getattr(self.model, name) for name in ("base", "adapter", "checkpoint", "created")}
         work = {**self._body.to_work(), "model": self.model.id, **model, "default_max_tokens": DEFAULT_TOKENS}
         wait_seconds = read_wait(self._request.headers.get("Prefer", ""))
         with self.state.generation_limit.held(client_name(self._request.scope)):

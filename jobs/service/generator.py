@@ -13,7 +13,7 @@ from typing import Any
 from anyio import to_thread
 
 from jobs.errors import GenerationBusy, GenerationFailed
-from jobs.service.pulse import Pulse
+from jobs.service.pulse import Pulse, find_peer
 from jobs.service.socket_process import SocketProcess, has_ended
 from jobs.settings import Settings
 from sft.errors import find_error
@@ -92,7 +92,7 @@ class Generator(SocketProcess):
     async def _ask(self, line: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
         reader, writer = await self._connect(deadline)
         try:
-            pulse = Pulse(writer.get_extra_info("socket"))
+            pulse = Pulse(find_peer(writer.get_extra_info("socket")))
             writer.write(line)
             while True:
                 response = await self._read(reader, deadline, pulse)

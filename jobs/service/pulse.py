@@ -1,4 +1,4 @@
-"""`Pulse`: tells whether the process at the other end of a Unix socket still runs, and ends one that does not."""
+"""`Pulse`: tells whether a process stands still, such as the one that listens on a socket, and ends it."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ _CREDENTIALS = struct.Struct("3i")  # pid, user, group
 
 
 class Pulse:
-    """The CPU time of a process that listens on a socket. A process that works or polls uses some; a stopped one none.
+    """The CPU time of a process. A process that works or polls uses some; a stopped one none.
 
     Args:
-        connection: connected to the socket. Where the kernel does not tell whose it is (Linux does), none is ended.
+        process: None if it is not known; then none is ended.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._process = _find_peer(connection)
+    def __init__(self, process: psutil.Process | None) -> None:
+        self._process = process
         self._used: float | None = None
         self._changed_at = time.monotonic()
 
@@ -43,7 +43,7 @@ class Pulse:
         return time.monotonic() - self._changed_at >= SILENT_SECONDS
 
     def end(self) -> None:
-        """Kill the process and its children; its end of the connection is closed soon after."""
+        """Kill the process, and its children if it leads a group; its ends of connections are closed soon after."""
         if self._process is None or not self._process.is_running():
             return
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -53,7 +53,8 @@ class Pulse:
                 self._process.kill()
 
 
-def _find_peer(connection: socket.socket) -> psutil.Process | None:
+def find_peer(connection: socket.socket) -> psutil.Process | None:
+    """The process that listens at the other end; None where the kernel does not tell (Linux does)."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None

@@ -10,6 +10,7 @@ from jobs.settings import Settings
 from jobs.shared_store import SharedStore, checkpoint_name, owner_of
 from sft.checkpoints.folders import publish_checkpoint, stage_checkpoint
 from sft.errors import ModelNotFound
+from tasks import fetched_adapters
 from tasks.fetched_adapters import MOST_FOLDERS, FetchedAdapters
 
 JOB = uuid4()
@@ -60,6 +61,13 @@ def test_a_checkpoint_that_is_written_again_is_another_one(settings, adapters, t
     again = adapters.fetch("a/2", describe(save(tmp_path / "job", 2, b"other")), settings)
     assert (again / "adapter_model.safetensors").read_bytes() == b"other"
     assert first != again
+
+
+def test_a_version_that_the_registry_gives_again_is_another_one(settings, adapters, monkeypatch):
+    monkeypatch.setattr(fetched_adapters, "locate_adapter", lambda reference, settings, place: place)  # MLflow's files
+    first = adapters.fetch("models:/mine/1", None, settings, created=1)
+    assert adapters.fetch("models:/mine/1", None, settings, created=1) == first
+    assert adapters.fetch("models:/mine/1", None, settings, created=2) != first
 
 
 def test_a_damaged_checkpoint_is_not_used(settings, adapters, tmp_path):

@@ -98,6 +98,23 @@ def test_requests_at_once_for_two_models_are_answered_as_plain_transformers_answ
     asyncio.run(run())
 
 
+def test_a_model_whose_files_were_replaced_answers_as_it_is_now(settings, models):
+    folder = save_tiny_model("llama", models / "changing")
+
+    async def run() -> None:
+        async with running(settings) as generator:
+            answers = [(await ask(generator, settings, base="changing"))[0]]
+            save_tiny_model("qwen2", folder)
+            answers.append((await ask(generator, settings, base="changing"))[0])
+            assert answers[-1] == answer_plainly(folder)
+            (folder / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+            answers.append((await ask(generator, settings, base="changing"))[0])
+            assert answers[-1] == answer_plainly(folder)
+            assert len({*answers}) == 3
+
+    asyncio.run(run())
+
+
 def test_what_is_wrong_with_a_request_is_said(settings, models):
     loops = save_tiny_model("llama", models / "loops")
     (loops / "chat_template.jinja").write_text(
