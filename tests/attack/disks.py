@@ -19,6 +19,7 @@ from jobs.stack.database_urls import local_url
 from jobs.stack.process_manager import make_run_folder, plain_home
 from jobs.storage.schema import migrate
 from tests.attack.case import CannotRun, Finding, Harm, Target, case
+from tests.attack.file_uploads import BEGIN, begin, complete, put
 from tests.attack.processes import another_api
 from tests.attack.uploads import announce, find_leftovers, make_rows, send
 from tests.chaos.run import wait_until
@@ -104,6 +105,9 @@ def a_full_disk_loses_no_upload(target: Target) -> Iterator[Finding]:
                 return
             upload = client.post("/datasets/uploads", json={"filename": "parts.jsonl", "bytes": len(kept)}).json()
             part = f"/datasets/uploads/{upload['upload_id']}/parts/1"
+            place = begin(client, "of-openai", len(kept))
+            first, rest = kept[:100], kept[100:]
+            ids = [put(client, place, first).json()["id"]]
             yield from _overfill(client, home)
             filler = fill(home)
             for answer in (
@@ -111,6 +115,8 @@ def a_full_disk_loses_no_upload(target: Target) -> Iterator[Finding]:
                 client.post("/v1/files", files={"file": ("full.jsonl", kept)}, data={"purpose": "fine-tune"}),
                 client.post("/datasets/uploads", json={"filename": "full.jsonl", "bytes": len(kept)}),
                 client.put(part, content=kept),
+                client.post("/v1/uploads", json=BEGIN | {"filename": "full.jsonl", "bytes": len(kept)}),
+                put(client, place, rest),
                 client.post("/models", json=announce("attack/full")),
             ):
                 if answer.status_code != httpx.codes.INSUFFICIENT_STORAGE or "disk_full" not in answer.text:
@@ -120,14 +126,19 @@ def a_full_disk_loses_no_upload(target: Target) -> Iterator[Finding]:
                     yield Finding(Harm.STARVED, f"{path} beside a full disk: {answer.status_code} {answer.text[:200]}")
             filler.unlink()
             client.put(part, content=kept)
-            for answer in (send(client, "full.jsonl", make_rows("full")), client.post(f"{part[:-8]}/complete")):
+            ids.append(put(client, place, rest).json()["id"])
+            for answer in (
+                send(client, "full.jsonl", make_rows("full")),
+                client.post(f"{part[:-8]}/complete"),
+                complete(client, place, ids, kept),
+            ):
                 if not answer.is_success:
                     yield Finding(Harm.UNSETTLED, f"once there is room: {answer.status_code} {answer.text[:200]}")
-            for name, content in {"kept": kept, "full": make_rows("full"), "parts": kept}.items():
+            for name, content in {"kept": kept, "full": make_rows("full"), "parts": kept, "of-openai": kept}.items():
                 if client.get(f"/datasets/{name}/content").content != content:
                     yield Finding(Harm.UNSETTLED, f"{name} is another file, or lost")
             names = {one["name"] for one in client.get("/datasets").json()}
-            if names != {"kept", "full", "parts"}:
+            if names != {"kept", "full", "parts", "of-openai"}:
                 yield Finding(Harm.UNSETTLED, f"the datasets are {names}")
             yield from find_leftovers(home)
 
@@ -149,7 +160,7 @@ def _overfill(client: httpx.Client, home: Path) -> Iterator[Finding]:
     announced = client.post("/datasets/uploads", json={"filename": "large.jsonl", "bytes": 2 * UPLOADS_BYTES})
     if announced.status_code != httpx.codes.INSUFFICIENT_STORAGE:
         yield Finding(Harm.STARVED, f"an upload larger than the disk: {announced.status_code}")
-    yield from find_leftovers(home, ["own-data/staging"])
+    yield from find_leftovers(home, ["own-data/staging/*"])
 
 
 def fill(home: Path) -> Path:

@@ -36,7 +36,8 @@ PATHS = (
     "/models/{}", "/models/local/{}", "/model-uploads/{}",
 )  # fmt: skip
 PLACES = ("../../../../etc/passwd", "..", ".git/config", "../registry", "a\0b", "%2e%2e/x")
-WORKING = ("own-data/staging", "own-data/uploads", "own-data/file-uploads", "models/.uploads")  # in the state folder
+# In the state folder; of an upload of `/v1/uploads` that has ended the record stays for a while.
+WORKING = ("own-data/staging/*", "own-data/uploads/*", "own-data/file-uploads/*/[0-9]*-*", "models/.uploads/*")
 
 
 def make_rows(name: str, count: int = 40) -> bytes:
@@ -256,17 +257,17 @@ def break_off(target: Target, number: int) -> None:
         time.sleep(0.2 * number)
 
 
-def find_leftovers(home: Path, names: Iterable[str] = WORKING) -> Iterator[Finding]:
-    """Found: what is left of uploads in these folders a while after the last one has ended."""
+def find_leftovers(home: Path, patterns: Iterable[str] = WORKING) -> Iterator[Finding]:
+    """Found: what is left of uploads in these places a while after the last one has ended."""
     end = time.monotonic() + GONE_SECONDS
-    while left := [*list_working(home, names)]:
+    while left := [*list_working(home, patterns)]:
         if time.monotonic() > end:
             yield Finding(Harm.UNSETTLED, f"left of uploads: {left[:5]}")
             return
         time.sleep(0.5)
 
 
-def list_working(home: Path, names: Iterable[str] = WORKING) -> Iterator[Path]:
+def list_working(home: Path, patterns: Iterable[str] = WORKING) -> Iterator[Path]:
     """What is there of uploads that are not published."""
-    for name in names:
-        yield from (home / name).glob("*")
+    for pattern in patterns:
+        yield from home.glob(pattern)
