@@ -1,11 +1,14 @@
 """Files that somebody adds meanwhile, by form, in parts or as OpenAI's client does: each is there once, or never."""
 
+import hashlib
 import json
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ KEEP_SECONDS = 60.0  # of an upload in parts: TUNEYARD_KEEP_UPLOADS_HOURS
 GIVE_UP = 0.35  # of those whose request got no answer
 ROWS = (60, 60, 4000)
 PARTS = 4
+PART_SECONDS = 0.3  # between two parts of an upload
+BETWEEN_PARTS, COMPLETING = "upload, parts", "upload, completion"  # what the one who adds is busy with
 AGAIN = 4  # additions with an answer, and such without one, that are sent again at the end
 
 
@@ -35,6 +40,15 @@ class Addition:
     refusal: str | None = None
 
 
+@dataclass
+class Begun:
+    """An upload of `/v1/uploads` that may be gone on with; its parts are sent from the last one to the first."""
+
+    id: str
+    at: float
+    part_ids: list[str] = field(default_factory=list)
+
+
 class Adder(threading.Thread):
     """Adds files, one after the other, until `close`. `busy_with` is the way of the one that waits for an answer."""
 
@@ -48,10 +62,16 @@ class Adder(threading.Thread):
         self._stopped = threading.Event()
         self._last_upload_at = 0.0
         self._uploads: dict[str, str] = {}  # by the name of the addition, those that may be gone on with
+        self._begun: dict[str, Begun] = {}
 
     def run(self) -> None:
         """Add one after the other."""
-        ways = {"form": self._send_form, "parts": self._send_parts, "file": self._send_file}
+        ways = {
+            "form": self._send_form,
+            "parts": self._send_parts,
+            "file": self._send_file,
+            "upload": self._send_upload,
+        }
         while not self._stopped.is_set() and time.monotonic() < self._deadline:
             number = len(self.additions)
             way = [*ways][number % len(ways)]
@@ -83,7 +103,7 @@ class Adder(threading.Thread):
             if answer is not None and not answer.is_server_error:
                 try:
                     addition.references.add(read_reference(answer.raise_for_status().json()))
-                except (httpx.HTTPStatusError, ValueError, LookupError):
+                except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
                     addition.refusal = f"{answer.status_code} {answer.text[:200]}"
                 return
             addition.unanswered += 1
@@ -130,6 +150,38 @@ class Adder(threading.Thread):
             return self._send_parts(addition)
         return answer
 
+    def _send_upload(self, addition: Addition) -> httpx.Response:
+        """Go on with the upload that was begun, without a look at it, as there is none; complete it twice."""
+        if (begun := self._begun.get(addition.name)) is None:
+            body = {"filename": f"{addition.name}.jsonl", "bytes": len(addition.content), "purpose": "fine-tune"}
+            now = self._last_upload_at = time.monotonic()
+            answer = self._client.post("/v1/uploads", json=body | {"mime_type": "application/jsonl"})
+            if not answer.is_success:
+                return answer
+            begun = self._begun[addition.name] = Begun(answer.json()["id"], now)
+        place = f"/v1/uploads/{begun.id}"
+        self.busy_with = BETWEEN_PARTS
+        for part in split(addition.content)[::-1][len(begun.part_ids) :]:
+            put = self._client.post(f"{place}/parts", files={"data": part})
+            if not put.is_success:
+                return self._or_another(put, addition, begun)
+            begun.part_ids.append(put.json()["id"])
+            time.sleep(PART_SECONDS)
+        self.busy_with = COMPLETING
+        body = {"part_ids": begun.part_ids[::-1], "md5": hashlib.md5(addition.content).hexdigest()}  # noqa: S324
+        first = self._client.post(f"{place}/complete", json=body)
+        if not first.is_success:
+            return self._or_another(first, addition, begun)
+        addition.references.add(read_reference(first.json()))
+        return self._client.post(f"{place}/complete", json=body)
+
+    def _or_another(self, answer: httpx.Response, addition: Addition, begun: Begun) -> httpx.Response:
+        """The answer; an upload that has expired is begun again."""
+        if answer.is_client_error and time.monotonic() > begun.at + KEEP_SECONDS:
+            del self._begun[addition.name]
+            return self._send_upload(addition)
+        return answer
+
     # -- at the end
 
     def examine(self, home: Path) -> list[Finding]:
@@ -143,6 +195,7 @@ class Adder(threading.Thread):
         return findings
 
     def _judge_what_is_there(self) -> Iterator[Finding]:
+        files = Counter(file["filename"] for file in self._client.get("/v1/files").raise_for_status().json()["data"])
         for addition in self.additions:
             name = addition.name
             if addition.refusal:
@@ -153,6 +206,9 @@ class Adder(threading.Thread):
                 yield Finding("data_lost", f"{name} ({addition.way}) was added, and is gone: {answer.text[:200]}")
             if len(versions) > 1 or len(addition.references) > 1:
                 yield Finding("data_duplicated", f"{name}: {len(versions)} versions, called {addition.references}")
+            if (found := files[f"{name}.jsonl"]) != len(versions):
+                harm = "data_lost" if found < len(versions) else "data_duplicated"
+                yield Finding(harm, f"{name}: {len(versions)} versions, and {found} files in /v1/files")
             for version in versions:
                 content = self._client.get(f"/datasets/{version['reference']}/content")
                 if content.content != addition.content or version["bytes"] != len(addition.content):
@@ -173,6 +229,11 @@ class Adder(threading.Thread):
         time.sleep(max(0.0, self._last_upload_at + KEEP_SECONDS + 1 - time.monotonic()))
         last = self._client.post("/datasets/uploads", json={"filename": "last.jsonl", "bytes": 1}).raise_for_status()
         self._client.delete(f"/datasets/uploads/{last.json()['upload_id']}").raise_for_status()
+        body = {"filename": "last.jsonl", "bytes": 1, "purpose": "fine-tune", "mime_type": "application/jsonl"}
+        last = self._client.post("/v1/uploads", json=body).raise_for_status()
+        self._client.post(f"/v1/uploads/{last.json()['id']}/cancel").raise_for_status()
+        for path in find_left_uploads(home / "own-data/file-uploads"):
+            yield Finding("data_left", f"{path} is left")
         for place in ("staging", "uploads"):
             for path in (home / "own-data" / place).glob("*"):
                 yield Finding("data_left", f"{path} is left")
@@ -180,6 +241,15 @@ class Adder(threading.Thread):
         for path in (home / "own-data/content/files/md5").glob("*/*"):
             if path.read_bytes() not in known:
                 yield Finding("data_left", f"{path} is the content of no version")
+
+
+def find_left_uploads(folder: Path) -> Iterator[Path]:
+    """Parts of uploads that have all ended, and records that are kept for longer than they may be."""
+    yield from folder.glob("*/[0-9]*-*")
+    for record in folder.glob("*/upload.json"):
+        expired_at = datetime.fromisoformat(json.loads(record.read_text(encoding="utf-8"))["expires_at"])
+        if expired_at + timedelta(seconds=KEEP_SECONDS) < datetime.now(UTC) - timedelta(seconds=1):
+            yield record
 
 
 def make_rows(name: str, count: int) -> bytes:
@@ -198,4 +268,4 @@ def split(content: bytes) -> list[bytes]:
 
 def read_reference(added: dict[str, Any]) -> str:
     """The version, in the answer of either interface."""
-    return str(added.get("reference") or added["dataset"])
+    return str(added.get("reference") or added.get("file", added)["dataset"])

@@ -8,13 +8,19 @@ from contextlib import suppress
 
 import psutil
 
+from tests.chaos.additions import BETWEEN_PARTS, COMPLETING
 from tests.chaos.aim import Fault
 from tests.chaos.chats import PROCESS
 from tests.chaos.hands import Hands
 
 STOPPED_SECONDS = 35.0  # longer than a job may be silent
 API_PAUSE_SECONDS = 2.0  # until whoever looks after the API starts it again
-ADDING_SECONDS = 2.0  # of a request with a file, within which the API is killed
+# What the one who adds files is busy with as the API is killed, and within how many seconds of that.
+ADDING = {
+    "api killed while adding": ("", 2.0),
+    "api killed between parts": (BETWEEN_PARTS, 1.0),
+    "api killed at completion": (COMPLETING, 2.0),
+}
 OWN = {"adding": "tasks.add_data", "generation": PROCESS, "prompts": "tasks.prompts"}
 NEARLY = 0.8  # of a job's training, so that MLflow is not back when the adapter is registered
 
@@ -58,11 +64,16 @@ class Faults(Hands):
         self._restart_api(_signal_of(kind))
 
     def kill_api_while_adding(self, kind: str) -> None:
-        """SIGKILL to the API while a file arrives, is checked or is published."""
-        adder = self._adder
-        way = self._wait(lambda: adder.busy_with if adder else None)
-        time.sleep(self._rng.uniform(0, ADDING_SECONDS))
-        self._note(kind, f"api, {way}")
+        """SIGKILL to the API while a file arrives, in parts or at once, is checked or is published."""
+        wanted, seconds = ADDING[kind]
+
+        def find() -> str | None:
+            doing = self._adder.busy_with if self._adder else None
+            return doing if doing and doing.startswith(wanted) else None
+
+        doing = self._wait(find)
+        time.sleep(self._rng.uniform(0, seconds))
+        self._note(kind, f"api, {doing}")
         self._restart_api(signal.SIGKILL)
 
     def _restart_api(self, number: signal.Signals) -> None:
@@ -168,6 +179,8 @@ KINDS: dict[str, Callable[[Faults, str], None]] = {
     "adding killed": Faults.signal_own,
     "generation stopped": Faults.signal_own,
     "prompts killed": Faults.signal_own,
+    "api killed between parts": Faults.kill_api_while_adding,
+    "api killed at completion": Faults.kill_api_while_adding,
     "check killed": Faults.kill_checking,
     "pool paused": Faults.change_pool,
     "pool limited": Faults.change_pool,

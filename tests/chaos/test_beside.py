@@ -29,11 +29,11 @@ def test_what_becomes_of_files_is_judged_by_their_bytes(stack, tmp_path, monkeyp
 
         adder = Adder(url, rng, time.monotonic() + 200)
         adder.start()
-        while len(adder.additions) < 4:
+        while len(adder.additions) < 5:
             time.sleep(0.1)
         adder.close()
         added = list(adder.additions)
-        assert {one.way for one in added} == {"form", "parts", "file"}
+        assert {one.way for one in added} == {"form", "parts", "file", "upload"}
         assert all(one.references == {f"{one.name}@v1"} for one in added)
         assert adder.pick() == f"{added[-1].name}@v1"
         assert adder.examine(home) == []
@@ -44,7 +44,8 @@ def test_what_becomes_of_files_is_judged_by_their_bytes(stack, tmp_path, monkeyp
         again = Addition("never", make_rows("other", 3), "form", {"never@v2"})
         assert examine(*added[:-1], again) >= {"data_half", "data_left"}
         added[-1] = again
-        (home / "own-data/staging/junk").mkdir()
+        for junk in ("staging/junk", "file-uploads/upload_junk/5-abc"):
+            (home / "own-data" / junk).mkdir(parents=True)
         assert examine(*added) >= {"data_left", "data_duplicated"}
         assert examine(*added[1:]) >= {"data_half"}  # one is listed that nobody added
 
