@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneyard_cli.output import escape_lines, print_json, print_line
+from tuneyard_cli.questions import read_questions
 from tuneyard_cli.service import JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 PANEL = "Models"
 AT_ONCE = 8
 SILENT_SECONDS = 3.0
-OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 
 commands = typer.Typer()
 
@@ -108,7 +108,7 @@ def generate(
         "seed": seed,
         "wait_seconds": wait,
     }
-    rows = _read_rows(file)
+    rows = read_questions(file)
     from tuneyard_client.errors import ClientError
 
     with connected(url) as client:
@@ -200,38 +200,3 @@ def _read_line() -> str | None:
         return input("> ")
     except EOFError:
         return None
-
-
-def _is_question(row: object) -> bool:
-    """True for an object with either a text `prompt` or a list `messages`, not empty. `tools` go with `messages`."""
-    if not isinstance(row, dict):
-        return False
-    prompt, messages = row.get("prompt"), row.get("messages")
-    if prompt is None:
-        return isinstance(messages, list) and messages != []
-    return messages is None and row.get("tools") is None and isinstance(prompt, str) and prompt != ""
-
-
-def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a file and the numbers of their lines. Raises BadParameter, naming the first line that is not one."""
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not _is_question(row):
-            raise typer.BadParameter(
-                f"{file}: line {number} must be a JSON object with a text `prompt` or a list `messages`, not empty",
-                param_hint="--file",
-            )
-        if kept := [name for name in OWN_FIELDS if name in row]:
-            raise typer.BadParameter(
-                f"{file}: line {number} has a field {kept[0]} already; give it another name", param_hint="--file"
-            )
-        rows.append((number, row))
-    if not rows:
-        raise typer.BadParameter(f"{file} has no lines", param_hint="--file")
-    return rows

@@ -116,6 +116,18 @@ def test_a_line_may_have_tools_and_its_answer_calls(run, tmp_path):
     assert made == {**row, "answer": None, "finish_reason": "tool_calls", "tool_calls": [call]}
 
 
+def test_a_file_may_begin_with_a_byte_order_mark_and_one_of_another_encoding_is_told(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "a"}\r\n')
+    result, _ = run(["generate", "mine", "--file", str(file)], ADAPTER, Completion.example())
+    assert json.loads(result.stdout)["prompt"] == "a"
+    for encoding in ("latin-1", "utf-16"):
+        file.write_text('{"prompt": "é"}', encoding=encoding)
+        result, received = run(["generate", "mine", "--file", str(file)])
+        assert (result.exit_code, received) == (2, [])
+        assert "is not UTF-8 at byte" in result.stderr
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -127,6 +139,10 @@ def test_a_line_may_have_tools_and_its_answer_calls(run, tmp_path):
         '{"prompt": "a", "answer": "b"}',
         '{"prompt": "a", "messages": []}',
         '{"prompt": "a", "tools": []}',
+        '{"messages": [5]}',
+        '{"prompt": "a", "prompt": "b"}',
+        '{"prompt": "a", "value": NaN}',
+        '{"prompt": "a", "value": ' + "[" * 100_000,
         "",
     ],
 )
