@@ -50,6 +50,9 @@ Flag = Annotated[bool, Field(strict=True)]
 NoObject = Annotated[dict[str, JsonValue], Field(max_length=0)]
 ToolChoice = Annotated[Literal["none", "auto"], BeforeValidator(check_tool_choice)]
 ParallelCalls = Annotated[Literal[True], BeforeValidator(check_parallel_calls)]
+Hint = Annotated[str, Field(max_length=1000)]
+Label = Annotated[str, Field(max_length=512)]
+Labels = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
 
@@ -88,9 +91,9 @@ class AnswerRequest(BaseModel):
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
-    user: str | None = Field(None, max_length=1000, description="Accepted, and without effect.")
+    user: Hint | None = Field(None, description="Accepted, and without effect.")
     logit_bias: NoObject | None = Field(None, description="Empty only.")
-    metadata: NoObject | None = Field(None, description="Empty only.")
+    metadata: Labels | None = Field(None, description="Accepted, and without effect: no answer is stored.")
     store: Literal[False] | None = Field(None, description="False only.")
     service_tier: Literal["auto", "default"] | None = Field(None, description="Accepted, and without effect.")
 
@@ -152,6 +155,17 @@ class ChatRequest(AnswerRequest):
     parallel_tool_calls: ParallelCalls | None = Field(None, description="True only.")
     response_format: ResponseFormat | None = Field(None, description="Text only.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = Field(None, description="Text only.")
+    safety_identifier: Hint | None = Field(None, description="Accepted, and without effect.")
+    prompt_cache_key: Hint | None = Field(None, description="Accepted, and without effect.")
+    prompt_cache_retention: Hint | None = Field(None, description="Accepted, and without effect.")
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ChatRequest":

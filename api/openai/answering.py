@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from api.dependencies import find_visible_owner
 from api.limits import ClientLimit, client_name
 from api.openai.answer_request import ChatRequest, CompletionRequest
+from jobs.errors import ContextTooLong
 from jobs.results.checkpoint_models import find_model
 from jobs.service.generator import Generator
 from jobs.service.job_service import JobService
@@ -77,8 +78,12 @@ class PendingAnswer:
         wait_seconds = read_wait(self._request.headers.get("Prefer", ""))
         with self.state.generation_limit.held(client_name(self._request.scope)):
             async with aclosing(generator.generate(work, self._service.settings, wait_seconds)) as pieces:
-                async for piece in pieces:
-                    yield piece
+                try:
+                    async for piece in pieces:
+                        yield piece
+                except ContextTooLong as error:
+                    error.param = "messages" if isinstance(self._body, ChatRequest) else "prompt"
+                    raise
 
     async def collect(self) -> list[dict[str, Any]]:
         """All pieces. A client that hangs up cancels them; ClientDisconnect is raised then."""

@@ -2,12 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from api.openai.tools import CallId, MessageCall
 
 MOST_CALLS = 128
+ROLES = ("system", "developer", "user", "assistant", "tool")
 NoList = Annotated[list[JsonValue], Field(max_length=0)]
+
+
+def check_role(value: Any) -> Any:
+    """Name all roles: the messages of other kinds have theirs."""
+    if value not in ROLES:
+        raise ValueError(f"must be {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+    return value
 
 
 class TextContent(BaseModel):
@@ -33,7 +41,7 @@ class AnyMessage(BaseModel):
 class TextMessage(AnyMessage):
     """An instruction or a question."""
 
-    role: Literal["system", "developer", "user"]
+    role: Annotated[Literal["system", "developer", "user"], BeforeValidator(check_role)]
     content: Content
 
     def to_plain(self) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def _read_call(call: Any, where: str, ignored: set[str]) -> dict[str, Any]:
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Refuse values that JSON, and so a template, can't represent: NaN, a date from a Parquet file."""
+    """Refuse values that JSON, and so a template, can't represent: NaN, a date from Parquet, half a character."""
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidDataset(f"{where} can't be written as JSON: {error}; got {shorten(value)}") from error

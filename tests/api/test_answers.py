@@ -140,10 +140,13 @@ def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepte
         "parallel_tool_calls": True,
         "response_format": {"type": "text"},
         "logit_bias": {},
-        "metadata": {},
+        "metadata": {"team": "support"},
         "store": False,
         "service_tier": "auto",
         "modalities": ["text"],
+        "safety_identifier": "one",
+        "prompt_cache_key": "two",
+        **dict.fromkeys(["audio", "functions", "function_call", "prediction", "reasoning_effort", "verbosity"]),
     }
     again = [*CHAT, first, {"role": "user", "content": "And then?"}]
     answers = [
@@ -158,15 +161,17 @@ def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepte
     [
         ({"n": 9}, 400, "n", "8"),
         ({"max_tokens": 10**7}, 400, "max_tokens", "131072"),
-        ({"max_tokens": 511}, 400, None, "maximum context length is 512"),
+        ({"max_tokens": 511}, 400, "messages", "maximum context length is 512"),
         ({"temperature": 3}, 400, "temperature", "2"),
         ({"temperature": "1"}, 400, "temperature", " - temperature: must be a number, got '1'$"),
         ({"messages": CHAT * 4097}, 400, "messages", "at most 4096 entries, it has 4097"),
-        ({"top_logprobs": 2}, 400, None, "logprobs"),
-        ({"max_tokens": 1, "max_completion_tokens": 1}, 400, None, "give one of them"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, 400, "max_completion_tokens", "give one of them"),
         ({"messages": []}, 400, "messages", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].tool_call_id", "tool_call_id"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "user, assistant or tool"),
+        ({"reasoning_effort": "low"}, 400, "reasoning_effort", "must be null"),
+        ({"metadata": {"a": "b" * 513}}, 400, "metadata.a", "at most 512 characters"),
         ({"tools": [{"type": "function"}]}, 400, "tools[0].function", r"tools\.0\.function is required"),
         ({"tools": TOOLS}, 400, "tools", "org/answers does not write tools.*template_name qwen"),
         ({"messages": [*CHAT, CALLING]}, 400, "messages[1]", "does not write calls"),
@@ -177,7 +182,7 @@ def test_an_answer_is_sent_back_as_a_message_and_what_changes_nothing_is_accepte
         ({"stop": [""]}, 400, "stop", "stop"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "text"),
         ({"store": True}, 400, "store", "store"),
-        ({"model": "nowhere"}, 404, None, "nowhere"),
+        ({"model": "nowhere"}, 404, "model", "nowhere"),
     ],
 )
 def test_what_is_wrong_has_a_status_and_names_the_parameter(client, change, status, param, words):
