@@ -13,7 +13,6 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig as TrainerArguments
 
 from sft.adapting.adaptation import Adaptation
@@ -25,6 +24,7 @@ from sft.models.sharding import agree
 from sft.training.allocation import return_large_blocks
 from sft.training.fake_step import Step
 from sft.training.layout import Layout
+from sft.training.liger import can_use_liger
 from sft.training.step_memory import measure_steps
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -109,7 +109,7 @@ def build_arguments(
         eval_strategy="steps" if config.eval_steps and has_eval else "no",
         eval_steps=config.eval_steps,
         seed=config.seed,
-        use_liger_kernel=can_use_liger(layout),
+        use_liger_kernel=can_use_liger(layout, "cuda" if has_gpu else "cpu"),
         packing=config.packing,
         max_length=config.max_seq_length if config.packing else None,
         padding_free=layout == "documents",
@@ -137,11 +137,6 @@ def count_rows_at_once(config: SFTConfig, layout: Layout, kind: str) -> int:
 def trains_every_weight(model: nn.Module, adaptation: Adaptation) -> bool:
     """Whether each batch surely gives every trained weight a gradient: those of an adapter, in a dense model."""
     return adaptation.is_reached and not may_skip_layers(model)
-
-
-def can_use_liger(layout: Layout) -> bool:
-    """Whether to use Liger's kernels for the layers: installed, on CUDA, unless the model's own logits are needed."""
-    return layout != "logits" and torch.cuda.is_available() and bool(is_liger_kernel_available())
 
 
 def settle_checkpointing(

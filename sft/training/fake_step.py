@@ -6,6 +6,7 @@ Only what can't run without data or without the device is replaced, by parts tha
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from sft.kernels.varlen_attention import register_varlen_attention
 from sft.models.loading import quiet_transformers
 from sft.training.layout import LOSSES, WITH_PADDING, Layout, choose_document_attention
 from sft.training.ledger import Ledger
+from sft.training.liger import can_use_liger, standing_in_for_liger
 from sft.training.stand_ins import pack_linear_layers, standing_in
 
 IGNORED = -100
@@ -77,8 +79,10 @@ def run_fake_steps(
     """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     batches = [make_batch(step, vocabulary) for step in steps]
-    with quiet_transformers(), standing_in(steps[0].kind):
+    with quiet_transformers(), standing_in(steps[0].kind), ExitStack() as stack:
         trained = _prepare(model, config, adapter, steps[0])
+        if can_use_liger(steps[0].layout, steps[0].kind):
+            stack.enter_context(standing_in_for_liger(trained))
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, Ledger(mode) as ledger:
             _materialize(trained)
             frozen = sum(

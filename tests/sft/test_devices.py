@@ -17,7 +17,7 @@ from trl import SFTConfig as TrainerArguments
 from sft.adapting.adapters import add_adapter
 from sft.config import SFTConfig
 from sft.models.loading import quiet_transformers
-from sft.training.arguments import build_arguments, can_use_liger, trains_every_weight
+from sft.training.arguments import build_arguments, trains_every_weight
 from sft.training.layout import Layout
 from sft.training.session import TrainingSession
 
@@ -54,29 +54,11 @@ def test_trl_would_refuse_the_four(
         open_session(max_steps=2)
 
 
-@pytest.mark.parametrize(
-    ("layout", "has_gpu", "is_installed", "wanted"),
-    [
-        ("trl", True, True, True),
-        ("trl", True, False, False),
-        ("trl", False, True, False),  # a model on a CPU that only TRL's own way computes right
-        ("documents", True, True, True),
-        ("logits", True, True, False),
-    ],
-)
-def test_ligers_kernels_are_used_on_cuda_where_installed(
-    monkeypatch: pytest.MonkeyPatch, layout: Layout, has_gpu: bool, is_installed: bool, wanted: bool
-) -> None:
-    monkeypatch.setattr("sft.training.arguments.torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setattr("sft.training.arguments.is_liger_kernel_available", lambda: is_installed)
-    assert can_use_liger(layout) is wanted
-
-
 @pytest.mark.parametrize("is_wanted", [True, False])
 def test_the_trainer_is_told_of_ligers_kernels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_wanted: bool
 ) -> None:
-    monkeypatch.setattr("sft.training.arguments.can_use_liger", lambda layout: is_wanted)
+    monkeypatch.setattr("sft.training.arguments.can_use_liger", lambda layout, kind: is_wanted)
     config = SFTConfig(base_model="tiny", dataset_name="x", dataset_format="alpaca")
     assert build_arguments(config, "trl", torch.float32, tmp_path, False, False).use_liger_kernel is is_wanted
 
