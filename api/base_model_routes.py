@@ -27,7 +27,13 @@ from tuneyard_wire.service import Message
 router = APIRouter(tags=["Base models"])
 
 WRITTEN_BYTES = 2**20  # at once, as each write takes a thread
-BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+BODY = {
+    "requestBody": {
+        "required": False,
+        "description": "The bytes of the piece; none for a file that is empty.",
+        "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+    }
+}
 ONGOING = frozenset(status for status in JobStatus if not status.is_terminal)
 
 FilePath = Annotated[str, Query(max_length=300, description="One of the announced files.")]

@@ -105,6 +105,16 @@ def test_what_breaks_off_goes_on_where_it_was(client, stack, folder, name, monke
     assert read_files(stack.model_root / name) == read_files(folder)
 
 
+def test_an_empty_file_has_a_piece_without_bytes_as_the_document_says(http, name):
+    files = {"config.json": b"{}", "model.safetensors": b"{}", "merges.txt": b""}
+    upload = announce(http, name, files).json()["upload_id"]
+    assert put(http, upload, "merges.txt", b"").json()["complete"] is True
+    assert put(http, upload, "config.json", b"").json()["complete"] is False
+    operation = http.get("/openapi.json").json()["paths"]["/model-uploads/{upload_id}"]["put"]
+    assert not operation["requestBody"].get("required", False)
+    assert http.delete(f"/model-uploads/{upload}").is_success
+
+
 def test_another_model_of_this_name_is_a_conflict(client, folder, name, tmp_path):
     client.base_models.add(folder, name)
     with pytest.raises(Conflict, match="another base model") as error:
