@@ -196,6 +196,52 @@ def test_a_merge_takes_the_memory_of_a_layer_and_not_of_the_model(tmp_path: Path
     assert merged["model.layers.0.self_attn.q_proj.weight"][0, 0] == 0.5 + 4 * 8 / 4
 
 
+def write_hollow(folder: Path, model: torch.nn.Module) -> int:
+    """Write a model's files with their names, types and shapes and nothing but holes; return their bytes in all."""
+    folder.mkdir()
+    places: dict[str, str] = {}
+    files: list[dict[str, Any]] = [{}]
+    ends = [0]
+    for name, weight in model.named_parameters():
+        if ends[-1] + weight.nbytes > 5_000_000_000:
+            files.append({})
+            ends.append(0)
+        offsets = [ends[-1], ends[-1] + weight.nbytes]
+        files[-1][name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": offsets}
+        ends[-1] = offsets[1]
+        places[name] = f"model-{len(files)}.safetensors"
+    for number, (header, size) in enumerate(zip(files, ends, strict=True), start=1):
+        encoded = json.dumps(header).encode()
+        with (folder / f"model-{number}.safetensors").open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            stream.truncate(8 + len(encoded) + size)
+    index = {"metadata": {"total_size": sum(ends)}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sum(ends)
+
+
+def test_a_merge_of_70_billion_weights_takes_less_than_a_shard_and_two_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the 282 GB of the model in fp32. Files with holes have its names, types and shapes."""
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256}
+    config = LlamaConfig(**sizes, num_attention_heads=64, num_key_value_heads=8, dtype="bfloat16")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    size = write_hollow(tmp_path / "base", model)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj", "down_proj"]), low_cpu_mem_usage=True)
+    state = {name: torch.ones(tensor.shape) for name, tensor in adapted.named_parameters() if "lora_" in name}
+    adapted.save_pretrained(str(tmp_path / "adapter"), state_dict=state, save_embedding_layers=False)
+    room = namedtuple("Memory", "available")(5_000_000_000 + 2_000_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
+    merge = plan_merge(tmp_path / "base", tmp_path / "adapter", "base_model large")
+    assert isinstance(merge, Merge)
+    assert merge.size >= size > 140_000_000_000
+    assert merge.needed_bytes == 4 * 4 * 8192 * 28672
+
+
 def test_a_merge_in_memory_gives_the_same(tmp_path: Path) -> None:
     path = save_tiny_model("llama", tmp_path / "base")
     adapter = save_adapter(path, tmp_path / "adapter", LoraConfig(target_modules="all-linear"))
