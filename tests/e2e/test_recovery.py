@@ -1,7 +1,9 @@
-"""Jobs whose processes or workers die, as their clients see them."""
+"""Jobs whose processes or workers die, and whose checkpoints are asked meanwhile, as their clients see them."""
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from uuid import UUID
 
@@ -61,8 +63,35 @@ def checkpoints(api, job_id):
     return [kept["step"] for kept in api.get(f"/train/{job_id}/checkpoints").json()["checkpoints"]]
 
 
-def test_a_job_goes_on_whatever_becomes_of_its_process_and_its_worker(api, start, wait_for, stack, receiver):
-    job_id = start(max_steps=800, lora_name="survivor", webhook_url=receiver.url)
+def ask(api, model):
+    """A model's answer, and when it came."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 8}
+    answer = api.post("/v1/chat/completions", json=body, headers={"Prefer": "wait=300"}, timeout=600)
+    assert answer.is_success, answer.text
+    return answer.json()["choices"][0]["message"]["content"], time.time()
+
+
+def test_a_job_goes_on_whatever_becomes_of_its_process_and_its_worker_and_who_asks_it(
+    api, start, wait_for, stack, receiver
+):
+    """Its first checkpoint is asked while it trains, and again after its end."""
+    job_id = start(max_steps=800, save_total_limit=50, lora_name="survivor", webhook_url=receiver.url)
+    first = f"{job_id}:ckpt-step-{checkpoints(api, job_id)[0]}"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, api, first)
+        job = survive(api, job_id, wait_for, stack)
+        text, answered_at = asked.result()
+    assert (job["status"], job["progress"]["step"], job["attempt"]) == ("completed", 800, 4)
+    versions = MlflowClient(stack.mlflow_tracking_uri).search_model_versions("name = 'survivor'")
+    assert [version.tags["tuneyard.job_id"] for version in versions] == [job_id]
+    assert receiver.wait(job_id)["status"] == "completed"
+    assert [body["status"] for body in receiver.received if body["job_id"] == job_id] == ["completed"]
+    assert answered_at < job["end_time"]
+    assert ask(api, first)[0] == text
+
+
+def survive(api, job_id, wait_for, stack):
+    """The job at its end, after its process was told to stop, its worker was killed, and its process was killed."""
     statuses = set()
 
     def wait_for_attempt(number):
@@ -83,12 +112,8 @@ def test_a_job_goes_on_whatever_becomes_of_its_process_and_its_worker(api, start
     os.kill(find_trainer(job_id), signal.SIGKILL)
 
     job = wait_for(job_id, seconds=240)
-    assert (job["status"], job["progress"]["step"], job["attempt"]) == ("completed", 800, 4)
     assert statuses <= {"running", "completed"}
-    versions = MlflowClient(stack.mlflow_tracking_uri).search_model_versions("name = 'survivor'")
-    assert [version.tags["tuneyard.job_id"] for version in versions] == [job_id]
-    assert receiver.wait(job_id)["status"] == "completed"
-    assert [body["status"] for body in receiver.received if body["job_id"] == job_id] == ["completed"]
+    return job
 
 
 def test_a_job_that_loses_its_last_attempt_has_failed_and_is_told_of(api, start, wait_for, stack, receiver):
