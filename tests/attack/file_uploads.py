@@ -12,9 +12,8 @@ from typing import Any
 import httpx
 
 from tests.attack.case import Finding, Harm, Target, case
-from tests.attack.uploads import AT_ONCE, BOMB_SECONDS, BOMBS, find_leftovers, make_rows
+from tests.attack.uploads import AT_ONCE, BOMB_SECONDS, BOMBS, PURPOSE, find_leftovers, make_rows
 
-PURPOSE = {"purpose": "fine-tune"}
 BEGIN = PURPOSE | {"mime_type": "application/jsonl"}
 UPLOADS = "own-data/file-uploads"  # in the state folder
 TOLD_BOMBS = ("nul.jsonl.gz", "zip.jsonl", "nested.json")

@@ -30,6 +30,7 @@ NAMES = (
     f"-f {MARK}", f"$(touch {MARK})", f"{MARK}@v1", f"{MARK}.jsonl", f"{MARK}\u202e", f"~{MARK}", f"{MARK}/..", "..",
     f"file-{'0' * 24}", "uploads", "HEAD", ".git", "x" * 300,
 )  # fmt: skip
+PURPOSE = {"purpose": "fine-tune"}
 OPENAI_NAMES = 6  # of them are tried as files of OpenAI's interface too: each takes a process
 PATHS = (
     "/datasets/{}", "/datasets/{}/content", "/datasets/{}/rows", "/datasets/uploads/{}", "/v1/files/{}/content",
@@ -112,12 +113,13 @@ def names_of_uploads_lead_nowhere(target: Target) -> Iterator[Finding]:
                 send(client, f"{name}.jsonl", make_rows(name)),
                 send(client, "rows.jsonl", make_rows(name), name=name),
                 client.post("/datasets/uploads", json={"filename": f"{name}.jsonl", "bytes": 5, "name": name}),
+                client.post("/v1/uploads", json={"filename": name, "bytes": 5, **PURPOSE, "mime_type": name[:200]}),
                 client.post("/models", json=announce(name)),
                 client.post("/models", json=announce("attack/names", name)),
             ]
             if number < OPENAI_NAMES:
                 file = {"file": (name, make_rows(name))}
-                answers.append(client.post("/v1/files", files=file, data={"purpose": "fine-tune"}))
+                answers.append(client.post("/v1/files", files=file, data=PURPOSE))
             for answer in answers:
                 if answer.is_server_error:
                     yield Finding(Harm.UNSETTLED, f"{name!r:.40}: {answer.status_code} {answer.text[:200]}")
@@ -126,6 +128,8 @@ def names_of_uploads_lead_nowhere(target: Target) -> Iterator[Finding]:
         for one in added:
             if upload := one.get("upload_id"):
                 client.delete(f"/model-uploads/{upload}" if "files" in one else f"/datasets/uploads/{upload}")
+            elif one.get("object") == "upload":
+                client.post(f"/v1/uploads/{one['id']}/cancel").raise_for_status()
             elif dataset := one.get("dataset") or one.get("name"):
                 client.delete(f"/datasets/{dataset}")
         for path in PATHS:
