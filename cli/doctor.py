@@ -20,7 +20,8 @@ import typer
 from cli.diagnosis import Diagnosis, Level
 from cli.packages import check_packages, check_python, installed_version
 from cli.trainer_role import check_trainers
-from jobs.errors import StoreRefused
+from jobs.answer_engine import choose_engine, find_vllm
+from jobs.errors import GenerationFailed, StoreRefused
 from jobs.network.proxies import PROXY_VARIABLES, bypass_proxies
 from jobs.privacy import find_open
 from jobs.project import find_sources
@@ -32,6 +33,7 @@ from jobs.stack.readiness import STORE, PartCheck, check_parts
 from sft.errors import StackError
 from sft.files.disk import find_existing, measure_free
 from sft.models.dtype_record import DtypeRecord, read_record
+from sft.planning.gpus import inspect_gpu
 from tuneyard_cli.exit import ExitCode
 from tuneyard_cli.output import print_json, print_line
 
@@ -68,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Diagnosis]:
     yield check_memory(psutil.virtual_memory().available)
     yield from check_gpu(_run(GPU_COMMAND), _run([sys.executable, "-c", TORCH_CODE]))
     yield check_dtype(settings.dtype, read_record(settings.home))
+    yield check_answers(settings, find_vllm(settings), inspect_gpu() is not None)
     is_up = stack.is_up(settings)
     yield from check_proxies(os.environ)
     yield from check_store(SharedStore.find(settings))
@@ -181,6 +184,30 @@ def check_dtype(chosen: str | None, record: DtypeRecord | None) -> Diagnosis:
         f"mixed_precision auto is {record.mixed_precision} on this CPU, measured {record.measured_at} ({times}); "
         "TUNEYARD_DTYPE overrides it",
     )
+
+
+def check_answers(settings: Settings, vllm: str | None, has_gpu: bool) -> Diagnosis:
+    """Show what answers requests for text: transformers, or vLLM.
+
+    Args:
+        vllm: path of the command; None if it was not found.
+    """
+    try:
+        engine = choose_engine(settings, vllm, has_gpu)
+    except GenerationFailed as error:
+        problem, _, remedy = str(error).partition("; ")
+        return Diagnosis(Level.FAIL, "answers", problem, remedy)
+    if engine == "vllm":
+        return Diagnosis(Level.OK, "answers", f"by vLLM ({vllm})")
+    if settings.vllm is not None and vllm is None:
+        return Diagnosis(
+            Level.WARN,
+            "answers",
+            f"by transformers: TUNEYARD_VLLM is {settings.vllm}, which is no command",
+            "correct it",
+        )
+    unused = f"; {vllm} is used with a GPU, or by TUNEYARD_GENERATION_ENGINE=vllm" if vllm else ""
+    return Diagnosis(Level.OK, "answers", f"by transformers{unused}")
 
 
 def check_proxies(environment: Mapping[str, str]) -> Iterator[Diagnosis]:

@@ -140,6 +140,16 @@ class Settings(BaseSettings):
     generation_seconds: float = Field(
         600, gt=0, description="Time limit for an answer of `/v1`, including loading the model and waiting for others."
     )
+    generation_engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="What generates the answers of `/v1`: transformers, or a vLLM that is installed on this machine. "
+        "`auto` is vLLM where it is found and a GPU is there.",
+    )
+    vllm: Path | None = Field(
+        None,
+        description="Absolute path of the command `vllm` in its own environment; the one on `PATH` or beside "
+        "Tuneyard's Python if unset.",
+    )
     max_generations: int = Field(
         16,
         gt=0,

@@ -23,15 +23,20 @@ def list_jobs() -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if is_job_process(process)]
 
 
-def check_room(needed_bytes: int, has_gpu: bool) -> None:
+def check_room(needed_bytes: int, is_exclusive: bool) -> None:
     """Check that the model can be loaded beside the jobs on this machine.
+
+    Args:
+        is_exclusive: whether nothing is generated while a job runs, as on a GPU and by vLLM.
 
     Raises:
         GenerationBusy: a job may use the GPU, or too little memory would be left.
     """
     jobs = list_jobs()
-    if has_gpu and jobs:
-        raise GenerationBusy("A job is running, and answers are not generated on a GPU beside it; try again later")
+    if is_exclusive and jobs:
+        raise GenerationBusy(
+            "A job is running, and beside it no answers are generated on a GPU or by vLLM; try again later"
+        )
     memory = psutil.virtual_memory()
     held = 0
     for process in jobs:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.answer_engine import EngineName
 from sft.errors import TuneyardError
 from tasks.causes import explain
 
 REQUEST_BYTES = 2**24
 SEND_SECONDS = 60.0
+Key = tuple[EngineName, Path, str, Path | int | None]  # of requests that are answered together
 
 
 class ReplyStream:
@@ -86,6 +88,7 @@ class GenerationWork:
     Attributes:
         stamp: of the base model's folder (`sft.files.stamps`).
         calls: the form in which calls of functions are read from the answers.
+        rank: that vLLM's server must have room for.
         sequences: made once the model is loaded.
     """
 
@@ -96,21 +99,30 @@ class GenerationWork:
     adapter: Path | None
     prompts: list[list[int]]
     calls: str | None = None
+    engine: EngineName = "transformers"
+    rank: int = 0
     arrived_at: float = field(default_factory=time.monotonic)
     sequences: list[Any] = field(default_factory=list)
 
     @property
-    def key(self) -> tuple[Path, str, Path | None]:
-        """The model that answers it: requests with the same one share batches."""
-        return self.base, self.stamp, self.adapter
+    def model(self) -> tuple[Path, str]:
+        """The base model, as its files are."""
+        return self.base, self.stamp
+
+    @property
+    def key(self) -> Key:
+        """What answers it: requests with the same key are answered together."""
+        return self.engine, *self.model, self.adapter if self.engine == "transformers" else self.rank
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do."""
         return self.reply.is_gone or self.reply.is_closed
 
-    def finish(self) -> None:
-        """Send the counts of tokens, and close."""
+    def finish_if_done(self) -> None:
+        """If all sequences have ended, send the counts of tokens, and close."""
+        if not self.sequences or self.is_over or not all(sequence.is_finished for sequence in self.sequences):
+            return
         generated = sum(len(sequence.generated) for sequence in self.sequences)
         self.reply.write({"usage": {"prompt_tokens": sum(map(len, self.prompts)), "completion_tokens": generated}})
         self.reply.close()

@@ -72,11 +72,20 @@ class Sequence:
             self.is_finished = True
             return 0
         token = self._chooser.choose(logits)
+        self.take(token, None if token in self.ends else self._chooser.report(logits, token))
+        return token
+
+    def take(self, token: int, report: dict[str, Any] | None) -> None:
+        """Add a token that was chosen for it, and emit what is new.
+
+        Args:
+            report: its `logprob`, and `top` with the most likely ones; None if the request asks for none.
+        """
         self.generated.append(token)
         if token in self.ends:
             self._send(self.reader.finish(), "stop")
-            return token
-        if (report := self._chooser.report(logits, token)) is not None:
+            return
+        if report is not None:
             self._unsent.append({"token": token, "offset": self.reader.decoded, **report})
         text = self.reader.add(token)
         if self.reader.has_stopped:
@@ -85,7 +94,6 @@ class Sequence:
             self._send(text + self.reader.finish(), "length")
         elif text:
             self._send(text, None)
-        return token
 
     def _send(self, text: str, finish: Finish | None) -> None:
         finish = "stop" if self.reader.has_stopped else finish

@@ -21,6 +21,7 @@ class Gpu(NamedTuple):
     capability: tuple[int, int]
     total_bytes: int
     free_bytes: int
+    uuid: str = ""
 
     def describe(self) -> Card:
         """The GPU as a device of the table, with the speed of the one of this name; a usual speed for others."""
@@ -46,7 +47,7 @@ def inspect_gpu(query: Callable[[], str] | None = None) -> Gpu | None:
         try:
             index, uuid, name, capability, total, free = (value.strip() for value in line.split(","))
             major, minor = (int(part) for part in capability.split("."))
-            gpu = Gpu(name, (major, minor), int(total) * MIB, int(free) * MIB)
+            gpu = Gpu(name, (major, minor), int(total) * MIB, int(free) * MIB, uuid)
         except ValueError:  # "[N/A]"
             continue
         if names is None or any(one == index or (one.startswith("GPU-") and uuid.startswith(one)) for one in names):

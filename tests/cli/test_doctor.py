@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli import doctor
 from cli.diagnosis import Level
-from cli.doctor import GIB, check_dtype
+from cli.doctor import GIB, check_answers, check_dtype
 from jobs.shared_store import SharedStore
 from jobs.stack.readiness import PartCheck, check_parts
 from sft.models.dtype_record import DtypeRecord
@@ -56,12 +56,25 @@ def test_a_machine_without_a_stack(tmp_path):
         "gpu",
         "torch",
         "dtype",
+        "answers",
         "ports",
         "stack",
     ]
     assert "is not running; it starts on first use" in result.output
     assert result.output.endswith("Jobs can run on this machine.\n")
     assert not (tmp_path / "home").exists()
+
+
+def test_what_answers_is_said(tmp_path):
+    settings = stack_settings(tmp_path)
+    assert check_answers(settings, None, has_gpu=True).detail == "by transformers"
+    assert check_answers(settings, "/v/vllm", has_gpu=True).detail == "by vLLM (/v/vllm)"
+    assert "/v/vllm is used with a GPU" in check_answers(settings, "/v/vllm", has_gpu=False).detail
+    missing = settings.model_copy(update={"vllm": Path("/nowhere")})
+    assert check_answers(missing, None, has_gpu=True).level is Level.WARN
+    chosen = check_answers(missing.model_copy(update={"generation_engine": "vllm"}), None, has_gpu=True)
+    assert chosen.level is Level.FAIL
+    assert chosen.remedy == "set TUNEYARD_VLLM to it"
 
 
 @pytest.mark.stack

@@ -64,9 +64,9 @@ def test_on_a_gpu_it_ends_when_a_job_starts(job):
 
 
 def test_on_a_gpu_nothing_is_loaded_beside_a_job(job):
-    check_room(0, has_gpu=False)
+    check_room(0, is_exclusive=False)
     with pytest.raises(GenerationBusy, match="GPU"):
-        check_room(0, has_gpu=True)
+        check_room(0, is_exclusive=True)
 
 
 def test_it_ends_when_memory_runs_short_beside_a_job(job, monkeypatch):
@@ -84,6 +84,6 @@ def test_a_tenth_of_the_memory_and_more_beside_jobs_stays_free(monkeypatch):
     scarce = memory._replace(available=int(0.11 * memory.total))
     monkeypatch.setattr(generation_room.psutil, "virtual_memory", lambda: scarce)
     monkeypatch.setattr(generation_room, "list_jobs", list)
-    check_room(0, has_gpu=False)
+    check_room(0, is_exclusive=False)
     with pytest.raises(GenerationBusy, match="kept for jobs"):
-        check_room(memory.total // 50, has_gpu=False)
+        check_room(memory.total // 50, is_exclusive=False)
