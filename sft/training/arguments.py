@@ -169,7 +169,7 @@ def _choose_checkpointing(
         return config.gradient_checkpointing
     counts = prepared.stats["train"] or {}
     share = counts.get("supervised_tokens", 0) / max(counts.get("tokens", 0), 1)
-    lengths = list(prepared.load_train()["length"])
+    lengths = prepared.load_train()["length"][:]
     is_needed = needs_checkpointing(config, build, layout, lengths, share, dtype, kind, measure_free_memory())
     return agree(is_needed, kind) if config.shard_model else is_needed
 

@@ -113,7 +113,7 @@ class TrainingSession:
             eval_rows = eval_rows and pack_rows(eval_rows, config.max_seq_length)
             eval_parts = {label: pack_rows(part, config.max_seq_length) for label, part in eval_parts.items()}
         if config.max_batch_tokens:
-            self.warnings += warn_of_long_rows(list(train_rows["length"]), config.max_batch_tokens)
+            self.warnings += warn_of_long_rows(train_rows["length"][:], config.max_batch_tokens)
         self._sender, self._guard, catch_up = EventSender(self.on_event), StepGuard(), CatchUp()
         self._learning = LearningCheck()
         stopping = list_stopping(config.early_stopping_patience, eval_rows is not None)

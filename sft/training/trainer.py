@@ -247,8 +247,8 @@ class SupervisedTrainer(CheckpointingTrainer):
         if self.max_batch_tokens is not None:
             padded = self.layout != "documents"
             if is_training:
-                return TokenBatches(dataset["length"], self.max_batch_tokens, padded, seed, multiple_of=processes)
-            return TokenBatches(dataset["length"], self.max_batch_tokens, padded)
+                return TokenBatches(dataset["length"][:], self.max_batch_tokens, padded, seed, multiple_of=processes)
+            return TokenBatches(dataset["length"][:], self.max_batch_tokens, padded)
         if is_training and processes > 1:
             return SharedBatches(SeedableRandomSampler(dataset, data_seed=seed), batch_size, processes)
         return None
