@@ -86,8 +86,11 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
         MergeFailed, DiskFull, RegistryUnavailable.
     """
     folder = folder.absolute()
-    check_folder(folder, options.replace)
-    check_place(folder, settings)
+    try:
+        check_folder(folder, options.replace)
+        check_place(folder, settings)
+    except OSError as error:  # a name that no file can have, or no right to look
+        raise ExportRefused(f"{folder} can't be read ({error.strerror or error}); name another folder") from error
     adapter = find_adapter(settings, reference)
     with ExitStack() as stack:
         try:

@@ -81,7 +81,7 @@ def chat(
             return
         while (line := _read_line()) is not None:
             if line.strip():
-                talk.ask(line, is_shown=True)
+                ask_or_tell(talk, line)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -169,20 +169,33 @@ class Chat:
         for model, messages in self._messages.items():
             if is_shown and len(self._messages) > 1:
                 print_line(f"[{model}]")
-            messages.append({"role": "user", "content": question})
-            parts = []
+            asked = [*messages, {"role": "user", "content": question}]
+            parts, is_cut_off = [], False
             with telling_of_wait() as has_begun:
-                for chunk in self._client.stream_chat(model, messages, **self._options):
+                for chunk in self._client.stream_chat(model, asked, **self._options):
                     has_begun()
                     text = "".join(choice.delta.content or "" for choice in chunk.choices)
+                    is_cut_off = is_cut_off or any(choice.finish_reason == "length" for choice in chunk.choices)
                     parts.append(text)
                     if is_shown:
                         typer.echo(escape_lines(text), nl=False)
             if is_shown:
                 typer.echo()
+            if is_cut_off:
+                print_line("The answer was cut off at its maximum of tokens; --max-tokens allows more.", err=True)
             answers[model] = "".join(parts)
-            messages.append({"role": "assistant", "content": answers[model]})
+            messages += [asked[-1], {"role": "assistant", "content": answers[model]}]
         return answers
+
+
+def ask_or_tell(talk: Chat, question: str) -> None:
+    """Ask in a conversation, which goes on after a question that is refused, such as one that is too long."""
+    from tuneyard_client.errors import ClientError
+
+    try:
+        talk.ask(question, is_shown=True)
+    except ClientError as error:
+        print_line(f"tuneyard: {error}", err=True)
 
 
 def _choose_models(client: "Tuneyard", name: str, with_base: bool) -> list[str]:

@@ -16,7 +16,6 @@ from jobs.settings import Settings
 from sft.errors import ModelNotFound
 from tuneyard_wire.model_folder import is_model_folder, is_model_name
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -66,10 +65,6 @@ def find_problem(name: str, folder: Path, settings: Settings) -> str | None:
     try:
         for finding in check_base_model(name, _context(settings)):
             return finding.text
-        if not any((folder / file).is_file() for file in TOKENIZERS):
-            return f"{name!r} has no tokenizer (tokenizer.json); copy or download its files too"
-        if (folder / TOKENIZERS[0]).is_file() and not _is_json_object(folder / TOKENIZERS[0]):
-            return f"{name!r} has a damaged {TOKENIZERS[0]}; copy or download it again"
     except (OSError, TimeoutError):  # gone meanwhile, or others read long files
         return None
     return None
@@ -95,14 +90,6 @@ def identify_root(settings: Settings, make: bool = False) -> str | None:
 
 def _context(settings: Settings) -> CheckContext:
     return CheckContext(settings, workers_are_here=True)  # what is asked is what is here
-
-
-def _is_json_object(path: Path) -> bool:
-    """Whether a file begins and ends as a JSON object does; one that was cut off does not."""
-    with path.open("rb") as file:
-        begin = file.read(64)
-        file.seek(max(0, path.stat().st_size - 64))
-        return begin.lstrip().startswith(b"{") and file.read().rstrip().endswith(b"}") and path.stat().st_size > 1
 
 
 def _measure(folder: Path) -> int:

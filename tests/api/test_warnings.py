@@ -105,6 +105,7 @@ def test_a_replay_gets_the_same_answer_whatever_has_become_of_the_cause(api, sta
     folder = stack.model_root / NOWHERE
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.model").write_bytes(b"one")
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     try:
         assert api.post(path, json=BODIES[path], headers=headers).json() == first.json()

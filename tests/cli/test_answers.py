@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 import cli.__main__ as cli
 from tests.client.scripted_service import Scripted, ScriptedService
-from tests.client.test_answers import make_stream
+from tests.client.test_answers import HEAD, make_stream
+from tuneyard_cli.answers import Chat, ask_or_tell
+from tuneyard_client import Tuneyard
 from tuneyard_wire.completions import ChatCompletion, Completion
 
 ADAPTER = {"id": "mine@2", "object": "model", "created": 1, "owned_by": "tuneyard", "parent": "org/base"}
@@ -41,6 +43,30 @@ def test_one_question_is_answered(run):
     assert body["model"] == "mine@2"
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert body["temperature"] == 0
+
+
+def test_an_answer_that_is_cut_off_says_so(run):
+    last = {**HEAD, "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    stream = make_stream("The team").replace("data: [DONE]", f"data: {json.dumps(last)}\n\ndata: [DONE]")
+    result, _ = run(["chat", "mine", "Who?"], ADAPTER, stream)
+    assert (result.exit_code, result.stdout) == (0, "The team\n")
+    assert "cut off at its maximum of tokens; --max-tokens" in result.stderr
+    assert run(["chat", "mine", "Who?"], ADAPTER, make_stream("The team"))[0].stderr == ""
+
+
+def test_a_conversation_goes_on_after_a_question_that_is_refused(capsys):
+    too_long = json.dumps({"error": {"message": "shorten the prompt", "type": "t", "code": "context_length_exceeded"}})
+    service = ScriptedService(Scripted(400, too_long), Scripted(body=make_stream("The team")))
+    try:
+        with Tuneyard(service.url) as client:
+            talk = Chat(client, ["mine@2"], None, {})
+            ask_or_tell(talk, "Who " * 99)
+            ask_or_tell(talk, "Who?")
+    finally:
+        service.close()
+    assert json.loads(service.received[1].body)["messages"] == [{"role": "user", "content": "Who?"}]
+    shown = capsys.readouterr()
+    assert (shown.out, "shorten the prompt" in shown.err) == ("The team\n", True)
 
 
 def test_an_empty_system_message_is_one(run):

@@ -236,6 +236,19 @@ def test_no_template_is_said_not_to_suit_a_tokenizer_that_has_its_tokens(setting
     assert look(settings, base_model="full", template_name=name) == []
 
 
+def test_a_model_without_a_whole_tokenizer_is_told(settings):
+    folder = make_model(settings.model_root / "mute")
+    (folder / "tokenizer.json").write_text('{"added_tokens": [')
+    assert the_only(settings, base_model="mute") == (
+        "model_unusable",
+        "base_model 'mute' has a damaged tokenizer.json; copy or download it again",
+    )
+    (folder / "tokenizer.json").unlink()
+    assert (
+        "has no tokenizer (tokenizer.json); copy or download its files too" in the_only(settings, base_model="mute")[1]
+    )
+
+
 def test_auto_needs_a_template_of_the_models(settings):
     make_model(settings.model_root / "bare", chat_template=None)
     code, message = the_only(settings, base_model="bare")
@@ -251,7 +264,7 @@ def test_a_tokenizer_that_is_changed_is_looked_at_again(settings):
     make_model(settings.model_root / "changing", ())
     assert look(settings, base_model="changing", template_name="chatml")
     path = settings.model_root / "changing/tokenizer.json"
-    path.write_text(json.dumps(["<|im_start|>", "<|im_end|>"]))
+    path.write_text(json.dumps({"added_tokens": ["<|im_start|>", "<|im_end|>"]}))
     os.utime(path, ns=(1, 1))
     assert look(settings, base_model="changing", template_name="chatml") == []
 

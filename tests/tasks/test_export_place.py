@@ -6,7 +6,7 @@ import pytest
 
 from jobs.settings import Settings
 from sft.errors import ExportRefused
-from tasks.export import MANIFEST, check_place
+from tasks.export import MANIFEST, Options, Target, check_place, export
 from tests.model_files import write_model
 
 
@@ -51,3 +51,8 @@ def test_other_places_are_free(tmp_path: Path, settings: Settings, place: str) -
     write_model(tmp_path / "somewhere/base")
     (tmp_path / "config.json").write_text("{}")  # of another program
     check_place(tmp_path / place, settings)
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(ExportRefused, match=r"name too long.*name another folder"):
+        export(settings, "mine@1", Target.PEFT, tmp_path / ("n" * 300), Options())
