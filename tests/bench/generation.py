@@ -131,16 +131,18 @@ def generate(model: AdaptedModel, adapter: Path, tokenizer: Any, prompts: list[l
 @contextlib.contextmanager
 def serving(vllm: str, base: Path, adapter: Path, dtype: torch.dtype) -> Iterator[VllmServer]:
     """A vLLM server with the adapter, which it calls `adapter`."""
-    server = VllmServer(adapter / "vllm.sock", adapter / "vllm.log")
     name = str(dtype).removeprefix("torch.")
     options = ["--enforce-eager", f"--kv-cache-memory-bytes={2**30}", f"--lora-modules=adapter={adapter}"]
-    command = build_command(vllm, base, adapter / "vllm.sock", name, USUAL_RANK)
-    server.start([*command, *options], make_environment(dict(os.environ), vllm, adapter, adapter))
-    try:
-        server.wait_until_ready(lambda: False, 600)
-        yield server
-    finally:
-        server.end()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        server = VllmServer(folder / "vllm.sock", folder / "vllm.log")
+        command = build_command(vllm, base, folder / "vllm.sock", name, USUAL_RANK)
+        server.start([*command, *options], make_environment(dict(os.environ), vllm, folder, folder))
+        try:
+            server.wait_until_ready(lambda: False, 600)
+            yield server
+        finally:
+            server.end()
 
 
 def ask(server: VllmServer, tokenizer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
