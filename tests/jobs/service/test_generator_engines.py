@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from tests.tiny_models import save_tiny_model
 
 FAILS = "#!/bin/sh\necho 'ValueError: no such architecture'\nexit 1\n"
 DRIVER = "#!/bin/sh\necho '0, GPU-1, NVIDIA H100, 9.0, 81559, 80000'\n"
+
+# The generation process, which sees no job: beside one vLLM is not started, and other tests run some.
+ALONE = """
+from tasks import generation, generation_room
+
+generation_room.list_jobs = list
+generation.main()
+"""
 
 
 def place(path: Path, script: str) -> Path:
@@ -29,6 +38,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     place(tmp_path / "bin" / "nvidia-smi", DRIVER)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("jobs.service.generator.COMMAND", (sys.executable, "-c", ALONE))
     vllm = place(tmp_path / "bin" / "vllm", FAILS)
     return Settings(home=tmp_path / "home", model_root=tmp_path / "models", dtype="none", vllm=vllm)
 
