@@ -15,7 +15,6 @@ In a container this may be process 1, to which the kernel sends only signals tha
 orphans of the container.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -28,25 +27,23 @@ from jobs.privacy import UMASK
 from jobs.scratch import lending_scratch
 from jobs.worker_limit import worker_slot
 from sft.confinement import explain_end, open_note
+from sft.parent_death import request_parent_death_signal
 
 NOTE = "TUNEYARD_NOTE"  # file descriptor of the note on what the job reads (`sft.confinement`)
 PARENT = "TUNEYARD_PARENT_PID"  # pid of the process that starts this one
 RUN = "PREFECT__FLOW_RUN_ID"
-_PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
     """Have the kernel send this process SIGTERM when its parent dies (on Linux).
 
-    The kernel does not report a parent that died earlier, so its pid is compared with the one in PARENT; if it
-    differs, this process gets the signal at once. Process 1 has no parent.
+    If its parent is not the one in PARENT, which then died earlier, this process gets the signal at once. Process 1 has
+    no parent.
     """
     if os.getpid() == 1:
         return
-    expected = os.environ.get(PARENT) or str(os.getppid())
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if str(os.getppid()) != expected:
+    parent = int(os.environ.get(PARENT) or os.getppid())
+    if not request_parent_death_signal(signal.SIGTERM, parent):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

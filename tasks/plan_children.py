@@ -1,7 +1,6 @@
 """Child processes that make plans, one per connection: they end with it, at their limits, or with this process."""
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -20,10 +19,10 @@ from jobs.keeper import NOTE, PARENT
 from jobs.scratch import SCRATCH
 from sft.confinement import explain_end, open_note
 from sft.errors import DiskFull, TuneyardError
+from sft.parent_death import request_parent_death_signal
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 ENDED_BY = "the plan's process was ended by {}; see the service's log"
 
 
@@ -128,9 +127,7 @@ class PlanChildren:
         try:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
+            if not request_parent_death_signal(signal.SIGKILL, parent):
                 os._exit(1)
             for one in (*self._inherited, *(other.connection for other in self._children)):
                 one.close()  # otherwise they would stay open as long as this process

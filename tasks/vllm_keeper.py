@@ -5,7 +5,7 @@ way, or the command does, the kernel then ends the whole group, this process too
 command is as well (on Linux); the rest of the group is ended by the one that started it.
 """
 
-import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -13,18 +13,13 @@ import sys
 import threading
 from collections.abc import Callable
 
-_PR_SET_PDEATHSIG = 1
+from sft.parent_death import request_parent_death_signal
 
 
 def main() -> None:
     """Run the command in the arguments."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def end_with_parent() -> None:
-        if library is not None:
-            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    end_with_this = functools.partial(request_parent_death_signal, signal.SIGKILL, os.getpid())
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=end_with_this)
     threading.Thread(target=end_after, args=(process.wait,), daemon=True).start()
     end_after(sys.stdin.buffer.read)
 

@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.preflight.file_checks import LARGEST_JSON, Fingerprint, fingerprint, read_lock
+from jobs.preflight.file_checks import LARGEST_JSON, read_lock
 from jobs.preflight.templates import has_chat_template
 from sft.errors import ModelUnusable
+from sft.files.stamps import stamp_folder
 from sft.models.model_texts import check_texts, read_object
 from sft.models.weights import find_weight_damage, list_weight_files, measure_header, read_shapes
 
@@ -28,16 +29,16 @@ class ModelFacts(NamedTuple):
 def read_facts(folder: Path) -> ModelFacts:
     """Read the facts of the model in a folder; cached until a file changes."""
     try:
-        changed = fingerprint(folder)
+        stamp = stamp_folder(folder)
         has_template = has_chat_template(folder)
         with read_lock():
-            return _read(folder, changed)._replace(has_chat_template=has_template)
+            return _read(folder, stamp)._replace(has_chat_template=has_template)
     except (OSError, ModelUnusable):  # gone meanwhile, damaged, or others read long files; the check says what is wrong
         return ModelFacts()
 
 
 @functools.lru_cache(maxsize=256)
-def _read(folder: Path, _changed: Fingerprint) -> ModelFacts:
+def _read(folder: Path, _stamp: str) -> ModelFacts:
     check_texts(folder, "")
     config = read_object(folder / "config.json")
     parameters, dtype = _count(folder)

@@ -10,25 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft.errors import ModelUnusable
+from sft.files.stamps import stamp_folder
 
 LARGEST_JSON = 4 * 2**20  # bytes, 40,000 tensors; the plan and the job check longer headers and indexes
 WAIT_SECONDS = 1.0
 _lock = threading.Lock()
 
 Check = Callable[[Path, str], None]
-Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 def find_fault(check: Check, folder: Path, subject: str) -> str | None:
     """The message of the error that `check` raises for a folder; None if it raises none. Raises TimeoutError."""
-    changed = fingerprint(folder)
+    stamp = stamp_folder(folder)
     with read_lock():
-        return _run(check, folder, subject, changed)
-
-
-def fingerprint(folder: Path) -> Fingerprint:
-    """What changes when a file of the folder does: names, sizes and times."""
-    return tuple(sorted(_describe(path) for path in folder.iterdir()))
+        return _run(check, folder, subject, stamp)
 
 
 @contextmanager
@@ -43,17 +38,9 @@ def read_lock() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _run(check: Check, folder: Path, subject: str, _changed: Fingerprint) -> str | None:
+def _run(check: Check, folder: Path, subject: str, _stamp: str) -> str | None:
     try:
         check(folder, subject)
     except ModelUnusable as error:
         return str(error)
     return None
-
-
-def _describe(path: Path) -> tuple[str, int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return path.name, 0, 0, 0
-    return path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -15,6 +15,7 @@ from sft.chat.chat_template import ChatTemplate
 from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import AUTO, explain_lack
 from sft.errors import ModelUnusable, TemplateNotFound
+from sft.files.stamps import stamp_folder
 from sft.models.model_texts import PLAIN_CLASSES, check_texts, read_object
 
 VOCABULARY = "tokenizer.json"
@@ -59,13 +60,13 @@ def _find_tokenizer(folder: Path) -> _Tokenizer | None:
         check_texts(folder, "")
     except ModelUnusable:  # reported by the model's check
         return None
-    files = tuple((folder / file).stat().st_mtime_ns if (folder / file).is_file() else 0 for file in FILES)
+    stamp = stamp_folder(folder)
     with read_lock():
-        return _look_at(folder, files)
+        return _look_at(folder, stamp)
 
 
 @functools.lru_cache(maxsize=64)
-def _look_at(folder: Path, _changed: tuple[int, ...]) -> _Tokenizer:
+def _look_at(folder: Path, _stamp: str) -> _Tokenizer:
     """Read the files; cached until they change.
 
     Tokens are searched as JSON text, since parsing takes ten times as long. A false match only misses a warning.

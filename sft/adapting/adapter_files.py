@@ -7,6 +7,10 @@ from sft.models.model_texts import read_object
 from sft.models.weights import read_shapes
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# `--max-lora-rank`: vllm/config/lora.py (`MaxLoRARanks`) of github.com/vllm-project/vllm
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Values of init_lora_weights; the others may change the base model's weights as PEFT loads an adapter.
+STARTS_BESIDE = ("gaussian", "orthogonal")
 TOKENS = "trainable_tokens_delta"  # PEFT's name for the vectors of single tokens
 
 

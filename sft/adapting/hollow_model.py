@@ -10,13 +10,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from sft.adapting.adapter_files import STARTS_BESIDE
 from sft.models.loading import quiet_transformers
 from sft.models.model_class import build_empty
 from sft.models.weight_names import read_empty
 from sft.models.weight_reader import Unit, convert
 
 META = torch.device("meta")
-STARTS_BESIDE = ("gaussian", "orthogonal")  # the others may change the base model's weights as PEFT loads an adapter
 Place = tuple[Any, list[tuple[nn.Module, str]]]  # a tensor, and all modules and attributes that hold it
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from sft.adapting.adapter_files import SETTINGS
+from sft.adapting.adapter_files import SETTINGS, STARTS_BESIDE
 from sft.adapting.adapters import plan_adapter
-from sft.adapting.hollow_model import STARTS_BESIDE
 from sft.config import SFTConfig
 from sft.errors import InvalidConfig
 from sft.models.experts import drops_layers

@@ -1,6 +1,5 @@
 """Maps a function over items in forked processes, in order: what comes out does not depend on their number."""
 
-import ctypes
 import gc
 import os
 import signal
@@ -14,13 +13,13 @@ from typing import Any, TypeVar
 
 from sft.confinement import Limits, charge, confined_alone, explain_end, explain_error, open_note, share_limits
 from sft.errors import StackError, TuneyardError
+from sft.parent_death import request_parent_death_signal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 4  # items a process that may be done before the first that is not: bounds the memory of waiting results
 _END: Any = object()
-_PR_SET_PDEATHSIG = 1
 
 
 def count_cores() -> int:
@@ -133,9 +132,7 @@ def _serve(
     """In the child: compute items until the parent is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not request_parent_death_signal(signal.SIGKILL, parent):
         return
     others.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores

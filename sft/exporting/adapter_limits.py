@@ -3,16 +3,15 @@
 import math
 from typing import Any
 
-from sft.adapting.hollow_model import STARTS_BESIDE
+from sft.adapting.adapter_files import STARTS_BESIDE, VLLM_RANKS
 from sft.errors import ExportRefused
-
-# vllm/config/lora.py (`MaxLoRARanks`) and vllm/lora/peft_helper.py of github.com/vllm-project/vllm, and
-# https://docs.vllm.ai/en/latest/features/lora.html
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def list_obstacles(settings: dict[str, Any]) -> list[str]:
-    """What neither llama.cpp nor vLLM loads: llama.cpp knows pairs of A and B, vLLM refuses or ignores the rest."""
+    """What neither llama.cpp nor vLLM loads: llama.cpp knows pairs of A and B, vLLM refuses or ignores the rest.
+
+    vllm/lora/peft_helper.py of github.com/vllm-project/vllm; https://docs.vllm.ai/en/latest/features/lora.html
+    """
     start = settings.get("init_lora_weights")
     found = {
         f"it is of type {settings.get('peft_type')}, not LORA": settings.get("peft_type") != "LORA",

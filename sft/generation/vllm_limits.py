@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from sft.adapting.adapter_files import SETTINGS, STARTS_BESIDE, VLLM_RANKS, WEIGHTS
 from sft.models.model_texts import read_object
 from sft.models.weights import read_shapes
 
 OLDEST = (0, 32)  # version of vLLM: older ones ignore some settings of adapters, and lack options used here
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of `--max-lora-rank`
 USUAL_RANK = 64  # reserved at least, so that adapters of most ranks share a server
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a LoRA adapter may have in its settings; anything else that is set may change what it computes.
 KNOWN = {
     "alpha_pattern",
@@ -33,7 +32,7 @@ KNOWN = {
     "task_type",
     "use_rslora",
 }
-PLAIN_STARTS = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base model as it is
+PLAIN_STARTS = (*STARTS_BESIDE, "eva")  # values of init_lora_weights that leave the base model as it is
 ENDS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -56,9 +55,9 @@ def find_rank(adapter: Path) -> int:
     if others := [name for name in read_shapes(adapter / WEIGHTS) if not name.endswith(ENDS)]:
         raise VllmUnfit(f"{WEIGHTS} holds {others[0]:.200}, which is no LoRA matrix of a linear layer")
     rank = max(_list_ranks(settings))
-    if rank > RANKS[-1]:
-        raise VllmUnfit(f"its rank is {rank}, more than {RANKS[-1]}")
-    return next(one for one in RANKS if one >= max(rank, USUAL_RANK))
+    if rank > VLLM_RANKS[-1]:
+        raise VllmUnfit(f"its rank is {rank}, more than {VLLM_RANKS[-1]}")
+    return next(one for one in VLLM_RANKS if one >= max(rank, USUAL_RANK))
 
 
 def check_version(version: str) -> None:

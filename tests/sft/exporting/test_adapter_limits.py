@@ -6,8 +6,9 @@ import subprocess
 import pytest
 from peft import LoraConfig
 
+from sft.adapting.adapter_files import VLLM_RANKS
 from sft.errors import ExportRefused
-from sft.exporting.adapter_limits import VLLM_RANKS, check_for_llama_cpp, check_for_vllm
+from sft.exporting.adapter_limits import check_for_llama_cpp, check_for_vllm
 from sft.exporting.vllm_script import build_command, write_script
 
 PLAIN = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]).to_dict()
