@@ -47,7 +47,10 @@ class IdleWorkers:
         return [part for part in parts if part.name.startswith("worker-") and part.pid is not None]
 
     def _is_late(self) -> bool:
-        """Whether a run that a worker would get now, given limits and pauses, has been due for a while."""
+        """Whether a run that a worker would get now, given limits and pauses, has been due for a while.
+
+        A worker that polls in the same moment hides it from one look: Prefect reads these rows with `SKIP LOCKED`.
+        """
         wanted = {"scheduled_before": (datetime.now(UTC) - LATE).isoformat(), "limit": 1}
         path = f"/work_pools/{self._runs.work_pool}/get_scheduled_flow_runs"
         response = self._runs.prefect.post(path, json=wanted)
