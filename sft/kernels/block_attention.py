@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 _NOT_PLAIN = ("dropout", "softcap", "sliding_window")
 
-BLOCK = 64  # queries; those of a block are scored against the keys up to the block's end only
+BLOCK = 128  # queries; those of a block are scored against the keys up to the block's end only
 
 
 def suits_blocks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
@@ -23,7 +24,7 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     """softmax(scale q k' + causal mask) v, products in the inputs' dtype; `scale` is 1 / sqrt(Dh) if None.
 
     Takes half the work of the full (T, T) square and keeps nothing of its size: the backward pass recomputes the
-    attention weights block by block.
+    attention weights block by block. A document of one block is faster by SDPA's kernel in fp32: one call, not ten.
 
     Args:
         query: (H, T, Dh).
@@ -33,6 +34,10 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
         (H, T, Dh)
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if query.shape[1] <= BLOCK:
+        q, k, v = (part[None].float() for part in (query, key, value))  # (1, H, T, Dh), k and v (1, Hkv, T, Dh)
+        short: Tensor = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return short[0].to(query.dtype)  # (H, T, Dh)
     out: Tensor = _BlockAttention.apply(query, key, value, scale)
     return out
 

@@ -39,9 +39,10 @@ def test_values_and_gradients_are_sdpas(length, groups, scale):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bf16_it_is_as_near_to_the_truth_as_sdpa():
-    heads = make_heads(200, dtype=torch.bfloat16)
-    weight = torch.randn(6, 200, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("length", [1, BLOCK - 28, BLOCK, BLOCK + 72, 4 * BLOCK - 5])
+def test_in_bf16_it_is_as_near_to_the_truth_as_sdpa(length):
+    heads = make_heads(length, dtype=torch.bfloat16)
+    weight = torch.randn(6, length, 16, generator=torch.Generator().manual_seed(0))
     exact = [head.detach().float().requires_grad_() for head in heads]
     truth = torch.autograd.grad((attend_with_sdpa(*exact) * weight).sum(), exact)
 
