@@ -75,17 +75,20 @@ def get_model(org: str, name: str, settings: AppSettings) -> Model:
     return respond(Model, describe_model(f"{org}/{name}", settings))
 
 
+@router.delete("/models/{name}")
+def delete_plain_model(
+    name: str, request: Request, settings: AppSettings, service: Service, visible: VisibleOwner
+) -> Message:
+    """Remove a base model whose name has no organisation."""
+    return _remove(name, request, settings, service, visible)
+
+
 @router.delete("/models/{org}/{name}")
 def delete_model(
     org: str, name: str, request: Request, settings: AppSettings, service: Service, visible: VisibleOwner
 ) -> Message:
     """Remove a base model; 409 while a job that has not ended needs it. Of a linked one only the link is removed."""
-    full_name = f"{org}/{name}"
-    client = find_client(request)
-    remover = client.owner_id if client else None
-    find_jobs = partial(_find_jobs, service, full_name, visible)
-    remove_model(full_name, settings, find_jobs, remover, may_remove_all=client is None or _is_admin(client))
-    return Message(message=f"Base model {full_name} removed")
+    return _remove(f"{org}/{name}", request, settings, service, visible)
 
 
 @router.post("/models")
@@ -149,6 +152,14 @@ async def _write_body(request: Request, piece: PieceWriter | None) -> None:
             waiting.clear()
     if piece is not None and waiting:
         await to_thread.run_sync(piece.write, bytes(waiting))
+
+
+def _remove(full_name: str, request: Request, settings: Settings, service: JobService, visible: UUID | None) -> Message:
+    client = find_client(request)
+    remover = client.owner_id if client else None
+    find_jobs = partial(_find_jobs, service, full_name, visible)
+    remove_model(full_name, settings, find_jobs, remover, may_remove_all=client is None or _is_admin(client))
+    return Message(message=f"Base model {full_name} removed")
 
 
 def _find_jobs(service: JobService, name: str, visible: UUID | None) -> list[str]:

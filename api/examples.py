@@ -141,6 +141,11 @@ EXAMPLES: dict[tuple[str, str], Example] = {
     ("GET", "/models"): Example("List base models", response=Models.example()),
     ("GET", "/models/{name}"): Example("Get a base model without an organisation", response=MODEL | {"name": "gpt2"}),
     ("GET", "/models/{org}/{name}"): Example("Get a base model", response=MODEL),
+    ("DELETE", "/models/{name}"): Example(
+        "Remove a base model without an organisation",
+        response={"message": "Base model gpt2 removed"},
+        errors=(409,),
+    ),
     ("DELETE", "/models/{org}/{name}"): Example(
         "Remove a base model", response={"message": f"Base model {MODEL['name']} removed"}, errors=(409,)
     ),

@@ -50,7 +50,9 @@ def find_folder(name: str, settings: Settings) -> Path:
     """The folder of a model in the model root. Raises ModelNotFound."""
     folder = settings.model_root / name
     if not (is_model_name(name) or _PLAIN.fullmatch(name)) or not _is_model(folder):
-        raise ModelNotFound(f"no base model {name!r:.200} is in the model root; `tuneyard models list` lists them")
+        alike = [full for full in list_names(settings) if full.endswith(f"/{name}")]
+        remedy = f"give its full name, {' or '.join(alike[:3])}" if alike else "`tuneyard models list` lists them"
+        raise ModelNotFound(f"no base model {name!r:.200} is in the model root; {remedy}")
     return folder
 
 

@@ -142,6 +142,23 @@ def test_a_model_is_kept_while_a_job_needs_it(client, stack, folder, name):
     assert not (stack.model_root / name).exists()
 
 
+def test_a_name_without_an_organisation_is_shown_and_deleted_alike(client, stack, folder, name):
+    client.base_models.add(folder, name)
+    plain = name.removeprefix("up/")
+    for call in (client.base_models.get, client.base_models.delete):
+        with pytest.raises(NotFound, match=f"no base model '{plain}' .*; give its full name, {name}"):
+            call(plain)
+        with pytest.raises(NotFound, match="`tuneyard models list` lists them"):
+            call(f"{plain}-other")
+    assert client.base_models.get(name).name == name
+
+    shutil.copytree(folder, stack.model_root / plain)  # as who fills the model root by hand may call it
+    assert client.base_models.get(plain).name == plain
+    client.base_models.delete(plain)
+    assert not (stack.model_root / plain).exists()
+    assert client.base_models.get(name).name == name
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
