@@ -1,10 +1,11 @@
 """Reads rows of alpaca, chat and completion datasets as conversations or plain text."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sft.data.fields import EMPTY, Fields, parse_json
 from sft.data.messages import Message, Tool, read_json_cell, read_messages, read_tools
-from sft.data.rows import Row, shorten
+from sft.data.rows import Row, check_text, shorten
 from sft.errors import InvalidDataset
 
 CHAT_COLUMNS = ("messages", "conversations")
@@ -63,6 +64,8 @@ def read_row(row: Row, dataset_format: str, text_field: str | None = None) -> Co
         raise InvalidDataset(f"dataset_format must be alpaca, chat, completion or auto, got {dataset_format!r}")
     columns, ignored = Fields(row), set[str]()
     read = reader(columns, ignored, text_field)
+    for text in _list_texts(read):
+        check_text(text)
     ignored.update(columns.list_ignored())
     if text_field is not None and not isinstance(read, PlainText):
         ignored.add(f"dataset_text_field {text_field!r:.60}")
@@ -72,6 +75,19 @@ def read_row(row: Row, dataset_format: str, text_field: str | None = None) -> Co
     for place in places:
         del read.messages[place]["weight"]
     return read._replace(read_only=frozenset(places), ignored=frozenset(ignored)) if places or ignored else read
+
+
+def _list_texts(read: Conversation | PlainText) -> Iterator[str]:
+    """The texts that a template or a tokenizer is given; those of functions and arguments are checked as JSON."""
+    if isinstance(read, PlainText):
+        yield read.prompt
+        yield read.completion
+        return
+    for message in read.messages:
+        yield from (value for value in message.values() if isinstance(value, str))
+        for call in message.get("tool_calls", ()):
+            yield call["function"]["name"]
+            yield call.get("id", "")
 
 
 def _read_alpaca(row: Fields, ignored: set[str], _: str | None) -> Conversation:

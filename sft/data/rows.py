@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sft.data.fields import parse_json
 from sft.data.file_content import explain_bytes
+from sft.errors import InvalidDataset
 
 Row = dict[str, Any]
 
@@ -23,6 +24,14 @@ def shorten(value: Any) -> str:
     """`repr`, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def check_text(text: str) -> None:
+    """Raise InvalidDataset for half of a surrogate pair, which JSON can hold and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidDataset(f"has half of a surrogate pair, {text[error.start]!r}, which is not text") from error
 
 
 def read_line(line: bytes) -> Row | BrokenRow:

@@ -10,6 +10,7 @@ from sft.confinement import step
 from sft.data.formats import Conversation, PlainText
 from sft.data.messages import REASONING, Message, Tool
 from sft.data.rendering_checks import check_calls, check_nothing_is_lost, find_unwritten
+from sft.data.rows import check_text
 from sft.errors import InvalidDataset
 
 if TYPE_CHECKING:
@@ -55,12 +56,7 @@ class Renderer(NamedTuple):
                 where an answer begins.
         """
         rendered = self._render_plain_text(row) if isinstance(row, PlainText) else self._render_conversation(row)
-        try:
-            rendered.text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidDataset(
-                f"has half of a surrogate pair, {rendered.text[error.start]!r}, which is not text"
-            ) from error
+        check_text(rendered.text)
         return rendered
 
     def _render_conversation(self, row: Conversation) -> SupervisedText:

@@ -31,6 +31,26 @@ def test_bad_rows_are_named_by_number_with_their_reason(tmp_path):
     assert report.columns == ("instruction", "output")
 
 
+def test_half_of_a_surrogate_pair_makes_a_row_bad_wherever_a_template_may_write_it(tmp_path):
+    question, answer = CHAT["messages"]
+    call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+    bad = [
+        {**ALPACA, "output": "Hello\ud83d."},
+        {"prompt": "\ud83d", "completion": "b"},
+        {"text": "\ud83d"},
+        {"messages": [question | {"content": "\ud83d"}, answer]},
+        {"messages": [question, answer | {"reasoning_content": "\ud83d"}]},
+        {"messages": [question | {"name": "\ud83d"}, answer]},
+        {"messages": [question, {"role": "assistant", "tool_calls": [call | {"id": "\ud83d"}]}]},
+        {"messages": [question, {"role": "assistant", "tool_calls": [{"function": {"name": "\ud83d"}}]}]},
+    ]
+    good = [{**ALPACA, "output": "Hello\ud83d\ude00."}, {**ALPACA, "note": "\ud83d"}]  # a whole pair; a column not read
+    report = inspect_file(write(tmp_path, *good, *bad))
+
+    reason = "has half of a surrogate pair, '\\ud83d', which is not text"
+    assert report.bad_rows == tuple((number, reason) for number in range(3, 11))
+
+
 @pytest.mark.parametrize(
     ("rows", "found"),
     [
