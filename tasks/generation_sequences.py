@@ -28,13 +28,14 @@ def _make_sequence(
     from sft.generation.calls import CallReader
     from sft.generation.sequences import Piece, Sequence
     from sft.generation.text import TextReader
+    from sft.generation.token_texts import TokenTexts
 
     request = work.request
     form = FORMS[work.calls] if work.calls else None
     calls = CallReader(form, request["tools"]) if form else None
 
     def emit(piece: Piece) -> None:
-        tokens = [describe_token(tokenizer, one) for one in piece.tokens]
+        tokens = [*map(texts.describe, piece.tokens)]
         sent = {"index": index, "text": piece.text, "tokens": tokens, "finish": piece.finish}
         if calls is not None:
             sent["text"], found = calls.read(piece.text, piece.finish is not None)
@@ -43,16 +44,6 @@ def _make_sequence(
                 return
         work.reply.write(sent)
 
-    reader = TextReader(tokenizer, tuple(request["stop"]), form.tokens if form else ())
+    kept = form.tokens if form else ()
+    texts, reader = TokenTexts(tokenizer, kept), TextReader(tokenizer, tuple(request["stop"]), kept)
     return Sequence(ids, request["max_tokens"], sampling, copy, ends, reader, emit, lambda: work.reply.is_gone)
-
-
-def describe_token(tokenizer: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """A token's text and log probability, and those of the most likely ones."""
-    top = [{"token": tokenizer.decode([token]), "logprob": value} for token, value in found["top"]]
-    return {
-        "token": tokenizer.decode([found["token"]]),
-        "logprob": found["logprob"],
-        "offset": found["offset"],
-        "top": top,
-    }

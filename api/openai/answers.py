@@ -106,4 +106,4 @@ def write_completion_logprobs(piece: Piece) -> dict[str, Any]:
 
 
 def _write_token(one: Piece) -> dict[str, Any]:
-    return {"token": one["token"], "logprob": one["logprob"], "bytes": [*one["token"].encode("utf-8", "replace")]}
+    return {"token": one["token"], "logprob": one["logprob"], "bytes": one["bytes"]}

@@ -20,7 +20,7 @@ class TextReader:
     def __init__(self, tokenizer: Any, stops: tuple[str, ...] = (), kept: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
-        self._left_out = _list_left_out(tokenizer, kept) if kept else None
+        self._left_out = list_left_out(tokenizer, kept) if kept else None
         self._ids: list[int] = []
         self._start, self._read = 0, 0  # the window that is decoded, and what of it was read already
         self._held = ""
@@ -70,7 +70,7 @@ class TextReader:
         return str(self._tokenizer.decode(ids, skip_special_tokens=is_plain, clean_up_tokenization_spaces=False))
 
 
-def _list_left_out(tokenizer: Any, kept: Collection[str]) -> set[int]:
+def list_left_out(tokenizer: Any, kept: Collection[str]) -> set[int]:
     """The special tokens but those that are kept."""
     added = tokenizer.added_tokens_decoder.items()
     return {number for number, token in added if token.special and token.content not in kept}

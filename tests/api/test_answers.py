@@ -102,6 +102,11 @@ def test_a_base_and_its_adapter_answer_as_plain_transformers_and_peft(client, st
         assert len(chunks) >= 3
 
 
+def join_bytes(tokens) -> str:
+    """The text that the bytes of tokens are; a random model writes parts of characters that are no text."""
+    return b"".join(bytes(one.bytes or ()) for one in tokens).decode(errors="replace")
+
+
 def test_n_stop_seed_and_logprobs(client):
     options = {"model": BASE, "messages": CHAT, "max_tokens": TOKENS}
     several = client.chat.completions.create(n=3, seed=5, temperature=1.5, **options)
@@ -113,6 +118,11 @@ def test_n_stop_seed_and_logprobs(client):
     (plain,) = client.chat.completions.create(temperature=0, logprobs=True, top_logprobs=2, **options).choices
     tokens = plain.logprobs.content
     assert "".join(one.token for one in tokens).startswith(plain.message.content)
+    assert join_bytes(tokens) == plain.message.content
+    with client.chat.completions.create(temperature=0, logprobs=True, stream=True, **options) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    assert all(join_bytes(one.logprobs.content) == (one.delta.content or "") for one in chunks)
+    assert "".join(one.delta.content or "" for one in chunks) == plain.message.content
     assert all(one.top_logprobs[0].logprob == pytest.approx(one.logprob) for one in tokens)
     assert all(len(one.top_logprobs) == 2 and one.logprob <= 0 for one in tokens)
     stop = plain.message.content[3:5]
