@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneyard_cli.output import escape_lines, print_json, print_line
-from tuneyard_cli.questions import read_questions
+from tuneyard_cli.questions import Question, read_questions
 from tuneyard_cli.service import JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
@@ -88,7 +88,10 @@ def chat(
 def generate(
     name: ModelArgument,
     file: Annotated[
-        Path, typer.Option("--file", exists=True, dir_okay=False, help="JSON lines with `prompt`, or with `messages`.")
+        Path,
+        typer.Option(
+            "--file", exists=True, dir_okay=False, help="JSON lines with `prompt`, with `messages`, or training rows."
+        ),
     ],
     temperature: TemperatureOption = 0.0,
     max_tokens: TokensOption = None,
@@ -100,7 +103,8 @@ def generate(
     """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.
 
     `messages` are a chat, with `tools` if the model may call functions; a `prompt` is text that is continued, without
-    the chat template. The first line that can't be answered ends it.
+    the chat template. Of a row of training data the last answer is left out, and kept as `reference`. The first line
+    that can't be answered ends it.
     """
     options: AnswerOptions = {
         "temperature": temperature,
@@ -108,32 +112,34 @@ def generate(
         "seed": seed,
         "wait_seconds": wait,
     }
-    rows = read_questions(file)
+    questions = read_questions(file)
+    if (answered := sum(1 for one in questions if one.reference)) and not as_json:
+        what = "which is left out of the prompt and kept as `reference`"
+        print_line(f"{answered} of {len(questions)} lines end with an answer, {what}.", err=True)
     from tuneyard_client.errors import ClientError
 
     with connected(url) as client:
         model = client.model(name).id  # one version for all lines
 
-        def answer(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
-            number, row = numbered
+        def answer(question: Question) -> dict[str, Any]:
             try:
-                return ask(row)
+                return {**question.row, **question.reference, **ask(question)}
             except ClientError as error:
-                detail = f"{file}: line {number}: {error.detail}"
+                detail = f"{file}: line {question.line}: {error.detail}"
                 raise type(error)(detail, error.status, error.code, error.request_id) from error
 
-        def ask(row: dict[str, Any]) -> dict[str, Any]:
-            if "messages" in row:
-                chosen = client.chat(model, row["messages"], **options, tools=row.get("tools")).choices[0]
-                calls = [call.model_dump() for call in chosen.message.tool_calls or ()]
-                made = {**row, "answer": chosen.message.content, "finish_reason": chosen.finish_reason}
-                return {**made, "tool_calls": calls} if calls else made
-            continued = client.complete(model, row["prompt"], **options).choices[0]
-            return {**row, "answer": continued.text, "finish_reason": continued.finish_reason}
+        def ask(question: Question) -> dict[str, Any]:
+            if isinstance(question.asked, str):
+                continued = client.complete(model, question.asked, **options).choices[0]
+                return {"answer": continued.text, "finish_reason": continued.finish_reason}
+            chosen = client.chat(model, question.asked, **options, tools=question.row.get("tools")).choices[0]
+            calls = [call.model_dump() for call in chosen.message.tool_calls or ()]
+            made = {"answer": chosen.message.content, "finish_reason": chosen.finish_reason}
+            return {**made, "tool_calls": calls} if calls else made
 
         with ThreadPoolExecutor(AT_ONCE) as pool, telling_of_wait() as has_begun:
             try:
-                for made in pool.map(answer, rows):
+                for made in pool.map(answer, questions):
                     has_begun()
                     typer.echo(json.dumps(made, ensure_ascii=True))
             except BaseException:

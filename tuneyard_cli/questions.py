@@ -1,17 +1,42 @@
-"""The file of `tuneyard generate`: JSON lines with a prompt, or with messages."""
+"""The file of `tuneyard generate`: JSON lines with a prompt, with messages, or rows of training data."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneyard_cli.problems import UsageProblem
 
 OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
+REFERENCE = "reference"  # and to one that ends with an answer
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # of ShareGPT, by OpenAI's
+FORMS = (
+    "must be a JSON object with a text `prompt` or a list of objects `messages`, not empty, or a row of training data: "
+    "`conversations`, `instruction` and `output`, or `prompt` and `completion`"
+)
+
+Row = dict[str, Any]
+Message = dict[str, Any]
 
 
-def read_questions(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a file and the numbers of their lines. Raises UsageProblem, naming the first line that is not one."""
-    rows = []
+class Question(NamedTuple):
+    """What a line asks.
+
+    Attributes:
+        line: its number in the file, from 1.
+        row: its own fields.
+        asked: messages of a chat, or text that is continued.
+        reference: the answer that the line has itself, which is not asked, as the field `reference`; empty without one.
+    """
+
+    line: int
+    row: Row
+    asked: list[Message] | str
+    reference: dict[str, Any]
+
+
+def read_questions(file: Path) -> list[Question]:
+    """Read the lines of a file. Raises UsageProblem, naming the first one that asks nothing."""
+    questions = []
     for number, line in enumerate(_read_text(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -22,16 +47,17 @@ def read_questions(file: Path) -> list[tuple[int, dict[str, Any]]]:
             raise UsageProblem(f"{place} is nested too deeply") from None
         except ValueError as error:
             raise UsageProblem(f"{place} is not JSON: {error}") from error
-        if not _is_question(row):
-            raise UsageProblem(
-                f"{place} must be a JSON object with a text `prompt` or a list of objects `messages`, not empty"
-            )
-        if kept := [name for name in OWN_FIELDS if name in row]:
+        if not isinstance(row, dict) or not (asked := _find_asked(row)):
+            raise UsageProblem(f"{place} {FORMS}")
+        asked, reference = _split(row, asked)
+        if not asked:
+            raise UsageProblem(f"{place} has nothing before its answer")
+        if kept := [name for name in (*OWN_FIELDS, *reference) if name in row]:
             raise UsageProblem(f"{place} has a field {kept[0]} already; give it another name")
-        rows.append((number, row))
-    if not rows:
+        questions.append(Question(number, row, asked, reference))
+    if not questions:
         raise UsageProblem(f"--file {file} has no lines")
-    return rows
+    return questions
 
 
 def _read_text(file: Path) -> str:
@@ -57,11 +83,64 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _is_question(row: object) -> bool:
-    """True for an object with either a text `prompt` or a list `messages`, not empty. `tools` go with `messages`."""
-    if not isinstance(row, dict):
-        return False
+def _find_asked(row: Row) -> list[Message] | str | None:
+    """The messages of a row, with its own answer, or its text; None for a row of another form."""
     prompt, messages = row.get("prompt"), row.get("messages")
-    if prompt is None:
-        return isinstance(messages, list) and messages != [] and all(isinstance(one, dict) for one in messages)
-    return messages is None and row.get("tools") is None and isinstance(prompt, str) and prompt != ""
+    if prompt is not None and messages is not None:
+        return None
+    if isinstance(prompt, str):
+        return prompt if row.get("tools") is None else None
+    if prompt is not None:  # a chat in two columns, as TRL has it
+        asked, completion = _read_messages(prompt), row.get("completion")
+        answer = _read_messages(completion)
+        return asked + answer if asked and (answer or completion is None) else None
+    if messages is None:
+        messages = row.get("conversations")
+    if messages is None:
+        return _read_alpaca(row)
+    return _begin_with_system(row, _read_messages(messages))
+
+
+def _read_messages(value: Any) -> list[Message]:
+    """Messages in OpenAI's form; none for a value of another kind."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        return []
+    return [_read_message(one) for one in value]
+
+
+def _read_message(message: Message) -> Message:
+    read = {name: value for name, value in message.items() if name != "weight"}  # for training alone
+    if "role" not in read and "from" in read:
+        read = {"role": read.pop("from"), "content": read.pop("value", None), **read}
+    role = read.get("role")
+    return {**read, "role": ROLES.get(role, role)} if isinstance(role, str) else read
+
+
+def _read_alpaca(row: Row) -> list[Message] | None:
+    """The messages that a job makes of an alpaca row."""
+    texts = [row.get(name) or "" for name in ("instruction", "input", "output")]
+    history = row.get("history") or []
+    is_history = isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)
+    if not texts[0] or not all(isinstance(text, str) for text in texts) or not is_history:
+        return None
+    turns = [text for pair in history for text in pair]
+    turns += ["\n".join(text for text in texts[:2] if text), *filter(None, texts[2:])]
+    roles = ("user", "assistant")
+    return _begin_with_system(row, [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)])
+
+
+def _begin_with_system(row: Row, messages: list[Message]) -> list[Message]:
+    system = row.get("system")
+    if not messages or not isinstance(system, str) or not system or messages[0].get("role") == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _split(row: Row, asked: list[Message] | str) -> tuple[list[Message] | str, dict[str, Any]]:
+    """What is asked, and the answer that the row has itself."""
+    if isinstance(asked, str):
+        completion = row.get("completion")
+        return asked, {REFERENCE: completion} if isinstance(completion, str) else {}
+    if asked[-1].get("role") != "assistant":
+        return asked, {}
+    return asked[:-1], {REFERENCE: asked[-1].get("content")}

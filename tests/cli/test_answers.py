@@ -154,6 +154,74 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_one_of_another_encoding_is_
         assert "is not UTF-8 at byte" in result.stderr
 
 
+def say(*contents):
+    """A chat of a user and an assistant in turn."""
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(contents)]
+
+
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "reference"),
+    [
+        ({"messages": say("Hi", "Yo", "Who?", "I.")}, say("Hi", "Yo", "Who?"), "I."),
+        ({"messages": [say("Hi")[0], CALL]}, say("Hi"), None),
+        (
+            {"messages": [say("Hi")[0], say("", "Yo")[1] | {"weight": 0}, *say("Who?", "I.")]},
+            say("Hi", "Yo", "Who?"),
+            "I.",
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}],
+                "system": "Be brief.",
+            },
+            [{"role": "system", "content": "Be brief."}, *say("Hi")],
+            "Yo",
+        ),
+        ({"instruction": "Add.", "input": "1 1", "output": "2"}, say("Add.\n1 1"), "2"),
+        (
+            {"instruction": "More.", "input": "", "output": "3", "history": [["Add.", "2"]], "system": "Be brief."},
+            [{"role": "system", "content": "Be brief."}, *say("Add.", "2", "More.")],
+            "3",
+        ),
+        ({"prompt": say("Hi"), "completion": [{"role": "assistant", "content": "Yo"}]}, say("Hi"), "Yo"),
+        ({"prompt": "The office", "completion": " opens."}, "The office", " opens."),
+    ],
+)
+def test_the_last_answer_of_a_training_row_is_not_asked_and_kept_beside_the_new_one(
+    run, tmp_path, row, asked, reference
+):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row))
+    answer = (Completion if isinstance(asked, str) else ChatCompletion).example()
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, answer)
+    sent = json.loads(received[1].body)
+    assert sent.get("messages", sent.get("prompt")) == asked
+    made = json.loads(result.stdout)
+    assert made == {**row, "reference": reference, "answer": made["answer"], "finish_reason": made["finish_reason"]}
+    assert (
+        result.stderr == "1 of 1 lines end with an answer, which is left out of the prompt and kept as `reference`.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": say("Hi")}, {"prompt": say("Hi")}, {"instruction": "Hi", "output": ""}, {"instruction": "Hi"}],
+)
+def test_a_row_without_an_answer_has_no_reference_of_ours(run, tmp_path, row):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({**row, "reference": 5}))
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, ChatCompletion.example())
+    assert json.loads(received[1].body)["messages"] == say("Hi")
+    assert (json.loads(result.stdout)["reference"], result.stderr) == (5, "")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -166,6 +234,14 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_one_of_another_encoding_is_
         '{"prompt": "a", "messages": []}',
         '{"prompt": "a", "tools": []}',
         '{"messages": [5]}',
+        '{"messages": [{"role": "assistant", "content": "a"}]}',
+        '{"messages": [{"role": "user"}, {"role": "assistant"}], "reference": 1}',
+        '{"conversations": "a"}',
+        '{"instruction": ""}',
+        '{"instruction": "a", "output": 3}',
+        '{"instruction": "a", "history": ["b"]}',
+        '{"prompt": [{"role": "user"}], "completion": "a"}',
+        '{"text": "a"}',
         '{"prompt": "a", "prompt": "b"}',
         '{"prompt": "a", "value": NaN}',
         '{"prompt": "a", "value": ' + "[" * 100_000,
