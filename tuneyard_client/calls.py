@@ -241,14 +241,14 @@ def get(path: str, read: Callable[[httpx.Response], T], params: Mapping[str, Any
     return Call("GET", path, read, params=params or {}, is_repeatable=True)
 
 
-def segment(name: str) -> str:
-    """An id as a path segment. Raises InvalidRequest for an id that would change the path."""
+def segment(name: str, what: str = "an id") -> str:
+    """An id as a path segment. Raises InvalidRequest for an id that would change the path, a quoted slash too."""
     try:
-        if name not in ("", ".", ".."):
+        if name not in ("", ".", "..") and "/" not in name:
             return quote(name, safe="")
     except UnicodeEncodeError:
         pass
-    raise InvalidRequest(f"{name!r:.80} is not an id", code="invalid_id")
+    raise InvalidRequest(f"{name!r:.80} is not {what}", code="invalid_id")
 
 
 def _job_path(job_id: str, suffix: str = "") -> str:

@@ -136,7 +136,7 @@ def list_all() -> Steps[list[DatasetVersion]]:
 
 
 def _path(dataset: str, suffix: str = "") -> str:
-    return f"/datasets/{segment(dataset)}{suffix}"
+    return f"/datasets/{segment(dataset, 'the name of a dataset (NAME or NAME@VERSION)')}{suffix}"
 
 
 class FileDownload:

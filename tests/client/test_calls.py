@@ -202,7 +202,7 @@ def test_surroundings_in_which_no_connection_can_be_made_are_named(call, monkeyp
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("job_id", ["", ".", "..", "\ud800"])
+@pytest.mark.parametrize("job_id", ["", ".", "..", "\ud800", "1/rows"])
 def test_what_is_no_part_of_a_path_is_no_id(call, job_id):
     with pytest.raises(InvalidRequest, match="is not an id"):
         call("http://127.0.0.1:9", "job", job_id)
@@ -223,8 +223,8 @@ def test_an_idempotency_key_that_no_header_can_hold_is_named(call, key):
 def test_ids_cannot_leave_their_place_in_the_path(service, call):
     server = service(error(404))
     with pytest.raises(NotFound):
-        call(server.url, "job", "../queue?x=1")
-    assert server.received[0].path == "/train/..%2Fqueue%3Fx%3D1"
+        call(server.url, "job", "..\\queue?x=1#a")
+    assert server.received[0].path == "/train/..%5Cqueue%3Fx%3D1%23a"
 
 
 def test_jobs_come_page_by_page_until_there_are_enough(service, call):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.client.scripted_service import Scripted
-from tuneyard_client.errors import ChecksumMismatch, ClientError, Conflict
+from tuneyard_client.errors import ChecksumMismatch, ClientError, Conflict, InvalidRequest
 from tuneyard_wire.own_data import AddedDataset, Dataset, DatasetVersion, ShownRows, Upload
 
 ADDED = Scripted(body=json.dumps(AddedDataset.example()))
@@ -45,6 +45,14 @@ def test_lists_are_read_page_by_page(service, call):
 
     assert [one.name for one in call(server.url, "datasets.list")] == ["support", "other"]
     assert [one.path for one in server.received] == ["/datasets?limit=200", "/datasets?limit=200&cursor=c"]
+
+
+@pytest.mark.parametrize("operation", ["datasets.get", "datasets.delete"])
+def test_a_name_with_a_slash_is_none_and_asks_for_nothing_else(service, call, operation):
+    server = service()
+    with pytest.raises(InvalidRequest, match="'support/rows' is not the name of a dataset"):
+        call(server.url, operation, "support/rows")
+    assert server.received == []
 
 
 def test_a_dataset_its_rows_and_its_deletion_are_asked_for_by_its_name(service, call):
