@@ -90,7 +90,10 @@ def generate(
     file: Annotated[
         Path,
         typer.Option(
-            "--file", exists=True, dir_okay=False, help="JSON lines with `prompt`, with `messages`, or training rows."
+            "--file",
+            exists=True,
+            dir_okay=False,
+            help="JSON lines, or a list, of `prompt`, `messages` or training rows.",
         ),
     ],
     temperature: TemperatureOption = 0.0,
@@ -100,10 +103,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Errors are JSON on stderr too.")] = False,
     url: UrlOption = None,
 ) -> None:
-    """Answer each line of a file, in its order, as JSON lines: the line's own fields, and `answer`, `finish_reason`.
+    """Answer each line or row of a file, in its order, as JSON lines: its own fields, and `answer`, `finish_reason`.
 
     `messages` are a chat, with `tools` if the model may call functions; a `prompt` is text that is continued, without
-    the chat template. Of a row of training data the last answer is left out, and kept as `reference`. The first line
+    the chat template. Of a row of training data the last answer is left out, and kept as `reference`. The first one
     that can't be answered ends it.
     """
     options: AnswerOptions = {
@@ -115,7 +118,7 @@ def generate(
     questions = read_questions(file)
     if (answered := sum(1 for one in questions if one.reference)) and not as_json:
         what = "which is left out of the prompt and kept as `reference`"
-        print_line(f"{answered} of {len(questions)} lines end with an answer, {what}.", err=True)
+        print_line(f"{answered} of {len(questions)} rows end with an answer, {what}.", err=True)
     from tuneyard_client.errors import ClientError
 
     with connected(url) as client:
@@ -125,7 +128,7 @@ def generate(
             try:
                 return {**question.row, **question.reference, **ask(question)}
             except ClientError as error:
-                detail = f"{file}: line {question.line}: {error.detail}"
+                detail = f"{file}: {question.place}: {error.detail}"
                 raise type(error)(detail, error.status, error.code, error.request_id) from error
 
         def ask(question: Question) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The file of `tuneyard generate`: JSON lines with a prompt, with messages, or rows of training data."""
+"""The file of `tuneyard generate`: JSON lines, or a JSON list, of prompts, messages or rows of training data."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,42 +23,55 @@ class Question(NamedTuple):
     """What a line asks.
 
     Attributes:
-        line: its number in the file, from 1.
+        place: "line 1", or "row 1" of a list.
         row: its own fields.
         asked: messages of a chat, or text that is continued.
         reference: the answer that the line has itself, which is not asked, as the field `reference`; empty without one.
     """
 
-    line: int
+    place: str
     row: Row
     asked: list[Message] | str
     reference: dict[str, Any]
 
 
 def read_questions(file: Path) -> list[Question]:
-    """Read the lines of a file. Raises UsageProblem, naming the first one that asks nothing."""
+    """Read the lines of a file, or the list in it. Raises UsageProblem, naming the first one that asks nothing."""
     questions = []
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"--file {file}: line {number}"
-        try:
-            row = json.loads(line, object_pairs_hook=_make_object, parse_constant=_refuse_constant)
-        except RecursionError:
-            raise UsageProblem(f"{place} is nested too deeply") from None
-        except ValueError as error:
-            raise UsageProblem(f"{place} is not JSON: {error}") from error
+    text = _read_text(file)
+    for place, row in _read_list(file, text) if text.lstrip().startswith("[") else _read_lines(file, text):
+        named = f"--file {file}: {place}"
         if not isinstance(row, dict) or not (asked := _find_asked(row)):
-            raise UsageProblem(f"{place} {FORMS}")
+            raise UsageProblem(f"{named} {FORMS}")
         asked, reference = _split(row, asked)
         if not asked:
-            raise UsageProblem(f"{place} has nothing before its answer")
+            raise UsageProblem(f"{named} has nothing before its answer")
         if kept := [name for name in (*OWN_FIELDS, *reference) if name in row]:
-            raise UsageProblem(f"{place} has a field {kept[0]} already; give it another name")
-        questions.append(Question(number, row, asked, reference))
+            raise UsageProblem(f"{named} has a field {kept[0]} already; give it another name")
+        questions.append(Question(place, row, asked, reference))
     if not questions:
         raise UsageProblem(f"--file {file} has no lines")
     return questions
+
+
+def _read_lines(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _parse(line, f"--file {file}: line {number}")
+
+
+def _read_list(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(_parse(text, f"--file {file}"), 1):
+        yield f"row {number}", row
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise UsageProblem(f"{place} is nested too deeply") from None
+    except ValueError as error:
+        raise UsageProblem(f"{place} is not JSON: {error}") from error
 
 
 def _read_text(file: Path) -> str:

@@ -205,9 +205,7 @@ def test_the_last_answer_of_a_training_row_is_not_asked_and_kept_beside_the_new_
     assert sent.get("messages", sent.get("prompt")) == asked
     made = json.loads(result.stdout)
     assert made == {**row, "reference": reference, "answer": made["answer"], "finish_reason": made["finish_reason"]}
-    assert (
-        result.stderr == "1 of 1 lines end with an answer, which is left out of the prompt and kept as `reference`.\n"
-    )
+    assert result.stderr == "1 of 1 rows end with an answer, which is left out of the prompt and kept as `reference`.\n"
 
 
 @pytest.mark.parametrize(
@@ -254,3 +252,33 @@ def test_a_file_with_another_line_is_refused_before_anything_is_asked(run, tmp_p
     result, received = run(["generate", "mine", "--file", str(file)])
     assert (result.exit_code, received) == (2, [])
     assert ("line 2" in result.stderr) == bool(line)
+
+
+def test_a_list_is_answered_row_by_row_as_lines(run, tmp_path):
+    rows = [{"instruction": "One?", "output": "1"}, {"messages": [{"role": "user", "content": "2"}]}]
+    listed, lines = tmp_path / "rows.json", tmp_path / "rows.jsonl"
+    listed.write_text(f"\ufeff\n{json.dumps(rows, indent=2)}\n", encoding="utf-8")
+    lines.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    answers = [ChatCompletion.example()] * 2
+    found, wanted = (run(["generate", "mine", "--file", str(file)], ADAPTER, *answers)[0] for file in (listed, lines))
+    assert (found.exit_code, found.stdout) == (0, wanted.stdout)
+    assert [json.loads(line).get("reference") for line in found.stdout.splitlines()] == ["1", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"prompt": "a"}, 5]', "row 2"),
+        ('[{"prompt": "a"}, {"instruction": ""}]', "row 2"),
+        ('[{"prompt": "a"},', "is not JSON"),
+        ('[{"prompt": "a"}] []', "is not JSON"),
+        ("[]", "has no lines"),
+    ],
+)
+def test_a_list_with_another_row_is_refused_before_anything_is_asked(run, tmp_path, text, words):
+    file = tmp_path / "prompts.json"
+    file.write_text(text)
+    result, received = run(["generate", "mine", "--file", str(file)])
+    assert (result.exit_code, received) == (2, [])
+    assert f"--file {file}" in result.stderr.replace("\n", "")
+    assert words in result.stderr

@@ -1,6 +1,7 @@
 """Files of rows for tests of added data."""
 
 import json
+import os
 from pathlib import Path
 
 from jobs.own_data.registry import Published
@@ -25,5 +26,6 @@ def add(settings: Settings, content: bytes, filename: str = "support.jsonl", **v
 def list_files(home: Path) -> set[str]:
     """Paths of the files of added data, but those of git and the lock."""
     place = home / "own-data"
-    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    walked = os.walk(place)  # folders that are removed meanwhile count as empty
+    found = {Path(folder, name).relative_to(place).as_posix() for folder, _, names in walked for name in names}
     return {path for path in found if not path.startswith("registry/") and path != "lock"}
