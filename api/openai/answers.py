@@ -98,12 +98,20 @@ def write_completion_logprobs(piece: Piece) -> dict[str, Any]:
     """Log probabilities in the form of completions; offsets count from the begin of the completion."""
     tokens = piece["tokens"]
     return {
-        "tokens": [one["token"] for one in tokens],
+        "tokens": [_name_token(one) for one in tokens],
         "token_logprobs": [one["logprob"] for one in tokens],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in one["top"]} for one in tokens],
+        "top_logprobs": [{_name_token(top): top["logprob"] for top in one["top"]} for one in tokens],
         "text_offset": [one["offset"] for one in tokens],
     }
 
 
 def _write_token(one: Piece) -> dict[str, Any]:
     return {"token": one["token"], "logprob": one["logprob"], "bytes": one["bytes"]}
+
+
+def _name_token(one: Piece) -> str:
+    r"""The text of a token; of a part of a character its bytes, as OpenAI writes them: `bytes:\xf0\x9f`."""
+    text, found = str(one["token"]), one["bytes"]
+    if found is None or bytes(found) == text.encode():
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
