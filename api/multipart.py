@@ -205,7 +205,7 @@ class _Reading:
             if self._has_file:
                 raise invalid_form(f"{self._field} is given twice; send one file at a time", self._field)
             self._has_file = True
-            name = options.get(b"filename", b"").decode("utf-8", "replace")
+            name = _unescape(options.get(b"filename", b"")).decode("utf-8", "replace")
             if not name or len(name) > MAX_FILENAME or not name.isprintable():
                 rule = f"must have a name of 1 to {MAX_FILENAME} printable characters"
                 raise invalid_form(f"{rule}, got {name!r:.80}", self._field)
@@ -236,3 +236,11 @@ class _Reading:
 
     def _finish(self) -> None:
         self._has_ended = True
+
+
+def _unescape(filename: bytes) -> bytes:
+    """A file's name as it was before clients escaped the characters that end a header's text.
+
+    https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+    """
+    return filename.replace(b"%22", b'"').replace(b"%0A", b"\n").replace(b"%0D", b"\r")

@@ -234,6 +234,16 @@ def test_a_hostile_file_name_is_only_shown(client, settings):
     assert len(list_files(settings.home)) == 1
 
 
+def test_a_quote_in_a_file_name_is_what_it_is_in_an_upload_in_parts(client):
+    added = post(client, rows("a"), 'my "own" rows.jsonl').json()
+    assert (added["reference"], added["filename"]) == ("my-own-rows@v1", 'my "own" rows.jsonl')
+    begun = client.post("/datasets/uploads", json={"filename": 'my "own" rows.jsonl', "bytes": 9})
+    assert begun.json()["filename"] == added["filename"]
+    refused = post(client, rows("a"), "two\nlines.jsonl")
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    assert "printable characters, got 'two\\nlines.jsonl'" in refused.json()["detail"]
+
+
 def test_a_file_beyond_the_limit_is_refused_before_it_is_read(settings):
     with TestClient(create_app(settings.model_copy(update={"max_upload_bytes": 1000}))) as client:
         refused = post(client, b"x" * 200_000)
