@@ -51,7 +51,9 @@ def name_after(filename: str, part_mark: str = "") -> str:
     try:
         return check_name(name)
     except InvalidConfig as error:
-        raise InvalidConfig(f"name: none can be made of the file's name {base!r:.120}; give one") from error
+        raise InvalidConfig(
+            f"name: none can be made of the file's name {base!r:.120}; give one, or rename the file"
+        ) from error
 
 
 def plain_filename(filename: str) -> str:

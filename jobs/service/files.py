@@ -3,6 +3,7 @@
 A version's id is made from its commit, so that versions added in any way have one, and none has another one's.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -171,8 +172,8 @@ def _find_names(file: NewFile, registry: OwnRegistry) -> Iterator[str]:
     mark = f"-{file.owner.hex[:8] if file.owner else UNNAMED}"
     try:
         name = name_after(file.filename, PART_MARK)
-    except InvalidConfig:
-        name = UNNAMED
+    except InvalidConfig:  # such as one in another script: each has a dataset of its own
+        name = f"{UNNAMED}-{hashlib.sha256(file.filename.encode()).hexdigest()[:8]}"
     versions = registry.list_versions(name)
     if not versions or versions[-1].owner == file.owner:
         yield name
