@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.settings import Settings
 from sft.adapting.adapter_files import SETTINGS, WEIGHTS
-from sft.errors import ExportRefused, ModelNotFound
-from sft.files.disk import raising_disk_full
+from sft.errors import DiskFull, ExportRefused, ModelNotFound, walk_causes
+from sft.files.disk import FULL, is_about_space, raising_disk_full
 from sft.files.publication import publish_folder
 from tasks.export_source import ExportSource, fetch, find_adapter
 
@@ -92,7 +94,7 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
     except OSError as error:  # a name that no file can have, or no right to look
         raise ExportRefused(f"{folder} can't be read ({error.strerror or error}); name another folder") from error
     adapter = find_adapter(settings, reference)
-    with ExitStack() as stack:
+    with noticing_full_disk(folder), ExitStack() as stack:
         try:
             fresh = stack.enter_context(publish_folder(folder))
         except OSError as error:
@@ -111,6 +113,23 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
         manifest = asdict(made) | {"folder": folder.name, "files": _list_files(fresh)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return made
+
+
+@contextmanager
+def noticing_full_disk(folder: Path) -> Iterator[None]:
+    """Raise errors of the block as DiskFull if they say that the disk or a quota is full.
+
+    MLflow and `shutil.copytree` collect the errors of several files and keep their text only.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        marks = tuple(f"[Errno {number}]" for number in FULL)
+        if any(is_about_space(cause) or any(mark in str(cause) for mark in marks) for cause in walk_causes(error)):
+            raise DiskFull(f"no space left for {folder}; free some, or name a folder on another disk") from error
+        raise
 
 
 def check_folder(folder: Path, replace: bool) -> None:
@@ -173,12 +192,12 @@ def write_peft(source: ExportSource, fresh: Path, options: Options, made: Export
     if not source.is_adapter:
         raise ExportRefused(f"{source.title} is a whole model (use_lora false), not an adapter; export --to merged")
     shutil.copytree(source.folder, fresh, dirs_exist_ok=True)
-    made.command = f'PeftModel.from_pretrained(base_model, "{made.folder}")'
+    made.command = f"PeftModel.from_pretrained(base_model, {_quote(made.folder)})"
 
 
 def write_merged(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
     """Write a whole model: the adapter merged into its base model, layer by layer (see `sft.adapting.merging`)."""
-    made.command = f'AutoModelForCausalLM.from_pretrained("{made.folder}")'
+    made.command = f"AutoModelForCausalLM.from_pretrained({_quote(made.folder)})"
     _write_model(source, fresh)
 
 
@@ -210,10 +229,10 @@ def write_gguf(source: ExportSource, fresh: Path, options: Options, made: Export
     adapter = gguf.ADAPTER_FILE if is_apart else None
     if made.target == Target.OLLAMA:
         _write_modelfile(source, fresh, tokenizer, adapter, template)
-        made.command = f"ollama create {source.name} -f {made.folder}/Modelfile"
+        made.command = shlex.join(["ollama", "create", source.name, "-f", f"{made.folder}/Modelfile"])
         return
-    lora = f" --lora {made.folder}/{adapter}" if adapter else ""
-    made.command = f"llama-server --jinja -m {made.folder}/{gguf.MODEL_FILE}{lora}"
+    lora = ["--lora", f"{made.folder}/{adapter}"] if adapter else []
+    made.command = shlex.join(["llama-server", "--jinja", "-m", f"{made.folder}/{gguf.MODEL_FILE}", *lora])
 
 
 def write_vllm(source: ExportSource, fresh: Path, options: Options, made: Exported) -> None:
@@ -234,7 +253,12 @@ def write_vllm(source: ExportSource, fresh: Path, options: Options, made: Export
         _write_model(source, fresh / "model")
         command = build_command(source.name, None, "model", None)
     write_script(fresh / SCRIPT, source.title, command)
-    made.command = f"sh {made.folder}/{SCRIPT}"
+    made.command = shlex.join(["sh", f"{made.folder}/{SCRIPT}"])
+
+
+def _quote(text: str) -> str:
+    """A string as Python code."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _write_modelfile(

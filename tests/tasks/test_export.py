@@ -1,8 +1,11 @@
 """`tuneyard export` of adapters in a real MLflow registry, as typed, and what is left when it fails."""
 
+import ast
 import json
 import os
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +132,34 @@ def test_for_ollama_there_are_both_files_and_a_modelfile(registry, tmp_path):
     assert "FROM ./model.gguf\nADAPTER ./adapter.gguf\nTEMPLATE " in modelfile
     assert modelfile.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER stop "</s>"\nPARAMETER repeat_penalty 1\n')
     assert GGUFReader(tmp_path / "out/adapter.gguf").get_field("adapter.lora.alpha").contents() == 12
+
+
+@pytest.mark.parametrize("target", ["ollama", "gguf", "vllm", "peft", "merged"])
+def test_what_to_run_next_can_be_pasted_for_a_folder_of_any_name(registry, tmp_path, target):
+    settings, _ = registry
+    folder = tmp_path / 'it\'s "my" $HOME'
+    made = export(settings, "support@1", Target(target), folder, Options(target == "merged", outtype="f32"))
+    if target in ("peft", "merged"):
+        assert ast.literal_eval(made.command.split("(")[1].split(", ")[-1].rstrip(")")) == str(folder)
+        return
+    words = shlex.split(made.command)
+    named = [word for word in words if word.startswith(str(tmp_path))]
+    assert {Path(word).parent for word in named} == {folder}
+    assert all(Path(word).is_file() for word in named)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2**14, 2**17, 2**19])
+@pytest.mark.parametrize("target", ["peft", "merged", "gguf", "vllm"])
+def test_a_full_disk_is_told_and_nothing_is_left(run, tmp_path, small_disk, target, free_bytes):
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - free_bytes))
+    done = run("support@1", "--to", target, "--out", str(small_disk / "x"), "--json")
+    if done.exit_code == 0:  # it fits
+        assert free_bytes == 2**19
+        return
+    assert (done.exit_code, json.loads(done.stderr)["code"]) == (4, "disk_full"), done.stderr
+    assert "no space left" in json.loads(done.stderr)["detail"]
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_a_dora_adapter_goes_merged(registry, run, tmp_path):
