@@ -12,9 +12,8 @@ from jobs.preflight.hub import HUB_ID, Presence, find_cached, find_on_hub
 from jobs.spec import JobSpec
 from sft.errors import ModelNotFound, ModelUnusable
 from sft.files.places import find_way_out, follow
+from sft.models.tokenizer_files import check_tokenizer
 from sft.models.weights import check_weights
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
 def check_model(spec: JobSpec, context: CheckContext) -> Iterator[Finding]:
@@ -105,22 +104,6 @@ def _check_configuration(folder: Path, subject: str) -> None:
         ) from error
     if not isinstance(content, dict):
         raise ModelUnusable(f"{subject} can't be read: config.json must hold an object; copy or download it again")
-
-
-def check_tokenizer(folder: Path, subject: str) -> None:
-    """Check that there is a tokenizer, which is not cut off. Raises ModelUnusable."""
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise ModelUnusable(f"{subject} has no tokenizer ({TOKENIZERS[0]}); copy or download its files too")
-    if (folder / TOKENIZERS[0]).is_file() and not _is_json_object(folder / TOKENIZERS[0]):
-        raise ModelUnusable(f"{subject} has a damaged {TOKENIZERS[0]}; copy or download it again")
-
-
-def _is_json_object(path: Path) -> bool:
-    """Whether a file begins and ends as a JSON object does; one that was cut off does not."""
-    with path.open("rb") as file:
-        begin = file.read(64)
-        file.seek(max(0, path.stat().st_size - 64))
-        return begin.lstrip().startswith(b"{") and file.read().rstrip().endswith(b"}") and path.stat().st_size > 1
 
 
 def _finding(text: str) -> Finding:

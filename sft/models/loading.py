@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.config import SFTConfig
-from sft.errors import InvalidConfig, ModelNotFound
+from sft.errors import InvalidConfig, ModelNotFound, ModelUnusable
 from sft.files.places import find_way_out, follow
 from sft.models.hardware import check_qlora, inspect_hardware
 from sft.models.model_class import find_model_class
@@ -17,6 +17,7 @@ from sft.models.model_settings import read_settings
 from sft.models.model_texts import check_texts
 from sft.models.placement import choose_gpu
 from sft.models.tokenizer_class import find_tokenizer_class
+from sft.models.tokenizer_files import check_tokenizer
 from sft.models.weight_names import check_loading, check_stored_names
 from sft.models.weights import check_weights, raising_unusable
 
@@ -85,9 +86,13 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer
 
         tokenizer_class = AutoTokenizer
-    with raising_unusable(f"the tokenizer of base_model {path.name}", path):
-        tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
-        tokenizer.encode("Hello", add_special_tokens=False)  # some settings are read only now
+    try:
+        with raising_unusable(f"the tokenizer of base_model {path.name}", path):
+            tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(path, trust_remote_code=False)
+            tokenizer.encode("Hello", add_special_tokens=False)  # some settings are read only now
+    except ModelUnusable:
+        check_tokenizer(path, f"base_model {path.name}")  # a missing or damaged file is a plainer reason
+        raise
     if not tokenizer.is_fast:
         raise InvalidConfig(f"base_model {path.name} has no fast tokenizer (tokenizer.json), which training needs")
     if tokenizer.pad_token is None:

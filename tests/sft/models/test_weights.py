@@ -157,10 +157,22 @@ def test_quantization_that_the_machine_lacks_is_refused(folder, make_config, met
             load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"model": 3}', POINTER], ids=str)
-def test_a_tokenizer_that_cant_be_read_is_refused(folder, content):
-    (folder / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ModelUnusable, match="the tokenizer of base_model model can't be read: "):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", r"^base_model model has a damaged tokenizer\.json; copy or download it again$"),
+        (b"{", r"^base_model model has a damaged tokenizer\.json; copy or download it again$"),
+        (b'{"model": 3}', "the tokenizer of base_model model can't be read: "),
+        (POINTER, "base_model model can't be read: .*git lfs pull"),
+        (None, r"^base_model model has no tokenizer \(tokenizer\.json\); copy or download its files too$"),
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_cant_be_read_is_refused(folder, content, told):
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelUnusable, match=told):
         load_tokenizer(folder)
 
 
