@@ -1,5 +1,6 @@
 """Give each request an id, a log line and metrics, and a response to unexpected errors."""
 
+import asyncio
 import logging
 import re
 import time
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import describe_error, error_response, printable
+from api.errors import RETRY_SOON, describe_error, error_response, printable
 from api.metrics import ServiceMetrics
 from sft.errors import TuneyardError
 
@@ -51,6 +52,10 @@ class RequestRecorder:
             await self.app(scope, receive, record_and_send)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # by the server, which stops and has waited for the response
+            if responded is not None:
+                raise
+            await respond_to_error(scope, _stopping())(scope, receive, record_and_send)
         except Exception as error:
             failure = None if isinstance(error, TuneyardError | HTTPException) else error
             if responded is not None:
@@ -67,6 +72,11 @@ def respond_to_error(scope: Scope, error: Exception) -> Response:
     if isinstance(error, TuneyardError | HTTPException):
         return describe_error(scope, error)
     return error_response(scope, 500, "Internal server error; see the log for this request id", "internal_error")
+
+
+def _stopping() -> HTTPException:
+    detail = "The service is stopping and could not respond in time; try again"
+    return HTTPException(503, detail, {**RETRY_SOON, "Connection": "close"})
 
 
 def choose_request_id(given: str | None) -> str:

@@ -5,6 +5,7 @@ import json
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -111,6 +112,27 @@ def write(service, job, count, first=0):
 def steps(text):
     data = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
     return [entry["step"] for entry in data if "step" in entry]
+
+
+def test_a_request_that_waits_when_the_service_stops_is_told_to_try_again(settings, service):
+    began = []
+
+    async def wait():
+        began.append(1)
+        await asyncio.sleep(90)
+
+    with ThreadPoolExecutor() as pool, served(settings, service) as (app, client):
+        paths = ("/slow", "/v1/slow")
+        for path in paths:
+            app.add_api_route(path, wait)
+        asked = [pool.submit(client.get, path) for path in paths]
+        wait_until(lambda: len(began) == len(paths), 90)
+    ours, openais = (one.result() for one in asked)
+    told = "The service is stopping and could not respond in time; try again"
+    assert [one.status_code for one in (ours, openais)] == [503, 503]
+    assert (ours.json()["code"], ours.json()["detail"]) == ("busy", told)
+    assert openais.json()["error"] == {"message": told, "type": "server_error", "param": None, "code": "busy"}
+    assert openais.headers["Retry-After"] == "2"
 
 
 def test_a_comment_is_sent_when_nothing_happens_and_the_end_when_the_job_has_ended(service, job):
