@@ -15,6 +15,7 @@ from tuneyard_wire.model_folder import (
     How,
     complete_name,
     derive_name,
+    explain_no_model,
     is_model_folder,
     is_model_name,
     select_files,
@@ -82,8 +83,7 @@ def add_model(client: "Tuneyard | None", folder: Path, name: str | None = None, 
         UsageProblem: the folder has no base model, the name can't be used, or `how` needs a service on this machine.
         ClientError, or an error of the service's: see `tuneyard_client` and `jobs.base_models.publishing`.
     """
-    if not is_model_folder(folder):
-        lack = "has no config.json, which the folder of a base model has" if folder.is_dir() else "is not a folder"
+    if (lack := explain_no_model(folder)) is not None:
         raise UsageProblem(f"{str(folder)!r:.300} {lack}")
     if name is not None and not is_model_name(complete_name(name)):
         raise UsageProblem(f"--name {MODEL_NAME_RULE}; ORG/ may be left out, got {name!r:.200}")

@@ -39,6 +39,17 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def explain_no_model(folder: Path) -> str | None:
+    """Say what a folder without a base model is, and what to name instead; None for one with a model."""
+    if is_model_folder(folder):
+        return None
+    if not folder.is_dir():
+        return "is not a folder"
+    if (folder / ADAPTER).is_file():
+        return f"has an adapter ({ADAPTER}), not a base model; add the model it was made of"
+    return f"has no {CONFIG}; name the folder of a model in transformers' format"
+
+
 def select_files(folder: Path) -> Selection:
     """Choose what training reads: configuration, tokenizer, templates and the weights that are loaded.
 

@@ -27,9 +27,9 @@ from jobs.settings import Settings
 from jobs.shared_store import SharedStore, hash_file
 from sft.errors import ModelNotFound
 from tuneyard_wire.model_folder import (
-    ADAPTER,
     MODEL_NAME_RULE,
     How,
+    explain_no_model,
     find_foreign,
     is_model_folder,
     is_model_name,
@@ -180,15 +180,8 @@ def check_name(name: str) -> None:
 
 def check_source(folder: Path) -> None:
     """Raise InvalidUpload for a folder that has no base model."""
-    if is_model_folder(folder):
-        return
-    if not folder.is_dir():
-        raise InvalidUpload(f"{str(folder)!r} is not a folder")
-    if (folder / ADAPTER).is_file():
-        raise InvalidUpload(
-            f"{str(folder)!r} has an adapter ({ADAPTER}), not a base model; add the model it was made of"
-        )
-    raise InvalidUpload(f"{str(folder)!r} has no config.json; name the folder of a model in transformers' format")
+    if (lack := explain_no_model(folder)) is not None:
+        raise InvalidUpload(f"{str(folder)!r} {lack}")
 
 
 def send_to_store(name: str, settings: Settings, digests: Mapping[str, str]) -> None:

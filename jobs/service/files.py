@@ -170,10 +170,13 @@ def _rename(field: str, value: Any, found: dict[str, str]) -> Any:
 def _find_names(file: NewFile, registry: OwnRegistry) -> Iterator[str]:
     """Names that the dataset may have, the best first: that of the file, or one that others are unlikely to have."""
     mark = f"-{file.owner.hex[:8] if file.owner else UNNAMED}"
+    digest = f"-{hashlib.sha256(file.filename.encode()).hexdigest()[:8]}"
     try:
         name = name_after(file.filename, PART_MARK)
-    except InvalidConfig:  # such as one in another script: each has a dataset of its own
-        name = f"{UNNAMED}-{hashlib.sha256(file.filename.encode()).hexdigest()[:8]}"
+        if not file.filename.isascii():  # two that differ in what a dataset's name can't hold are two datasets
+            name = name[: MAX_CHARACTERS - len(digest)].rstrip("-._") + digest
+    except InvalidConfig:
+        name = UNNAMED + digest
     versions = registry.list_versions(name)
     if not versions or versions[-1].owner == file.owner:
         yield name

@@ -93,13 +93,14 @@ def test_a_file_with_the_name_of_one_part_of_several_is_taken_as_it_is(client: o
     assert "none can be made of the file's name" in refused.json()["detail"]
 
 
-def test_files_with_names_in_another_script_are_datasets_of_their_own(client: openai.OpenAI) -> None:
-    russian = create(client, CONTENT, "данные.jsonl")
-    chinese = create(client, CONTENT, "数据.jsonl")
-    assert (russian.filename, chinese.filename) == ("данные.jsonl", "数据.jsonl")
+@pytest.mark.parametrize("end", [".jsonl", " 2024.jsonl"])
+def test_files_with_names_in_another_script_are_datasets_of_their_own(client: openai.OpenAI, end: str) -> None:
+    russian = create(client, CONTENT, f"данные{end}")
+    chinese = create(client, CONTENT, f"数据{end}")
+    assert (russian.filename, chinese.filename) == (f"данные{end}", f"数据{end}")
     assert russian.id != chinese.id
     assert (russian.model_extra or {})["dataset"].endswith("@v1")
-    later = create(client, rows("a later version"), "данные.jsonl")
+    later = create(client, rows("a later version"), f"данные{end}")
     assert (later.model_extra or {})["dataset"] == (russian.model_extra or {})["dataset"].replace("@v1", "@v2")
 
 

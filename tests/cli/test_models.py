@@ -38,6 +38,25 @@ def test_a_folder_in_the_model_root_has_one_name(run, home, tmp_path):
     assert [path.name for path in (home / "models/x").iterdir()] == ["first"]
 
 
+@pytest.mark.parametrize("options", [["--here"], []])
+def test_a_folder_with_another_thing_is_told_as_what_it_is(run, home, tmp_path, options):
+    empty, adapter, file = tmp_path / "empty", tmp_path / "adapter", tmp_path / "file"
+    for folder in (empty, adapter):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    file.write_text("")
+    told = {
+        empty: "has no config.json; name the folder of a model",
+        adapter: "has an adapter (adapter_config.json), not a base model; add the model it was made of",
+        file: "is not a folder",
+    }
+    for folder, words in told.items():
+        refused = run("models", "add", folder, *options)
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+    assert not (home / "models").exists()
+
+
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "local/", ".hidden"])
 def test_a_name_that_can_not_be_used_is_refused_before_the_folder_is_read(run, home, tmp_path, name):
     refused = run("models", "add", write_model(tmp_path / "base"), "--here", "--name", name)
