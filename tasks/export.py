@@ -4,8 +4,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.settings import Settings
 from sft.adapting.adapter_files import SETTINGS, WEIGHTS
-from sft.errors import DiskFull, ExportRefused, ModelNotFound, walk_causes
-from sft.files.disk import FULL, is_about_space, raising_disk_full
+from sft.errors import ExportRefused, ModelNotFound
+from sft.files.disk import raising_disk_full, telling_full_disk
 from sft.files.publication import publish_folder
 from tasks.export_source import ExportSource, fetch, find_adapter
 
@@ -27,6 +26,7 @@ MANIFEST = "tuneyard-export.json"
 EXPORTS = "exports"  # the only folder for them in the state folder
 MODEL_FILES = ("config.json", SETTINGS)
 PARTS = ".parts"  # what is left out of the export: downloads, links
+OTHER_DISK = "name a folder on another disk"
 NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 NO_TEMPLATE = "Ollama then chooses one, or none; write one before you use it"
 QLORA = "the adapter was trained on a base model in 4 bits (QLoRA); this has the base model's own weights"
@@ -94,7 +94,7 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
     except OSError as error:  # a name that no file can have, or no right to look
         raise ExportRefused(f"{folder} can't be read ({error.strerror or error}); name another folder") from error
     adapter = find_adapter(settings, reference)
-    with noticing_full_disk(folder), ExitStack() as stack:
+    with telling_full_disk(folder, OTHER_DISK), ExitStack() as stack:
         try:
             fresh = stack.enter_context(publish_folder(folder))
         except OSError as error:
@@ -106,30 +106,11 @@ def export(settings: Settings, reference: str, target: Target, folder: Path, opt
         write = {Target.PEFT: write_peft, Target.MERGED: write_merged, Target.VLLM: write_vllm}.get(target, write_gguf)
         write(source, fresh, options, made)
         if source.config and source.config.use_qlora and target is not Target.PEFT:
-            made.notes.append(
-                "the adapter was trained on a base model in 4 bits (QLoRA); this has the base's own weights"
-            )
+            made.notes.append(QLORA)
         shutil.rmtree(parts)
         manifest = asdict(made) | {"folder": folder.name, "files": _list_files(fresh)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return made
-
-
-@contextmanager
-def noticing_full_disk(folder: Path) -> Iterator[None]:
-    """Raise errors of the block as DiskFull if they say that the disk or a quota is full.
-
-    MLflow and `shutil.copytree` collect the errors of several files and keep their text only.
-    """
-    try:
-        yield
-    except DiskFull:
-        raise
-    except Exception as error:
-        marks = tuple(f"[Errno {number}]" for number in FULL)
-        if any(is_about_space(cause) or any(mark in str(cause) for mark in marks) for cause in walk_causes(error)):
-            raise DiskFull(f"no space left for {folder}; free some, or name a folder on another disk") from error
-        raise
 
 
 def check_folder(folder: Path, replace: bool) -> None:
@@ -222,7 +203,8 @@ def write_gguf(source: ExportSource, fresh: Path, options: Options, made: Export
     weights = source.find_base() if is_apart else _write_model(source, fresh / PARTS / "model")
     staged = fresh / PARTS / "staged"
     made.notes += gguf.stage(staged, weights, source.folder, choose_bos(tokenizer, template))
-    with raising_disk_full(fresh, "the GGUF file", sum(path.stat().st_size for path in weights.glob("*.safetensors"))):
+    size = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
+    with raising_disk_full(fresh, "the GGUF file", size, OTHER_DISK):
         gguf.convert_model(converter, staged, fresh / gguf.MODEL_FILE, source.name, options.outtype)
         if is_apart:
             gguf.convert_adapter(converter, source.folder, staged, fresh / gguf.ADAPTER_FILE)
@@ -290,7 +272,7 @@ def _write_model(source: ExportSource, folder: Path) -> Path:
     base = source.find_base()
     with quiet_transformers():
         merge = plan_merge(base, source.folder, f"base_model {source.base_model}")
-        with raising_disk_full(folder, "the merged model", merge.size):
+        with raising_disk_full(folder, "the merged model", merge.size, OTHER_DISK):
             merge.write(folder)
             for path in source.folder.iterdir():
                 if path.is_file() and path.name not in (SETTINGS, WEIGHTS, "README.md"):

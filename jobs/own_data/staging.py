@@ -6,12 +6,12 @@ A folder is locked while its process lives; one that a killed process left behin
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from jobs.own_data.registry import FOLDER
 from sft.errors import DiskFull
-from sft.files.disk import is_about_space, measure_free
+from sft.files.disk import measure_free, telling_full_disk
 from sft.files.temporary_folders import make_locked_folder, remove_unused
 
 STAGING = "staging"
@@ -28,15 +28,11 @@ def staging_folder(home: Path, expected_bytes: int = 0) -> Iterator[Path]:
         DiskFull: there is no space for a file of so many bytes.
     """
     place = home / FOLDER / STAGING
-    try:
+    with noticing_full_disk(place):
         place.mkdir(parents=True, exist_ok=True)
         remove_unused(place.glob(f"{PREFIX}*"))
         check_space(place, expected_bytes)
         folder = make_locked_folder(PREFIX, place=place)
-    except OSError as error:
-        if isinstance(error, DiskFull) or not is_about_space(error):
-            raise
-        raise DiskFull(f"no space left in {place}; free some") from error
     try:
         yield folder.folder
     finally:
@@ -65,12 +61,6 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-@contextmanager
-def noticing_full_disk(place: Path) -> Iterator[None]:
-    """Raise an OSError of the block that says that the disk is full as DiskFull."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, DiskFull) or not is_about_space(error):
-            raise
-        raise DiskFull(f"no space left in {place}; free some, or upload a smaller file") from error
+def noticing_full_disk(place: Path) -> AbstractContextManager[None]:
+    """Raise errors of the block that say that the disk is full as DiskFull."""
+    return telling_full_disk(place, "upload a smaller file")

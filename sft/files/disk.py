@@ -15,22 +15,41 @@ SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_TEMPORARY = "No usable temporary directory"  # the error of `tempfile` has no class of its own
 PROBE_BYTES = 1 << 20
+JOB_REMEDY = "lower save_total_limit, or set output_dir or checkpoint_dir to a folder on another disk"
 
 
 @contextmanager
-def raising_disk_full(folder: Path, what: str, needed_bytes: int) -> Iterator[None]:
+def telling_full_disk(place: Path, remedy: str) -> Iterator[None]:
+    """Raise errors of the block as DiskFull if they say that the disk or a quota is full.
+
+    Args:
+        remedy: what to do besides freeing space, for the message.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if any(map(is_about_space, walk_causes(error))):
+            raise DiskFull(f"no space left in {place}; free some, or {remedy}") from error
+        raise
+
+
+@contextmanager
+def raising_disk_full(folder: Path, what: str, needed_bytes: int, remedy: str = JOB_REMEDY) -> Iterator[None]:
     """Raise errors of the block as DiskFull if no more can be written below `folder`.
 
     Args:
         what: what is being written, for the message.
         needed_bytes: the space it needs.
+        remedy: what to do besides freeing space, for the message.
     """
     free_bytes = measure_free(folder)
     try:
         yield
     except Exception as error:
         if any(map(is_about_space, walk_causes(error))) or _is_full(folder) or measure_free(folder) < needed_bytes:
-            raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes)) from error
+            raise DiskFull(describe_lack(folder, what, needed_bytes, free_bytes, remedy)) from error
         raise
 
 
@@ -44,12 +63,11 @@ def find_existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int) -> str:
+def describe_lack(folder: Path, what: str, needed_bytes: int, free_bytes: int, remedy: str = JOB_REMEDY) -> str:
     """The message of a DiskFull."""
     return (
         f"no space left in {folder}: {what} needs {_show(needed_bytes)} and {_show(free_bytes)} were free, "
-        "or a quota is used up; free some, lower save_total_limit, or set output_dir or checkpoint_dir to a folder on "
-        "another disk"
+        f"or a quota is used up; free some, {remedy}"
     )
 
 
@@ -59,7 +77,8 @@ def is_about_space(error: BaseException) -> bool:
         return True
     if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "") in SQLITE_FULL:
         return True
-    return any(f"os error {number})" in str(error) for number in FULL)  # safetensors' message
+    # Messages of safetensors, and of MLflow and `shutil.copytree`, which collect the errors of several files as text.
+    return any(mark in str(error) for number in FULL for mark in (f"os error {number})", f"[Errno {number}]"))
 
 
 def is_about_temporary(error: BaseException) -> bool:

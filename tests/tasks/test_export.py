@@ -158,7 +158,10 @@ def test_a_full_disk_is_told_and_nothing_is_left(run, tmp_path, small_disk, targ
         assert free_bytes == 2**19
         return
     assert (done.exit_code, json.loads(done.stderr)["code"]) == (4, "disk_full"), done.stderr
-    assert "no space left" in json.loads(done.stderr)["detail"]
+    detail = json.loads(done.stderr)["detail"]
+    assert "no space left" in detail
+    assert "name a folder on another disk" in detail
+    assert "save_total_limit" not in detail, "a remedy for jobs"
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
