@@ -56,6 +56,14 @@ def find_folder(name: str, settings: Settings) -> Path:
     return folder
 
 
+def list_inner(name: str, settings: Settings) -> list[str]:
+    """The names of models in the folder of a model, which `list_names` leaves out but jobs can name."""
+    folder = settings.model_root / name
+    if "/" in name or folder.is_symlink():
+        return []
+    return sorted(f"{name}/{inner}" for inner, below in _folders(folder) if _is_model(below))
+
+
 def find_record(name: str, folder: Path, settings: Settings) -> Record | None:
     """How the model was added; None if it was put there by hand."""
     record = read_record(settings, name)

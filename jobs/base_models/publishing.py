@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from jobs.base_models.catalog import describe_model, find_folder, find_record
+from jobs.base_models.catalog import describe_model, find_folder, find_record, list_inner
 from jobs.base_models.placing import (
     REMOVED,
     changing_models,
@@ -148,7 +148,7 @@ def remove_model(
     Raises:
         ModelNotFound: there is none of this name.
         ModelProtected: it was added by another key, or by hand.
-        ModelInUse: a job needs it.
+        ModelInUse: a job needs it, or other models are in its folder.
     """
     folder = find_folder(name, settings)
     record = find_record(name, folder, settings)
@@ -157,6 +157,8 @@ def remove_model(
             f"{name} was not added by this API key; an admin key, or the one that added it, removes it"
         )
     with changing_models(settings):
+        if inner := list_inner(name, settings):
+            raise ModelInUse(f"{name} has other base models in its folder: {', '.join(inner[:3])}; delete them first")
         _check_unused(name, find_jobs())
         aside = settings.model_root / f"{REMOVED}{folder.name}"
         folder.rename(aside)

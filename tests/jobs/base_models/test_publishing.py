@@ -227,6 +227,25 @@ def test_a_model_is_not_removed_while_a_job_needs_it(settings, source):
     assert [path for path in read_files(settings.model_root) if not path.endswith(".lock")] == []
 
 
+def test_a_model_without_an_organisation_does_not_take_the_models_in_its_folder_along(settings, source):
+    add_folder(source, "acme/mine", settings)
+    shutil.copytree(source, settings.model_root / "acme", dirs_exist_ok=True)  # by hand, a folder too high
+    assert list_names(settings) == ["acme"]
+    with pytest.raises(ModelInUse, match="acme has other base models in its folder: acme/mine; delete them first"):
+        remove_model("acme", settings, no_jobs, None, True)
+    assert find_model("acme/mine", settings.model_root).is_dir()
+
+    remove_model("acme/mine", settings, no_jobs, None, True)
+    remove_model("acme", settings, no_jobs, None, True)
+    assert list_names(settings) == []
+    assert settings.model_root.is_dir()
+
+    (settings.model_root / "acme").symlink_to(source)  # of a link only the link goes, whatever is in its folder
+    write_model(source / "checkpoint-500")
+    remove_model("acme", settings, no_jobs, None, True)
+    assert (source / "checkpoint-500/config.json").is_file()
+
+
 def test_only_the_key_that_added_a_model_and_admins_remove_it(settings, source):
     owner = uuid4()
     add_folder(source, "local/mine", settings, owner=owner)
