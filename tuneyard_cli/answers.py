@@ -135,7 +135,7 @@ def generate(
             if isinstance(question.asked, str):
                 continued = client.complete(model, question.asked, **options).choices[0]
                 return {"answer": continued.text, "finish_reason": continued.finish_reason}
-            chosen = client.chat(model, question.asked, **options, tools=question.row.get("tools")).choices[0]
+            chosen = client.chat(model, question.asked, **options, tools=question.tools).choices[0]
             calls = [call.model_dump() for call in chosen.message.tool_calls or ()]
             made = {"answer": chosen.message.content, "finish_reason": chosen.finish_reason}
             return {**made, "tool_calls": calls} if calls else made

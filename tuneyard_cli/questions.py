@@ -10,6 +10,8 @@ from tuneyard_cli.problems import UsageProblem
 OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 REFERENCE = "reference"  # and to one that ends with an answer
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # of ShareGPT, by OpenAI's
+NAMES = {"from": "role", "value": "content"}  # likewise
+FOR_TRAINING = ("weight", "loss", "train")  # fields of messages that jobs read, and the service does not take
 FORMS = (
     "must be a JSON object with a text `prompt` or a list of objects `messages`, not empty, or a row of training data: "
     "`conversations`, `instruction` and `output`, or `prompt` and `completion`"
@@ -27,12 +29,14 @@ class Question(NamedTuple):
         row: its own fields.
         asked: messages of a chat, or text that is continued.
         reference: the answer that the line has itself, which is not asked, as the field `reference`; empty without one.
+        tools: functions that may be called in a chat; None without any.
     """
 
     place: str
     row: Row
     asked: list[Message] | str
     reference: dict[str, Any]
+    tools: list[Any] | None
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -48,7 +52,7 @@ def read_questions(file: Path) -> list[Question]:
             raise UsageProblem(f"{named} has nothing before its answer")
         if kept := [name for name in (*OWN_FIELDS, *reference) if name in row]:
             raise UsageProblem(f"{named} has a field {kept[0]} already; give it another name")
-        questions.append(Question(place, row, asked, reference))
+        questions.append(Question(place, row, asked, reference, _read_tools(row, named)))
     if not questions:
         raise UsageProblem(f"--file {file} has no lines")
     return questions
@@ -98,21 +102,21 @@ def _refuse_constant(name: str) -> None:
 
 
 def _find_asked(row: Row) -> list[Message] | str | None:
-    """The messages of a row, with its own answer, or its text; None for a row of another form."""
-    prompt, messages = row.get("prompt"), row.get("messages")
-    if prompt is not None and messages is not None:
-        return None
+    """The messages of a row, with its own answer, or its text; None for a row of another form.
+
+    Of a row with several forms a job's choice counts: messages, then an instruction with its output, then a prompt.
+    """
+    chats = [row[name] for name in ("messages", "conversations") if row.get(name) is not None]
+    if chats:
+        return _begin_with_system(row, _read_messages(next(filter(None, chats), None)))
+    prompt = row.get("prompt")
+    if prompt is None or (row.get("instruction") is not None and row.get("output") is not None):
+        return _read_alpaca(row)
     if isinstance(prompt, str):
         return prompt if row.get("tools") is None else None
-    if prompt is not None:  # a chat in two columns, as TRL has it
-        asked, completion = _read_messages(prompt), row.get("completion")
-        answer = _read_messages(completion)
-        return asked + answer if asked and (answer or completion is None) else None
-    if messages is None:
-        messages = row.get("conversations")
-    if messages is None:
-        return _read_alpaca(row)
-    return _begin_with_system(row, _read_messages(messages))
+    asked, completion = _read_messages(prompt), row.get("completion")  # a chat in two columns, as TRL has it
+    answer = _read_messages(completion)
+    return asked + answer if asked and (answer or completion is None) else None
 
 
 def _read_messages(value: Any) -> list[Message]:
@@ -123,11 +127,30 @@ def _read_messages(value: Any) -> list[Message]:
 
 
 def _read_message(message: Message) -> Message:
-    read = {name: value for name, value in message.items() if name != "weight"}  # for training alone
-    if "role" not in read and "from" in read:
-        read = {"role": read.pop("from"), "content": read.pop("value", None), **read}
+    """A message without what is for training alone, or null, as tables fill the fields that a message lacks."""
+    read = {name: value for name, value in message.items() if value is not None and name not in FOR_TRAINING}
+    for name, ours in NAMES.items():
+        if name in read and ours not in read:
+            read[ours] = read.pop(name)
     role = read.get("role")
     return {**read, "role": ROLES.get(role, role)} if isinstance(role, str) else read
+
+
+def _read_tools(row: Row, named: str) -> list[Any] | None:
+    """The functions of a row in OpenAI's form, which may be JSON text, or in its earlier field `functions`."""
+    name = next((name for name in ("tools", "functions") if row.get(name)), "tools")
+    tools = row.get(name)
+    if isinstance(tools, str):
+        tools = _parse(tools, f"{named}: {name}") if tools.strip() else None
+    if tools and not isinstance(tools, list):
+        raise UsageProblem(f"{named}: {name} must be a list of functions, or JSON text of one, got {tools!r:.80}")
+    return [_read_tool(tool) for tool in tools] if tools else None
+
+
+def _read_tool(tool: Any) -> Any:
+    if not isinstance(tool, dict) or "function" in tool:
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def _read_alpaca(row: Row) -> list[Message] | None:
@@ -135,7 +158,8 @@ def _read_alpaca(row: Row) -> list[Message] | None:
     texts = [row.get(name) or "" for name in ("instruction", "input", "output")]
     history = row.get("history") or []
     is_history = isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)
-    if not texts[0] or not all(isinstance(text, str) for text in texts) or not is_history:
+    is_question = row.get("instruction") is not None and any(texts[:2])
+    if not (is_question and is_history and all(isinstance(text, str) for text in texts)):
         return None
     turns = [text for pair in history for text in pair]
     turns += ["\n".join(text for text in texts[:2] if text), *filter(None, texts[2:])]
@@ -145,7 +169,7 @@ def _read_alpaca(row: Row) -> list[Message] | None:
 
 def _begin_with_system(row: Row, messages: list[Message]) -> list[Message]:
     system = row.get("system")
-    if not messages or not isinstance(system, str) or not system or messages[0].get("role") == "system":
+    if not messages or not isinstance(system, str) or not system or messages[0].get("role") in ("system", "developer"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 

@@ -191,6 +191,26 @@ CALL = {
             "3",
         ),
         ({"prompt": say("Hi"), "completion": [{"role": "assistant", "content": "Yo"}]}, say("Hi"), "Yo"),
+        ({"instruction": "", "input": "1 1", "output": "2"}, say("1 1"), "2"),
+        ({"prompt": "Add: 1 1 = 2", "instruction": "Add.", "input": "1 1", "output": "2"}, say("Add.\n1 1"), "2"),
+        ({"prompt": "Hi", "prompt_id": "a", "messages": say("Hi", "Yo")}, say("Hi"), "Yo"),
+        ({"messages": [], "conversations": say("Hi", "Yo")}, say("Hi"), "Yo"),
+        (
+            {"messages": [{"role": "developer", "content": "Be long."}, *say("Hi", "Yo")], "system": "Be brief."},
+            [{"role": "developer", "content": "Be long."}, *say("Hi")],
+            "Yo",
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hi", "role": None, "content": None, "tool_calls": None},
+                    {"from": "gpt", "value": "Yo", "loss": False, "train": False},
+                    *say("Who?", "I."),
+                ]
+            },
+            say("Hi", "Yo", "Who?"),
+            "I.",
+        ),
         ({"prompt": "The office", "completion": " opens."}, "The office", " opens."),
     ],
 )
@@ -206,6 +226,30 @@ def test_the_last_answer_of_a_training_row_is_not_asked_and_kept_beside_the_new_
     made = json.loads(result.stdout)
     assert made == {**row, "reference": reference, "answer": made["answer"], "finish_reason": made["finish_reason"]}
     assert result.stderr == "1 of 1 rows end with an answer, which is left out of the prompt and kept as `reference`.\n"
+
+
+FUNCTION = {"name": "f", "description": "Finds."}
+TOOL = {"type": "function", "function": FUNCTION}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tools"),
+    [
+        ({"tools": json.dumps([TOOL])}, [TOOL]),
+        ({"tools": [{"type": "function", **FUNCTION}]}, [TOOL]),
+        ({"tools": "", "functions": [FUNCTION]}, [TOOL]),
+        ({"tools": []}, None),
+        ({"tools": " "}, None),
+        ({"tools": "[]", "functions": None}, None),
+    ],
+)
+def test_the_functions_of_a_training_row_are_offered(run, tmp_path, fields, tools):
+    file = tmp_path / "prompts.jsonl"
+    row = {"messages": say("Hi", "Yo"), **fields}
+    file.write_text(json.dumps(row))
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, ChatCompletion.example())
+    assert json.loads(received[1].body).get("tools") == tools
+    assert json.loads(result.stdout).items() >= row.items()
 
 
 @pytest.mark.parametrize(
@@ -240,6 +284,9 @@ def test_a_row_without_an_answer_has_no_reference_of_ours(run, tmp_path, row):
         '{"instruction": "a", "history": ["b"]}',
         '{"prompt": [{"role": "user"}], "completion": "a"}',
         '{"text": "a"}',
+        '{"input": "a", "output": "b"}',
+        '{"messages": [{"role": "user", "content": "a"}], "tools": "[}"}',
+        '{"messages": [{"role": "user", "content": "a"}], "tools": {"name": "f"}}',
         '{"prompt": "a", "prompt": "b"}',
         '{"prompt": "a", "value": NaN}',
         '{"prompt": "a", "value": ' + "[" * 100_000,
