@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,11 @@ from tuneyard_cli.problems import UsageProblem
 
 OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 REFERENCE = "reference"  # and to one that ends with an answer
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # of ShareGPT, by OpenAI's
+CALL = "function_call"  # ShareGPT's role of a call as JSON, and OpenAI's earlier field of one
+ROLES = {  # of training data, by OpenAI's
+    **{"human": "user", "gpt": "assistant", "model": "assistant", CALL: "assistant"},
+    **{"function": "tool", "ipython": "tool", "observation": "tool"},
+}
 NAMES = {"from": "role", "value": "content"}  # likewise
 FOR_TRAINING = ("weight", "loss", "train")  # fields of messages that jobs read, and the service does not take
 FORMS = (
@@ -114,16 +119,28 @@ def _find_asked(row: Row) -> list[Message] | str | None:
         return _read_alpaca(row)
     if isinstance(prompt, str):
         return prompt if row.get("tools") is None else None
-    asked, completion = _read_messages(prompt), row.get("completion")  # a chat in two columns, as TRL has it
-    answer = _read_messages(completion)
-    return asked + answer if asked and (answer or completion is None) else None
+    columns = [prompt] if row.get("completion") is None else [prompt, row["completion"]]  # of a chat, as TRL has it
+    if not all(isinstance(column, list) and column for column in columns):
+        return None
+    return _read_messages([message for column in columns for message in column])
 
 
 def _read_messages(value: Any) -> list[Message]:
-    """Messages in OpenAI's form; none for a value of another kind."""
+    """Messages in OpenAI's form, calls and their results with ids; none for a value of another kind."""
+    value = _read_cell(value)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         return []
-    return [_read_message(one) for one in value]
+    messages = [_read_message(one) for one in value]
+    number, waiting = 0, list[Any]()  # ids of calls whose results did not come yet
+    for message in messages:
+        if isinstance(calls := message.get("tool_calls"), list):
+            message["tool_calls"] = [_read_call(call, number + place) for place, call in enumerate(calls)]
+            waiting += [call["id"] for call in message["tool_calls"] if isinstance(call, dict)]
+            number += len(calls)
+        elif message.get("role") == "tool":
+            found = message.setdefault("tool_call_id", waiting[0] if waiting else _make_id(number))
+            waiting = [one for one in waiting if one != found]
+    return messages
 
 
 def _read_message(message: Message) -> Message:
@@ -133,7 +150,40 @@ def _read_message(message: Message) -> Message:
         if name in read and ours not in read:
             read[ours] = read.pop(name)
     role = read.get("role")
+    given, earlier = read.pop("tool_calls", None), read.pop(CALL, None)
+    calls = _read_cell(given or earlier)
+    if role == CALL and not calls:
+        calls = _read_cell(read.get("content"))
+        if not isinstance(calls, dict | list):
+            return read  # the service says that it has no such role
+        del read["content"]
+    if calls:
+        read["tool_calls"] = [calls] if isinstance(calls, dict) else calls
     return {**read, "role": ROLES.get(role, role)} if isinstance(role, str) else read
+
+
+def _read_call(call: Any, number: int) -> Any:
+    """A call in OpenAI's form: training rows may have no ids, and arguments as an object."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments", function.get("parameters"))
+    if not isinstance(arguments, str) or not arguments.strip():
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    made = {"name": function.get("name"), "arguments": arguments}
+    return {"id": call.get("id") or _make_id(number), "type": "function", "function": made}
+
+
+def _make_id(number: int) -> str:
+    return f"call{number:05}"  # the nine characters that some templates ask for
+
+
+def _read_cell(value: Any) -> Any:
+    """The list or object that a text has as JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        with suppress(UsageProblem):
+            return _parse(value, "text")
+    return value
 
 
 def _read_tools(row: Row, named: str) -> list[Any] | None:
@@ -156,7 +206,7 @@ def _read_tool(tool: Any) -> Any:
 def _read_alpaca(row: Row) -> list[Message] | None:
     """The messages that a job makes of an alpaca row."""
     texts = [row.get(name) or "" for name in ("instruction", "input", "output")]
-    history = row.get("history") or []
+    history = _read_cell(row.get("history") or [])
     is_history = isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)
     is_question = row.get("instruction") is not None and any(texts[:2])
     if not (is_question and is_history and all(isinstance(text, str) for text in texts)):

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.__main__ as cli
+from api.openai.answer_request import ChatRequest
 from tests.client.scripted_service import Scripted, ScriptedService
 from tests.client.test_answers import HEAD, make_stream
 from tuneyard_cli.answers import Chat, ask_or_tell
@@ -226,6 +227,101 @@ def test_the_last_answer_of_a_training_row_is_not_asked_and_kept_beside_the_new_
     made = json.loads(result.stdout)
     assert made == {**row, "reference": reference, "answer": made["answer"], "finish_reason": made["finish_reason"]}
     assert result.stderr == "1 of 1 rows end with an answer, which is left out of the prompt and kept as `reference`.\n"
+
+
+def call(name, arguments):
+    """A call in OpenAI's form, without its id."""
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+CALLED = [
+    say("Hi")[0],
+    {"role": "assistant", "tool_calls": [{"id": "call00000", **call("f", '{"a": "é"}')}]},
+    {"role": "tool", "content": "5", "tool_call_id": "call00000"},
+]
+PAIR = [call("f", "{}") | {"id": "x"}, call("g", "{}") | {"id": "call00001"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hi"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"a": "é"}}'},
+                    {"from": "observation", "value": "5"},
+                    {"from": "gpt", "value": "Yo"},
+                ]
+            },
+            CALLED,
+        ),
+        (
+            {
+                "messages": [
+                    say("Hi")[0],
+                    {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": "é"}'}},
+                    {"role": "function", "content": "5"},
+                    say("", "Yo")[1],
+                ]
+            },
+            CALLED,
+        ),
+        ({"messages": json.dumps([*CALLED, say("", "Yo")[1]])}, CALLED),
+        (
+            {
+                "messages": [
+                    say("Hi")[0],
+                    {"role": "assistant", "content": "", "tool_calls": [PAIR[0], {"name": "g", "parameters": {}}]},
+                    {"role": "tool", "content": "1", "name": "g", "tool_call_id": "call00001"},
+                    {"role": "tool", "content": "2"},
+                ]
+            },
+            [
+                say("Hi")[0],
+                {"role": "assistant", "content": "", "tool_calls": PAIR},
+                {"role": "tool", "content": "1", "name": "g", "tool_call_id": "call00001"},
+                {"role": "tool", "content": "2", "tool_call_id": "x"},
+            ],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f"}'}]},
+            say("Hi"),
+        ),
+        (  # ids in both columns of a chat are different ones
+            {
+                "prompt": CALLED,
+                "completion": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "g"}}]},
+                    {"role": "tool", "content": "6"},
+                    say("", "Yo")[1],
+                ],
+            },
+            [
+                *CALLED,
+                {"role": "assistant", "tool_calls": PAIR[1:]},
+                {"role": "tool", "content": "6", "tool_call_id": "call00001"},
+            ],
+        ),
+        ({"instruction": "Who?", "output": "I.", "history": '[["Hi", "Yo"]]'}, say("Hi", "Yo", "Who?")),
+    ],
+)
+def test_calls_and_cells_of_training_rows_are_asked_in_the_form_of_requests(run, tmp_path, row, asked):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row))
+    result, received = run(["generate", "mine", "--file", str(file)], ADAPTER, ChatCompletion.example())
+    body = json.loads(received[1].body)
+    assert body["messages"] == asked
+    assert ChatRequest.model_validate(body)  # the service takes it
+    assert json.loads(result.stdout).items() >= row.items()
+
+
+def test_a_call_that_is_no_json_is_left_to_the_service(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    messages = [*say("Hi"), {"role": "function_call", "content": "{"}, *say("Who?")]
+    file.write_text(json.dumps({"messages": messages}))
+    _, received = run(["generate", "mine", "--file", str(file)], ADAPTER, ChatCompletion.example())
+    assert json.loads(received[1].body)["messages"] == messages
 
 
 FUNCTION = {"name": "f", "description": "Finds."}
