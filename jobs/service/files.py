@@ -172,15 +172,20 @@ def _find_names(file: NewFile, registry: OwnRegistry) -> Iterator[str]:
     mark = f"-{file.owner.hex[:8] if file.owner else UNNAMED}"
     digest = f"-{hashlib.sha256(file.filename.encode()).hexdigest()[:8]}"
     try:
-        name = name_after(file.filename, PART_MARK)
-        if not file.filename.isascii():  # two that differ in what a dataset's name can't hold are two datasets
-            name = name[: MAX_CHARACTERS - len(digest)].rstrip("-._") + digest
+        begin = name_after(file.filename, PART_MARK)
+        end = "" if file.filename.isascii() else digest  # two that differ in what a name can't hold are two datasets
     except InvalidConfig:
-        name = UNNAMED + digest
+        begin, end = UNNAMED, digest
+    name = _join(begin, end)
     versions = registry.list_versions(name)
     if not versions or versions[-1].owner == file.owner:
         yield name
-    yield name[: MAX_CHARACTERS - len(mark)].rstrip("-._") + mark
+    yield _join(begin, end + mark)
+
+
+def _join(begin: str, end: str) -> str:
+    """A dataset's name with the whole end, and as much of the begin as there is space for."""
+    return begin[: MAX_CHARACTERS - len(end)].rstrip("-._") + end
 
 
 def _of_version(version: DataVersion) -> StoredFile:

@@ -151,3 +151,12 @@ def test_a_file_that_is_refused_leaves_nothing(settings: Settings, tmp_path: Pat
     assert replace(broken, problem=None).version is None
     left = [path for path in (tmp_path / "own-data").rglob("*") if path.is_file() and "registry" not in path.parts]
     assert [path.name for path in left] in ([f"{broken.id}.json"], [f"{broken.id}.json", "lock"])
+
+
+def test_long_names_in_another_script_are_datasets_of_their_own_also_where_others_have_them(settings: Settings) -> None:
+    filenames = [f"{'y' * 100}{letter}.jsonl" for letter in "éè"]
+    for number, owner in enumerate((MINE, THEIRS)):
+        added = [add(settings, rows(f"{number}{filename}"), filename, owner) for filename in filenames]
+        versions = [file.version for file in added if file.version is not None]
+        assert len({version.name for version in versions}) == 2
+        assert [version.number for version in versions] == [1, 1]
