@@ -15,7 +15,7 @@ from sft.chat.chat_template import ChatTemplate
 from sft.chat.named_templates import TEMPLATES
 from sft.chat.templates import AUTO, explain_lack
 from sft.errors import ModelUnusable, TemplateNotFound
-from sft.files.stamps import stamp_folder
+from sft.files.stamps import TEMPLATES_FOLDER, stamp_folder
 from sft.models.model_texts import PLAIN_CLASSES, check_texts, read_object
 
 VOCABULARY = "tokenizer.json"
@@ -84,7 +84,7 @@ def _look_at(folder: Path, _stamp: str) -> _Tokenizer:
 
 
 def _has_template_file(folder: Path) -> bool:
-    names = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    names = ("chat_template.jinja", "chat_template.json", TEMPLATES_FOLDER)
     return any((folder / name).exists() for name in names)
 
 

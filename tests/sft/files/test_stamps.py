@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.files.stamps import stamp_folder
+from sft.files.stamps import TEMPLATES_FOLDER, stamp_folder
 
 
 def rewrite_with_the_old_time(folder: Path) -> None:
@@ -43,6 +43,8 @@ CHANGES = {
     "another link": point_the_link_elsewhere,
     "broken link": break_the_link,
     "broken link removed": lambda folder: (folder / "loop").unlink(),
+    "template written": lambda folder: (folder / TEMPLATES_FOLDER / "tools.jinja").write_text("44"),
+    "template added": lambda folder: (folder / TEMPLATES_FOLDER / "rag.jinja").write_text(""),
 }
 
 
@@ -56,6 +58,8 @@ def folder(tmp_path: Path) -> Path:
     (made / "a").write_text("1")
     (made / "link").symlink_to(tmp_path / "named")
     (made / "loop").symlink_to("loop")
+    (made / TEMPLATES_FOLDER).mkdir()
+    (made / TEMPLATES_FOLDER / "tools.jinja").write_text("4")
     return made
 
 
