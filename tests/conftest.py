@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from xdist.remote import Producer
 
 from jobs.settings import Settings
 from jobs.stack.local import down, ensure_up
 from jobs.stack.process_manager import stack_processes
 from tasks.dataset_registry import build_registry
+from tests.lanes import TwoEnds, sort_for_lanes
 
 # Of the tests' stacks, the new and the old one of a rotation.
 WEBHOOK_SECRETS = [f"whsec_{b64encode(letter * 32).decode()}" for letter in (b"n", b"o")]
@@ -44,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _patch.setenv("TUNEYARD_KEEP_PLANNER", "false")  # else every API of every test would load the training libraries
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test that fails is tried once more: its processes share the machine with those of the other tests.
 
     Both attempts' tracebacks are printed, and `--max-suite-reruns` ends this where more than a few need it. The runs
@@ -53,6 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name not in ONE_ATTEMPT:
             item.add_marker(pytest.mark.flaky(reruns=1))
+    if hasattr(config, "workerinput"):  # in a lane
+        sort_for_lanes(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoEnds | None:
+    """Deal files out from both ends where a file belongs to one lane."""
+    return TwoEnds(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(tryfirst=True)
