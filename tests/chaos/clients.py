@@ -145,14 +145,32 @@ class Clients(threading.Thread):
             self.watcher.cancelled.add(job_id)
 
     def _insist(self, request: Callable[[], httpx.Response]) -> httpx.Response | None:
-        """The first answer that is the service's own word, however often that takes; None at the deadline."""
-        while time.monotonic() < self.deadline:
-            try:
-                answer = request()
-            except httpx.TransportError:
-                pass
-            else:
-                if not answer.is_server_error:
-                    return answer
-            time.sleep(PAUSE_SECONDS)
-        return None
+        return insist(request, lambda: time.monotonic() < self.deadline)
+
+
+def insist(request: Callable[[], httpx.Response], may_go_on: Callable[[], bool]) -> httpx.Response | None:
+    """The first answer that is the service's own word, however often that takes; None once it may not go on."""
+    while may_go_on():
+        try:
+            answer = request()
+        except httpx.TransportError:
+            pass
+        else:
+            if not answer.is_server_error:
+                return answer
+        time.sleep(PAUSE_SECONDS)
+    return None
+
+
+def ask(api: httpx.Client, path: str, seconds: float) -> httpx.Response:
+    """The service's own word at this path. Raises TimeoutError when it has none within so many seconds."""
+    deadline = time.monotonic() + seconds
+    answer = insist(lambda: api.get(path), lambda: time.monotonic() < deadline)
+    if answer is None:
+        raise TimeoutError(f"nothing but errors at {path} for {seconds:.0f} s")
+    return answer
+
+
+def list_jobs(api: httpx.Client, seconds: float) -> list[str]:
+    """Ids of the jobs that the service lists. Raises TimeoutError when it has no list within so many seconds."""
+    return [job["job_id"] for job in ask(api, "/train", seconds).raise_for_status().json()]

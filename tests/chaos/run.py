@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.chaos.additions import KEEP_SECONDS, Adder
 from tests.chaos.beside import Beside
 from tests.chaos.chats import ANSWER_SECONDS, IDLE_SECONDS, Chatter
-from tests.chaos.clients import Clients, draw_wishes
+from tests.chaos.clients import Clients, ask, draw_wishes, list_jobs
 from tests.chaos.faults import Faults, draw_kinds
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
 from tests.chaos.pacing import NoTarget, pace, wait_until
@@ -147,8 +147,8 @@ def gather(service: Service, clients: Clients, faults: Faults) -> Evidence:
     left_over = wait_for_processes(list(clients.accepted), service.run_of)
     api = service.api.client
     wait_until(lambda: api.get("/ready").is_success, time.monotonic() + READY_SECONDS)
-    listed = [job["job_id"] for job in api.get("/train").raise_for_status().json()]
-    kept = [job_id for job_id in clients.watcher.unlisted if api.get(f"/train/{job_id}").is_success]
+    listed = list_jobs(api, READY_SECONDS)
+    kept = [job_id for job_id in clients.watcher.unlisted if ask(api, f"/train/{job_id}", READY_SECONDS).is_success]
     listed += [job_id for job_id in kept if job_id not in listed]
 
     def look() -> Evidence:

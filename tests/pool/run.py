@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.clients import SMALL, Clients, Wish
+from tests.chaos.clients import SMALL, Clients, Wish, list_jobs
 from tests.chaos.invariants import Evidence, Verdict, describe, judge
 from tests.chaos.pacing import NoTarget, pace, wait_until
 from tests.chaos.run import say, wait_for_ends, wait_for_processes
@@ -218,7 +218,7 @@ def gather(pool: Pool, clients: Clients, faults: Faults, observer: Observer, oth
     left_over = wait_for_processes(list(clients.accepted), str)
     with httpx.Client(base_url=pool.url, timeout=60) as api:
         wait_until(lambda: _is_up(api), time.monotonic() + READY_SECONDS)
-        listed = [job["job_id"] for job in api.get("/train").raise_for_status().json()]
+        listed = list_jobs(api, READY_SECONDS)
     credentials = ("trainer", pool.servers.mlflow_password)
 
     def look() -> Evidence:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import httpx
 
-from tests.chaos.clients import Clients
+from tests.chaos.clients import Clients, ask
 from tests.chaos.pacing import wait_until
 from tests.pool.observer import Resume
 from tests.pool.pool import Pool
@@ -25,7 +25,7 @@ def compare_with_twin(pool: Pool, clients: Clients, resumes: list[Resume]) -> bo
         body = clients.accepted[completed[0]].body | {"lora_name": "twin", "webhook_url": None}
         twin = api.post("/train", json=body).raise_for_status().json()["job_id"]
         wait_until(
-            lambda: api.get(f"/train/{twin}").json()["status"] in ("completed", "failed"),
+            lambda: ask(api, f"/train/{twin}", TWIN_SECONDS).json()["status"] in ("completed", "failed"),
             time.monotonic() + TWIN_SECONDS,
         )
         weights = [_read_weights(api, job_id) for job_id in (completed[0], twin)]
