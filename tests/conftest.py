@@ -1,5 +1,6 @@
 """What every test gets: an environment without the user's settings, and one real local stack for those that ask."""
 
+import gc
 import os
 import signal
 import socket
@@ -57,6 +58,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=1))
     if hasattr(config, "workerinput"):  # in a lane
         sort_for_lanes(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from what collection loads, which lives to the end.
+
+    Among a million objects of libraries and tests a full collection takes longer than most tests, and training calls
+    for some.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
