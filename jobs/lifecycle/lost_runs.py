@@ -116,12 +116,18 @@ class LostRuns:
             "idempotency_key": f"in place of {lost}",
         }
         if queue := run.get("work_queue_name"):
-            wanted = {"name": queue} | ({"priority": 1} if queue == FIRST_QUEUE else {})
-            self._runs.prefect.post(f"/work_pools/{self._runs.work_pool}/queues/", json=wanted)  # unless it exists
+            self._ensure_queue(queue)
             body["work_queue_name"] = queue
         path = f"/deployments/{deployment_id}/create_flow_run"
         made: dict[str, Any] = self._runs.prefect.post(path, json=body).raise_for_status().json()
         return made
+
+    def _ensure_queue(self, name: str) -> None:
+        """Create a work queue in its place; Prefect would make it, as the last one, for a run that names it."""
+        wanted = {"name": name} | ({"priority": 1} if name == FIRST_QUEUE else {})
+        answer = self._runs.prefect.post(f"/work_pools/{self._runs.work_pool}/queues", json=wanted)
+        if answer.status_code != httpx.codes.CONFLICT:  # it exists
+            answer.raise_for_status()
 
 
 def _state_of(facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:

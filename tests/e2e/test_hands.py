@@ -60,6 +60,8 @@ def test_deployment_and_pool_are_made_again_and_no_job_that_waits_is_lost(api, p
     low, high = (api.get(f"/train/{job_id}").json() for job_id in waiting[1:])
     assert (low["priority"], high["priority"]) == ("low", "high")
     assert high["start_time"] < low["start_time"]
+    queues = sorted(prefect.read_work_queues(stack.work_pool), key=lambda queue: queue.priority)
+    assert [queue.name for queue in queues] == ["high", "default", "low"]
     listed = [job["job_id"] for job in api.get("/train").json()]
     assert all(listed.count(job_id) == 1 for job_id in waiting)
     assert "rows used" in api.get(f"/train/{waiting[0]}/logs").text

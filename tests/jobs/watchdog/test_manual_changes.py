@@ -43,8 +43,12 @@ class HandsBench(Bench):
     def changes(self) -> ManualChanges:
         return ManualChanges(self.engine, self.runs, self.api_url, is_local=True, clock=lambda: self.now)
 
-    def make(self, state: str = "RUNNING", deployment: str | None = None, **parameters: Any) -> str:
-        body = {"parameters": {"webhook_url": "http://127.0.0.1:9/hook", "config": CONFIG} | parameters}
+    def make(
+        self, state: str = "RUNNING", deployment: str | None = None, queue: str | None = None, **parameters: Any
+    ) -> str:
+        body: dict[str, Any] = {"parameters": {"webhook_url": "http://127.0.0.1:9/hook", "config": CONFIG} | parameters}
+        if queue is not None:
+            body["work_queue_name"] = queue
         path = f"/deployments/{deployment or self._deployment}/create_flow_run"
         made = self.client.post(path, json=body | {"enforce_parameter_schema": False})
         run: str = made.raise_for_status().json()["id"]
@@ -257,6 +261,29 @@ def test_runs_that_lose_their_deployment_or_queue_are_made_again_in_their_place(
             bench.runs.set_state(str(job_id), {"type": "CANCELLED", "name": "Cancelled"}, force=True)
     finally:
         bench.client.patch(f"/work_pools/{stack.work_pool}", json={"is_paused": False}).raise_for_status()
+
+
+def test_a_deleted_queue_of_the_first_jobs_is_the_first_again(bench, stack):
+    pool = f"/work_pools/{stack.work_pool}"
+    flow = bench.client.post("/flows/", json={"name": "finetune"}).json()["id"]
+    wanted = {"name": "ranked", "flow_id": flow, "work_pool_name": stack.work_pool}
+    ranked = bench.client.post("/deployments/", json=wanted).raise_for_status().json()["id"]
+    bench.client.patch(pool, json={"is_paused": True}).raise_for_status()
+    try:
+        made = bench.client.post(f"{pool}/queues", json={"name": "high", "priority": 1})
+        assert made.status_code in (201, 409)  # 409: another test's jobs had this priority
+        waiting = bench.make("SCHEDULED", ranked, "high")
+        bench.changes().look()
+        bench.client.delete(f"{pool}/queues/high").raise_for_status()
+        bench.changes().look()
+        again = bench.runs.find_by_id([UUID(waiting)])[UUID(waiting)]
+        assert (again["work_queue_name"], again["run_id"] != waiting) == ("high", True)
+        queues = bench.client.post(f"{pool}/queues/filter", json={}).raise_for_status().json()
+        assert min(queues, key=lambda queue: queue["priority"])["name"] == "high"
+        bench.runs.set_state(waiting, {"type": "CANCELLED", "name": "Cancelled"}, force=True)
+    finally:
+        bench.client.patch(pool, json={"is_paused": False}).raise_for_status()
+        bench.client.delete(f"/deployments/{ranked}").raise_for_status()
 
 
 def test_a_job_that_lost_its_process_after_its_deployment_goes_on_in_another_run(bench, stack):
