@@ -1,4 +1,4 @@
-"""Names shared with Prefect: flows, the deployment of jobs, types and names of states, the page size.
+"""Names shared with Prefect: flows, the deployment of jobs, its queues, types and names of states, the page size.
 
 Not imported from Prefect: the import takes a second and 100 MB, which the watchdog avoids.
 """
@@ -9,6 +9,9 @@ from typing import Any
 FLOW_NAME = "finetune"  # the flow whose runs are jobs
 RETRAIN_FLOW_NAME = "retrain"
 DEPLOYMENT_NAME = f"{FLOW_NAME}/sft"  # as in prefect.yaml
+# A priority is a work queue of the pool. Normal jobs are in the deployment's queue, as are those of the Prefect UI.
+FIRST_QUEUE, LAST_QUEUE = "high", "low"
+FIRST_RANK = 1  # a queue that is made without a rank is the last
 PAGE_SIZE = 200  # Prefect's largest page
 
 

@@ -12,12 +12,9 @@ from jobs.engine.capacity import Room
 from jobs.engine.runs import PrefectRuns, WaitingRun, due_between, state_filter
 from jobs.spec import owner_tag
 from jobs.storage.run_ids import RunIds
-from jobs.vocabulary import ONGOING_NAMES, PAGE_SIZE, RunState
+from jobs.vocabulary import FIRST_QUEUE, FIRST_RANK, LAST_QUEUE, ONGOING_NAMES, PAGE_SIZE, RunState
 from tuneyard_wire.fields import Priority
 
-# A priority is a work queue of the pool. Normal jobs are in the deployment's queue, as are those of the Prefect UI.
-HIGH, LOW = "high", "low"
-_FIRST_RANK = 1
 _TAKEN = -1_000_000  # position of a run that a worker has taken
 _UNKNOWN_RANK = 1_000_000  # a queue that was just made, which Prefect ranks last
 
@@ -48,7 +45,7 @@ def is_in_line(run: FlowRun) -> bool:
 
 def priority_of(run: FlowRun) -> Priority:
     """The priority of a run, by its work queue."""
-    return "high" if run.work_queue_name == HIGH else "low" if run.work_queue_name == LOW else "normal"
+    return "high" if run.work_queue_name == FIRST_QUEUE else "low" if run.work_queue_name == LAST_QUEUE else "normal"
 
 
 class JobQueue:
@@ -61,7 +58,7 @@ class JobQueue:
         """The work queue of a priority, created if needed; None for the deployment's own."""
         if priority == "normal":
             return None
-        self._runs.pool.ensure_queue(priority, _FIRST_RANK if priority == HIGH else None)
+        self._runs.pool.ensure_queue(priority, FIRST_RANK if priority == FIRST_QUEUE else None)
         return priority
 
     def is_busy(self) -> bool:

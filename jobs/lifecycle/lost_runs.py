@@ -16,11 +16,19 @@ from sqlalchemy import Engine, select, update
 from jobs.engine.pool_runs import PoolRuns
 from jobs.lifecycle.ends import is_abandoned
 from jobs.storage.tables import JobReport
-from jobs.vocabulary import DEPLOYMENT_NAME, PAGE_SIZE, RunState, StateName, make_state
+from jobs.vocabulary import (
+    DEPLOYMENT_NAME,
+    FIRST_QUEUE,
+    FIRST_RANK,
+    LAST_QUEUE,
+    PAGE_SIZE,
+    RunState,
+    StateName,
+    make_state,
+)
 
 logger = logging.getLogger(__name__)
 
-FIRST_QUEUE, LAST_QUEUE = "high", "low"  # see `jobs.engine.job_queue`; a queue made without a rank is the last
 WAITING = (RunState.SCHEDULED, RunState.PAUSED)
 
 
@@ -81,12 +89,14 @@ class LostRuns:
         facts: dict[str, Any] = report.run
         if run is None and facts["deployment_id"] in deployments:
             return Outcome.DELETED
-        deployment = self._runs.prefect.get(f"/deployments/name/{DEPLOYMENT_NAME}")
-        if deployment.status_code == httpx.codes.NOT_FOUND or deployment.json()["work_queue_id"] is None:
+        answer = self._runs.prefect.get(f"/deployments/name/{DEPLOYMENT_NAME}")
+        is_there = answer.status_code != httpx.codes.NOT_FOUND
+        deployment = answer.raise_for_status().json() if is_there else {}
+        if deployment.get("work_queue_id") is None:
             logger.warning("Job %s waits for the deployment %s; run `tuneyard up`", job_id, DEPLOYMENT_NAME)
             return Outcome.WAITS
         lost = run["run_id"] if run is not None else str(report.run_id or job_id)
-        made = self._create(deployment.json()["id"], {**facts, **(run or {})}, lost)
+        made = self._create(deployment["id"], {**facts, **(run or {})}, lost)
         state = _state_of(facts, run)
         with self._engine.begin() as connection:
             kept = facts | {"deployment_id": made["deployment_id"], "state": state}
@@ -124,7 +134,7 @@ class LostRuns:
 
     def _ensure_queue(self, name: str) -> None:
         """Create a work queue in its place; Prefect would make it, as the last one, for a run that names it."""
-        wanted = {"name": name} | ({"priority": 1} if name == FIRST_QUEUE else {})
+        wanted = {"name": name} | ({"priority": FIRST_RANK} if name == FIRST_QUEUE else {})
         answer = self._runs.prefect.post(f"/work_pools/{self._runs.work_pool}/queues", json=wanted)
         if answer.status_code != httpx.codes.CONFLICT:  # it exists
             answer.raise_for_status()

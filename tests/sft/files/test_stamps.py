@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sft.files.stamps import TEMPLATES_FOLDER, stamp_folder
+from tuneyard_wire import model_folder
 
 
 def rewrite_with_the_old_time(folder: Path) -> None:
@@ -75,6 +76,10 @@ def test_reading_the_files_does_not_change_it(folder):
     before = stamp_folder(folder)
     (folder / "a").read_text()
     assert stamp_folder(folder) == before
+
+
+def test_the_folder_of_templates_is_the_one_that_is_uploaded():
+    assert TEMPLATES_FOLDER == model_folder.TEMPLATES
 
 
 def test_a_folder_that_is_not_there_has_none(tmp_path):
