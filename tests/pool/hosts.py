@@ -150,9 +150,11 @@ class NamespaceHost:
         """Kill its first process; the kernel kills the others."""
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        for process in self.launched:  # each `nsenter` has to wait for its child: it may have stopped with it
-            process.send_signal(signal.SIGCONT)
-            process.wait()
+        for process in self.launched:  # each `nsenter` has to wait for its child: it stops with it, or is about to
+            while process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
         self.launched.clear()
         if self._unshare is not None:
             self._unshare.wait()
@@ -216,9 +218,15 @@ class PlainHost:
 
 def freeze(host: Host) -> None:
     """Stop all its processes, as a paused virtual machine; those they start meanwhile too."""
-    while running := [process for process in host.find_processes() if not _is_stopped(process)]:
+    told: set[psutil.Process] = set()
+    while running := [process for process in host.find_processes() if not _is_stopped(process, process in told)]:
         signal_all(running, signal.SIGSTOP)
+        told.update(running)
         time.sleep(0.01)
+    # `nsenter`, which isn't among them, stops with its child a moment later; thawed before, it would stay stopped.
+    for outside in {process.pid for process in host.launched} - {process.pid for process in told}:
+        while _is_waiting_for_stopped(outside):
+            time.sleep(0.01)
 
 
 def thaw(host: Host) -> None:
@@ -236,11 +244,24 @@ def signal_all(processes: Sequence[psutil.Process], number: signal.Signals) -> N
             process.send_signal(number)
 
 
-def _is_stopped(process: psutil.Process) -> bool:
+def _is_stopped(process: psutil.Process, was_told: bool) -> bool:
+    stopped = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    if was_told:  # it stops before it does anything more; after `vfork` only when its child goes on, which has stopped
+        stopped.add(psutil.STATUS_DISK_SLEEP)
     try:
-        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        return process.status() in stopped
     except psutil.Error:  # gone
         return True
+
+
+def _is_waiting_for_stopped(pid: int) -> bool:
+    try:
+        waiting = psutil.Process(pid)
+        if waiting.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            return False
+        return any(child.status() == psutil.STATUS_STOPPED for child in waiting.children())
+    except psutil.Error:  # gone
+        return False
 
 
 def _launch(
