@@ -1,10 +1,7 @@
 """Finds the base model and loads it together with the adapter to train."""
 
-import gc
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +14,7 @@ from sft.config import SFTConfig
 from sft.data.mixing import AnyRows
 from sft.errors import ModelNotFound, StackError
 from sft.files.places import find_way_out, follow
+from sft.imports import without_collecting
 from tasks.journal import Journal
 from tasks.limits import building_model
 from tasks.model_store import locate_model, send_model
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-USUAL_THRESHOLDS = (700, 10, 10)  # Python's own
 REGISTERED = re.compile(r"models:/[A-Za-z0-9][A-Za-z0-9._-]*[/@][A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -101,18 +98,3 @@ def load_session(
         return open_session(
             config, rows, model, journal.folder, journal.on_event, checkpoint_dir, journal.attempt.publishing
         )
-
-
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """Turn garbage collection off for imports: it takes one of the seven seconds of importing torch and its users.
-
-    Imported objects are then frozen, so that later collections skip them.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.set_threshold(*USUAL_THRESHOLDS)  # `python -m flows` raised them at its start
-        gc.enable()

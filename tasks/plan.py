@@ -31,6 +31,7 @@ from jobs.storage.tables import engine_for
 from sft.config import SFTConfig
 from sft.errors import TuneyardError
 from sft.files.disk import measure_free
+from sft.imports import without_collecting
 from sft.planning.devices import find_card
 from tasks.causes import explain
 from tasks.dataset_mix import AnyDataset, DatasetMix, resolve_all
@@ -129,8 +130,9 @@ def preload() -> None:
     sys.modules[STARTS_CUDA] = None  # type: ignore[assignment]  # its import fails as if it were not installed
     os.environ[ASK_DRIVER] = "1"
     try:
-        for name in PRELOADED:
-            importlib.import_module(name)
+        with without_collecting():
+            for name in PRELOADED:
+                importlib.import_module(name)
     finally:
         if was is None:
             del sys.modules[STARTS_CUDA]

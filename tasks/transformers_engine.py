@@ -3,12 +3,14 @@
 import gc
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import GenerationBusy
 from jobs.settings import Settings
 from sft.config import SFTConfig
+from sft.imports import without_collecting
 from tasks.engines import Desk, Tokenizers
 from tasks.generation_room import Breaks, check_room
 from tasks.generation_work import GenerationWork
@@ -49,6 +51,7 @@ class TransformersEngine:
 
     def start(self, work: GenerationWork) -> None:
         """Load the base model."""
+        _import_libraries()
         import torch
 
         from sft.generation.adapted_model import AdaptedModel
@@ -120,3 +123,11 @@ class TransformersEngine:
         if fitting < 1:
             raise GenerationBusy(f"An answer of {length} tokens with its prompt does not fit into the free memory now")
         return min(fitting, MOST_SEQUENCES)
+
+
+@cache
+def _import_libraries() -> None:
+    """Once, before any model: what is frozen with the libraries is never looked at again."""
+    with without_collecting():
+        import sft.generation.adapted_model
+        import sft.generation.batches  # noqa: F401

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.model import without_collecting
+from sft.imports import without_collecting
 
 
 @pytest.fixture
