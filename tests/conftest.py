@@ -21,6 +21,7 @@ from jobs.stack.local import down, ensure_up
 from jobs.stack.process_manager import stack_processes
 from tasks.dataset_registry import build_registry
 from tests.lanes import TwoEnds, sort_for_lanes
+from tests.stack_guard import stopping_stack
 
 # Of the tests' stacks, the new and the old one of a rotation.
 WEBHOOK_SECRETS = [f"whsec_{b64encode(letter * 32).decode()}" for letter in (b"n", b"o")]
@@ -147,13 +148,11 @@ def stack() -> Iterator[Settings]:
     """
     with tempfile.TemporaryDirectory(prefix="tuneyard-stack-") as folder:
         settings = stack_settings(Path(folder))
-        try:
+        with stopping_stack(settings):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
                 up = ensure_up(settings)
             yield up
-        finally:
-            down(settings)
         assert stack_processes(settings.home) == []
 
 

@@ -14,16 +14,17 @@ import uvicorn
 
 from api.main import create_app
 from jobs.settings import PROJECT_ROOT, Settings
-from jobs.stack import local as stack
+from jobs.stack.local import ensure_up
 from tests.conftest import free_port, wait_until
+from tests.stack_guard import stopping_stack
 
 
 @contextmanager
 def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
     """Settings of the stack and URL of the API; both are stopped at the end."""
     settings = Settings(home=home / "state", prefect_port=free_port(), mlflow_port=free_port(), api_port=free_port())
-    try:
-        up = stack.ensure_up(settings)
+    with stopping_stack(settings):
+        up = ensure_up(settings)
         environment = os.environ | {"TUNEYARD_HOME": str(settings.home)}
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(settings.api_port)]
         with (home / "api.log").open("w") as log:
@@ -35,8 +36,6 @@ def running_service(home: Path) -> Iterator[tuple[Settings, str]]:
         finally:
             api.terminate()
             api.wait()
-    finally:
-        stack.down(settings)
 
 
 @contextmanager

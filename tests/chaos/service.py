@@ -3,7 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,14 @@ from transformers.utils import logging
 
 from jobs.engine.processes import VARIABLE, is_job_process
 from jobs.settings import Settings
-from jobs.stack import local as stack
+from jobs.stack.local import ensure_up
 from jobs.stack.process_manager import MARK, Supervisor
 from jobs.storage.run_ids import RunIds
 from jobs.storage.tables import engine_for
 from tests.conftest import free_port
 from tests.e2e.api_process import ApiProcess
 from tests.receiver import Receiver
+from tests.stack_guard import stopping_stack
 from tests.tiny_models import save_tiny_llama
 
 MODEL = "tiny/llama"
@@ -130,19 +131,18 @@ def running_service(folder: Path, workers: int, rng: random.Random, **more: Any)
     friendly, moody = Receiver(200), Receiver(*rng.choices([200, 500], [2, 1], k=MOODS), 200)
     given = {f"TUNEYARD_{name.upper()}": str(value) for name, value in more.items()}
     api = ApiProcess(_api_environment(settings) | given, folder / "api.log")
-    try:
+    with ExitStack() as opened:
+        opened.callback(moody.close)
+        opened.callback(friendly.close)
+        opened.enter_context(stopping_stack(settings))
+        opened.callback(api.close)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TUNEYARD_SERVING_CHECK_SECONDS", "0")  # each would load the training libraries
             patch.setenv("OMP_NUM_THREADS", "1")  # so small a model is the slower the more threads there are
-            up = stack.ensure_up(settings)
+            up = ensure_up(settings)
         service = Service(up, api.start(), friendly, moody)
-        with service.prefect:
-            yield service
-    finally:
-        api.close()
-        stack.down(settings)
-        friendly.close()
-        moody.close()
+        opened.enter_context(service.prefect)
+        yield service
 
 
 def _api_environment(settings: Settings) -> dict[str, str]:

@@ -26,14 +26,15 @@ from jobs.engine.credentials import find_password, open_client, profile_path
 from jobs.engine.prefect_client import open_prefect_client
 from jobs.project import code_environment
 from jobs.settings import Settings
-from jobs.stack import local as stack
 from jobs.stack import postgres
 from jobs.stack.database_urls import local_url, sibling_url
+from jobs.stack.local import ensure_up
 from jobs.stack.process_manager import run_folder, stack_processes
 from jobs.storage.tables import engine_for
 from tests.conftest import free_port, wait_until
 from tests.e2e.api_process import ApiProcess
 from tests.receiver import Receiver
+from tests.stack_guard import stopping_stack
 from tests.tiny_models import save_tiny_llama
 from tuneyard_wire.one_line import escape
 
@@ -153,9 +154,11 @@ def guarded(database: Path, registry: str, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        asked, opened = Settings(), ExitStack()
-        try:
-            settings = stack.ensure_up(asked)
+        asked = Settings()
+        with ExitStack() as opened:
+            opened.callback(receiver.close)
+            opened.enter_context(stopping_stack(asked))
+            settings = ensure_up(asked)
             save_tiny_llama(settings.model_root / "tiny")
             _, key = create_key(engine_for(str(settings.database_url)), "tests", KeyScope.SUBMIT)
             process = ApiProcess(dict(os.environ), folder / "api.log")
@@ -164,10 +167,6 @@ def guarded(database: Path, registry: str, tmp_path_factory: pytest.TempPathFact
             process.client.headers["Authorization"] = f"Bearer {key}"
             job = run_job(process.client, receiver)
             yield Guarded(settings, secrets, key, process.client, job, receiver, folder)
-        finally:
-            opened.close()
-            stack.down(asked)
-            receiver.close()
     engine_for(url).dispose()
     assert stack_processes(asked.home) == []
 

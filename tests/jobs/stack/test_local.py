@@ -22,6 +22,7 @@ from jobs.stack.process_manager import Supervisor, stack_processes
 from sft.errors import StackError
 from tests.conftest import is_gone, stack_settings, wait_until
 from tests.receiver import Receiver
+from tests.stack_guard import stopping_stack
 
 START = """
 import json
@@ -50,14 +51,12 @@ def answers_of_five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         "TUNEYARD_MLFLOW_PORT": str(settings.mlflow_port),
     }
     command = [sys.executable, "-c", START]
-    try:
+    with stopping_stack(settings):
         starters = [
             subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
             for _ in range(5)
         ]
         yield settings, [json.loads(starter.communicate(timeout=250)[0]) for starter in starters]
-    finally:
-        stack.down(settings)
     assert stack_processes(settings.home) == []
 
 
