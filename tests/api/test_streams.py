@@ -125,7 +125,7 @@ def test_a_request_that_waits_when_the_service_stops_is_told_to_try_again(settin
         paths = ("/slow", "/v1/slow")
         for path in paths:
             app.add_api_route(path, wait)
-        asked = [pool.submit(client.get, path) for path in paths]
+        asked = [pool.submit(httpx.get, client.base_url.join(path), timeout=30) for path in paths]
         wait_until(lambda: len(began) == len(paths), 90)
     ours, openais = (one.result() for one in asked)
     told = "The service is stopping and could not respond in time; try again"
