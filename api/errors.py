@@ -109,7 +109,7 @@ def explain_request(problems: Sequence[Mapping[str, Any]], content_type: str | N
         if problem["type"] == "json_invalid":
             reason = str(problem["ctx"]["error"]).removesuffix(" at")
             lines.append(f"the body is not valid JSON: {reason} at character {within[0]}")
-        elif place == "body" and not within and isinstance(problem["input"], bytes):
+        elif place == "body" and not within and isinstance(problem.get("input"), bytes):
             lines.append(f"the body must be sent with Content-Type: application/json, got {content_type!r}")
         else:
             others.append({**problem, "loc": within})

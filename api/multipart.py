@@ -93,9 +93,9 @@ async def receive_form(
 
 
 def invalid_form(problem: str, name: str | None = None) -> RequestValidationError:
-    """The error of an invalid form."""
+    """The error of an invalid form, or of its field with this name; `problem` says what was given, if it matters."""
     place = ("body",) if name is None else ("body", name)
-    return RequestValidationError([{"type": "value_error", "loc": place, "msg": problem, "input": None}])
+    return RequestValidationError([{"type": "value_error", "loc": place, "msg": problem}])
 
 
 class _Preamble:
@@ -175,7 +175,7 @@ class _Reading:
         if not self._has_ended:
             raise invalid_form("the form ends before its last boundary; send all of it")
         if not self._has_file:
-            raise invalid_form(f"{self._field} is missing: a field with a file and its name", self._field)
+            raise invalid_form("must be given: a field with a file and its name", self._field)
         self._form.path, self._form.sha256 = path, self._digest.hexdigest()
         return self._form
 
@@ -203,7 +203,7 @@ class _Reading:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         if self._name == self._field:
             if self._has_file:
-                raise invalid_form(f"{self._field} is given twice; send one file at a time", self._field)
+                raise invalid_form("must be given once; send one file at a time", self._field)
             self._has_file = True
             name = _unescape(options.get(b"filename", b"")).decode("utf-8", "replace")
             if not name or len(name) > MAX_FILENAME or not name.isprintable():
@@ -215,7 +215,7 @@ class _Reading:
             known = ", ".join([self._field, *self._names])
             raise invalid_form(f"{self._name!r:.80} is not a field of this form; it takes {known}")
         elif self._name in self._form.fields:
-            raise invalid_form(f"{self._name} is given twice; give it once", self._name)
+            raise invalid_form("must be given once", self._name)
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         if self._name == self._field:

@@ -161,9 +161,10 @@ def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], kn
     if place and place[-1] == _KEY:
         *owner, key = place[:-1]
         return f"{'.'.join(map(_name, owner))}: the key {shorten(repr(key))} {phrase}"
-    if not name:
-        return phrase if kind == "value_error" else f"the body {phrase}, got {shorten(repr(problems[0]['input']))}"
-    return f"{name}: {phrase}, got {shorten(repr(problems[0]['input']))}"
+    if not name and kind == "value_error":
+        return phrase
+    got = f", got {shorten(repr(problems[0]['input']))}" if "input" in problems[0] else ""  # else the phrase says it
+    return f"{name}: {phrase}{got}" if name else f"the body {phrase}{got}"
 
 
 def _name(part: str | int) -> str:
@@ -180,6 +181,8 @@ def _phrase(problem: Mapping[str, Any]) -> str:
     if kind in ("string_too_short", "too_short"):
         count, what = context["min_length"], "entries" if kind == "too_short" else "characters"
         return "must not be empty" if count == 1 else f"must have at least {count} {what}"
+    if kind == "too_long" and context["max_length"] == 0:
+        return "must be empty"
     values = {name: _plain(value) for name, value in context.items()}
     has_length = kind in ("string_too_long", "too_long") and isinstance(problem["input"], Sized)
     too_long = f", it has {len(problem['input'])}" if has_length else ""

@@ -19,6 +19,7 @@ from api.main import create_app
 from api.openai.answer_request import CompletionRequest
 from api.openai.answering import read_wait
 from jobs.settings import Settings
+from sft.explanations import explain_problems
 from tests.calling_model import TOOLS
 from tests.live_service import serving_api
 from tests.tiny_models import save_tiny_model
@@ -241,6 +242,12 @@ def test_numbers_are_those_of_json():
     for wrong in ({"seed": "3"}, {"n": True}, {"n": 1.5}, {"temperature": "1"}, {"stream": 1}):
         with pytest.raises(ValidationError):
             CompletionRequest.model_validate(plain | wrong)
+
+
+def test_a_field_that_must_be_empty_says_so():
+    with pytest.raises(ValidationError) as refused:
+        CompletionRequest.model_validate({"model": "m", "prompt": "a", "logit_bias": {"10": 5}})
+    assert explain_problems(refused.value.errors(), ()) == "logit_bias: must be empty, got {'10': 5}"
 
 
 def test_the_wait_is_read_as_the_standard_has_it():

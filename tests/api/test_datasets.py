@@ -173,9 +173,13 @@ BAD_BODIES = [
     (b"nonsense", FORM, "not a valid form"),
     (b"n" * 20_000 + b"\r\n" + FILE + rows("a") + b"\r\n--b--\r\n", FORM, "is in its first 16384 bytes"),
     (FILE + rows("a"), FORM, "ends before its last boundary"),
-    (b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nx\r\n--b--\r\n', FORM, "file is missing"),
+    (
+        b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nx\r\n--b--\r\n',
+        FORM,
+        "file: must be given: a field with a file",
+    ),
     (b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n', FORM, "must have a name"),
-    (FILE + rows("a") + b"\r\n" + FILE + rows("a") + b"\r\n--b--\r\n", FORM, "file is given twice"),
+    (FILE + rows("a") + b"\r\n" + FILE + rows("a") + b"\r\n--b--\r\n", FORM, "file: must be given once"),
     (b'--b\r\nContent-Disposition: form-data; name="size"\r\n\r\nx\r\n--b--\r\n', FORM, "'size' is not a field"),
     (b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + b"x" * 20_000 + b"\r\n--b--\r\n", FORM, "at most"),
     (b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n\xff\r\n--b--\r\n', FORM, "must be UTF-8"),
@@ -189,6 +193,7 @@ def test_a_bad_form_is_refused_and_leaves_nothing(client, settings, body, kind, 
 
     assert refused.status_code == 422
     assert problem in refused.json()["detail"]
+    assert "got None" not in refused.json()["detail"]
     assert list_files(settings.home) == set()
 
 
@@ -213,6 +218,7 @@ def test_names_are_refused_before_the_file_is_read(client, settings, filename, b
     refused = client.post("/datasets", content=not_ended, headers={"Content-Type": FORM})
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_config")
     assert problem in refused.json()["detail"]
+    assert "got None" not in refused.json()["detail"]
     assert list_files(settings.home) == set()
 
 
