@@ -40,6 +40,11 @@ def is_hub_id(dataset: object) -> bool:
     return isinstance(dataset, str) and MARK not in dataset and dataset.count("/") == 1 and not dataset.startswith("/")
 
 
+def is_version(dataset: object) -> bool:
+    """Whether `--dataset` names a version with its dataset: NAME@VERSION."""
+    return isinstance(dataset, str) and MARK in dataset
+
+
 def add_file(client: "Tuneyard", path: Path, fields: Mapping[str, Any]) -> "AddedDataset":
     """Add the file of a job. Raises UsageProblem if the job could not read its rows."""
     added = client.datasets.add(path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from tuneyard_cli.data_files import AUTO, PENDING, find_file, is_hub_id
+from tuneyard_cli.data_files import AUTO, PENDING, find_file, is_hub_id, is_version
 from tuneyard_cli.machine import this_machine
 from tuneyard_cli.problems import UsageProblem
 from tuneyard_cli.values import check_json, is_null, load_yaml
@@ -39,6 +39,7 @@ class UnsentJob:
         options: What the SFT API takes beside `config`; empty for the Training API.
         revision: A revision of the saved configuration's dataset, which only the service knows.
         file: A file on this machine that is the dataset; `complete` adds it.
+        is_chosen: The chat template was not named and is the model's own; `complete` says what the job sets.
     """
 
     interface: Literal["training", "sft"]
@@ -46,6 +47,7 @@ class UnsentJob:
     options: Fields = field(default_factory=dict)
     revision: str | None = None
     file: Path | None = None
+    is_chosen: bool = False
 
     def complete(self, client: "Tuneyard") -> "UnsentJob":
         """Return a copy with the full id of the saved configuration and its dataset.
@@ -62,13 +64,13 @@ class UnsentJob:
         from tuneyard_cli.data_files import PENDING, add_file, explain_choices
         from tuneyard_cli.output import print_line
 
-        if self.file is None:
-            return self
-        added = add_file(client, self.file, self.fields)
-        fields = {name: added.reference if value == str(PENDING) else value for name, value in self.fields.items()}
-        print_line(f"{self.file} is {added.reference}{'' if added.is_new else ', as before'}", err=True)
-        describe(added, err=True)
-        if chosen := explain_choices(fields, self.options):
+        fields = self.fields
+        if self.file is not None:
+            added = add_file(client, self.file, fields)
+            fields = {name: added.reference if value == str(PENDING) else value for name, value in fields.items()}
+            print_line(f"{self.file} is {added.reference}{'' if added.is_new else ', as before'}", err=True)
+            describe(added, err=True)
+        if (self.file is not None or self.is_chosen) and (chosen := explain_choices(fields, self.options)):
             print_line(chosen, err=True)
         return replace(self, fields=fields, file=None)
 
@@ -118,10 +120,11 @@ def build_submission(
             be written as JSON.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    path = find_file(given.get("dataset_version"))
+    dataset = given.get("dataset_version")
+    path = find_file(dataset)
     if path is not None:
         given["dataset_version"] = str(PENDING)
-    elif is_hub_id(given.get("dataset_version")):
+    elif is_hub_id(dataset):
         given["dataset_name"] = given.pop("dataset_version")
     sources = [_flatten(file), given, _flatten(settings)]
     names = [
@@ -134,10 +137,13 @@ def build_submission(
     if config is not None:
         values["config_id"] = config
     _check_config_id(values)
-    if path is not None and config is None and values.get("template_name" if is_sft else "template") is None:
-        values["template_name" if is_sft else "template"] = AUTO
+    template = "template_name" if is_sft else "template"
+    is_own = path is not None or (not file and (is_hub_id(dataset) or is_version(dataset)))
+    is_chosen = is_own and "config_id" not in values and values.get(template) is None
+    if is_chosen:
+        values[template] = AUTO
     submission = _sft_submission(values) if is_sft else UnsentJob("training", values)
-    submission = replace(submission, file=path)
+    submission = replace(submission, file=path, is_chosen=is_chosen)
     check_json({**submission.fields, **submission.options}, "the job")
     if require and "config_id" not in submission.options:
         _require(submission)

@@ -138,8 +138,24 @@ def test_a_file_without_a_known_format_needs_the_name_of_its_column(run, file):
 
 
 def test_a_dataset_on_the_hub_is_named_by_its_owner_and_name(run):
-    _, asked = run(["submit", "--model", "m", "--dataset", "org/rows"], STARTED)
-    assert json.loads(asked[0].body)["config"]["dataset_name"] == "org/rows"
+    result, asked = run(["submit", "--model", "m", "--dataset", "org/rows"], STARTED)
+    config = json.loads(asked[0].body)["config"]
+    assert (config["dataset_name"], config["template_name"]) == ("org/rows", "auto")
+    assert "template_name auto" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "template"),
+    [
+        (["--dataset", "support@v1"], "auto"),
+        (["--dataset", "support@v1", "--template", "qwen"], "qwen"),
+        (["--dataset", "v1.1"], None),  # of the default dataset, as the API takes it
+    ],
+)
+def test_a_version_is_trained_on_in_the_template_that_its_file_would_be(run, more, template):
+    result, asked = run(["submit", "--model", "m", *more], STARTED)
+    assert json.loads(asked[0].body).get("template") == template
+    assert ("differs from the defaults: template auto" in result.stderr) == (template == "auto")
 
 
 @pytest.mark.parametrize(
