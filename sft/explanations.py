@@ -147,9 +147,10 @@ def _is_explained_deeper(
 def _explain(place: tuple[str | int, ...], problems: list[Mapping[str, Any]], known_fields: Sequence[str]) -> str:
     kind, name = problems[0]["type"], ".".join(map(_name, place))
     if kind == "extra_forbidden":
-        nearest = find_nearest(str(place[-1]), known_fields)
+        is_in_list = any(isinstance(part, int) for part in place)  # whose entries have other fields
+        nearest = None if is_in_list else find_nearest(str(place[-1]), known_fields)
         hint = f"; did you mean {nearest}?" if nearest else ""
-        if not nearest and place[-1] in PLACES:
+        if not nearest and not is_in_list and place[-1] in PLACES:
             hint = f"; it is not part of a configuration: {PLACES[str(place[-1])]}"
         return f"{name} is not a known field{hint}"
     if kind == "missing":

@@ -13,6 +13,7 @@ import typer
 
 from tuneyard_cli.output import escape_lines, print_json, print_line
 from tuneyard_cli.questions import Question, read_questions
+from tuneyard_cli.references import complete_model
 from tuneyard_cli.service import JsonOption, UrlOption, connected
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def generate(
             "--file",
             exists=True,
             dir_okay=False,
-            help="JSON lines, or a list, of `prompt`, `messages` or training rows.",
+            help="JSON lines, or a JSON list, of `prompt`, `messages` or training rows.",
         ),
     ],
     temperature: TemperatureOption = 0.0,
@@ -122,7 +123,7 @@ def generate(
     from tuneyard_client.errors import ClientError
 
     with connected(url) as client:
-        model = client.model(name).id  # one version for all lines
+        model = client.model(complete_model(client, name)).id  # one version for all lines
 
         def answer(question: Question) -> dict[str, Any]:
             try:
@@ -209,7 +210,7 @@ def ask_or_tell(talk: Chat, question: str) -> None:
 
 def _choose_models(client: "Tuneyard", name: str, with_base: bool) -> list[str]:
     """The exact ids of the models to ask: the base model first, if it is wanted."""
-    found = client.model(name)
+    found = client.model(complete_model(client, name))
     if not with_base:
         return [found.id]
     if found.parent is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneyard_cli.problems import UsageProblem
+from tuneyard_wire.dataset_reference import find_file_suffix
 
 OWN_FIELDS = ("answer", "finish_reason", "tool_calls")  # what is added to a line
 REFERENCE = "reference"  # and to one that ends with an answer
@@ -47,6 +48,8 @@ class Question(NamedTuple):
 def read_questions(file: Path) -> list[Question]:
     """Read the lines of a file, or the list in it. Raises UsageProblem, naming the first one that asks nothing."""
     questions = []
+    if (suffix := find_file_suffix(file.name)) not in (None, ".json", ".jsonl"):
+        raise UsageProblem(f"--file {file} must have JSON lines or a JSON list, and ends in {suffix}; convert it first")
     text = _read_text(file)
     for place, row in _read_list(file, text) if text.lstrip().startswith("[") else _read_lines(file, text):
         named = f"--file {file}: {place}"

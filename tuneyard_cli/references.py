@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tuneyard_client import Tuneyard
 
 MAX_SHOWN = 10
+CHECKPOINT = ":ckpt-step-"  # between a job's id and the step
 
 
 class AmbiguousReference(UsageProblem):
@@ -35,6 +36,12 @@ def find_job_id(client: "Tuneyard", reference: str) -> str:
         for job in client.jobs(id_prefix=reference, limit=MAX_SHOWN + 1)
     }
     return choose(reference, "jobs", found) or _not_found("job_not_found", f"No job id begins with {reference}")
+
+
+def complete_model(client: "Tuneyard", reference: str) -> str:
+    """The name of a model, in which the job of a checkpoint has its whole id. Raises as `find_job_id` does."""
+    job, mark, step = reference.partition(CHECKPOINT)
+    return find_job_id(client, job) + mark + step if mark else reference
 
 
 def find_config_id(client: "Tuneyard", reference: str) -> str:

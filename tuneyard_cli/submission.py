@@ -39,7 +39,7 @@ class UnsentJob:
         options: What the SFT API takes beside `config`; empty for the Training API.
         revision: A revision of the saved configuration's dataset, which only the service knows.
         file: A file on this machine that is the dataset; `complete` adds it.
-        is_chosen: The chat template was not named and is the model's own; `complete` says what the job sets.
+        finds_template: No chat template was named, so it is the model's own; `complete` says what the job sets.
     """
 
     interface: Literal["training", "sft"]
@@ -47,7 +47,7 @@ class UnsentJob:
     options: Fields = field(default_factory=dict)
     revision: str | None = None
     file: Path | None = None
-    is_chosen: bool = False
+    finds_template: bool = False
 
     def complete(self, client: "Tuneyard") -> "UnsentJob":
         """Return a copy with the full id of the saved configuration and its dataset.
@@ -70,7 +70,7 @@ class UnsentJob:
             fields = {name: added.reference if value == str(PENDING) else value for name, value in fields.items()}
             print_line(f"{self.file} is {added.reference}{'' if added.is_new else ', as before'}", err=True)
             describe(added, err=True)
-        if (self.file is not None or self.is_chosen) and (chosen := explain_choices(fields, self.options)):
+        if (self.file is not None or self.finds_template) and (chosen := explain_choices(fields, self.options)):
             print_line(chosen, err=True)
         return replace(self, fields=fields, file=None)
 
@@ -139,11 +139,11 @@ def build_submission(
     _check_config_id(values)
     template = "template_name" if is_sft else "template"
     is_own = path is not None or (not file and (is_hub_id(dataset) or is_version(dataset)))
-    is_chosen = is_own and "config_id" not in values and values.get(template) is None
-    if is_chosen:
+    finds_template = is_own and "config_id" not in values and values.get(template) is None
+    if finds_template:
         values[template] = AUTO
     submission = _sft_submission(values) if is_sft else UnsentJob("training", values)
-    submission = replace(submission, file=path, is_chosen=is_chosen)
+    submission = replace(submission, file=path, finds_template=finds_template)
     check_json({**submission.fields, **submission.options}, "the job")
     if require and "config_id" not in submission.options:
         _require(submission)

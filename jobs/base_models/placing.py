@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.base_models.catalog import find_problem
@@ -39,6 +39,8 @@ def link_model(source: Path, place: Path, name: str, settings: Settings, record:
         place.symlink_to(source, target_is_directory=True)
         if problem := find_problem(name, place, settings):
             place.unlink()
+            with suppress(OSError):  # others are in it
+                place.parent.rmdir()
             raise ModelUnusable(f"{problem}; or copy it (--copy)")
         write_record(settings, name, record)
 

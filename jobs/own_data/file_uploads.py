@@ -180,7 +180,7 @@ class FileUploads:
                 raise InvalidUpload(f"part_ids[{place}] {part_id!r:.80} is not a part of this upload; send it first")
         parts = [replace(known[part_id], number=place) for place, part_id in enumerate(part_ids)]
         if (size := sum(part.size for part in parts)) != upload.size:
-            raise InvalidUpload(f"the parts have {size} bytes and the upload {upload.size}; name all parts, each once")
+            raise InvalidUpload(f"the parts have {size} bytes and the upload {upload.size}; name all, in order")
         digest = hashlib.md5(usedforsecurity=False)
         try:
             sha256 = join_parts(parts, target, digest.update, check)

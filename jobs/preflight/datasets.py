@@ -44,7 +44,10 @@ def _check(dataset: DatasetReference, context: CheckContext) -> Iterator[Finding
     elif (view := find_view(context.settings, context.workers_are_here)) is not None:
         problem = view.find_problem(dataset)
         if problem is not None:
-            yield Finding(DatasetNotFound, FIELD, f"{problem}{context.hint}")
+            is_default = dataset.name == context.settings.default_dataset
+            named = "a dataset that was added is named NAME@VERSION"
+            others = named if is_default else f"no dataset {dataset.name!r} was added"
+            yield Finding(DatasetNotFound, FIELD, f"{problem}; {others}{context.hint}")
 
 
 def _check_name_alone(dataset: DatasetReference, context: CheckContext) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.main import create_app
-from api.openai.answer_request import CompletionRequest
+from api.openai.answer_request import ChatRequest, CompletionRequest
 from api.openai.answering import read_wait
 from jobs.settings import Settings
 from sft.explanations import explain_problems
@@ -248,6 +248,14 @@ def test_a_field_that_must_be_empty_says_so():
     with pytest.raises(ValidationError) as refused:
         CompletionRequest.model_validate({"model": "m", "prompt": "a", "logit_bias": {"10": 5}})
     assert explain_problems(refused.value.errors(), ()) == "logit_bias: must be empty, got {'10': 5}"
+
+
+def test_no_field_of_the_request_is_suggested_for_one_of_an_entry():
+    part = {"type": "text", "text": "a", "input_audio": 1}
+    with pytest.raises(ValidationError) as refused:
+        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    told = explain_problems(refused.value.errors(), [*ChatRequest.model_fields])
+    assert told == "messages.0.content.0.input_audio is not a known field"
 
 
 def test_the_wait_is_read_as_the_standard_has_it():

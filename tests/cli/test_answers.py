@@ -2,6 +2,7 @@
 
 import json
 import threading
+from urllib.parse import unquote
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from tests.client.test_answers import HEAD, make_stream
 from tuneyard_cli.answers import Chat, ask_or_tell
 from tuneyard_client import Tuneyard
 from tuneyard_wire.completions import ChatCompletion, Completion
+from tuneyard_wire.jobs import TrainJob
 
 ADAPTER = {"id": "mine@2", "object": "model", "created": 1, "owned_by": "tuneyard", "parent": "org/base"}
 BASE = {**ADAPTER, "id": "org/base", "parent": None}
@@ -44,6 +46,14 @@ def test_one_question_is_answered(run):
     assert body["model"] == "mine@2"
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert body["temperature"] == 0
+
+
+def test_the_job_of_a_checkpoint_may_be_named_by_the_beginning_of_its_id(run):
+    job = TrainJob.example()
+    name = f"{job['job_id'][:6]}:ckpt-step-20"
+    result, received = run(["chat", name, "Who?"], [job], ADAPTER, make_stream("The team"))
+    assert (result.exit_code, result.stdout) == (0, "The team\n")
+    assert unquote(received[1].path) == f"/v1/models/{job['job_id']}:ckpt-step-20"
 
 
 def test_an_answer_that_is_cut_off_says_so(run):
@@ -153,6 +163,17 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_one_of_another_encoding_is_
         result, received = run(["generate", "mine", "--file", str(file)])
         assert (result.exit_code, received) == (2, [])
         assert "is not UTF-8 at byte" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl.gz", ".JSONL.ZST"])
+def test_a_data_file_that_is_no_json_is_told_by_its_name(run, tmp_path, suffix):
+    file = tmp_path / f"prompts{suffix}"
+    file.write_bytes(b"PAR1\xff")
+    result, received = run(["generate", "mine", "--file", str(file)])
+    assert (result.exit_code, received) == (2, [])
+    assert f"must have JSON lines or a JSON list, and ends in {suffix.lower()}; convert it" in " ".join(
+        result.stderr.split()
+    )
 
 
 def say(*contents):

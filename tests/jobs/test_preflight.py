@@ -323,6 +323,14 @@ def test_a_dataset_of_the_registry(with_registry, reference):
             "'later@v1' is not in the dataset registry {}; it has: added, big, made, renamed, rows.jsonl, support",
         ),
         ("nope@main", "'nope@main' is not in the dataset registry {}; it has: added, "),
+        (
+            "nope@v9",
+            "'v9' is not a revision in the dataset registry {}; tags: v1; branches: main; no dataset 'nope' was added",
+        ),
+        (
+            "handbook@v9",
+            "'v9' is not a revision in the dataset registry {}; tags: v1; branches: main; a dataset ",
+        ),
         ("x@-v", "'-v' is not a revision"),
         ("@v1", "'@v1' is not of the form name@revision"),
         ("x@/data/acme.jsonl", "'/data/acme.jsonl' looks like a file, not a revision; put the file below "),
